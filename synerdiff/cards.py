@@ -1,0 +1,62 @@
+"""Model cards: what a worker says of its model, and all that the scheduler knows of it.
+
+Cards persist in Redis, so a known model without a worker just now is queued and only an unknown one is refused.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Sampler(IntEnum):
+    """The samplers of the public API, by the proto's numbers."""
+
+    DDIM = 1
+    DDPM = 2
+    PNDM = 3
+    EULER = 4
+    EULER_KARRAS = 5
+    EULER_ANCESTRAL = 6
+    DPMSOLVER_MULTISTEP = 7
+    DPMSOLVER_MULTISTEP_KARRAS = 8
+    DPMSOLVER_MULTISTEP_SDE = 9
+    DPMSOLVER_MULTISTEP_SDE_KARRAS = 10
+    DPMSOLVER_SINGLESTEP = 11
+    DPMSOLVER_SINGLESTEP_KARRAS = 12
+    DEIS_MULTISTEP = 13
+    DEIS_MULTISTEP_KARRAS = 14
+    HEUN = 15
+    HEUN_KARRAS = 16
+    KDPM2 = 17
+    KDPM2_KARRAS = 18
+    LCM = 19
+
+
+@dataclass(frozen=True)
+class SamplerLimits:
+    """The num_inference_steps that a sampler takes with this model's scheduler config, both ends included."""
+
+    sampler: Sampler
+    min_num_inference_steps: int
+    max_num_inference_steps: int
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What requests for a model may ask for, and what they get when they do not say. Sizes in pixels."""
+
+    name: str
+    family: str
+    native_width: int
+    native_height: int
+    size_multiple: int
+    max_side: int
+    default_num_inference_steps: int
+    default_guidance_scale: float
+    default_sampler: Sampler
+    samplers: tuple[SamplerLimits, ...]
+    max_prompt_tokens: int
+    prediction_type: str
+
+    def limits(self, sampler: Sampler) -> SamplerLimits | None:
+        """The limits of `sampler`, or None when this model does not have it."""
+        return next((s for s in self.samplers if s.sampler == sampler), None)

@@ -1,0 +1,79 @@
+"""Errors that cross a service boundary: a gRPC status code, a message for people, and what a client may act on."""
+
+from dataclasses import dataclass
+
+import grpc
+
+
+@dataclass(frozen=True)
+class FieldViolation:
+    """One bad field: its name as in the proto, and a sentence naming the value and the bound."""
+
+    field: str
+    description: str
+
+
+class SynerDiffError(Exception):
+    """Base of every error that a client may see. `code` is the gRPC status it is reported with."""
+
+    code: grpc.StatusCode = grpc.StatusCode.INTERNAL
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(SynerDiffError):
+    """INVALID_ARGUMENT: one or more fields are out of bounds."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, *violations: FieldViolation) -> None:
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        self.violations = violations
+
+
+class NotFound(SynerDiffError):
+    """NOT_FOUND: an unknown model or job."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExists(SynerDiffError):
+    """ALREADY_EXISTS: a request_id was used before with another body."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class QueueFull(SynerDiffError):
+    """RESOURCE_EXHAUSTED: come back after `retry_after_s` seconds."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(SynerDiffError):
+    """DEADLINE_EXCEEDED: the request's own timeout ran out."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class Cancelled(SynerDiffError):
+    """CANCELLED: the job was cancelled or abandoned."""
+
+    code = grpc.StatusCode.CANCELLED
+
+
+class Unavailable(SynerDiffError):
+    """UNAVAILABLE: nothing was accepted; the same call may go through later."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class StaleLeader(SynerDiffError):
+    """FAILED_PRECONDITION: a newer leader holds the pool; whoever gets this must stop planning."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION

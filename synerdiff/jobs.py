@@ -1,0 +1,60 @@
+"""The life of a job: its states, and the one table of what may follow what."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from synerdiff.requests import ImageRequest
+
+
+class JobState(IntEnum):
+    """Job states of the public API, by the proto's numbers."""
+
+    QUEUED = 1
+    RUNNING = 2
+    DECODING = 3
+    FINISHED = 4
+    FAILED = 5
+    CANCELLED = 6
+
+
+# A job never goes back: a task that has to run again after a death runs again inside the state its job is in.
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.DECODING, JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.DECODING: frozenset({JobState.FINISHED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.FINISHED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+ENDED = frozenset(state for state, following in TRANSITIONS.items() if not following)
+
+
+def may_follow(current: JobState, following: JobState) -> bool:
+    """Whether a job in `current` may become `following`."""
+    return following in TRANSITIONS[current]
+
+
+@dataclass(frozen=True)
+class JobTimings:
+    """Where a job's time went, in ms; denoise, encode and decode are those of its slowest image."""
+
+    queue_ms: float
+    encode_ms: float
+    denoise_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as Redis holds it. Times are Unix ms; `images_done` are the indices whose files are stored."""
+
+    job_id: str
+    state: JobState
+    request: ImageRequest
+    accepted_at_ms: int
+    deadline_ms: int
+    abandonable: bool
+    images_done: tuple[int, ...] = ()
+    error_code: int = 0
+    error_message: str = ""

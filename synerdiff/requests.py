@@ -1,0 +1,91 @@
+"""A request as the system works on it: every default filled in, every bound checked."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from synerdiff.cards import Sampler
+
+
+class ImageFormat(IntEnum):
+    """Image file formats of the public API, by the proto's numbers."""
+
+    PNG = 1
+    JPEG = 2
+    WEBP = 3
+
+
+class Priority(IntEnum):
+    """Priority classes, by the proto's numbers; a smaller number goes first."""
+
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """A validated request for `num_images` pictures. Image k has seed `seed + k`. Sizes in pixels."""
+
+    request_id: str
+    model: str
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    sampler: Sampler
+    num_images: int
+    image_format: ImageFormat
+    priority: Priority
+    timeout_ms: int
+    preview_every: int
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One image to denoise, as the UNet worker needs it. `task_id` is "<job_id>/<index>"."""
+
+    task_id: str
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    sampler: Sampler
+    preview_every: int
+
+    @property
+    def rows(self) -> int:
+        """UNet rows per call: two when guided, one when not."""
+        return 2 if self.guidance_scale > 1 else 1
+
+
+def task_id(job_id: str, index: int) -> str:
+    """The id of image `index` of a job."""
+    return f"{job_id}/{index}"
+
+
+def split_task_id(task: str) -> tuple[str, int]:
+    """The job id and image index of a task id."""
+    job_id, _, index = task.rpartition("/")
+    return job_id, int(index)
+
+
+def task_spec(job_id: str, request: ImageRequest, index: int) -> TaskSpec:
+    """Image `index` of a request as a task of its own."""
+    return TaskSpec(
+        task_id=task_id(job_id, index),
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=request.width,
+        height=request.height,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        seed=request.seed + index,
+        sampler=request.sampler,
+        preview_every=request.preview_every,
+    )
