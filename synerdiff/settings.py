@@ -1,0 +1,85 @@
+"""Settings at the edge: flags, then SYNERDIFF_* variables, then a TOML file; frozen once loaded."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+_HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$")
+
+
+def _host_port(value: str) -> str:
+    match = _HOST_PORT.match(value)
+    if value and (not match or int(match[2]) > 65535):
+        raise ValueError(f"{value!r} is not HOST:PORT (a port from 0 to 65535)")
+    return value
+
+
+HostPort = Annotated[str, AfterValidator(_host_port)]
+
+
+class ServiceSettings(BaseSettings):
+    """What every service can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SYNERDIFF_", frozen=True, extra="forbid", cli_kebab_case=True, cli_implicit_flags=True
+    )
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that holds the queue, events and images")
+    listen: HostPort = Field("127.0.0.1:0", description="HOST:PORT to serve gRPC on; port 0 takes a free one")
+    advertise: HostPort = Field("", description="HOST:PORT at which others reach this process; empty: as it listens")
+    health_listen: HostPort = Field("", description="HOST:PORT of a plaintext health port of its own; empty: none")
+    metrics_port: int = Field(0, ge=0, le=65535, description="port of the Prometheus metrics; 0: not served")
+    pool: str = Field("default", min_length=1, description="the pool of workers this process belongs to")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level that is logged")
+    drain_grace_s: float = Field(30.0, gt=0, le=3600, description="seconds that work in hand gets after SIGTERM")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags (passed as init values by `load`) before variables before the file."""
+        path = os.environ.get("SYNERDIFF_CONFIG")
+        file = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
+        return init_settings, env_settings, *file
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def load(settings_cls: type[S], argv: Sequence[str] | None = None) -> S:
+    """Read settings from `argv` (default: the process's own), SYNERDIFF_* variables and the file of `--config`.
+
+    Prints one line per bad setting and exits with status 2 when any is out of bounds.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    config = argparse.ArgumentParser(add_help=False)
+    config.add_argument("--config", default=os.environ.get("SYNERDIFF_CONFIG", ""))
+    found, rest = config.parse_known_args(arguments)
+    if found.config:
+        if not Path(found.config).is_file():
+            raise SystemExit(f"--config: {found.config!r} is not a file")
+        os.environ["SYNERDIFF_CONFIG"] = found.config
+    try:
+        return CliApp.run(settings_cls, cli_args=rest)
+    except ValidationError as error:
+        lines = [f"--{'.'.join(map(str, e['loc'])).replace('_', '-')}: {e['msg']}" for e in error.errors()]
+        print("\n".join(lines), file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,42 @@
+"""Structured logs and the metrics port, the same for every service."""
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import start_http_server
+from structlog.typing import EventDict, FilteringBoundLogger
+
+
+def configure_logging(service: str, level: str = "info") -> None:
+    """One JSON object per line on stderr, each with the service's name, a timestamp and what the call bound."""
+
+    def name_service(_logger: object, _method: str, event: EventDict) -> EventDict:
+        event["service"] = service
+        return event
+
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            name_service,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """A logger that names the part of the service it speaks for."""
+    logger: FilteringBoundLogger = structlog.get_logger(part=name)
+    return logger
+
+
+def serve_metrics(port: int) -> None:
+    """Serve Prometheus metrics on `port` from a thread of its own; 0 serves none."""
+    if port:
+        start_http_server(port)

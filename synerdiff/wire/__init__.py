@@ -1,0 +1,1 @@
+"""From proto to domain and back. The only place where both are named."""
