@@ -1,0 +1,64 @@
+# Everything runs from .venv at the root; whichever target needs it first makes it. `make help` lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PROMPT ?= a slice of pizza
+STUBS := $(wildcard protos/synerdiff/v1/*.proto)
+CHECKED := synerdiff services synerdiff_cli tests
+
+# OpenMP teams of several processes that spin while they wait for each other take the cores from each other's work.
+export OMP_WAIT_POLICY := passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test pytest lint typecheck format protos docs clean
+
+help:
+	@echo "make demo [PROMPT='a red car']  set everything up, start it all, make one picture, stop"
+	@echo "make test                       set everything up, then every check and every test"
+	@echo "make setup                      only make .venv with everything in it"
+	@echo "make lint | typecheck | pytest  one part of make test"
+	@echo "make format                     let ruff format the code"
+	@echo "make protos                     generate the Python stubs from protos/"
+	@echo "make docs                       generate docs/configuration.md from the settings classes"
+	@echo "make clean                      remove .venv and caches"
+
+setup: $(INSTALLED)
+
+demo: $(INSTALLED)
+	@$(BIN)/synerdiff demo "$(PROMPT)"
+
+test: lint typecheck pytest
+
+lint: $(INSTALLED)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "not formatted: run 'make format'"; exit 1; }
+	@$(BIN)/lint-imports --no-logo | tail -n 12
+
+typecheck: $(INSTALLED)
+	@$(BIN)/mypy $(CHECKED)
+
+pytest: $(INSTALLED)
+	@$(BIN)/pytest
+
+format: $(INSTALLED)
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format .
+
+protos: $(INSTALLED)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos \
+		--python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. $(STUBS)
+
+docs: $(INSTALLED)
+	@$(BIN)/python docs/configuration.py > docs/configuration.md
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# The stamp is written last, so an interrupted set-up is taken up again by the next make.
+$(INSTALLED): pyproject.toml constraints.txt
+	@sh tools/make_venv.sh $(VENV)
+	@echo "Installing into $(VENV) (PyTorch is large: the first time takes a few minutes) ..."
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,local,dev]'
+	@touch $@
