@@ -1,0 +1,216 @@
+"""How every process of SynerDiff serves and calls gRPC: limits, keepalive, TLS, health, reflection, errors, drain."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from synerdiff.errors import SynerDiffError
+from synerdiff.rpc_errors import ErrorInterceptor
+from synerdiff.status import abort
+
+__all__ = ["MIB", "ClientTls", "ServerTls", "ServiceHost", "abort", "create_server", "open_channel"]
+
+MIB = 1 << 20
+SERVICE_MESSAGE_BYTES = 64 * MIB
+
+# Names for probes beside "" and the services' own: "startup" turns on with the first readiness and stays, "readiness"
+# follows it, "liveness" is never tied to load or drain.
+STARTUP, READINESS, LIVENESS = "startup", "readiness", "liveness"
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """PEM files of a server's own certificate and key; with `client_ca`, clients must show a certificate of it."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """gRPC's form of these files. OSError when one cannot be read."""
+        return grpc.ssl_server_credentials(
+            [(self.key.read_bytes(), self.certificate.read_bytes())],
+            root_certificates=self.client_ca.read_bytes() if self.client_ca else None,
+            require_client_auth=self.client_ca is not None,
+        )
+
+
+@dataclass(frozen=True)
+class ClientTls:
+    """PEM files of a client: the CA to trust (none: the system's) and, where asked for, its own certificate and key."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """gRPC's form of these files. OSError when one cannot be read."""
+        return grpc.ssl_channel_credentials(
+            root_certificates=self.ca.read_bytes() if self.ca else None,
+            private_key=self.key.read_bytes() if self.key else None,
+            certificate_chain=self.certificate.read_bytes() if self.certificate else None,
+        )
+
+
+def create_server(
+    *,
+    max_message_bytes: int = SERVICE_MESSAGE_BYTES,
+    max_receive_bytes: int | None = None,
+    max_connection_age_s: float | None = None,
+    max_concurrent_rpcs: int | None = None,
+) -> grpc.aio.Server:
+    """A server whose servicers may raise SynerDiffError.
+
+    `max_receive_bytes` (default: `max_message_bytes`) bounds what strangers can make this process hold: a larger
+    message is refused from its length prefix alone. `max_connection_age_s` makes clients resolve the name again now
+    and then; running calls are not cut by it.
+    """
+    options: list[tuple[str, int]] = [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_receive_bytes or max_message_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Otherwise a second process on the same port silently takes half of the connections.
+        ("grpc.so_reuseport", 0),
+    ]
+    if max_connection_age_s is not None:
+        options.append(("grpc.max_connection_age_ms", round(max_connection_age_s * 1000)))
+    return grpc.aio.server(
+        interceptors=[ErrorInterceptor()], options=options, maximum_concurrent_rpcs=max_concurrent_rpcs
+    )
+
+
+def open_channel(
+    address: str,
+    *,
+    max_message_bytes: int = SERVICE_MESSAGE_BYTES,
+    tls: ClientTls | None = None,
+    round_robin: bool = False,
+) -> grpc.aio.Channel:
+    """A channel to "host:port" (or any gRPC target, such as "dns:///name:port"); connects on first use.
+
+    `round_robin` spreads calls over every address that the name resolves to.
+    """
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+    ]
+    if round_robin:
+        options.append(("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'))
+    if tls is not None:
+        return grpc.aio.secure_channel(address, tls.credentials(), options=options)
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+class ServiceHost:
+    """One process's gRPC front: its services on one port, health and reflection beside them, and an orderly end.
+
+    Add services, `start`, `set_ready(True)` once work can be taken, `drain` at the end. Health is also served in
+    plaintext on `health_listen`, for probes that do not speak TLS.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_message_bytes: int = SERVICE_MESSAGE_BYTES,
+        max_receive_bytes: int | None = None,
+        max_connection_age_s: float | None = None,
+        max_concurrent_rpcs: int | None = None,
+        tls: ServerTls | None = None,
+    ) -> None:
+        self.server = create_server(
+            max_message_bytes=max_message_bytes,
+            max_receive_bytes=max_receive_bytes,
+            max_connection_age_s=max_connection_age_s,
+            max_concurrent_rpcs=max_concurrent_rpcs,
+        )
+        self.draining = asyncio.Event()
+        self.address = ""
+        self.health_address = ""
+        self._tls = tls
+        self._services: list[str] = []
+        self._health = health.aio.HealthServicer()
+        self._health_server: grpc.aio.Server | None = None
+        self._was_ready = False
+
+    def add(self, service: str, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:
+        """Serve `servicer` as `service` (its full name, for health and reflection). Before `start`."""
+        add_to_server(servicer, self.server)
+        self._services.append(service)
+
+    async def start(self, listen: str, health_listen: str = "") -> str:
+        """Serve, not ready yet. Returns the bound "host:port". SynerDiffError when a port cannot be had."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        reflection.enable_server_reflection(
+            [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.server
+        )
+        self.address = _bind(self.server, listen, self._tls)
+        await self._publish(ready=False)
+        await self._health.set(LIVENESS, _SERVING)
+        if health_listen:
+            self._health_server = create_server(max_message_bytes=MIB)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+            self.health_address = _bind(self._health_server, health_listen, None)
+            await self._health_server.start()
+        await self.server.start()
+        return self.address
+
+    async def set_ready(self, ready: bool) -> None:
+        """Say whether work can be taken. No effect once draining."""
+        if not self.draining.is_set():
+            await self._publish(ready)
+
+    async def drain(self, grace_s: float) -> None:
+        """Not ready any more, no new calls; running ones have `grace_s` to end before they are cut."""
+        self.draining.set()
+        await self._publish(ready=False)
+        await self.server.stop(grace_s)
+        if self._health_server is not None:
+            await self._health_server.stop(0)
+
+    async def _publish(self, ready: bool) -> None:
+        self._was_ready = self._was_ready or ready
+        await self._health.set(STARTUP, _SERVING if self._was_ready else _NOT_SERVING)
+        for name in ("", READINESS, *self._services):
+            await self._health.set(name, _SERVING if ready else _NOT_SERVING)
+
+
+def bound_address(listen: str, port: int) -> str:
+    """`listen` with the port that was bound, for a `listen` whose port is 0."""
+    return f"{listen.rpartition(':')[0]}:{port}"
+
+
+def _bind(server: grpc.aio.Server, listen: str, tls: ServerTls | None) -> str:
+    try:
+        port = server.add_secure_port(listen, tls.credentials()) if tls else server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise SynerDiffError(f"cannot listen on {listen!r}: is the address taken, or not HOST:PORT?") from error
+    return bound_address(listen, port)
+
+
+async def serving(channel: grpc.aio.Channel, service: str = "", timeout_s: float = 1.0) -> bool:
+    """Whether the other end of `channel` answers health as SERVING."""
+    stub = health_pb2_grpc.HealthStub(channel)
+    try:
+        reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+    except grpc.aio.AioRpcError:
+        return False
+    return bool(reply.status == _SERVING)

@@ -1,0 +1,69 @@
+"""The server interceptor that lets servicers simply raise: SynerDiffError becomes its status, all else INTERNAL."""
+
+import contextlib
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+
+from synerdiff.errors import SynerDiffError
+from synerdiff.status import abort
+from synerdiff.telemetry import get_logger
+
+_log = get_logger("rpc")
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Wraps every method of a server. Cancellation passes through untouched."""
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        """The continuation's handler, with its behaviour wrapped."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        return _wrapped(handler, handler_call_details.method)
+
+
+def _wrapped(handler: Any, method: str) -> Any:
+    kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
+    behaviour = getattr(handler, kind)
+    wrap = _wrap_generator if inspect.isasyncgenfunction(behaviour) else _wrap_coroutine
+    return getattr(grpc, f"{kind}_rpc_method_handler")(
+        wrap(behaviour, method), handler.request_deserializer, handler.response_serializer
+    )
+
+
+def _wrap_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str) -> Any:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await behaviour(request, context)
+        except Exception as error:
+            await _answer(context, method, error)
+
+    return call
+
+
+def _wrap_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method: str) -> Any:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async with contextlib.aclosing(behaviour(request, context)) as replies:  # type: ignore[type-var]
+                async for reply in replies:
+                    yield reply
+        except Exception as error:
+            await _answer(context, method, error)
+
+    return call
+
+
+async def _answer(context: Any, method: str, error: Exception) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, SynerDiffError):
+        await abort(context, error)
+    error_id = uuid.uuid4().hex
+    _log.error("call failed", method=method, error_id=error_id, exc_info=error)
+    await abort(context, SynerDiffError(f"internal error; the server's log has it under error_id {error_id}"))
