@@ -26,3 +26,7 @@ class ArenaDescription:
     slot_bytes: int
     dtype: str
     offers: tuple[TransportOffer, ...]
+
+
+class TransportUnusable(Exception):
+    """An offered transport does not lead to the arena; the message says why."""

@@ -21,9 +21,11 @@ import secrets
 import stat
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from synerdiff.latents.description import ArenaDescription, TransportOffer
+from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
+from synerdiff.plans import SlotRef
 
 SHARED_MEMORY_DIRECTORY = Path("/dev/shm")
 TRANSPORT = "shm"
@@ -37,10 +39,6 @@ _TABLE_OFFSET = 64
 _WORD = 8
 _SLOT_WORDS = 4
 _EPOCH, _LENGTH, _CRC = range(3)
-
-
-class TransportUnusable(Exception):
-    """An offered transport does not lead to the arena; the message says why."""
 
 
 def boot_id() -> str:
@@ -167,6 +165,7 @@ class SharedMemoryReader:
     def __init__(self, offer: TransportOffer, arena: ArenaDescription) -> None:
         if offer.boot_id != boot_id():
             raise TransportUnusable("the arena is on another host")
+        self._arena_id = arena.arena_id
         self._layout = _Layout(arena.slots, arena.slot_bytes)
         path = Path(offer.shm_path)
         if not path.is_absolute() or not path.name.startswith(_NAME_PREFIX):
@@ -193,14 +192,18 @@ class SharedMemoryReader:
         if found != expected:
             raise TransportUnusable("the arena's file does not hold the pattern offered")
 
-    def read(self, index: int, epoch: int) -> bytearray | None:
-        """A whole copy of the slot's latents of that epoch, or None when it is stale or not written."""
-        if not 0 <= index < self._layout.slots:
+    def load(self, slot: SlotRef) -> bytearray | None:
+        """A whole copy of the slot's latents, or None when it is stale or not written."""
+        if slot.arena_id != self._arena_id or not 0 <= slot.index < self._layout.slots:
             return None
-        return self._mapping.load(index, epoch)
+        return self._mapping.load(slot.index, slot.epoch)
+
+    async def read(self, slots: Sequence[SlotRef]) -> list[memoryview | None]:
+        """See LatentsReader. Never waits: a copy of latents takes less time than the way to another thread."""
+        return [None if data is None else memoryview(data) for data in map(self.load, slots)]
 
     def close(self) -> None:
-        """Unmap the file."""
+        """See LatentsReader."""
         self._mapping.close()
 
 

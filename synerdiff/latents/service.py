@@ -1,0 +1,32 @@
+"""The owner's gRPC face of an arena: how to reach it, and its bytes for whoever cannot."""
+
+import grpc
+
+from synerdiff.latents.arena import Arena
+from synerdiff.latents.messages import arena_description_to_pb
+from synerdiff.v1 import stages_pb2, stages_pb2_grpc
+from synerdiff.wire.stages import slot_ref_from_pb
+
+
+class LatentsArenaServicer(stages_pb2_grpc.LatentsArenaServicer):
+    """Serves one arena. Reading copies at most a batch of latents, too little to need a thread of its own."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+
+    async def Describe(
+        self, request: stages_pb2.DescribeArenaRequest, context: grpc.aio.ServicerContext
+    ) -> stages_pb2.ArenaDescription:
+        """The arena and the transports it offers."""
+        return arena_description_to_pb(self._arena.describe())
+
+    async def Read(
+        self, request: stages_pb2.ReadLatentsRequest, context: grpc.aio.ServicerContext
+    ) -> stages_pb2.ReadLatentsResponse:
+        """The bytes of the slots asked for, in that order; none for a stale one."""
+        return stages_pb2.ReadLatentsResponse(
+            slots=[
+                stages_pb2.SlotLatents(slot=slot, data=self._arena.read(slot_ref_from_pb(slot)) or b"")
+                for slot in request.slots
+            ]
+        )
