@@ -1,0 +1,61 @@
+"""Connections to Redis, and how long to keep trying when it is away.
+
+Two layers. The client itself repeats a command a few times within a fraction of a second, which hides a dropped
+connection. `patiently` repeats a whole call for seconds, which hides a restart. Both repeat commands whose reply was
+lost, so whatever runs through them must be safe to run twice.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import tenacity
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError, TimeoutError
+
+from synerdiff.errors import Unavailable
+
+CONNECTIONS = 64
+SOCKET_TIMEOUT_S = 3.0
+
+AWAY = (ConnectionError, TimeoutError)  # also BusyLoadingError, while Redis reads its file after a restart
+
+T = TypeVar("T")
+
+
+def connect(url: str) -> Redis:
+    """A client of the Redis at `url`, answering in bytes; it connects on first use.
+
+    At most CONNECTIONS sockets; further callers wait for one. Raises ValueError on a malformed URL.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        protocol=2,  # replies keep one shape over redis-py versions
+        decode_responses=False,
+        max_connections=CONNECTIONS,
+        timeout=SOCKET_TIMEOUT_S,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        socket_keepalive=True,
+        retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=3),
+        retry_on_error=list(AWAY),
+    )
+    return Redis.from_pool(pool)
+
+
+async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
+    """`await call()`, again and again with back-off while Redis is away.
+
+    Raises Unavailable once `patience_s` seconds have gone by; a try under way is not cut short.
+    """
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(AWAY),
+        stop=tenacity.stop_after_delay(patience_s),
+        wait=tenacity.wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.05),
+        reraise=True,
+    )
+    try:
+        return await retrying(call)
+    except AWAY as error:
+        raise Unavailable(f"Redis is away: {error}") from error
