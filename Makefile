@@ -60,5 +60,5 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@sh tools/make_venv.sh $(VENV)
 	@echo "Installing into $(VENV) (PyTorch is large: the first time takes a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,local,dev]'
+	@$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[worker,local,dev]'
 	@touch $@

@@ -1,0 +1,239 @@
+"""Keeps a set of child processes alive, and takes all of them down with itself.
+
+Knows nothing of what the processes do: a spec says how to start one and how to ask whether it is ready.
+"""
+
+import asyncio
+import contextlib
+import enum
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from synerdiff_cli import lifeline
+
+T = TypeVar("T")
+
+# What argparse, typer and the services exit with when their settings are bad: starting again cannot mend that.
+EXIT_BAD_SETTINGS = 2
+TAIL_LINES = 12
+
+
+class ChildState(enum.Enum):
+    """What a child is doing just now."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """How to run one child. `probe` says whether it is ready, and never raises.
+
+    `stage`: children of a lower stage are ready before this one starts, and are stopped after it.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    log: Path
+    probe: Callable[[], Awaitable[bool]]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stage: int = 0
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When a child that died is started again. A quick death: before it was ready, or within `quick_s` of that."""
+
+    quick_deaths: int = 5
+    quick_s: float = 5.0
+    first_delay_s: float = 0.5
+    longest_delay_s: float = 30.0
+    probe_interval_s: float = 0.2
+    stop_grace_s: float = 8.0
+
+    def delay_s(self, quick_deaths: int) -> float:
+        """How long to wait after so many quick deaths in a row (0: it had lived well)."""
+        return min(self.first_delay_s * 2.0 ** max(quick_deaths - 1, 0), self.longest_delay_s)
+
+
+class ChildGaveUp(Exception):
+    """A child keeps dying. The message names its log file and shows the last lines of it."""
+
+    def __init__(self, spec: ChildSpec, status: int, deaths: int) -> None:
+        times = f"{deaths} times in a row, the last time" if deaths > 1 else "at its start"
+        last_lines = "".join(f"\n  | {line}" for line in log_tail(spec.log))
+        super().__init__(f"{spec.name} died {times} with {_describe(status)}; its log is {spec.log}{last_lines}")
+        self.name = spec.name
+
+
+@dataclass
+class _Child:
+    spec: ChildSpec
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    process: asyncio.subprocess.Process | None = None
+    keeper: asyncio.Task[None] | None = None
+
+
+class Supervisor:
+    """`async with Supervisor(specs) as supervisor`: the children run inside the block and are gone after it.
+
+    `on_change` hears of every change of a child's state. Use `guard` to work while the children live.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ChildSpec],
+        *,
+        policy: RestartPolicy | None = None,
+        on_change: Callable[[str, ChildState], None] = lambda name, state: None,
+    ) -> None:
+        self._children = [_Child(spec) for spec in sorted(specs, key=lambda spec: spec.stage)]
+        self._policy = policy or RestartPolicy()
+        self._on_change = on_change
+        self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start all, stage by stage; returns when every one is ready. ChildGaveUp when one keeps dying."""
+        for stage in sorted({child.spec.stage for child in self._children}):
+            children = self._stage(stage)
+            for child in children:
+                child.keeper = asyncio.create_task(self._keep(child), name=child.spec.name)
+            await self.guard(_all_ready(children))
+
+    async def guard(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` to its end; cancel it and raise ChildGaveUp as soon as a child has to be given up."""
+        task = asyncio.ensure_future(work)
+        either: set[asyncio.Future[Any]] = {task, self._given_up}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self._given_up.result()
+            return await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """SIGTERM to all, the highest stage first, and SIGKILL to those still there after the grace.
+
+        Cancelled while it waits (a second Ctrl-C), it kills them at once.
+        """
+        self._given_up.cancel()
+        try:
+            for stage in sorted({child.spec.stage for child in self._children}, reverse=True):
+                await asyncio.gather(*(self._stop_child(child) for child in self._stage(stage)))
+        finally:
+            for child in self._children:
+                _signal(child.process, signal.SIGKILL)
+
+    def pids(self) -> dict[str, int]:
+        """The process ids of the children that run, by name."""
+        return {c.spec.name: c.process.pid for c in self._children if c.process and c.process.returncode is None}
+
+    def _stage(self, stage: int) -> list[_Child]:
+        return [child for child in self._children if child.spec.stage == stage]
+
+    async def _keep(self, child: _Child) -> None:
+        """One child's life after life, until it is cancelled or has to be given up."""
+        quick_deaths = 0
+        while True:
+            self._on_change(child.spec.name, ChildState.STARTING)
+            child.process = await _spawn(child.spec)
+            lived_s, status = await self._live(child, child.process)
+            quick_deaths = quick_deaths + 1 if lived_s < self._policy.quick_s else 0
+            if status == EXIT_BAD_SETTINGS or quick_deaths >= self._policy.quick_deaths:
+                if not self._given_up.done():
+                    self._given_up.set_exception(ChildGaveUp(child.spec, status, max(quick_deaths, 1)))
+                return
+            self._on_change(child.spec.name, ChildState.RESTARTING)
+            await asyncio.sleep(self._policy.delay_s(quick_deaths))
+
+    async def _live(self, child: _Child, process: asyncio.subprocess.Process) -> tuple[float, int]:
+        """Wait for the end of one life: seconds that it was ready for, and the exit status."""
+        watch = asyncio.create_task(self._watch_ready(child))
+        try:
+            status = await process.wait()
+        finally:
+            watch.cancel()
+            child.ready.clear()
+        ready_at = (await asyncio.gather(watch, return_exceptions=True))[0]
+        return (time.monotonic() - ready_at if isinstance(ready_at, float) else 0.0), status
+
+    async def _watch_ready(self, child: _Child) -> float:
+        ready = False
+        while not ready:
+            await asyncio.sleep(self._policy.probe_interval_s)
+            ready = await child.spec.probe()
+        child.ready.set()
+        self._on_change(child.spec.name, ChildState.READY)
+        return time.monotonic()
+
+    async def _stop_child(self, child: _Child) -> None:
+        if child.keeper is not None:
+            child.keeper.cancel()
+            await asyncio.gather(child.keeper, return_exceptions=True)
+        process = child.process
+        if process is None:
+            return
+        _signal(process, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), self._policy.stop_grace_s)
+        _signal(process, signal.SIGKILL)
+        await process.wait()
+        self._on_change(child.spec.name, ChildState.STOPPED)
+
+
+def log_tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
+    """The last lines of a log file; none when there is no such file."""
+    try:
+        text = path.read_bytes()[-64 * 1024 :].decode(errors="replace")
+    except OSError:
+        return []
+    return text.splitlines()[-lines:]
+
+
+async def _all_ready(children: Sequence[_Child]) -> None:
+    await asyncio.gather(*(child.ready.wait() for child in children))
+
+
+async def _spawn(spec: ChildSpec) -> asyncio.subprocess.Process:
+    """Start a child in a session of its own, so that Ctrl-C reaches the supervisor alone; output goes to its log."""
+    bound_to_us = (sys.executable, "-I", "-S", str(lifeline.__file__), str(os.getpid()))
+    spec.log.parent.mkdir(parents=True, exist_ok=True)
+    with spec.log.open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            *bound_to_us,
+            *spec.command,
+            env={**os.environ, **spec.environment},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _signal(process: asyncio.subprocess.Process | None, number: signal.Signals) -> None:
+    if process is not None and process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+
+def _describe(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
