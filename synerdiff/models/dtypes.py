@@ -21,9 +21,5 @@ def _fastest(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.float16
     # Without AMX tiles a CPU emulates bf16 convolutions, many times slower than fp32.
-    return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() and _has_amx() else torch.float32
-
-
-def _has_amx() -> bool:
-    is_supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(is_supported is not None and is_supported())
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return torch.bfloat16 if has_amx is not None and has_amx() else torch.float32

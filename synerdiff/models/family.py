@@ -43,7 +43,7 @@ class PromptEmbeds:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told besides latents and timesteps: `hidden` [rows, tokens, dim] and added conditions per row."""
+    """What the UNet is told besides latents and timesteps: `hidden` [rows, tokens, dim], added conditions per row."""
 
     hidden: Tensor
     added: dict[str, Tensor] | None

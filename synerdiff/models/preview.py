@@ -27,7 +27,7 @@ class PreviewProjection:
 def fit_projection(latents: Tensor, images: npt.NDArray[np.uint8]) -> PreviewProjection:
     """Fit by least squares: latents [n, C, h, w] against the pictures [n, H, W, 3] that they decode to."""
     pictures = torch.from_numpy(images).permute(0, 3, 1, 2).double() / 255
-    patches = functional.adaptive_avg_pool2d(pictures, latents.shape[-2:])
+    patches = functional.adaptive_avg_pool2d(pictures, (latents.shape[-2], latents.shape[-1]))
     colours = patches.permute(0, 2, 3, 1).reshape(-1, 3)
     samples = latents.double().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
     design = torch.cat([samples, torch.ones(len(samples), 1, dtype=torch.float64)], dim=1)
