@@ -84,10 +84,11 @@ class SkipReason(IntEnum):
 
 @dataclass(frozen=True)
 class SkippedEntry:
-    """An entry that no longer fitted: never an error."""
+    """An entry that no longer fitted: never an error. `next_call`, with OTHER_CALL: where the task stands."""
 
     task_id: str
     reason: SkipReason
+    next_call: int = 0
 
 
 @dataclass(frozen=True)

@@ -108,17 +108,21 @@ class SkippedEntry(_message.Message):
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    NEXT_CALL_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     reason: Global___SkipReason.ValueType
+    next_call: _builtins.int
+    """with OTHER_CALL: where the task stands, so that the next plan fits"""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         reason: Global___SkipReason.ValueType = ...,
+        next_call: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_call", b"next_call", "reason", b"reason", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -134,12 +134,13 @@ def item_timing_from_pb(pb: stages_pb2.ItemTiming) -> ItemTiming:
 
 def skipped_entry_to_pb(entry: SkippedEntry) -> stages_pb2.SkippedEntry:
     """SkippedEntry as its message."""
-    return stages_pb2.SkippedEntry(task_id=entry.task_id, reason=stages_pb2.SkipReason.ValueType(entry.reason))
+    reason = stages_pb2.SkipReason.ValueType(entry.reason)
+    return stages_pb2.SkippedEntry(task_id=entry.task_id, reason=reason, next_call=entry.next_call)
 
 
 def skipped_entry_from_pb(pb: stages_pb2.SkippedEntry) -> SkippedEntry:
     """SkippedEntry from its message."""
-    return SkippedEntry(pb.task_id, SkipReason(pb.reason))
+    return SkippedEntry(pb.task_id, SkipReason(pb.reason), pb.next_call)
 
 
 def unet_tick_done_to_pb(done: UnetTickDone) -> stages_pb2.UnetTickDone:

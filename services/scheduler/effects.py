@@ -1,0 +1,113 @@
+"""What the engine wants done. It does no I/O itself: whoever drives it (the pool, the simulator) carries these out."""
+
+from dataclasses import dataclass
+
+from synerdiff.jobs import JobTimings
+from synerdiff.plans import DecodedImage, UnetPlan, VaePlan
+from synerdiff.requests import TaskSpec
+
+
+@dataclass(frozen=True)
+class Admit:
+    """To a UNet worker: prepare this task."""
+
+    worker_id: str
+    task: TaskSpec
+
+
+@dataclass(frozen=True)
+class SendUnetPlan:
+    """To a UNet worker: its part of a tick."""
+
+    worker_id: str
+    plan: UnetPlan
+
+
+@dataclass(frozen=True)
+class SendVaePlan:
+    """To a VAE worker: its part of a tick."""
+
+    worker_id: str
+    plan: VaePlan
+
+
+@dataclass(frozen=True)
+class CancelOnWorker:
+    """To a worker: drop these tasks and free what they hold."""
+
+    worker_id: str
+    task_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReleaseSlots:
+    """To a UNet worker: the images are stored, free their slots."""
+
+    worker_id: str
+    task_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ForgetImages:
+    """To a VAE worker: the images are stored, or nobody wants them."""
+
+    worker_id: str
+    task_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StartJob:
+    """To the store: the job's first task has been admitted."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class ReportProgress:
+    """To the store: a task's UNet calls done; may be coalesced with later ones. `preview`: PNG or empty."""
+
+    job_id: str
+    index: int
+    step: int
+    total: int
+    preview: bytes = b""
+
+
+@dataclass(frozen=True)
+class MarkDecoding:
+    """To the store: every task of the job has its last step behind it."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class StoreImage:
+    """To the store: an image file. Answered by `Engine.image_stored` once Redis holds it."""
+
+    job_id: str
+    index: int
+    seed: int
+    image: DecodedImage
+
+
+@dataclass(frozen=True)
+class FinishJob:
+    """To the store: every image is stored."""
+
+    job_id: str
+    timings: JobTimings
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FailJob:
+    """To the store: the job failed; `code` is a google.rpc.Code."""
+
+    job_id: str
+    code: int
+    message: str
+
+
+WorkerEffect = Admit | SendUnetPlan | SendVaePlan | CancelOnWorker | ReleaseSlots | ForgetImages
+StoreEffect = StartJob | ReportProgress | MarkDecoding | StoreImage | FinishJob | FailJob
+Effect = WorkerEffect | StoreEffect

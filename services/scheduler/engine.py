@@ -1,0 +1,302 @@
+"""The engine: what happens to what is held. Pure: no clock, no I/O, no randomness.
+
+Events come in as method calls, with the time where it matters; what must be done comes out of `take_effects`. The pool
+drives it with real workers, a simulator can drive it with virtual ones. Plans run ahead of reports by `plan_ahead`
+ticks, so that no worker waits for the scheduler; a plan is therefore conditional, and a skipped entry only moves its
+task's mark back.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import grpc
+
+from services.scheduler.effects import (
+    Admit,
+    CancelOnWorker,
+    Effect,
+    ForgetImages,
+    ReportProgress,
+    StartJob,
+    StoreImage,
+)
+from services.scheduler.holdings import Holdings
+from services.scheduler.planning import domain_snapshot, pool_snapshot, send_plan
+from services.scheduler.snapshots import BatchKey, Policy
+from services.scheduler.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
+from synerdiff.jobs import JobRecord, JobState
+from synerdiff.plans import (
+    DecodedImage,
+    Preview,
+    ResidentTask,
+    SkippedEntry,
+    SkipReason,
+    TaskFailed,
+    TaskReady,
+    UnetTickDone,
+    VaeTickDone,
+)
+from synerdiff.requests import task_spec
+
+# A worker that has no room right now answers an admission with this code: the task waits again, nothing failed.
+_NO_ROOM = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+_DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+@dataclass(frozen=True)
+class EngineBounds:
+    """How far the engine goes.
+
+    `plan_ahead`: plans under way per worker. `max_deaths`: losses of its worker that a task survives. `read_ahead`:
+    jobs read from the queue per slot, so that what is most urgent can be chosen and the rest waits in Redis.
+    """
+
+    plan_ahead: int = 2
+    max_deaths: int = 10
+    read_ahead: int = 2
+
+
+class Engine:
+    """Everything one pool does. One instance per leadership; a new leader starts from an empty one."""
+
+    def __init__(self, policy: Policy, leader_token: int, bounds: EngineBounds | None = None) -> None:
+        self.policy = policy
+        self.leader_token = leader_token
+        self.bounds = bounds or EngineBounds()
+        self.holdings = Holdings(self.bounds.max_deaths)
+        self._ticks: dict[str, int] = {}
+
+    def take_effects(self) -> list[Effect]:
+        """What has to be done since the last call, in order."""
+        effects, self.holdings.effects = self.holdings.effects, []
+        return effects
+
+    # ---- jobs
+
+    def job_arrived(self, record: JobRecord) -> None:
+        """A job read from the queue, new or left by an earlier leader. One that is held already is ignored."""
+        if record.job_id in self.holdings.jobs:
+            return
+        request = record.request
+        key = BatchKey(request.model, request.width, request.height)
+        tasks = [
+            Task(task_spec(record.job_id, request, index), record.job_id, index, key)
+            for index in range(request.num_images)
+            if index not in record.images_done
+        ]
+        started = record.state is not JobState.QUEUED
+        self.holdings.add(Job(record, tasks, started, decoding=record.state is JobState.DECODING))
+        self.holdings.settle(record.job_id, record.accepted_at_ms)
+
+    def job_dropped(self, job_id: str) -> None:
+        """Somebody else ended the job (cancelled, abandoned): its slots are free within two ticks."""
+        self.holdings.drop(job_id)
+
+    def expire(self, now_ms: int) -> None:
+        """Fail the jobs whose deadline has passed."""
+        late = [job.record for job in self.holdings.jobs.values() if job.record.deadline_ms <= now_ms]
+        for record in late:
+            seconds = record.request.timeout_ms / 1000
+            self.holdings.fail(record.job_id, _DEADLINE_EXCEEDED, f"timeout: the request's {seconds:g} s ran out")
+
+    def wanted_jobs(self) -> dict[str, int]:
+        """Jobs worth reading now, per model with a UNet worker: a few times its slots, less what waits already."""
+        room: dict[str, int] = {}
+        for lane in self.holdings.unet.values():
+            if not lane.draining:
+                room[lane.model] = room.get(lane.model, 0) + self.bounds.read_ahead * lane.slots
+        for task in self.holdings.waiting.values():
+            if task.key.model in room:
+                room[task.key.model] -= 1
+        return {model: jobs for model, jobs in room.items() if jobs > 0}
+
+    # ---- workers
+
+    def unet_attached(self, lane: UnetLaneState, resident: Iterable[ResidentTask]) -> None:
+        """A UNet worker's stream is open. Tasks it still holds and we still want go on where they stand."""
+        self.unet_lost(lane.worker_id)
+        self.holdings.unet[lane.worker_id] = lane
+        self.holdings.admission_changed = True
+        unwanted = tuple(held.task_id for held in resident if not self._adopt(lane, held))
+        if unwanted:
+            self.holdings.effects.append(CancelOnWorker(lane.worker_id, unwanted))
+        self.holdings.changed_domains.add(lane.domain)
+
+    def _adopt(self, lane: UnetLaneState, held: ResidentTask) -> bool:
+        """Take up what a worker holds of a task, unless the task is gone or runs elsewhere by now."""
+        task = self.holdings.tasks.get(held.task_id)
+        if task is None:
+            return False
+        being_decoded = task.phase in (Phase.DECODING, Phase.STORING) and task.slot == held.slot
+        if task.phase is not Phase.WAITING and not being_decoded:
+            return False
+        lane.tasks[held.task_id] = task
+        if being_decoded:
+            return True
+        del self.holdings.waiting[held.task_id]
+        task.unet_worker = lane.worker_id
+        task.num_calls, task.done_calls, task.planned_calls = held.num_calls, held.next_call, held.next_call
+        if held.slot:
+            task.slot = held.slot
+            self.holdings.to_decode(task)
+        else:
+            task.phase = Phase.RUNNING if held.num_calls else Phase.PREPARING
+        return True
+
+    def unet_lost(self, worker_id: str) -> None:
+        """A UNet worker's stream has ended: what it held runs again elsewhere, or there once it is back.
+
+        A decode under way is left alone: the VAE worker may have read the latents, and says so if it could not.
+        """
+        lane = self.holdings.unet.pop(worker_id, None)
+        for task in list(lane.tasks.values()) if lane else ():
+            if task.phase not in (Phase.DECODING, Phase.STORING):
+                self.holdings.run_again(task)
+
+    def vae_attached(self, lane: VaeLaneState) -> None:
+        """A VAE worker's stream is open."""
+        self.vae_lost(lane.worker_id)
+        self.holdings.vae[lane.worker_id] = lane
+        self.holdings.changed_domains.add(lane.domain)
+
+    def vae_lost(self, worker_id: str) -> None:
+        """A VAE worker's stream has ended: the latents are still in their slots."""
+        lane = self.holdings.vae.pop(worker_id, None)
+        for task in list(lane.tasks.values()) if lane else ():
+            if task.phase is Phase.DECODING:
+                self.holdings.decode_again(task)
+        for other in self.holdings.vae.values():
+            self.holdings.changed_domains.add(other.domain)
+
+    def draining(self, worker_id: str) -> None:
+        """The worker takes nothing new; what it holds goes on."""
+        lane = self.holdings.unet.get(worker_id) or self.holdings.vae.get(worker_id)
+        if lane:
+            lane.draining = True
+
+    # ---- reports
+
+    def task_ready(self, worker_id: str, ready: TaskReady) -> None:
+        """A UNet worker has prepared a task."""
+        task = self.holdings.held_by(worker_id, ready.task_id)
+        if task and task.phase is Phase.PREPARING:
+            task.phase = Phase.RUNNING
+            task.num_calls, task.encode_ms = ready.num_calls, ready.encode_ms
+            job = self.holdings.jobs[task.job_id]
+            job.warnings += [w for w in ready.warnings if w not in job.warnings]
+            self.holdings.lane_changed(worker_id)
+
+    def task_failed(self, worker_id: str, failed: TaskFailed) -> None:
+        """A worker cannot do a task. Without room it waits again; anything else fails its job."""
+        task = self.holdings.tasks.get(failed.task_id)
+        if task is None or worker_id not in (task.unet_worker, task.vae_worker):
+            return
+        if failed.code == _NO_ROOM and task.phase is Phase.PREPARING:
+            self.holdings.wait_again(task)
+        else:
+            self.holdings.fail(task.job_id, failed.code, failed.message)
+
+    def unet_tick_done(self, worker_id: str, done: UnetTickDone, now_ms: int) -> None:
+        """A UNet plan has run: move its tasks on, and those that are finished to the decodes."""
+        lane = self.holdings.unet.get(worker_id)
+        if lane is None:
+            return
+        self.holdings.changed_domains.add(lane.domain)
+        skipped = {entry.task_id: entry for entry in done.skipped}
+        for task_id in lane.plans.pop(done.tick, ()):
+            task = lane.tasks.get(task_id)
+            if task and task.phase is Phase.RUNNING:
+                self._advance(task, skipped.get(task_id))
+        for task_id, slot in done.finished:
+            task = lane.tasks.get(task_id)
+            if task and task.phase is Phase.RUNNING:
+                task.slot, task.denoised_ms, task.denoise_ms = slot, now_ms, max(0, now_ms - task.admitted_ms)
+                self.holdings.to_decode(task)
+                self.holdings.settle(task.job_id, now_ms)
+
+    def _advance(self, task: Task, skipped: SkippedEntry | None) -> None:
+        if skipped is None:
+            task.done_calls += 1
+            self.holdings.effects.append(ReportProgress(task.job_id, task.index, task.done_calls, task.num_calls))
+        elif skipped.reason is SkipReason.UNKNOWN_TASK:
+            self.holdings.run_again(task)
+        else:
+            if skipped.reason is SkipReason.OTHER_CALL:
+                task.done_calls = skipped.next_call
+            task.planned_calls = task.done_calls
+
+    def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
+        """A VAE plan has run. Image files come by `image_decoded`; here, latents that could not be read are redone."""
+        lane = self.holdings.vae.get(worker_id)
+        if lane is None:
+            return
+        self.holdings.changed_domains.add(lane.domain)
+        lane.plans.pop(done.tick, None)
+        for entry in done.skipped:
+            task = lane.tasks.get(entry.task_id)
+            if task and task.phase is Phase.DECODING:
+                self.holdings.run_again(task)
+
+    def image_decoded(self, worker_id: str, image: DecodedImage, now_ms: int) -> None:
+        """An image file has come. One that nobody waits for any more (cancelled, or decoded twice) is forgotten."""
+        task = self.holdings.tasks.get(image.task_id)
+        if task and task.phase is Phase.DECODING:
+            task.phase = Phase.STORING
+            task.decode_ms = max(0, now_ms - task.denoised_ms) if task.denoised_ms else image.decode_ms
+            self.holdings.effects.append(StoreImage(task.job_id, task.index, task.spec.seed, image))
+        elif task is None or task.phase is not Phase.STORING:
+            self.holdings.effects.append(ForgetImages(worker_id, (image.task_id,)))
+
+    def image_stored(self, task_id: str, now_ms: int) -> None:
+        """Redis holds the image: its slot is free, and the job may be finished."""
+        task = self.holdings.tasks.get(task_id)
+        if task and task.phase is Phase.STORING:
+            self.holdings.leave_workers(task, cancel=False)
+            task.phase = Phase.DONE
+            self.holdings.settle(task.job_id, now_ms)
+
+    def preview_drawn(self, preview: Preview) -> None:
+        """A preview has come; passed on with the progress it belongs to."""
+        task = self.holdings.tasks.get(preview.task_id)
+        if task and task.num_calls:
+            progress = ReportProgress(task.job_id, task.index, preview.call, task.num_calls, preview.png)
+            self.holdings.effects.append(progress)
+
+    # ---- planning
+
+    def pump(self, now_ms: int) -> None:
+        """Admit what may be admitted, and plan every domain in which something has changed."""
+        if self.holdings.admission_changed:
+            self.holdings.admission_changed = False
+            self._admit(now_ms)
+        changed, self.holdings.changed_domains = self.holdings.changed_domains, set()
+        for domain in sorted(changed):
+            self._plan(domain, now_ms)
+
+    def _admit(self, now_ms: int) -> None:
+        if not self.holdings.waiting or not self.holdings.unet:
+            return
+        snapshot = pool_snapshot(self.holdings, self.bounds.plan_ahead, now_ms)
+        for admission in self.policy.admit(snapshot):
+            task = self.holdings.waiting.pop(admission.task_id)
+            job = self.holdings.jobs[task.job_id]
+            task.phase, task.unet_worker, task.admitted_ms = Phase.PREPARING, admission.worker_id, now_ms
+            self.holdings.unet[admission.worker_id].tasks[admission.task_id] = task
+            self.holdings.effects.append(Admit(admission.worker_id, task.spec))
+            if not job.started:
+                job.started, job.started_ms = True, now_ms
+                self.holdings.effects.append(StartJob(task.job_id))
+
+    def _plan(self, domain: str, now_ms: int) -> None:
+        """Plan a domain until its workers have as many plans under way as they may, or nothing is left to plan."""
+        for _ in range(self.bounds.plan_ahead):
+            snapshot = domain_snapshot(self.holdings, domain, self.bounds.plan_ahead, now_ms)
+            unet_wants = any(lane.wants_plan for lane in snapshot.unet)
+            vae_wants = bool(snapshot.decodes) and any(lane.wants_plan for lane in snapshot.vae)
+            if not unet_wants and not vae_wants:
+                return
+            plan = self.policy.plan(snapshot)
+            if not plan.items:
+                return
+            self._ticks[domain] = self._ticks.get(domain, 0) + 1
+            send_plan(self.holdings, plan, self._ticks[domain], self.leader_token)

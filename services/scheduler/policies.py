@@ -1,0 +1,99 @@
+"""Policies as data: each a frozen value with its bounds, chosen by name."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, zip_longest
+from typing import TypeVar
+
+from services.scheduler.snapshots import (
+    Admission,
+    Batch,
+    BatchKey,
+    DomainSnapshot,
+    Item,
+    Policy,
+    PoolSnapshot,
+    ReadyDecode,
+    RunningTask,
+    TickPlan,
+    UnetLane,
+    VaeLane,
+)
+
+
+@dataclass(frozen=True)
+class PolicyBounds:
+    """The settings that every policy shares. Counts are tasks (images), per worker."""
+
+    unet_batch: int = 8
+    vae_batch: int = 4
+    prepare_ahead: int = 4
+
+
+@dataclass(frozen=True)
+class ContinuousPolicy:
+    """Waiting tasks join at the next step up to a cap; finished ones decode as soon as ready; no look ahead.
+
+    A few tasks past the cap are admitted early, so that their prompts are encoded beside the steps of those that run
+    and a place that falls free is filled at once.
+    """
+
+    bounds: PolicyBounds
+    name: str = "continuous"
+
+    def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
+        """Most urgent first, each to the least loaded worker of its model that has room."""
+        load = {lane.worker_id: lane.undecoded for lane in snapshot.unet}
+        free = {lane.worker_id: lane.slots - lane.resident for lane in snapshot.unet}
+        most = self.bounds.unet_batch + self.bounds.prepare_ahead
+        admissions = []
+        for task in snapshot.waiting:
+            open_lanes = [
+                lane.worker_id
+                for lane in snapshot.unet
+                if lane.model == task.key.model and free[lane.worker_id] > 0 and load[lane.worker_id] < most
+            ]
+            if open_lanes:
+                worker_id = min(open_lanes, key=lambda w: (load[w], w))
+                load[worker_id] += 1
+                free[worker_id] -= 1
+                admissions.append(Admission(task.task_id, worker_id))
+        return tuple(admissions)
+
+    def plan(self, snapshot: DomainSnapshot) -> TickPlan:
+        """One step of every running task beside the decodes that are ready."""
+        unet = [batch for lane in snapshot.unet if lane.wants_plan for batch in self._unet_batches(lane)]
+        vae = self._vae_batches(snapshot.vae, snapshot.decodes)
+        return TickPlan(tuple(Item(u, v) for u, v in zip_longest(unet, vae)))
+
+    def _unet_batches(self, lane: UnetLane) -> list[Batch]:
+        """The running tasks up to the cap, those under way first; one batch per batch key."""
+        in_order = sorted(lane.running, key=lambda task: (not task.started, task.priority))
+        return _batches(lane.worker_id, in_order[: self.bounds.unet_batch], lambda task: task.key)
+
+    def _vae_batches(self, lanes: Sequence[VaeLane], decodes: Sequence[ReadyDecode]) -> list[Batch]:
+        """For each worker with room, least loaded first: the longest-waiting decode and those that share its key."""
+        batches = []
+        left = list(decodes)
+        for lane in sorted(lanes, key=lambda lane: (lane.decoding, lane.worker_id)):
+            first = next((d for d in left if d.key.model == lane.model), None)
+            if first is None or not lane.wants_plan:
+                continue
+            together = [d for d in left if d.key == first.key][: self.bounds.vae_batch]
+            left = [d for d in left if d not in together]
+            batches.append(Batch(lane.worker_id, tuple(d.task_id for d in together)))
+        return batches
+
+
+T = TypeVar("T", RunningTask, ReadyDecode)
+
+
+def _batches(worker_id: str, tasks: Iterable[T], key: Callable[[T], BatchKey]) -> list[Batch]:
+    """One batch per batch key, keys in the order of their first task, so that the most urgent key steps first."""
+    listed = list(tasks)
+    rank = {k: i for i, k in reversed(list(enumerate(key(task) for task in listed)))}
+    listed.sort(key=lambda task: rank[key(task)])
+    return [Batch(worker_id, tuple(t.task_id for t in group)) for _, group in groupby(listed, key=key)]
+
+
+POLICIES: dict[str, Callable[[PolicyBounds], Policy]] = {"continuous": ContinuousPolicy}
