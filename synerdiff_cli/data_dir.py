@@ -1,0 +1,35 @@
+"""The folder where a local deployment keeps Redis' data and its logs, and the lock that gives it one owner."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class DataDirInUse(RuntimeError):
+    """Another deployment runs with this folder."""
+
+
+def default_data_dir() -> Path:
+    """`synerdiff` in the user's state folder ($XDG_STATE_HOME, ~/.local/state)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "synerdiff"
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Iterator[Path]:
+    """Own `directory` (made when missing) inside the block. Raises DataDirInUse when another process does.
+
+    Logs of an earlier run get the suffix .1, so that a log file speaks of one run.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataDirInUse(
+                f"{directory} is in use by another synerdiff; name another folder with --data-dir"
+            ) from None
+        for log in (directory / "logs").glob("*.log"):
+            log.replace(log.with_suffix(".log.1"))
+        yield directory

@@ -1,0 +1,191 @@
+"""What `up` and `demo` run on this machine: which processes, with which settings, and when each counts as ready."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from synerdiff.redis_process import answers, find_redis_server, free_port, redis_command, redis_url
+from synerdiff.rpc import READINESS, open_channel, serving
+from synerdiff_cli.supervisor import ChildSpec
+
+BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "emoji" / "model"
+
+# What of a job in hand is worth waiting for at Ctrl-C: the rest is taken up by the next `up`, from Redis.
+DRAIN_GRACE_S = 3.0
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model directory in diffusers layout and the name that requests call it by."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """What `up` can be told. `threads`: CPU threads of each worker, 0 for an equal share; no `redis_url`: a Redis of
+    its own."""
+
+    data_dir: Path
+    models: tuple[ModelSource, ...]
+    policy: str = ""
+    unet_workers: int = 1
+    vae_workers: int = 1
+    schedulers: int = 1
+    listen: str = "127.0.0.1:0"
+    redis_url: str = ""
+    dtype: str = "auto"
+    threads: int = 0
+
+
+class OptionError(ValueError):
+    """An option of `up` or `demo` that cannot work; the message names it."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The processes to start, and the addresses of the schedulers among them."""
+
+    children: tuple[ChildSpec, ...]
+    addresses: tuple[str, ...]
+    redis_url: str
+
+
+def model_sources(values: list[str]) -> tuple[ModelSource, ...]:
+    """`--model` options, each NAME=PATH or PATH (named as its directory), as models; none: the bundled one.
+
+    Raises OptionError where a directory is none of a model, or a name comes twice.
+    """
+    sources = tuple(map(_model_source, values)) or (ModelSource("emoji", BUNDLED_MODEL),)
+    for source in sources:
+        if not (source.path / "model_index.json").is_file():
+            raise OptionError(f"--model: {source.path} is no model directory: it has no model_index.json")
+    names = [source.name for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise OptionError(f"--model: {name!r} is the name of two models; name them apart with NAME=PATH")
+    return sources
+
+
+def plan_deployment(options: LocalOptions) -> Deployment:
+    """The processes that `options` ask for, on ports that are free just now.
+
+    Raises OptionError for an address that is not HOST:PORT, RedisStartError when there is no Redis to start.
+    """
+    ports = _free_ports()
+    children: list[ChildSpec] = []
+    redis = options.redis_url
+    if not redis:
+        port = next(ports)
+        redis = redis_url(port)
+        children.append(_redis_child(options, port))
+    addresses = _scheduler_addresses(options, ports)
+    children += [_scheduler_child(options, i, address, redis) for i, address in enumerate(addresses)]
+    for source in options.models:
+        for kind, count in (("unet", options.unet_workers), ("vae", options.vae_workers)):
+            for i in range(count):
+                children.append(_worker_child(options, kind, source, i, f"127.0.0.1:{next(ports)}", redis))
+    return Deployment(tuple(children), tuple(map(_reachable, addresses)), redis)
+
+
+def _model_source(value: str) -> ModelSource:
+    name, separator, path = value.partition("=")
+    directory = Path(path if separator else value).expanduser().resolve()
+    return ModelSource(name if separator else directory.name, directory)
+
+
+def _redis_child(options: LocalOptions, port: int) -> ChildSpec:
+    directory = options.data_dir / "redis"
+    directory.mkdir(parents=True, exist_ok=True)
+
+    async def ready() -> bool:
+        return await asyncio.to_thread(answers, port)
+
+    command = redis_command(find_redis_server(), port, directory)
+    return ChildSpec("redis", tuple(command), _log(options, "redis"), ready, stage=0)
+
+
+def _scheduler_child(options: LocalOptions, index: int, address: str, redis: str) -> ChildSpec:
+    name = f"scheduler-{index}"
+    arguments = ["--listen", address, "--redis-url", redis, "--instance-id", name]
+    if options.policy:
+        arguments += ["--policy", options.policy]
+    return _service(options, name, "services.scheduler", arguments, address)
+
+
+def _worker_child(
+    options: LocalOptions, kind: str, source: ModelSource, index: int, address: str, redis: str
+) -> ChildSpec:
+    name = f"{kind}-{source.name}-{index}"
+    arguments = ["--listen", address, "--redis-url", redis, "--worker-id", name]
+    arguments += ["--model", str(source.path), "--model-name", source.name]
+    arguments += ["--dtype", options.dtype, "--threads", str(_threads(options, kind))]
+    return _service(options, name, f"services.{kind}_worker", arguments, address)
+
+
+def _service(options: LocalOptions, name: str, module: str, arguments: list[str], address: str) -> ChildSpec:
+    # -P: a folder named "services" where the command is typed must not be taken for ours.
+    command = (sys.executable, "-P", "-m", module, *arguments, "--drain-grace-s", str(DRAIN_GRACE_S))
+    environment = {
+        # OpenMP teams of two processes that spin for work take the cores from each other: twelvefold step times.
+        "OMP_WAIT_POLICY": "passive",
+        # Models are local directories; nothing is to be looked up on a network.
+        "HF_HUB_OFFLINE": "1",
+    }
+    return ChildSpec(name, command, _log(options, name), _health_probe(_reachable(address)), environment, stage=1)
+
+
+def _health_probe(address: str) -> Callable[[], Awaitable[bool]]:
+    async def ready() -> bool:
+        # A channel of its own for each question: one that failed would wait before it connects again.
+        async with open_channel(address) as channel:
+            return await serving(channel, READINESS)
+
+    return ready
+
+
+def _threads(options: LocalOptions, kind: str) -> int:
+    """CPU threads for one worker of `kind`: workers of one kind share the cores, a UNet and a VAE worker overlap.
+
+    With one worker of each kind both get every core: the VAE is idle most of the time, and waiting threads sleep.
+    """
+    if options.threads:
+        return options.threads
+    workers = len(options.models) * (options.unet_workers if kind == "unet" else options.vae_workers)
+    return max(1, _cores() // workers)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _scheduler_addresses(options: LocalOptions, ports: Iterator[int]) -> list[str]:
+    """The first scheduler listens where it was told, each further one a port higher; port 0: free ones."""
+    host, separator, port = options.listen.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) + options.schedulers - 1 > 65535:
+        raise OptionError(f"--listen: {options.listen!r} is not HOST:PORT (a port from 0 to 65535)")
+    first = int(port)
+    return [f"{host}:{first + i if first else next(ports)}" for i in range(options.schedulers)]
+
+
+def _reachable(address: str) -> str:
+    """Where this machine reaches a process that listens at `address`."""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]") else address
+
+
+def _free_ports() -> Iterator[int]:
+    given: set[int] = set()
+    while True:
+        port = free_port()
+        if port not in given:
+            given.add(port)
+            yield port
+
+
+def _log(options: LocalOptions, name: str) -> Path:
+    return options.data_dir / "logs" / f"{name}.log"

@@ -1,0 +1,53 @@
+"""What a person sees while processes come up: one live line on a terminal, a line per process elsewhere."""
+
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from rich.status import Status
+
+from synerdiff_cli.console import err
+from synerdiff_cli.supervisor import ChildSpec, ChildState
+
+
+class StartupDisplay:
+    """`with StartupDisplay(children) as display`, and `display.change` as the supervisor's listener."""
+
+    def __init__(self, children: Iterable[ChildSpec]) -> None:
+        self._children = {child.name: child for child in children}
+        self._states = dict.fromkeys(self._children, ChildState.STOPPED)
+        self._began = time.monotonic()
+        self._status: Status | None = None
+
+    def __enter__(self) -> Self:
+        if err.is_terminal:
+            self._status = err.status(self._line())
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the live line; further changes are told in lines of their own."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def change(self, name: str, state: ChildState) -> None:
+        """Show that the child `name` is in `state` now."""
+        if state is ChildState.RESTARTING:
+            err.print(f"[yellow]{name} died and is started again[/]; its log is {self._children[name].log}")
+        elif state is ChildState.READY and self._status is None:
+            err.print(f"{name} is ready after {time.monotonic() - self._began:.1f} s")
+        self._states[name] = state
+        if self._status is not None:
+            self._status.update(self._line())
+
+    def _line(self) -> str:
+        waiting = [name for name, state in self._states.items() if state is not ChildState.READY]
+        ready = len(self._states) - len(waiting)
+        return f"Starting {len(self._states)} processes, {ready} ready; waiting for {', '.join(waiting) or 'none'}"

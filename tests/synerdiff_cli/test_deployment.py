@@ -1,0 +1,101 @@
+"""What `up` starts, from its options alone: no process is started here."""
+
+from pathlib import Path
+
+import pytest
+
+from synerdiff.redis_process import find_redis_server
+from synerdiff_cli.deployment import (
+    BUNDLED_MODEL,
+    Deployment,
+    LocalOptions,
+    ModelSource,
+    OptionError,
+    model_sources,
+    plan_deployment,
+)
+
+
+def model_directory(path: Path) -> Path:
+    path.mkdir(parents=True)
+    (path / "model_index.json").write_text("{}")
+    return path
+
+
+def options(tmp_path: Path, **changes: object) -> LocalOptions:
+    settings: dict[str, object] = {"data_dir": tmp_path / "data", "models": (ModelSource("emoji", BUNDLED_MODEL),)}
+    return LocalOptions(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def flag(deployment: Deployment, child: str, name: str) -> str:
+    command = next(c.command for c in deployment.children if c.name == child)
+    return command[command.index(name) + 1]
+
+
+def test_everything_is_one_redis_one_scheduler_and_two_workers(tmp_path: Path) -> None:
+    deployment = plan_deployment(options(tmp_path))
+    assert [(c.name, c.stage) for c in deployment.children] == [
+        ("redis", 0),
+        ("scheduler-0", 1),
+        ("unet-emoji-0", 1),
+        ("vae-emoji-0", 1),
+    ]
+    assert deployment.children[0].command[0] == find_redis_server()
+    assert {flag(deployment, name, "--redis-url") for name in ("scheduler-0", "unet-emoji-0", "vae-emoji-0")} == {
+        deployment.redis_url
+    }
+
+
+def test_a_given_redis_is_used_and_none_started(tmp_path: Path) -> None:
+    deployment = plan_deployment(options(tmp_path, redis_url="redis://elsewhere:6379/3"))
+    assert "redis" not in {c.name for c in deployment.children}
+    assert flag(deployment, "unet-emoji-0", "--redis-url") == "redis://elsewhere:6379/3"
+
+
+def test_every_model_has_workers_of_its_own(tmp_path: Path) -> None:
+    models = (ModelSource("a", BUNDLED_MODEL), ModelSource("b", BUNDLED_MODEL))
+    deployment = plan_deployment(options(tmp_path, models=models, unet_workers=2, schedulers=2))
+    names = [c.name for c in deployment.children]
+    assert names == [
+        *("redis", "scheduler-0", "scheduler-1"),
+        *("unet-a-0", "unet-a-1", "vae-a-0", "unet-b-0", "unet-b-1", "vae-b-0"),
+    ]
+    listening = [flag(deployment, name, "--listen") for name in names[1:]]
+    assert len(set(listening)) == len(listening)
+
+
+def test_workers_of_a_kind_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synerdiff_cli.deployment._cores", lambda: 8)
+    deployment = plan_deployment(options(tmp_path, unet_workers=2))
+    assert flag(deployment, "unet-emoji-1", "--threads") == "4"
+    assert flag(deployment, "vae-emoji-0", "--threads") == "8"
+    assert flag(plan_deployment(options(tmp_path, threads=3)), "unet-emoji-0", "--threads") == "3"
+
+
+def test_further_schedulers_listen_on_the_next_ports(tmp_path: Path) -> None:
+    deployment = plan_deployment(options(tmp_path, listen="0.0.0.0:50051", schedulers=2))
+    assert flag(deployment, "scheduler-1", "--listen") == "0.0.0.0:50052"
+    assert deployment.addresses == ("127.0.0.1:50051", "127.0.0.1:50052")
+
+
+@pytest.mark.parametrize("listen", ["50051", ":50051", "localhost:", "localhost:http", "localhost:65536"])
+def test_an_address_that_is_none_is_refused(tmp_path: Path, listen: str) -> None:
+    with pytest.raises(OptionError, match=r"--listen: .* is not HOST:PORT"):
+        plan_deployment(options(tmp_path, listen=listen))
+
+
+def test_models_are_named_or_take_their_directorys_name(tmp_path: Path) -> None:
+    first, second = model_directory(tmp_path / "sd15"), model_directory(tmp_path / "other")
+    assert model_sources([str(first), f"sdxl={second}"]) == (ModelSource("sd15", first), ModelSource("sdxl", second))
+    assert model_sources([]) == (ModelSource("emoji", BUNDLED_MODEL),)
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"no model_index\.json"):
+        model_sources([str(tmp_path)])
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    first, second = model_directory(tmp_path / "1" / "sd15"), model_directory(tmp_path / "2" / "sd15")
+    with pytest.raises(OptionError, match="'sd15' is the name of two models"):
+        model_sources([str(first), str(second)])
