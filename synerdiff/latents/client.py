@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import grpc
 
@@ -21,6 +22,14 @@ IDLE_S = 300.0
 
 class ArenaUnreachable(Exception):
     """The arena's owner does not answer, and no other transport leads to it."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """One slot's latents: writable bytes of `dtype`, contiguous [channels, height / factor, width / factor]."""
+
+    data: memoryview
+    dtype: str
 
 
 class RemoteArena:
@@ -47,12 +56,12 @@ class RemoteArena:
             raise self._unreachable(error) from error
         return arena_description_from_pb(pb)
 
-    async def read(self, slots: Sequence[SlotRef]) -> list[memoryview | None]:
+    async def read(self, slots: Sequence[SlotRef]) -> list[Latents | None]:
         """The latents of each slot, in order; None when stale. Raises ArenaUnreachable."""
         description, reader = await self._current({slot.arena_id for slot in slots})
         here = [slot for slot in slots if slot.arena_id == description.arena_id]
         found = dict(zip(here, await reader.read(here), strict=True))
-        return [found.get(slot) for slot in slots]
+        return [Latents(data, description.dtype) if (data := found.get(slot)) else None for slot in slots]
 
     async def _current(self, wanted: set[str]) -> tuple[ArenaDescription, LatentsReader]:
         """The arena as known or, when other arenas than that are asked for, as it is now."""
@@ -98,7 +107,7 @@ class ArenaClient:
         self._arenas: dict[str, RemoteArena] = {}
         self._last_use: dict[str, float] = {}
 
-    async def read(self, address: str, slots: Sequence[SlotRef]) -> list[memoryview | None]:
+    async def read(self, address: str, slots: Sequence[SlotRef]) -> list[Latents | None]:
         """The latents of each slot of the arena at `address`, in order; None when stale.
 
         Raises:

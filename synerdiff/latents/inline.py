@@ -18,7 +18,7 @@ class InlineReader:
 
     async def read(self, slots: Sequence[SlotRef]) -> list[memoryview | None]:
         """See LatentsReader."""
-        return [None if data is None else memoryview(data) for data in await self._fetch(slots)]
+        return [None if data is None else memoryview(bytearray(data)) for data in await self._fetch(slots)]
 
     def close(self) -> None:
         """See LatentsReader."""

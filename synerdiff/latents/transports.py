@@ -20,7 +20,7 @@ class LatentsReader(Protocol):
         """The name of the transport in use."""
 
     async def read(self, slots: Sequence[SlotRef]) -> list[memoryview | None]:
-        """The latents of each slot, in order: a copy that stays whole, or None when the slot is stale."""
+        """The latents of each slot, in order: a writable copy, or None when the slot is stale."""
 
     def close(self) -> None:
         """Let go of the arena."""

@@ -1,0 +1,116 @@
+"""Finished image files, kept until the leader says that they are stored."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+
+from services.vae_worker import metrics
+from synerdiff.errors import StaleLeader
+from synerdiff.plans import DecodedImage
+from synerdiff.telemetry import get_logger
+
+log = get_logger(__name__)
+
+
+class _Follower:
+    """One stream of images: those waiting for it, and whether it is to end."""
+
+    def __init__(self, token: int, waiting: Iterable[str]) -> None:
+        self.token = token
+        self.waiting = deque(waiting)
+        self.ended = False
+        self.woken = asyncio.Event()
+
+    def end(self) -> None:
+        self.ended = True
+        self.woken.set()
+
+
+class Outbox:
+    """Images by task, in order of arrival; a newer one of a task takes the older one's place.
+
+    One stream follows at a time, and each new one is given everything that is still here. Over `max_bytes` the oldest
+    images go: a live leader has at most one image per slot here, so those are what an earlier leader never came for.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._images: dict[str, DecodedImage] = {}
+        self._bytes = 0
+        self._follower: _Follower | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def put(self, image: DecodedImage) -> None:
+        """Keep an image and send it to whoever follows."""
+        self._remove(image.task_id)
+        self._images[image.task_id] = image
+        self._bytes += len(image.data)
+        while self._bytes > self._max_bytes and len(self._images) > 1:
+            oldest = next(iter(self._images))
+            log.warning("outbox full, oldest image dropped", task_id=oldest, max_bytes=self._max_bytes)
+            metrics.OUTBOX_DROPPED.inc()
+            self._remove(oldest)
+        self._changed()
+        if self._follower is not None and not self._follower.ended:
+            self._follower.waiting.append(image.task_id)
+            self._follower.woken.set()
+
+    def forget(self, task_ids: Iterable[str]) -> None:
+        """The images of these tasks are stored, or nobody wants them. Unknown ids are ignored."""
+        for task_id in task_ids:
+            self._remove(task_id)
+        self._changed()
+
+    async def follow(self, token: int) -> AsyncIterator[DecodedImage]:
+        """Everything here, then what comes, until a newer stream begins or `end_streams` is called.
+
+        Raises:
+            StaleLeader: a leader with a higher token follows, or has begun to.
+        """
+        if self._follower is not None and token < self._follower.token:
+            raise StaleLeader(f"leader token {token} is older than {self._follower.token}, which takes the images")
+        self._end_stream()
+        follower = self._follower = _Follower(token, self._images)
+        try:
+            while not follower.ended:
+                if not follower.waiting:
+                    follower.woken.clear()
+                    await follower.woken.wait()
+                    continue
+                image = self._images.get(follower.waiting.popleft())
+                if image is not None:
+                    yield image
+        finally:
+            follower.end()
+        if self._follower is not None and self._follower.token > token:
+            raise StaleLeader(f"leader token {self._follower.token} takes the images now")
+
+    def end_streams(self, *, older_than: int | None = None) -> None:
+        """End the stream that follows, if its leader's token is older than that."""
+        if self._follower is not None and (older_than is None or self._follower.token < older_than):
+            self._end_stream()
+
+    async def emptied(self) -> None:
+        """Wait until no image is left."""
+        await self._empty.wait()
+
+    def _end_stream(self) -> None:
+        if self._follower is not None:
+            self._follower.end()
+
+    def _remove(self, task_id: str) -> None:
+        image = self._images.pop(task_id, None)
+        if image is not None:
+            self._bytes -= len(image.data)
+
+    def _changed(self) -> None:
+        metrics.OUTBOX_IMAGES.set(len(self._images))
+        metrics.OUTBOX_BYTES.set(self._bytes)
+        if self._images:
+            self._empty.clear()
+        else:
+            self._empty.set()
