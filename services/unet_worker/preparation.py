@@ -1,0 +1,77 @@
+"""From a task spec to a task that can be stepped: prompt encoded, noise drawn from the seed, sampler table built."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from services.unet_worker.prompts import PromptEncoder, PromptKey
+from services.unet_worker.samplers import sampler_table
+from services.unet_worker.tasks import DenoisingTask
+from synerdiff.models.family import PromptEmbeds, UnetSide
+from synerdiff.requests import TaskSpec
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A task at its first call. `encode_ms` is 0 when its prompts were cached; it is shared by its batch."""
+
+    task: DenoisingTask
+    encode_ms: float
+    warnings: tuple[str, ...]
+
+
+class TaskPreparer:
+    """Prepares several tasks at a time, so that their prompts are encoded together. Thread-safe."""
+
+    def __init__(self, unet_side: UnetSide, embedding_cache_bytes: int = 64 * 2**20) -> None:
+        self.prompts = PromptEncoder(unet_side, embedding_cache_bytes)
+        self._unet_side = unet_side
+
+    @torch.inference_mode()
+    def prepare(self, specs: Sequence[TaskSpec]) -> list[PreparedTask]:
+        """The tasks of `specs`, in order.
+
+        Raises:
+            InvalidRequest: the model's scheduler does not take the sampler or the number of steps.
+        """
+        encoded = self.prompts.encode([key for spec in specs for key in _prompt_keys(spec)])
+        prepared = []
+        for spec in specs:
+            keys = _prompt_keys(spec)
+            embeds = [encoded.embeds[key] for key in keys]
+            encode_ms = encoded.encode_ms if encoded.encoded.intersection(keys) else 0.0
+            prepared.append(PreparedTask(self._at_first_call(spec, embeds), encode_ms, _warnings(embeds)))
+        return prepared
+
+    def _at_first_call(self, spec: TaskSpec, embeds: Sequence[PromptEmbeds]) -> DenoisingTask:
+        side = self._unet_side
+        table = sampler_table(side.scheduler_config, spec.sampler, spec.num_inference_steps)
+        generator = torch.Generator("cpu").manual_seed(spec.seed)
+        shape = side.latent_shape(spec.width, spec.height)
+        noise = torch.randn((1, *shape), generator=generator, dtype=side.dtype)[0]
+        registers = torch.zeros((table.num_registers, *shape), dtype=torch.float32, device=side.device)
+        registers[0] = noise.float() * table.init_noise_sigma
+        return DenoisingTask(
+            spec=spec,
+            embeds=embeds[0],
+            negative_embeds=embeds[1] if spec.rows == 2 else None,
+            table=table,
+            registers=registers,
+            generator=generator,
+            model_dtype=side.dtype,
+        )
+
+
+def _prompt_keys(spec: TaskSpec) -> list[PromptKey]:
+    prompt = PromptKey(spec.prompt, is_negative=False)
+    return [prompt] if spec.rows == 1 else [prompt, PromptKey(spec.negative_prompt, is_negative=True)]
+
+
+def _warnings(embeds: Sequence[PromptEmbeds]) -> tuple[str, ...]:
+    fields = ("prompt", "negative_prompt")
+    return tuple(
+        f"{field}: the model reads no further than its token limit; cut: {embed.cut_text!r}"
+        for field, embed in zip(fields, embeds, strict=False)
+        if embed.cut_text
+    )

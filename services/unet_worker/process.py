@@ -1,0 +1,204 @@
+"""The life of a UNet worker process: load, warm up, serve, announce, and drain on SIGTERM."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+import uuid
+from collections.abc import Sequence
+
+import torch
+
+from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.preparation import TaskPreparer
+from services.unet_worker.samplers import default_sampler, sampler_limits
+from services.unet_worker.service import UnetStageServicer
+from services.unet_worker.settings import UnetWorkerSettings
+from services.unet_worker.threads import limit_torch_threads
+from services.unet_worker.worker import UnetWorker
+from synerdiff.cards import ModelCard
+from synerdiff.errors import SynerDiffError
+from synerdiff.latents.arena import Arena, create_arena
+from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.latents.shared_memory import boot_id
+from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.family import UnetSide
+from synerdiff.models.loading import dtype_from_name, load_unet_side
+from synerdiff.redis_client import connect
+from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
+from synerdiff.requests import TaskSpec
+from synerdiff.rpc import ServiceHost
+from synerdiff.settings import load
+from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
+from synerdiff.v1 import stages_pb2_grpc
+
+UNET_STAGE = "synerdiff.v1.UnetStage"
+LATENTS_ARENA = "synerdiff.v1.LatentsArena"
+DRAIN_POLL_S = 0.05
+
+log = get_logger("process")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a worker until SIGTERM or SIGINT. Returns the exit status: 1 when it could not start or its loop died."""
+    settings = load(UnetWorkerSettings, argv)
+    configure_logging("unet_worker", settings.log_level)
+    try:
+        return asyncio.run(serve(settings))
+    except (ModelLoadError, SynerDiffError) as error:
+        log.critical("cannot start", reason=str(error))
+        return 1
+
+
+async def serve(settings: UnetWorkerSettings) -> int:
+    """Load the model, serve until told to stop, drain. Returns the exit status.
+
+    Raises:
+        ModelLoadError: the model directory is refused.
+        SynerDiffError: the address to listen on cannot be had.
+    """
+    limit_torch_threads(settings.threads)
+    unet_side, card = _load(settings)
+    arena = create_arena(settings.slots, slot_bytes(unet_side, card.max_side), _dtype_name(unet_side.dtype))
+    worker = UnetWorker(
+        unet_side, arena, threads=settings.threads, embedding_cache_bytes=settings.embedding_cache_bytes
+    )
+    worker_id = settings.worker_id or f"unet-{uuid.uuid4().hex[:12]}"
+    try:
+        serve_metrics(settings.metrics_port)
+        host = ServiceHost()
+        address = await start_services(host, worker, arena, worker_id, settings)
+        record = WorkerRecord(
+            worker_id=worker_id,
+            kind="unet",
+            address=address,
+            model_card=card,
+            pool=settings.pool,
+            domain=settings.domain or _device_domain(unet_side.device),
+            boot_id=boot_id(),
+            pid=os.getpid(),
+        )
+        await _serve_announced(host, worker, record, settings)
+        return 1 if worker.crashed.is_set() else 0
+    finally:
+        await worker.close()
+        arena.close()
+
+
+async def start_services(
+    host: ServiceHost, worker: UnetWorker, arena: Arena, worker_id: str, settings: UnetWorkerSettings
+) -> str:
+    """Serve the worker and its arena. Returns the address at which others reach them."""
+    servicer = UnetStageServicer(worker, worker_id)
+    host.add(UNET_STAGE, stages_pb2_grpc.add_UnetStageServicer_to_server, servicer)
+    host.add(LATENTS_ARENA, stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
+    worker.start()
+    bound = await host.start(settings.listen, settings.health_listen)
+    servicer.arena_address = settings.advertise or bound
+    return servicer.arena_address
+
+
+def slot_bytes(unet_side: UnetSide, max_side: int) -> int:
+    """Bytes of the largest latents that may have to go into a slot."""
+    channels, rows, columns = unet_side.latent_shape(max_side, max_side)
+    return channels * rows * columns * unet_side.dtype.itemsize
+
+
+def warm_up(unet_side: UnetSide, card: ModelCard) -> None:
+    """One guided UNet call at the native size: a model that cannot run shows before it is announced."""
+    spec = TaskSpec(
+        task_id="warm-up/0",
+        prompt="",
+        negative_prompt="",
+        width=card.native_width,
+        height=card.native_height,
+        num_inference_steps=card.default_num_inference_steps,
+        guidance_scale=card.default_guidance_scale,
+        seed=0,
+        sampler=card.default_sampler,
+        preview_every=0,
+    )
+    prepared = TaskPreparer(unet_side, embedding_cache_bytes=0).prepare([spec])
+    Denoiser(unet_side).step([prepared[0].task])
+
+
+def _load(settings: UnetWorkerSettings) -> tuple[UnetSide, ModelCard]:
+    started = time.perf_counter()
+    dtype = dtype_from_name(settings.dtype, settings.device)
+    unet_side = load_unet_side(settings.model, dtype, device=settings.device)
+    config = unet_side.scheduler_config
+    card = unet_side.describe(
+        settings.model_name or settings.model.resolve().name,
+        sampler_limits(config),
+        default_sampler(config),
+        settings.max_side or None,
+    )
+    warm_up(unet_side, card)
+    seconds = round(time.perf_counter() - started, 2)
+    log.info("model loaded", model=card.name, family=card.family, dtype=_dtype_name(dtype), seconds=seconds)
+    return unet_side, card
+
+
+async def _serve_announced(
+    host: ServiceHost, worker: UnetWorker, record: WorkerRecord, settings: UnetWorkerSettings
+) -> None:
+    """Be found by schedulers until told to stop, then let the tasks in hand end."""
+    stop = _stop_signal()
+    async with connect(settings.redis_url) as redis:
+        registry = WorkerRegistry(redis)
+        announcing = asyncio.create_task(keep_announced(registry, record, settings.registry_ttl_s))
+        await host.set_ready(True)
+        log.info("serving", worker_id=record.worker_id, address=record.address, domain=record.domain)
+        await _first_of(stop, worker.crashed)
+        worker.draining = True
+        announcing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await announcing
+        await host.set_ready(False)
+        await _withdraw(registry, record.worker_id)
+        if not worker.crashed.is_set():
+            await _until_empty(worker, settings.drain_grace_s)
+        await host.drain(grace_s=1.0)
+    log.info("stopped", worker_id=record.worker_id, residents_left=len(worker.residents))
+
+
+async def _withdraw(registry: WorkerRegistry, worker_id: str) -> None:
+    try:
+        await registry.withdraw(worker_id)
+    except Exception as error:  # the record's TTL ends it soon in any case
+        log.warning("could not withdraw from the registry", reason=str(error))
+
+
+async def _until_empty(worker: UnetWorker, grace_s: float) -> None:
+    log.info("draining", residents=len(worker.residents), grace_s=grace_s)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            while len(worker.residents):
+                await asyncio.sleep(DRAIN_POLL_S)
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def _device_domain(device: torch.device) -> str:
+    return (
+        default_domain(str(torch.cuda.get_device_properties(device).uuid))
+        if device.type == "cuda"
+        else default_domain()
+    )
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,170 @@
+"""The tasks a worker holds, each with its slot in the latents arena, from admission to release."""
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from services.unet_worker.tasks import DenoisingTask
+from synerdiff.latents.arena import Arena
+from synerdiff.plans import ResidentTask, SkippedEntry, SkipReason, SlotRef, UnetEntry
+from synerdiff.requests import TaskSpec
+
+
+class ResidentState(Enum):
+    """Where a resident stands: preparing -> ready -> finished."""
+
+    PREPARING = "preparing"
+    READY = "ready"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Resident:
+    """A task in its slot. `task` is None before it is ready and again once its latents are in the slot."""
+
+    spec: TaskSpec
+    slot: SlotRef
+    state: ResidentState = ResidentState.PREPARING
+    task: DenoisingTask | None = None
+    num_calls: int = 0
+
+    @property
+    def next_call(self) -> int:
+        """UNet calls made so far."""
+        if self.state is ResidentState.FINISHED:
+            return self.num_calls
+        return self.task.next_call if self.task else 0
+
+    def describe(self) -> ResidentTask:
+        """What a leader is told when it attaches."""
+        slot = self.slot if self.state is ResidentState.FINISHED else None
+        return ResidentTask(self.spec.task_id, self.next_call, self.num_calls, slot)
+
+
+class Residents:
+    """All residents by task id. Thread-safe.
+
+    Dropping a resident frees its slot at once, even while a UNet call with it runs: whoever comes back with that
+    call's outcome finds it gone and leaves the slot alone.
+    """
+
+    def __init__(self, arena: Arena, model_dtype: torch.dtype) -> None:
+        self._arena = arena
+        self._model_dtype = model_dtype
+        self._lock = threading.Lock()
+        self._by_id: dict[str, Resident] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, task_id: str) -> Resident | None:
+        """The resident of that id, if there is one."""
+        with self._lock:
+            return self._by_id.get(task_id)
+
+    def holds(self, resident: Resident) -> bool:
+        """Whether the resident has not been dropped or given up."""
+        with self._lock:
+            return self._holds(resident)
+
+    def admit(self, spec: TaskSpec) -> Resident:
+        """Give a new task its slot.
+
+        Raises:
+            ArenaFull: no slot is free.
+        """
+        with self._lock:
+            resident = Resident(spec, self._arena.acquire())
+            self._by_id[spec.task_id] = resident
+            return resident
+
+    def make_ready(self, resident: Resident, task: DenoisingTask) -> bool:
+        """Let a prepared task be stepped; False when it has been dropped meanwhile."""
+        with self._lock:
+            if not self._holds(resident):
+                return False
+            resident.task = task
+            resident.num_calls = task.num_calls
+            resident.state = ResidentState.READY
+            return True
+
+    def drop(self, task_ids: Iterable[str]) -> list[str]:
+        """Forget tasks and free their slots; unknown ones are passed over. Returns the ids that were held."""
+        with self._lock:
+            dropped = [self._by_id.pop(task_id) for task_id in task_ids if task_id in self._by_id]
+            for resident in dropped:
+                self._arena.release(resident.slot)
+            return [resident.spec.task_id for resident in dropped]
+
+    def give_up(self, resident: Resident) -> bool:
+        """Forget one that failed and free its slot; False when it has been dropped before."""
+        with self._lock:
+            if not self._holds(resident):
+                return False
+            del self._by_id[resident.spec.task_id]
+            self._arena.release(resident.slot)
+            return True
+
+    def select(self, entries: Sequence[UnetEntry]) -> tuple[list[Resident], list[SkippedEntry]]:
+        """Those that stand where their entry expects them, in order, and why each other entry does not fit."""
+        chosen: dict[str, Resident] = {}
+        skipped: list[SkippedEntry] = []
+        with self._lock:
+            for entry in entries:
+                resident = self._by_id.get(entry.task_id)
+                misfit = _misfit(resident, entry, twice=entry.task_id in chosen)
+                if misfit is not None:
+                    skipped.append(misfit)
+                elif resident is not None:
+                    chosen[entry.task_id] = resident
+        return list(chosen.values()), skipped
+
+    def settle(self, stepped: Sequence[Resident]) -> list[tuple[str, SlotRef]]:
+        """After a call: put the latents of those that are done into their slots, and return them with these."""
+        finished = []
+        for resident in stepped:
+            task = resident.task
+            if task is None or not task.done:
+                continue
+            latents = _slot_bytes(task.sample, self._model_dtype)
+            with self._lock:
+                if self._holds(resident):
+                    self._arena.write(resident.slot, latents)
+                    resident.state = ResidentState.FINISHED
+                    resident.task = None
+                    finished.append((resident.spec.task_id, resident.slot))
+        return finished
+
+    def describe(self) -> tuple[ResidentTask, ...]:
+        """All residents as a leader is told of them."""
+        with self._lock:
+            return tuple(resident.describe() for resident in self._by_id.values())
+
+    def count(self, state: ResidentState) -> int:
+        """How many residents are in a state."""
+        with self._lock:
+            return sum(resident.state is state for resident in self._by_id.values())
+
+    def _holds(self, resident: Resident) -> bool:
+        return self._by_id.get(resident.spec.task_id) is resident
+
+
+def _misfit(resident: Resident | None, entry: UnetEntry, twice: bool) -> SkippedEntry | None:
+    if resident is None:
+        return SkippedEntry(entry.task_id, SkipReason.UNKNOWN_TASK)
+    if resident.state is ResidentState.PREPARING:
+        return SkippedEntry(entry.task_id, SkipReason.NOT_READY)
+    next_call = resident.next_call + twice
+    if resident.state is ResidentState.FINISHED or twice or next_call != entry.call:
+        return SkippedEntry(entry.task_id, SkipReason.OTHER_CALL, next_call)
+    return None
+
+
+def _slot_bytes(sample: Tensor, dtype: torch.dtype) -> memoryview:
+    """[C, h, w] in `dtype`, as contiguous bytes."""
+    contiguous = sample.to("cpu", dtype).contiguous()
+    return contiguous.view(torch.uint8).numpy().data.cast("B")

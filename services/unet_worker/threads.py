@@ -1,0 +1,14 @@
+"""CPU threads per Python thread: the step loop has the cores, what runs beside it keeps to one."""
+
+import torch
+
+
+def limit_torch_threads(count: int) -> None:
+    """Let torch operations of the calling thread use `count` CPU threads; 0 leaves torch's own choice.
+
+    Asking first matters: a thread takes the process-wide number over when it first asks, so a limit set before that
+    would be overwritten by whatever another thread has set in the meantime.
+    """
+    torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
