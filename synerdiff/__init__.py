@@ -1,0 +1,20 @@
+"""SynerDiff: serving latent diffusion models with step-level continuous batching.
+
+`synerdiff.Client` and `synerdiff.AsyncClient` are the client SDK; they are loaded on first use, so that importing the
+package stays cheap for the services.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from synerdiff.client import AsyncClient, Client
+
+__all__ = ["AsyncClient", "Client"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from synerdiff import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

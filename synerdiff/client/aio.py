@@ -1,0 +1,170 @@
+"""The asyncio client of the public API."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from synerdiff.client.follow import RetryPolicy, follow, persist
+from synerdiff.client.options import GenerateOptions, generate_request
+from synerdiff.client.results import (
+    Event,
+    Finished,
+    GeneratedImage,
+    GenerateResult,
+    ImageReady,
+    Job,
+    Model,
+    event_from_pb,
+    job_from_pb,
+    model_from_pb,
+)
+from synerdiff.errors import SynerDiffError
+from synerdiff.rpc import ClientTls, open_channel
+from synerdiff.v1 import images_pb2, images_pb2_grpc
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+OnEvent = Callable[[Event], object]
+T = TypeVar("T")
+
+# Unary calls answer from Redis; one that takes longer than this has met a server that hangs.
+_UNARY_TIMEOUT_S = 30.0
+# The server ends a job by its own timeout; only when it does not within this does the client.
+_DEADLINE_MARGIN_S = 10.0
+
+
+class AsyncClient:
+    """A connection to a SynerDiff deployment, for asyncio. Every error it raises is a SynerDiffError.
+
+    address: "host:port" or any gRPC target. patience_s: how long calls are tried again while nobody answers, before and
+    while a job runs. wait_when_full: when the queue is full, come back when the server says, instead of raising
+    QueueFull.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tls: ClientTls | None = None,
+        patience_s: float = 20.0,
+        wait_when_full: bool = False,
+    ) -> None:
+        self.address = address
+        self._channel = open_channel(address, tls=tls, round_robin=True)
+        self._stub = images_pb2_grpc.ImageGenerationStub(self._channel)
+        self._policy = RetryPolicy(patience_s, wait_when_full)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drop the connection. A job made by `generate` or `stream` that still runs is soon cancelled by the server."""
+        await self._channel.close()
+
+    async def generate(
+        self, prompt: str, *, on_event: OnEvent | None = None, **options: Unpack[GenerateOptions]
+    ) -> GenerateResult:
+        """Make pictures and wait for them; `on_event` hears everything on the way.
+
+        The job is cancelled by the server when this client goes away. See GenerateOptions for the options.
+        """
+        return await collect(self.stream(prompt, **options), on_event)
+
+    async def stream(self, prompt: str, **options: Unpack[GenerateOptions]) -> AsyncGenerator[Event, None]:
+        """Like `generate`, as an iterator of events: Queued, Started, Progress, ImageReady, and at last Finished."""
+        request = generate_request(prompt, options)
+        async with aclosing(self._follow(request, options.get("timeout"))) as events:
+            async for event in events:
+                yield event
+
+    async def submit(self, prompt: str, **options: Unpack[GenerateOptions]) -> "AsyncJobHandle":
+        """Have pictures made by a job that outlives this client. Returns once it is accepted durably."""
+        request = generate_request(prompt, options)
+        return AsyncJobHandle(self, job_from_pb(await self._unary(self._stub.Submit, request)).job_id)
+
+    async def watch(self, job_id: str, *, after_sequence: int = 0) -> AsyncGenerator[Event, None]:
+        """Follow a job to its end, from its first event or from the one after `after_sequence`."""
+        request = images_pb2.WatchRequest(job_id=job_id, after_sequence=after_sequence)
+        async with aclosing(self._follow(request, None)) as events:
+            async for event in events:
+                yield event
+
+    async def job(self, job_id: str) -> Job:
+        """A job as it stands, with the images it has so far."""
+        return job_from_pb(await self._unary(self._stub.GetJob, images_pb2.GetJobRequest(job_id=job_id)))
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job, at once. One that has ended is returned as it is."""
+        return job_from_pb(await self._unary(self._stub.CancelJob, images_pb2.CancelJobRequest(job_id=job_id)))
+
+    async def models(self) -> tuple[Model, ...]:
+        """The models of this deployment."""
+        reply = await self._unary(self._stub.ListModels, images_pb2.ListModelsRequest())
+        return tuple(model_from_pb(card) for card in reply.models)
+
+    async def _unary(self, method: Any, request: Any) -> Any:
+        # Safe to repeat, all of them: a Submit carries its request_id.
+        async def attempt(left: float | None) -> Any:
+            return await method(request, timeout=_UNARY_TIMEOUT_S if left is None else min(left, _UNARY_TIMEOUT_S))
+
+        return await persist(attempt, self._policy, None)
+
+    async def _follow(
+        self, start: images_pb2.GenerateRequest | images_pb2.WatchRequest, timeout_s: float | None
+    ) -> AsyncGenerator[Event, None]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s + _DEADLINE_MARGIN_S
+        async with aclosing(follow(self._stub, start, self._policy, deadline)) as events:
+            async for pb in events:
+                event = event_from_pb(pb)
+                if event is not None:
+                    yield event
+
+
+@dataclass(frozen=True)
+class AsyncJobHandle:
+    """A submitted job."""
+
+    client: AsyncClient
+    job_id: str
+
+    async def result(self, *, on_event: OnEvent | None = None) -> GenerateResult:
+        """Wait for the job's pictures."""
+        return await collect(self.events(), on_event)
+
+    def events(self, *, after_sequence: int = 0) -> AsyncGenerator[Event, None]:
+        """What happened to the job and what happens, to its end."""
+        return self.client.watch(self.job_id, after_sequence=after_sequence)
+
+    async def status(self) -> Job:
+        """The job as it stands."""
+        return await self.client.job(self.job_id)
+
+    async def cancel(self) -> Job:
+        """Cancel the job, at once."""
+        return await self.client.cancel(self.job_id)
+
+
+async def collect(events: AsyncIterator[Event], on_event: OnEvent | None) -> GenerateResult:
+    """The result that a job's events add up to. Raises the job's own error."""
+    images: dict[int, GeneratedImage] = {}
+    async for event in events:
+        if on_event is not None:
+            on_event(event)
+        if isinstance(event, ImageReady):
+            images[event.image.index] = event.image
+        if isinstance(event, Finished):
+            return GenerateResult(
+                job_id=event.job_id,
+                images=tuple(images[index] for index in sorted(images)),
+                timings=event.timings,
+                warnings=event.warnings,
+                skipped_steps=event.skipped_steps,
+            )
+    raise SynerDiffError("the job's events ended without an end of the job")

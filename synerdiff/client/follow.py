@@ -1,0 +1,130 @@
+"""Following a job through broken connections: the one place that knows how a client comes back."""
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+from grpc_status import rpc_status
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+
+from synerdiff.errors import QueueFull, SynerDiffError, Unavailable
+from synerdiff.status import from_rpc_error
+from synerdiff.v1 import images_pb2
+
+T = TypeVar("T")
+
+# How a connection looks that broke under a call, when the other end did not say why in words of its own.
+_BROKEN = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
+_TERMINAL = frozenset({"finished", "failed", "cancelled"})
+_BACK_OFF = wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.1)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long to try. `patience_s`: without any contact; `wait_when_full`: also as long as the queue is full."""
+
+    patience_s: float
+    wait_when_full: bool
+
+
+def is_broken_connection(error: BaseException) -> bool:
+    """Whether the same call may simply be made again: nobody answered, or the answer was cut off."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return False
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return True
+    return error.code() in _BROKEN and rpc_status.from_call(error) is None
+
+
+async def persist(attempt: Callable[[float | None], Awaitable[T]], policy: RetryPolicy, deadline: float | None) -> T:
+    """Make a call until it is answered. `attempt` is given the seconds that are left, None without a deadline.
+
+    Raises the SynerDiffError that was answered, DeadlineExceeded when `deadline` (monotonic, s) passed during a call,
+    and Unavailable when nobody answers for `policy.patience_s`, or until the deadline.
+    """
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(lambda error: is_broken_connection(error) or _is_full(error, policy)),
+        wait=_wait,
+        stop=lambda state: _is_over(state, policy, deadline),
+        reraise=True,
+    )
+    started = time.monotonic()
+    try:
+        return await retrying(lambda: attempt(_left(deadline)))
+    except grpc.aio.AioRpcError as error:
+        if not is_broken_connection(error):
+            raise from_rpc_error(error) from error
+        raise Unavailable(f"no answer for {time.monotonic() - started:.1f} s: {error.details()}") from error
+
+
+async def follow(
+    stub: Any,
+    start: images_pb2.GenerateRequest | images_pb2.WatchRequest,
+    policy: RetryPolicy,
+    deadline: float | None,
+) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
+    """Every event of a job, each once and in order, to its terminal one.
+
+    Starts a job from a GenerateRequest, or goes on with one from a WatchRequest. Until the job's id is known the same
+    request is sent again, whose request_id makes it the same job; from then on Watch goes on after the last event seen.
+    """
+    request, last = start, start.after_sequence if isinstance(start, images_pb2.WatchRequest) else 0
+    while True:
+        call = await persist(lambda left, request=request: _attach(stub, request, left), policy, deadline)  # type: ignore[misc]
+        try:
+            async for event in call:
+                if event.sequence <= last:
+                    continue
+                last = event.sequence
+                request = images_pb2.WatchRequest(job_id=event.job_id, after_sequence=last)
+                yield event
+                if event.WhichOneof("event") in _TERMINAL:
+                    return
+        except grpc.aio.AioRpcError as error:
+            if not is_broken_connection(error):
+                raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+
+async def _attach(stub: Any, request: images_pb2.GenerateRequest | images_pb2.WatchRequest, left: float | None) -> Any:
+    """An open stream that the server has answered: it sends its initial metadata once the job is accepted or found."""
+    method = stub.Generate if isinstance(request, images_pb2.GenerateRequest) else stub.Watch
+    call = method(request, timeout=left)
+    try:
+        await call.wait_for_connection()
+    except BaseException:
+        call.cancel()
+        raise
+    return call
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _is_full(error: BaseException, policy: RetryPolicy) -> bool:
+    return policy.wait_when_full and _retry_after_s(error) > 0
+
+
+def _retry_after_s(error: BaseException | None) -> float:
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        answered: SynerDiffError = from_rpc_error(error)
+        return answered.retry_after_s if isinstance(answered, QueueFull) else 0.0
+    return 0.0
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return max(_BACK_OFF(state), _retry_after_s(error))
+
+
+def _is_over(state: RetryCallState, policy: RetryPolicy, deadline: float | None) -> bool:
+    if deadline is not None and time.monotonic() + state.upcoming_sleep >= deadline:
+        return True
+    error = state.outcome.exception() if state.outcome else None
+    if error is not None and _is_full(error, policy):
+        return False
+    return (state.seconds_since_start or 0.0) + state.upcoming_sleep >= policy.patience_s
