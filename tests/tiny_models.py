@@ -1,4 +1,4 @@
-"""Randomly initialised diffusers-layout directories of the exact architecture of each family, small enough for tests."""
+"""Randomly initialised diffusers-layout directories of the exact architecture of each family, small enough to test."""
 
 import json
 from pathlib import Path
@@ -180,7 +180,7 @@ def _unet(**changes: Any) -> UNet2DConditionModel:
 
 
 def _vae(**changes: Any) -> AutoencoderKL:
-    vae = AutoencoderKL(
+    return AutoencoderKL(
         sample_size=NATIVE_SIZE,
         block_out_channels=(8, 8, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -190,7 +190,6 @@ def _vae(**changes: Any) -> AutoencoderKL:
         norm_num_groups=4,
         **({"force_upcast": False} | changes),
     )
-    return vae
 
 
 def _safety_checker(threshold: float) -> StableDiffusionSafetyChecker:

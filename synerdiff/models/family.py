@@ -17,6 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.models.layout import ModelLayout
 from synerdiff.models.preview import PreviewProjection
 from synerdiff.models.safety import SafetyChecker
 
@@ -82,6 +83,20 @@ class Family(ABC):
     pipeline_class: ClassVar[str]
     default_num_inference_steps: ClassVar[int]
     default_guidance_scale: ClassVar[float]
+
+    @abstractmethod
+    def matches(self, layout: ModelLayout) -> bool:
+        """Whether a directory is of this family."""
+
+    @abstractmethod
+    def check(self, layout: ModelLayout) -> None:
+        """Raise ModelLoadError when the directory's parts do not fit together."""
+
+    @abstractmethod
+    def load_encoder(
+        self, layout: ModelLayout, dtype: torch.dtype, variant: str, device: torch.device
+    ) -> PromptEncoder:
+        """Load tokenizers and text encoders; raises ModelLoadError."""
 
     @abstractmethod
     def added_conditions(self, embeds: Sequence[PromptEmbeds], width: int, height: int) -> dict[str, Tensor] | None:

@@ -1,20 +1,62 @@
-"""Load one side of a model from a local diffusers-layout directory, with diffusers' and transformers' own loaders."""
+"""Load one side of a model from a local diffusers-layout directory, with diffusers' and transformers' own loaders.
 
+Everything that configs can tell is checked before any weights are read, so a wrong directory is refused at once.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
+import transformers
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
 
 from synerdiff.models.dtypes import dtype_from_name
-from synerdiff.models.family import UnetSide, VaeSide
+from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.family import Family, ServingDefaults, UnetSide, VaeSide
+from synerdiff.models.layout import ModelLayout, read_layout
+from synerdiff.models.safety import SafetyChecker, load_safety_checker
+from synerdiff.models.sd1 import Sd1
+from synerdiff.models.sd2 import Sd2
+from synerdiff.models.sdxl import Sdxl
+from synerdiff.models.serving import ServingFile, read_serving_file
+from synerdiff.models.weights import load_diffusers_model
 
-__all__ = ["dtype_from_name", "load_unet_side", "load_vae_side"]
+__all__ = ["FAMILIES", "ModelLoadError", "dtype_from_name", "load_unet_side", "load_vae_side"]
+
+FAMILIES: tuple[Family, ...] = (Sd1(), Sd2(), Sdxl())
+
+# Any of these set means that the UNet wants to be told something that no family here tells it.
+_UNSERVED_UNET_FEATURES = ("time_cond_proj_dim", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
 
 def load_unet_side(
     path: Path | str, dtype: torch.dtype, *, variant: str = "auto", device: torch.device | str = "cpu"
 ) -> UnetSide:
-    """Load tokenizers, text encoders, UNet and scheduler config; raises ModelLoadError."""
-    raise NotImplementedError
+    """Load tokenizers, text encoders, UNet and scheduler config of the model in `path`.
+
+    `variant` names the weight files: "" the plain ones, "fp16" those of that variant, "auto" whichever are there.
+    Raises ModelLoadError naming path and reason.
+    """
+    _silence_libraries()
+    layout, family = _open(path)
+    device = torch.device(device)
+    unet = load_diffusers_model(UNet2DConditionModel, layout, "unet", dtype, variant, device)
+    scale_factor = _vae_scale_factor(layout.config("vae"))
+    serving = read_serving_file(layout, unet.config.in_channels)
+    return UnetSide(
+        family=family,
+        unet=unet,
+        encoder=family.load_encoder(layout, dtype, variant, device),
+        scheduler_config=_scheduler_config(layout, family),
+        vae_scale_factor=scale_factor,
+        defaults=_defaults(family, serving, unet.config.sample_size, scale_factor),
+        preview=serving.preview.projection() if serving.preview is not None else None,
+        dtype=dtype,
+        device=device,
+    )
 
 
 def load_vae_side(
@@ -25,5 +67,86 @@ def load_vae_side(
     safety_checker: bool = True,
     device: torch.device | str = "cpu",
 ) -> VaeSide:
-    """Load the VAE and, unless switched off, the safety checker that the directory carries; raises ModelLoadError."""
-    raise NotImplementedError
+    """Load the VAE and, unless switched off, the safety checker that the directory carries.
+
+    `dtype` is the model's, as given to `load_unet_side`; `variant` as there. Raises ModelLoadError.
+    """
+    _silence_libraries()
+    layout, family = _open(path)
+    device = torch.device(device)
+    vae = load_diffusers_model(AutoencoderKL, layout, "vae", dtype, variant, device)
+    checker: SafetyChecker | None = None
+    if safety_checker and layout.component_class("safety_checker") is not None:
+        checker = load_safety_checker(layout, dtype, variant, device)
+    return VaeSide(
+        family=family,
+        vae=vae.to(family.vae_dtype(vae.config, dtype)),
+        processor=VaeImageProcessor(vae_scale_factor=_vae_scale_factor(vae.config)),
+        checker=checker,
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _open(path: Path | str) -> tuple[ModelLayout, Family]:
+    """Read the layout, find the family, and check all that the configs tell."""
+    layout = read_layout(path)
+    family = _detect_family(layout)
+    layout.require("unet", "UNet2DConditionModel")
+    layout.require("vae", "AutoencoderKL")
+    _check_latents(layout)
+    family.check(layout)
+    return layout, family
+
+
+def _detect_family(layout: ModelLayout) -> Family:
+    served = sorted({family.pipeline_class for family in FAMILIES})
+    if layout.pipeline_class not in served:
+        raise layout.refuse(f"its pipeline is {layout.pipeline_class}; served are {' and '.join(served)}")
+    for family in FAMILIES:
+        if family.matches(layout):
+            return family
+    raise layout.refuse("its text encoder is neither CLIP-L (hidden_act quick_gelu) nor OpenCLIP (gelu)")
+
+
+def _check_latents(layout: ModelLayout) -> None:
+    unet, latent_channels = layout.config("unet"), layout.config("vae").get("latent_channels", 4)
+    for feature in _UNSERVED_UNET_FEATURES:
+        if unet.get(feature) is not None:
+            raise layout.refuse(f"its UNet has {feature} {unet[feature]}, which is not served")
+    for end in ("in_channels", "out_channels"):
+        if unet.get(end, 4) != latent_channels:
+            raise layout.refuse(
+                f"its UNet has {end} {unet[end]}, but its latents have {latent_channels} channels "
+                "(inpainting, editing and upscaling models are not served)"
+            )
+
+
+def _vae_scale_factor(vae_config: Mapping[str, Any]) -> int:
+    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
+
+
+def _scheduler_config(layout: ModelLayout, family: Family) -> dict[str, Any]:
+    config = layout.config("scheduler", "scheduler_config.json")
+    scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
+    if scheduler_class is None or not issubclass(scheduler_class, diffusers.SchedulerMixin):
+        raise layout.refuse(f"its scheduler {config.get('_class_name')} is not one of diffusers'")
+    return family.scheduler_config(scheduler_class.from_config(config).config)
+
+
+def _defaults(family: Family, serving: ServingFile, sample_size: int | list[int], scale_factor: int) -> ServingDefaults:
+    """What serving.json says, else what the family does; a picture may be twice as large as the native one."""
+    longest_side = sample_size if isinstance(sample_size, int) else max(sample_size)
+    steps, guidance_scale = serving.default_num_inference_steps, serving.default_guidance_scale
+    return ServingDefaults(
+        num_inference_steps=family.default_num_inference_steps if steps is None else steps,
+        guidance_scale=family.default_guidance_scale if guidance_scale is None else guidance_scale,
+        max_side=2 * longest_side * scale_factor if serving.max_side is None else serving.max_side,
+    )
+
+
+def _silence_libraries() -> None:
+    """Progress bars and hints of the libraries would garble the workers' structured logs."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()

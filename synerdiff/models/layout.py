@@ -1,0 +1,61 @@
+"""A model directory in diffusers' layout, read from its JSON files alone: no weights are touched."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synerdiff.models.errors import ModelLoadError
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """The directory `path` and its model_index.json."""
+
+    path: Path
+    index: Mapping[str, Any]
+
+    @property
+    def pipeline_class(self) -> str:
+        """The diffusers pipeline that the directory was saved from."""
+        return str(self.index.get("_class_name"))
+
+    def component_class(self, name: str) -> str | None:
+        """The class of a component, or None when the directory does not carry it."""
+        entry = self.index.get(name)
+        return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+
+    def config(self, component: str, file_name: str = "config.json") -> dict[str, Any]:
+        """A component's config; raises ModelLoadError when it is missing or not a JSON object."""
+        return self._read(f"{component}/{file_name}")
+
+    def require(self, component: str, *classes: str) -> None:
+        """Raise ModelLoadError unless the component is there and of one of `classes`."""
+        found = self.component_class(component)
+        if found not in classes:
+            raise self.refuse(f"{component} is {found or 'missing'}, but must be {' or '.join(classes)}")
+
+    def refuse(self, reason: str) -> ModelLoadError:
+        """The error that refuses this directory."""
+        return ModelLoadError(self.path, reason)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise self.refuse(f"{name} is missing") from None
+        except (OSError, ValueError) as error:
+            raise self.refuse(f"{name} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise self.refuse(f"{name} is not a JSON object")
+        return content
+
+
+def read_layout(path: Path | str) -> ModelLayout:
+    """Read the layout of a local directory; raises ModelLoadError for anything else."""
+    path = Path(path)
+    if not path.is_dir():
+        reason = "it is a file, not a directory in diffusers' layout" if path.exists() else "there is no such directory"
+        raise ModelLoadError(path, reason)
+    return ModelLayout(path=path, index=ModelLayout(path, {}).config(".", "model_index.json"))

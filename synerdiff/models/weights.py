@@ -1,0 +1,83 @@
+"""Weights of one component: which file, and nothing but complete safetensors."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from synerdiff.models.layout import ModelLayout
+
+AUTO = "auto"
+_DIFFUSERS_STEM = "diffusion_pytorch_model"
+_TRANSFORMERS_STEM = "model"
+_PICKLED_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+def load_diffusers_model(
+    model_class: Any, layout: ModelLayout, component: str, dtype: torch.dtype, variant: str, device: torch.device
+) -> Any:
+    """Load a diffusers model for inference; raises ModelLoadError."""
+    file_variant = _find_variant(layout, component, _DIFFUSERS_STEM, variant)
+    return _load(model_class, layout, component, dtype, file_variant, device)
+
+
+def load_transformers_model(
+    model_class: Any, layout: ModelLayout, component: str, dtype: torch.dtype, variant: str, device: torch.device
+) -> Any:
+    """Load a transformers model for inference; raises ModelLoadError."""
+    file_variant = _find_variant(layout, component, _TRANSFORMERS_STEM, variant)
+    return _load(model_class, layout, component, dtype, file_variant, device)
+
+
+def _load(
+    model_class: Any,
+    layout: ModelLayout,
+    component: str,
+    dtype: torch.dtype,
+    variant: str | None,
+    device: torch.device,
+) -> Any:
+    try:
+        model, report = model_class.from_pretrained(
+            str(layout.path),
+            subfolder=component,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=dtype,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise layout.refuse(f"{component} does not load: {error}") from error
+    # Both libraries fill missing weights with random numbers and go on.
+    if report["missing_keys"]:
+        raise layout.refuse(f"{component} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}, ...")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _find_variant(layout: ModelLayout, component: str, stem: str, variant: str) -> str | None:
+    """The variant to ask the libraries for: None means the plain files. "auto" prefers those, then fp16."""
+    folder = layout.path / component
+    candidates = (None, "fp16") if variant == AUTO else (variant or None,)
+    for candidate in candidates:
+        if any((folder / name).is_file() for name in _weight_files(stem, candidate)):
+            return candidate
+    wanted = " or ".join(_weight_files(stem, candidate)[0] for candidate in candidates)
+    pickled = _pickled_files(folder)
+    if pickled:
+        raise layout.refuse(f"{component} holds pickled weights ({pickled[0]}); only safetensors are loaded ({wanted})")
+    raise layout.refuse(f"{component} holds no weights {wanted}")
+
+
+def _weight_files(stem: str, variant: str | None) -> tuple[str, str]:
+    """File names of whole and of sharded weights."""
+    if variant is None:
+        return f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    return f"{stem}.{variant}.safetensors", f"{stem}.safetensors.index.{variant}.json"
+
+
+def _pickled_files(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED_SUFFIXES)
