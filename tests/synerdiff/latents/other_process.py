@@ -1,0 +1,116 @@
+"""The other process of the arena tests: a reader or an owner, told what to do in JSON lines on stdin.
+
+Lives in a process of its own because both sides of a mapping in one process would share the interpreter's lock.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from synerdiff.latents.arena import Arena, create_arena
+from synerdiff.latents.description import ArenaDescription, TransportOffer
+from synerdiff.latents.shared_memory import SharedMemoryReader
+from synerdiff.plans import SlotRef
+
+ROOT = Path(__file__).parents[3]
+
+
+class OtherProcess:
+    """This side's handle on it."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tests.synerdiff.latents.other_process"]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        assert self.process.stdin
+        assert self.process.stdout
+        print(json.dumps({"command": command, **arguments}), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def open(self, description: ArenaDescription) -> None:
+        plain = asdict(description)
+        for offer in plain["offers"]:
+            offer["pattern"] = offer["pattern"].hex()
+        self.ask("open", description=plain)
+
+    def read(self, slot: SlotRef) -> bytes | None:
+        found = self.ask("read", slot=asdict(slot))
+        return None if found is None else bytes.fromhex(found)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(timeout=10)
+        assert self.process.stdout
+        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def other_process() -> Iterator[OtherProcess]:
+    other = OtherProcess()
+    try:
+        yield other
+    finally:
+        other.close()
+
+
+def pattern(epoch: int, length: int) -> bytes:
+    """What the busy owner writes under an epoch: another byte each time, all along the slot."""
+    return bytes([epoch % 251]) * length
+
+
+class _Commands:
+    def __init__(self) -> None:
+        self.reader: SharedMemoryReader | None = None
+        self.arena: Arena | None = None
+
+    def open(self, description: dict[str, Any]) -> None:
+        if self.reader:
+            self.reader.close()
+        offers = tuple(TransportOffer(**{**o, "pattern": bytes.fromhex(o["pattern"])}) for o in description["offers"])
+        arena = ArenaDescription(**{**description, "offers": offers})
+        self.reader = SharedMemoryReader(arena.offers[0], arena)
+
+    def read(self, slot: dict[str, Any]) -> str | None:
+        assert self.reader
+        data = self.reader.load(SlotRef(**slot))
+        return None if data is None else data.hex()
+
+    def own(self, slots: int, slot_bytes: int, directory: str) -> dict[str, Any]:
+        """Own an arena in `directory`; the process may then be killed."""
+        self.arena = create_arena(slots, slot_bytes, "float32", Path(directory))
+        plain = asdict(self.arena.describe())
+        for offer in plain["offers"]:
+            offer["pattern"] = offer["pattern"].hex()
+        return plain
+
+    def hammer(self, counter: str, rounds: int) -> int:
+        """Write and release one slot as fast as it goes, with the epoch that is current in the file `counter`."""
+        assert self.arena
+        with open(counter, "r+b", buffering=0) as file:
+            for _ in range(rounds):
+                slot = self.arena.acquire()
+                file.seek(0)
+                file.write(slot.epoch.to_bytes(8, "little"))
+                self.arena.write(slot, pattern(slot.epoch, self.arena.slot_bytes))
+                self.arena.release(slot)
+        return rounds
+
+
+def main() -> None:
+    commands = _Commands()
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        print(json.dumps(getattr(commands, arguments.pop("command"))(**arguments)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Reading an arena from elsewhere: the best transport that proves itself, over real gRPC, through restarts."""
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from synerdiff.latents.arena import Arena, create_arena
+from synerdiff.latents.client import ArenaClient, ArenaUnreachable
+from synerdiff.latents.description import TransportOffer
+from synerdiff.latents.messages import arena_description_from_pb, arena_description_to_pb
+from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.latents.transports import open_arena
+from synerdiff.plans import SlotRef
+from synerdiff.rpc import ServiceHost
+from synerdiff.v1 import stages_pb2_grpc
+
+SLOT_BYTES = 64
+
+
+@dataclass
+class Owner:
+    """A UNet worker, as far as its arena goes."""
+
+    arena: Arena
+    address: str
+
+    def written(self, fill: int) -> SlotRef:
+        slot = self.arena.acquire()
+        self.arena.write(slot, bytes([fill]) * SLOT_BYTES)
+        return slot
+
+
+@contextlib.asynccontextmanager
+async def owner(listen: str = "127.0.0.1:0", directory: Path = Path("/dev/shm")) -> AsyncIterator[Owner]:
+    arena = create_arena(4, SLOT_BYTES, "bfloat16", directory)
+    host = ServiceHost()
+    host.add(
+        "synerdiff.v1.LatentsArena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena)
+    )
+    try:
+        yield Owner(arena, await host.start(listen))
+    finally:
+        await host.drain(0)
+        arena.close()
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[ArenaClient]:
+    made = ArenaClient()
+    yield made
+    await made.close()
+
+
+async def filled(client: ArenaClient, address: str, *slots: SlotRef) -> list[int | None]:
+    """The byte that each slot is full of; None when stale."""
+    found: list[int | None] = []
+    for latents in await client.read(address, slots):
+        if latents is None:
+            found.append(None)
+            continue
+        assert latents.dtype == "bfloat16"
+        assert not latents.data.readonly
+        assert bytes(latents.data) == bytes(latents.data[:1]) * SLOT_BYTES
+        found.append(latents.data[0])
+    return found
+
+
+@pytest.mark.parametrize("transport", ["shm", "inline"])
+async def test_every_transport_gives_the_same(transport: str, client: ArenaClient, tmp_path: Path) -> None:
+    directory = Path("/dev/shm") if transport == "shm" else tmp_path / "missing"
+    async with owner(directory=directory) as unet:
+        first, gone, second, held = unet.written(1), unet.written(2), unet.written(3), unet.arena.acquire()
+        unet.arena.release(gone)
+        strange = SlotRef("another life", 0, 1)
+        beyond = SlotRef(unet.arena.arena_id, 99, 1)
+        asked = (second, gone, first, held, strange, beyond)
+        assert await filled(client, unet.address, *asked) == [3, None, 1, None, None, None]
+        assert client.transports() == {transport: 1}
+
+
+async def test_what_was_read_stays_as_it_was(client: ArenaClient) -> None:
+    async with owner() as unet:
+        slot = unet.written(5)
+        [latents] = await client.read(unet.address, [slot])
+        unet.arena.release(slot)
+        unet.written(6)
+        assert latents
+        assert bytes(latents.data) == b"\5" * SLOT_BYTES
+
+
+async def test_a_restarted_owner_is_found_at_the_same_address(client: ArenaClient) -> None:
+    async with owner() as unet:
+        before = unet.written(1)
+        assert await filled(client, unet.address, before) == [1]
+    async with owner(unet.address) as again:
+        after = again.written(2)
+        assert await filled(client, again.address, before, after) == [None, 2]
+
+
+async def test_an_owner_that_does_not_answer_is_named(client: ArenaClient) -> None:
+    async with owner() as unet:
+        slot = unet.written(1)
+    with pytest.raises(ArenaUnreachable, match=unet.address):
+        await client.read(unet.address, [slot])
+
+
+async def test_an_inline_owner_that_dies_is_named(client: ArenaClient, tmp_path: Path) -> None:
+    async with owner(directory=tmp_path / "missing") as unet:
+        slot = unet.written(1)
+        assert await filled(client, unet.address, slot) == [1]
+    with pytest.raises(ArenaUnreachable, match="UNAVAILABLE"):
+        await client.read(unet.address, [slot])
+
+
+async def test_arenas_that_nobody_asks_for_are_let_go() -> None:
+    now = 0.0
+    client = ArenaClient(idle_s=10, clock=lambda: now)
+    async with owner() as first, owner() as second:
+        slot, other = first.written(1), second.written(2)
+        await client.read(first.address, [slot])
+        now = 11
+        await client.read(second.address, [other])
+        assert client.transports() == {"shm": 1}
+        assert await filled(client, first.address, slot) == [1]
+        await client.close()
+
+
+async def unused(slots: Sequence[SlotRef]) -> list[bytes | None]:
+    raise AssertionError("not to be asked")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"pattern": b"0123456789abcdef"}, "does not hold the pattern"),
+        ({"boot_id": "another"}, "on another host"),
+        ({"transport": "cuda_ipc"}, "not known to this version"),
+    ],
+)
+def test_an_offer_that_fails_is_named_in_one_line(wrong: dict[str, object], reason: str) -> None:
+    arena = create_arena(1, SLOT_BYTES, "float16")
+    described = arena.describe()
+    bad: TransportOffer = replace(described.offers[0], **wrong)  # type: ignore[arg-type]
+    with capture_logs() as logs:
+        reader = open_arena(replace(described, offers=(bad,)), unused)
+    assert reader.transport == "inline"
+    assert len(logs) == 1
+    assert reason in logs[0]["failed"][bad.transport]
+    with capture_logs() as logs:
+        reader = open_arena(replace(described, offers=(replace(bad, transport="other"), *described.offers)), unused)
+    assert reader.transport == "shm"
+    assert list(logs[0]["failed"]) == ["other"]
+    reader.close()
+    arena.close()
+
+
+def test_a_description_survives_the_wire() -> None:
+    arena = create_arena(3, SLOT_BYTES, "float16")
+    assert arena_description_from_pb(arena_description_to_pb(arena.describe())) == arena.describe()
+    arena.close()

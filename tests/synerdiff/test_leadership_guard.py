@@ -1,0 +1,31 @@
+"""One leader at a time, and no plan twice."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synerdiff.errors import StaleLeader
+from synerdiff.leadership_guard import LeaderGuard
+
+EVENTS = st.lists(st.tuples(st.sampled_from(["attach", "plan"]), st.integers(0, 4), st.integers(0, 4)), max_size=40)
+
+
+@given(EVENTS)
+def test_only_the_highest_token_is_obeyed_and_its_ticks_only_rise(events: list[tuple[str, int, int]]) -> None:
+    guard = LeaderGuard()
+    highest, done, sessions = -1, -1, list[int]()
+    for event, token, tick in events:
+        if event == "attach" and token < highest:
+            with pytest.raises(StaleLeader):
+                guard.attach(token)
+        elif event == "attach":
+            done = done if token == highest else -1
+            highest = token
+            sessions.append(guard.attach(token))
+        else:
+            expected = token == highest and tick > done
+            assert guard.accepts(token, tick) is expected
+            done = tick if expected else done
+        assert guard.token == highest
+        assert [guard.is_current(session) for session in sessions] == [s == sessions[-1] for s in sessions]
+    assert len(set(sessions)) == len(sessions)
