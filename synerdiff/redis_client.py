@@ -55,7 +55,11 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
         wait=tenacity.wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.05),
         reraise=True,
     )
+
+    async def attempt() -> T:  # tenacity awaits only what it can see to be a coroutine function, unlike a lambda
+        return await call()
+
     try:
-        return await retrying(call)
+        return await retrying(attempt)
     except AWAY as error:
         raise Unavailable(f"Redis is away: {error}") from error

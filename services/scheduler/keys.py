@@ -1,0 +1,73 @@
+"""Every Redis key and channel name in one place. The Lua scripts get the same table.
+
+One Redis with replicas is what this is made for, not Redis Cluster: a script reaches the stream of a job by fields of
+the job, which a cluster would want to know beforehand.
+"""
+
+from synerdiff.requests import Priority
+
+PATTERNS = {
+    # A job: its fields, its events but progress, its latest progress by image, its image files by index.
+    "job": "synerdiff:job:%s",
+    "events": "synerdiff:job:%s:events",
+    "progress": "synerdiff:job:%s:progress",
+    "images": "synerdiff:job:%s:images",
+    # The idempotency key of a client: the id of its job.
+    "request": "synerdiff:request:%s",
+    # One stream per model and priority class, all read through GROUP, a consumer per pool.
+    "queue": "synerdiff:queue:%s:%s",
+    "queued_models": "synerdiff:queued_models",
+    # The queued jobs of a model in the order they are read, for positions and the bound, and the count behind it.
+    "waiting": "synerdiff:waiting:%s",
+    "arrivals": "synerdiff:arrivals:%s",
+    # Jobs that have not ended, by deadline; abandonable ones, by the end of their follower's lease. Unix ms.
+    "deadlines": "synerdiff:deadlines",
+    "leases": "synerdiff:leases",
+    "leases_swept": "synerdiff:leases_swept",
+    # A pool: its newest fencing token and last renewal; its leader while the TTL lasts; its last answered read.
+    "pool": "synerdiff:pool:%s",
+    "leader": "synerdiff:pool:%s:leader",
+    "last_read": "synerdiff:pool:%s:last_read",
+    # Channels: "event" or "progress" to the followers of a job; job ids to the leader of a pool.
+    "wake": "synerdiff:wake:%s",
+    "controls": "synerdiff:controls:%s",
+}
+
+GROUP = "pools"
+
+PRIORITIES = tuple(priority.name.lower() for priority in sorted(Priority))
+
+
+def job(job_id: str) -> str:
+    """Hash: the fields of a job (see `records.py`)."""
+    return PATTERNS["job"] % job_id
+
+
+def events(job_id: str) -> str:
+    """Stream: what happened to a job, progress apart. Entry ids are "<sequence>-0"."""
+    return PATTERNS["events"] % job_id
+
+
+def progress(job_id: str) -> str:
+    """Hash: image index -> "<sequence>:<event>", the latest progress of each unfinished image."""
+    return PATTERNS["progress"] % job_id
+
+
+def images(job_id: str) -> str:
+    """Hash: image index -> serialized Image with its bytes."""
+    return PATTERNS["images"] % job_id
+
+
+def queue(model: str, priority: Priority) -> str:
+    """Stream: the jobs of a model and priority class; field `job` is the job id."""
+    return PATTERNS["queue"] % (model, priority.name.lower())
+
+
+def wake(job_id: str) -> str:
+    """Channel: wake-ups of a job's followers."""
+    return PATTERNS["wake"] % job_id
+
+
+def controls(pool: str) -> str:
+    """Channel: ids of jobs that a pool no longer has to work on."""
+    return PATTERNS["controls"] % pool

@@ -1,0 +1,56 @@
+-- Accept a request durably: what this returns is never lost.
+-- ARGV: job id, request id ('' for none), digest, request JSON, number of images, model, priority number, timeout ms
+--       (0: none), abandonable (1 or 0), follower lease ms, most waiting jobs of a model
+-- Returns the job id: the one given, or that of the job which this request_id already made.
+-- Errors: ALREADYEXISTS, QUEUEFULL
+local job_id, request_id, digest, request_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local num_images, model, priority, timeout_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local abandonable, lease_ms, most_waiting = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+local now = now_ms()
+
+local known = request_id == '' and job_id or redis.call('GET', key('request', request_id))
+if known and redis.call('EXISTS', key('job', known)) == 1 then
+  if redis.call('HGET', key('job', known), 'digest') ~= digest then
+    return redis.error_reply('ALREADYEXISTS job ' .. known)
+  end
+  if abandonable == '1' then
+    redis.call('ZADD', key('leases'), 'XX', 'GT', now + lease_ms, known)
+  else
+    redis.call('HSET', key('job', known), 'abandonable', 0)  -- submitted as well: it outlives its followers
+    redis.call('ZREM', key('leases'), known)
+  end
+  return known
+end
+
+local waiting = key('waiting', model)
+if redis.call('ZCARD', waiting) >= most_waiting then
+  return redis.error_reply('QUEUEFULL ' .. most_waiting .. ' jobs wait')
+end
+
+local class = PRIORITIES[priority]
+local stream = key('queue', model, class)
+if redis.call('EXISTS', stream) == 0 then
+  -- From id 0: a group that starts later has no lag until its first read, and autoscaling goes by the lag.
+  redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
+  redis.call('SADD', key('queued_models'), model)
+end
+local entry_id = redis.call('XADD', stream, '*', 'job', job_id)
+local deadline = timeout_ms > 0 and now + timeout_ms or 0
+
+redis.call('HSET', key('job', job_id),
+  'state', 'QUEUED', 'request', request_json, 'request_id', request_id, 'digest', digest, 'num_images', num_images,
+  'model', model, 'priority', class, 'entry_id', entry_id, 'accepted_at_ms', now, 'deadline_ms', deadline,
+  'abandonable', abandonable, 'sequence', 0)
+if request_id ~= '' then
+  redis.call('SET', key('request', request_id), job_id)
+end
+if deadline > 0 then
+  redis.call('ZADD', key('deadlines'), deadline, job_id)
+end
+if abandonable == '1' then
+  redis.call('ZADD', key('leases'), now + lease_ms, job_id)
+end
+-- In the order jobs are read: by class, then by arrival.
+redis.call('ZADD', waiting, priority * 2 ^ 40 + redis.call('INCR', key('arrivals', model)), job_id)
+add_event(job_id, 'position', redis.call('ZRANK', waiting, job_id))
+return job_id

@@ -1,0 +1,100 @@
+-- Put in front of every script, after the tables PATTERNS, TRANSITIONS, PRIORITIES and GROUP that scripts.py writes from
+-- keys.py and jobs.py.
+--
+-- Rules for every script: a repeated run with the same arguments changes nothing more (replies get lost), and a job
+-- changes state only through `change_state`.
+
+local function key(name, ...)
+  return string.format(PATTERNS[name], ...)
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The time a caller gave, or Redis's own.
+local function given_or_now(given)
+  return tonumber(given) or now_ms()
+end
+
+local function has_ended(state)
+  return next(TRANSITIONS[state]) == nil
+end
+
+local function stream_of(job_id)
+  local fields = redis.call('HMGET', key('job', job_id), 'model', 'priority')
+  return key('queue', fields[1], fields[2])
+end
+
+-- [job id, [field, value, ...], [index of each stored image, ...]]; see record_from_reply.
+local function snapshot(job_id)
+  return {job_id, redis.call('HGETALL', key('job', job_id)), redis.call('HKEYS', key('images', job_id))}
+end
+
+local function next_sequence(job_id)
+  return redis.call('HINCRBY', key('job', job_id), 'sequence', 1)
+end
+
+-- form: 'event' (serialized) or 'position' (of a Queued event, which only a script can know).
+local function add_event(job_id, form, value)
+  redis.call('XADD', key('events', job_id), next_sequence(job_id) .. '-0', form, value)
+  redis.call('PUBLISH', key('wake', job_id), 'event')
+end
+
+-- 'changed', 'already' (it is in that state), or 'gone' (ended otherwise, or unknown). Any other change is a caller's error.
+local function change_state(job_id, to)
+  local job = key('job', job_id)
+  local from, model = unpack(redis.call('HMGET', job, 'state', 'model'))
+  if from == to then
+    return 'already'
+  end
+  if not from or has_ended(from) then
+    return 'gone'
+  end
+  if not TRANSITIONS[from][to] then
+    error({err = 'REFUSED job ' .. job_id .. ' is ' .. from .. ' and may not become ' .. to})
+  end
+  redis.call('HSET', job, 'state', to)
+  if from == 'QUEUED' then
+    redis.call('ZREM', key('waiting', model), job_id)
+  end
+  return 'changed'
+end
+
+-- The one way a job ends: state, event, acknowledgement, and the start of its retention time. Returns as change_state.
+local function end_job(job_id, to, event, retention_ms)
+  local outcome = change_state(job_id, to)
+  if outcome ~= 'changed' then
+    return outcome
+  end
+  local job = key('job', job_id)
+  add_event(job_id, 'event', event)
+  redis.call('ZREM', key('deadlines'), job_id)
+  redis.call('ZREM', key('leases'), job_id)
+  local entry_id, request_id = unpack(redis.call('HMGET', job, 'entry_id', 'request_id'))
+  redis.call('XACK', stream_of(job_id), GROUP, entry_id)
+  for _, name in ipairs({'job', 'events', 'progress', 'images'}) do
+    redis.call('PEXPIRE', key(name, job_id), retention_ms)
+  end
+  if request_id ~= '' then
+    redis.call('PEXPIRE', key('request', request_id), retention_ms)
+  end
+  return outcome
+end
+
+local function fail_job(job_id, event, retention_ms, code, message)
+  local outcome = end_job(job_id, 'FAILED', event, retention_ms)
+  if outcome == 'changed' then
+    redis.call('HSET', key('job', job_id), 'error_code', code, 'error_message', message)
+  end
+  return outcome
+end
+
+-- Tell the leader that holds a job to drop it. No pool holds a job that was never read.
+local function notify_pool(job_id)
+  local pool = redis.call('HGET', key('job', job_id), 'pool')
+  if pool then
+    redis.call('PUBLISH', key('controls', pool), job_id)
+  end
+end

@@ -1,0 +1,135 @@
+"""How jobs and events look in Redis: job fields as readable text, the request as JSON, events as protobuf."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from synerdiff.cards import Sampler
+from synerdiff.jobs import JobRecord, JobState, JobTimings
+from synerdiff.plans import DecodedImage
+from synerdiff.requests import ImageFormat, ImageRequest, Priority
+from synerdiff.v1 import images_pb2
+
+REQUEST_ENUMS: dict[str, type[IntEnum]] = {"sampler": Sampler, "image_format": ImageFormat, "priority": Priority}
+
+TERMINAL_EVENTS = frozenset({"finished", "failed", "cancelled"})
+
+
+def request_to_json(request: ImageRequest) -> str:
+    """A request as JSON, enums by name."""
+    fields = {
+        name: value.name if isinstance(value, IntEnum) else value for name, value in dataclasses.asdict(request).items()
+    }
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def request_from_json(text: str | bytes) -> ImageRequest:
+    """The request that `request_to_json` wrote."""
+    fields: dict[str, Any] = json.loads(text)
+    for name, enum in REQUEST_ENUMS.items():
+        fields[name] = enum[fields[name]]
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return ImageRequest(**fields)
+
+
+def record_from_fields(job_id: str, fields: Mapping[bytes, bytes], image_indices: Iterable[bytes]) -> JobRecord:
+    """A job from the fields of its hash and the indices of its stored images."""
+    return JobRecord(
+        job_id=job_id,
+        state=JobState[fields[b"state"].decode()],
+        request=request_from_json(fields[b"request"]),
+        accepted_at_ms=int(fields[b"accepted_at_ms"]),
+        deadline_ms=int(fields[b"deadline_ms"]),
+        abandonable=fields[b"abandonable"] == b"1",
+        images_done=tuple(sorted(int(index) for index in image_indices)),
+        error_code=int(fields.get(b"error_code", 0)),
+        error_message=fields.get(b"error_message", b"").decode(),
+    )
+
+
+def record_from_reply(reply: list[Any]) -> JobRecord:
+    """A job as scripts return it: [job id, [field, value, ...], [image index, ...]]."""
+    job_id, flat, image_indices = reply
+    return record_from_fields(job_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)), image_indices)
+
+
+def event_from_entry(job_id: str, sequence: int, form: bytes, value: bytes) -> images_pb2.GenerateEvent:
+    """An event from its entry: form `event` holds it serialized, form `position` is a Queued event's number."""
+    if form == b"position":
+        event = images_pb2.GenerateEvent(queued=images_pb2.Queued(position=int(value)))
+    else:
+        event = images_pb2.GenerateEvent.FromString(value)
+    event.job_id = job_id
+    event.sequence = sequence
+    return event
+
+
+def is_terminal(event: images_pb2.GenerateEvent) -> bool:
+    """Whether nothing follows this event."""
+    return event.WhichOneof("event") in TERMINAL_EVENTS
+
+
+def started_event() -> bytes:
+    """A Started event, ready to store."""
+    return images_pb2.GenerateEvent(started=images_pb2.Started()).SerializeToString()
+
+
+def progress_event(index: int, step: int, total: int, preview: bytes) -> bytes:
+    """A Progress event, ready to store."""
+    progress = images_pb2.Progress(index=index, step=step, num_inference_steps=total, preview=preview)
+    return images_pb2.GenerateEvent(progress=progress).SerializeToString()
+
+
+def image_message(image: DecodedImage, index: int, seed: int) -> images_pb2.Image:
+    """A decoded image as clients get it, its bytes included."""
+    return images_pb2.Image(
+        index=index,
+        seed=seed,
+        width=image.width,
+        height=image.height,
+        format=images_pb2.ImageFormat.ValueType(image.format),
+        data=image.data,
+        flagged=image.flagged,
+    )
+
+
+def image_event(image: images_pb2.Image) -> bytes:
+    """An Image event without the image's bytes, ready to store."""
+    event = images_pb2.GenerateEvent()
+    for field in ("index", "seed", "width", "height", "format", "flagged"):
+        setattr(event.image, field, getattr(image, field))
+    return event.SerializeToString()
+
+
+def finished_event(timings: JobTimings, warnings: Iterable[str]) -> bytes:
+    """A Finished event, ready to store."""
+    finished = images_pb2.Finished(
+        timings=images_pb2.Timings(
+            queue=_duration(timings.queue_ms),
+            encode=_duration(timings.encode_ms),
+            denoise=_duration(timings.denoise_ms),
+            decode=_duration(timings.decode_ms),
+        ),
+        warnings=list(warnings),
+    )
+    return images_pb2.GenerateEvent(finished=finished).SerializeToString()
+
+
+def failed_event(code: int, message: str) -> bytes:
+    """A Failed event, ready to store. `code` is a google.rpc.Code."""
+    return images_pb2.GenerateEvent(failed=images_pb2.Failed(code=code, message=message)).SerializeToString()
+
+
+def cancelled_event(reason: str) -> bytes:
+    """A Cancelled event, ready to store."""
+    return images_pb2.GenerateEvent(cancelled=images_pb2.Cancelled(reason=reason)).SerializeToString()
+
+
+def _duration(milliseconds: float) -> Duration:
+    duration = Duration()
+    duration.FromMicroseconds(round(milliseconds * 1000))
+    return duration

@@ -1,0 +1,140 @@
+"""Which workers there are: each announces itself under a TTL, so that one that dies is soon forgotten.
+
+Model cards stay when their workers go: a known model without a worker just now is queued, only an unknown one refused.
+"""
+
+import asyncio
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.telemetry import get_logger
+
+WorkerKind = Literal["unet", "vae"]
+
+WORKERS = "synerdiff:workers"  # set of ids, some of them gone
+MODELS = "synerdiff:models"  # hash: model name -> card as JSON
+
+log = get_logger("registry")
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """A worker and how to reach it. `address` is host:port; `domain` names the GPU or CPU that it shares."""
+
+    worker_id: str
+    kind: WorkerKind
+    address: str
+    model_card: ModelCard
+    pool: str
+    domain: str
+    boot_id: str
+    pid: int
+
+
+def boot_id() -> str:
+    """This host in its present life; containers of one host share it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def default_domain(gpu_uuid: str | None = None) -> str:
+    """The domain of a worker: its GPU if it has one, else the CPU of its host."""
+    return gpu_uuid or f"cpu:{boot_id()}"
+
+
+def card_to_json(card: ModelCard) -> str:
+    """A model card as JSON, samplers by name."""
+    fields = dataclasses.asdict(card)
+    fields["default_sampler"] = card.default_sampler.name
+    fields["samplers"] = [dataclasses.asdict(limits) | {"sampler": limits.sampler.name} for limits in card.samplers]
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def card_from_json(text: str | bytes) -> ModelCard:
+    """The card that `card_to_json` wrote."""
+    fields: dict[str, Any] = json.loads(text)
+    fields["default_sampler"] = Sampler[fields["default_sampler"]]
+    fields["samplers"] = tuple(
+        SamplerLimits(**limits | {"sampler": Sampler[limits["sampler"]]}) for limits in fields["samplers"]
+    )
+    return ModelCard(**fields)
+
+
+def record_to_json(record: WorkerRecord) -> str:
+    """A worker record as JSON, its card inside."""
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    fields["model_card"] = json.loads(card_to_json(record.model_card))
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def record_from_json(text: str | bytes) -> WorkerRecord:
+    """The record that `record_to_json` wrote."""
+    fields: dict[str, Any] = json.loads(text)
+    fields["model_card"] = card_from_json(json.dumps(fields["model_card"]))
+    return WorkerRecord(**fields)
+
+
+class WorkerRegistry:
+    """The announced workers and the known models, in Redis as JSON. Methods raise redis's own errors."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def announce(self, record: WorkerRecord, ttl_s: float) -> None:
+        """Make a worker known for `ttl_s` seconds. UNet workers' model cards are kept for good: theirs are complete."""
+        async with self._redis.pipeline(transaction=True) as batch:
+            batch.set(_worker_key(record.worker_id), record_to_json(record), px=round(ttl_s * 1000))
+            batch.sadd(WORKERS, record.worker_id)
+            if record.kind == "unet":
+                batch.hset(MODELS, record.model_card.name, card_to_json(record.model_card))
+            await batch.execute()
+
+    async def withdraw(self, worker_id: str) -> None:
+        """Forget a worker at once."""
+        async with self._redis.pipeline(transaction=True) as batch:
+            batch.delete(_worker_key(worker_id))
+            batch.srem(WORKERS, worker_id)
+            await batch.execute()
+
+    async def workers(self, pool: str | None = None) -> list[WorkerRecord]:
+        """The workers announced just now, of one pool or of all, by id."""
+        worker_ids = sorted(cast(set[bytes], await self._redis.smembers(WORKERS)))
+        if not worker_ids:
+            return []
+        texts = await self._redis.mget([_worker_key(name.decode()) for name in worker_ids])
+        gone = [name for name, text in zip(worker_ids, texts, strict=True) if text is None]
+        if gone:
+            await self._redis.srem(WORKERS, *gone)
+        records = [record_from_json(text) for text in texts if text is not None]
+        return [record for record in records if pool is None or record.pool == pool]
+
+    async def cards(self) -> list[ModelCard]:
+        """Every model ever served here, by name."""
+        cards = [card_from_json(text) for text in await self._redis.hvals(MODELS)]
+        return sorted(cards, key=lambda card: card.name)
+
+
+async def keep_announced(registry: WorkerRegistry, record: WorkerRecord, ttl_s: float = 10.0) -> None:
+    """Announce a worker every third of the TTL until cancelled, over any trouble with Redis; then withdraw it."""
+    try:
+        while True:
+            try:
+                await registry.announce(record, ttl_s)
+            except (RedisError, OSError) as error:
+                log.warning("could not announce the worker", worker=record.worker_id, error=str(error))
+            await asyncio.sleep(ttl_s / 3)
+    finally:
+        try:
+            await registry.withdraw(record.worker_id)
+        except (RedisError, OSError) as error:
+            log.warning("could not withdraw the worker", worker=record.worker_id, error=str(error))
+
+
+def _worker_key(worker_id: str) -> str:
+    return f"synerdiff:worker:{worker_id}"
