@@ -1,20 +1,18 @@
 """`python -m services.vae_worker`: one VAE worker as a process of its own."""
 
-import os
-
-# Read when OpenMP starts, with torch's import: threads that spin while idle would take the cores from the UNet worker.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import asyncio
-
-from services.vae_worker.settings import VaeWorkerSettings
-from services.vae_worker.worker import serve
-from synerdiff.settings import load
-from synerdiff.telemetry import configure_logging, serve_metrics
+import os
 
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
+    # OpenMP reads this when torch is imported: threads that spin while idle would take the cores from the UNet worker.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from services.vae_worker.settings import VaeWorkerSettings
+    from services.vae_worker.worker import serve
+    from synerdiff.settings import load
+    from synerdiff.telemetry import configure_logging, serve_metrics
+
     settings = load(VaeWorkerSettings)
     configure_logging("vae_worker", settings.log_level)
     serve_metrics(settings.metrics_port)

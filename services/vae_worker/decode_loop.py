@@ -73,18 +73,19 @@ class DecodeLoop:
         self._accepted = 0
         self._wanted = asyncio.Event()
         self._encoding: set[asyncio.Task[None]] = set()
+        self._settled = asyncio.Event()
+        self._settled.set()
 
-    @property
-    def idle(self) -> bool:
-        """Whether no plan is in hand and no image file is being made."""
-        return not self._plans and not self._encoding
+    async def settled(self) -> None:
+        """Wait until no plan is in hand and no image file is being made."""
+        await self._settled.wait()
 
     def submit(self, plan: VaePlan, report: Report) -> None:
         """Take a plan. `report` hears of each task that failed, then of the tick."""
         self._accepted += 1
         self._plans[self._accepted] = _PlanInHand(plan, report)
         self._wanted.set()
-        metrics.PLANS_IN_HAND.set(len(self._plans))
+        self._note_work()
 
     def cancel(self, task_ids: Iterable[str]) -> None:
         """Skip these tasks in the plans now in hand, from the next item on, and forget their images."""
@@ -116,7 +117,7 @@ class DecodeLoop:
                 await self._run_plan(in_hand)
             finally:
                 del self._plans[number]
-                metrics.PLANS_IN_HAND.set(len(self._plans))
+                self._note_work()
 
     async def _run_plan(self, in_hand: _PlanInHand) -> None:
         for item in in_hand.plan.items:
@@ -199,7 +200,11 @@ class DecodeLoop:
     def _start_encoding(self, in_hand: _PlanInHand, entry: DecodeEntry, picture: Picture, decode_ms: float) -> None:
         encoding = asyncio.create_task(self._encode(in_hand, entry, picture, decode_ms), name=entry.task_id)
         self._encoding.add(encoding)
-        encoding.add_done_callback(self._encoding.discard)
+        encoding.add_done_callback(self._encoded)
+
+    def _encoded(self, encoding: asyncio.Task[None]) -> None:
+        self._encoding.discard(encoding)
+        self._note_work()
 
     async def _encode(self, in_hand: _PlanInHand, entry: DecodeEntry, picture: Picture, decode_ms: float) -> None:
         started = time.perf_counter()
@@ -227,3 +232,10 @@ class DecodeLoop:
                 encode_ms=seconds * 1000,
             )
         )
+
+    def _note_work(self) -> None:
+        metrics.PLANS_IN_HAND.set(len(self._plans))
+        if self._plans or self._encoding:
+            self._settled.clear()
+        else:
+            self._settled.set()

@@ -51,6 +51,8 @@ class VaeStageServicer(stages_pb2_grpc.VaeStageServicer):
         self._guard = LeaderGuard()
         self._stream: _LeaderStream | None = None
         self._draining = False
+        self._leaderless = asyncio.Event()
+        self._leaderless.set()
 
     def start_draining(self) -> None:
         """Tell leaders that attach from now on to plan nothing new here."""
@@ -61,6 +63,10 @@ class VaeStageServicer(stages_pb2_grpc.VaeStageServicer):
         if self._stream is not None:
             self._stream.end(error)
         self._outbox.end_streams()
+
+    async def leaderless(self) -> None:
+        """Wait until no leader is attached."""
+        await self._leaderless.wait()
 
     async def Run(
         self, request_iterator: AsyncIterator[stages_pb2.VaeCommand], context: grpc.aio.ServicerContext
@@ -77,6 +83,7 @@ class VaeStageServicer(stages_pb2_grpc.VaeStageServicer):
             commands.cancel()
             if self._stream is stream:
                 self._stream = None
+                self._leaderless.set()
                 self._loop.drop_plans()
 
     async def Images(
@@ -99,6 +106,7 @@ class VaeStageServicer(stages_pb2_grpc.VaeStageServicer):
             self._loop.drop_plans()
         self._outbox.end_streams(older_than=token)
         self._stream = _LeaderStream(token)
+        self._leaderless.clear()
         log.info("leader attached", leader_token=token, domain=command.attach.domain)
         return self._stream
 

@@ -1,0 +1,186 @@
+"""A VAE worker from its settings to its end: load, serve, announce, drain."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from services.vae_worker.decode_loop import DecodeLoop
+from services.vae_worker.decoder import BatchDecoder, DeviceFailed
+from services.vae_worker.outbox import Outbox
+from services.vae_worker.service import VaeStageServicer
+from services.vae_worker.settings import VaeWorkerSettings
+from synerdiff.cards import ModelCard, Sampler
+from synerdiff.errors import SynerDiffError, Unavailable
+from synerdiff.latents.client import ArenaClient
+from synerdiff.latents.shared_memory import boot_id
+from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.family import VaeSide
+from synerdiff.models.loading import dtype_from_name, load_vae_side
+from synerdiff.redis_client import connect
+from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
+from synerdiff.rpc import ServiceHost
+from synerdiff.telemetry import get_logger
+from synerdiff.v1 import stages_pb2_grpc
+
+log = get_logger(__name__)
+
+SERVICE_NAME = "synerdiff.v1.VaeStage"
+
+# After the registry has forgotten this worker, plans may still be on their way for about as long.
+_SETTLE_S = 1.0
+_CLOSE_GRACE_S = 2.0
+
+
+class VaeWorker:
+    """The parts of one worker: `servicer` to put on a server, `loop` to run beside it."""
+
+    def __init__(self, side: VaeSide, worker_id: str, *, encode_threads: int, outbox_bytes: int) -> None:
+        self._arenas = ArenaClient()
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="vae-device")
+        self._encoders = ThreadPoolExecutor(encode_threads, thread_name_prefix="image-files")
+        self._decoder = BatchDecoder(side)
+        self.outbox = Outbox(outbox_bytes)
+        self.loop = DecodeLoop(self._decoder, self._arenas, self.outbox, self._device, self._encoders)
+        self.servicer = VaeStageServicer(worker_id, self.loop, self.outbox)
+
+    async def warm_up(self) -> None:
+        """Make the first decode before anybody waits for it. Raises DeviceFailed."""
+        await asyncio.get_running_loop().run_in_executor(self._device, self._decoder.warm_up)
+
+    async def drain(self, grace_s: float) -> None:
+        """Finish the plans in hand and wait until a leader has stored their images, for at most `grace_s` seconds."""
+        self.servicer.start_draining()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await asyncio.sleep(_SETTLE_S)
+                await self.loop.settled()
+                await _first_of(self.outbox.emptied(), self.servicer.leaderless())
+        if len(self.outbox):
+            log.warning("stopping before every image was stored; they will be decoded again", images=len(self.outbox))
+
+    async def close(self) -> None:
+        """Let go of arenas and threads."""
+        await self._arenas.close()
+        self._device.shutdown(wait=True, cancel_futures=True)
+        self._encoders.shutdown(wait=True, cancel_futures=True)
+
+
+async def serve(settings: VaeWorkerSettings) -> int:
+    """Serve until SIGTERM or SIGINT, then drain. Returns the process's exit status."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        side = _load(settings)
+    except ModelLoadError as error:
+        log.error("cannot serve", reason=str(error))
+        return 1
+    worker_id = settings.worker_id or f"vae-{uuid.uuid4().hex[:12]}"
+    worker = VaeWorker(side, worker_id, encode_threads=settings.encode_threads, outbox_bytes=settings.outbox_bytes)
+    host = ServiceHost()
+    host.add(SERVICE_NAME, stages_pb2_grpc.add_VaeStageServicer_to_server, worker.servicer)
+    try:
+        await worker.warm_up()
+        address = await host.start(settings.listen, settings.health_listen)
+        record = _record(settings, side, worker_id, settings.advertise or address)
+        return await _serve_until(stop, worker, host, record, settings)
+    except (DeviceFailed, SynerDiffError) as error:
+        log.error("cannot serve", reason=str(error))
+        return 1
+    finally:
+        await worker.close()
+
+
+async def _serve_until(
+    stop: asyncio.Event, worker: VaeWorker, host: ServiceHost, record: WorkerRecord, settings: VaeWorkerSettings
+) -> int:
+    working = asyncio.create_task(worker.loop.run())
+    stopping = asyncio.create_task(stop.wait())
+    async with _announced(record, settings):
+        await host.set_ready(True)
+        log.info("serving", worker_id=record.worker_id, address=record.address, model=record.model_card.name)
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await host.set_ready(False)
+    failure = working.exception() if working.done() else None
+    if failure is None:
+        log.info("draining", grace_s=settings.drain_grace_s)
+        await worker.drain(settings.drain_grace_s)
+    else:
+        log.critical("the decode loop died", exc_info=failure)
+    worker.servicer.end_streams(Unavailable("the VAE worker's device failed") if failure else None)
+    await host.drain(_CLOSE_GRACE_S)
+    working.cancel()
+    stopping.cancel()
+    return 1 if failure else 0
+
+
+@contextlib.asynccontextmanager
+async def _announced(record: WorkerRecord, settings: VaeWorkerSettings) -> AsyncIterator[None]:
+    """Be in the registry for as long as the body runs, whatever becomes of Redis meanwhile."""
+    redis = connect(settings.redis_url)
+    announcing = asyncio.create_task(keep_announced(WorkerRegistry(redis), record, settings.registry_ttl_s))
+    try:
+        yield
+    finally:
+        announcing.cancel()
+        await asyncio.wait((announcing,))
+        await redis.aclose()
+
+
+async def _first_of(*waits: Coroutine[object, object, None]) -> None:
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _load(settings: VaeWorkerSettings) -> VaeSide:
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    dtype = dtype_from_name(settings.dtype, settings.device)
+    return load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=settings.device)
+
+
+def _record(settings: VaeWorkerSettings, side: VaeSide, worker_id: str, address: str) -> WorkerRecord:
+    return WorkerRecord(
+        worker_id=worker_id,
+        kind="vae",
+        address=address,
+        model_card=_card(settings.model_name or settings.model.resolve().name, side),
+        pool=settings.pool,
+        domain=settings.domain or _device_domain(side),
+        boot_id=boot_id(),
+        pid=os.getpid(),
+    )
+
+
+def _card(name: str, side: VaeSide) -> ModelCard:
+    """What a VAE worker can say of its model: its name and geometry. All else is the UNet workers' to say."""
+    return ModelCard(
+        name=name,
+        family=side.family.name,
+        native_width=0,
+        native_height=0,
+        size_multiple=side.scale_factor,
+        max_side=0,
+        default_num_inference_steps=0,
+        default_guidance_scale=0.0,
+        default_sampler=Sampler.DDIM,
+        samplers=(),
+        max_prompt_tokens=0,
+        prediction_type="",
+    )
+
+
+def _device_domain(side: VaeSide) -> str:
+    if side.device.type != "cuda":
+        return default_domain()
+    return default_domain(str(torch.cuda.get_device_properties(side.device).uuid))
