@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import grpc
 from grpc_status import rpc_status
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from synerdiff.errors import QueueFull, SynerDiffError, Unavailable
 from synerdiff.status import from_rpc_error
@@ -18,7 +18,7 @@ T = TypeVar("T")
 # How a connection looks that broke under a call, when the other end did not say why in words of its own.
 _BROKEN = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
 _TERMINAL = frozenset({"finished", "failed", "cancelled"})
-_BACK_OFF = wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.1)
+_BACK_OFF = wait_random_exponential(multiplier=0.1, max=2.0)
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,13 @@ async def persist(attempt: Callable[[float | None], Awaitable[T]], policy: Retry
         stop=lambda state: _is_over(state, policy, deadline),
         reraise=True,
     )
+
+    async def attempt_now() -> T:
+        return await attempt(_left(deadline))
+
     started = time.monotonic()
     try:
-        return await retrying(lambda: attempt(_left(deadline)))
+        return await retrying(attempt_now)
     except grpc.aio.AioRpcError as error:
         if not is_broken_connection(error):
             raise from_rpc_error(error) from error

@@ -1,0 +1,151 @@
+"""The public API: thin servicers from proto to the job store and back. Any scheduler answers for any job."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, TypeVar, cast
+
+from prometheus_client import Counter
+
+from services.scheduler.admission import AdmissionLimits, body_digest, resolve
+from services.scheduler.queue import JobStore
+from synerdiff.errors import NotFound, SynerDiffError, Unavailable
+from synerdiff.jobs import JobRecord
+from synerdiff.redis_client import patiently
+from synerdiff.registry import WorkerRegistry
+from synerdiff.rpc import ServiceHost
+from synerdiff.telemetry import get_logger
+from synerdiff.v1 import images_pb2, images_pb2_grpc
+from synerdiff.wire.public import job_to_pb, model_card_to_pb
+
+SERVICE = "synerdiff.v1.ImageGeneration"
+
+# A GenerateRequest is at most two prompts of 8 KiB and small change; nothing a stranger sends needs more room.
+MAX_REQUEST_BYTES = 1 << 20
+REDIS_PATIENCE_S = 2.0
+
+_log = get_logger("api")
+_accepted = Counter("synerdiff_requests_accepted_total", "Requests made into jobs", ["model", "method"])
+_refused = Counter("synerdiff_requests_refused_total", "Requests not accepted, by gRPC status code", ["code"])
+
+T = TypeVar("T")
+
+
+class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
+    """synerdiff.v1.ImageGeneration.
+
+    A handler never ends a job because its call ends: a client that leaves, a connection that ages out and a draining
+    server look alike from here. The lease that `JobStore.follow` renews tells an abandoned job from a moved one.
+    """
+
+    def __init__(
+        self, store: JobStore, registry: WorkerRegistry, limits: AdmissionLimits, draining: asyncio.Event
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._limits = limits
+        self._draining = draining
+
+    def add_to(self, host: ServiceHost) -> None:
+        """Serve on `host`."""
+        host.add(SERVICE, images_pb2_grpc.add_ImageGenerationServicer_to_server, self)
+
+    async def Generate(
+        self, request: images_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[images_pb2.GenerateEvent]:
+        """Accept durably, then follow to the end."""
+        job_id = await self._accept(request, abandonable=True)
+        async with contextlib.aclosing(self._follow(job_id, 0, context)) as events:
+            async for event in events:
+                yield event
+
+    async def Submit(self, request: images_pb2.GenerateRequest, context: Any) -> images_pb2.Job:
+        """Accept durably and return."""
+        return await self._job_message(await self._known(await self._accept(request, abandonable=False)))
+
+    async def Watch(self, request: images_pb2.WatchRequest, context: Any) -> AsyncIterator[images_pb2.GenerateEvent]:
+        """Follow a job from after `after_sequence` to its end."""
+        record = await self._known(request.job_id)
+        async with contextlib.aclosing(self._follow(record.job_id, request.after_sequence, context)) as events:
+            async for event in events:
+                yield event
+
+    async def GetJob(self, request: images_pb2.GetJobRequest, context: Any) -> images_pb2.Job:
+        """The job as it stands."""
+        return await self._job_message(await self._known(request.job_id))
+
+    async def CancelJob(self, request: images_pb2.CancelJobRequest, context: Any) -> images_pb2.Job:
+        """Cancel a job that has not ended."""
+        record = await self._store.cancel(request.job_id, "a client cancelled it")
+        if record is None:
+            raise _unknown_job(request.job_id)
+        _log.info("cancelled", job_id=record.job_id, request_id=record.request.request_id, state=record.state.name)
+        return await self._job_message(record)
+
+    async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
+        """Every model known, and whether a UNet and a VAE worker serve it just now."""
+        workers = await patiently(self._registry.workers, REDIS_PATIENCE_S)
+        serving = {(worker.model_card.name, worker.kind) for worker in workers}
+        return images_pb2.ListModelsResponse(
+            models=[
+                model_card_to_pb(card, available={(card.name, "unet"), (card.name, "vae")} <= serving)
+                for card in await self._store.models()
+            ]
+        )
+
+    async def _accept(self, pb: images_pb2.GenerateRequest, *, abandonable: bool) -> str:
+        try:
+            request = resolve(pb, await self._store.models(), self._limits)
+            acceptance = await self._store.accept(request, body_digest(pb), abandonable)
+        except SynerDiffError as error:
+            _refused.labels(error.code.name).inc()
+            raise
+        if acceptance.created:
+            _accepted.labels(request.model, "generate" if abandonable else "submit").inc()
+            _log.info("accepted", job_id=acceptance.job_id, request_id=request.request_id, model=request.model)
+        return acceptance.job_id
+
+    async def _follow(
+        self, job_id: str, after_sequence: int, context: Any
+    ) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
+        # Tells the client that the job is there, however long its next event takes.
+        await context.send_initial_metadata(())
+        draining = asyncio.ensure_future(self._draining.wait())
+        events = cast(AsyncGenerator[images_pb2.GenerateEvent, None], self._store.follow(job_id, after_sequence))
+        try:
+            while (event := await _next_unless(draining, events)) is not None:
+                yield event
+        finally:
+            draining.cancel()
+            await events.aclose()
+
+    async def _known(self, job_id: str) -> JobRecord:
+        record = await self._store.job(job_id)
+        if record is None:
+            raise _unknown_job(job_id)
+        return record
+
+    async def _job_message(self, record: JobRecord) -> images_pb2.Job:
+        return job_to_pb(
+            record,
+            position=await self._store.position(record.job_id),
+            progress=await self._store.progress(record.job_id),
+            images=await self._store.images(record.job_id),
+        )
+
+
+def _unknown_job(job_id: str) -> NotFound:
+    return NotFound(f"job_id: {job_id[:64]!r} is unknown, or its retention time has passed")
+
+
+async def _next_unless(draining: asyncio.Future[Any], events: AsyncGenerator[T, None]) -> T | None:
+    """The next event, or None at their end. Raises Unavailable once `draining` is done."""
+    coming = asyncio.ensure_future(anext(events, None))
+    try:
+        await asyncio.wait({coming, draining}, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            raise Unavailable("this scheduler is shutting down; watch the job from another")
+        return coming.result()
+    finally:
+        coming.cancel()
+        await asyncio.wait({coming})

@@ -1,0 +1,42 @@
+"""The operators' API: what runs where, and the last ticks as a trace."""
+
+from typing import Any, Protocol
+
+from synerdiff.rpc import ServiceHost
+from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+
+SERVICE = "synerdiff.v1.Operations"
+
+
+class PoolView(Protocol):
+    """What operators may see of a pool."""
+
+    async def status(self) -> operations_pb2.GetStatusResponse:
+        """Workers, queues and tasks; on the leader from its own books, elsewhere from Redis."""
+
+    def trace(self, domain: str) -> bytes:
+        """The last ticks of `domain`, or of every domain when it is empty, in Chrome's trace event format.
+
+        Raises Unavailable where nothing is led, and NotFound for a domain without ticks.
+        """
+
+
+class OperationsService(operations_pb2_grpc.OperationsServicer):
+    """synerdiff.v1.Operations."""
+
+    def __init__(self, pool: PoolView) -> None:
+        self._pool = pool
+
+    def add_to(self, host: ServiceHost) -> None:
+        """Serve on `host`."""
+        host.add(SERVICE, operations_pb2_grpc.add_OperationsServicer_to_server, self)
+
+    async def GetStatus(
+        self, request: operations_pb2.GetStatusRequest, context: Any
+    ) -> operations_pb2.GetStatusResponse:
+        """The pool as this scheduler sees it."""
+        return await self._pool.status()
+
+    async def GetTrace(self, request: operations_pb2.GetTraceRequest, context: Any) -> operations_pb2.GetTraceResponse:
+        """The last ticks, as a trace."""
+        return operations_pb2.GetTraceResponse(trace_json=self._pool.trace(request.domain))
