@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROMPT ?= a slice of pizza
 STUBS := $(wildcard protos/synerdiff/v1/*.proto)
-CHECKED := synerdiff services synerdiff_cli tests
+CHECKED := synerdiff services synerdiff_cli tests tools
 
 # OpenMP teams of several processes that spin while they wait for each other take the cores from each other's work.
 export OMP_WAIT_POLICY := passive
@@ -51,7 +51,7 @@ protos: $(INSTALLED)
 		--python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. $(STUBS)
 
 docs: $(INSTALLED)
-	@$(BIN)/python docs/configuration.py > docs/configuration.md
+	@$(BIN)/python tools/settings_reference.py > docs/configuration.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

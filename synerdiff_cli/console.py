@@ -52,8 +52,10 @@ def fail(message: str, code: int) -> NoReturn:
 
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """Turn an error that the server answered into one line and its exit code."""
+    """Turn an error that the server answered, or a file that cannot be written, into one line and its exit code."""
     try:
         yield
     except SynerDiffError as error:
         fail(error.message, exit_code(error))
+    except OSError as error:
+        fail(str(error), EXIT_FAILED)

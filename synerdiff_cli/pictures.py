@@ -31,9 +31,9 @@ def default_path(prompt: str, seed: int, suffix: str, folder: Path) -> Path:
     return path
 
 
-def numbered_path(path: Path, index: int, count: int) -> Path:
-    """The file of picture `index` of `count` when `path` was asked for: as it is for one, "name-INDEX.png" for more."""
-    return path if count == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
+def numbered_path(path: Path, index: int) -> Path:
+    """The file of picture `index` when `path` was asked for: that for the first, "name-INDEX.png" for the others."""
+    return path if index == 0 else path.with_name(f"{path.stem}-{index}{path.suffix}")
 
 
 def terminal_picture(picture: Image.Image, columns: int = 32) -> Segments:

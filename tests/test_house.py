@@ -39,6 +39,12 @@ def test_the_generated_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
     assert not stale, f"run `make protos`: {stale}"
 
 
+def test_the_configuration_reference_is_that_of_the_settings() -> None:
+    command = [sys.executable, str(ROOT / "tools/settings_reference.py")]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == (ROOT / "docs/configuration.md").read_text(), "run `make docs`"
+
+
 def test_all_but_model_code_runs_without_torch() -> None:
     light = [name for name in modules() if not name.startswith(MODEL_CODE) and not name.endswith("__main__")]
     assert {"services.scheduler", "synerdiff_cli.supervisor", "synerdiff.settings"} <= set(light)

@@ -1,0 +1,85 @@
+"""`synerdiff generate`: pictures from a running system."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synerdiff.cards import Sampler
+from synerdiff.client import GenerateOptions
+from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
+from synerdiff_cli.interruption import run
+from synerdiff_cli.making import Destination, connected, destination, save_pictures
+from synerdiff_cli.pictures import SUFFIXES
+
+_SAMPLERS = ", ".join(sampler.name.lower() for sampler in Sampler)
+
+Address = Annotated[
+    str, typer.Option(help="HOST:PORT of a scheduler.", envvar="SYNERDIFF_ADDRESS", metavar="HOST:PORT")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="File or folder to write to. Default: PROMPT-SEED.png."),
+]
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Output = None,
+    model: Annotated[str, typer.Option(help="The model's name. Default: the server's.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Pull towards the prompt; 1: none.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same picture; image k has SEED + k.", min=0)] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.", min=1)] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.", min=1)] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What not to draw.")] = "",
+    sampler: Annotated[str, typer.Option(help=f"One of {_SAMPLERS}. Default: the model's.")] = "",
+    num_images: Annotated[int, typer.Option("-n", "--num-images", help="How many pictures.", min=1)] = 1,
+    image_format: Annotated[str, typer.Option("--format", help="png, jpeg or webp. Default: by -o, or png.")] = "",
+    priority: Annotated[str, typer.Option(help="high, normal or low.")] = "normal",
+    timeout: Annotated[float | None, typer.Option(help="Seconds; then the job is given up.")] = None,
+    preview_every: Annotated[int, typer.Option(help="Show a preview every so many steps; 0: none.", min=0)] = 0,
+    no_skip_cfg: Annotated[bool, typer.Option("--no-skip-cfg", help="Guidance on every step.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and do not wait.")] = False,
+    address: Address = "127.0.0.1:50051",
+) -> None:
+    """Make pictures from PROMPT and write them to files, whose names go to stdout.
+
+    What is not said is the model's own default. Ctrl-C cancels the job.
+    """
+    try:
+        where = destination(prompt, output)
+    except ValueError as error:
+        fail(str(error), EXIT_INVALID)
+    options: GenerateOptions = {
+        "model": model or None,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "width": width,
+        "height": height,
+        "negative_prompt": negative_prompt,
+        "sampler": sampler or None,
+        "num_images": num_images,
+        "image_format": image_format or _format_of(where),
+        "priority": priority,
+        "timeout": timeout,
+        "preview_every": preview_every,
+        "skip_cfg": False if no_skip_cfg else None,
+    }
+    with errors_as_lines():
+        run(_submit(address, prompt, options) if detach else _make(address, prompt, options, where, num_images))
+
+
+async def _make(address: str, prompt: str, options: GenerateOptions, where: Destination, num_images: int) -> None:
+    async with connected(address) as client:
+        await save_pictures(client, client.stream(prompt, **options), where, num_images=num_images)
+
+
+async def _submit(address: str, prompt: str, options: GenerateOptions) -> None:
+    async with connected(address) as client:
+        out.print((await client.submit(prompt, **options)).job_id)
+
+
+def _format_of(where: Destination) -> str | None:
+    return SUFFIXES[where.output.suffix.lower()].lower() if where.output else None

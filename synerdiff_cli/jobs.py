@@ -1,0 +1,81 @@
+"""`synerdiff jobs get|watch|cancel`: what became of a job."""
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from synerdiff.client import Job
+from synerdiff.jobs import JobState
+from synerdiff_cli.console import EXIT_INVALID, err, errors_as_lines, fail, out
+from synerdiff_cli.generate import Address, Output
+from synerdiff_cli.interruption import run
+from synerdiff_cli.making import Destination, connected, destination, save_pictures
+
+app = typer.Typer(help="Ask about a job, follow it, cancel it.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+
+
+@app.command()
+def get(job: JobId, output: Output = None, address: Address = "127.0.0.1:50051") -> None:
+    """Print how a job stands; with -o, write the pictures that it has so far."""
+    with errors_as_lines():
+        run(_get(address, job, _destination(job, output) if output else None))
+
+
+@app.command()
+def watch(job: JobId, output: Output = None, address: Address = "127.0.0.1:50051") -> None:
+    """Follow a job to its end and write its pictures. Ctrl-C leaves the job alone."""
+    with errors_as_lines():
+        run(_watch(address, job, output))
+
+
+@app.command()
+def cancel(job: JobId, address: Address = "127.0.0.1:50051") -> None:
+    """Cancel a job; one that has ended is left as it is."""
+    with errors_as_lines():
+        run(_cancel(address, job))
+
+
+async def _get(address: str, job_id: str, where: Destination | None) -> None:
+    async with connected(address) as client:
+        job = await client.job(job_id)
+    _describe(job)
+    if where is not None:
+        for image in job.images:
+            out.print(str(image.save(where.path(image))), markup=False)
+
+
+async def _watch(address: str, job_id: str, output: Output) -> None:
+    async with connected(address) as client:
+        events = client.watch(job_id)
+        await save_pictures(client, events, _destination(job_id, output), cancel_on_interrupt=False)
+
+
+async def _cancel(address: str, job_id: str) -> None:
+    async with connected(address) as client:
+        _describe(await client.cancel(job_id))
+
+
+def _destination(job_id: str, output: Output) -> Destination:
+    try:
+        return destination(job_id, output)
+    except ValueError as error:
+        fail(str(error), EXIT_INVALID)
+
+
+def _describe(job: Job) -> None:
+    state = job.state.name.lower()
+    if job.state is JobState.QUEUED:
+        state += f", {job.position} ahead"
+    elif job.state in (JobState.RUNNING, JobState.DECODING):
+        state += f", {job.progress:.0%}"
+    out.print(f"job {job.job_id}: {state}")
+    out.print(f"  model {job.model}, seed {job.seed}, accepted {_local(job.accepted_at)}, {len(job.images)} pictures")
+    if job.error is not None:
+        err.print(f"  {job.error.message}", markup=False)
+
+
+def _local(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,148 @@
+"""`synerdiff up` and `synerdiff demo`: everything on this machine."""
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+
+from synerdiff.client import AsyncClient
+from synerdiff.redis_process import RedisStartError
+from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, EXIT_UNAVAILABLE, err, errors_as_lines, fail, out
+from synerdiff_cli.data_dir import DataDirInUse, default_data_dir, owned
+from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources
+from synerdiff_cli.generate import Output
+from synerdiff_cli.interruption import run
+from synerdiff_cli.making import Destination, destination, save_pictures
+from synerdiff_cli.pictures import terminal_picture
+from synerdiff_cli.running import RedisUnreachable, running
+from synerdiff_cli.supervisor import ChildGaveUp
+
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="Model directory, PATH or NAME=PATH; may be repeated. Default: the bundled emoji."),
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Threads = Annotated[int, typer.Option(help="CPU threads of each worker; 0: an equal share of the cores.", min=0)]
+Policy = Annotated[str, typer.Option(help="How batches are made. Default: the scheduler's.")]
+
+
+def up(
+    policy: Policy = "",
+    model: Models = None,
+    unet_workers: Annotated[int, typer.Option(help="UNet workers for each model.", min=1, max=64)] = 1,
+    vae_workers: Annotated[int, typer.Option(help="VAE workers for each model.", min=1, max=64)] = 1,
+    schedulers: Annotated[int, typer.Option(help="Schedulers; each on the next port.", min=1, max=16)] = 1,
+    redis_url: Annotated[str, typer.Option(help="A Redis that is there already. Default: one of its own.")] = "",
+    listen: Annotated[str, typer.Option(help="Where to serve; port 0: a free one.", metavar="HOST:PORT")] = (
+        "127.0.0.1:50051"
+    ),
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    data_dir: Annotated[Path | None, typer.Option(help="For logs and Redis' data. Default: user state folder.")] = None,
+) -> None:
+    """Run everything on this machine until Ctrl-C. The address goes to stdout once requests are served.
+
+    Jobs that were accepted and not finished are taken up again by the next `up` with the same data folder.
+    """
+    with _errors_as_lines(), owned(data_dir or default_data_dir()) as folder:
+        options = LocalOptions(
+            data_dir=folder.resolve(),
+            models=model_sources(model or []),
+            policy=policy,
+            unet_workers=unet_workers,
+            vae_workers=vae_workers,
+            schedulers=schedulers,
+            listen=listen,
+            redis_url=redis_url,
+            dtype=dtype,
+            threads=threads,
+        )
+        run(_stay_up(options))
+
+
+def demo(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")] = "a slice of pizza",
+    output: Output = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same picture.", min=0)] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
+    policy: Policy = "",
+    model: Models = None,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Start everything on this machine, make one picture, stop everything. The file's name goes to stdout."""
+    with _errors_as_lines():
+        try:
+            where = destination(prompt, output)
+        except ValueError as error:
+            raise OptionError(str(error)) from None
+        sources = model_sources(model or [])
+        with _scratch_folder() as folder:
+            options = LocalOptions(data_dir=folder, models=sources, policy=policy, dtype=dtype, threads=threads)
+            run(_make_one(options, prompt, where, seed, steps))
+
+
+async def _stay_up(options: LocalOptions) -> None:
+    async with running(options) as system:
+        names = ", ".join(model.name for model in options.models)
+        err.print(f"Serving {names}. Logs are in {options.data_dir / 'logs'}; Ctrl-C stops everything.")
+        err.print(f"Try: synerdiff generate 'a slice of pizza' --address {system.deployment.addresses[0]}")
+        out.print("\n".join(system.deployment.addresses))
+        try:
+            await system.supervisor.guard(_forever())
+        finally:
+            err.print("Stopping ...")
+
+
+async def _make_one(
+    options: LocalOptions, prompt: str, where: Destination, seed: int | None, steps: int | None
+) -> None:
+    async with running(options) as system, AsyncClient(system.deployment.addresses[0]) as client:
+        events = client.stream(
+            prompt, model=options.models[0].name, seed=seed, num_inference_steps=steps, preview_every=2
+        )
+        paths = await system.supervisor.guard(save_pictures(client, events, where))
+    if err.is_terminal:
+        with Image.open(paths[0]) as picture:
+            err.print(terminal_picture(picture))
+    err.print(f"[bold]Your picture is {paths[0]}[/]")
+
+
+async def _forever() -> None:
+    await asyncio.Event().wait()
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A new folder for logs and data: gone afterwards, but for the logs where something failed."""
+    folder = Path(tempfile.mkdtemp(prefix="synerdiff-demo-"))
+    try:
+        yield folder
+    except (ChildGaveUp, typer.Exit):
+        shutil.rmtree(folder / "redis", ignore_errors=True)
+        err.print(f"The logs are in {folder / 'logs'}")
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _errors_as_lines() -> Iterator[None]:
+    """What can go wrong on this machine, as one line each."""
+    try:
+        with errors_as_lines():
+            yield
+    except (OptionError, DataDirInUse) as error:
+        fail(str(error), EXIT_INVALID)
+    except (RedisStartError, ChildGaveUp) as error:
+        fail(str(error), EXIT_FAILED)
+    except RedisUnreachable as error:
+        fail(str(error), EXIT_UNAVAILABLE)

@@ -1,0 +1,24 @@
+"""The `synerdiff` command."""
+
+import typer
+
+from synerdiff_cli import generate, jobs, local, status
+from synerdiff_cli.console import EXIT_CODES_HELP
+
+app = typer.Typer(
+    help="Serve latent diffusion models, and ask them for pictures.",
+    epilog=EXIT_CODES_HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(local.demo)
+app.command()(local.up)
+app.command()(generate.generate)
+app.add_typer(jobs.app, name="jobs")
+app.command()(status.models)
+app.command()(status.status)
+
+
+if __name__ == "__main__":
+    app()

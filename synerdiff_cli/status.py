@@ -1,0 +1,95 @@
+"""`synerdiff status` and `synerdiff models`: what runs where, and what can be asked for."""
+
+from typing import Annotated
+
+import grpc
+import typer
+from google.protobuf.json_format import MessageToJson
+from rich.table import Table
+
+from synerdiff.client import Model
+from synerdiff.rpc import open_channel
+from synerdiff.status import from_rpc_error
+from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+from synerdiff_cli.console import errors_as_lines, out
+from synerdiff_cli.generate import Address
+from synerdiff_cli.interruption import run
+from synerdiff_cli.making import connected
+
+_TIMEOUT_S = 10.0
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with the proto's field names.")] = False,
+    address: Address = "127.0.0.1:50051",
+) -> None:
+    """Show the workers and queues of a running system."""
+    with errors_as_lines():
+        reply = run(_status(address))
+    if as_json:
+        out.print(MessageToJson(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
+        return
+    role = "leads" if reply.leader else "does not lead"
+    out.print(f"{address} {role} pool {reply.pool}, policy {reply.policy}")
+    out.print(_workers(reply))
+    out.print(_queues(reply))
+
+
+def models(address: Address = "127.0.0.1:50051") -> None:
+    """List the models that a running system knows."""
+    with errors_as_lines():
+        found = run(_models(address))
+    out.print(_models_table(found))
+
+
+async def _status(address: str) -> operations_pb2.GetStatusResponse:
+    async with connected(address), open_channel(address) as channel:
+        stub = operations_pb2_grpc.OperationsStub(channel)
+        try:
+            reply: operations_pb2.GetStatusResponse = await stub.GetStatus(
+                operations_pb2.GetStatusRequest(), timeout=_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return reply
+
+
+async def _models(address: str) -> tuple[Model, ...]:
+    async with connected(address) as client:
+        return await client.models()
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _workers(reply: operations_pb2.GetStatusResponse) -> Table:
+    table = _table("worker", "kind", "model", "domain", "address", "attached", "slots", "running")
+    for worker in reply.workers:
+        slots = f"{worker.slots_used}/{worker.slots}" if worker.slots else ""
+        attached = "yes" if worker.attached else "no"
+        place = (worker.worker_id, worker.kind, worker.model, worker.domain, worker.address)
+        table.add_row(*place, attached, slots, str(worker.running))
+    return table
+
+
+def _queues(reply: operations_pb2.GetStatusResponse) -> Table:
+    table = _table("queue of model", "waiting", "running", "decoding", "oldest waits (s)")
+    for queue in reply.queues:
+        counts = (queue.waiting, queue.running, queue.decoding)
+        table.add_row(queue.model, *map(str, counts), f"{queue.oldest_age_s:.1f}")
+    return table
+
+
+def _models_table(found: tuple[Model, ...]) -> Table:
+    table = _table("model", "family", "size", "multiple of", "up to", "steps", "guidance", "sampler", "available")
+    for model in found:
+        card = model.card
+        sizes = (f"{card.native_width}x{card.native_height}", str(card.size_multiple), str(card.max_side))
+        defaults = (str(card.default_num_inference_steps), f"{card.default_guidance_scale:g}")
+        available = "yes" if model.available else "no"
+        table.add_row(card.name, card.family, *sizes, *defaults, card.default_sampler.name.lower(), available)
+    return table
