@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from services.unet_worker.sampler_table import NoiseDtype
@@ -34,6 +34,8 @@ _NOISE_SEED = 20240229
 _NOISE_DTYPES: dict[NoiseDtype, torch.dtype] = {"float32": torch.float32, "model": torch.float64}
 
 Array = NDArray[np.float64]
+# What diffusers schedulers raise when asked for more than they can do; few of them check it.
+SCHEDULER_ERRORS = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError)
 
 
 class UnsupportedScheduler(SynerDiffError):
@@ -73,7 +75,7 @@ class SchedulerCoefficients:
 
 @dataclass(frozen=True)
 class _Trace:
-    """The answers of a scheduler to the basis: `scaled`, `stepped` and `drawn` (redrawn noise, else 0) [calls, 2, dims]."""
+    """The answers of a scheduler to the basis, [calls, 2, dims] each; `drawn` is the noise drawn again, else zeros."""
 
     scaled: Array
     stepped: Array
@@ -92,7 +94,7 @@ def probe_scheduler(scheduler: Any, num_inference_steps: int) -> SchedulerCoeffi
         with torch.no_grad():
             scheduler.set_timesteps(num_inference_steps)
             trace = _run(scheduler)
-    except (ValueError, IndexError, AttributeError, TypeError, ZeroDivisionError, RuntimeError) as error:
+    except SCHEDULER_ERRORS as error:
         raise UnsupportedSteps(name, num_inference_steps, str(error)) from error
     if not (np.isfinite(trace.stepped).all() and np.isfinite(trace.scaled).all()):
         raise UnsupportedSteps(name, num_inference_steps, "its coefficients are not all finite")
@@ -128,7 +130,7 @@ def _run(scheduler: Any) -> _Trace:
 
 
 def _basis(dimension: int) -> Tensor:
-    """The basis vector at both amplitudes, of shape _SHAPE. Always a new tensor: schedulers keep what they are given."""
+    """The basis vector at both amplitudes, of shape _SHAPE. A new tensor each time: schedulers keep what they get."""
     vector = torch.zeros(_SHAPE, dtype=torch.float64)
     vector.view(2, -1)[:, dimension] = torch.from_numpy(_AMPLITUDES)
     return vector
@@ -159,7 +161,7 @@ def _noise_coefficients(trace: _Trace, name: str) -> Array:
     answer, noise = trace.stepped[:, :, 2 * PERIOD :], trace.drawn[:, :, 2 * PERIOD :]
     power = (noise**2).sum((1, 2))
     coefficients = (answer * noise).sum((1, 2)) / np.where(power > 0, power, 1)
-    unexplained = np.abs(answer - coefficients[:, None, None] * noise).max((1, 2))
+    unexplained: Array = np.abs(answer - coefficients[:, None, None] * noise).max((1, 2))
     if (bad := _first(unexplained > _TOLERANCE * np.maximum(1, np.abs(coefficients)))) is not None:
         raise UnsupportedScheduler(
             f"{name} adds something at call {bad} that is not one draw of noise from the generator it is given"
@@ -209,5 +211,6 @@ def _only_noise_dtype(dtypes: tuple[NoiseDtype | None, ...], name: str) -> Noise
     return found.pop() if found else "model"
 
 
-def _first(flags: NDArray[np.bool_]) -> int | None:
-    return int(flags.argmax()) if flags.any() else None
+def _first(flags: ArrayLike) -> int | None:
+    found = np.flatnonzero(flags)
+    return int(found[0]) if found.size else None

@@ -47,7 +47,7 @@ class SamplerTable:
         return self.matrix.shape[1]
 
     def padded(self, num_registers: int) -> "SamplerTable":
-        """The same table with `num_registers` registers, those added unused. Raises ValueError for fewer than it has."""
+        """The same table with `num_registers` registers, those added unused. Raises ValueError when it uses more."""
         extra = num_registers - self.num_registers
         if extra < 0:
             raise ValueError(f"num_registers {num_registers} is below the {self.num_registers} that the table uses")

@@ -1,82 +1,97 @@
-"""The samplers that requests may name, as diffusers schedulers: their tables, limits and defaults.
-
-A new sampler is a line in `CATALOGUE`.
-"""
+"""The samplers of a model: their tables, the steps they can do, and which one is the model's own."""
 
 import json
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
-import diffusers
-
+from services.unet_worker.sampler_limits import steps_range
 from services.unet_worker.sampler_probe import UnsupportedScheduler, UnsupportedSteps, probe_scheduler
+from services.unet_worker.sampler_recipes import RECIPES, nearest_sampler
 from services.unet_worker.sampler_registers import build_table
 from services.unet_worker.sampler_table import SamplerTable
 from synerdiff.cards import Sampler, SamplerLimits
+from synerdiff.telemetry import get_logger
 
+__all__ = [
+    "SamplerTable",
+    "UnsupportedScheduler",
+    "UnsupportedSteps",
+    "default_sampler",
+    "sampler_limits",
+    "sampler_table",
+]
 
-@dataclass(frozen=True)
-class SchedulerRecipe:
-    """How a diffusers user would make a sampler: `scheduler_class.from_config(model's config, **overrides)`."""
-
-    class_name: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-    def build(self, scheduler_config: Mapping[str, Any]) -> Any:
-        """A new scheduler of the model's training, steps not set."""
-        return getattr(diffusers, self.class_name).from_config(dict(scheduler_config), **self.overrides)
-
-
-def _plain(class_name: str, **overrides: Any) -> SchedulerRecipe:
-    return SchedulerRecipe(class_name, MappingProxyType({**overrides, "use_karras_sigmas": False}))
-
-
-def _karras(class_name: str, **overrides: Any) -> SchedulerRecipe:
-    others = {"use_exponential_sigmas": False, "use_beta_sigmas": False}
-    return SchedulerRecipe(class_name, MappingProxyType({**overrides, **others, "use_karras_sigmas": True}))
-
-
-_MULTISTEP = "DPMSolverMultistepScheduler"
-_SINGLESTEP = "DPMSolverSinglestepScheduler"
-_DPM = {"algorithm_type": "dpmsolver++"}
-_SDE = {"algorithm_type": "sde-dpmsolver++"}
-_DPM_SINGLESTEP = {"algorithm_type": "dpmsolver++", "lower_order_final": True}  # diffusers sets it when it is needed
-_DEIS = {"algorithm_type": "deis", "solver_type": "logrho"}
-
-CATALOGUE: Mapping[Sampler, SchedulerRecipe] = MappingProxyType(
-    {
-        Sampler.DDIM: SchedulerRecipe("DDIMScheduler"),
-        Sampler.DDPM: SchedulerRecipe("DDPMScheduler"),
-        Sampler.PNDM: SchedulerRecipe("PNDMScheduler", MappingProxyType({"skip_prk_steps": True})),
-        Sampler.EULER: _plain("EulerDiscreteScheduler"),
-        Sampler.EULER_KARRAS: _karras("EulerDiscreteScheduler"),
-        Sampler.EULER_ANCESTRAL: SchedulerRecipe("EulerAncestralDiscreteScheduler"),
-        Sampler.DPMSOLVER_MULTISTEP: _plain(_MULTISTEP, **_DPM),
-        Sampler.DPMSOLVER_MULTISTEP_KARRAS: _karras(_MULTISTEP, **_DPM),
-        Sampler.DPMSOLVER_MULTISTEP_SDE: _plain(_MULTISTEP, **_SDE),
-        Sampler.DPMSOLVER_MULTISTEP_SDE_KARRAS: _karras(_MULTISTEP, **_SDE),
-        Sampler.DPMSOLVER_SINGLESTEP: _plain(_SINGLESTEP, **_DPM_SINGLESTEP),
-        Sampler.DPMSOLVER_SINGLESTEP_KARRAS: _karras(_SINGLESTEP, **_DPM_SINGLESTEP),
-        Sampler.DEIS_MULTISTEP: _plain("DEISMultistepScheduler", **_DEIS),
-        Sampler.DEIS_MULTISTEP_KARRAS: _karras("DEISMultistepScheduler", **_DEIS),
-        Sampler.HEUN: _plain("HeunDiscreteScheduler"),
-        Sampler.HEUN_KARRAS: _karras("HeunDiscreteScheduler"),
-        Sampler.KDPM2: _plain("KDPM2DiscreteScheduler"),
-        Sampler.KDPM2_KARRAS: _karras("KDPM2DiscreteScheduler"),
-        Sampler.LCM: SchedulerRecipe("LCMScheduler"),
-    }
-)
+_CACHED_TABLES = 512  # 1000 calls of 4 registers: 96 KB; a usual table of 20 to 50 calls: a few KB
+_CACHED_MODELS = 16
+_log = get_logger("samplers")
 
 
 def sampler_table(scheduler_config: Mapping[str, Any], sampler: Sampler, num_inference_steps: int) -> SamplerTable:
-    return _cached_table(json.dumps(scheduler_config, sort_keys=True), sampler, num_inference_steps)
+    """The table of a sampler for a model with this scheduler config, read off diffusers on first use and then cached.
+
+    Takes some ms for usual step counts and about a second for 1000: not for the step thread. Safe to call from several
+    threads. Raises UnsupportedSteps when diffusers cannot do `num_inference_steps`, UnsupportedScheduler, naming the
+    scheduler's class, when a step of it is not linear or remembers too much.
+    """
+    trained = scheduler_config.get("num_train_timesteps", 1000)
+    if not 1 <= num_inference_steps <= trained:
+        raise UnsupportedSteps(
+            RECIPES[sampler].class_name,
+            num_inference_steps,
+            f"it must be 1 to {trained}, the model's training timesteps",
+        )
+    return _table(_canonical(scheduler_config), sampler, num_inference_steps)
 
 
-@lru_cache(maxsize=512)
-def _cached_table(config_json: str, sampler: Sampler, num_inference_steps: int) -> SamplerTable:
-    scheduler = CATALOGUE[sampler].build(json.loads(config_json))
+def sampler_limits(scheduler_config: Mapping[str, Any]) -> tuple[SamplerLimits, ...]:
+    """The samplers that a model with this scheduler config can be served with, each with the steps it can do.
+
+    Those that its config makes nonlinear (clip_sample, thresholding) or impossible are left out, with a log line.
+    """
+    return _limits(_canonical(scheduler_config))
+
+
+def default_sampler(scheduler_config: Mapping[str, Any]) -> Sampler:
+    """The model's own sampler, or the nearest that can be served: DPM-Solver++ 2M for a scheduler that cannot.
+
+    Raises UnsupportedScheduler when no sampler can be served with this config.
+    """
+    served = {limits.sampler for limits in sampler_limits(scheduler_config)}
+    if not served:
+        raise UnsupportedScheduler(
+            f"no sampler can be served with {scheduler_config.get('_class_name')} and its options"
+        )
+    own = nearest_sampler(scheduler_config)
+    if own in served:
+        return own
+    instead = Sampler.DPMSOLVER_MULTISTEP if Sampler.DPMSOLVER_MULTISTEP in served else min(served)
+    _log.warning("own_scheduler_not_served", scheduler=scheduler_config.get("_class_name"), instead=instead.name)
+    return instead
+
+
+def _canonical(scheduler_config: Mapping[str, Any]) -> str:
+    return json.dumps(dict(scheduler_config), sort_keys=True)
+
+
+@lru_cache(maxsize=_CACHED_TABLES)
+def _table(config_json: str, sampler: Sampler, num_inference_steps: int) -> SamplerTable:
+    scheduler = RECIPES[sampler].build(json.loads(config_json))
     return build_table(probe_scheduler(scheduler, num_inference_steps))
+
+
+@lru_cache(maxsize=_CACHED_MODELS)
+def _limits(config_json: str) -> tuple[SamplerLimits, ...]:
+    found = ((sampler, _served_steps(config_json, sampler)) for sampler in RECIPES)
+    return tuple(SamplerLimits(sampler, *steps) for sampler, steps in found if steps)
+
+
+def _served_steps(config_json: str, sampler: Sampler) -> tuple[int, int] | None:
+    try:
+        steps = steps_range(RECIPES[sampler].build(json.loads(config_json)))
+        reason = "diffusers cannot run it with this config"
+    except (UnsupportedScheduler, ValueError, NotImplementedError) as error:
+        steps, reason = None, str(error)
+    if steps is None:
+        _log.info("sampler_not_served", sampler=sampler.name, reason=reason)
+    return steps

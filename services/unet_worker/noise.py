@@ -1,0 +1,70 @@
+"""The noise of a task, drawn as a diffusers pipeline with a CPU generator of the task's seed draws it."""
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from services.unet_worker.sampler_table import SamplerTable
+
+
+class TaskNoise:
+    """The generator of one task and the order in which its sampler takes noise from it: first the initial latents, then
+    call by call. What is drawn depends on the seed, the latent shape, the model's dtype and the sampler alone.
+
+    Not safe for several threads at once.
+    """
+
+    def __init__(self, seed: int, latent_shape: tuple[int, int, int], dtype: torch.dtype, table: SamplerTable) -> None:
+        """`latent_shape` is (C, h, w); `dtype` is the model's."""
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._shape = (1, *latent_shape)
+        self._dtype = dtype
+        self._table = table
+        self._next_call: int | None = None  # None: the initial latents are not drawn yet
+
+    @property
+    def next_call(self) -> int:
+        """The UNet call whose noise is drawn next."""
+        return self._next_call or 0
+
+    def initial_latents(self) -> Tensor:
+        """[C, h, w] in the model's dtype on the CPU: what the first UNet call starts from. To be asked for once, first.
+
+        Raises RuntimeError when something was drawn before.
+        """
+        if self._next_call is not None:
+            raise RuntimeError("the initial latents were drawn before: make a new TaskNoise to start over")
+        self._next_call = 0
+        latents: Tensor = self._draw(self._dtype) * self._table.init_noise_sigma
+        return latents
+
+    def next_step(self) -> Tensor | None:
+        """The noise of the next UNet call, [C, h, w] on the CPU in the dtype it is drawn in, or None if it takes none.
+
+        Raises RuntimeError before `initial_latents` and after the last call.
+        """
+        if self._next_call is None:
+            raise RuntimeError("the initial latents come before the noise of any call")
+        if self._next_call == self._table.num_calls:
+            raise RuntimeError(f"all {self._table.num_calls} calls have had their noise")
+        call = self._next_call
+        self._next_call = call + 1
+        if not self._table.draws_noise[call]:
+            return None
+        return self._draw(torch.float32 if self._table.noise_dtype == "float32" else self._dtype)
+
+    def skip_to(self, call: int) -> None:
+        """Draw and drop the initial latents and all noise before `call`, as for a task that goes on from there.
+
+        Raises ValueError when `call` lies behind what was drawn already or after the last call.
+        """
+        if not self.next_call <= call <= self._table.num_calls:
+            raise ValueError(f"call {call} must be {self.next_call} to {self._table.num_calls}")
+        if self._next_call is None:
+            self.initial_latents()
+        while self.next_call < call:
+            self.next_step()
+
+    def _draw(self, dtype: torch.dtype) -> Tensor:
+        drawn: Tensor = randn_tensor(self._shape, generator=self._generator, device=torch.device("cpu"), dtype=dtype)[0]
+        return drawn

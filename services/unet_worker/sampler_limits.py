@@ -1,0 +1,63 @@
+"""Finds out which num_inference_steps diffusers can run a scheduler with, without running each of them."""
+
+from typing import Any
+
+import torch
+
+from services.unet_worker.sampler_probe import SCHEDULER_ERRORS, UnsupportedSteps, probe_scheduler
+
+_MOST_MIN_STEPS = 4  # a scheduler that cannot do so few cannot do any
+_LONG_MEMORY_SHOWS = 20  # calls after which a memory that is too long has shown
+
+
+def steps_range(scheduler: Any) -> tuple[int, int] | None:
+    """The fewest and most steps that a new scheduler can run with, or None when it cannot with few nor more.
+
+    Takes it that a scheduler which can do n steps can do fewer, down to its minimum: what stops them is timesteps that
+    coincide or run out. Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does.
+    """
+    trained = int(scheduler.config.num_train_timesteps)
+    can_do_all = _runs(scheduler, trained)
+    fewest = next((n for n in range(1, _MOST_MIN_STEPS + 1) if _probes(scheduler, n)), None)
+    if fewest is None:
+        return None
+    _probes(scheduler, _LONG_MEMORY_SHOWS)
+    if can_do_all:
+        return fewest, trained
+    most, too_many = fewest, trained
+    while too_many - most > 1:
+        middle = (most + too_many) // 2
+        most, too_many = (middle, too_many) if _runs(scheduler, middle) else (most, middle)
+    return fewest, most
+
+
+def _runs(scheduler: Any, num_inference_steps: int) -> bool:
+    """Whether a run would go through, judged by its timesteps and its first call."""
+    try:
+        with torch.no_grad():
+            # Some schedulers set all their training timesteps when they are made, which can take half a second.
+            if getattr(scheduler, "num_inference_steps", None) != num_inference_steps:
+                scheduler.set_timesteps(num_inference_steps)
+            first = scheduler.timesteps[0]
+            sample = scheduler.scale_model_input(torch.ones(1, 4, 1, 1), first)
+            scheduler.step(sample, first, sample, return_dict=False)
+    except SCHEDULER_ERRORS:
+        return False
+    started_at_first = getattr(scheduler, "step_index", 1) == 1  # from a later timestep it would run off its end
+    return started_at_first and not _has_equal_sigmas(scheduler)
+
+
+def _has_equal_sigmas(scheduler: Any) -> bool:
+    """Whether neighbouring sigmas are equal (0/0 in most solvers) in schedulers that do not double them by design."""
+    if scheduler.order != 1 or not hasattr(scheduler, "sigmas"):
+        return False
+    sigmas = scheduler.sigmas[:-1]  # the last is where the last step ends
+    return bool((sigmas[1:] == sigmas[:-1]).any())
+
+
+def _probes(scheduler: Any, num_inference_steps: int) -> bool:
+    try:
+        probe_scheduler(scheduler, num_inference_steps)
+    except UnsupportedSteps:
+        return False
+    return True
