@@ -1,0 +1,137 @@
+"""A scheduler made of canned answers on a real port, for tests of what the command line does with them."""
+
+import asyncio
+import io
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from synerdiff.errors import SynerDiffError
+from synerdiff.rpc import ServiceHost
+from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
+
+
+def png(color: tuple[int, int, int] = (200, 30, 30)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), color).save(file, "PNG")
+    return file.getvalue()
+
+
+@dataclass
+class Script:
+    """What the fake scheduler answers, and what it was asked."""
+
+    events: list[images_pb2.GenerateEvent] = field(default_factory=list)
+    error: SynerDiffError | None = None
+    hangs: bool = False
+    requests: list[images_pb2.GenerateRequest] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+
+    def happen(self, **event: Any) -> None:
+        """Let an event come next: its kind as the keyword, its message as the value."""
+        sequence = len(self.events) + 1
+        self.events.append(images_pb2.GenerateEvent(job_id="job-1", sequence=sequence, **event))
+
+    def succeed(self, num_images: int = 1, warnings: tuple[str, ...] = ()) -> None:
+        """Let a job be queued, run and finish with red pictures of 16 by 16 pixels."""
+        self.happen(queued=images_pb2.Queued(position=2))
+        self.happen(started=images_pb2.Started())
+        for i in range(num_images):
+            self.happen(progress=images_pb2.Progress(index=i, step=4, num_inference_steps=4, preview=png()))
+            image = images_pb2.Image(
+                index=i, seed=7 + i, width=16, height=16, format=images_pb2.IMAGE_FORMAT_PNG, data=png()
+            )
+            self.happen(image=image)
+        self.happen(finished=images_pb2.Finished(warnings=warnings))
+
+
+class _Images(images_pb2_grpc.ImageGenerationServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def Generate(
+        self, request: images_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[images_pb2.GenerateEvent]:
+        self._script.requests.append(request)
+        async for event in self._play():
+            yield event
+
+    async def Watch(self, request: images_pb2.WatchRequest, context: Any) -> AsyncIterator[images_pb2.GenerateEvent]:
+        async for event in self._play():
+            yield event
+
+    async def Submit(self, request: images_pb2.GenerateRequest, context: Any) -> images_pb2.Job:
+        self._script.requests.append(request)
+        return _job(images_pb2.JOB_STATE_QUEUED)
+
+    async def GetJob(self, request: images_pb2.GetJobRequest, context: Any) -> images_pb2.Job:
+        if self._script.error is not None:
+            raise self._script.error
+        return _job(images_pb2.JOB_STATE_QUEUED)
+
+    async def CancelJob(self, request: images_pb2.CancelJobRequest, context: Any) -> images_pb2.Job:
+        self._script.cancelled.append(request.job_id)
+        return _job(images_pb2.JOB_STATE_CANCELLED)
+
+    async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
+        limits = images_pb2.SamplerLimits(
+            sampler=images_pb2.SAMPLER_DDIM, min_num_inference_steps=1, max_num_inference_steps=999
+        )
+        card = images_pb2.ModelCard(
+            name="emoji", family="sd1", native_width=128, native_height=128, default_sampler=images_pb2.SAMPLER_DDIM
+        )
+        card.samplers.append(limits)
+        return images_pb2.ListModelsResponse(models=[card])
+
+    async def _play(self) -> AsyncIterator[images_pb2.GenerateEvent]:
+        if self._script.error is not None:
+            raise self._script.error
+        for event in self._script.events:
+            yield event
+        if self._script.hangs:
+            await asyncio.sleep(60)
+
+
+class _Operations(operations_pb2_grpc.OperationsServicer):
+    async def GetStatus(
+        self, request: operations_pb2.GetStatusRequest, context: Any
+    ) -> operations_pb2.GetStatusResponse:
+        worker = operations_pb2.WorkerStatus(worker_id="unet-emoji-0", kind="unet", slots=32, slots_used=3)
+        return operations_pb2.GetStatusResponse(pool="default", leader=True, policy="continuous", workers=[worker])
+
+    async def GetTrace(self, request: operations_pb2.GetTraceRequest, context: Any) -> operations_pb2.GetTraceResponse:
+        return operations_pb2.GetTraceResponse()
+
+
+def _job(state: "images_pb2.JobState.ValueType") -> images_pb2.Job:
+    return images_pb2.Job(job_id="job-1", state=state, position=2, model="emoji", seed=7)
+
+
+class FakeScheduler:
+    """Serves `script` from a thread of its own between `start` and `stop`."""
+
+    def __init__(self) -> None:
+        self.script = Script()
+        self.address = ""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._host, self.address = asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result(10)
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._host.drain(0), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    async def _serve(self) -> tuple[ServiceHost, str]:
+        host = ServiceHost()
+        images, operations = _Images(self.script), _Operations()
+        host.add("synerdiff.v1.ImageGeneration", images_pb2_grpc.add_ImageGenerationServicer_to_server, images)
+        host.add("synerdiff.v1.Operations", operations_pb2_grpc.add_OperationsServicer_to_server, operations)
+        return host, await host.start("127.0.0.1:0")
