@@ -5,6 +5,8 @@ connection. `patiently` repeats a whole call for seconds, which hides a restart.
 lost, so whatever runs through them must be safe to run twice.
 """
 
+import asyncio
+import builtins
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -47,12 +49,12 @@ def connect(url: str) -> Redis:
 async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     """`await call()`, again and again with back-off while Redis is away.
 
-    Raises Unavailable once `patience_s` seconds have gone by; a try under way is not cut short.
+    Raises Unavailable once `patience_s` seconds have gone by; a try under way is cut short, and may still take effect.
     """
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(AWAY),
         stop=tenacity.stop_after_delay(patience_s),
-        wait=tenacity.wait_exponential_jitter(initial=0.05, max=1.0, jitter=0.05),
+        wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
         reraise=True,
     )
 
@@ -60,6 +62,9 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
         return await call()
 
     try:
-        return await retrying(attempt)
+        async with asyncio.timeout(patience_s):
+            return await retrying(attempt)
     except AWAY as error:
         raise Unavailable(f"Redis is away: {error}") from error
+    except builtins.TimeoutError as error:
+        raise Unavailable(f"Redis gave no answer within {patience_s:g} s") from error

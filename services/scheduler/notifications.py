@@ -7,7 +7,7 @@ subscription begins or begins again, and must look for itself; and nobody may re
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from redis.asyncio import Redis
@@ -74,7 +74,7 @@ class Notifications:
                 del self._listeners[channel]
             self._changed = True
 
-    async def messages(self, channel: str) -> AsyncIterator[str]:
+    async def messages(self, channel: str) -> AsyncGenerator[str, None]:
         """The messages of a channel as text, without end."""
         with self.listen(channel) as subscription:
             while True:

@@ -5,7 +5,7 @@ acknowledged when the job ends, so what a pool was working on is found again by 
 """
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
 from redis.asyncio import Redis
@@ -175,7 +175,7 @@ class JobQueue(StoreBase):
         """Those that have ended; with `pool`, also those that belong to another pool by now."""
         return {job_id.decode() for job_id in await self._api("gone", pool, *job_ids)}
 
-    def controls(self, pool: str) -> AsyncIterator[str]:
+    def controls(self, pool: str) -> AsyncGenerator[str, None]:
         """Ids of jobs that this pool no longer has to work on, as others end or claim them.
 
         Best effort: what happened while the connection was down is not told; `ended` finds it.

@@ -1,7 +1,7 @@
 """What a job has to show: its events, its progress and its images, and following them from any scheduler."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, cast
 
 from services.scheduler import keys
@@ -77,7 +77,7 @@ class JobResults(StoreBase):
         _, events = await self._read_events(job_id, after_sequence, NO_POSITION_WANTED)
         return events
 
-    async def follow(self, job_id: str, after_sequence: int = 0) -> AsyncIterator[images_pb2.GenerateEvent]:
+    async def follow(self, job_id: str, after_sequence: int = 0) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
         """The events after `after_sequence` as they happen, images with their bytes; ends with the job.
 
         While it is followed an abandonable job is kept alive. A queued job's position comes again when it moves.

@@ -1,0 +1,22 @@
+"""The job store on the shared Redis, and a leader of its default pool."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from services.scheduler.queue import JobStore
+from services.scheduler.scripts import Lease
+from tests.services.scheduler.redis_jobs import new_leader
+
+
+@pytest.fixture
+async def store(redis: Redis) -> AsyncIterator[JobStore]:
+    job_store = JobStore(redis)
+    yield job_store
+    await job_store.close()
+
+
+@pytest.fixture
+async def lease(redis: Redis) -> Lease:
+    return await new_leader(redis)
