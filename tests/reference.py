@@ -19,7 +19,8 @@ _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _SCHEDULERS: dict[Sampler, tuple[str, dict[str, Any]]] = {
     Sampler.DDIM: ("DDIMScheduler", {}),
     Sampler.DDPM: ("DDPMScheduler", {}),
-    Sampler.PNDM: ("PNDMScheduler", {}),
+    # As Stable Diffusion 1.5 configures its own PNDM; a config of another scheduler does not say.
+    Sampler.PNDM: ("PNDMScheduler", {"skip_prk_steps": True}),
     Sampler.EULER: ("EulerDiscreteScheduler", {}),
     Sampler.EULER_KARRAS: ("EulerDiscreteScheduler", _KARRAS),
     Sampler.EULER_ANCESTRAL: ("EulerAncestralDiscreteScheduler", {}),
