@@ -26,7 +26,7 @@ from synerdiff.plans import (
 )
 from synerdiff.telemetry import get_logger
 
-log = get_logger(__name__)
+log = get_logger("decode_loop")
 
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 

@@ -15,7 +15,7 @@ from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.family import VaeSide
 from synerdiff.telemetry import get_logger
 
-log = get_logger(__name__)
+log = get_logger("decoder")
 
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 _RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]

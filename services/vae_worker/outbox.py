@@ -9,7 +9,7 @@ from synerdiff.errors import StaleLeader
 from synerdiff.plans import DecodedImage
 from synerdiff.telemetry import get_logger
 
-log = get_logger(__name__)
+log = get_logger("outbox")
 
 
 class _Follower:

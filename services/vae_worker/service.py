@@ -14,7 +14,7 @@ from synerdiff.telemetry import get_logger
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire.stages import decoded_image_to_pb, task_failed_to_pb, vae_plan_from_pb, vae_tick_done_to_pb
 
-log = get_logger(__name__)
+log = get_logger("service")
 
 
 class _LeaderStream:

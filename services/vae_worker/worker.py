@@ -28,7 +28,7 @@ from synerdiff.rpc import ServiceHost
 from synerdiff.telemetry import get_logger
 from synerdiff.v1 import stages_pb2_grpc
 
-log = get_logger(__name__)
+log = get_logger("vae_worker")
 
 SERVICE_NAME = "synerdiff.v1.VaeStage"
 

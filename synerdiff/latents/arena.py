@@ -16,7 +16,7 @@ from synerdiff.latents.shared_memory import SHARED_MEMORY_DIRECTORY, SharedArena
 from synerdiff.plans import SlotRef
 from synerdiff.telemetry import get_logger
 
-log = get_logger(__name__)
+log = get_logger("latents")
 
 
 class ArenaFull(RuntimeError):

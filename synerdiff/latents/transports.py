@@ -9,7 +9,7 @@ from synerdiff.latents.inline import FetchInline, InlineReader
 from synerdiff.plans import SlotRef
 from synerdiff.telemetry import get_logger
 
-log = get_logger(__name__)
+log = get_logger("latents")
 
 
 class LatentsReader(Protocol):

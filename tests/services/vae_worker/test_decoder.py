@@ -1,0 +1,112 @@
+"""Decoding a batch: the same pictures as diffusers makes, and each failure laid where it belongs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.vae_worker.decoder import BatchDecoder, DecodeFailure, DeviceFailed, Picture
+from synerdiff.latents.client import Latents
+from synerdiff.models.family import Images, VaeSide
+from synerdiff.models.loading import load_vae_side
+from tests.services.vae_worker.conftest import diffusers_decode, latents_of
+from tests.tiny_models import tiny_model
+
+SIDE = 32
+
+
+@dataclass
+class FlakySide:
+    """A real VAE that fails on batches that `fails` names, or on everything."""
+
+    side: VaeSide
+    error: Exception
+    most: int = 99
+    nan_only: bool = False
+    dead: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.side, name)
+
+    def decode(self, latents: torch.Tensor) -> Images:
+        marked = bool((latents == 7).any())
+        if self.dead or len(latents) > self.most or marked:
+            raise self.error
+        return self.side.decode(latents)
+
+
+def flaky(side: VaeSide, error: Exception, **how: Any) -> BatchDecoder:
+    return BatchDecoder(FlakySide(side, error, **how))  # type: ignore[arg-type]
+
+
+def as_stored(latents: torch.Tensor) -> list[Latents]:
+    name = str(latents.dtype).removeprefix("torch.")
+    return [
+        Latents(memoryview(bytearray(one.contiguous().view(torch.uint8).numpy().tobytes())), name) for one in latents
+    ]
+
+
+def pixels(outcomes: list[Picture | DecodeFailure]) -> list[np.ndarray[Any, Any]]:
+    assert all(isinstance(outcome, Picture) for outcome in outcomes), outcomes
+    return [outcome.pixels for outcome in outcomes if isinstance(outcome, Picture)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_pictures_equal_those_of_diffusers(vae_side: VaeSide, dtype: torch.dtype) -> None:
+    latents = latents_of(3, SIDE, SIDE).to(dtype)
+    found = pixels(BatchDecoder(vae_side).decode(as_stored(latents), SIDE, SIDE))
+    expected = diffusers_decode(latents.float())
+    for picture, reference in zip(found, expected, strict=True):
+        assert np.abs(picture.astype(int) - reference).max() <= 1
+
+
+@pytest.mark.parametrize("most", [2, 1])
+def test_a_batch_too_large_for_memory_is_halved(vae_side: VaeSide, most: int) -> None:
+    latents = latents_of(5, SIDE, SIDE)
+    decoder = flaky(vae_side, RuntimeError("DefaultCPUAllocator: can't allocate memory"), most=most)
+    found = pixels(decoder.decode(as_stored(latents), SIDE, SIDE))
+    for picture, reference in zip(found, diffusers_decode(latents), strict=True):
+        assert np.abs(picture.astype(int) - reference).max() <= 1
+
+
+def test_one_picture_too_large_for_memory_fails_alone(vae_side: VaeSide) -> None:
+    decoder = flaky(vae_side, torch.OutOfMemoryError("CUDA out of memory"), most=0)
+    [outcome] = decoder.decode(as_stored(latents_of(1, SIDE, SIDE)), SIDE, SIDE)
+    assert isinstance(outcome, DecodeFailure)
+    assert outcome.code == 8
+    assert "CUDA out of memory" in outcome.message
+
+
+def test_latents_at_fault_fail_alone(vae_side: VaeSide) -> None:
+    latents = latents_of(5, SIDE, SIDE)
+    latents[1, 0, 0, 0] = float("nan")
+    latents[3, 0, 0, 0] = 7  # what the flaky VAE cannot digest
+    batch = as_stored(latents)
+    batch[4] = Latents(batch[4].data[:-4], "float32")
+    outcomes = flaky(vae_side, RuntimeError("odd input")).decode(batch, SIDE, SIDE)
+    failures = {i: o.message for i, o in enumerate(outcomes) if isinstance(o, DecodeFailure)}
+    assert set(failures) == {1, 3, 4}
+    assert "not finite" in failures[1]
+    assert "odd input" in failures[3]
+    assert f"its slot holds {len(batch[4].data)}" in failures[4]
+    assert {o.code for o in outcomes if isinstance(o, DecodeFailure)} == {13}
+
+
+def test_a_dead_device_is_not_blamed_on_the_input(vae_side: VaeSide) -> None:
+    decoder = flaky(vae_side, RuntimeError("CUDA error: illegal address"), dead=True)
+    with pytest.raises(DeviceFailed, match="illegal address"):
+        decoder.decode(as_stored(latents_of(2, SIDE, SIDE)), SIDE, SIDE)
+
+
+def test_flagged_pictures_are_black(tmp_path: Path) -> None:
+    path = tiny_model("sd1", tmp_path, safety_checker=True, safety_threshold=-1.0)
+    side = load_vae_side(path, torch.float32)
+    channels, height, width = side.latent_shape(64, 64)
+    latents = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+    for outcome in BatchDecoder(side).decode(as_stored(latents), 64, 64):
+        assert isinstance(outcome, Picture)
+        assert outcome.flagged
+        assert not outcome.pixels.any()

@@ -1,0 +1,82 @@
+"""`python -m services.vae_worker` as it is started in production: announced while it serves, drained on SIGTERM."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from services.vae_worker.settings import VaeWorkerSettings
+from services.vae_worker.worker import SERVICE_NAME, serve
+from synerdiff.latents.arena import create_arena
+from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.redis_process import RedisProcess
+from synerdiff.registry import WorkerRecord, WorkerRegistry
+from synerdiff.rpc import ServiceHost, open_channel, serving
+from synerdiff.v1 import stages_pb2_grpc
+from tests.services.vae_worker.test_service import Leader, Stage
+
+ROOT = Path(__file__).parents[3]
+WAIT_S = 60
+
+
+async def start(*flags: str) -> asyncio.subprocess.Process:
+    command = (sys.executable, "-m", "services.vae_worker", *flags)
+    return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
+
+
+async def announced(registry: WorkerRegistry) -> WorkerRecord:
+    async with asyncio.timeout(WAIT_S):
+        while not (workers := await registry.workers("testing")):
+            await asyncio.sleep(0.05)
+    return workers[0]
+
+
+async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -> None:
+    arena = create_arena(2, 4 * 4 * 4 * 4, "float32")
+    arena_host = ServiceHost()
+    arena_host.add("LatentsArena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
+    arena_address = await arena_host.start("127.0.0.1:0")
+    registry = WorkerRegistry(redis)
+    process = await start("--redis-url", redis_server.url, "--pool", "testing", "--threads", "1", "--model-name", "m")
+    try:
+        record = await announced(registry)
+        assert (record.kind, record.model_card.name, record.pid) == ("vae", "m", process.pid)
+        assert record.domain.startswith("cpu:")
+        async with open_channel(record.address) as channel:
+            assert await serving(channel, SERVICE_NAME)
+            leader = Leader(channel, 1)
+            await leader.attach()
+            stage = Stage(None, record.address, arena, arena_address)  # type: ignore[arg-type]
+            await leader.plan(1, stage.entries("a/0"))
+            assert (await leader.done()).decoded == ("a/0",)
+            process.send_signal(signal.SIGTERM)
+            assert set(await leader.images(1)) == {"a/0"}
+            async with asyncio.timeout(WAIT_S):
+                while await registry.workers("testing"):
+                    await asyncio.sleep(0.02)
+            assert not await serving(channel, SERVICE_NAME)
+            assert process.returncode is None, "it went before its image was stored"
+            await leader.stored("a/0")
+            assert await asyncio.wait_for(process.wait(), WAIT_S) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+        await arena_host.drain(0)
+        arena.close()
+
+
+async def test_a_bad_setting_is_named_at_once() -> None:
+    process = await start("--encode-threads", "0")
+    _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert process.returncode == 2
+    assert "--encode-threads" in errors.decode()
+
+
+async def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        assert await serve(VaeWorkerSettings(model=tmp_path / "nothing")) == 1
+    assert str(tmp_path) in logs[-1]["reason"]
