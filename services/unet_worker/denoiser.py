@@ -76,7 +76,7 @@ class Denoiser:
         state = noise_pred.new_zeros((len(tasks), most + 2, *noise_pred.shape[1:]))
         for place, task in enumerate(tasks):
             state[place, : len(task.registers)] = task.registers
-            noise = task.noise()
+            noise = task.step_noise()
             if noise is not None:
                 state[place, -1] = noise
         state[:, -2] = noise_pred

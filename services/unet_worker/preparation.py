@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from services.unet_worker.noise import TaskNoise
 from services.unet_worker.prompts import PromptEncoder, PromptKey
 from services.unet_worker.samplers import sampler_table
 from services.unet_worker.tasks import DenoisingTask
@@ -47,19 +48,17 @@ class TaskPreparer:
     def _at_first_call(self, spec: TaskSpec, embeds: Sequence[PromptEmbeds]) -> DenoisingTask:
         side = self._unet_side
         table = sampler_table(side.scheduler_config, spec.sampler, spec.num_inference_steps)
-        generator = torch.Generator("cpu").manual_seed(spec.seed)
         shape = side.latent_shape(spec.width, spec.height)
-        noise = torch.randn((1, *shape), generator=generator, dtype=side.dtype)[0]
+        noise = TaskNoise(spec.seed, shape, side.dtype, table)
         registers = torch.zeros((table.num_registers, *shape), dtype=torch.float32, device=side.device)
-        registers[0] = noise.float() * table.init_noise_sigma
+        registers[0] = noise.initial_latents()
         return DenoisingTask(
             spec=spec,
             embeds=embeds[0],
             negative_embeds=embeds[1] if spec.rows == 2 else None,
             table=table,
             registers=registers,
-            generator=generator,
-            model_dtype=side.dtype,
+            noise=noise,
         )
 
 

@@ -35,7 +35,6 @@ from synerdiff.v1 import stages_pb2_grpc
 
 UNET_STAGE = "synerdiff.v1.UnetStage"
 LATENTS_ARENA = "synerdiff.v1.LatentsArena"
-DRAIN_POLL_S = 0.05
 
 log = get_logger("process")
 
@@ -173,9 +172,7 @@ async def _withdraw(registry: WorkerRegistry, worker_id: str) -> None:
 async def _until_empty(worker: UnetWorker, grace_s: float) -> None:
     log.info("draining", residents=len(worker.residents), grace_s=grace_s)
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(grace_s):
-            while len(worker.residents):
-                await asyncio.sleep(DRAIN_POLL_S)
+        await asyncio.wait_for(worker.until_empty(), grace_s)
 
 
 def _stop_signal() -> asyncio.Event:

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
+from services.unet_worker.noise import TaskNoise
 from services.unet_worker.sampler_table import SamplerTable
 from synerdiff.models.family import PromptEmbeds
 from synerdiff.requests import TaskSpec
@@ -15,8 +15,7 @@ class DenoisingTask:
     """One image being denoised. Only the thread that steps it may touch it; `next_call` may be read by any.
 
     `registers` is [R, C, h, w] fp32 on the model's device: register 0 is the sample, the others hold what the sampler
-    remembers of earlier calls. `negative_embeds` is None for a task without guidance. `generator` draws the noise of
-    stochastic samplers, after the initial noise, as a diffusers pipeline with this CPU generator would.
+    remembers of earlier calls. `negative_embeds` is None for a task without guidance.
     """
 
     spec: TaskSpec
@@ -24,10 +23,9 @@ class DenoisingTask:
     negative_embeds: PromptEmbeds | None
     table: SamplerTable
     registers: Tensor
-    generator: torch.Generator
-    model_dtype: torch.dtype
+    noise: TaskNoise
     next_call: int = 0
-    _noise: Tensor | None = field(default=None, repr=False)
+    _drawn: Tensor | None = field(default=None, repr=False)
 
     @property
     def guided(self) -> bool:
@@ -49,19 +47,17 @@ class DenoisingTask:
         """[C, h, w] fp32: the latents as they stand."""
         return self.registers[0]
 
-    def noise(self) -> Tensor | None:
-        """[C, h, w] fp32 on the CPU for the next call, or None where its sampler draws none.
+    def step_noise(self) -> Tensor | None:
+        """[C, h, w] on the CPU for the next call, or None where its sampler draws none.
 
         Drawn once per call: a call that is repeated after a failure gets the same noise.
         """
-        if self.table.draws_noise[self.next_call] and self._noise is None:
-            dtype = torch.float32 if self.table.noise_dtype == "float32" else self.model_dtype
-            shape = (1, *self.registers.shape[1:])
-            self._noise = torch.randn(shape, generator=self.generator, dtype=dtype)[0].float()
-        return self._noise
+        if self.noise.next_call == self.next_call:
+            self._drawn = self.noise.next_step()
+        return self._drawn
 
     def advance(self, registers: Tensor) -> None:
         """Take over the registers [R, C, h, w] that the next call has led to."""
         self.registers.copy_(registers)
-        self._noise = None
+        self._drawn = None
         self.next_call += 1

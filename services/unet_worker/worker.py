@@ -48,6 +48,7 @@ class UnetWorker:
     ) -> None:
         self.draining = False
         self.crashed = asyncio.Event()
+        self._fewer_residents = asyncio.Event()
         self._unet_side = unet_side
         self._arena = arena
         self._loop = asyncio.get_running_loop()
@@ -142,6 +143,13 @@ class UnetWorker:
         """Forget tasks and free their slots at once."""
         for task_id in self.residents.drop(task_ids):
             log.info("task dropped", task_id=task_id, why=why)
+        self._fewer_residents.set()
+
+    async def until_empty(self) -> None:
+        """Wait until no task is held."""
+        while len(self.residents):
+            self._fewer_residents.clear()
+            await self._fewer_residents.wait()
 
     def _refusal(self, spec: TaskSpec) -> tuple[StatusCode, str] | None:
         if self.draining:
@@ -170,6 +178,7 @@ class UnetWorker:
         leader.outbox.put(report)
 
     def _note_failure(self, failed: TaskFailed) -> None:
+        self._fewer_residents.set()
         metrics.TASKS_FAILED.labels(str(failed.code)).inc()
         log.warning("task failed", task_id=failed.task_id, code=failed.code, message=failed.message)
 

@@ -1,0 +1,59 @@
+"""Pictures as the product makes them, in this process: the UNet worker's denoiser, then the VAE worker's decoder."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.preparation import TaskPreparer
+from services.unet_worker.tasks import DenoisingTask
+from synerdiff.models.family import UnetSide, VaeSide
+from synerdiff.models.loading import load_unet_side, load_vae_side
+from synerdiff.requests import TaskSpec
+
+Image = npt.NDArray[np.uint8]
+
+
+@lru_cache(maxsize=8)
+def unet_side(model_path: Path, dtype: torch.dtype = torch.float32) -> UnetSide:
+    """The UNet side of a model, loaded once per test run."""
+    return load_unet_side(model_path, dtype)
+
+
+@lru_cache(maxsize=8)
+def vae_side(model_path: Path, dtype: torch.dtype = torch.float32) -> VaeSide:
+    """The VAE side of a model, loaded once per test run."""
+    return load_vae_side(model_path, dtype)
+
+
+def served_images(
+    model_path: Path, requests: Sequence[TaskSpec], together: bool, dtype: torch.dtype = torch.float32
+) -> list[Image]:
+    """The picture [H, W, 3] of each request, in order.
+
+    `together` steps all of them in one batch that task k joins at its k-th call, so that they stand at different steps,
+    and leaves when it is done; otherwise each is made alone. All must be of one size when together.
+    """
+    side = unet_side(model_path, dtype)
+    groups = [list(requests)] if together else [[request] for request in requests]
+    latents = [latent for group in groups for latent in served_latents(side, group)]
+    decoder = vae_side(model_path, dtype)
+    return [decoder.decode(latent[None].to(dtype))[0] for latent in latents]
+
+
+def served_latents(side: UnetSide, requests: Sequence[TaskSpec]) -> list[Tensor]:
+    """The finished latents [C, h, w] fp32 of requests stepped in one batch, which they join one call after another."""
+    tasks = [prepared.task for prepared in TaskPreparer(side).prepare(requests)]
+    denoiser = Denoiser(side)
+    waiting, running = list(tasks), list[DenoisingTask]()
+    while waiting or running:
+        running += waiting[:1]
+        del waiting[:1]
+        denoiser.step(running)
+        running = [task for task in running if not task.done]
+    return [task.sample.clone() for task in tasks]

@@ -1,0 +1,134 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.preparation import TaskPreparer
+from synerdiff.cards import Sampler
+from synerdiff.models.family import UnetSide
+from synerdiff.requests import TaskSpec
+from tests.parity import Image, served_images, unet_side
+from tests.reference import reference_image
+from tests.services.unet_worker.specs import spec
+from tests.tiny_models import EMOJI_MODEL, FamilyName, tiny_model
+
+ALONE, TOGETHER = 1, 2  # levels of 255
+
+
+def mixed_eight(size: int) -> list[TaskSpec]:
+    """Eight tasks that differ in everything that may differ within a batch."""
+    settings: list[tuple[Sampler, int, float, str, str]] = [
+        (Sampler.DDIM, 4, 4.0, "a slice of pizza", ""),
+        (Sampler.EULER_ANCESTRAL, 4, 7.5, "a red apple", "blue"),
+        (Sampler.PNDM, 4, 1.0, "a rocket", "ignored without guidance"),
+        (Sampler.DPMSOLVER_MULTISTEP_KARRAS, 5, 3.0, "a car", "red"),
+        (Sampler.HEUN, 2, 5.0, "a house", ""),
+        (Sampler.DPMSOLVER_MULTISTEP_SDE, 5, 2.0, "a cactus on a blue background", "green"),
+        (Sampler.LCM, 2, 0.0, "a lion", ""),
+        (Sampler.KDPM2, 2, 4.5, "", "a guitar"),
+    ]
+    return [
+        spec(
+            f"mixed/{k}",
+            sampler=sampler,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            prompt=prompt,
+            negative_prompt=negative,
+            seed=100 + k,
+            width=size,
+            height=size,
+        )
+        for k, (sampler, steps, guidance, prompt, negative) in enumerate(settings)
+    ]
+
+
+def pipeline_image(model_path: Path, task: TaskSpec) -> Image:
+    return reference_image(
+        model_path,
+        prompt=task.prompt,
+        negative_prompt=task.negative_prompt,
+        seed=task.seed,
+        steps=task.num_inference_steps,
+        guidance_scale=task.guidance_scale,
+        sampler=task.sampler,
+        width=task.width,
+        height=task.height,
+    )
+
+
+def levels_off(image: Image, reference: Image) -> int:
+    assert image.shape == reference.shape
+    return int(np.abs(image.astype(int) - reference.astype(int)).max())
+
+
+def assert_equal_to_pipeline(model_path: Path, tasks: list[TaskSpec]) -> None:
+    references = [pipeline_image(model_path, task) for task in tasks]
+    assert np.mean([reference.std() for reference in references]) > 10, "flat pictures would prove nothing"
+    for together, bound in ((False, ALONE), (True, TOGETHER)):
+        images = served_images(model_path, tasks, together=together)
+        off = {
+            task.sampler.name: levels_off(image, ref)
+            for task, image, ref in zip(tasks, images, references, strict=True)
+        }
+        assert max(off.values()) <= bound, f"together={together}: {off}"
+
+
+def test_the_bundled_model_alone_and_in_a_mixed_batch_of_eight() -> None:
+    assert_equal_to_pipeline(EMOJI_MODEL, mixed_eight(128))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_family_alone_and_in_a_mixed_batch_of_eight(family: FamilyName, tmp_path: Path) -> None:
+    assert_equal_to_pipeline(tiny_model(family, tmp_path / family), mixed_eight(64))
+
+
+def test_a_picture_that_is_not_square(tmp_path: Path) -> None:
+    assert_equal_to_pipeline(
+        tiny_model("sdxl", tmp_path / "sdxl"),
+        [spec(f"wide/{k}", width=128, height=64, seed=k, sampler=Sampler.EULER) for k in range(2)],
+    )
+
+
+@pytest.fixture(scope="module")
+def side(tmp_path_factory: pytest.TempPathFactory) -> UnetSide:
+    return unet_side(tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1"))
+
+
+def test_tasks_of_different_sizes_cannot_share_a_call(side: UnetSide) -> None:
+    prepared = TaskPreparer(side).prepare([spec("a/0"), spec("b/0", width=128)])
+    with pytest.raises(ValueError, match="one latent shape"):
+        Denoiser(side).step([p.task for p in prepared])
+
+
+def test_a_call_that_failed_can_be_made_again_to_the_same_latents(side: UnetSide, monkeypatch: Any) -> None:
+    request = spec(sampler=Sampler.EULER_ANCESTRAL)
+    (expected,) = (p.task for p in TaskPreparer(side).prepare([request]))
+    (task,) = (p.task for p in TaskPreparer(side).prepare([request]))
+    denoiser = Denoiser(side)
+    bmm, failures = torch.bmm, iter([RuntimeError("out of memory")])
+
+    def failing_bmm(*arguments: torch.Tensor) -> torch.Tensor:
+        for failure in failures:
+            raise failure
+        return bmm(*arguments)
+
+    denoiser.step([expected])
+    monkeypatch.setattr(torch, "bmm", failing_bmm)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        denoiser.step([task])
+    assert task.next_call == 0
+    denoiser.step([task])
+
+    assert task.next_call == 1
+    assert torch.equal(task.sample, expected.sample)
+
+
+def test_the_outcome_tells_the_rows(side: UnetSide) -> None:
+    prepared = TaskPreparer(side).prepare([spec("a/0"), spec("b/0", guidance_scale=1.0)])
+    outcome = Denoiser(side).step([p.task for p in prepared])
+    assert outcome.rows == 3
+    assert outcome.noise_pred.shape == outcome.model_input.shape == (2, 4, 8, 8)
