@@ -176,6 +176,7 @@ class DecodeLoop:
                 wanted.setdefault(entry.arena_address, []).append(entry)
         with metrics.READ_SECONDS.time():
             read = [await self._read_arena(in_hand, *arena) for arena in wanted.items()]
+        metrics.ARENAS.clear()  # a transport that is no longer used must not keep its last number
         for transport, arenas in self._arenas.transports().items():
             metrics.ARENAS.labels(transport).set(arenas)
         return [pair for pairs in read for pair in pairs]

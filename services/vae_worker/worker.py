@@ -58,7 +58,7 @@ class VaeWorker:
         self.servicer.start_draining()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await asyncio.sleep(_SETTLE_S)
+                await _first_of(asyncio.sleep(_SETTLE_S), self.servicer.leaderless())
                 await self.loop.settled()
                 await _first_of(self.outbox.emptied(), self.servicer.leaderless())
         if len(self.outbox):

@@ -101,6 +101,21 @@ async def test_a_restarted_owner_is_found_at_the_same_address(client: ArenaClien
         assert await filled(client, again.address, before, after) == [None, 2]
 
 
+async def test_finished_latents_outlive_an_owner_that_was_killed(tmp_path: Path) -> None:
+    """A reader that has found the arena once needs its owner no more: the decode goes on while the owner restarts."""
+    async with owner() as unet:
+        slot = unet.written(1)
+        described = unet.arena.describe()
+        kept = tmp_path / Path(described.offers[0].shm_path).name
+        kept.write_bytes(Path(described.offers[0].shm_path).read_bytes())
+        reader = open_arena(replace(described, offers=(replace(described.offers[0], shm_path=str(kept)),)), unused)
+    kept.unlink()
+    [latents] = await reader.read([slot])
+    assert latents is not None
+    assert bytes(latents) == b"\1" * SLOT_BYTES
+    reader.close()
+
+
 async def test_an_owner_that_does_not_answer_is_named(client: ArenaClient) -> None:
     async with owner() as unet:
         slot = unet.written(1)
