@@ -36,10 +36,7 @@ class OtherProcess:
         return json.loads(self.process.stdout.readline())
 
     def open(self, description: ArenaDescription) -> None:
-        plain = asdict(description)
-        for offer in plain["offers"]:
-            offer["pattern"] = offer["pattern"].hex()
-        self.ask("open", description=plain)
+        self.ask("open", description=_described_to(description))
 
     def read(self, slot: SlotRef) -> bytes | None:
         found = self.ask("read", slot=asdict(slot))
@@ -67,6 +64,19 @@ def pattern(epoch: int, length: int) -> bytes:
     return bytes([epoch % 251]) * length
 
 
+def _described_to(description: ArenaDescription) -> dict[str, Any]:
+    plain = asdict(description)
+    for offer in plain["offers"]:
+        offer["pattern"] = offer["pattern"].hex()
+    return plain
+
+
+def described_from(plain: dict[str, Any]) -> ArenaDescription:
+    """The description that the other process has answered `own` with."""
+    offers = tuple(TransportOffer(**{**o, "pattern": bytes.fromhex(o["pattern"])}) for o in plain["offers"])
+    return ArenaDescription(**{**plain, "offers": offers})
+
+
 class _Commands:
     def __init__(self) -> None:
         self.reader: SharedMemoryReader | None = None
@@ -75,8 +85,7 @@ class _Commands:
     def open(self, description: dict[str, Any]) -> None:
         if self.reader:
             self.reader.close()
-        offers = tuple(TransportOffer(**{**o, "pattern": bytes.fromhex(o["pattern"])}) for o in description["offers"])
-        arena = ArenaDescription(**{**description, "offers": offers})
+        arena = described_from(description)
         self.reader = SharedMemoryReader(arena.offers[0], arena)
 
     def read(self, slot: dict[str, Any]) -> str | None:
@@ -87,10 +96,14 @@ class _Commands:
     def own(self, slots: int, slot_bytes: int, directory: str) -> dict[str, Any]:
         """Own an arena in `directory`; the process may then be killed."""
         self.arena = create_arena(slots, slot_bytes, "float32", Path(directory))
-        plain = asdict(self.arena.describe())
-        for offer in plain["offers"]:
-            offer["pattern"] = offer["pattern"].hex()
-        return plain
+        return _described_to(self.arena.describe())
+
+    def write(self, fill: int) -> dict[str, Any]:
+        """Take a slot and fill it with one byte."""
+        assert self.arena
+        slot = self.arena.acquire()
+        self.arena.write(slot, bytes([fill]) * self.arena.slot_bytes)
+        return asdict(slot)
 
     def hammer(self, counter: str, rounds: int) -> int:
         """Write and release one slot as fast as it goes, with the epoch that is current in the file `counter`."""
@@ -110,6 +123,8 @@ def main() -> None:
     for line in sys.stdin:
         arguments = json.loads(line)
         print(json.dumps(getattr(commands, arguments.pop("command"))(**arguments)), flush=True)
+    if commands.arena:
+        commands.arena.close()
 
 
 if __name__ == "__main__":

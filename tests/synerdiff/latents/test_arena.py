@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from synerdiff.latents.arena import Arena, ArenaFull, StaleSlot, create_arena
 from synerdiff.latents.shared_memory import SharedMemoryReader
 from synerdiff.plans import SlotRef
-from tests.synerdiff.latents.other_process import OtherProcess, other_process, pattern
+from tests.synerdiff.latents.other_process import OtherProcess, described_from, other_process, pattern
 
 SLOTS, SLOT_BYTES = 3, 256
 
@@ -101,8 +101,8 @@ def test_bytes_are_never_torn_or_stale(tmp_path: Path) -> None:
     counter = tmp_path / "epoch"
     counter.write_bytes(bytes(8))
     with other_process() as owner:
-        described = owner.ask("own", slots=1, slot_bytes=slot_bytes, directory="/dev/shm")
-        reader = open_described(described)
+        described = described_from(owner.ask("own", slots=1, slot_bytes=slot_bytes, directory="/dev/shm"))
+        reader = SharedMemoryReader(described.offers[0], described)
         whole = missed = 0
         assert owner.process.stdin
         print(json.dumps({"command": "hammer", "counter": str(counter), "rounds": rounds}), file=owner.process.stdin)
@@ -110,7 +110,7 @@ def test_bytes_are_never_torn_or_stale(tmp_path: Path) -> None:
         epoch = 0
         while epoch < rounds:
             epoch = int.from_bytes(counter.read_bytes(), "little")
-            data = reader.load(SlotRef(described["arena_id"], 0, epoch))
+            data = reader.load(SlotRef(described.arena_id, 0, epoch))
             if data is None:
                 missed += 1
             else:
@@ -119,14 +119,6 @@ def test_bytes_are_never_torn_or_stale(tmp_path: Path) -> None:
         reader.close()
     assert whole, "the reader never won: this machine is too busy for the test to mean anything"
     assert missed, "the reader never lost: nothing was tested"
-
-
-def open_described(described: dict) -> SharedMemoryReader:  # type: ignore[type-arg]
-    from synerdiff.latents.description import ArenaDescription, TransportOffer
-
-    offers = tuple(TransportOffer(**{**o, "pattern": bytes.fromhex(o["pattern"])}) for o in described["offers"])
-    arena = ArenaDescription(**{**described, "offers": offers})
-    return SharedMemoryReader(arena.offers[0], arena)
 
 
 @pytest.fixture(params=["shared", "process"])

@@ -1,5 +1,6 @@
 """Reading an arena from elsewhere: the best transport that proves itself, over real gRPC, through restarts."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +14,12 @@ from synerdiff.latents.client import ArenaClient, ArenaUnreachable
 from synerdiff.latents.description import TransportOffer
 from synerdiff.latents.messages import arena_description_from_pb, arena_description_to_pb
 from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.latents.shared_memory import sweep_stale_files
 from synerdiff.latents.transports import open_arena
 from synerdiff.plans import SlotRef
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2_grpc
+from tests.synerdiff.latents.other_process import described_from, other_process
 
 SLOT_BYTES = 64
 
@@ -101,19 +104,19 @@ async def test_a_restarted_owner_is_found_at_the_same_address(client: ArenaClien
         assert await filled(client, again.address, before, after) == [None, 2]
 
 
-async def test_finished_latents_outlive_an_owner_that_was_killed(tmp_path: Path) -> None:
-    """A reader that has found the arena once needs its owner no more: the decode goes on while the owner restarts."""
-    async with owner() as unet:
-        slot = unet.written(1)
-        described = unet.arena.describe()
-        kept = tmp_path / Path(described.offers[0].shm_path).name
-        kept.write_bytes(Path(described.offers[0].shm_path).read_bytes())
-        reader = open_arena(replace(described, offers=(replace(described.offers[0], shm_path=str(kept)),)), unused)
-    kept.unlink()
-    [latents] = await reader.read([slot])
-    assert latents is not None
-    assert bytes(latents) == b"\1" * SLOT_BYTES
-    reader.close()
+def test_finished_latents_outlive_an_owner_that_was_killed(tmp_path: Path) -> None:
+    """A reader that has opened the arena once needs its owner no more: decodes go on while the owner restarts."""
+    with other_process() as other:
+        described = described_from(other.ask("own", slots=1, slot_bytes=SLOT_BYTES, directory=str(tmp_path)))
+        slot = SlotRef(**other.ask("write", fill=7))
+        reader = open_arena(described, unused)
+        other.process.kill()
+        other.process.wait()
+        assert sweep_stale_files(tmp_path) == [Path(described.offers[0].shm_path)]
+        [latents] = asyncio.run(reader.read([slot]))
+        assert latents is not None
+        assert bytes(latents) == b"\7" * SLOT_BYTES
+        reader.close()
 
 
 async def test_an_owner_that_does_not_answer_is_named(client: ArenaClient) -> None:
