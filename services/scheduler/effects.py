@@ -95,6 +95,7 @@ class FinishJob:
     """To the store: every image is stored."""
 
     job_id: str
+    accepted_at_ms: int
     timings: JobTimings
     warnings: tuple[str, ...]
 
@@ -104,6 +105,7 @@ class FailJob:
     """To the store: the job failed; `code` is a google.rpc.Code."""
 
     job_id: str
+    accepted_at_ms: int
     code: int
     message: str
 

@@ -240,12 +240,14 @@ class Engine:
     def image_decoded(self, worker_id: str, image: DecodedImage, now_ms: int) -> None:
         """An image file has come. One that nobody waits for any more (cancelled, or decoded twice) is forgotten."""
         task = self.holdings.tasks.get(image.task_id)
-        if task and task.phase is Phase.DECODING:
+        if task is None or task.phase not in (Phase.READY_TO_DECODE, Phase.DECODING, Phase.STORING):
+            self.holdings.effects.append(ForgetImages(worker_id, (image.task_id,)))
+            return
+        self.holdings.decoded_by(task, worker_id)
+        if task.phase is not Phase.STORING:
             task.phase = Phase.STORING
             task.decode_ms = max(0, now_ms - task.denoised_ms) if task.denoised_ms else image.decode_ms
             self.holdings.effects.append(StoreImage(task.job_id, task.index, task.spec.seed, image))
-        elif task is None or task.phase is not Phase.STORING:
-            self.holdings.effects.append(ForgetImages(worker_id, (image.task_id,)))
 
     def image_stored(self, task_id: str, now_ms: int) -> None:
         """Redis holds the image: its slot is free, and the job may be finished."""

@@ -85,6 +85,17 @@ class Holdings:
             lane.tasks.pop(task.spec.task_id, None)
         self.to_decode(task)
 
+    def decoded_by(self, task: Task, worker_id: str) -> None:
+        """This VAE worker holds the image file, whichever was asked last: it is the one to be told of the storing."""
+        task_id = task.spec.task_id
+        self.ready.pop(task_id, None)
+        asked = self.vae.get(task.vae_worker)
+        if asked and task.vae_worker != worker_id and asked.tasks.pop(task_id, None):
+            self.effects.append(CancelOnWorker(asked.worker_id, (task_id,)))
+        task.vae_worker = worker_id
+        if worker_id in self.vae:
+            self.vae[worker_id].tasks[task_id] = task
+
     def leave_workers(self, task: Task, *, cancel: bool) -> None:
         """Take the task off every lane; tell the workers to let go of what they hold of it."""
         task_id = task.spec.task_id
@@ -103,7 +114,8 @@ class Holdings:
         """Move the job on if all its tasks have moved on."""
         job = self.jobs[job_id]
         if all(task.phase is Phase.DONE for task in job.tasks):
-            self.effects.append(FinishJob(job_id, job.timings(now_ms), tuple(job.warnings)))
+            finished = FinishJob(job_id, job.record.accepted_at_ms, job.timings(now_ms), tuple(job.warnings))
+            self.effects.append(finished)
             self.drop(job_id)
         elif not job.decoding and all(task.phase.value >= Phase.READY_TO_DECODE.value for task in job.tasks):
             job.decoding = True
@@ -111,7 +123,7 @@ class Holdings:
 
     def fail(self, job_id: str, code: int, message: str) -> None:
         """End the job with an error; `code` is a google.rpc.Code."""
-        self.effects.append(FailJob(job_id, code, message))
+        self.effects.append(FailJob(job_id, self.jobs[job_id].record.accepted_at_ms, code, message))
         self.drop(job_id)
 
     def drop(self, job_id: str) -> None:

@@ -59,8 +59,8 @@ class ReadyDecode:
 class UnetLane:
     """A UNet worker.
 
-    `resident` counts the tasks that hold a slot, `undecoded` those of them not past their last step; `running` lists the
-    prepared ones that have calls left to plan. `wants_plan`: there is room for one more plan ahead.
+    `resident` counts the tasks that hold a slot, `undecoded` those of them not past their last step; `running` lists
+    the prepared ones that have calls left to plan. `wants_plan`: there is room for one more plan ahead.
     """
 
     worker_id: str

@@ -1,0 +1,73 @@
+"""The scheduler's Prometheus metrics."""
+
+from functools import cache
+from typing import Self
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from services.scheduler.effects import FailJob, FinishJob, StoreEffect, StoreImage
+from synerdiff.plans import UnetTickDone, VaeTickDone
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_LATENCY_S = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
+_ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+class PoolMetrics:
+    """What a leading scheduler counts and measures. One per process: see `of_process`."""
+
+    def __init__(self) -> None:
+        self.leading = Gauge("synerdiff_leading", "1 while this scheduler leads its pool", ["pool"])
+        self.queue_jobs = Gauge("synerdiff_queue_jobs", "jobs accepted and not yet started", ["model", "priority"])
+        self.queue_oldest = Gauge(
+            "synerdiff_queue_oldest_age_seconds", "age of the oldest job not yet started", ["model", "priority"]
+        )
+        self.tasks = Gauge("synerdiff_tasks", "tasks held by the leader", ["model", "phase"])
+        self.slots = Gauge("synerdiff_slots", "arena slots of attached UNet workers", ["model"])
+        self.slots_used = Gauge("synerdiff_slots_used", "arena slots that hold a task", ["model"])
+        self.workers = Gauge("synerdiff_workers", "attached workers", ["model", "kind"])
+        self.write_backlog = Gauge("synerdiff_store_backlog", "results not yet in Redis")
+        self._ticks = Counter("synerdiff_ticks", "plans that workers have run", ["kind"])
+        self._skipped = Counter("synerdiff_skipped_entries", "plan entries that no longer fitted", ["kind", "reason"])
+        self._rows = Histogram("synerdiff_batch_rows", "UNet rows or decodes per batch", ["kind"], buckets=_ROWS)
+        self._item = Histogram("synerdiff_item_seconds", "time of one batch on its worker", ["kind"], buckets=_SECONDS)
+        self._jobs = Counter("synerdiff_jobs_ended", "jobs ended by this leader", ["outcome"])
+        self._images = Counter("synerdiff_images", "images made")
+        self._latency = Histogram(
+            "synerdiff_job_seconds", "acceptance to end, by outcome", ["outcome"], buckets=_LATENCY_S
+        )
+        self._stages = Histogram(
+            "synerdiff_stage_seconds", "where a finished job's time went", ["stage"], buckets=_LATENCY_S
+        )
+
+    @classmethod
+    @cache
+    def of_process(cls) -> Self:
+        """The process's own."""
+        return cls()
+
+    def observe_tick(self, kind: str, done: UnetTickDone | VaeTickDone) -> None:
+        """Count a report."""
+        self._ticks.labels(kind).inc()
+        for item in done.items:
+            self._rows.labels(kind).observe(item.rows)
+            self._item.labels(kind).observe((item.end_unix_ns - item.start_unix_ns) / 1e9)
+        for entry in done.skipped:
+            self._skipped.labels(kind, entry.reason.name.lower()).inc()
+
+    def observe_effect(self, effect: StoreEffect, now_ms: int) -> None:
+        """Count what the engine did."""
+        match effect:
+            case StoreImage():
+                self._images.inc()
+            case FinishJob(accepted_at_ms=accepted_at_ms, timings=timings):
+                self.job_ended("finished", now_ms - accepted_at_ms)
+                for stage in ("queue", "encode", "denoise", "decode"):
+                    self._stages.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1000)
+            case FailJob(accepted_at_ms=accepted_at_ms):
+                self.job_ended("failed", now_ms - accepted_at_ms)
+
+    def job_ended(self, outcome: str, latency_ms: int) -> None:
+        """Count a job that this leader held to its end."""
+        self._jobs.labels(outcome).inc()
+        self._latency.labels(outcome).observe(max(0, latency_ms) / 1000)

@@ -1,0 +1,300 @@
+"""A pool at work: whoever leads it drives the engine with real workers, Redis and the clock.
+
+Every scheduler runs one `Pool` beside the public API. One of them leads; the others wait for the lock. Leading begins
+by reading what the pool held, then attaches to its workers and what is resident there, then reads on.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+
+from services.scheduler.effects import (
+    Admit,
+    CancelOnWorker,
+    ForgetImages,
+    ReleaseSlots,
+    SendUnetPlan,
+    SendVaePlan,
+)
+from services.scheduler.engine import Engine, EngineBounds
+from services.scheduler.leadership import Leadership
+from services.scheduler.metrics import PoolMetrics
+from services.scheduler.queue import JobStore, Lease
+from services.scheduler.snapshots import Policy
+from services.scheduler.store_writer import StoreWriter
+from services.scheduler.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.ticks import TickLog
+from services.scheduler.workers import WorkerStreams
+from synerdiff.errors import StaleLeader, Unavailable
+from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
+from synerdiff.registry import WorkerRegistry
+from synerdiff.telemetry import get_logger
+
+log = get_logger("pool")
+
+T = TypeVar("T")
+
+WORKERS_EVERY_S = 0.5
+EXPIRE_EVERY_S = 0.1
+RECONCILE_EVERY_S = 1.0
+READ_IDLE_S = 0.02
+_WORKER_EFFECTS = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
+
+
+def now_ms() -> int:
+    """Unix time in ms: deadlines and acceptance times are compared across processes."""
+    return time.time_ns() // 1_000_000
+
+
+class Leader:
+    """One leadership: an engine with its streams and writes. Also what the streams report to."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        policy: Policy,
+        bounds: EngineBounds,
+        store: JobStore,
+        registry: WorkerRegistry,
+        ticks: TickLog,
+    ) -> None:
+        self.engine = Engine(policy, lease.token, bounds)
+        self.ended = asyncio.Event()
+        self._lease = lease
+        self._store = store
+        self._registry = registry
+        self._ticks = ticks
+        self._metrics = PoolMetrics.of_process()
+        self.writer = StoreWriter(store, lease, self)
+        self.streams = WorkerStreams(lease.token, self)
+        self._pump_is_due = False
+
+    async def lead(self) -> None:
+        """Run until superseded or cancelled."""
+        for record in await self._store.read_pending(self._lease):
+            self.engine.job_arrived(record)
+        self._due()
+        loops = [
+            asyncio.create_task(self._forever(loop, every_s))
+            for loop, every_s in (
+                (self._follow_workers, WORKERS_EVERY_S),
+                (self._read_jobs, READ_IDLE_S),
+                (self._expire, EXPIRE_EVERY_S),
+                (self._drop_ended, RECONCILE_EVERY_S),
+            )
+        ]
+        loops += [asyncio.create_task(self._follow_controls()), asyncio.create_task(self.writer.run())]
+        try:
+            await self.ended.wait()
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            await self.streams.close()
+            self.writer.stop()
+
+    # ---- loops
+
+    async def _forever(self, step: Callable[[], Awaitable[None]], every_s: float) -> None:
+        """Repeat a step; a Redis that is away for a while is no reason to stop leading."""
+        while True:
+            try:
+                await step()
+            except StaleLeader:
+                self.superseded()
+            except (RedisError, Unavailable, OSError) as error:
+                log.warning("redis is not answering", error=str(error))
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(every_s)
+
+    async def _follow_workers(self) -> None:
+        self.streams.reconcile(await self._registry.workers(self._lease.pool))
+
+    async def _read_jobs(self) -> None:
+        for model, count in self.engine.wanted_jobs().items():
+            for record in await self._store.read_new(self._lease, [model], count):
+                self.engine.job_arrived(record)
+                self._due()
+
+    async def _expire(self) -> None:
+        self.engine.expire(now_ms())
+        self._due()
+
+    async def _drop_ended(self) -> None:
+        held = list(self.engine.holdings.jobs)
+        for job_id in await self._store.ended(held, self._lease.pool) if held else ():
+            self.job_ended_elsewhere(job_id)
+
+    async def _follow_controls(self) -> None:
+        async for job_id in self._store.controls(self._lease.pool):
+            self.job_ended_elsewhere(job_id)
+
+    # ---- what streams and writes report
+
+    def unet_attached(self, lane: UnetLaneState, resident: list[ResidentTask]) -> None:
+        """A UNet worker is there."""
+        self.engine.unet_attached(lane, resident)
+        self._due()
+
+    def vae_attached(self, lane: VaeLaneState) -> None:
+        """A VAE worker is there."""
+        self.engine.vae_attached(lane)
+        self._due()
+
+    def worker_lost(self, worker_id: str) -> None:
+        """A worker's stream has ended."""
+        self.engine.unet_lost(worker_id)
+        self.engine.vae_lost(worker_id)
+        self._due()
+
+    def worker_draining(self, worker_id: str) -> None:
+        """A worker takes nothing new."""
+        self.engine.draining(worker_id)
+
+    def task_ready(self, worker_id: str, ready: TaskReady) -> None:
+        """A task is prepared."""
+        self.engine.task_ready(worker_id, ready)
+        self._due()
+
+    def task_failed(self, worker_id: str, failed: TaskFailed) -> None:
+        """A task cannot be done."""
+        self.engine.task_failed(worker_id, failed)
+        self._due()
+
+    def unet_tick_done(self, worker_id: str, done: UnetTickDone) -> None:
+        """A UNet plan has run: the next one first, the books after."""
+        self.engine.unet_tick_done(worker_id, done, now_ms())
+        self._pump()
+        self._record(worker_id, "unet", done)
+
+    def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
+        """A VAE plan has run."""
+        self.engine.vae_tick_done(worker_id, done)
+        self._pump()
+        self._record(worker_id, "vae", done)
+
+    def image_decoded(self, worker_id: str, image: DecodedImage) -> None:
+        """An image file has come."""
+        self.engine.image_decoded(worker_id, image, now_ms())
+        self._due()
+
+    def preview_drawn(self, preview: Preview) -> None:
+        """A preview has come."""
+        self.engine.preview_drawn(preview)
+        self._due()
+
+    def superseded(self) -> None:
+        """A newer leader holds the pool."""
+        self.ended.set()
+
+    def image_stored(self, task_id: str) -> None:
+        """Redis holds an image."""
+        self.engine.image_stored(task_id, now_ms())
+        self._due()
+
+    def job_ended_elsewhere(self, job_id: str) -> None:
+        """A job was cancelled, swept or claimed: its tasks are nobody's business here any more."""
+        job = self.engine.holdings.jobs.get(job_id)
+        if job:
+            self._metrics.job_ended("cancelled", now_ms() - job.record.accepted_at_ms)
+        self.engine.job_dropped(job_id)
+        self._due()
+
+    def _record(self, worker_id: str, kind: str, done: UnetTickDone | VaeTickDone) -> None:
+        lane = self.engine.holdings.unet.get(worker_id) or self.engine.holdings.vae.get(worker_id)
+        if lane:
+            self._ticks.add(lane.domain, worker_id, kind, done)
+            self._metrics.observe_tick(kind, done)
+
+    # ---- the engine's wishes
+
+    def _due(self) -> None:
+        """Pump once after everything that has come in this turn of the event loop."""
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_is_due = False
+        self.engine.pump(now_ms())
+        for effect in self.engine.take_effects():
+            if isinstance(effect, _WORKER_EFFECTS):
+                self.streams.send(effect)
+            else:
+                self._metrics.observe_effect(effect, now_ms())
+                self.writer.submit(effect)
+
+
+class Pool:
+    """Leads its pool whenever it can get the lock, and sweeps what nobody holds."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: Policy,
+        bounds: EngineBounds,
+        store: JobStore,
+        registry: WorkerRegistry,
+        leadership: Leadership,
+        leader_ttl_s: float = 3.0,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.store = store
+        self.registry = registry
+        self.leadership = leadership
+        self.leader: Leader | None = None
+        self.ticks = TickLog()
+        self._bounds = bounds
+        self._beat_s = leader_ttl_s / 3
+
+    async def run(self) -> None:
+        """Wait for the lock, lead, and again, until cancelled. The lock is given up on the way out."""
+        while True:
+            lease = await self._try(self.leadership.acquire)
+            if lease is None:
+                await asyncio.sleep(self._beat_s)
+                continue
+            log.info("leading", pool=self.name, token=lease.token)
+            await self._lead(lease)
+            log.info("not leading any more", pool=self.name, token=lease.token)
+
+    async def _lead(self, lease: Lease) -> None:
+        leader = Leader(lease, self.policy, self._bounds, self.store, self.registry, self.ticks)
+        self.leader = leader
+        renewing = asyncio.create_task(self._renew(lease, leader))
+        try:
+            await leader.lead()
+        except (StaleLeader, RedisError, Unavailable, OSError) as error:
+            log.warning("cannot lead", error=str(error))
+        finally:
+            self.leader = None
+            renewing.cancel()
+            with contextlib.suppress(RedisError, Unavailable, OSError):
+                await asyncio.shield(self.leadership.resign(lease))
+
+    async def _renew(self, lease: Lease, leader: Leader) -> None:
+        """Hold the lock. While Redis is away nobody else can take it either, so leading goes on."""
+        while True:
+            await asyncio.sleep(self._beat_s)
+            if await self._try(lambda: self.leadership.renew(lease)) is False:
+                leader.superseded()
+
+    async def sweep(self) -> None:
+        """End jobs whose time is up or whose followers are gone, wherever they are held; trim the queues."""
+        while True:
+            await self._try(lambda: self.store.sweep_expired(now_ms()))
+            await self._try(self.store.sweep_abandoned)
+            await self._try(self.store.trim)
+            await asyncio.sleep(0.5)
+
+    async def _try(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        try:
+            return await call()
+        except (RedisError, Unavailable, OSError) as error:
+            log.warning("redis is not answering", error=str(error))
+            return None

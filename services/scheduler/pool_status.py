@@ -1,0 +1,98 @@
+"""What operators and dashboards see of a pool: its workers, queues and tasks, as messages and as gauges."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from services.scheduler.holdings import Holdings
+from services.scheduler.metrics import PoolMetrics
+from services.scheduler.pool import Pool
+from services.scheduler.queue import QueueDepth
+from services.scheduler.tasks import Phase
+from synerdiff.errors import Unavailable
+from synerdiff.registry import WorkerRecord
+from synerdiff.v1 import operations_pb2
+
+_UNDER_WAY = (Phase.PREPARING, Phase.RUNNING)
+_DECODING = (Phase.READY_TO_DECODE, Phase.DECODING, Phase.STORING)
+
+
+class PoolStatus:
+    """A view of one pool: from its leader's books where this process leads, else from what Redis holds."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def status(self) -> operations_pb2.GetStatusResponse:
+        """The pool just now."""
+        leader = self._pool.leader
+        holdings = leader.engine.holdings if leader else None
+        workers = await self._pool.registry.workers(self._pool.name)
+        depths = await self._pool.store.queue_depths()
+        return operations_pb2.GetStatusResponse(
+            pool=self._pool.name,
+            leader=leader is not None,
+            policy=self._pool.policy.name,
+            workers=[_worker_status(record, holdings) for record in workers],
+            queues=_queue_statuses(depths, holdings),
+        )
+
+    def trace(self, domain: str) -> bytes:
+        """The last ticks. Raises Unavailable where this process does not lead."""
+        if self._pool.leader is None:
+            raise Unavailable(f"this scheduler does not lead pool {self._pool.name!r}; ask its leader")
+        return self._pool.ticks.trace(domain)
+
+    async def update_gauges(self) -> None:
+        """Set the gauges of the process's metrics to what holds now."""
+        metrics, leader = PoolMetrics.of_process(), self._pool.leader
+        metrics.leading.labels(self._pool.name).set(leader is not None)
+        for depth in await self._pool.store.queue_depths():
+            labels = (depth.model, depth.priority.name.lower())
+            metrics.queue_jobs.labels(*labels).set(depth.waiting)
+            metrics.queue_oldest.labels(*labels).set(depth.oldest_age_s)
+        for gauge in (metrics.tasks, metrics.slots, metrics.slots_used, metrics.workers):
+            gauge.clear()
+        metrics.write_backlog.set(leader.writer.backlog if leader else 0)
+        if leader:
+            _set_gauges(metrics, leader.engine.holdings)
+
+
+def _set_gauges(metrics: PoolMetrics, holdings: Holdings) -> None:
+    for (model, phase), count in Counter((t.key.model, t.phase) for t in holdings.tasks.values()).items():
+        metrics.tasks.labels(model, phase.name.lower()).set(count)
+    for lane in holdings.unet.values():
+        metrics.slots.labels(lane.model).inc(lane.slots)
+        metrics.slots_used.labels(lane.model).inc(len(lane.tasks))
+        metrics.workers.labels(lane.model, "unet").inc()
+    for vae_lane in holdings.vae.values():
+        metrics.workers.labels(vae_lane.model, "vae").inc()
+
+
+def _worker_status(record: WorkerRecord, holdings: Holdings | None) -> operations_pb2.WorkerStatus:
+    status = operations_pb2.WorkerStatus(
+        worker_id=record.worker_id,
+        kind=record.kind,
+        model=record.model_card.name,
+        domain=record.domain,
+        address=record.address,
+    )
+    if holdings and record.worker_id in holdings.unet:
+        lane = holdings.unet[record.worker_id]
+        status.attached, status.slots, status.slots_used = True, lane.slots, len(lane.tasks)
+        status.running = sum(task.phase in _UNDER_WAY for task in lane.tasks.values())
+    elif holdings and record.worker_id in holdings.vae:
+        status.attached, status.running = True, len(holdings.vae[record.worker_id].tasks)
+    return status
+
+
+def _queue_statuses(depths: Iterable[QueueDepth], holdings: Holdings | None) -> list[operations_pb2.QueueStatus]:
+    queues: dict[str, operations_pb2.QueueStatus] = {}
+    for depth in depths:
+        queue = queues.setdefault(depth.model, operations_pb2.QueueStatus(model=depth.model))
+        queue.waiting += depth.waiting
+        queue.oldest_age_s = max(queue.oldest_age_s, depth.oldest_age_s)
+    for task in holdings.tasks.values() if holdings else ():
+        queue = queues.setdefault(task.key.model, operations_pb2.QueueStatus(model=task.key.model))
+        queue.running += task.phase in _UNDER_WAY
+        queue.decoding += task.phase in _DECODING
+    return [queues[model] for model in sorted(queues)]

@@ -1,0 +1,121 @@
+"""The life of a scheduler process: serve the API, lead the pool when it can, drain on SIGTERM."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from services.scheduler.api import MAX_REQUEST_BYTES, ImageGenerationService
+from services.scheduler.leadership import Leadership
+from services.scheduler.operations import OperationsService
+from services.scheduler.pool import Pool
+from services.scheduler.pool_status import PoolStatus
+from services.scheduler.queue import JobStore
+from services.scheduler.settings import SchedulerSettings
+from synerdiff.errors import SynerDiffError, Unavailable
+from synerdiff.redis_client import AWAY, connect, patiently
+from synerdiff.registry import WorkerRegistry
+from synerdiff.rpc import ServiceHost
+from synerdiff.settings import load
+from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
+
+log = get_logger("process")
+
+GAUGES_EVERY_S = 1.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a scheduler until SIGTERM or SIGINT. Returns the exit status: 1 when it could not start or a part died."""
+    settings = load(SchedulerSettings, argv)
+    configure_logging("scheduler", settings.log_level)
+    try:
+        return asyncio.run(serve(settings))
+    except SynerDiffError as error:
+        log.critical("cannot start", reason=str(error))
+        return 1
+
+
+async def serve(settings: SchedulerSettings) -> int:
+    """Serve until told to stop. Returns the exit status. Raises SynerDiffError when a port cannot be had."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    serve_metrics(settings.metrics_port)
+    async with _store(settings) as (store, registry, pool):
+        status = PoolStatus(pool)
+        host = ServiceHost(max_receive_bytes=MAX_REQUEST_BYTES, max_connection_age_s=settings.connection_age_s)
+        ImageGenerationService(store, registry, settings.admission_limits(), host.draining).add_to(host)
+        OperationsService(status).add_to(host)
+        await host.start(settings.listen, settings.health_listen)
+        parts = [
+            asyncio.create_task(part, name=name)
+            for name, part in (
+                ("pool", pool.run()),
+                ("sweep", pool.sweep()),
+                ("gauges", _repeat(status.update_gauges, GAUGES_EVERY_S)),
+                ("readiness", _follow_redis(host, registry)),
+            )
+        ]
+        log.info("serving", address=host.address, pool=settings.pool, policy=settings.policy)
+        died = await _first_to_end(parts, stop)
+        await _leave(host, parts, settings.drain_grace_s)
+    return 1 if died else 0
+
+
+@contextlib.asynccontextmanager
+async def _store(settings: SchedulerSettings) -> AsyncIterator[tuple[JobStore, WorkerRegistry, Pool]]:
+    redis = connect(settings.redis_url)
+    instance = settings.instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    store, registry = JobStore(redis, settings.store_settings()), WorkerRegistry(redis)
+    leadership = Leadership(redis, settings.pool, f"{instance}/{os.getpid()}", settings.leader_ttl_s)
+    try:
+        policy, bounds = settings.chosen_policy(), settings.engine_bounds()
+        yield (
+            store,
+            registry,
+            Pool(settings.pool, policy, bounds, store, registry, leadership, settings.leader_ttl_s),
+        )
+    finally:
+        await store.close()
+        await redis.aclose()
+
+
+async def _first_to_end(parts: list[asyncio.Task[None]], stop: asyncio.Event) -> bool:
+    """Wait for the signal. True when a part died first: the process is then better off restarted."""
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([stopping, *parts], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    for part in done - {stopping}:
+        log.critical("a part of the scheduler died", part_name=part.get_name(), exc_info=part.exception())
+    return bool(done - {stopping})
+
+
+async def _leave(host: ServiceHost, parts: list[asyncio.Task[None]], grace_s: float) -> None:
+    """Give up the lead first, so that another scheduler takes over while clients are sent there."""
+    log.info("draining")
+    for part in parts:
+        part.cancel()
+    await asyncio.gather(*parts, return_exceptions=True)
+    await host.drain(grace_s)
+
+
+async def _follow_redis(host: ServiceHost, registry: WorkerRegistry) -> None:
+    """Ready while Redis answers: without it nothing can be accepted."""
+    while True:
+        try:
+            await patiently(registry.cards, 2.0)
+            await host.set_ready(True)
+        except Unavailable as error:
+            log.warning("not ready", reason=str(error))
+            await host.set_ready(False)
+        await asyncio.sleep(1.0)
+
+
+async def _repeat(step: Callable[[], Awaitable[None]], every_s: float) -> None:
+    while True:
+        with contextlib.suppress(*AWAY, Unavailable):
+            await step()
+        await asyncio.sleep(every_s)
