@@ -1,0 +1,154 @@
+"""A scheduler without a pool: the public API over real gRPC and Redis, and a leader's part played by hand."""
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from redis.asyncio import Redis
+
+from services.scheduler.admission import AdmissionLimits
+from services.scheduler.api import MAX_REQUEST_BYTES, ImageGenerationService
+from services.scheduler.leadership import Leadership
+from services.scheduler.operations import OperationsService
+from services.scheduler.queue import JobStore, JobStoreSettings, Lease
+from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.jobs import JobRecord, JobTimings
+from synerdiff.plans import DecodedImage
+from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry
+from synerdiff.requests import task_id
+from synerdiff.rpc import ServiceHost
+from synerdiff.v1 import operations_pb2
+
+CARD = ModelCard(
+    name="emoji",
+    family="sd1",
+    native_width=256,
+    native_height=256,
+    size_multiple=64,
+    max_side=512,
+    default_num_inference_steps=20,
+    default_guidance_scale=7.5,
+    default_sampler=Sampler.PNDM,
+    samplers=(SamplerLimits(Sampler.PNDM, 4, 1000), SamplerLimits(Sampler.LCM, 1, 8)),
+    max_prompt_tokens=77,
+    prediction_type="epsilon",
+)
+
+
+class QuietPool:
+    """A PoolView with nothing going on."""
+
+    async def status(self) -> operations_pb2.GetStatusResponse:
+        return operations_pb2.GetStatusResponse(pool="default", leader=True, policy="continuous")
+
+    def trace(self, domain: str) -> bytes:
+        return b'{"traceEvents": []}'
+
+
+@dataclass
+class Scheduler:
+    """One instance of the API."""
+
+    host: ServiceHost
+    store: JobStore
+
+    @property
+    def address(self) -> str:
+        return self.host.address
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        await self.host.drain(grace_s)
+        await self.store.close()
+
+
+async def start_scheduler(
+    redis: Redis, listen: str = "127.0.0.1:0", settings: JobStoreSettings | None = None
+) -> Scheduler:
+    store = JobStore(redis, settings)
+    host = ServiceHost(max_receive_bytes=MAX_REQUEST_BYTES)
+    ImageGenerationService(store, WorkerRegistry(redis), AdmissionLimits(), host.draining).add_to(host)
+    OperationsService(QuietPool()).add_to(host)
+    await host.start(listen)
+    await host.set_ready(True)
+    return Scheduler(host, store)
+
+
+async def announce(redis: Redis, kind: WorkerKind, card: ModelCard = CARD) -> WorkerRecord:
+    record = WorkerRecord(f"{kind}-{card.name}", kind, "127.0.0.1:1", card, "default", "cpu:test", "boot", 1)
+    await WorkerRegistry(redis).announce(record, ttl_s=60)
+    return record
+
+
+def png(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (seed % 256, 1, 2)).save(out, "PNG")
+    return out.getvalue()
+
+
+@dataclass
+class Step:
+    """A ProgressUpdate."""
+
+    job_id: str
+    index: int
+    step: int
+    total: int
+    preview: bytes = b""
+
+
+class Leader:
+    """Takes jobs from the store and makes them happen, one call at a time."""
+
+    def __init__(self, store: JobStore, lease: Lease) -> None:
+        self.store = store
+        self.lease = lease
+
+    @classmethod
+    async def of(cls, redis: Redis, store: JobStore) -> "Leader":
+        lease = await Leadership(redis, "default", "by hand").acquire()
+        assert lease is not None
+        return cls(store, lease)
+
+    async def take(self) -> JobRecord:
+        """The next job, started."""
+        while not (records := await self.store.read_new(self.lease, ["emoji"], 1)):
+            await asyncio.sleep(0.02)
+        assert await self.store.start(self.lease, records[0].job_id)
+        return records[0]
+
+    async def progress(self, job: JobRecord, step: int, preview: bytes = b"") -> None:
+        update = Step(job.job_id, 0, step, job.request.num_inference_steps, preview)
+        await self.store.append_progress(self.lease, [update])
+
+    async def complete(self, job: JobRecord) -> None:
+        """Every image, then the end."""
+        assert await self.store.decoding(self.lease, job.job_id)
+        for index in range(job.request.num_images):
+            seed = job.request.seed + index
+            image = DecodedImage(
+                task_id(job.job_id, index), job.request.image_format, 8, 8, png(seed), False, decode_ms=1, encode_ms=1
+            )
+            assert await self.store.store_image(self.lease, job.job_id, image, index, seed)
+        assert await self.store.finish(self.lease, job.job_id, JobTimings(1, 2, 3, 4), ["a warning"])
+
+    async def work(self) -> None:
+        """Take and complete jobs until cancelled."""
+        while True:
+            job = await self.take()
+            await self.progress(job, 1)
+            await self.complete(job)
+
+
+@contextlib.asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run a coroutine beside the test."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
