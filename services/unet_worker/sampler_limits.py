@@ -14,7 +14,10 @@ def steps_range(scheduler: Any) -> tuple[int, int] | None:
     """The fewest and most steps that a new scheduler can run with, or None when it cannot with few nor more.
 
     Takes it that a scheduler which can do n steps can do fewer, down to its minimum: what stops them is timesteps that
-    coincide or run out. Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does.
+    coincide or run out. "Can" means that diffusers runs: with "trailing" spacing it adds a timestep of -1 to some
+    schedules of 61 steps and more, and so does the table.
+
+    Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does.
     """
     trained = int(scheduler.config.num_train_timesteps)
     can_do_all = _runs(scheduler, trained)

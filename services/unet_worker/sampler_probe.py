@@ -49,9 +49,7 @@ class UnsupportedSteps(InvalidRequest):
 
     def __init__(self, scheduler_name: str, num_inference_steps: int, reason: str) -> None:
         super().__init__(
-            FieldViolation(
-                "num_inference_steps", f"{num_inference_steps} is not possible with {scheduler_name}: {reason}"
-            )
+            FieldViolation("num_inference_steps", f"{scheduler_name} cannot do {num_inference_steps}: {reason}")
         )
 
 
@@ -117,11 +115,12 @@ def _run(scheduler: Any) -> _Trace:
     generator = torch.Generator().manual_seed(_NOISE_SEED)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": generator} if takes_generator else {}
+    scale = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     scaled, stepped, drawn, noise_dtypes = [], [], [], []
     for call, timestep in enumerate(scheduler.timesteps):
         sample, output = _basis(call % PERIOD), _basis(PERIOD + call % PERIOD)
         before = generator.get_state()
-        scaled.append(scheduler.scale_model_input(sample, timestep))
+        scaled.append(scale(sample, timestep))
         stepped.append(scheduler.step(output, timestep, sample, return_dict=False, **options)[0])
         dtype, noise = _redraw(before, generator.get_state())
         noise_dtypes.append(dtype)

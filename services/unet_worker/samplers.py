@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
@@ -49,7 +50,9 @@ def sampler_limits(scheduler_config: Mapping[str, Any]) -> tuple[SamplerLimits, 
 
     Those that its config makes nonlinear (clip_sample, thresholding) or impossible are left out, with a log line.
     """
-    return _limits(_canonical(scheduler_config))
+    config_json = _canonical(scheduler_config)
+    found = ((sampler, _served_steps(config_json, sampler)) for sampler in RECIPES)
+    return tuple(SamplerLimits(sampler, *steps) for sampler, steps in found if steps)
 
 
 def default_sampler(scheduler_config: Mapping[str, Any]) -> Sampler:
@@ -57,17 +60,16 @@ def default_sampler(scheduler_config: Mapping[str, Any]) -> Sampler:
 
     Raises UnsupportedScheduler when no sampler can be served with this config.
     """
-    served = {limits.sampler for limits in sampler_limits(scheduler_config)}
-    if not served:
-        raise UnsupportedScheduler(
-            f"no sampler can be served with {scheduler_config.get('_class_name')} and its options"
-        )
+    config_json = _canonical(scheduler_config)
     own = nearest_sampler(scheduler_config)
-    if own in served:
+    if own is not None and _served_steps(config_json, own):
         return own
-    instead = Sampler.DPMSOLVER_MULTISTEP if Sampler.DPMSOLVER_MULTISTEP in served else min(served)
-    _log.warning("own_scheduler_not_served", scheduler=scheduler_config.get("_class_name"), instead=instead.name)
-    return instead
+    for near in (Sampler.DPMSOLVER_MULTISTEP, *RECIPES):
+        if _served_steps(config_json, near):
+            own_class = scheduler_config.get("_class_name")
+            _log.warning("own_scheduler_not_served", scheduler=own_class, instead=near.name)
+            return near
+    raise UnsupportedScheduler(f"no sampler can be served with the scheduler config {config_json}")
 
 
 def _canonical(scheduler_config: Mapping[str, Any]) -> str:
@@ -76,19 +78,23 @@ def _canonical(scheduler_config: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=_CACHED_TABLES)
 def _table(config_json: str, sampler: Sampler, num_inference_steps: int) -> SamplerTable:
-    scheduler = RECIPES[sampler].build(json.loads(config_json))
-    return build_table(probe_scheduler(scheduler, num_inference_steps))
+    return build_table(probe_scheduler(_new_scheduler(config_json, sampler), num_inference_steps))
 
 
-@lru_cache(maxsize=_CACHED_MODELS)
-def _limits(config_json: str) -> tuple[SamplerLimits, ...]:
-    found = ((sampler, _served_steps(config_json, sampler)) for sampler in RECIPES)
-    return tuple(SamplerLimits(sampler, *steps) for sampler, steps in found if steps)
+def _new_scheduler(config_json: str, sampler: Sampler) -> Any:
+    """A scheduler of one's own. Copied, since some take half a second to make."""
+    return deepcopy(_prototype(config_json, sampler))
 
 
+@lru_cache(maxsize=_CACHED_MODELS * len(RECIPES))
+def _prototype(config_json: str, sampler: Sampler) -> Any:
+    return RECIPES[sampler].build(json.loads(config_json))
+
+
+@lru_cache(maxsize=_CACHED_MODELS * len(RECIPES))
 def _served_steps(config_json: str, sampler: Sampler) -> tuple[int, int] | None:
     try:
-        steps = steps_range(RECIPES[sampler].build(json.loads(config_json)))
+        steps = steps_range(_new_scheduler(config_json, sampler))
         reason = "diffusers cannot run it with this config"
     except (UnsupportedScheduler, ValueError, NotImplementedError) as error:
         steps, reason = None, str(error)

@@ -1,0 +1,76 @@
+"""A task's noise is a diffusers pipeline's noise, also when it goes on in the middle."""
+
+import pytest
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from services.unet_worker.noise import TaskNoise
+from services.unet_worker.samplers import SamplerTable, sampler_table
+from synerdiff.cards import Sampler
+from tests.services.unet_worker.scheduler_configs import STABLE_DIFFUSION_1_5
+
+SHAPE = (4, 5, 7)
+
+
+def table(sampler: Sampler, steps: int = 4) -> SamplerTable:
+    return sampler_table(STABLE_DIFFUSION_1_5, sampler, steps)
+
+
+def same(drawn: Tensor | None, expected: Tensor | None) -> bool:
+    if drawn is None or expected is None:
+        return drawn is expected
+    return drawn.dtype == expected.dtype and torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_draws_as_a_pipeline_does(dtype: torch.dtype) -> None:
+    generator = torch.Generator("cpu").manual_seed(2**63 - 1)
+    euler = table(Sampler.EULER_ANCESTRAL)
+    noise = TaskNoise(2**63 - 1, SHAPE, dtype, euler)
+    sigma = torch.tensor(euler.init_noise_sigma)
+    assert torch.equal(noise.initial_latents(), randn_tensor((1, *SHAPE), generator=generator, dtype=dtype)[0] * sigma)
+    for _ in range(4):
+        assert same(noise.next_step(), randn_tensor((1, *SHAPE), generator=generator, dtype=dtype)[0])
+
+
+def test_draws_in_float32_where_the_scheduler_does() -> None:
+    noise = TaskNoise(5, SHAPE, torch.bfloat16, table(Sampler.DPMSOLVER_MULTISTEP_SDE))
+    assert noise.initial_latents().dtype == torch.bfloat16
+    drawn = noise.next_step()
+    assert drawn is not None
+    assert drawn.dtype == torch.float32
+
+
+def test_draws_nothing_for_a_sampler_without_noise() -> None:
+    noise = TaskNoise(5, SHAPE, torch.float32, table(Sampler.DDIM))
+    noise.initial_latents()
+    assert [noise.next_step() for _ in range(4)] == [None] * 4
+
+
+@pytest.mark.parametrize("sampler", [Sampler.LCM, Sampler.DPMSOLVER_MULTISTEP_SDE, Sampler.DDIM], ids=lambda s: s.name)
+@pytest.mark.parametrize("call", [0, 1, 3, 4])
+def test_a_task_that_goes_on_in_the_middle_draws_what_is_left(sampler: Sampler, call: int) -> None:
+    whole, resumed = (TaskNoise(9, SHAPE, torch.float32, table(sampler)) for _ in range(2))
+    whole.initial_latents()
+    expected = [whole.next_step() for _ in range(4)][call:]
+    resumed.skip_to(call)
+    assert resumed.next_call == call
+    for noise in expected:
+        assert same(resumed.next_step(), noise)
+
+
+def test_drawing_out_of_order_is_refused() -> None:
+    noise = TaskNoise(1, SHAPE, torch.float32, table(Sampler.DDPM))
+    with pytest.raises(RuntimeError, match="initial latents come before"):
+        noise.next_step()
+    noise.skip_to(2)
+    with pytest.raises(RuntimeError, match="initial latents were drawn before"):
+        noise.initial_latents()
+    with pytest.raises(ValueError, match="call 1 must be 2 to 4"):
+        noise.skip_to(1)
+    with pytest.raises(ValueError, match="call 5 must be 2 to 4"):
+        noise.skip_to(5)
+    noise.skip_to(4)
+    with pytest.raises(RuntimeError, match="all 4 calls"):
+        noise.next_step()

@@ -1,0 +1,232 @@
+"""Every sampler, replayed from its table against diffusers' own scheduler, step by step."""
+
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.unet_worker.sampler_recipes import RECIPES
+from services.unet_worker.samplers import (
+    SamplerTable,
+    UnsupportedScheduler,
+    UnsupportedSteps,
+    default_sampler,
+    sampler_table,
+)
+from synerdiff.cards import Sampler
+from tests.services.unet_worker.sampler_replay import by_diffusers, by_table, relative_errors
+from tests.services.unet_worker.scheduler_configs import (
+    CONFIGS,
+    LATENT_CONSISTENCY,
+    SDXL_TURBO,
+    STABLE_DIFFUSION_1_5,
+    STABLE_DIFFUSION_2_1,
+    STABLE_DIFFUSION_XL,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers", "ignore::DeprecationWarning:numpy")
+
+TOLERANCE = 1e-5
+STEPS = (1, 2, 3, 5, 20, 50)
+FEWER_STEPS = (1, 2, 5, 20)
+THOROUGH = ("sd1.5", "sd2.1", "sdxl")
+SLOW_TO_MAKE = (Sampler.KDPM2, Sampler.KDPM2_KARRAS)  # half a second each
+
+
+@cache
+def _made(config_name: str, sampler: Sampler) -> Any:
+    return RECIPES[sampler].build(CONFIGS[config_name])
+
+
+def scheduler_of(config_name: str, sampler: Sampler) -> Any:
+    return deepcopy(_made(config_name, sampler))
+
+
+def worst_error(config_name: str, sampler: Sampler, steps: int, table: SamplerTable | None = None) -> float:
+    table = table or sampler_table(CONFIGS[config_name], sampler, steps)
+    expected = by_diffusers(scheduler_of(config_name, sampler), steps, seed=7 * steps, dtype=torch.float32)
+    return max(relative_errors(by_table(table, seed=7 * steps, dtype=torch.float32), expected))
+
+
+@pytest.mark.parametrize(
+    ("config_name", "sampler"),
+    [
+        pytest.param(name, sampler, id=f"{name}-{sampler.name}")
+        for name in CONFIGS
+        for sampler in Sampler
+        if name in THOROUGH or sampler not in SLOW_TO_MAKE
+    ],
+)
+def test_replays_as_diffusers_runs(config_name: str, sampler: Sampler) -> None:
+    errors = {}
+    step_counts = STEPS if config_name in THOROUGH else FEWER_STEPS
+    for steps in step_counts:
+        try:
+            errors[steps] = worst_error(config_name, sampler, steps)
+        except UnsupportedSteps:
+            with pytest.raises((ValueError, IndexError)):
+                by_diffusers(scheduler_of(config_name, sampler), steps, seed=0, dtype=torch.float32)
+    assert len(errors) >= len(step_counts) - 1
+    # With no signal in the first timestep sigma starts at 4096: diffusers' Euler loses what is below its rounding.
+    huge_sigmas = config_name == "zero-snr" and "EULER" in sampler.name
+    assert max(errors.values()) <= (1e-3 if huge_sigmas else TOLERANCE), errors
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    config_name=st.sampled_from(THOROUGH),
+    sampler=st.sampled_from(Sampler),
+    steps=st.integers(4, 40),
+)
+def test_any_number_of_steps_replays_as_diffusers_runs(config_name: str, sampler: Sampler, steps: int) -> None:
+    assert worst_error(config_name, sampler, steps) <= TOLERANCE
+
+
+def test_a_timestep_too_many_of_diffusers_is_taken_over() -> None:
+    assert sampler_table(SDXL_TURBO, Sampler.DDIM, 61).timesteps[-1] == -1
+    assert worst_error("sdxl-turbo", Sampler.DDIM, 61) <= TOLERANCE
+
+
+@pytest.mark.parametrize("sampler", [Sampler.EULER_ANCESTRAL, Sampler.DPMSOLVER_MULTISTEP_SDE], ids=lambda s: s.name)
+def test_noise_is_drawn_in_the_dtype_that_diffusers_draws_it_in(sampler: Sampler) -> None:
+    table = sampler_table(STABLE_DIFFUSION_1_5, sampler, 6)
+    # A model in float64, since the generator gives quite other numbers in that dtype.
+    expected = by_diffusers(scheduler_of("sd1.5", sampler), 6, seed=3, dtype=torch.float64)
+    assert max(relative_errors(by_table(table, seed=3, dtype=torch.float64), expected)) < TOLERANCE
+    other = replace(table, noise_dtype="model" if table.noise_dtype == "float32" else "float32")
+    assert max(relative_errors(by_table(other, seed=3, dtype=torch.float64), expected)) > 0.1
+
+
+@pytest.mark.parametrize("sampler", [Sampler.EULER, Sampler.PNDM, Sampler.DPMSOLVER_MULTISTEP_SDE, Sampler.HEUN])
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_wrong_coefficient_does_not_go_unnoticed(sampler: Sampler, row: int) -> None:
+    table = sampler_table(STABLE_DIFFUSION_1_5, sampler, 10)
+    for column in table.matrix[4, row].nonzero().flatten():
+        matrix = table.matrix.clone()
+        matrix[4, row, column] *= 1.001
+        assert worst_error("sd1.5", sampler, 10, replace(table, matrix=matrix)) > 2 * TOLERANCE
+
+
+def test_a_wrong_input_scale_or_timestep_does_not_go_unnoticed() -> None:
+    table = sampler_table(STABLE_DIFFUSION_XL, Sampler.EULER, 10)
+    for wrong in (replace(table, input_scale=table.input_scale * 1.001), replace(table, timesteps=table.timesteps + 1)):
+        assert worst_error("sdxl", Sampler.EULER, 10, wrong) > 2 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("sampler", "num_calls", "num_registers"),
+    [
+        (Sampler.DDIM, 20, 1),
+        (Sampler.EULER_ANCESTRAL, 20, 1),
+        (Sampler.DPMSOLVER_MULTISTEP, 20, 3),
+        (Sampler.DEIS_MULTISTEP, 20, 2),
+        (Sampler.HEUN, 39, 3),
+        (Sampler.KDPM2, 39, 2),
+        (Sampler.PNDM, 21, 4),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_tables_have_the_calls_and_registers_of_their_method(
+    sampler: Sampler, num_calls: int, num_registers: int
+) -> None:
+    table = sampler_table(STABLE_DIFFUSION_1_5, sampler, 20)
+    assert (table.num_calls, table.num_registers) == (num_calls, num_registers)
+    assert table.matrix.shape == (num_calls, num_registers, num_registers + 2)
+    assert table.timesteps.shape == table.input_scale.shape == (num_calls,)
+    moved = table.matrix[:, 1:]
+    assert ((moved == 0) | (moved == 1)).all()
+
+
+def test_only_samplers_that_draw_noise_say_so() -> None:
+    noisy = {s for s in Sampler if any(sampler_table(STABLE_DIFFUSION_2_1, s, 4).draws_noise)}
+    sde = {Sampler.DPMSOLVER_MULTISTEP_SDE, Sampler.DPMSOLVER_MULTISTEP_SDE_KARRAS}
+    assert noisy == {Sampler.DDPM, Sampler.EULER_ANCESTRAL, Sampler.LCM} | sde
+    assert {s for s in noisy if sampler_table(STABLE_DIFFUSION_2_1, s, 4).noise_dtype == "float32"} == sde
+    assert sampler_table(STABLE_DIFFUSION_2_1, Sampler.LCM, 4).draws_noise == (True, True, True, False)
+
+
+@pytest.mark.parametrize("sampler", list(Sampler), ids=lambda sampler: sampler.name)
+def test_a_padded_table_does_the_same(sampler: Sampler) -> None:
+    table = sampler_table(STABLE_DIFFUSION_2_1, sampler, 5)
+    padded = table.padded(6)
+    assert padded.matrix.shape == (table.num_calls, 6, 8)
+    expected = by_table(table, seed=1, dtype=torch.float32)
+    assert max(relative_errors(by_table(padded, seed=1, dtype=torch.float32), expected)) < 1e-6
+
+
+def test_padding_to_fewer_registers_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_registers 2 is below the 4"):
+        sampler_table(STABLE_DIFFUSION_1_5, Sampler.PNDM, 20).padded(2)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, 100001])
+def test_steps_beyond_the_training_timesteps_are_refused_with_the_bound(steps: int) -> None:
+    with pytest.raises(UnsupportedSteps, match=rf"num_inference_steps: .*cannot do {steps}: it must be 1 to 1000"):
+        sampler_table(STABLE_DIFFUSION_1_5, Sampler.EULER, steps)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("clip_sample", True), ("thresholding", True)], ids=["clip_sample", "thresholding"]
+)
+def test_a_nonlinear_scheduler_is_refused_by_name_and_option(option: str, value: bool) -> None:
+    config = STABLE_DIFFUSION_2_1 | {option: value}
+    with pytest.raises(UnsupportedScheduler, match=rf"DDIMScheduler\.step is not linear .*{option}=True"):
+        sampler_table(config, Sampler.DDIM, 10)
+
+
+def test_tables_are_cached_whatever_the_order_of_the_config() -> None:
+    reordered = dict(reversed(STABLE_DIFFUSION_1_5.items()))
+    assert sampler_table(STABLE_DIFFUSION_1_5, Sampler.DDIM, 11) is sampler_table(reordered, Sampler.DDIM, 11)
+    assert sampler_table(STABLE_DIFFUSION_2_1, Sampler.DDIM, 11) is not sampler_table(reordered, Sampler.DDIM, 11)
+
+
+def test_tables_built_from_several_threads_are_right() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        tables = list(pool.map(lambda n: sampler_table(SDXL_TURBO, Sampler.PNDM, 4 + n % 4), range(32)))
+    assert [table.num_calls for table in tables] == [5 + n % 4 for n in range(32)]
+    assert all(worst_error("sdxl-turbo", Sampler.PNDM, 4 + n, tables[n]) <= TOLERANCE for n in range(4))
+
+
+@pytest.mark.parametrize(
+    ("config", "sampler"),
+    [
+        (STABLE_DIFFUSION_1_5, Sampler.PNDM),
+        (STABLE_DIFFUSION_2_1, Sampler.DDIM),
+        (STABLE_DIFFUSION_XL, Sampler.EULER),
+        (STABLE_DIFFUSION_XL | {"use_karras_sigmas": True}, Sampler.EULER_KARRAS),
+        (SDXL_TURBO, Sampler.EULER_ANCESTRAL),
+        (LATENT_CONSISTENCY, Sampler.LCM),
+        (STABLE_DIFFUSION_1_5 | {"_class_name": "DPMSolverMultistepScheduler"}, Sampler.DPMSOLVER_MULTISTEP),
+        (
+            STABLE_DIFFUSION_1_5
+            | {
+                "_class_name": "DPMSolverMultistepScheduler",
+                "algorithm_type": "sde-dpmsolver++",
+                "use_karras_sigmas": True,
+            },
+            Sampler.DPMSOLVER_MULTISTEP_SDE_KARRAS,
+        ),
+        (STABLE_DIFFUSION_1_5 | {"_class_name": "DPMSolverSinglestepScheduler"}, Sampler.DPMSOLVER_SINGLESTEP),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_default_is_the_models_own_sampler(config: dict[str, Any], sampler: Sampler) -> None:
+    assert default_sampler(config) == sampler
+
+
+@pytest.mark.parametrize(
+    "change", [{"_class_name": "UniPCMultistepScheduler"}, {"_class_name": "DDIMScheduler", "clip_sample": True}]
+)
+def test_a_model_whose_own_scheduler_cannot_be_served_gets_a_near_one(change: dict[str, Any]) -> None:
+    assert default_sampler(STABLE_DIFFUSION_1_5 | change) == Sampler.DPMSOLVER_MULTISTEP
+
+
+def test_a_model_that_no_sampler_can_serve_is_refused() -> None:
+    with pytest.raises(UnsupportedScheduler, match="no sampler can be served"):
+        default_sampler(STABLE_DIFFUSION_1_5 | {"prediction_type": "no_such_prediction"})
