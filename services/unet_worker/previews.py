@@ -16,7 +16,11 @@ from services.unet_worker import metrics
 from services.unet_worker.denoiser import StepOutcome
 from services.unet_worker.threads import limit_torch_threads
 from synerdiff.models.family import UnetSide
+from synerdiff.models.preview import PreviewProjection
 from synerdiff.plans import Preview
+from synerdiff.telemetry import get_logger
+
+log = get_logger("previews")
 
 MAX_WAITING = 64
 
@@ -72,18 +76,22 @@ class PreviewEncoder:
             metrics.PREVIEWS_DROPPED.inc()
             return
         moment = _Moment(task_id, call, outcome.timesteps[place], outcome.model_input[place], outcome.noise_pred[place])
-        self._executor.submit(self._encode, moment)
+        self._executor.submit(self._encode, self._projection, moment)
 
     def close(self) -> None:
         """Leave out what waits and end the thread."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    @torch.inference_mode()
-    def _encode(self, moment: _Moment) -> None:
+    def _encode(self, projection: PreviewProjection, moment: _Moment) -> None:
         self._room.release()
-        if self._projection is None:
-            return
+        try:
+            self._deliver(Preview(moment.task_id, moment.call, self._png(projection, moment)))
+        except Exception as error:  # a picture to look at meanwhile: nothing depends on it
+            log.warning("no preview", task_id=moment.task_id, exc_info=error)
+
+    @torch.inference_mode()
+    def _png(self, projection: PreviewProjection, moment: _Moment) -> bytes:
         clean = self._clean.predicted(moment.model_input.cpu(), moment.noise_pred.cpu(), float(moment.timestep))
         file = io.BytesIO()
-        Image.fromarray(self._projection.images(clean[None])[0]).save(file, "PNG")
-        self._deliver(Preview(moment.task_id, moment.call, file.getvalue()))
+        Image.fromarray(projection.images(clean[None])[0]).save(file, "PNG")
+        return file.getvalue()

@@ -21,12 +21,11 @@ from synerdiff.cards import ModelCard
 from synerdiff.errors import SynerDiffError
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.service import LatentsArenaServicer
-from synerdiff.latents.shared_memory import boot_id
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import dtype_from_name, load_unet_side
 from synerdiff.redis_client import connect
-from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
+from synerdiff.registry import WorkerRecord, WorkerRegistry, boot_id, default_domain, keep_announced
 from synerdiff.requests import TaskSpec
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import load
@@ -155,18 +154,10 @@ async def _serve_announced(
         with contextlib.suppress(asyncio.CancelledError):
             await announcing
         await host.set_ready(False)
-        await _withdraw(registry, record.worker_id)
         if not worker.crashed.is_set():
             await _until_empty(worker, settings.drain_grace_s)
         await host.drain(grace_s=1.0)
     log.info("stopped", worker_id=record.worker_id, residents_left=len(worker.residents))
-
-
-async def _withdraw(registry: WorkerRegistry, worker_id: str) -> None:
-    try:
-        await registry.withdraw(worker_id)
-    except Exception as error:  # the record's TTL ends it soon in any case
-        log.warning("could not withdraw from the registry", reason=str(error))
 
 
 async def _until_empty(worker: UnetWorker, grace_s: float) -> None:

@@ -1,0 +1,52 @@
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import grpc
+import pytest
+import torch
+
+from services.unet_worker.process import slot_bytes, start_services
+from services.unet_worker.settings import UnetWorkerSettings
+from services.unet_worker.worker import UnetWorker
+from synerdiff.latents.arena import Arena
+from synerdiff.latents.memory import ProcessMemory
+from synerdiff.models.family import UnetSide
+from synerdiff.models.preview import PreviewProjection
+from synerdiff.rpc import ServiceHost, open_channel
+from synerdiff.settings import load
+from tests.parity import unet_side
+from tests.tiny_models import tiny_model
+
+SLOTS = 3
+
+
+@dataclass(frozen=True)
+class ServedWorker:
+    """A worker on a port of this machine, in this process."""
+
+    worker: UnetWorker
+    arena: Arena
+    channel: grpc.aio.Channel
+
+
+@pytest.fixture(scope="session")
+def tiny_side(tmp_path_factory: pytest.TempPathFactory) -> UnetSide:
+    """The UNet side of a tiny model, with a preview projection."""
+    side = unet_side(tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1"))
+    projection = PreviewProjection(torch.full((3, 4), 0.1), torch.full((3,), 0.5))
+    return replace(side, preview=projection)
+
+
+@pytest.fixture
+async def served(tiny_side: UnetSide) -> AsyncIterator[ServedWorker]:
+    """A worker of three slots behind real gRPC."""
+    arena = Arena(SLOTS, slot_bytes(tiny_side, 64), "float32", ProcessMemory())
+    worker = UnetWorker(tiny_side, arena, threads=1)
+    host = ServiceHost()
+    address = await start_services(host, worker, arena, "unet-test", load(UnetWorkerSettings, []))
+    try:
+        async with open_channel(address) as channel:
+            yield ServedWorker(worker, arena, channel)
+    finally:
+        await host.drain(grace_s=0)
+        await worker.close()

@@ -1,0 +1,71 @@
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from synerdiff.redis_process import RedisProcess
+from synerdiff.registry import WorkerRecord, WorkerRegistry
+from synerdiff.rpc import open_channel, serving
+from tests.services.unet_worker.leader import leading
+from tests.services.unet_worker.specs import spec
+from tests.tiny_models import tiny_model
+
+STARTS_WITHIN_S = 60.0
+
+
+@asynccontextmanager
+async def worker_process(*flags: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.unet_worker", "--threads", "1", *flags), stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def announced(registry: WorkerRegistry) -> WorkerRecord:
+    async with asyncio.timeout(STARTS_WITHIN_S):
+        while not (workers := await registry.workers("test")):
+            await asyncio.sleep(0.05)
+    return workers[0]
+
+
+async def test_a_process_announces_itself_and_drains_on_sigterm(
+    redis: Redis, redis_server: RedisProcess, tmp_path: Path
+) -> None:
+    model = tiny_model("sd1", tmp_path / "tiny")
+    registry = WorkerRegistry(redis)
+    async with worker_process("--model", str(model), "--redis-url", redis_server.url, "--pool", "test") as process:
+        record = await announced(registry)
+        assert (record.kind, record.model_card.name, record.pid) == ("unet", "tiny", process.pid)
+        async with open_channel(record.address) as channel, leading(channel) as leader:
+            assert await serving(channel, "synerdiff.v1.UnetStage")
+            assert leader.attached.arena_address == record.address
+            await leader.admit(spec("a/0"))
+            await leader.run([("a/0", 0)])
+
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(10):
+                while await registry.workers("test"):
+                    await asyncio.sleep(0.02)
+            assert not await serving(channel)
+            assert (await leader.run([("a/0", 1)], [("a/0", 2)])).finished
+            await leader.release("a/0")
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert [card.name for card in await registry.cards()] == ["tiny"]
+
+
+async def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tmp_path: Path) -> None:
+    async with worker_process("--model", str(tmp_path)) as process:
+        _, stderr = await asyncio.wait_for(process.communicate(), STARTS_WITHIN_S)
+    assert process.returncode == 1
+    last = stderr.decode().splitlines()[-1]
+    assert str(tmp_path) in last
+    assert "Traceback" not in stderr.decode()
