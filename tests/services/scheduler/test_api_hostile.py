@@ -1,0 +1,98 @@
+"""Hostile bytes on the public port: refused, memory flat, the service alive."""
+
+import asyncio
+import os
+import random
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from redis.asyncio import Redis
+
+from synerdiff.client import AsyncClient
+from synerdiff.redis_process import RedisProcess
+from synerdiff.rpc import MIB, open_channel
+from synerdiff.v1 import images_pb2, images_pb2_grpc
+from tests.services.scheduler.harness import announce
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+async def process(redis: Redis, redis_server: RedisProcess) -> AsyncIterator[tuple[str, psutil.Process]]:
+    await announce(redis, "unet")
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.services.scheduler.api_process", redis_server.url),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert child.stdout is not None
+    address = (await child.stdout.readline()).decode().strip()
+    assert address, "the process did not start"
+    async with AsyncClient(address) as client:
+        await client.models()
+    yield address, psutil.Process(child.pid)
+    child.kill()
+    await child.wait()
+
+
+async def test_huge_messages_are_refused_with_memory_flat(redis: Redis, process: tuple[str, psutil.Process]) -> None:
+    address, server = process
+    keys = sorted(await redis.keys("*"))
+    before = peak_rss(server)
+    huge = images_pb2.GenerateRequest(prompt="x" * (100 * MIB))
+    async with open_channel(address, max_message_bytes=200 * MIB) as channel:
+        stub = images_pb2_grpc.ImageGenerationStub(channel)
+        for _ in range(3):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.Submit(huge)
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    await assert_well(address, server, before)
+    assert sorted(await redis.keys("*")) == keys
+
+
+async def test_garbage_on_the_port_is_refused_with_memory_flat(process: tuple[str, psutil.Process]) -> None:
+    address, server = process
+    host, _, port = address.rpartition(":")
+    before = peak_rss(server)
+    generator = random.Random(7)
+    preambles = [b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00"]
+    for i in range(200):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            try:
+                connection.sendall(preambles[i % 4] + generator.randbytes(generator.choice([10, 1000, 200_000])))
+            except OSError:  # hung up on us midway
+                continue
+    await assert_well(address, server, before)
+
+
+async def test_bytes_that_are_no_request_are_refused(process: tuple[str, psutil.Process]) -> None:
+    address, server = process
+    before = peak_rss(server)
+    async with open_channel(address) as channel:
+        for method in ("Submit", "GetJob", "CancelJob"):
+            call = channel.unary_unary(f"/synerdiff.v1.ImageGeneration/{method}")
+            for junk in (b"\xff" * 50, os.urandom(1000), b"\x0a\x05\xff\xfe\xfd\xfc\xfb"):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call(junk, timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary("/synerdiff.v1.ImageGeneration/Nonsense")(b"", timeout=5)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    await assert_well(address, server, before)
+
+
+async def assert_well(address: str, server: psutil.Process, peak_before: int) -> None:
+    async with AsyncClient(address) as client:
+        assert [model.card.name for model in await client.models()] == ["emoji"]
+    grown = peak_rss(server) - peak_before
+    assert grown < 16 * MIB, f"peak resident memory grew by {grown / MIB:.1f} MiB"
+
+
+def peak_rss(process: psutil.Process) -> int:
+    """The most memory that a process ever had resident, in bytes: not even for a moment may a message be held."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
