@@ -79,7 +79,7 @@ def reference_image(
 def reference_pipeline(model_path: Path, dtype: torch.dtype = torch.float32, variant: str | None = None) -> Any:
     """The diffusers pipeline of a model directory, with its own scheduler. Kept for later calls: do not change it."""
     pipeline = DiffusionPipeline.from_pretrained(
-        model_path, torch_dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
+        model_path, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

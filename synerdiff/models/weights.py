@@ -45,7 +45,7 @@ def _load(
             variant=variant,
             use_safetensors=True,
             local_files_only=True,
-            torch_dtype=dtype,
+            dtype=dtype,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -53,7 +53,8 @@ def _load(
     # Both libraries fill missing weights with random numbers and go on.
     if report["missing_keys"]:
         raise layout.refuse(f"{component} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}, ...")
-    return model.to(device).eval().requires_grad_(False)
+    # Once more the dtype: the libraries have renamed that argument over time, and ignore a name they do not know.
+    return model.to(device, dtype).eval().requires_grad_(False)
 
 
 def _find_variant(layout: ModelLayout, component: str, stem: str, variant: str) -> str | None:

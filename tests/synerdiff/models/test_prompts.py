@@ -1,0 +1,133 @@
+"""Prompts are encoded as the diffusers pipeline of the family encodes them, to the bit."""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from synerdiff.models.family import UnetSide
+from synerdiff.models.loading import load_unet_side
+from tests.reference import reference_pipeline
+from tests.tiny_models import FamilyName, edit_json
+
+PROMPTS = ["a slice of pizza", "", "Ein Äpfel, ☃ 42% OFF!!", "word " * 80]
+LONG_PROMPT = "a lion " + "on a blue background " * 12
+
+
+def pipeline_embeds(pipeline: Any, prompt: str, negative_prompt: str | None) -> tuple[list[Tensor], list[Tensor]]:
+    """[hidden, pooled] of the prompt and of the negative prompt; no pooled without SDXL."""
+    with torch.no_grad():
+        embeds = pipeline.encode_prompt(
+            prompt=prompt,
+            device=torch.device("cpu"),
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=negative_prompt,
+        )
+    return [embed[0] for embed in embeds[0::2]], [embed[0] for embed in embeds[1::2]]
+
+
+def parts(embeds: Any) -> list[Tensor]:
+    return [embeds.hidden] if embeds.pooled is None else [embeds.hidden, embeds.pooled]
+
+
+def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert len(ours) == len(theirs)
+    for our_part, their_part in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our_part, their_part, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_prompt_equals_the_pipelines(unet_side: UnetSide, model_path: Path, prompt: str) -> None:
+    theirs, _ = pipeline_embeds(reference_pipeline(model_path), prompt, None)
+    assert_same(parts(unet_side.encode([prompt])[0]), theirs)
+
+
+@pytest.mark.parametrize("negative_prompt", ["", "blurry, ugly"])
+def test_negative_prompt_equals_the_pipelines(unet_side: UnetSide, model_path: Path, negative_prompt: str) -> None:
+    _, theirs = pipeline_embeds(reference_pipeline(model_path), "a dog", negative_prompt or None)
+    assert_same(parts(unet_side.encode_negative([negative_prompt])[0]), theirs)
+
+
+def test_sdxl_without_negative_prompt_gets_zeros(tiny_models: dict[str, Path]) -> None:
+    side = load_unet_side(tiny_models["sdxl"], torch.float32)
+    (empty,) = side.encode_negative([""])
+    assert all(not part.any() for part in parts(empty))
+    assert all(part.any() for part in parts(side.encode([""])[0]))
+
+
+def test_sdxl_that_does_not_force_zeros_encodes_the_empty_prompt(copy_of: Callable[[FamilyName], Path]) -> None:
+    path = copy_of("sdxl")
+    edit_json(path / "model_index.json", force_zeros_for_empty_prompt=False)
+    side = load_unet_side(path, torch.float32)
+    _, theirs = pipeline_embeds(reference_pipeline(path), "a dog", None)
+    assert_same(parts(side.encode_negative([""])[0]), theirs)
+    assert theirs[0].any()
+
+
+def test_attention_mask_is_used_where_the_config_says_so(copy_of: Callable[[FamilyName], Path]) -> None:
+    path = copy_of("sd2")
+    (unmasked,) = load_unet_side(path, torch.float32).encode(["a dog"])
+    edit_json(path / "text_encoder" / "config.json", use_attention_mask=True)
+    (masked,) = load_unet_side(path, torch.float32).encode(["a dog"])
+    theirs, _ = pipeline_embeds(reference_pipeline(path), "a dog", None)
+    assert_same(parts(masked), theirs)
+    assert not torch.equal(masked.hidden, unmasked.hidden)
+
+
+def test_an_embedding_does_not_depend_on_its_neighbours(unet_side: UnetSide) -> None:
+    together = unet_side.encode(PROMPTS)
+    for prompt, embeds in zip(PROMPTS, together, strict=True):
+        assert_same(parts(embeds), parts(unet_side.encode([prompt])[0]))
+
+
+def test_cut_text_is_what_the_pipeline_warns_of(
+    unet_side: UnetSide, model_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = reference_pipeline(model_path)
+    logger = logging.getLogger(type(pipeline).__module__)
+    monkeypatch.setattr(logger, "disabled", False)
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.WARNING)
+    try:
+        pipeline_embeds(pipeline, LONG_PROMPT, None)
+    finally:
+        logger.removeHandler(caplog.handler)
+    (embeds,) = unet_side.encode([LONG_PROMPT])
+    assert embeds.cut_text.endswith("on a blue background")
+    assert f"['{embeds.cut_text}']" in caplog.text.replace(" ']", "']")
+
+
+def test_nothing_is_cut_at_the_limit(unet_side: UnetSide) -> None:
+    fits, too_long = "a " * (unet_side.encoder.max_tokens - 2), "a " * (unet_side.encoder.max_tokens - 1)
+    assert [embeds.cut_text for embeds in unet_side.encode([fits, too_long])] == ["", "a"]
+
+
+def test_encoding_from_several_threads(unet_side: UnetSide) -> None:
+    alone = [parts(embeds) for embeds in unet_side.encode(PROMPTS)]
+    failures: list[BaseException] = []
+
+    def encode_often() -> None:
+        try:
+            for _ in range(5):
+                for ours, theirs in zip(unet_side.encode(PROMPTS), alone, strict=True):
+                    assert_same(parts(ours), theirs)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=encode_often) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_nbytes_counts_both_parts(unet_side: UnetSide) -> None:
+    (embeds,) = unet_side.encode(["a dog"])
+    assert embeds.nbytes == sum(4 * part.numel() for part in parts(embeds))

@@ -1,0 +1,60 @@
+"""serving.json: what it may say, and how a wrong one is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synerdiff.cards import Sampler
+from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.loading import load_unet_side
+from tests.tiny_models import FamilyName
+
+PREVIEW = {"matrix": [[0.1, 0.2, 0.3, 0.4]] * 3, "bias": [0.5, 0.5, 0.5]}
+
+
+def write_serving(path: Path, content: Any) -> Path:
+    (path / "serving.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_it_overrides_the_defaults(copy_of: Callable[[FamilyName], Path]) -> None:
+    path = write_serving(
+        copy_of("sdxl"),
+        {"default_num_inference_steps": 7, "default_guidance_scale": 0, "max_side": 96, "preview": PREVIEW},
+    )
+    side = load_unet_side(path, torch.float32)
+    card = side.describe("tiny", (), Sampler.EULER)
+    assert (card.default_num_inference_steps, card.default_guidance_scale, card.max_side) == (7, 0.0, 96)
+    assert side.preview is not None
+    assert side.preview.matrix.shape == (3, 4)
+    assert side.describe("tiny", (), Sampler.EULER, max_side=64).max_side == 64
+
+
+def test_without_it_there_are_no_previews(tiny_models: dict[str, Path]) -> None:
+    assert load_unet_side(tiny_models["sd1"], torch.float32).preview is None
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ("{", "the file"),
+        ("[]", "the file"),
+        ({"default_steps": 3}, "default_steps"),
+        ({"default_num_inference_steps": 0}, "default_num_inference_steps"),
+        ({"default_guidance_scale": -1}, "default_guidance_scale"),
+        ('{"default_guidance_scale": NaN}', "default_guidance_scale"),
+        ({"max_side": "wide"}, "max_side"),
+        ({"preview": {"matrix": [[1.0]], "bias": [0, 0, 0]}}, "preview.matrix"),
+        ({"preview": {"matrix": [[1.0] * 3] * 3, "bias": [0, 0, 0]}}, "preview.matrix"),
+        ({"preview": {"matrix": [[1.0] * 4] * 3}}, "preview.bias"),
+    ],
+)
+def test_a_wrong_one_is_refused_by_field(copy_of: Callable[[FamilyName], Path], content: Any, field: str) -> None:
+    path = write_serving(copy_of("sd1"), content)
+    with pytest.raises(ModelLoadError) as caught:
+        load_unet_side(path, torch.float32)
+    assert f"{path}: serving.json: {field}" in str(caught.value)

@@ -1,0 +1,135 @@
+"""Decoding and the safety checker, against the diffusers pipelines."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from synerdiff.cards import Sampler
+from synerdiff.models.family import VaeSide
+from synerdiff.models.loading import load_vae_side
+from tests.reference import reference_image, reference_pipeline
+from tests.tiny_models import edit_json, tiny_model
+
+Images = npt.NDArray[np.uint8]
+
+
+def final_latents_and_picture(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Images]:
+    """The latents [1, C, h, w] that a short pipeline run ends with, and the picture [H, W, 3] it makes of them."""
+    pipeline: Any = reference_pipeline(path, dtype)
+
+    def run(output_type: str) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        return pipeline("a dog", num_inference_steps=2, generator=generator, output_type=output_type).images
+
+    return run("latent"), np.asarray(run("pil")[0])
+
+
+def test_decode_equals_the_pipelines(vae_side: VaeSide, model_path: Path) -> None:
+    latents, picture = final_latents_and_picture(model_path)
+    (ours,) = vae_side.decode(latents)
+    assert ours.dtype == np.uint8
+    np.testing.assert_array_equal(ours, picture)
+    assert 20 < picture.std() < 80
+
+
+def test_decode_of_a_batch_equals_each_alone(vae_side: VaeSide) -> None:
+    latents = torch.randn(3, *vae_side.latent_shape(96, 64), generator=torch.Generator().manual_seed(0))
+    together = vae_side.decode(latents).astype(int)
+    assert together.shape == (3, 64, 96, 3)
+    for row in range(3):
+        assert np.abs(together[row] - vae_side.decode(latents[row : row + 1])[0]).max() <= 1
+
+
+def test_latents_mean_and_deviation_of_an_sdxl_vae(tmp_path: Path) -> None:
+    path = tiny_model("sdxl", tmp_path / "model")
+    edit_json(path / "vae" / "config.json", latents_mean=[-1.6, 1.1, 3.3, -2.5], latents_std=[8.5, 5.5, 6.6, 5.2])
+    latents, picture = final_latents_and_picture(path)
+    np.testing.assert_array_equal(load_vae_side(path, torch.float32).decode(latents)[0], picture)
+
+
+@pytest.mark.parametrize("force_upcast", [True, False])
+def test_sdxl_in_float16_upcasts_its_vae_when_told_to(tmp_path: Path, force_upcast: bool) -> None:
+    path = tiny_model("sdxl", tmp_path / "model")
+    edit_json(path / "vae" / "config.json", force_upcast=force_upcast)
+    latents, picture = final_latents_and_picture(path, torch.float16)
+    side = load_vae_side(path, torch.float16)
+    assert side.vae.dtype == (torch.float32 if force_upcast else torch.float16)
+    np.testing.assert_array_equal(side.decode(latents)[0], picture)
+
+
+def test_sd_in_float16_keeps_its_dtype(tiny_models: dict[str, Path]) -> None:
+    assert load_vae_side(tiny_models["sd1"], torch.float16).vae.dtype == torch.float16
+
+
+def test_without_a_checker_nothing_is_flagged(vae_side: VaeSide) -> None:
+    images = np.full((2, 64, 64, 3), 7, np.uint8)
+    checked, flagged = vae_side.check(images)
+    assert flagged == [False, False]
+    np.testing.assert_array_equal(checked, images)
+
+
+@pytest.mark.parametrize(("threshold", "is_flagged"), [(-1.0, True), (1.0, False)])
+def test_flagged_pictures_are_black_as_the_pipeline_makes_them(
+    tmp_path: Path, threshold: float, is_flagged: bool
+) -> None:
+    path = tiny_model("sd1", tmp_path / "model", safety_checker=True, safety_threshold=threshold)
+    latents, picture = final_latents_and_picture(path)
+    side = load_vae_side(path, torch.float32)
+    decoded = side.decode(latents)
+    before = decoded.copy()
+    checked, flagged = side.check(decoded)
+    assert flagged == [is_flagged]
+    assert picture.any() != is_flagged
+    np.testing.assert_array_equal(checked[0], picture)
+    np.testing.assert_array_equal(decoded, before)
+
+
+def test_each_picture_gets_the_verdict_it_gets_alone(tmp_path: Path) -> None:
+    probe = load_vae_side(tiny_model("sd1", tmp_path / "probe", safety_checker=True), torch.float32)
+    pictures = probe.decode(torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * 5)
+    threshold = median_similarity(probe, pictures)
+    side = load_vae_side(
+        tiny_model("sd1", tmp_path / "model", safety_checker=True, safety_threshold=threshold), torch.float32
+    )
+    checked, flagged = side.check(pictures)
+    assert set(flagged) == {True, False}
+    assert flagged == [side.check(picture[None])[1][0] for picture in pictures]
+    for picture, seen, is_flagged in zip(pictures, checked, flagged, strict=True):
+        np.testing.assert_array_equal(seen, np.zeros_like(picture) if is_flagged else picture)
+
+
+def median_similarity(side: VaeSide, pictures: Images) -> float:
+    """The middle of the pictures' highest concept similarities, so that some are above and some below."""
+    checker = side.checker
+    assert checker is not None
+    pixel_values = checker.feature_extractor(list(pictures), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        embeds = checker.model.visual_projection(checker.model.vision_model(pixel_values)[1])
+    embeds = torch.nn.functional.normalize(embeds)
+    highest = (embeds @ torch.nn.functional.normalize(checker.model.concept_embeds).T).amax(dim=1)
+    return float(highest.sort().values[3:5].mean())
+
+
+def test_the_checker_can_be_switched_off(tmp_path: Path) -> None:
+    path = tiny_model("sd1", tmp_path / "model", safety_checker=True, safety_threshold=-1.0)
+    side = load_vae_side(path, torch.float32, safety_checker=False)
+    assert side.checker is None
+    assert side.check(np.ones((1, 64, 64, 3), np.uint8))[1] == [False]
+
+
+def test_reference_pictures_differ_by_what_is_asked(model_path: Path) -> None:
+    """The parity tests compare with these pictures: they would prove nothing if all were alike."""
+
+    def picture(prompt: str = "a dog", **changes: Any) -> npt.NDArray[np.int64]:
+        asked = {"seed": 1, "steps": 4, "guidance_scale": 4.0, "sampler": Sampler.DDIM} | changes
+        return reference_image(model_path, prompt=prompt, width=64, height=64, **asked).astype(int)
+
+    first = picture()
+    for other in (picture("a cat"), picture(negative_prompt="a cat"), picture(guidance_scale=1.0), picture(seed=2)):
+        assert np.abs(first - other).mean() > 2
+    np.testing.assert_array_equal(first, picture())
