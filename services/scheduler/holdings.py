@@ -77,7 +77,8 @@ class Holdings:
 
     def decode_again(self, task: Task) -> None:
         """The VAE worker is gone; the latents are still in their slot, if that still exists."""
-        if task.unet_worker not in self.unet:
+        task.deaths += 1
+        if task.unet_worker not in self.unet or task.deaths > self.max_deaths:
             self.run_again(task)
             return
         lane = self.vae.get(task.vae_worker)

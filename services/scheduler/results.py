@@ -16,7 +16,7 @@ from synerdiff.redis_client import patiently
 from synerdiff.v1 import images_pb2
 
 POLL_S = 1.0  # the safety net under pub/sub; also how often a queued follower hears of a new position
-PROGRESS_GAP_S = 0.1  # followers read no more often than this for progress alone
+PROGRESS_GAP_S = 0.2  # followers read no more often than this for progress alone
 
 NO_POSITION_WANTED = ""
 NO_POSITION_SHOWN = "-1"

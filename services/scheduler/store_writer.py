@@ -26,7 +26,7 @@ from services.scheduler.queue import JobStore, Lease
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.requests import task_id
 
-PROGRESS_EVERY_S = 0.1
+PROGRESS_EVERY_S = 0.2
 
 
 class WriteEvents(Protocol):

@@ -1,0 +1,1 @@
+"""Workloads, measurements and simulated workers. Never imported by the product."""

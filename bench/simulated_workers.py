@@ -1,0 +1,263 @@
+"""Stage workers without models: real gRPC, real registration, a tick takes as long as it is told to.
+
+    python -m bench.simulated_workers --redis-url redis://127.0.0.1:6379/0 --domains 16 --tick-ms 20
+
+Each domain is a UNet worker and a VAE worker on ports of their own. On SIGTERM, one line of JSON says how long the UNet
+workers ran and how long they stood idle with unfinished tasks resident.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.plans import (
+    DecodedImage,
+    ItemTiming,
+    SkippedEntry,
+    SkipReason,
+    SlotRef,
+    TaskReady,
+    UnetPlan,
+    UnetTickDone,
+    VaeTickDone,
+)
+from synerdiff.redis_client import connect
+from synerdiff.registry import WorkerRecord, WorkerRegistry, boot_id, keep_announced
+from synerdiff.requests import TaskSpec
+from synerdiff.rpc import ServiceHost
+from synerdiff.v1 import stages_pb2, stages_pb2_grpc
+from synerdiff.wire import stages
+
+MODEL = "simulated"
+CARD = ModelCard(
+    name=MODEL,
+    family="sd1",
+    native_width=512,
+    native_height=512,
+    size_multiple=64,
+    max_side=1024,
+    default_num_inference_steps=20,
+    default_guidance_scale=7.5,
+    default_sampler=Sampler.DDIM,
+    samplers=(SamplerLimits(Sampler.DDIM, 1, 1_000_000),),
+    max_prompt_tokens=77,
+    prediction_type="epsilon",
+)
+IMAGE = b"not really a picture"
+
+
+@dataclass
+class SimulatedTask:
+    """A resident task: a counter and a slot."""
+
+    spec: TaskSpec
+    slot: SlotRef
+    next_call: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last call is done."""
+        return self.next_call >= self.spec.num_inference_steps
+
+
+@dataclass
+class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
+    """A UNet worker that counts. `idle_s` is time without a plan while an unfinished task was resident."""
+
+    worker_id: str
+    tick_s: float
+    slots: int
+    address: str = ""
+    tasks: dict[str, SimulatedTask] = field(default_factory=dict)
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+    ticks: int = 0
+    calls: int = 0
+    epoch: int = 0
+
+    async def Run(
+        self, requests: AsyncIterator[stages_pb2.UnetCommand], context: Any
+    ) -> AsyncIterator[stages_pb2.UnetReport]:
+        """The stream of one leader."""
+        plans: asyncio.Queue[UnetPlan] = asyncio.Queue()
+        reports: asyncio.Queue[stages_pb2.UnetReport] = asyncio.Queue()
+        residents = [stages_pb2.ResidentTask(task_id=t, next_call=r.next_call) for t, r in self.tasks.items()]
+        await reports.put(
+            stages_pb2.UnetReport(
+                attached=stages_pb2.UnetAttached(
+                    worker_id=self.worker_id, slots=self.slots, arena_address=self.address, resident=residents
+                )
+            )
+        )
+        parts = [
+            asyncio.create_task(self._listen(requests, plans, reports)),
+            asyncio.create_task(self._step(plans, reports)),
+        ]
+        try:
+            while True:
+                yield await reports.get()
+        finally:
+            for part in parts:
+                part.cancel()
+
+    async def _listen(
+        self, requests: AsyncIterator[stages_pb2.UnetCommand], plans: "asyncio.Queue[UnetPlan]", reports: Any
+    ) -> None:
+        async for command in requests:
+            kind = command.WhichOneof("command")
+            if kind == "plan":
+                plans.put_nowait(stages.unet_plan_from_pb(command.plan))
+            elif kind == "admit":
+                task = stages.task_spec_from_pb(command.admit)
+                self.epoch += 1
+                self.tasks[task.task_id] = SimulatedTask(task, SlotRef(self.worker_id, self.epoch, self.epoch))
+                ready = TaskReady(task.task_id, task.num_inference_steps, 1.0)
+                reports.put_nowait(stages_pb2.UnetReport(task_ready=stages.task_ready_to_pb(ready)))
+            elif kind in ("cancel", "release"):
+                for task_id in getattr(command, kind).task_ids:
+                    self.tasks.pop(task_id, None)
+
+    async def _step(self, plans: "asyncio.Queue[UnetPlan]", reports: Any) -> None:
+        while True:
+            waited_from = time.perf_counter()
+            had_work = any(not task.finished for task in self.tasks.values())
+            plan = await plans.get()
+            began = time.perf_counter()
+            if had_work:
+                self.idle_s += began - waited_from
+            start_ns = time.time_ns()
+            await asyncio.sleep(max(0.0, self.tick_s - (time.perf_counter() - began)))
+            done = self._advance(plan, start_ns)
+            self.busy_s += time.perf_counter() - began
+            self.ticks += 1
+            reports.put_nowait(stages_pb2.UnetReport(tick_done=stages.unet_tick_done_to_pb(done)))
+
+    def _advance(self, plan: UnetPlan, start_ns: int) -> UnetTickDone:
+        skipped: list[SkippedEntry] = []
+        finished: list[tuple[str, SlotRef]] = []
+        rows = 0
+        for entry in (e for item in plan.items for e in item.entries):
+            task = self.tasks.get(entry.task_id)
+            if task is None:
+                skipped.append(SkippedEntry(entry.task_id, SkipReason.UNKNOWN_TASK))
+            elif task.finished or task.next_call != entry.call:
+                skipped.append(SkippedEntry(entry.task_id, SkipReason.OTHER_CALL, task.next_call))
+            else:
+                task.next_call += 1
+                rows += task.spec.rows
+                self.calls += 1
+                if task.finished:
+                    finished.append((entry.task_id, task.slot))
+        items = (ItemTiming(start_ns, time.time_ns(), rows),)
+        return UnetTickDone(plan.tick, items, tuple(skipped), tuple(finished))
+
+
+@dataclass
+class SimulatedVae(stages_pb2_grpc.VaeStageServicer):
+    """A VAE worker whose pictures are all the same."""
+
+    worker_id: str
+    decode_s: float
+    images: asyncio.Queue[DecodedImage] = field(default_factory=asyncio.Queue)
+
+    async def Run(
+        self, requests: AsyncIterator[stages_pb2.VaeCommand], context: Any
+    ) -> AsyncIterator[stages_pb2.VaeReport]:
+        """The stream of one leader."""
+        yield stages_pb2.VaeReport(attached=stages_pb2.VaeAttached(worker_id=self.worker_id))
+        async for command in requests:
+            if command.WhichOneof("command") != "plan":
+                continue
+            plan, start_ns = stages.vae_plan_from_pb(command.plan), time.time_ns()
+            entries = [entry for item in plan.items for entry in item.entries]
+            await asyncio.sleep(self.decode_s * len(entries))
+            for e in entries:
+                self.images.put_nowait(
+                    DecodedImage(e.task_id, e.image_format, e.width, e.height, IMAGE, False, self.decode_s * 1e3, 0.0)
+                )
+            items = (ItemTiming(start_ns, time.time_ns(), len(entries)),)
+            done = VaeTickDone(plan.tick, items, (), tuple(e.task_id for e in entries))
+            yield stages_pb2.VaeReport(tick_done=stages.vae_tick_done_to_pb(done))
+
+    async def Images(self, request: stages_pb2.ImagesRequest, context: Any) -> AsyncIterator[stages_pb2.DecodedImage]:
+        """Image files as they come."""
+        while True:
+            yield stages.decoded_image_to_pb(await self.images.get())
+
+
+async def serve(redis_url: str, domains: int, tick_s: float, decode_s: float, slots: int) -> dict[str, float]:
+    """Run until SIGTERM. Returns totals over the UNet workers."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    redis = connect(redis_url)
+    registry = WorkerRegistry(redis)
+    unets: list[SimulatedUnet] = []
+    async with contextlib.AsyncExitStack() as hosts:
+        announcing = []
+        for index in range(domains):
+            unet = SimulatedUnet(f"unet-{os.getpid()}-{index}", tick_s, slots)
+            vae = SimulatedVae(f"vae-{os.getpid()}-{index}", decode_s)
+            unets.append(unet)
+            for kind, name, add, servicer in (
+                ("unet", "UnetStage", stages_pb2_grpc.add_UnetStageServicer_to_server, unet),
+                ("vae", "VaeStage", stages_pb2_grpc.add_VaeStageServicer_to_server, vae),
+            ):
+                host = ServiceHost()
+                host.add(f"synerdiff.v1.{name}", add, servicer)
+                address = await host.start("127.0.0.1:0")
+                await host.set_ready(True)
+                hosts.push_async_callback(host.drain, 0.0)
+                record = WorkerRecord(
+                    servicer.worker_id,
+                    kind,  # type: ignore[arg-type]
+                    address,
+                    CARD,
+                    "default",
+                    f"simulated-{os.getpid()}-{index}",
+                    boot_id(),
+                    os.getpid(),
+                )
+                if kind == "unet":
+                    unet.address = address
+                announcing.append(asyncio.create_task(keep_announced(registry, record)))
+        await stop.wait()
+        for task in announcing:
+            task.cancel()
+        await asyncio.gather(*announcing, return_exceptions=True)
+    await redis.aclose()
+    busy, idle = sum(u.busy_s for u in unets), sum(u.idle_s for u in unets)
+    return {
+        "ticks": sum(u.ticks for u in unets),
+        "unet_calls": sum(u.calls for u in unets),
+        "busy_s": round(busy, 3),
+        "idle_s": round(idle, 3),
+        "idle_share": round(idle / (busy + idle), 5) if busy else 0.0,
+        "worst_idle_share": round(max(u.idle_s / (u.busy_s + u.idle_s) for u in unets if u.ticks), 5) if busy else 0.0,
+    }
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--redis-url", required=True)
+    parser.add_argument("--domains", type=int, default=1)
+    parser.add_argument("--tick-ms", type=float, default=20.0)
+    parser.add_argument("--decode-ms", type=float, default=5.0)
+    parser.add_argument("--slots", type=int, default=32)
+    options = parser.parse_args()
+    result = asyncio.run(
+        serve(options.redis_url, options.domains, options.tick_ms / 1e3, options.decode_ms / 1e3, options.slots)
+    )
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
