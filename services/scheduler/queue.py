@@ -5,6 +5,7 @@ acknowledged when the job ends, so what a pool was working on is found again by 
 """
 
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ class JobQueue(StoreBase):
 
     def __init__(self, redis: Redis, settings: JobStoreSettings | None = None) -> None:
         super().__init__(redis, settings)
-        self._answered_reads: dict[Lease, int] = {}
+        self._answered_reads: Counter[tuple[Lease, str]] = Counter()
 
     # ---- for the API
 
@@ -140,9 +141,8 @@ class JobQueue(StoreBase):
 
     async def _read(self, name: str, lease: Lease, *args: Argument) -> list[JobRecord]:
         # The number moves on only once an answer has come: a read whose answer was lost is answered again.
-        number = self._answered_reads.get(lease, 0)
-        replies = await self._leader(name, lease, f"{lease.token}:{number}", *args)
-        self._answered_reads[lease] = number + 1
+        replies = await self._leader(name, lease, f"{lease.token}:{self._answered_reads[lease, name]}", *args)
+        self._answered_reads[lease, name] += 1
         return [record_from_reply(reply) for reply in replies]
 
     async def start(self, lease: Lease, job_id: str) -> bool:

@@ -1,0 +1,104 @@
+import asyncio
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.redis_client import connect
+from synerdiff.redis_process import RedisProcess
+from synerdiff.registry import WorkerRecord, WorkerRegistry, boot_id, default_domain, keep_announced
+
+CARD = ModelCard(
+    name="emoji",
+    family="sd1",
+    native_width=64,
+    native_height=64,
+    size_multiple=8,
+    max_side=128,
+    default_num_inference_steps=20,
+    default_guidance_scale=4.5,
+    default_sampler=Sampler.DPMSOLVER_MULTISTEP,
+    samplers=(SamplerLimits(Sampler.DDIM, 1, 1000), SamplerLimits(Sampler.LCM, 1, 50)),
+    max_prompt_tokens=77,
+    prediction_type="epsilon",
+)
+
+WORKER = WorkerRecord(
+    worker_id="unet-1",
+    kind="unet",
+    address="10.0.0.1:50061",
+    model_card=CARD,
+    pool="default",
+    domain="cpu:host",
+    boot_id="host",
+    pid=7,
+)
+
+
+@pytest.fixture
+def registry(redis: Redis) -> WorkerRegistry:
+    return WorkerRegistry(redis)
+
+
+async def test_a_record_comes_back_as_it_was_and_reads_as_text(registry: WorkerRegistry, redis: Redis) -> None:
+    await registry.announce(WORKER, ttl_s=60)
+    assert await registry.workers() == [WORKER]
+    assert await registry.cards() == [CARD]
+    stored: Any = await redis.get("synerdiff:worker:unet-1")
+    assert json.loads(stored)["model_card"]["default_sampler"] == "DPMSOLVER_MULTISTEP"
+
+
+async def test_workers_are_listed_by_pool(registry: WorkerRegistry) -> None:
+    others = [dataclasses.replace(WORKER, worker_id=f"unet-{i}", pool=f"pool-{i}") for i in (2, 3)]
+    for record in (*others, WORKER):
+        await registry.announce(record, ttl_s=60)
+    assert await registry.workers() == [WORKER, *others]
+    assert await registry.workers("pool-2") == others[:1]
+    assert await registry.workers("no-such-pool") == []
+
+
+async def test_a_silent_worker_is_forgotten_and_its_model_is_not(registry: WorkerRegistry, redis: Redis) -> None:
+    await registry.announce(WORKER, ttl_s=0.05)
+    await asyncio.sleep(0.1)
+    assert await registry.workers() == []
+    assert await registry.cards() == [CARD]
+    assert await redis.exists("synerdiff:workers") == 0
+    await registry.announce(WORKER, ttl_s=60)
+    await registry.withdraw(WORKER.worker_id)
+    assert await registry.workers() == []
+
+
+async def test_only_unet_workers_say_what_a_model_can_do(registry: WorkerRegistry) -> None:
+    await registry.announce(WORKER, ttl_s=60)
+    vae = dataclasses.replace(
+        WORKER, worker_id="vae-1", kind="vae", model_card=dataclasses.replace(CARD, samplers=(), max_side=64)
+    )
+    await registry.announce(vae, ttl_s=60)
+    assert await registry.cards() == [CARD]
+    assert await registry.workers() == [WORKER, vae]
+
+
+async def test_a_worker_stays_announced_over_a_restart_of_redis_until_it_goes(own_redis: RedisProcess) -> None:
+    redis = connect(own_redis.url)
+    registry = WorkerRegistry(redis)
+    keeping = asyncio.create_task(keep_announced(registry, WORKER, ttl_s=0.6))
+    await asyncio.sleep(0.8)
+    assert await registry.workers() == [WORKER]
+    own_redis.kill9()
+    await asyncio.sleep(0.8)
+    assert not keeping.done()
+    own_redis.start()
+    await asyncio.sleep(0.8)
+    assert await registry.workers() == [WORKER]
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert await registry.workers() == []
+    await redis.aclose()
+
+
+def test_the_domain_is_the_gpu_or_else_this_hosts_cpu() -> None:
+    assert default_domain("GPU-1234") == "GPU-1234"
+    assert default_domain() == f"cpu:{boot_id()}"
