@@ -9,6 +9,7 @@ from prometheus_client import Counter
 
 from services.scheduler.admission import AdmissionLimits, body_digest, resolve
 from services.scheduler.queue import JobStore
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import NotFound, SynerDiffError, Unavailable
 from synerdiff.jobs import JobRecord
 from synerdiff.redis_client import patiently
@@ -147,5 +148,4 @@ async def _next_unless(draining: asyncio.Future[Any], events: AsyncGenerator[T, 
             raise Unavailable("this scheduler is shutting down; watch the job from another")
         return coming.result()
     finally:
-        coming.cancel()
-        await asyncio.wait({coming})
+        await cancel_and_wait(coming)

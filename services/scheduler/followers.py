@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from services.scheduler.scripts import Scripts
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import Unavailable
 from synerdiff.telemetry import get_logger
 
@@ -48,8 +49,7 @@ class FollowerLeases:
         """Renew no more."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel_and_wait(task)
 
     async def _run(self) -> None:
         period_s = self._lease_ms / 3000

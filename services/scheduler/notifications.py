@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.telemetry import get_logger
 
 TURN_S = 0.05  # how long a new subscription may wait for the listening task
@@ -85,8 +86,7 @@ class Notifications:
         """Stop listening and give the connection back."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel_and_wait(task)
 
     async def _run(self) -> None:
         while True:

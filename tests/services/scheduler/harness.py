@@ -15,6 +15,7 @@ from services.scheduler.api import MAX_REQUEST_BYTES, ImageGenerationService
 from services.scheduler.leadership import Leadership
 from services.scheduler.operations import OperationsService
 from services.scheduler.queue import JobStore, JobStoreSettings, Lease
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.jobs import JobRecord, JobTimings
 from synerdiff.plans import DecodedImage
@@ -150,5 +151,4 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel_and_wait(task)
