@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from prometheus_client import Counter
 
@@ -112,7 +112,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         # Tells the client that the job is there, however long its next event takes.
         await context.send_initial_metadata(())
         draining = asyncio.ensure_future(self._draining.wait())
-        events = cast(AsyncGenerator[images_pb2.GenerateEvent, None], self._store.follow(job_id, after_sequence))
+        events = self._store.follow(job_id, after_sequence)
         try:
             while (event := await _next_unless(draining, events)) is not None:
                 yield event
