@@ -8,11 +8,13 @@ Prints JSON: the share of time the UNet workers waited for a plan while they hel
 
 import argparse
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -51,39 +53,55 @@ async def keep_full(address: str, tasks: int, steps: int, seconds: float) -> int
     return finished
 
 
-async def measure(domains: int, tick_ms: float, seconds: float, steps: int) -> dict[str, object]:
-    """Run the whole of it once."""
+@contextlib.contextmanager
+def processes(domains: int, tick_ms: float) -> Iterator[tuple[str, psutil.Process, "subprocess.Popen[str]"]]:
+    """A Redis, a scheduler and simulated workers. Yields the scheduler's address and process, and the workers'."""
     with tempfile.TemporaryDirectory() as folder:
         redis = RedisProcess(Path(folder))
         redis.start()
         address = f"127.0.0.1:{free_port()}"
+        python = [sys.executable, "-m"]
         scheduler = subprocess.Popen(
-            [sys.executable, "-m", "services.scheduler", "--redis-url", redis.url, "--listen", address]
-            + ["--log-level", "warning"]
+            [*python, "services.scheduler", "--redis-url", redis.url, "--listen", address, "--log-level", "warning"]
         )
         workers = subprocess.Popen(
-            [sys.executable, "-m", "bench.simulated_workers", "--redis-url", redis.url]
-            + ["--domains", str(domains), "--tick-ms", str(tick_ms)],
+            [
+                *(*python, "bench.simulated_workers", "--redis-url", redis.url),
+                *("--domains", str(domains), "--tick-ms", str(tick_ms)),
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )
         try:
-            async with open_channel(address) as channel:
-                while not await serving(channel):
-                    await asyncio.sleep(0.1)
-            await asyncio.sleep(2.0)
-            before = psutil.Process(scheduler.pid).cpu_times()
-            finished = await keep_full(address, domains * 12, steps, seconds)
-            after = psutil.Process(scheduler.pid).cpu_times()
-            memory_mb = psutil.Process(scheduler.pid).memory_info().rss / 1e6
+            yield address, psutil.Process(scheduler.pid), workers
         finally:
-            workers.terminate()
-            output, _ = workers.communicate(timeout=30)
-            scheduler.terminate()
-            scheduler.wait(30)
+            for process in (workers, scheduler):
+                process.terminate()
+                process.wait(30)
             redis.stop()
+
+
+async def ready(address: str) -> None:
+    """Return once the scheduler serves and has had time to attach its workers."""
+    async with open_channel(address) as channel:
+        while not await serving(channel):  # noqa: ASYNC110 - health is asked for, not told
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(2.0)
+
+
+def measure(domains: int, tick_ms: float, seconds: float, steps: int) -> dict[str, object]:
+    """Run the whole of it once."""
+    with processes(domains, tick_ms) as (address, scheduler, workers):
+        asyncio.run(ready(address))
+        before = scheduler.cpu_times()
+        finished = asyncio.run(keep_full(address, domains * 12, steps, seconds))
+        after = scheduler.cpu_times()
+        memory_mb = scheduler.memory_info().rss / 1e6
+        workers.terminate()
+        output, _ = workers.communicate(timeout=30)
     cpu_share = (after.user + after.system - before.user - before.system) / seconds
-    return json.loads(output.splitlines()[-1]) | {
+    totals: dict[str, object] = json.loads(output.splitlines()[-1])
+    return totals | {
         "domains": domains,
         "tick_ms": tick_ms,
         "steps": steps,
@@ -101,7 +119,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(options.domains, options.tick_ms, options.seconds, options.steps)), indent=2))
+    print(json.dumps(measure(options.domains, options.tick_ms, options.seconds, options.steps), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""Served UNet steps per second against a bare loop of the same batches in one process, turn by turn in one run.
+
+    python -m bench.bubbles [--tasks 8] [--steps 60] [--rounds 5]
+
+No VAE worker runs, so nothing is decoded. A round is: `tasks` jobs through Redis, scheduler and a real UNet worker over
+gRPC, timed from the first to the last step that all of them share, as the worker's own trace has it, gaps included; then
+the same tasks stepped by the same `Denoiser` in a loop here, with the same number of threads. Prints JSON with the ratio
+of each round; the served system is idle while the bare loop runs.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+
+from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.preparation import TaskPreparer
+from synerdiff.cards import Sampler
+from synerdiff.models.loading import load_unet_side
+from synerdiff.requests import TaskSpec
+from synerdiff.rpc import open_channel
+from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
+from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource, plan_deployment
+from synerdiff_cli.supervisor import Supervisor
+
+GUIDANCE_SCALE = 4.0
+
+
+def bare_steps_per_s(denoiser: Denoiser, preparer: TaskPreparer, tasks: int, steps: int) -> float:
+    """Batched UNet calls per second of a loop that does nothing else."""
+    specs = [
+        TaskSpec(f"bare/{k}", f"a cat {k}", "", 128, 128, steps, GUIDANCE_SCALE, k, Sampler.DDIM, 0)
+        for k in range(tasks)
+    ]
+    batch = [prepared.task for prepared in preparer.prepare(specs)]
+    began = time.perf_counter()
+    for _ in range(steps):
+        denoiser.step(batch)
+    return steps / (time.perf_counter() - began)
+
+
+async def served_steps_per_s(address: str, tasks: int, steps: int) -> float:
+    """Batched UNet calls per second of the served system, over the ticks in which all tasks ran."""
+    async with open_channel(address) as channel:
+        images = images_pb2_grpc.ImageGenerationStub(channel)
+        operations = operations_pb2_grpc.OperationsStub(channel)
+        began_us = time.time() * 1e6
+        jobs = []
+        for k in range(tasks):
+            request = images_pb2.GenerateRequest(
+                prompt=f"a cat {k}", seed=k, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE
+            )
+            request.sampler = images_pb2.SAMPLER_DDIM
+            jobs.append((await images.Submit(request)).job_id)
+        for job_id in jobs:
+            while (await images.GetJob(images_pb2.GetJobRequest(job_id=job_id))).state < images_pb2.JOB_STATE_DECODING:
+                await asyncio.sleep(0.2)
+        trace = json.loads((await operations.GetTrace(operations_pb2.GetTraceRequest())).trace_json)
+        for job_id in jobs:
+            await images.CancelJob(images_pb2.CancelJobRequest(job_id=job_id))
+    full = [
+        event
+        for event in trace["traceEvents"]
+        if event["ph"] == "X" and event["ts"] > began_us and event["args"].get("rows") == 2 * tasks
+    ]
+    seconds = (full[-1]["ts"] + full[-1]["dur"] - full[0]["ts"]) / 1e6
+    return len(full) / seconds
+
+
+async def measure(tasks: int, steps: int, rounds: int) -> dict[str, object]:
+    """Measure turn by turn."""
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    unet_side = load_unet_side(BUNDLED_MODEL, torch.float32)
+    denoiser, preparer = Denoiser(unet_side), TaskPreparer(unet_side)
+    served, bare = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        options = LocalOptions(Path(folder), (ModelSource("emoji", BUNDLED_MODEL),), vae_workers=0, dtype="float32")
+        deployment = plan_deployment(options)
+        async with Supervisor(deployment.children) as supervisor:
+            await supervisor.start()
+            await asyncio.sleep(2.0)
+            for _ in range(rounds + 1):
+                served.append(await served_steps_per_s(deployment.addresses[0], tasks, steps))
+                bare.append(await asyncio.to_thread(bare_steps_per_s, denoiser, preparer, tasks, steps))
+    ratios = [s / b for s, b in zip(served[1:], bare[1:], strict=True)]  # the first round warms both up
+    return {
+        "tasks": tasks,
+        "steps": steps,
+        "threads": threads,
+        "served_steps_per_s": [round(s, 2) for s in served[1:]],
+        "bare_steps_per_s": [round(b, 2) for b in bare[1:]],
+        "ratios": [round(ratio, 4) for ratio in ratios],
+        "median_ratio": round(statistics.median(ratios), 4),
+    }
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    print(json.dumps(asyncio.run(measure(options.tasks, options.steps, options.rounds)), indent=2))
+
+
+if __name__ == "__main__":
+    main()
