@@ -56,7 +56,8 @@ async def serve(settings: UnetWorkerSettings) -> int:
         ModelLoadError: the model directory is refused.
         SynerDiffError: the address to listen on cannot be had.
     """
-    limit_torch_threads(settings.threads)
+    if settings.threads:
+        limit_torch_threads(settings.threads)
     unet_side, card = _load(settings)
     arena = create_arena(settings.slots, slot_bytes(unet_side, card.max_side), _dtype_name(unet_side.dtype))
     worker = UnetWorker(

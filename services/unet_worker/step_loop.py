@@ -46,7 +46,7 @@ class StepLoop:
         residents: Residents,
         previews: PreviewEncoder,
         crashed: Callable[[Exception], None],
-        threads: int = 0,
+        threads: int,
     ) -> None:
         self._denoiser = denoiser
         self._residents = residents

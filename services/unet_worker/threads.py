@@ -4,11 +4,10 @@ import torch
 
 
 def limit_torch_threads(count: int) -> None:
-    """Let torch operations of the calling thread use `count` CPU threads; 0 leaves torch's own choice.
+    """Let torch operations of the calling thread use `count` CPU threads.
 
     Asking first matters: a thread takes the process-wide number over when it first asks, so a limit set before that
     would be overwritten by whatever another thread has set in the meantime.
     """
     torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
+    torch.set_num_threads(count)

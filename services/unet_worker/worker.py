@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from grpc import StatusCode
 
 from services.unet_worker import metrics
@@ -41,7 +42,10 @@ class Leader:
 
 
 class UnetWorker:
-    """Serves one leader at a time; its tasks stay when the leader goes."""
+    """Serves one leader at a time; its tasks stay when the leader goes.
+
+    `threads` CPU threads step; 0 takes as many as torch uses on the calling thread.
+    """
 
     def __init__(
         self, unet_side: UnetSide, arena: Arena, *, threads: int = 0, embedding_cache_bytes: int = 64 * 2**20
@@ -58,7 +62,9 @@ class UnetWorker:
         preparer = TaskPreparer(unet_side, embedding_cache_bytes)
         self._preparation = PreparationThread(preparer, self.residents, self._tell_leader)
         self._previews = PreviewEncoder(unet_side, self._tell_leader)
-        self._steps = StepLoop(Denoiser(unet_side), self.residents, self._previews, self._crash, threads)
+        self._steps = StepLoop(
+            Denoiser(unet_side), self.residents, self._previews, self._crash, threads or torch.get_num_threads()
+        )
 
     @property
     def slots(self) -> int:

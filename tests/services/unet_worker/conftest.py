@@ -1,4 +1,5 @@
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import grpc
@@ -37,11 +38,11 @@ def tiny_side(tmp_path_factory: pytest.TempPathFactory) -> UnetSide:
     return replace(side, preview=projection)
 
 
-@pytest.fixture
-async def served(tiny_side: UnetSide) -> AsyncIterator[ServedWorker]:
+@asynccontextmanager
+async def served_worker(side: UnetSide, threads: int) -> AsyncIterator[ServedWorker]:
     """A worker of three slots behind real gRPC."""
-    arena = Arena(SLOTS, slot_bytes(tiny_side, 64), "float32", ProcessMemory())
-    worker = UnetWorker(tiny_side, arena, threads=1)
+    arena = Arena(SLOTS, slot_bytes(side, 64), "float32", ProcessMemory())
+    worker = UnetWorker(side, arena, threads=threads)
     host = ServiceHost()
     address = await start_services(host, worker, arena, "unet-test", load(UnetWorkerSettings, []))
     try:
@@ -50,3 +51,10 @@ async def served(tiny_side: UnetSide) -> AsyncIterator[ServedWorker]:
     finally:
         await host.drain(grace_s=0)
         await worker.close()
+
+
+@pytest.fixture
+async def served(tiny_side: UnetSide) -> AsyncIterator[ServedWorker]:
+    """A worker whose steps keep to one core."""
+    async with served_worker(tiny_side, threads=1) as worker:
+        yield worker

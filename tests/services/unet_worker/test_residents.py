@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -122,7 +120,7 @@ class ResidentLife(RuleBasedStateMachine):
 TestResidentLife = ResidentLife.TestCase
 
 
-def admitted(residents: Residents, task_id: str, **ready: Any) -> Resident:
+def admitted(residents: Residents, task_id: str) -> Resident:
     resident = residents.admit(spec(task_id))
     residents.make_ready(resident, ready_task(1.0))
     return resident
@@ -163,3 +161,16 @@ def test_a_task_dropped_while_it_is_stepped_leaves_its_slot_to_the_next_holder()
     assert residents.settle(stepping) == []
     assert old.slot.index in {other.slot.index for other in others}
     assert all(holder.read(other.slot) is None for other in others)
+
+
+def test_latents_go_into_their_slot_in_the_dtype_of_the_model() -> None:
+    holder = Arena(SLOTS, ELEMENTS * 2, "bfloat16", ProcessMemory())
+    residents = Residents(holder, torch.bfloat16)
+    resident = admitted(residents, "a/0")
+    assert resident.task is not None
+    for _ in range(CALLS):
+        step(resident.task)
+    ((_, slot),) = residents.settle([resident])
+    data = holder.read(slot)
+    assert data is not None
+    assert torch.frombuffer(bytearray(data), dtype=torch.bfloat16).tolist() == [0.5**CALLS] * ELEMENTS

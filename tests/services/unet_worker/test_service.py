@@ -10,14 +10,16 @@ import torch
 from PIL import Image
 
 from services.unet_worker.denoiser import Denoiser, StepOutcome
+from services.unet_worker.preparation import PreparedTask, TaskPreparer
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.cards import Sampler
 from synerdiff.models.family import UnetSide
 from synerdiff.plans import Preview, SkippedEntry, SkipReason, TaskFailed, TaskReady, UnetTickDone
+from synerdiff.requests import TaskSpec
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
 from tests.parity import served_latents
-from tests.services.unet_worker.conftest import SLOTS, ServedWorker
+from tests.services.unet_worker.conftest import SLOTS, ServedWorker, served_worker
 from tests.services.unet_worker.leader import Leader, leading
 from tests.services.unet_worker.specs import spec
 
@@ -336,6 +338,40 @@ async def test_out_of_memory_halves_the_batch(served: ServedWorker, monkeypatch:
         assert sizes == [3, 1, 2, 1, 1]
         assert done.skipped == ()
         assert done.items[0].rows == 6
+
+
+async def test_steps_have_the_cores_and_what_runs_beside_them_one(
+    tiny_side: UnetSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the number is torch's own choice, which the other threads change for threads that come later."""
+    step, prepare, seen = Denoiser.step, TaskPreparer.prepare, dict[str, int]()
+
+    def watched_step(denoiser: Denoiser, tasks: Sequence[DenoisingTask]) -> StepOutcome:
+        seen["step"] = torch.get_num_threads()
+        return step(denoiser, tasks)
+
+    def watched_prepare(preparer: TaskPreparer, specs: Sequence[TaskSpec]) -> list[PreparedTask]:
+        seen["prepare"] = torch.get_num_threads()
+        return prepare(preparer, specs)
+
+    monkeypatch.setattr(Denoiser, "step", watched_step)
+    monkeypatch.setattr(TaskPreparer, "prepare", watched_prepare)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        async with served_worker(tiny_side, threads=0) as served, leading(served.channel) as leader:
+            await leader.admit(spec("a/0"))
+            await leader.run([("a/0", 0)])
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"step": 3, "prepare": 1}
+
+
+async def test_a_broken_step_loop_is_told(served: ServedWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with leading(served.channel) as leader:
+        monkeypatch.setattr(served.worker.residents, "select", None)
+        await leader.plan([("a/0", 0)])
+        await asyncio.wait_for(served.worker.crashed.wait(), 5)
 
 
 async def test_a_draining_worker_takes_nothing_new_and_finishes_what_it_has(served: ServedWorker) -> None:
