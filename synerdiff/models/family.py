@@ -192,7 +192,7 @@ class UnetSide:
         """One batched UNet call over rows that may stand at different timesteps.
 
         `latents` is [rows, C, h, w], scaled as the sampler wants its model input, and is cast to the model's dtype;
-        `timesteps` is [rows], int64 or float32. Returns noise_pred [rows, C, h, w] in the model's dtype.
+        `timesteps` is [rows], int64 or float32. Returns noise_pred [rows, C, h, w] in the model's dtype, contiguous.
         """
         noise_pred: Tensor = self.unet(
             latents.to(self.dtype),
@@ -201,7 +201,7 @@ class UnetSide:
             added_cond_kwargs=conditioning.added,
             return_dict=False,
         )[0]
-        return noise_pred
+        return noise_pred.contiguous()
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,18 @@ def final_latents_and_picture(path: Path, dtype: torch.dtype = torch.float32) ->
     return run("latent"), np.asarray(run("pil")[0])
 
 
+def assert_same_picture(ours: Images, theirs: Images, levels: int = 1) -> None:
+    """Equal but for rounding: another memory format sums in another order. `levels` of 255."""
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.max() <= levels
+    assert difference.mean() < levels / 20
+
+
 def test_decode_equals_the_pipelines(vae_side: VaeSide, model_path: Path) -> None:
     latents, picture = final_latents_and_picture(model_path)
     (ours,) = vae_side.decode(latents)
     assert ours.dtype == np.uint8
-    np.testing.assert_array_equal(ours, picture)
+    assert_same_picture(ours, picture)
     assert 20 < picture.std() < 80
 
 
@@ -49,7 +56,7 @@ def test_latents_mean_and_deviation_of_an_sdxl_vae(tmp_path: Path) -> None:
     path = tiny_model("sdxl", tmp_path / "model")
     edit_json(path / "vae" / "config.json", latents_mean=[-1.6, 1.1, 3.3, -2.5], latents_std=[8.5, 5.5, 6.6, 5.2])
     latents, picture = final_latents_and_picture(path)
-    np.testing.assert_array_equal(load_vae_side(path, torch.float32).decode(latents)[0], picture)
+    assert_same_picture(load_vae_side(path, torch.float32).decode(latents)[0], picture)
 
 
 @pytest.mark.parametrize("force_upcast", [True, False])
@@ -59,7 +66,7 @@ def test_sdxl_in_float16_upcasts_its_vae_when_told_to(tmp_path: Path, force_upca
     latents, picture = final_latents_and_picture(path, torch.float16)
     side = load_vae_side(path, torch.float16)
     assert side.vae.dtype == (torch.float32 if force_upcast else torch.float16)
-    np.testing.assert_array_equal(side.decode(latents)[0], picture)
+    assert_same_picture(side.decode(latents)[0], picture, levels=1 if force_upcast else 4)
 
 
 def test_sd_in_float16_keeps_its_dtype(tiny_models: dict[str, Path]) -> None:
@@ -85,7 +92,8 @@ def test_flagged_pictures_are_black_as_the_pipeline_makes_them(
     checked, flagged = side.check(decoded)
     assert flagged == [is_flagged]
     assert picture.any() != is_flagged
-    np.testing.assert_array_equal(checked[0], picture)
+    assert checked.any() != is_flagged
+    assert_same_picture(checked[0], picture)
     np.testing.assert_array_equal(decoded, before)
 
 
