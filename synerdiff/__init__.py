@@ -4,7 +4,12 @@
 package stays cheap for the services.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# gRPC's C core reads this once, when it is loaded. Otherwise it writes lines about each connection that a restarting
+# server closes into the terminals of its clients.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 if TYPE_CHECKING:
     from synerdiff.client import AsyncClient, Client

@@ -10,6 +10,8 @@ Errors use gRPC's own codes, with google.rpc.BadRequest, RetryInfo or ErrorInfo 
   RESOURCE_EXHAUSTED  the queue is full; RetryInfo says when to come back
   DEADLINE_EXCEEDED   the request's own timeout ran out
   CANCELLED           the job was cancelled, or nobody followed it any more
+Once a job is accepted, how it ended is its last event (finished, failed with such a code, or cancelled), and the
+stream itself ends OK. A stream that ends with UNAVAILABLE has lost its server, not its job: Watch it again.
 """
 
 from collections import abc as _abc
