@@ -135,6 +135,8 @@ def _service(options: LocalOptions, name: str, module: str, arguments: list[str]
         "OMP_WAIT_POLICY": "passive",
         # Models are local directories; nothing is to be looked up on a network.
         "HF_HUB_OFFLINE": "1",
+        # Otherwise torch leaves a folder of its own in the temporary one.
+        "TORCHINDUCTOR_CACHE_DIR": str(options.data_dir / "cache"),
     }
     return ChildSpec(name, command, _log(options, name), _health_probe(_reachable(address)), environment, stage=1)
 
