@@ -20,7 +20,9 @@ def steps_range(scheduler: Any) -> tuple[int, int] | None:
     Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does.
     """
     trained = int(scheduler.config.num_train_timesteps)
-    can_do_all = _runs(scheduler, trained)
+    # Some schedulers set all their training timesteps when they are made, which can take half a second: not twice.
+    are_set = getattr(scheduler, "num_inference_steps", None) == trained
+    can_do_all = _runs(scheduler, trained, timesteps_are_set=are_set)
     fewest = next((n for n in range(1, _MOST_MIN_STEPS + 1) if _probes(scheduler, n)), None)
     if fewest is None:
         return None
@@ -34,12 +36,11 @@ def steps_range(scheduler: Any) -> tuple[int, int] | None:
     return fewest, most
 
 
-def _runs(scheduler: Any, num_inference_steps: int) -> bool:
+def _runs(scheduler: Any, num_inference_steps: int, timesteps_are_set: bool = False) -> bool:
     """Whether a run would go through, judged by its timesteps and its first call."""
     try:
         with torch.no_grad():
-            # Some schedulers set all their training timesteps when they are made, which can take half a second.
-            if getattr(scheduler, "num_inference_steps", None) != num_inference_steps:
+            if not timesteps_are_set:
                 scheduler.set_timesteps(num_inference_steps)
             first = scheduler.timesteps[0]
             sample = scheduler.scale_model_input(torch.ones(1, 4, 1, 1), first)

@@ -6,6 +6,8 @@ from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from services.unet_worker.sampler_limits import steps_range
 from services.unet_worker.sampler_probe import UnsupportedScheduler, UnsupportedSteps, probe_scheduler
 from services.unet_worker.sampler_recipes import RECIPES, nearest_sampler
@@ -77,6 +79,7 @@ def _canonical(scheduler_config: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
+@torch.inference_mode(False)  # whatever mode the first caller is in, the cached tensors are ordinary ones
 def _table(config_json: str, sampler: Sampler, num_inference_steps: int) -> SamplerTable:
     return build_table(probe_scheduler(_new_scheduler(config_json, sampler), num_inference_steps))
 
@@ -87,6 +90,7 @@ def _new_scheduler(config_json: str, sampler: Sampler) -> Any:
 
 
 @lru_cache(maxsize=_CACHED_MODELS * len(RECIPES))
+@torch.inference_mode(False)
 def _prototype(config_json: str, sampler: Sampler) -> Any:
     return RECIPES[sampler].build(json.loads(config_json))
 

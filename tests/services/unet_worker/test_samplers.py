@@ -20,7 +20,7 @@ from services.unet_worker.samplers import (
     sampler_table,
 )
 from synerdiff.cards import Sampler
-from tests.services.unet_worker.sampler_replay import by_diffusers, by_table, relative_errors
+from tests.services.unet_worker.sampler_replay import by_diffusers, by_table, worst_error
 from tests.services.unet_worker.scheduler_configs import (
     CONFIGS,
     LATENT_CONSISTENCY,
@@ -36,6 +36,7 @@ TOLERANCE = 1e-5
 STEPS = (1, 2, 3, 5, 20, 50)
 FEWER_STEPS = (1, 2, 5, 20)
 THOROUGH = ("sd1.5", "sd2.1", "sdxl")
+FOR_ALL = ("sd1.5", "sd2.1")
 SLOW_TO_MAKE = (Sampler.KDPM2, Sampler.KDPM2_KARRAS)  # half a second each
 
 
@@ -48,10 +49,10 @@ def scheduler_of(config_name: str, sampler: Sampler) -> Any:
     return deepcopy(_made(config_name, sampler))
 
 
-def worst_error(config_name: str, sampler: Sampler, steps: int, table: SamplerTable | None = None) -> float:
+def replay_error(config_name: str, sampler: Sampler, steps: int, table: SamplerTable | None = None) -> float:
     table = table or sampler_table(CONFIGS[config_name], sampler, steps)
     expected = by_diffusers(scheduler_of(config_name, sampler), steps, seed=7 * steps, dtype=torch.float32)
-    return max(relative_errors(by_table(table, seed=7 * steps, dtype=torch.float32), expected))
+    return worst_error(by_table(table, 7 * steps, torch.float32, expected), expected)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def worst_error(config_name: str, sampler: Sampler, steps: int, table: SamplerTa
         pytest.param(name, sampler, id=f"{name}-{sampler.name}")
         for name in CONFIGS
         for sampler in Sampler
-        if name in THOROUGH or sampler not in SLOW_TO_MAKE
+        if name in FOR_ALL or sampler not in SLOW_TO_MAKE
     ],
 )
 def test_replays_as_diffusers_runs(config_name: str, sampler: Sampler) -> None:
@@ -68,7 +69,7 @@ def test_replays_as_diffusers_runs(config_name: str, sampler: Sampler) -> None:
     step_counts = STEPS if config_name in THOROUGH else FEWER_STEPS
     for steps in step_counts:
         try:
-            errors[steps] = worst_error(config_name, sampler, steps)
+            errors[steps] = replay_error(config_name, sampler, steps)
         except UnsupportedSteps:
             with pytest.raises((ValueError, IndexError)):
                 by_diffusers(scheduler_of(config_name, sampler), steps, seed=0, dtype=torch.float32)
@@ -78,19 +79,19 @@ def test_replays_as_diffusers_runs(config_name: str, sampler: Sampler) -> None:
     assert max(errors.values()) <= (1e-3 if huge_sigmas else TOLERANCE), errors
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    config_name=st.sampled_from(THOROUGH),
+    config_name=st.sampled_from(FOR_ALL),
     sampler=st.sampled_from(Sampler),
     steps=st.integers(4, 40),
 )
 def test_any_number_of_steps_replays_as_diffusers_runs(config_name: str, sampler: Sampler, steps: int) -> None:
-    assert worst_error(config_name, sampler, steps) <= TOLERANCE
+    assert replay_error(config_name, sampler, steps) <= TOLERANCE
 
 
 def test_a_timestep_too_many_of_diffusers_is_taken_over() -> None:
     assert sampler_table(SDXL_TURBO, Sampler.DDIM, 61).timesteps[-1] == -1
-    assert worst_error("sdxl-turbo", Sampler.DDIM, 61) <= TOLERANCE
+    assert replay_error("sdxl-turbo", Sampler.DDIM, 61) <= TOLERANCE
 
 
 @pytest.mark.parametrize("sampler", [Sampler.EULER_ANCESTRAL, Sampler.DPMSOLVER_MULTISTEP_SDE], ids=lambda s: s.name)
@@ -98,9 +99,9 @@ def test_noise_is_drawn_in_the_dtype_that_diffusers_draws_it_in(sampler: Sampler
     table = sampler_table(STABLE_DIFFUSION_1_5, sampler, 6)
     # A model in float64, since the generator gives quite other numbers in that dtype.
     expected = by_diffusers(scheduler_of("sd1.5", sampler), 6, seed=3, dtype=torch.float64)
-    assert max(relative_errors(by_table(table, seed=3, dtype=torch.float64), expected)) < TOLERANCE
+    assert worst_error(by_table(table, 3, torch.float64, expected), expected) < TOLERANCE
     other = replace(table, noise_dtype="model" if table.noise_dtype == "float32" else "float32")
-    assert max(relative_errors(by_table(other, seed=3, dtype=torch.float64), expected)) > 0.1
+    assert worst_error(by_table(other, 3, torch.float64, expected), expected) > 0.1
 
 
 @pytest.mark.parametrize("sampler", [Sampler.EULER, Sampler.PNDM, Sampler.DPMSOLVER_MULTISTEP_SDE, Sampler.HEUN])
@@ -109,14 +110,14 @@ def test_a_wrong_coefficient_does_not_go_unnoticed(sampler: Sampler, row: int) -
     table = sampler_table(STABLE_DIFFUSION_1_5, sampler, 10)
     for column in table.matrix[4, row].nonzero().flatten():
         matrix = table.matrix.clone()
-        matrix[4, row, column] *= 1.001
-        assert worst_error("sd1.5", sampler, 10, replace(table, matrix=matrix)) > 2 * TOLERANCE
+        matrix[4, row, column] *= 1.01
+        assert replay_error("sd1.5", sampler, 10, replace(table, matrix=matrix)) > 10 * TOLERANCE
 
 
 def test_a_wrong_input_scale_or_timestep_does_not_go_unnoticed() -> None:
     table = sampler_table(STABLE_DIFFUSION_XL, Sampler.EULER, 10)
     for wrong in (replace(table, input_scale=table.input_scale * 1.001), replace(table, timesteps=table.timesteps + 1)):
-        assert worst_error("sdxl", Sampler.EULER, 10, wrong) > 2 * TOLERANCE
+        assert replay_error("sdxl", Sampler.EULER, 10, wrong) > 2 * TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -156,8 +157,8 @@ def test_a_padded_table_does_the_same(sampler: Sampler) -> None:
     table = sampler_table(STABLE_DIFFUSION_2_1, sampler, 5)
     padded = table.padded(6)
     assert padded.matrix.shape == (table.num_calls, 6, 8)
-    expected = by_table(table, seed=1, dtype=torch.float32)
-    assert max(relative_errors(by_table(padded, seed=1, dtype=torch.float32), expected)) < 1e-6
+    given = by_diffusers(scheduler_of("sd2.1", sampler), 5, seed=1, dtype=torch.float32)
+    assert worst_error(by_table(padded, 1, torch.float32, given), by_table(table, 1, torch.float32, given)) < 1e-6
 
 
 def test_padding_to_fewer_registers_is_refused() -> None:
@@ -186,11 +187,18 @@ def test_tables_are_cached_whatever_the_order_of_the_config() -> None:
     assert sampler_table(STABLE_DIFFUSION_2_1, Sampler.DDIM, 11) is not sampler_table(reordered, Sampler.DDIM, 11)
 
 
+def test_tables_asked_for_in_inference_mode_hold_ordinary_tensors() -> None:
+    with torch.inference_mode():
+        table = sampler_table(STABLE_DIFFUSION_1_5, Sampler.PNDM, 13)
+    assert not table.matrix.is_inference()
+    assert replay_error("sd1.5", Sampler.PNDM, 14) <= TOLERANCE
+
+
 def test_tables_built_from_several_threads_are_right() -> None:
     with ThreadPoolExecutor(8) as pool:
         tables = list(pool.map(lambda n: sampler_table(SDXL_TURBO, Sampler.PNDM, 4 + n % 4), range(32)))
     assert [table.num_calls for table in tables] == [5 + n % 4 for n in range(32)]
-    assert all(worst_error("sdxl-turbo", Sampler.PNDM, 4 + n, tables[n]) <= TOLERANCE for n in range(4))
+    assert all(replay_error("sdxl-turbo", Sampler.PNDM, 4 + n, tables[n]) <= TOLERANCE for n in range(4))
 
 
 @pytest.mark.parametrize(
@@ -229,4 +237,4 @@ def test_a_model_whose_own_scheduler_cannot_be_served_gets_a_near_one(change: di
 
 def test_a_model_that_no_sampler_can_serve_is_refused() -> None:
     with pytest.raises(UnsupportedScheduler, match="no sampler can be served"):
-        default_sampler(STABLE_DIFFUSION_1_5 | {"prediction_type": "no_such_prediction"})
+        default_sampler(STABLE_DIFFUSION_1_5 | {"num_train_timesteps": 60, "prediction_type": "no_such_prediction"})
