@@ -29,6 +29,7 @@ from services.scheduler.store_writer import StoreWriter
 from services.scheduler.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.ticks import TickLog
 from services.scheduler.workers import WorkerStreams
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.registry import WorkerRegistry
@@ -91,9 +92,7 @@ class Leader:
         try:
             await self.ended.wait()
         finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            await cancel_and_wait(*loops)
             await self.streams.close()
             self.writer.stop()
 
@@ -273,7 +272,7 @@ class Pool:
             log.warning("cannot lead", error=str(error))
         finally:
             self.leader = None
-            renewing.cancel()
+            await cancel_and_wait(renewing)
             with contextlib.suppress(RedisError, Unavailable, OSError):
                 await asyncio.shield(self.leadership.resign(lease))
 

@@ -15,6 +15,7 @@ from services.scheduler.pool import Pool
 from services.scheduler.pool_status import PoolStatus
 from services.scheduler.queue import JobStore
 from services.scheduler.settings import SchedulerSettings
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.redis_client import AWAY, connect, patiently
 from synerdiff.registry import WorkerRegistry
@@ -96,9 +97,7 @@ async def _first_to_end(parts: list[asyncio.Task[None]], stop: asyncio.Event) ->
 async def _leave(host: ServiceHost, parts: list[asyncio.Task[None]], grace_s: float) -> None:
     """Give up the lead first, so that another scheduler takes over while clients are sent there."""
     log.info("draining")
-    for part in parts:
-        part.cancel()
-    await asyncio.gather(*parts, return_exceptions=True)
+    await cancel_and_wait(*parts)
     await host.drain(grace_s)
 
 

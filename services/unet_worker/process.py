@@ -17,6 +17,7 @@ from services.unet_worker.service import UnetStageServicer
 from services.unet_worker.settings import UnetWorkerSettings
 from services.unet_worker.threads import limit_torch_threads
 from services.unet_worker.worker import UnetWorker
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard
 from synerdiff.errors import SynerDiffError
 from synerdiff.latents.arena import Arena, create_arena
@@ -151,9 +152,7 @@ async def _serve_announced(
         log.info("serving", worker_id=record.worker_id, address=record.address, domain=record.domain)
         await _first_of(stop, worker.crashed)
         worker.draining = True
-        announcing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await announcing
+        await cancel_and_wait(announcing)
         await host.set_ready(False)
         if not worker.crashed.is_set():
             await _until_empty(worker, settings.drain_grace_s)

@@ -15,6 +15,7 @@ from services.vae_worker.decoder import BatchDecoder, DeviceFailed
 from services.vae_worker.outbox import Outbox
 from services.vae_worker.service import VaeStageServicer
 from services.vae_worker.settings import VaeWorkerSettings
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.latents.client import ArenaClient
@@ -128,8 +129,7 @@ async def _announced(record: WorkerRecord, settings: VaeWorkerSettings) -> Async
     try:
         yield
     finally:
-        announcing.cancel()
-        await asyncio.wait((announcing,))
+        await cancel_and_wait(announcing)
         await redis.aclose()
 
 
