@@ -3,9 +3,9 @@
     python -m bench.bubbles [--tasks 8] [--steps 60] [--rounds 5]
 
 No VAE worker runs, so nothing is decoded. A round is: `tasks` jobs through Redis, scheduler and a real UNet worker over
-gRPC, timed from the first to the last step that all of them share, as the worker's own trace has it, gaps included; then
-the same tasks stepped by the same `Denoiser` in a loop here, with the same number of threads. Prints JSON with the ratio
-of each round; the served system is idle while the bare loop runs.
+gRPC, timed from the first to the last step that all of them share, as the worker's own trace has it, gaps included;
+then the same tasks stepped by the same `Denoiser` in a loop here, with the same number of threads. Prints JSON with the
+ratio of each round; the served system is idle while the bare loop runs.
 """
 
 import argparse
@@ -61,8 +61,10 @@ async def served_steps_per_s(address: str, tasks: int, steps: int) -> float:
             request.sampler = images_pb2.SAMPLER_DDIM
             jobs.append((await images.Submit(request)).job_id)
         for job_id in jobs:
-            while (await images.GetJob(images_pb2.GetJobRequest(job_id=job_id))).state < images_pb2.JOB_STATE_DECODING:
-                await asyncio.sleep(0.2)
+            async for event in images.Watch(images_pb2.WatchRequest(job_id=job_id)):
+                progress = event.progress
+                if progress.step and progress.step == progress.num_inference_steps:
+                    break
         trace = json.loads((await operations.GetTrace(operations_pb2.GetTraceRequest())).trace_json)
         for job_id in jobs:
             await images.CancelJob(images_pb2.CancelJobRequest(job_id=job_id))
@@ -72,7 +74,7 @@ async def served_steps_per_s(address: str, tasks: int, steps: int) -> float:
         if event["ph"] == "X" and event["ts"] > began_us and event["args"].get("rows") == 2 * tasks
     ]
     seconds = (full[-1]["ts"] + full[-1]["dur"] - full[0]["ts"]) / 1e6
-    return len(full) / seconds
+    return float(len(full) / seconds)
 
 
 async def measure(tasks: int, steps: int, rounds: int) -> dict[str, object]:

@@ -94,7 +94,7 @@ class Leader:
         finally:
             await cancel_and_wait(*loops)
             await self.streams.close()
-            self.writer.stop()
+            await self.writer.stop()
 
     # ---- loops
 

@@ -23,6 +23,7 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.queue import JobStore, Lease
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.requests import task_id
 
@@ -92,10 +93,9 @@ class StoreWriter:
         while self._writers:
             await asyncio.wait(self._writers)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Write nothing more."""
-        for writer in self._writers:
-            writer.cancel()
+        await cancel_and_wait(*self._writers)
 
     async def _write_job(self, job_id: str) -> None:
         queue = self._queues[job_id]

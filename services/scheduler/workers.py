@@ -21,6 +21,7 @@ from services.scheduler.effects import (
     WorkerEffect,
 )
 from services.scheduler.tasks import UnetLaneState, VaeLaneState
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.registry import WorkerRecord
 from synerdiff.rpc import open_channel
@@ -227,10 +228,7 @@ class WorkerStreams:
 
     async def close(self) -> None:
         """End every stream. Workers keep their tasks for the next leader."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks.values())
 
 
 def _unet_command(effect: WorkerEffect) -> Command:

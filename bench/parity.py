@@ -1,0 +1,133 @@
+"""Served pictures against diffusers' own pipelines, for every sampler of every model family.
+
+    python -m bench.parity [--steps 8] [--dtype float32|bfloat16]
+
+For the bundled model and a tiny randomly initialised one of each family, and every sampler: the picture made alone, and
+the one made in a batch with seven others of other samplers, steps and guidance scales that join at other steps, each
+against the picture that diffusers' pipeline of that family makes of the same seed, prompts, steps and guidance scale.
+In float32 the largest difference of any pixel counts, in levels of 255. In bfloat16 the rounding depends on the shape
+of a batch: the PSNR of the batched picture against the one made alone in the same dtype counts. Prints JSON.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import numpy as np
+import torch
+
+from synerdiff.cards import Sampler
+from synerdiff.requests import TaskSpec
+from synerdiff_cli.deployment import BUNDLED_MODEL
+from tests.parity import Image, served_images
+from tests.reference import reference_image
+from tests.tiny_models import tiny_model
+
+BATCH = 8
+GUIDANCE_SCALES = (1.0, 3.0, 4.0, 7.5)
+NEGATIVE_PROMPTS = ("", "blue", "")
+
+
+def tasks(samplers: list[Sampler], side: int, steps: int, seed: int) -> list[TaskSpec]:
+    """A task of each sampler, all of them different."""
+    return [
+        TaskSpec(
+            task_id=f"{sampler.name}/{k}",
+            prompt=("a red apple", "a rocket", "a cat face", "a slice of pizza")[k % 4],
+            negative_prompt=NEGATIVE_PROMPTS[k % 3],
+            width=side,
+            height=side,
+            num_inference_steps=steps + k % 4,
+            guidance_scale=GUIDANCE_SCALES[(k + seed) % 4],
+            seed=seed + k,
+            sampler=sampler,
+            preview_every=0,
+        )
+        for k, sampler in enumerate(samplers)
+    ]
+
+
+def reference(model: Path, task: TaskSpec, dtype: torch.dtype) -> Image:
+    """What diffusers makes of a task."""
+    return reference_image(
+        model,
+        prompt=task.prompt,
+        negative_prompt=task.negative_prompt,
+        seed=task.seed,
+        steps=task.num_inference_steps,
+        guidance_scale=task.guidance_scale,
+        sampler=task.sampler,
+        width=task.width,
+        height=task.height,
+        dtype=dtype,
+    )
+
+
+def levels(a: Image, b: Image) -> int:
+    """The largest difference of any pixel."""
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+def psnr_db(a: Image, b: Image) -> float:
+    """PSNR of two pictures; 99 when they are equal."""
+    error = float(np.mean((a.astype(float) - b.astype(float)) ** 2))
+    return 99.0 if error == 0 else 10 * float(np.log10(255**2 / error))
+
+
+def measure(model: Path, side: int, steps: int, dtype: torch.dtype) -> dict[str, dict[str, float]]:
+    """Every sampler of one model, alone and in batches of eight."""
+    samplers = list(Sampler)
+    rotated = itertools.cycle(samplers)
+    batches = [[next(rotated) for _ in range(BATCH)] for _ in range(-(-len(samplers) // BATCH))]
+    found: dict[str, dict[str, float]] = {}
+    for number, batch in enumerate(batches):
+        requests = tasks(batch, side, steps, seed=100 * number)
+        alone = served_images(model, requests, together=False, dtype=dtype)
+        together = served_images(model, requests, together=True, dtype=dtype)
+        for task, one, batched in zip(requests, alone, together, strict=True):
+            if dtype is torch.float32:
+                expected = reference(model, task, dtype)
+                row = {"alone_levels": levels(one, expected), "batched_levels": levels(batched, expected)}
+            else:
+                row = {"batched_psnr_db": round(psnr_db(batched, one), 1)}
+            row["contrast"] = round(float(one.std()), 1)  # a flat picture would prove nothing
+            found[f"{task.sampler.name} {task.num_inference_steps} steps, seed {task.seed}"] = row
+    return found
+
+
+def main() -> int:
+    """Parse the command line, measure, and say by the exit status whether every bound holds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--models", default="emoji,sd1,sd2,sdxl")
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.models.split(","):
+            model = BUNDLED_MODEL if name == "emoji" else tiny_model(name, Path(folder) / name)
+            results[name] = measure(model, 128 if name == "emoji" else 64, options.steps, dtype)
+    rows = [row for found in results.values() for row in found.values()]
+    if dtype is torch.float32:
+        summary: dict[str, float] = {
+            "worst_alone_levels": max(row["alone_levels"] for row in rows),
+            "worst_batched_levels": max(row["batched_levels"] for row in rows),
+        }
+        well = summary["worst_alone_levels"] <= 1 and summary["worst_batched_levels"] <= 2
+    else:
+        summary = {"worst_batched_psnr_db": min(row["batched_psnr_db"] for row in rows)}
+        well = summary["worst_batched_psnr_db"] >= 40
+    summary["least_contrast"] = min(row["contrast"] for row in rows)
+    print(json.dumps({"dtype": options.dtype, **summary, "pictures": len(rows), "models": results}, indent=1))
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
