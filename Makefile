@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROMPT ?= a slice of pizza
 STUBS := $(wildcard protos/synerdiff/v1/*.proto)
-CHECKED := synerdiff services synerdiff_cli tests tools
+CHECKED := synerdiff services synerdiff_cli tests tools $(wildcard bench)
 
 # OpenMP teams of several processes that spin while they wait for each other take the cores from each other's work.
 export OMP_WAIT_POLICY := passive
@@ -34,7 +34,7 @@ test: lint typecheck pytest
 lint: $(INSTALLED)
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { echo "not formatted: run 'make format'"; exit 1; }
-	@$(BIN)/lint-imports --no-logo | tail -n 12
+	@report=$$($(BIN)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
 
 typecheck: $(INSTALLED)
 	@$(BIN)/mypy $(CHECKED)
