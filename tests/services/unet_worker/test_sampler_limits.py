@@ -21,9 +21,9 @@ from tests.services.unet_worker.scheduler_configs import (
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers", "ignore::DeprecationWarning:numpy")
 
 # Models of few training timesteps, so that every number of steps can be tried.
-TRAINED = 24
+TRAINED = 16
 SMALL_CONFIGS = {
-    name: CONFIGS[name] | {"num_train_timesteps": TRAINED, "original_inference_steps": 10}
+    name: CONFIGS[name] | {"num_train_timesteps": TRAINED, "original_inference_steps": 6}
     for name in ("sd1.5", "sdxl", "zero-snr")
 }
 SECOND_ORDER = (Sampler.HEUN, Sampler.HEUN_KARRAS, Sampler.KDPM2, Sampler.KDPM2_KARRAS)
@@ -105,7 +105,7 @@ def test_samplers_without_the_prediction_type_are_left_out() -> None:
 
 def test_the_range_of_a_scheduler_stops_where_it_stops() -> None:
     assert steps_range(LCMScheduler(original_inference_steps=7)) == (1, 7)
-    for trained in (24, 40, 100):
+    for trained in (16, 40, 100):
         assert steps_range(DDIMScheduler(trained, steps_offset=1, clip_sample=False)) == (1, trained - 1)
     with pytest.raises(UnsupportedScheduler, match="DDIMScheduler"):
         steps_range(DDIMScheduler(clip_sample=True))
