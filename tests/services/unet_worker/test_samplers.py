@@ -78,7 +78,7 @@ def test_replays_as_diffusers_runs(config_name: str, sampler: Sampler) -> None:
 
 
 def tolerance(config_name: str, sampler: Sampler, steps: int) -> float:
-    """1e-5, except where diffusers' own float32 loses digits: a stride from a huge sigma down to almost none cancels."""
+    """1e-5, except where diffusers' own float32 loses digits: a stride from a large sigma to almost none cancels."""
     if config_name == "zero-snr" and "EULER" in sampler.name:
         return 1e-3  # from sigma 4096
     return 5 * TOLERANCE if steps <= 2 else TOLERANCE  # from sigma 14 to 0.03 in one stride
