@@ -17,6 +17,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+# The exit status of a process whose settings, or the model they name, cannot work: starting it again cannot help.
+EXIT_BAD_SETTINGS = 2
+
 _HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$")
 
 
@@ -82,4 +85,4 @@ def load(settings_cls: type[S], argv: Sequence[str] | None = None) -> S:
     except ValidationError as error:
         lines = [f"--{'.'.join(map(str, e['loc'])).replace('_', '-')}: {e['msg']}" for e in error.errors()]
         print("\n".join(lines), file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(EXIT_BAD_SETTINGS) from None

@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,18 @@ Models = Annotated[
     list[str] | None,
     typer.Option("--model", help="Model directory, PATH or NAME=PATH; may be repeated. Default: the bundled emoji."),
 ]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+
+
+class Dtype(StrEnum):
+    """What the workers compute in; auto: what the device does best."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+DtypeOption = Annotated[Dtype, typer.Option(help="What to compute in; auto: what the device does best.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of each worker; 0: an equal share of the cores.", min=0)]
 Policy = Annotated[str, typer.Option(help="How batches are made. Default: the scheduler's.")]
 
@@ -42,7 +54,7 @@ def up(
     listen: Annotated[str, typer.Option(help="Where to serve; port 0: a free one.", metavar="HOST:PORT")] = (
         "127.0.0.1:50051"
     ),
-    dtype: Dtype = "auto",
+    dtype: DtypeOption = Dtype.AUTO,
     threads: Threads = 0,
     data_dir: Annotated[Path | None, typer.Option(help="For logs and Redis' data. Default: user state folder.")] = None,
 ) -> None:
@@ -73,7 +85,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
     policy: Policy = "",
     model: Models = None,
-    dtype: Dtype = "auto",
+    dtype: DtypeOption = Dtype.AUTO,
     threads: Threads = 0,
 ) -> None:
     """Start everything on this machine, make one picture, stop everything. The file's name goes to stdout."""
@@ -122,16 +134,20 @@ async def _forever() -> None:
 def _scratch_folder() -> Iterator[Path]:
     """A new folder for logs and data: gone afterwards, but for the logs where something failed."""
     folder = Path(tempfile.mkdtemp(prefix="synerdiff-demo-"))
+    keep_logs = False
     try:
         yield folder
-    except (ChildGaveUp, typer.Exit):
-        shutil.rmtree(folder / "redis", ignore_errors=True)
-        err.print(f"The logs are in {folder / 'logs'}")
+    except Exception:
+        keep_logs = (folder / "logs").is_dir()
         raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        for path in folder.iterdir():
+            if path.name != "logs" or not keep_logs:
+                shutil.rmtree(path, ignore_errors=True)
+        if keep_logs:
+            err.print(f"The logs are in {folder / 'logs'}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

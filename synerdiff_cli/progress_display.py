@@ -21,8 +21,8 @@ class ProgressDisplay(Progress):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._preview: RenderableType | None = None
         super().__init__(*columns, console=err, disable=not err.is_terminal, transient=True)
-        self._bars: list[TaskID] = [self.add_task(self._title(i, num_images), total=None) for i in range(num_images)]
         self._titles = [self._title(i, num_images) for i in range(num_images)]
+        self._bars: list[TaskID] = [self.add_task(f"{title}asking", total=None) for title in self._titles]
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The bars, and below them the latest preview."""
@@ -39,6 +39,8 @@ class ProgressDisplay(Progress):
         elif isinstance(event, StepProgress):
             self._show_step(event)
         elif isinstance(event, ImageReady):
+            bar = self._bar(event.image.index)
+            self.update(bar, completed=self.tasks[self.task_ids.index(bar)].total or 0)
             self._describe(event.image.index, "done")
         elif isinstance(event, Finished):
             self._preview = None

@@ -49,5 +49,7 @@ class StartupDisplay:
 
     def _line(self) -> str:
         waiting = [name for name, state in self._states.items() if state is not ChildState.READY]
-        ready = len(self._states) - len(waiting)
-        return f"Starting {len(self._states)} processes, {ready} ready; waiting for {', '.join(waiting) or 'none'}"
+        count, ready = len(self._states), len(self._states) - len(waiting)
+        if not waiting:
+            return f"All {count} processes are ready; waiting until the scheduler has found the workers"
+        return f"Starting {count} processes, {ready} ready; waiting for {', '.join(waiting)}"

@@ -16,12 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from synerdiff.settings import EXIT_BAD_SETTINGS
 from synerdiff_cli import lifeline
 
 T = TypeVar("T")
 
-# What argparse, typer and the services exit with when their settings are bad: starting again cannot mend that.
-EXIT_BAD_SETTINGS = 2
 TAIL_LINES = 12
 
 

@@ -29,7 +29,7 @@ from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, boot_id, default_domain, keep_announced
 from synerdiff.requests import TaskSpec
 from synerdiff.rpc import ServiceHost
-from synerdiff.settings import load
+from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
 from synerdiff.v1 import stages_pb2_grpc
 
@@ -40,14 +40,17 @@ log = get_logger("process")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a worker until SIGTERM or SIGINT. Returns the exit status: 1 when it could not start or its loop died."""
+    """Run a worker until SIGTERM or SIGINT. Returns the exit status.
+
+    1 when it could not start or its loop died, EXIT_BAD_SETTINGS when the model directory is refused.
+    """
     settings = load(UnetWorkerSettings, argv)
     configure_logging("unet_worker", settings.log_level)
     try:
         return asyncio.run(serve(settings))
     except (ModelLoadError, SynerDiffError) as error:
         log.critical("cannot start", reason=str(error))
-        return 1
+        return EXIT_BAD_SETTINGS if isinstance(error, ModelLoadError) else 1
 
 
 async def serve(settings: UnetWorkerSettings) -> int:

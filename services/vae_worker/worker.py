@@ -26,6 +26,7 @@ from synerdiff.models.loading import dtype_from_name, load_vae_side
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
 from synerdiff.rpc import ServiceHost
+from synerdiff.settings import EXIT_BAD_SETTINGS
 from synerdiff.telemetry import get_logger
 from synerdiff.v1 import stages_pb2_grpc
 
@@ -81,7 +82,7 @@ async def serve(settings: VaeWorkerSettings) -> int:
         side = _load(settings)
     except ModelLoadError as error:
         log.error("cannot serve", reason=str(error))
-        return 1
+        return EXIT_BAD_SETTINGS
     worker_id = settings.worker_id or f"vae-{uuid.uuid4().hex[:12]}"
     worker = VaeWorker(side, worker_id, encode_threads=settings.encode_threads, outbox_bytes=settings.outbox_bytes)
     host = ServiceHost()

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import open_channel, serving
+from synerdiff.settings import EXIT_BAD_SETTINGS
 from tests.services.unet_worker.leader import leading
 from tests.services.unet_worker.specs import spec
 from tests.tiny_models import tiny_model
@@ -65,7 +66,7 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
 async def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tmp_path: Path) -> None:
     async with worker_process("--model", str(tmp_path)) as process:
         _, stderr = await asyncio.wait_for(process.communicate(), STARTS_WITHIN_S)
-    assert process.returncode == 1
+    assert process.returncode == EXIT_BAD_SETTINGS
     last = stderr.decode().splitlines()[-1]
     assert str(tmp_path) in last
     assert "Traceback" not in stderr.decode()

@@ -15,7 +15,7 @@ from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import ServiceHost, open_channel, serving
-from synerdiff.settings import load
+from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.v1 import stages_pb2_grpc
 from tests.services.vae_worker.test_service import Leader, Stage
 
@@ -79,5 +79,5 @@ async def test_a_bad_setting_is_named_at_once() -> None:
 
 async def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) -> None:
     with capture_logs() as logs:
-        assert await serve(load(VaeWorkerSettings, ["--model", str(tmp_path / "nothing")])) == 1
+        assert await serve(load(VaeWorkerSettings, ["--model", str(tmp_path / "nothing")])) == EXIT_BAD_SETTINGS
     assert str(tmp_path) in logs[-1]["reason"]
