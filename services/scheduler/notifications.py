@@ -12,7 +12,6 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
 
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.telemetry import get_logger
@@ -93,8 +92,8 @@ class Notifications:
             try:
                 async with self._redis.pubsub() as connection:
                     await self._listen(connection)
-            except (RedisError, OSError) as error:
-                log.warning("pub/sub connection lost", error=str(error))
+            except Exception as error:  # whatever it was: without this task nobody would hear anything any more
+                log.warning("pub/sub connection lost", error=repr(error))
             self._subscribed = set()
             self._changed = True
             await asyncio.sleep(RECONNECT_AFTER_S)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
@@ -84,17 +85,19 @@ async def test_only_unet_workers_say_what_a_model_can_do(registry: WorkerRegistr
 async def test_a_worker_stays_announced_over_a_restart_of_redis_until_it_goes(own_redis: RedisProcess) -> None:
     redis = connect(own_redis.url)
     registry = WorkerRegistry(redis)
-    keeping = asyncio.create_task(keep_announced(registry, WORKER, ttl_s=0.6))
-    await asyncio.sleep(0.8)
-    assert await registry.workers() == [WORKER]
+    keeping = asyncio.create_task(keep_announced(registry, WORKER, ttl_s=0.9))
+    while await registry.workers() != [WORKER]:
+        await asyncio.sleep(0.02)
     own_redis.kill9()
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(1.0)
     assert not keeping.done()
     own_redis.start()
-    await asyncio.sleep(0.8)
-    assert await registry.workers() == [WORKER]
-    keeping.cancel()
-    await asyncio.gather(keeping, return_exceptions=True)
+    while await registry.workers() != [WORKER]:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(1.0)
+    while await registry.workers() != [WORKER]:
+        await asyncio.sleep(0.02)
+    await cancel_and_wait(keeping)
     assert await registry.workers() == []
     await redis.aclose()
 

@@ -44,7 +44,7 @@ async def everything(redis: Redis) -> dict[bytes | str, bytes | None]:
 
 
 async def test_tokens_rise_and_only_one_leads(redis: Redis) -> None:
-    one, two = (Leadership(redis, "default", name, ttl_s=0.2) for name in ("one", "two"))
+    one, two = (Leadership(redis, "default", name, ttl_s=60.0) for name in ("one", "two"))
     first = await one.acquire()
     assert first == Lease("default", 1)
     assert await two.acquire() is None
@@ -59,13 +59,13 @@ async def test_tokens_rise_and_only_one_leads(redis: Redis) -> None:
 
 
 async def test_a_silent_leader_is_followed_after_its_ttl(redis: Redis) -> None:
-    one, two = (Leadership(redis, "default", name, ttl_s=0.1) for name in ("one", "two"))
+    one, two = (Leadership(redis, "default", name, ttl_s=0.6) for name in ("one", "two"))
     first = await one.acquire()
     assert first is not None
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.7)
     assert await one.renew(first), "late, but nobody took the pool meanwhile"
     assert await two.acquire() is None
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.7)
     assert await two.acquire() == Lease("default", 2)
     assert not await one.renew(first)
 

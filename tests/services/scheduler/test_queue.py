@@ -110,7 +110,8 @@ async def test_cancelling_a_running_job_tells_its_pool_and_only_that(store: JobS
             heard[pool].append(job_id)
 
     hearing = [asyncio.create_task(hear(pool)) for pool in heard]
-    await asyncio.sleep(0.3)
+    while [count for _, count in await redis.pubsub_numsub(*map(keys.controls, heard))] != [1, 1]:
+        await asyncio.sleep(0.02)
     job_id, waiting = await accept(store), await accept(store)
     await store.read_new(leases[0], ["emoji"], 1)
     await store.start(leases[0], job_id)
@@ -119,7 +120,7 @@ async def test_cancelling_a_running_job_tells_its_pool_and_only_that(store: JobS
     assert record.state is JobState.CANCELLED
     await store.cancel(job_id, "again")
     await store.cancel(waiting, "nobody has it")
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.5)
     assert heard == {"a": [job_id], "b": []}
     assert await store.ended([job_id, waiting]) == {job_id, waiting}
     assert not await store.start(leases[0], job_id)
@@ -279,7 +280,7 @@ async def test_a_leader_waits_for_redis_and_the_api_soon_says_it_is_away(own_red
     before = asyncio.get_running_loop().time()
     with pytest.raises(Unavailable):
         await store.job(job_id)
-    assert asyncio.get_running_loop().time() - before < 1.0
+    assert asyncio.get_running_loop().time() - before < 5.0
     assert not starting.done()
     own_redis.start()
     assert await starting
