@@ -93,7 +93,10 @@ def measure(model: Path, side: int, steps: int, dtype: torch.dtype) -> dict[str,
         for task, one, batched in zip(requests, alone, together, strict=True):
             if dtype is torch.float32:
                 expected = reference(model, task, dtype)
-                row = {"alone_levels": levels(one, expected), "batched_levels": levels(batched, expected)}
+                row: dict[str, float] = {
+                    "alone_levels": levels(one, expected),
+                    "batched_levels": levels(batched, expected),
+                }
             else:
                 row = {"batched_psnr_db": round(psnr_db(batched, one), 1)}
             row["contrast"] = round(float(one.std()), 1)  # a flat picture would prove nothing
