@@ -45,6 +45,9 @@ local function recall(kind, number)
 end
 
 local function remember(kind, number, job_ids)
+  if #job_ids == 0 then
+    return {} -- nothing to find again, and a leader with nothing to do would write to disk at every poll
+  end
   redis.call('HSET', key('last_read', pool), kind .. ':number', number, kind .. ':jobs', table.concat(job_ids, ' '))
   local jobs = {}
   for index, job_id in ipairs(job_ids) do
