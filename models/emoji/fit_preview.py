@@ -50,7 +50,7 @@ def read_prompts(path: Path, count: int) -> list[str]:
 
 def draw_latents(model: Path, prompts: list[str], num_inference_steps: int, guidance_scale: float) -> Tensor:
     """The finished latents [n, C, h, w] of the model's own pictures of `prompts`, picture k from seed k."""
-    pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, local_files_only=True)
+    pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
     batches = [
