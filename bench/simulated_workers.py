@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.host import boot_id
 from synerdiff.plans import (
     DecodedImage,
     ItemTiming,
@@ -30,7 +31,7 @@ from synerdiff.plans import (
     VaeTickDone,
 )
 from synerdiff.redis_client import connect
-from synerdiff.registry import WorkerRecord, WorkerRegistry, boot_id, keep_announced
+from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.requests import TaskSpec
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc

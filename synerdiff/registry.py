@@ -7,13 +7,13 @@ import asyncio
 import dataclasses
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.host import boot_id
 from synerdiff.telemetry import get_logger
 
 WorkerKind = Literal["unet", "vae"]
@@ -36,11 +36,6 @@ class WorkerRecord:
     domain: str
     boot_id: str
     pid: int
-
-
-def boot_id() -> str:
-    """This host in its present life; containers of one host share it."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def default_domain(gpu_uuid: str | None = None) -> str:

@@ -20,13 +20,14 @@ from services.unet_worker.worker import UnetWorker
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard
 from synerdiff.errors import SynerDiffError
+from synerdiff.host import boot_id
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import dtype_from_name, load_unet_side
 from synerdiff.redis_client import connect
-from synerdiff.registry import WorkerRecord, WorkerRegistry, boot_id, default_domain, keep_announced
+from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
 from synerdiff.requests import TaskSpec
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS, load

@@ -18,8 +18,8 @@ from services.vae_worker.settings import VaeWorkerSettings
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler
 from synerdiff.errors import SynerDiffError, Unavailable
+from synerdiff.host import boot_id
 from synerdiff.latents.client import ArenaClient
-from synerdiff.latents.shared_memory import boot_id
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import dtype_from_name, load_vae_side

@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from synerdiff.host import boot_id
 from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
 from synerdiff.plans import SlotRef
 
@@ -39,11 +40,6 @@ _TABLE_OFFSET = 64
 _WORD = 8
 _SLOT_WORDS = 4
 _EPOCH, _LENGTH, _CRC = range(3)
-
-
-def boot_id() -> str:
-    """The kernel's id of this boot: equal in every container of a host, different on every other host."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 class _Layout:

@@ -8,9 +8,10 @@ from redis.asyncio import Redis
 
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.host import boot_id
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
-from synerdiff.registry import WorkerRecord, WorkerRegistry, boot_id, default_domain, keep_announced
+from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
 
 CARD = ModelCard(
     name="emoji",
