@@ -88,6 +88,14 @@ async def test_ended_jobs_are_passed_over_without_costing_room(store: JobStore, 
     assert pending["pending"] == 2
 
 
+async def test_a_new_leader_finds_more_than_one_page_of_pending_jobs(store: JobStore, redis: Redis) -> None:
+    jobs = set(await asyncio.gather(*(accept(store) for _ in range(130))))
+    await store.read_new(await new_leader(redis), ["emoji"], 200)
+    pending = await store.read_pending(await new_leader(redis, instance_id="two"))
+    assert len(pending) == 130
+    assert {record.job_id for record in pending} == jobs
+
+
 async def test_depths_count_what_waits(store: JobStore, lease: Lease) -> None:
     assert await store.queue_depths() == []
     await accept(store)
