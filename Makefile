@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROMPT ?= a slice of pizza
 STUBS := $(wildcard protos/synerdiff/v1/*.proto)
-CHECKED := synerdiff services synerdiff_cli tests tools $(wildcard bench)
+CHECKED := synerdiff services synerdiff_cli tests bench docs/settings_reference.py
 
 # OpenMP teams of several processes that spin while they wait for each other take the cores from each other's work.
 export OMP_WAIT_POLICY := passive
@@ -51,14 +51,14 @@ protos: $(INSTALLED)
 		--python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. $(STUBS)
 
 docs: $(INSTALLED)
-	@$(BIN)/python tools/settings_reference.py > docs/configuration.md
+	@$(BIN)/python docs/settings_reference.py > docs/configuration.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # The stamp is written last, so an interrupted set-up is taken up again by the next make.
 $(INSTALLED): pyproject.toml constraints.txt
-	@sh tools/make_venv.sh $(VENV)
+	@sh .ci/make_venv.sh $(VENV)
 	@echo "Installing into $(VENV) (PyTorch is large: the first time takes a few minutes) ..."
 	@$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[worker,local,dev]'
 	@touch $@

@@ -40,7 +40,7 @@ def test_the_generated_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
 
 
 def test_the_configuration_reference_is_that_of_the_settings() -> None:
-    command = [sys.executable, str(ROOT / "tools/settings_reference.py")]
+    command = [sys.executable, str(ROOT / "docs/settings_reference.py")]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == (ROOT / "docs/configuration.md").read_text(), "run `make docs`"
 

@@ -42,6 +42,8 @@ T = TypeVar("T")
 WORKERS_EVERY_S = 0.5
 EXPIRE_EVERY_S = 0.1
 RECONCILE_EVERY_S = 1.0
+CLAIM_EVERY_S = 5.0
+CLAIM_ABSENCE_S = 60.0  # a pool without a leader for this long is not coming back soon: others take its jobs
 READ_IDLE_S = 0.02
 _WORKER_EFFECTS = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
 
@@ -75,7 +77,7 @@ class Leader:
         self._pump_is_due = False
 
     async def lead(self) -> None:
-        """Run until superseded or cancelled."""
+        """Run until superseded or cancelled. Raises what ends one of its loops: half a leader is none."""
         for record in await self._store.read_pending(self._lease):
             self.engine.job_arrived(record)
         self._due()
@@ -86,13 +88,18 @@ class Leader:
                 (self._read_jobs, READ_IDLE_S),
                 (self._expire, EXPIRE_EVERY_S),
                 (self._drop_ended, RECONCILE_EVERY_S),
+                (self._claim_stale, CLAIM_EVERY_S),
             )
         ]
         loops += [asyncio.create_task(self._follow_controls()), asyncio.create_task(self.writer.run())]
+        ended = asyncio.create_task(self.ended.wait())
         try:
-            await self.ended.wait()
+            await asyncio.wait([ended, *loops], return_when=asyncio.FIRST_COMPLETED)
+            for loop in loops:
+                if loop.done():
+                    loop.result()
         finally:
-            await cancel_and_wait(*loops)
+            await cancel_and_wait(ended, *loops)
             await self.streams.close()
             await self.writer.stop()
 
@@ -116,6 +123,12 @@ class Leader:
     async def _read_jobs(self) -> None:
         for model, count in self.engine.wanted_jobs().items():
             for record in await self._store.read_new(self._lease, [model], count):
+                self.engine.job_arrived(record)
+                self._due()
+
+    async def _claim_stale(self) -> None:
+        for model, count in self.engine.wanted_jobs().items():
+            for record in await self._store.claim_stale(self._lease, [model], count, CLAIM_ABSENCE_S):
                 self.engine.job_arrived(record)
                 self._due()
 
@@ -286,7 +299,7 @@ class Pool:
     async def sweep(self) -> None:
         """End jobs whose time is up or whose followers are gone, wherever they are held; trim the queues."""
         while True:
-            await self._try(lambda: self.store.sweep_expired(now_ms()))
+            await self._try(self.store.sweep_expired)
             await self._try(self.store.sweep_abandoned)
             await self._try(self.store.trim)
             await asyncio.sleep(0.5)
