@@ -21,7 +21,7 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.holdings import Holdings
-from services.scheduler.planning import domain_snapshot, pool_snapshot, send_plan
+from services.scheduler.planning import domain_snapshot, has_room, pool_snapshot, send_plan
 from services.scheduler.snapshots import BatchKey, Policy
 from services.scheduler.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
 from synerdiff.jobs import JobRecord, JobState
@@ -291,7 +291,7 @@ class Engine:
 
     def _plan(self, domain: str, now_ms: int) -> None:
         """Plan a domain until its workers have as many plans under way as they may, or nothing is left to plan."""
-        for _ in range(self.bounds.plan_ahead):
+        while has_room(self.holdings, domain, self.bounds.plan_ahead):
             snapshot = domain_snapshot(self.holdings, domain, self.bounds.plan_ahead, now_ms)
             unet_wants = any(lane.wants_plan for lane in snapshot.unet)
             vae_wants = bool(snapshot.decodes) and any(lane.wants_plan for lane in snapshot.vae)

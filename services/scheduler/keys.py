@@ -28,7 +28,7 @@ PATTERNS = {
     "pool": "synerdiff:pool:%s",
     "leader": "synerdiff:pool:%s:leader",
     "last_read": "synerdiff:pool:%s:last_read",
-    # Channels: "event" or "progress" to the followers of a job; job ids to the leader of a pool.
+    # Channels: "event", or progress itself, to the followers of a job; job ids to the leader of a pool.
     "wake": "synerdiff:wake:%s",
     "controls": "synerdiff:controls:%s",
 }

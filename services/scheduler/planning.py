@@ -33,6 +33,14 @@ def pool_snapshot(holdings: Holdings, plan_ahead: int, now_ms: int) -> PoolSnaps
     return PoolSnapshot(now_ms, waiting, lanes)
 
 
+def has_room(holdings: Holdings, domain: str, plan_ahead: int) -> bool:
+    """Whether a worker of the domain might take another plan: cheap, to be asked before a snapshot is made."""
+    if any(lane.domain == domain and len(lane.plans) < plan_ahead for lane in holdings.unet.values()):
+        return True
+    vae = (lane for lane in holdings.vae.values() if lane.domain == domain)
+    return bool(holdings.ready) and any(len(lane.plans) < plan_ahead for lane in vae)
+
+
 def domain_snapshot(holdings: Holdings, domain: str, plan_ahead: int, now_ms: int) -> DomainSnapshot:
     """What a domain's plan sees: its lanes, its decodes, and the decodes of domains without a VAE worker for them."""
     unet = tuple(

@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, cast
 
 from services.scheduler import keys
-from services.scheduler.notifications import Subscription
 from services.scheduler.records import event_from_entry, image_event, image_message, is_terminal, progress_event
 from services.scheduler.scripts import Lease
 from services.scheduler.store_base import StoreBase
@@ -15,8 +14,9 @@ from synerdiff.plans import DecodedImage
 from synerdiff.redis_client import patiently
 from synerdiff.v1 import images_pb2
 
-POLL_S = 1.0  # the safety net under pub/sub; also how often a queued follower hears of a new position
-PROGRESS_GAP_S = 0.2  # followers read no more often than this for progress alone
+POSITION_EVERY_S = 1.0  # how often a queued follower hears of a new position
+POLL_S = 5.0  # the safety net under pub/sub
+EVENT = b"event"  # what the channel of a job says of a stored event; progress it carries itself
 
 NO_POSITION_WANTED = ""
 NO_POSITION_SHOWN = "-1"
@@ -84,15 +84,14 @@ class JobResults(StoreBase):
         Outlives a Redis that is away for `leader_patience_s`. Raises NotFound, Unavailable.
         """
         shown = NO_POSITION_SHOWN
-        positions_from = time.monotonic() + POLL_S
+        positions_from = time.monotonic() + POSITION_EVERY_S
         with self._notifications.listen(keys.wake(job_id)) as wakeups, self._follower_leases.following(job_id):
             while True:
-                read_at = time.monotonic()
-                position_due = read_at >= positions_from
+                position_due = time.monotonic() >= positions_from
                 wanted = shown if position_due else NO_POSITION_WANTED
-                state, events = await self._read_events(job_id, after_sequence, wanted)
                 if position_due:
-                    positions_from = read_at + POLL_S
+                    positions_from = time.monotonic() + POSITION_EVERY_S
+                state, events = await self._read_events(job_id, after_sequence, wanted)
                 for event in events:
                     after_sequence = event.sequence
                     if event.HasField("queued"):
@@ -102,7 +101,12 @@ class JobResults(StoreBase):
                         return
                 if state in ENDED:
                     return
-                await _something_new(wakeups, read_at)
+                patience_s = POSITION_EVERY_S if state is JobState.QUEUED else POLL_S
+                # Messages keep their order, so progress without an event before it needs no reading.
+                while (heard := await wakeups.wait(patience_s)) and EVENT not in heard:
+                    for event in _progress_events(job_id, after_sequence, heard):
+                        after_sequence = event.sequence
+                        yield event
 
     async def _read_events(
         self, job_id: str, after: int, shown_position: str
@@ -126,9 +130,8 @@ class JobResults(StoreBase):
         return event
 
 
-async def _something_new(wakeups: Subscription, last_read_at: float) -> None:
-    """Return when it is worth reading again: at once for an event, after a gap for progress alone, else at the poll."""
-    heard = await wakeups.wait(POLL_S)
-    quiet_until = last_read_at + PROGRESS_GAP_S
-    while heard == {b"progress"} and (gap_s := quiet_until - time.monotonic()) > 0:
-        heard = heard | await wakeups.wait(gap_s)
+def _progress_events(job_id: str, after_sequence: int, messages: set[bytes]) -> list[images_pb2.GenerateEvent]:
+    """The progress that messages "<sequence>:<event>" tell, in order, without what was seen before."""
+    parted = (message.partition(b":") for message in messages)
+    news = sorted((int(sequence), event) for sequence, _, event in parted if int(sequence) > after_sequence)
+    return [event_from_entry(job_id, sequence, b"event", event) for sequence, event in news]

@@ -28,6 +28,7 @@ from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.requests import task_id
 
 PROGRESS_EVERY_S = 0.2
+PROGRESS_PER_S = 250  # every one of them wakes its followers, on whichever scheduler: many images are told less often
 
 
 class WriteEvents(Protocol):
@@ -83,10 +84,10 @@ class StoreWriter:
     async def run(self) -> None:
         """Write progress until cancelled."""
         while True:
-            await asyncio.sleep(PROGRESS_EVERY_S)
-            if self._progress:
-                latest, self._progress = list(self._progress.values()), {}
+            latest, self._progress = list(self._progress.values()), {}
+            if latest:
                 await self._persist(partial(self._store.append_progress, self._lease, latest))
+            await asyncio.sleep(max(PROGRESS_EVERY_S, len(latest) / PROGRESS_PER_S))
 
     async def drain(self) -> None:
         """Wait until everything submitted so far is written."""

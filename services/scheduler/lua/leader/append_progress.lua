@@ -8,8 +8,9 @@ for at = 3, #ARGV, 3 do
     local progress = key('progress', job_id)
     local last = redis.call('HGET', progress, index)
     if not last or string.match(last, '^%d+:(.*)$') ~= event then
-      redis.call('HSET', progress, index, next_sequence(job_id) .. ':' .. event)
-      redis.call('PUBLISH', key('wake', job_id), 'progress')
+      local value = next_sequence(job_id) .. ':' .. event
+      redis.call('HSET', progress, index, value)
+      redis.call('PUBLISH', key('wake', job_id), value)
     end
   end
 end
