@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import uvloop
+
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
 from synerdiff.plans import (
@@ -254,7 +256,7 @@ def main() -> None:
     parser.add_argument("--decode-ms", type=float, default=5.0)
     parser.add_argument("--slots", type=int, default=32)
     options = parser.parse_args()
-    result = asyncio.run(
+    result = uvloop.run(
         serve(options.redis_url, options.domains, options.tick_ms / 1e3, options.decode_ms / 1e3, options.slots)
     )
     print(json.dumps(result), flush=True)

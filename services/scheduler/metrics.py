@@ -31,6 +31,10 @@ class PoolMetrics:
         self._skipped = Counter("synerdiff_skipped_entries", "plan entries that no longer fitted", ["kind", "reason"])
         self._rows = Histogram("synerdiff_batch_rows", "UNet rows or decodes per batch", ["kind"], buckets=_ROWS)
         self._item = Histogram("synerdiff_item_seconds", "time of one batch on its worker", ["kind"], buckets=_SECONDS)
+        self._of_kind = {
+            kind: (self._ticks.labels(kind), self._rows.labels(kind), self._item.labels(kind))
+            for kind in ("unet", "vae")
+        }
         self._jobs = Counter("synerdiff_jobs_ended", "jobs ended by this leader", ["outcome"])
         self._images = Counter("synerdiff_images", "images made")
         self._latency = Histogram(
@@ -48,10 +52,11 @@ class PoolMetrics:
 
     def observe_tick(self, kind: str, done: UnetTickDone | VaeTickDone) -> None:
         """Count a report."""
-        self._ticks.labels(kind).inc()
+        ticks, rows, seconds = self._of_kind[kind]
+        ticks.inc()
         for item in done.items:
-            self._rows.labels(kind).observe(item.rows)
-            self._item.labels(kind).observe((item.end_unix_ns - item.start_unix_ns) / 1e9)
+            rows.observe(item.rows)
+            seconds.observe((item.end_unix_ns - item.start_unix_ns) / 1e9)
         for entry in done.skipped:
             self._skipped.labels(kind, entry.reason.name.lower()).inc()
 

@@ -17,6 +17,7 @@ from services.scheduler.snapshots import (
     WaitingTask,
 )
 from services.scheduler.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
+from synerdiff.jobs import JobRecord
 from synerdiff.plans import DecodeEntry, UnetEntry, UnetItem, UnetPlan, VaeItem, VaePlan
 
 
@@ -75,36 +76,39 @@ def send_plan(holdings: Holdings, plan: TickPlan, tick: int, leader_token: int) 
 
 def _waiting_view(task: Task, job: Job) -> WaitingTask:
     record = job.record
-    return WaitingTask(task.spec.task_id, task.key, task.spec.rows, int(record.request.priority), record.deadline_ms)
+    return WaitingTask(task.spec.task_id, task.key, task.spec.rows, record.request.priority, record.deadline_ms)
 
 
 def _unet_view(lane: UnetLaneState, jobs: dict[str, Job], plan_ahead: int) -> UnetLane:
-    running = tuple(
-        _running_view(task, jobs[task.job_id])
-        for task in lane.tasks.values()
-        if task.phase is Phase.RUNNING and task.planned_calls < task.num_calls
-    )
+    running, undecoded = [], 0
+    for task in lane.tasks.values():
+        if task.phase is Phase.RUNNING:
+            undecoded += 1
+            if task.planned_calls < task.num_calls:
+                running.append(_running_view(task, jobs[task.job_id].record))
+        elif task.phase is Phase.PREPARING:
+            undecoded += 1
     return UnetLane(
         worker_id=lane.worker_id,
         domain=lane.domain,
         model=lane.model,
         slots=0 if lane.draining else lane.slots,
         resident=len(lane.tasks),
-        undecoded=sum(task.phase in (Phase.PREPARING, Phase.RUNNING) for task in lane.tasks.values()),
-        running=running,
+        undecoded=undecoded,
+        running=tuple(running),
         wants_plan=bool(running) and len(lane.plans) < plan_ahead,
     )
 
 
-def _running_view(task: Task, job: Job) -> RunningTask:
+def _running_view(task: Task, record: JobRecord) -> RunningTask:
     return RunningTask(
-        task_id=task.spec.task_id,
-        key=task.key,
-        rows=task.spec.rows,
-        next_call=task.planned_calls,
-        num_calls=task.num_calls,
-        priority=int(job.record.request.priority),
-        deadline_ms=job.record.deadline_ms,
+        task.spec.task_id,
+        task.key,
+        task.spec.rows,
+        task.planned_calls,
+        task.num_calls,
+        record.request.priority,
+        record.deadline_ms,
     )
 
 

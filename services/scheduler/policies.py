@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby, zip_longest
-from typing import TypeVar
+from itertools import zip_longest
 
 from services.scheduler.snapshots import (
     Admission,
@@ -69,7 +68,7 @@ class ContinuousPolicy:
     def _unet_batches(self, lane: UnetLane) -> list[Batch]:
         """The running tasks up to the cap, those under way first; one batch per batch key."""
         in_order = sorted(lane.running, key=lambda task: (not task.started, task.priority))
-        return _batches(lane.worker_id, in_order[: self.bounds.unet_batch], lambda task: task.key)
+        return _batches(lane.worker_id, in_order[: self.bounds.unet_batch])
 
     def _vae_batches(self, lanes: Sequence[VaeLane], decodes: Sequence[ReadyDecode]) -> list[Batch]:
         """For each worker with room, least loaded first: the longest-waiting decode and those that share its key."""
@@ -85,15 +84,12 @@ class ContinuousPolicy:
         return batches
 
 
-T = TypeVar("T", RunningTask, ReadyDecode)
-
-
-def _batches(worker_id: str, tasks: Iterable[T], key: Callable[[T], BatchKey]) -> list[Batch]:
+def _batches(worker_id: str, tasks: Iterable[RunningTask]) -> list[Batch]:
     """One batch per batch key, keys in the order of their first task, so that the most urgent key steps first."""
-    listed = list(tasks)
-    rank = {k: i for i, k in reversed(list(enumerate(key(task) for task in listed)))}
-    listed.sort(key=lambda task: rank[key(task)])
-    return [Batch(worker_id, tuple(t.task_id for t in group)) for _, group in groupby(listed, key=key)]
+    groups: dict[BatchKey, list[str]] = {}
+    for task in tasks:
+        groups.setdefault(task.key, []).append(task.task_id)
+    return [Batch(worker_id, tuple(task_ids)) for task_ids in groups.values()]
 
 
 POLICIES: dict[str, Callable[[PolicyBounds], Policy]] = {"continuous": ContinuousPolicy}

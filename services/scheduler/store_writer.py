@@ -30,6 +30,8 @@ from synerdiff.requests import task_id
 PROGRESS_EVERY_S = 0.2
 PROGRESS_PER_S = 250  # every one of them wakes its followers, on whichever scheduler: many images are told less often
 
+_AWAY = (RedisError, Unavailable, OSError)
+
 
 class WriteEvents(Protocol):
     """What the writer reports to. Called on the event loop; must not block."""
@@ -106,13 +108,14 @@ class StoreWriter:
         del self._queues[job_id]
 
     async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type((RedisError, Unavailable, OSError)), wait=wait_exponential(0.1, max=2.0)
-        )
+        retrying = AsyncRetrying(retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0))
         try:
-            async for attempt in retrying:
-                with attempt:
-                    await write()
+            try:
+                await write()
+            except _AWAY:
+                async for attempt in retrying:
+                    with attempt:
+                        await write()
         except StaleLeader:
             self._events.superseded()
 
