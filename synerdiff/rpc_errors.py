@@ -1,5 +1,6 @@
 """The server interceptor that lets servicers simply raise: SynerDiffError becomes its status, all else INTERNAL."""
 
+import asyncio
 import contextlib
 import inspect
 import uuid
@@ -62,6 +63,8 @@ def _wrap_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method:
 async def _answer(context: Any, method: str, error: Exception) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
+    if context.cancelled():
+        raise asyncio.CancelledError from error  # the client has left: whatever went wrong, nobody is there to be told
     if isinstance(error, SynerDiffError):
         await abort(context, error)
     error_id = uuid.uuid4().hex

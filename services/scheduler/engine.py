@@ -92,8 +92,14 @@ class Engine:
         """Somebody else ended the job (cancelled, abandoned): its slots are free within two ticks."""
         self.holdings.drop(job_id)
 
-    def expire(self, now_ms: int) -> None:
-        """Fail the jobs whose deadline has passed."""
+    def beat(self, now_ms: int) -> None:
+        """To be called a few times a second: deadlines that have passed, workers that may have room again."""
+        self._expire(now_ms)
+        for lane in self.holdings.unet.values():
+            if lane.no_room:
+                lane.no_room, self.holdings.admission_changed = False, True
+
+    def _expire(self, now_ms: int) -> None:
         late = [job.record for job in self.holdings.jobs.values() if job.record.deadline_ms <= now_ms]
         for record in late:
             seconds = record.request.timeout_ms / 1000
@@ -192,6 +198,9 @@ class Engine:
         if task is None or worker_id not in (task.unet_worker, task.vae_worker):
             return
         if failed.code == _NO_ROOM and task.phase is Phase.PREPARING:
+            self.holdings.unet[
+                worker_id
+            ].no_room = True  # or it would be asked again at once, for as long as it refuses
             self.holdings.wait_again(task)
         else:
             self.holdings.fail(task.job_id, failed.code, failed.message)

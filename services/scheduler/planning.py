@@ -92,7 +92,7 @@ def _unet_view(lane: UnetLaneState, jobs: dict[str, Job], plan_ahead: int) -> Un
         worker_id=lane.worker_id,
         domain=lane.domain,
         model=lane.model,
-        slots=0 if lane.draining else lane.slots,
+        slots=0 if lane.draining or lane.no_room else lane.slots,
         resident=len(lane.tasks),
         undecoded=undecoded,
         running=tuple(running),

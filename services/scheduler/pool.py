@@ -40,7 +40,7 @@ log = get_logger("pool")
 T = TypeVar("T")
 
 WORKERS_EVERY_S = 0.5
-EXPIRE_EVERY_S = 0.1
+BEAT_EVERY_S = 0.1
 RECONCILE_EVERY_S = 1.0
 CLAIM_EVERY_S = 5.0
 CLAIM_ABSENCE_S = 60.0  # a pool without a leader for this long is not coming back soon: others take its jobs
@@ -86,7 +86,7 @@ class Leader:
             for loop, every_s in (
                 (self._follow_workers, WORKERS_EVERY_S),
                 (self._read_jobs, READ_IDLE_S),
-                (self._expire, EXPIRE_EVERY_S),
+                (self._beat, BEAT_EVERY_S),
                 (self._drop_ended, RECONCILE_EVERY_S),
                 (self._claim_stale, CLAIM_EVERY_S),
             )
@@ -132,8 +132,8 @@ class Leader:
                 self.engine.job_arrived(record)
                 self._due()
 
-    async def _expire(self) -> None:
-        self.engine.expire(now_ms())
+    async def _beat(self) -> None:
+        self.engine.beat(now_ms())
         self._due()
 
     async def _drop_ended(self) -> None:

@@ -86,9 +86,10 @@ class Lane:
 
 @dataclass
 class UnetLaneState(Lane):
-    """A UNet worker: its arena, and the tasks that hold a slot there."""
+    """A UNet worker: its arena, and the tasks that hold a slot there. `no_room`: it has refused a task just now."""
 
     slots: int = 0
+    no_room: bool = False
     arena_address: str = ""
     tasks: dict[str, Task] = field(default_factory=dict)
 

@@ -257,7 +257,7 @@ def test_a_deadline_fails_the_job_and_frees_its_slots() -> None:
     world.engine.job_arrived(job("j", steps=50, deadline_ms=500, timeout_ms=500))
     world.attach_all()
     world.act("u0")
-    world.engine.expire(501)
+    world.engine.beat(501)
     world.pump()
     world.settle()
     failed = next(effect for effect in world.store if isinstance(effect, FailJob))
@@ -273,9 +273,14 @@ def test_a_worker_without_room_is_no_failure() -> None:
     for name in "abc":
         world.engine.job_arrived(job(name))
     world.pump()
+    admissions = 0
     for _ in range(30):
+        admissions += isinstance(next(iter(world.unets["u0"].commands), None), Admit)
         world.act("u0")
+    assert admissions == 3, "a worker that refuses is not asked again at once"
     world.unets["u0"].slots = 4
+    world.engine.beat(world.now_ms)
+    world.pump()
     world.settle()
     assert set(world.ended) == {"a", "b", "c"}
     assert not [effect for effect in world.store if isinstance(effect, FailJob)]
