@@ -274,6 +274,7 @@ class QueueMachine(RuleBasedStateMachine):
         for index in range(NUM_IMAGES):
             self.run(self.store.store_image(self.leases[job.owner], job.job_id, a_picture(), index, index))
         assert self.run(self.store.finish(self.leases[job.owner], job.job_id, TIMINGS))
+        job.images.update(range(NUM_IMAGES))
         job.state = JobState.FINISHED
 
     # ---- what happens by itself
