@@ -5,7 +5,8 @@
 No VAE worker runs, so nothing is decoded. A round is: `tasks` jobs through Redis, scheduler and a real UNet worker over
 gRPC, timed from the first to the last step that all of them share, as the worker's own trace has it, gaps included;
 then the same tasks stepped by the same `Denoiser` in a loop here, with the same number of threads. Prints JSON with the
-ratio of each round; the served system is idle while the bare loop runs.
+ratio of each round; the served system is idle while the bare loop runs. `gap_share` is the part of the served time in
+which the worker had no step under way: it does not depend on how steady the machine is.
 """
 
 import argparse
@@ -47,8 +48,8 @@ def bare_steps_per_s(denoiser: Denoiser, preparer: TaskPreparer, tasks: int, ste
     return steps / (time.perf_counter() - began)
 
 
-async def served_steps_per_s(address: str, tasks: int, steps: int) -> float:
-    """Batched UNet calls per second of the served system, over the ticks in which all tasks ran."""
+async def served_steps_per_s(address: str, tasks: int, steps: int) -> tuple[float, float]:
+    """Batched UNet calls per second of the served system while all tasks ran, and the share of gaps between them."""
     async with open_channel(address) as channel:
         images = images_pb2_grpc.ImageGenerationStub(channel)
         operations = operations_pb2_grpc.OperationsStub(channel)
@@ -74,7 +75,8 @@ async def served_steps_per_s(address: str, tasks: int, steps: int) -> float:
         if event["ph"] == "X" and event["ts"] > began_us and event["args"].get("rows") == 2 * tasks
     ]
     seconds = (full[-1]["ts"] + full[-1]["dur"] - full[0]["ts"]) / 1e6
-    return float(len(full) / seconds)
+    gaps = 1 - sum(event["dur"] for event in full) / 1e6 / seconds
+    return len(full) / seconds, gaps
 
 
 async def measure(tasks: int, steps: int, rounds: int) -> dict[str, object]:
@@ -83,7 +85,7 @@ async def measure(tasks: int, steps: int, rounds: int) -> dict[str, object]:
     torch.set_num_threads(threads)
     unet_side = load_unet_side(BUNDLED_MODEL, torch.float32)
     denoiser, preparer = Denoiser(unet_side), TaskPreparer(unet_side)
-    served, bare = [], []
+    served, bare, gaps = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         options = LocalOptions(Path(folder), (ModelSource("emoji", BUNDLED_MODEL),), vae_workers=0, dtype="float32")
         deployment = plan_deployment(options)
@@ -91,7 +93,9 @@ async def measure(tasks: int, steps: int, rounds: int) -> dict[str, object]:
             await supervisor.start()
             await asyncio.sleep(2.0)
             for _ in range(rounds + 1):
-                served.append(await served_steps_per_s(deployment.addresses[0], tasks, steps))
+                steps_per_s, gap_share = await served_steps_per_s(deployment.addresses[0], tasks, steps)
+                served.append(steps_per_s)
+                gaps.append(gap_share)
                 bare.append(await asyncio.to_thread(bare_steps_per_s, denoiser, preparer, tasks, steps))
     ratios = [s / b for s, b in zip(served[1:], bare[1:], strict=True)]  # the first round warms both up
     return {
@@ -102,6 +106,7 @@ async def measure(tasks: int, steps: int, rounds: int) -> dict[str, object]:
         "bare_steps_per_s": [round(b, 2) for b in bare[1:]],
         "ratios": [round(ratio, 4) for ratio in ratios],
         "median_ratio": round(statistics.median(ratios), 4),
+        "median_gap_share": round(statistics.median(gaps[1:]), 5),
     }
 
 
