@@ -156,7 +156,7 @@ class Engine:
         """
         lane = self.holdings.unet.pop(worker_id, None)
         for task in list(lane.tasks.values()) if lane else ():
-            if task.phase not in (Phase.DECODING, Phase.STORING):
+            if self.holdings.holds(task) and task.phase not in (Phase.DECODING, Phase.STORING):
                 self.holdings.run_again(task)
 
     def vae_attached(self, lane: VaeLaneState) -> None:
@@ -169,7 +169,7 @@ class Engine:
         """A VAE worker's stream has ended: the latents are still in their slots."""
         lane = self.holdings.vae.pop(worker_id, None)
         for task in list(lane.tasks.values()) if lane else ():
-            if task.phase is Phase.DECODING:
+            if self.holdings.holds(task) and task.phase is Phase.DECODING:
                 self.holdings.decode_again(task)
         for other in self.holdings.vae.values():
             self.holdings.changed_domains.add(other.domain)

@@ -43,6 +43,10 @@ class Holdings:
             self.tasks[task.spec.task_id] = task
             self._to_waiting(task)
 
+    def holds(self, task: Task) -> bool:
+        """Whether the task is still wanted: one that is given up takes the others of its job with it."""
+        return task.spec.task_id in self.tasks
+
     def held_by(self, worker_id: str, task_id: str) -> Task | None:
         """The task, if it holds a slot of this UNet worker."""
         lane = self.unet.get(worker_id)
