@@ -4,8 +4,8 @@
 
 Starts everything as `synerdiff up` does (real Redis, scheduler, UNet worker, VAE worker), sends requests of mixed
 samplers, steps, guidance scales, sizes, formats and counts, compares each picture with the one diffusers' own pipeline
-makes of the same settings alone, and looks at the end whether every slot is free. `--kill` sends SIGKILL to those
-processes in turn while the load runs; the supervisor starts them again. Prints JSON.
+makes of the same settings alone, and looks at the end whether every slot is free. `--kill` sends SIGKILL (or with
+`--signal TERM` SIGTERM) to those processes in turn while the load runs; the supervisor starts them again. Prints JSON.
 """
 
 import argparse
@@ -122,14 +122,16 @@ async def send_all(
     return answers, errors, latencies
 
 
-async def kill_in_turn(deployed: Running, kinds: list[str], every_s: float, kills: list[str]) -> None:
-    """SIGKILL a process of each kind in turn, for ever."""
+async def kill_in_turn(
+    deployed: Running, kinds: list[str], every_s: float, sign: signal.Signals, kills: list[str]
+) -> None:
+    """Signal a process of each kind in turn, until cancelled; no kinds, no signals."""
     for kind in itertools.cycle(kinds):
         await asyncio.sleep(every_s)
         pids = {name: pid for name, pid in deployed.supervisor.pids().items() if name.startswith(kind)}
         for name, pid in list(pids.items())[:1]:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, sign)
                 kills.append(name)
 
 
@@ -164,13 +166,13 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
             unet_workers=options.unet_workers,
         )
         async with running(local) as deployed:
-            killing = asyncio.create_task(kill_in_turn(deployed, kinds, options.kill_every_s, kills)) if kinds else None
+            sign = signal.Signals[f"SIG{options.signal}"]
+            killing = asyncio.create_task(kill_in_turn(deployed, kinds, options.kill_every_s, sign, kills))
             began = time.monotonic()
             address = deployed.deployment.addresses[-1]
             answers, errors, latencies = await send_all(address, requests, options.clients)
             took_s = time.monotonic() - began
-            if killing:
-                killing.cancel()
+            killing.cancel()
             leaked = await slots_used(deployed.deployment.addresses)
         if options.keep_logs:
             options.keep_logs.mkdir(parents=True, exist_ok=True)
@@ -205,6 +207,7 @@ def main() -> int:
     parser.add_argument("--schedulers", type=int, default=1)
     parser.add_argument("--unet-workers", type=int, default=1)
     parser.add_argument("--kill", default="", help="comma-separated: unet, vae, scheduler, redis")
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--kill-every-s", type=float, default=10.0)
     parser.add_argument("--keep-logs", type=Path, help="folder that the processes' logs are copied to")
     result = asyncio.run(measure(parser.parse_args()))
