@@ -174,11 +174,13 @@ class Engine:
         for other in self.holdings.vae.values():
             self.holdings.changed_domains.add(other.domain)
 
-    def draining(self, worker_id: str) -> None:
-        """The worker takes nothing new; what it holds goes on."""
+    def worker_announced(self, worker_id: str, announced: bool) -> None:
+        """A worker that no longer announces itself is draining: it takes nothing new, what it holds goes on."""
         lane = self.holdings.unet.get(worker_id) or self.holdings.vae.get(worker_id)
-        if lane:
-            lane.draining = True
+        if lane and lane.draining == announced:
+            lane.draining = not announced
+            self.holdings.admission_changed = True
+            self.holdings.changed_domains.update(other.domain for other in self.holdings.vae.values())
 
     # ---- reports
 

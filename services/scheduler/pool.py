@@ -163,9 +163,10 @@ class Leader:
         self.engine.vae_lost(worker_id)
         self._due()
 
-    def worker_draining(self, worker_id: str) -> None:
-        """A worker takes nothing new."""
-        self.engine.draining(worker_id)
+    def worker_announced(self, worker_id: str, announced: bool) -> None:
+        """Whether a worker still announces itself."""
+        self.engine.worker_announced(worker_id, announced)
+        self._due()
 
     def task_ready(self, worker_id: str, ready: TaskReady) -> None:
         """A task is prepared."""

@@ -46,8 +46,8 @@ class WorkerEvents(Protocol):
     def worker_lost(self, worker_id: str) -> None:
         """A worker's stream has ended."""
 
-    def worker_draining(self, worker_id: str) -> None:
-        """A worker takes nothing new."""
+    def worker_announced(self, worker_id: str, announced: bool) -> None:
+        """Whether a worker with a stream still announces itself: one that does not takes nothing new."""
 
     def task_ready(self, worker_id: str, ready: TaskReady) -> None:
         """A task is prepared."""
@@ -199,13 +199,17 @@ class WorkerStreams:
         return [stream.record for stream in self._streams.values()]
 
     def reconcile(self, announced: list[WorkerRecord]) -> None:
-        """Open a stream to each announced worker without one; one that is no longer announced is draining."""
+        """Open a stream to each announced worker without one; say which of the others are announced no longer.
+
+        A worker that drains withdraws. One whose record ran out while Redis was away comes back, and is told of again.
+        """
         known = {record.worker_id: record for record in announced}
         for worker_id, stream in list(self._streams.items()):
             record = known.get(worker_id)
+            self._events.worker_announced(worker_id, record is not None)
             if record is None:
-                self._events.worker_draining(worker_id)
-            elif record.address != stream.record.address or record.pid != stream.record.pid:
+                continue
+            if record.address != stream.record.address or record.pid != stream.record.pid:
                 self._tasks[worker_id].cancel()  # another life of the same worker
         for worker_id, record in known.items():
             if worker_id not in self._streams:

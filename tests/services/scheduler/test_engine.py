@@ -286,6 +286,25 @@ def test_a_worker_without_room_is_no_failure() -> None:
     assert not [effect for effect in world.store if isinstance(effect, FailJob)]
 
 
+def test_a_worker_that_is_not_announced_gets_nothing_new_until_it_is_again() -> None:
+    world = World()
+    world.attach_all()
+    world.engine.job_arrived(job("a", steps=3))
+    world.pump()
+    for worker in ("u0", "v0"):
+        world.engine.worker_announced(worker, False)
+    world.engine.job_arrived(job("b", steps=3))
+    world.pump()
+    world.settle()
+    assert set(world.engine.holdings.unet["u0"].tasks) == {"a/0"}, "what it held went on; b waits"
+    for worker in ("u0", "v0"):
+        world.engine.worker_announced(worker, True)
+    world.pump()
+    world.settle()
+    assert set(world.ended) == {"a", "b"}
+    world.assert_empty()
+
+
 def test_a_task_that_kills_every_worker_is_given_up() -> None:
     world = World(max_deaths=2)
     world.engine.job_arrived(job("poison", steps=50))
