@@ -30,11 +30,6 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 ENDED = frozenset(state for state, following in TRANSITIONS.items() if not following)
 
 
-def may_follow(current: JobState, following: JobState) -> bool:
-    """Whether a job in `current` may become `following`."""
-    return following in TRANSITIONS[current]
-
-
 @dataclass(frozen=True)
 class JobTimings:
     """Where a job's time went, in ms; denoise, encode and decode are those of its slowest image."""

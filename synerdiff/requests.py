@@ -69,12 +69,6 @@ def task_id(job_id: str, index: int) -> str:
     return f"{job_id}/{index}"
 
 
-def split_task_id(task: str) -> tuple[str, int]:
-    """The job id and image index of a task id."""
-    job_id, _, index = task.rpartition("/")
-    return job_id, int(index)
-
-
 def task_spec(job_id: str, request: ImageRequest, index: int) -> TaskSpec:
     """Image `index` of a request as a task of its own."""
     return TaskSpec(

@@ -161,10 +161,6 @@ class JobQueue(StoreBase):
         """End a job that cannot succeed. `code` is a google.rpc.Code."""
         return await self._end(lease, job_id, JobState.FAILED, failed_event(code, message), code, message)
 
-    async def end_cancelled(self, lease: Lease, job_id: str, reason: str = "cancelled") -> bool:
-        """Cancel a job as its leader."""
-        return await self._end(lease, job_id, JobState.CANCELLED, cancelled_event(reason))
-
     async def _end(
         self, lease: Lease, job_id: str, state: JobState, event: bytes, code: int = 0, message: str = ""
     ) -> bool:

@@ -194,10 +194,6 @@ class WorkerStreams:
         if stream:
             stream.send(effect)
 
-    def attached(self) -> list[WorkerRecord]:
-        """The workers with a stream, for the operators."""
-        return [stream.record for stream in self._streams.values()]
-
     def reconcile(self, announced: list[WorkerRecord]) -> None:
         """Open a stream to each announced worker without one; say which of the others are announced no longer.
 

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synerdiff.jobs import ENDED, TRANSITIONS, JobState, may_follow
-from synerdiff.requests import split_task_id, task_id
+from synerdiff.jobs import ENDED, TRANSITIONS, JobState
 from synerdiff.v1 import images_pb2
 
 
@@ -40,11 +39,6 @@ def test_whatever_has_not_ended_can_still_end_in_any_way_and_never_comes_back(st
 def test_no_walk_along_the_table_is_longer_than_the_states(wanted: list[JobState]) -> None:
     state, steps = JobState.QUEUED, 0
     for following in wanted:
-        if may_follow(state, following):
+        if following in TRANSITIONS[state]:
             state, steps = following, steps + 1
     assert steps < len(JobState)
-
-
-@given(st.text(min_size=1), st.integers(0, 10**6))
-def test_a_task_id_names_its_job_and_image(job_id: str, index: int) -> None:
-    assert split_task_id(task_id(job_id, index)) == (job_id, index)

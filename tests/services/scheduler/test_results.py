@@ -164,7 +164,6 @@ async def test_writes_repeated_after_a_lost_reply_change_nothing(store: JobStore
     for _ in range(2):
         assert await store.finish(lease, job_id, TIMINGS)
     assert not await store.fail(lease, job_id, 13, "too late")
-    assert not await store.end_cancelled(lease, job_id)
     assert not await store.store_image(lease, job_id, a_picture(), 0, 7)
     await store.append_progress(lease, [Step(job_id, 0, 4)])
     assert kinds(await store.events(job_id)) == ["queued", "started", "image", "finished"]
