@@ -130,7 +130,7 @@ async def test_an_urgent_job_overtakes_those_that_wait(deployed: Running) -> Non
 async def test_a_death_under_load_costs_time_and_nothing_else(deployed: Running, victim: str) -> None:
     requests = mixed_requests(8, seed=11)
     sending = asyncio.create_task(send_all(deployed.deployment.addresses[0], requests, clients=8))
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(0.8)
     (name, pid), *_ = [(name, pid) for name, pid in deployed.supervisor.pids().items() if name.startswith(victim)]
     assert not sending.done()
     os.kill(pid, signal.SIGKILL)
