@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -24,6 +23,7 @@ from synerdiff.redis_client import AWAY, connect, patiently
 from synerdiff.registry import WorkerRegistry
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import load
+from synerdiff.stopping import stop_signal
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
 
 log = get_logger("process")
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def serve(settings: SchedulerSettings) -> int:
     """Serve until told to stop. Returns the exit status. Raises SynerDiffError when a port cannot be had."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_signal()
     serve_metrics(settings.metrics_port)
     async with _store(settings) as (store, registry, pool):
         status = PoolStatus(pool)

@@ -77,7 +77,7 @@ class StoreWriter:
         writer.add_done_callback(self._writers.discard)
 
     def _keep_latest(self, effect: ReportProgress) -> None:
-        """The newest step with the newest preview: a preview is not lost to a later step without one."""
+        """The newest, except that one without a preview does not displace one with it."""
         key = (effect.job_id, effect.index)
         held = self._progress.get(key)
         if held is None or effect.preview or not held.preview:
@@ -91,11 +91,6 @@ class StoreWriter:
                 await self._persist(partial(self._store.append_progress, self._lease, latest))
             await asyncio.sleep(max(PROGRESS_EVERY_S, len(latest) / PROGRESS_PER_S))
 
-    async def drain(self) -> None:
-        """Wait until everything submitted so far is written."""
-        while self._writers:
-            await asyncio.wait(self._writers)
-
     async def stop(self) -> None:
         """Write nothing more."""
         await cancel_and_wait(*self._writers)
@@ -108,11 +103,11 @@ class StoreWriter:
         del self._queues[job_id]
 
     async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
-        retrying = AsyncRetrying(retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0))
         try:
             try:
                 await write()
             except _AWAY:
+                retrying = AsyncRetrying(retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0))
                 async for attempt in retrying:
                     with attempt:
                         await write()

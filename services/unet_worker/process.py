@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import time
 import uuid
 from collections.abc import Sequence
@@ -23,14 +22,16 @@ from synerdiff.errors import SynerDiffError
 from synerdiff.host import boot_id
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.models.devices import device_domain
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import dtype_from_name, load_unet_side
 from synerdiff.redis_client import connect
-from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
+from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.requests import TaskSpec
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
+from synerdiff.stopping import stop_signal
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
 from synerdiff.v1 import stages_pb2_grpc
 
@@ -79,7 +80,7 @@ async def serve(settings: UnetWorkerSettings) -> int:
             address=address,
             model_card=card,
             pool=settings.pool,
-            domain=settings.domain or _device_domain(unet_side.device),
+            domain=settings.domain or device_domain(unet_side.device),
             boot_id=boot_id(),
             pid=os.getpid(),
         )
@@ -148,7 +149,7 @@ async def _serve_announced(
     host: ServiceHost, worker: UnetWorker, record: WorkerRecord, settings: UnetWorkerSettings
 ) -> None:
     """Be found by schedulers until told to stop, then let the tasks in hand end."""
-    stop = _stop_signal()
+    stop = stop_signal()
     async with connect(settings.redis_url) as redis:
         registry = WorkerRegistry(redis)
         announcing = asyncio.create_task(keep_announced(registry, record, settings.registry_ttl_s))
@@ -170,26 +171,11 @@ async def _until_empty(worker: UnetWorker, grace_s: float) -> None:
         await asyncio.wait_for(worker.until_empty(), grace_s)
 
 
-def _stop_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
-
-
 async def _first_of(*events: asyncio.Event) -> None:
     waits = [asyncio.create_task(event.wait()) for event in events]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
-
-
-def _device_domain(device: torch.device) -> str:
-    return (
-        default_domain(str(torch.cuda.get_device_properties(device).uuid))
-        if device.type == "cuda"
-        else default_domain()
-    )
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +19,15 @@ from synerdiff.cards import ModelCard, Sampler
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.host import boot_id
 from synerdiff.latents.client import ArenaClient
+from synerdiff.models.devices import device_domain
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import dtype_from_name, load_vae_side
 from synerdiff.redis_client import connect
-from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
+from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS
+from synerdiff.stopping import stop_signal
 from synerdiff.telemetry import get_logger
 from synerdiff.v1 import stages_pb2_grpc
 
@@ -75,9 +76,7 @@ class VaeWorker:
 
 async def serve(settings: VaeWorkerSettings) -> int:
     """Serve until SIGTERM or SIGINT, then drain. Returns the process's exit status."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_signal()
     try:
         side = _load(settings)
     except ModelLoadError as error:
@@ -157,7 +156,7 @@ def _record(settings: VaeWorkerSettings, side: VaeSide, worker_id: str, address:
         address=address,
         model_card=_card(settings.model_name or settings.model.resolve().name, side),
         pool=settings.pool,
-        domain=settings.domain or _device_domain(side),
+        domain=settings.domain or device_domain(side.device),
         boot_id=boot_id(),
         pid=os.getpid(),
     )
@@ -179,9 +178,3 @@ def _card(name: str, side: VaeSide) -> ModelCard:
         max_prompt_tokens=0,
         prediction_type="",
     )
-
-
-def _device_domain(side: VaeSide) -> str:
-    if side.device.type != "cuda":
-        return default_domain()
-    return default_domain(str(torch.cuda.get_device_properties(side.device).uuid))
