@@ -51,6 +51,19 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
 
     Raises Unavailable once `patience_s` seconds have gone by; a try under way is cut short, and may still take effect.
     """
+    try:
+        async with asyncio.timeout(patience_s):
+            try:
+                return await call()  # what nearly always does it, without the cost of the machinery below
+            except AWAY:
+                return await _again_and_again(call, patience_s)
+    except AWAY as error:
+        raise Unavailable(f"Redis is away: {error}") from error
+    except builtins.TimeoutError as error:
+        raise Unavailable(f"Redis gave no answer within {patience_s:g} s") from error
+
+
+async def _again_and_again(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(AWAY),
         stop=tenacity.stop_after_delay(patience_s),
@@ -61,13 +74,4 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     async def attempt() -> T:  # tenacity awaits only what it can see to be a coroutine function, unlike a lambda
         return await call()
 
-    try:
-        async with asyncio.timeout(patience_s):
-            try:
-                return await call()  # what nearly always does it, without the cost of the machinery below
-            except AWAY:
-                return await retrying(attempt)
-    except AWAY as error:
-        raise Unavailable(f"Redis is away: {error}") from error
-    except builtins.TimeoutError as error:
-        raise Unavailable(f"Redis gave no answer within {patience_s:g} s") from error
+    return await retrying(attempt)
