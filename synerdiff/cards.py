@@ -6,6 +6,8 @@ Cards persist in Redis, so a known model without a worker just now is queued and
 from dataclasses import dataclass
 from enum import IntEnum
 
+from synerdiff.skip_cfg import SkipCfgBudget
+
 
 class Sampler(IntEnum):
     """The samplers of the public API, by the proto's numbers."""
@@ -42,7 +44,10 @@ class SamplerLimits:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What requests for a model may ask for, and what they get when they do not say. Sizes in pixels."""
+    """What requests for a model may ask for, and what they get when they do not say. Sizes in pixels.
+
+    `skip_cfg`: how much guidance its pictures can do without, where that was measured.
+    """
 
     name: str
     family: str
@@ -56,6 +61,7 @@ class ModelCard:
     samplers: tuple[SamplerLimits, ...]
     max_prompt_tokens: int
     prediction_type: str
+    skip_cfg: SkipCfgBudget | None = None
 
     def limits(self, sampler: Sampler) -> SamplerLimits | None:
         """The limits of `sampler`, or None when this model does not have it."""

@@ -21,10 +21,35 @@ class SlotRef:
 
 @dataclass(frozen=True)
 class UnetEntry:
-    """Advance a task by its UNet call number `call`, if that is where it stands."""
+    """Advance a task by its UNet call number `call`, if that is where it stands; `skip_cfg`: without guidance."""
 
     task_id: str
     call: int
+    skip_cfg: bool = False
+
+
+@dataclass(frozen=True)
+class ItemRef:
+    """An item of a domain: its tick and its place in it, both from 1."""
+
+    tick: int
+    place: int
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a worker runs its part of an item.
+
+    `place` of the item in its tick, from 1; a worker has no part in some. `threads`: the share of the CPU it takes (0:
+    as it likes). `after`: the item of the other worker of the domain that must have ended first, waited for at most
+    `patience_ms`; None where items run free. `pace`: the name of the pair's shared progress, empty where items run free.
+    """
+
+    place: int = 1
+    threads: int = 0
+    after: ItemRef | None = None
+    patience_ms: int = 0
+    pace: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,6 +57,7 @@ class UnetItem:
     """One batched UNet call: entries of one batch key."""
 
     entries: tuple[UnetEntry, ...]
+    execution: Execution = Execution()
 
 
 @dataclass(frozen=True)
@@ -45,7 +71,11 @@ class UnetPlan:
 
 @dataclass(frozen=True)
 class DecodeEntry:
-    """Decode the latents in a slot into an image file. Sizes in pixels."""
+    """Decode the latents in a slot into an image file. Sizes in pixels.
+
+    The decode is cut into `chunks` equal parts of its work; this item does those from `first_chunk` up to `end_chunk`,
+    and the items before it in the same tick did the ones before.
+    """
 
     task_id: str
     arena_address: str
@@ -54,13 +84,17 @@ class DecodeEntry:
     height: int
     image_format: ImageFormat
     parameters_json: str
+    chunks: int = 1
+    first_chunk: int = 0
+    end_chunk: int = 1
 
 
 @dataclass(frozen=True)
 class VaeItem:
-    """One batched decode: entries of one latent shape."""
+    """Decodes of one latent shape, batched where they do the same chunks."""
 
     entries: tuple[DecodeEntry, ...]
+    execution: Execution = Execution()
 
 
 @dataclass(frozen=True)
@@ -93,11 +127,29 @@ class SkippedEntry:
 
 @dataclass(frozen=True)
 class ItemTiming:
-    """One item as it ran; wall clock, so that both workers of a domain line up. Rows: UNet rows or images."""
+    """One item as it ran; wall clock, so that both workers of a domain line up. Rows: UNet rows or images.
+
+    In the order of the plan's items. `waited_ms`: how long the worker waited for the other one before it started.
+    """
 
     start_unix_ns: int
     end_unix_ns: int
     rows: int
+    waited_ms: float = 0.0
+
+    @property
+    def ms(self) -> float:
+        """How long it ran."""
+        return (self.end_unix_ns - self.start_unix_ns) / 1e6
+
+
+@dataclass(frozen=True)
+class GuidanceDrift:
+    """How far the prediction of a task's D was off at a guided call after others that skipped: |D - D'| / |D|."""
+
+    task_id: str
+    call: int
+    drift: float
 
 
 @dataclass(frozen=True)
@@ -108,6 +160,7 @@ class UnetTickDone:
     items: tuple[ItemTiming, ...]
     skipped: tuple[SkippedEntry, ...]
     finished: tuple[tuple[str, SlotRef], ...]
+    drifts: tuple[GuidanceDrift, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,12 +203,16 @@ class Preview:
 
 @dataclass(frozen=True)
 class ResidentTask:
-    """What a worker still holds when a leader attaches. `slot` is set once the task is finished."""
+    """What a worker still holds when a leader attaches. `slot` is set once the task is finished.
+
+    `skipped_calls`: the calls made so far that skipped guidance.
+    """
 
     task_id: str
     next_call: int
     num_calls: int
     slot: SlotRef | None
+    skipped_calls: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
+from synerdiff.skip_cfg import SkipCfgBudget
 from synerdiff.telemetry import get_logger
 
 WorkerKind = Literal["unet", "vae"]
@@ -26,7 +27,10 @@ log = get_logger("registry")
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """A worker and how to reach it. `address` is host:port; `domain` names the GPU or CPU that it shares."""
+    """A worker and how to reach it. `address` is host:port; `domain` names the GPU or CPU that it shares.
+
+    `device`, `dtype`, `model_digest` and `threads` (CPU threads; 0 on GPUs) say which profile is of this worker.
+    """
 
     worker_id: str
     kind: WorkerKind
@@ -36,6 +40,10 @@ class WorkerRecord:
     domain: str
     boot_id: str
     pid: int
+    device: str = ""
+    dtype: str = ""
+    model_digest: str = ""
+    threads: int = 0
 
 
 def default_domain(gpu_uuid: str | None = None) -> str:
@@ -58,6 +66,8 @@ def card_from_json(text: str | bytes) -> ModelCard:
     fields["samplers"] = tuple(
         SamplerLimits(**limits | {"sampler": Sampler[limits["sampler"]]}) for limits in fields["samplers"]
     )
+    if fields.get("skip_cfg"):
+        fields["skip_cfg"] = SkipCfgBudget(**fields["skip_cfg"])
     return ModelCard(**fields)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from synerdiff.cards import Sampler
+from synerdiff.skip_cfg import SkipCfg
 
 
 class ImageFormat(IntEnum):
@@ -41,11 +42,16 @@ class ImageRequest:
     priority: Priority
     timeout_ms: int
     preview_every: int
+    skip_cfg: SkipCfg = SkipCfg()
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One image to denoise, as the UNet worker needs it. `task_id` is "<job_id>/<index>"."""
+    """One image to denoise, as the UNet worker needs it. `task_id` is "<job_id>/<index>".
+
+    `skip_predictor`: how guidance is predicted on calls that skip it, as `SkipPredictor.parse` reads it; empty for tasks
+    that never skip.
+    """
 
     task_id: str
     prompt: str
@@ -57,6 +63,7 @@ class TaskSpec:
     seed: int
     sampler: Sampler
     preview_every: int
+    skip_predictor: str = ""
 
     @property
     def rows(self) -> int:

@@ -12,6 +12,7 @@ from synerdiff.cards import Sampler
 from synerdiff.jobs import JobRecord, JobState, JobTimings
 from synerdiff.plans import DecodedImage
 from synerdiff.requests import ImageFormat, ImageRequest, Priority
+from synerdiff.skip_cfg import SkipCfg, SkipCfgMode
 from synerdiff.v1 import images_pb2
 
 REQUEST_ENUMS: dict[str, type[IntEnum]] = {"sampler": Sampler, "image_format": ImageFormat, "priority": Priority}
@@ -21,9 +22,10 @@ TERMINAL_EVENTS = frozenset({"finished", "failed", "cancelled"})
 
 def request_to_json(request: ImageRequest) -> str:
     """A request as JSON, enums by name."""
-    fields = {
+    fields: dict[str, Any] = {
         name: value.name if isinstance(value, IntEnum) else value for name, value in dataclasses.asdict(request).items()
     }
+    fields["skip_cfg"]["mode"] = request.skip_cfg.mode.name
     return json.dumps(fields, ensure_ascii=False)
 
 
@@ -32,7 +34,9 @@ def request_from_json(text: str | bytes) -> ImageRequest:
     fields: dict[str, Any] = json.loads(text)
     for name, enum in REQUEST_ENUMS.items():
         fields[name] = enum[fields[name]]
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    skip_cfg = fields["skip_cfg"]
+    mode, steps = SkipCfgMode[skip_cfg["mode"]], tuple(skip_cfg["steps"])
+    fields["skip_cfg"] = SkipCfg(mode, skip_cfg["max_fraction"], steps)
     return ImageRequest(**fields)
 
 

@@ -163,24 +163,90 @@ class ItemTiming(_message.Message):
     START_UNIX_NS_FIELD_NUMBER: _builtins.int
     END_UNIX_NS_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    WAITED_MS_FIELD_NUMBER: _builtins.int
     start_unix_ns: _builtins.int
     end_unix_ns: _builtins.int
     rows: _builtins.int
     """UNet rows (two per guided task), or images decoded"""
+    waited_ms: _builtins.float
+    """for the other worker of the domain, before it started"""
     def __init__(
         self,
         *,
         start_unix_ns: _builtins.int = ...,
         end_unix_ns: _builtins.int = ...,
         rows: _builtins.int = ...,
+        waited_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_unix_ns", b"end_unix_ns", "rows", b"rows", "start_unix_ns", b"start_unix_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_unix_ns", b"end_unix_ns", "rows", b"rows", "start_unix_ns", b"start_unix_ns", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ItemTiming: _TypeAlias = ItemTiming  # noqa: Y015
+
+@_typing.final
+class Execution(_message.Message):
+    """How a worker runs its part of an item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    PATIENCE_MS_FIELD_NUMBER: _builtins.int
+    PACE_FIELD_NUMBER: _builtins.int
+    place: _builtins.int
+    """of the item in its tick, from 1"""
+    threads: _builtins.int
+    """its share of the CPU; 0: as it likes"""
+    patience_ms: _builtins.int
+    """longest wait for `after`"""
+    pace: _builtins.str
+    """the pair's shared progress; empty: items run free"""
+    @_builtins.property
+    def after(self) -> Global___ItemRef:
+        """the other worker's item that must have ended first; unset: none"""
+
+    def __init__(
+        self,
+        *,
+        place: _builtins.int = ...,
+        threads: _builtins.int = ...,
+        after: Global___ItemRef | None = ...,
+        patience_ms: _builtins.int = ...,
+        pace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "pace", b"pace", "patience_ms", b"patience_ms", "place", b"place", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Execution: _TypeAlias = Execution  # noqa: Y015
+
+@_typing.final
+class ItemRef(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICK_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    tick: _builtins.int
+    place: _builtins.int
+    def __init__(
+        self,
+        *,
+        tick: _builtins.int = ...,
+        place: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["place", b"place", "tick", b"tick"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemRef: _TypeAlias = ItemRef  # noqa: Y015
 
 @_typing.final
 class TaskSpec(_message.Message):
@@ -198,6 +264,7 @@ class TaskSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     SAMPLER_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
+    SKIP_PREDICTOR_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """"<job_id>/<index>" """
     prompt: _builtins.str
@@ -212,6 +279,8 @@ class TaskSpec(_message.Message):
     sampler: _images_pb2.Sampler.ValueType
     """never UNSPECIFIED"""
     preview_every: _builtins.int
+    skip_predictor: _builtins.str
+    """how guidance is predicted where it is skipped; empty: it never is"""
     def __init__(
         self,
         *,
@@ -225,10 +294,11 @@ class TaskSpec(_message.Message):
         seed: _builtins.int = ...,
         sampler: _images_pb2.Sampler.ValueType = ...,
         preview_every: _builtins.int = ...,
+        skip_predictor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_inference_steps", b"num_inference_steps", "preview_every", b"preview_every", "prompt", b"prompt", "sampler", b"sampler", "seed", b"seed", "task_id", b"task_id", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_inference_steps", b"num_inference_steps", "preview_every", b"preview_every", "prompt", b"prompt", "sampler", b"sampler", "seed", b"seed", "skip_predictor", b"skip_predictor", "task_id", b"task_id", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,18 +383,22 @@ class UnetItem(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnetEntry]:
         """one batch: all of one batch key"""
 
+    @_builtins.property
+    def execution(self) -> Global___Execution: ...
     def __init__(
         self,
         *,
         entries: _abc.Iterable[Global___UnetEntry] | None = ...,
+        execution: Global___Execution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "execution", b"execution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,18 +410,22 @@ class UnetEntry(_message.Message):
 
     TASK_ID_FIELD_NUMBER: _builtins.int
     CALL_FIELD_NUMBER: _builtins.int
+    SKIP_CFG_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     call: _builtins.int
     """which of the task's UNet calls, from 0"""
+    skip_cfg: _builtins.bool
+    """one row: guidance is predicted"""
     def __init__(
         self,
         *,
         task_id: _builtins.str = ...,
         call: _builtins.int = ...,
+        skip_cfg: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "skip_cfg", b"skip_cfg", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,6 +514,7 @@ class ResidentTask(_message.Message):
     NEXT_CALL_FIELD_NUMBER: _builtins.int
     NUM_CALLS_FIELD_NUMBER: _builtins.int
     SLOT_FIELD_NUMBER: _builtins.int
+    SKIPPED_CALLS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     next_call: _builtins.int
     num_calls: _builtins.int
@@ -444,6 +523,10 @@ class ResidentTask(_message.Message):
     def slot(self) -> Global___SlotRef:
         """set once the task is finished"""
 
+    @_builtins.property
+    def skipped_calls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """made so far without guidance"""
+
     def __init__(
         self,
         *,
@@ -451,10 +534,11 @@ class ResidentTask(_message.Message):
         next_call: _builtins.int = ...,
         num_calls: _builtins.int = ...,
         slot: Global___SlotRef | None = ...,
+        skipped_calls: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slot", b"slot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_call", b"next_call", "num_calls", b"num_calls", "slot", b"slot", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_call", b"next_call", "num_calls", b"num_calls", "skipped_calls", b"skipped_calls", "slot", b"slot", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -525,6 +609,7 @@ class UnetTickDone(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    DRIFTS_FIELD_NUMBER: _builtins.int
     tick: _builtins.int
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ItemTiming]: ...
@@ -532,6 +617,8 @@ class UnetTickDone(_message.Message):
     def skipped(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedEntry]: ...
     @_builtins.property
     def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___FinishedTask]: ...
+    @_builtins.property
+    def drifts(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuidanceDrift]: ...
     def __init__(
         self,
         *,
@@ -539,14 +626,43 @@ class UnetTickDone(_message.Message):
         items: _abc.Iterable[Global___ItemTiming] | None = ...,
         skipped: _abc.Iterable[Global___SkippedEntry] | None = ...,
         finished: _abc.Iterable[Global___FinishedTask] | None = ...,
+        drifts: _abc.Iterable[Global___GuidanceDrift] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "items", b"items", "skipped", b"skipped", "tick", b"tick"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drifts", b"drifts", "finished", b"finished", "items", b"items", "skipped", b"skipped", "tick", b"tick"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnetTickDone: _TypeAlias = UnetTickDone  # noqa: Y015
+
+@_typing.final
+class GuidanceDrift(_message.Message):
+    """How far the prediction of a task's guidance was off at a guided call after others that skipped it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    DRIFT_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    call: _builtins.int
+    drift: _builtins.float
+    """|D - D'| / |D|"""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        call: _builtins.int = ...,
+        drift: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "drift", b"drift", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuidanceDrift: _TypeAlias = GuidanceDrift  # noqa: Y015
 
 @_typing.final
 class FinishedTask(_message.Message):
@@ -666,18 +782,22 @@ class VaeItem(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENTRIES_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecodeEntry]:
-        """one batch: all of one latent shape"""
+        """all of one latent shape"""
 
+    @_builtins.property
+    def execution(self) -> Global___Execution: ...
     def __init__(
         self,
         *,
         entries: _abc.Iterable[Global___DecodeEntry] | None = ...,
+        execution: Global___Execution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "execution", b"execution"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -694,6 +814,9 @@ class DecodeEntry(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
     PARAMETERS_JSON_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    FIRST_CHUNK_FIELD_NUMBER: _builtins.int
+    END_CHUNK_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     arena_address: _builtins.str
     width: _builtins.int
@@ -703,6 +826,10 @@ class DecodeEntry(_message.Message):
     """never UNSPECIFIED"""
     parameters_json: _builtins.str
     """generation parameters, embedded where the format allows"""
+    chunks: _builtins.int
+    """equal parts of the decode's work; this item does [first_chunk, end_chunk)"""
+    first_chunk: _builtins.int
+    end_chunk: _builtins.int
     @_builtins.property
     def slot(self) -> Global___SlotRef: ...
     def __init__(
@@ -715,10 +842,13 @@ class DecodeEntry(_message.Message):
         height: _builtins.int = ...,
         image_format: _images_pb2.ImageFormat.ValueType = ...,
         parameters_json: _builtins.str = ...,
+        chunks: _builtins.int = ...,
+        first_chunk: _builtins.int = ...,
+        end_chunk: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slot", b"slot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_address", b"arena_address", "height", b"height", "image_format", b"image_format", "parameters_json", b"parameters_json", "slot", b"slot", "task_id", b"task_id", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_address", b"arena_address", "chunks", b"chunks", "end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "height", b"height", "image_format", b"image_format", "parameters_json", b"parameters_json", "slot", b"slot", "task_id", b"task_id", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,9 @@ from synerdiff.cards import Sampler
 from synerdiff.plans import (
     DecodedImage,
     DecodeEntry,
+    Execution,
+    GuidanceDrift,
+    ItemRef,
     ItemTiming,
     Preview,
     ResidentTask,
@@ -47,6 +50,7 @@ def task_spec_to_pb(task: TaskSpec) -> stages_pb2.TaskSpec:
         seed=task.seed,
         sampler=images_pb2.Sampler.ValueType(task.sampler),
         preview_every=task.preview_every,
+        skip_predictor=task.skip_predictor,
     )
 
 
@@ -63,7 +67,26 @@ def task_spec_from_pb(pb: stages_pb2.TaskSpec) -> TaskSpec:
         seed=pb.seed,
         sampler=Sampler(pb.sampler),
         preview_every=pb.preview_every,
+        skip_predictor=pb.skip_predictor,
     )
+
+
+def execution_to_pb(execution: Execution) -> stages_pb2.Execution:
+    """Execution as its message."""
+    after = execution.after
+    return stages_pb2.Execution(
+        place=execution.place,
+        threads=execution.threads,
+        after=stages_pb2.ItemRef(tick=after.tick, place=after.place) if after else None,
+        patience_ms=execution.patience_ms,
+        pace=execution.pace,
+    )
+
+
+def execution_from_pb(pb: stages_pb2.Execution) -> Execution:
+    """Execution from its message."""
+    after = ItemRef(pb.after.tick, pb.after.place) if pb.HasField("after") else None
+    return Execution(pb.place, pb.threads, after, pb.patience_ms, pb.pace)
 
 
 def unet_plan_to_pb(plan: UnetPlan) -> stages_pb2.UnetPlan:
@@ -72,7 +95,12 @@ def unet_plan_to_pb(plan: UnetPlan) -> stages_pb2.UnetPlan:
         leader_token=plan.leader_token,
         tick=plan.tick,
         items=[
-            stages_pb2.UnetItem(entries=[stages_pb2.UnetEntry(task_id=e.task_id, call=e.call) for e in item.entries])
+            stages_pb2.UnetItem(
+                entries=[
+                    stages_pb2.UnetEntry(task_id=e.task_id, call=e.call, skip_cfg=e.skip_cfg) for e in item.entries
+                ],
+                execution=execution_to_pb(item.execution),
+            )
             for item in plan.items
         ],
     )
@@ -80,7 +108,12 @@ def unet_plan_to_pb(plan: UnetPlan) -> stages_pb2.UnetPlan:
 
 def unet_plan_from_pb(pb: stages_pb2.UnetPlan) -> UnetPlan:
     """UnetPlan from its message."""
-    items = tuple(UnetItem(tuple(UnetEntry(e.task_id, e.call) for e in item.entries)) for item in pb.items)
+    items = tuple(
+        UnetItem(
+            tuple(UnetEntry(e.task_id, e.call, e.skip_cfg) for e in item.entries), execution_from_pb(item.execution)
+        )
+        for item in pb.items
+    )
     return UnetPlan(pb.leader_token, pb.tick, items)
 
 
@@ -94,6 +127,9 @@ def decode_entry_to_pb(entry: DecodeEntry) -> stages_pb2.DecodeEntry:
         height=entry.height,
         image_format=images_pb2.ImageFormat.ValueType(entry.image_format),
         parameters_json=entry.parameters_json,
+        chunks=entry.chunks,
+        first_chunk=entry.first_chunk,
+        end_chunk=entry.end_chunk,
     )
 
 
@@ -107,29 +143,45 @@ def decode_entry_from_pb(pb: stages_pb2.DecodeEntry) -> DecodeEntry:
         height=pb.height,
         image_format=ImageFormat(pb.image_format),
         parameters_json=pb.parameters_json,
+        chunks=pb.chunks,
+        first_chunk=pb.first_chunk,
+        end_chunk=pb.end_chunk,
     )
 
 
 def vae_plan_to_pb(plan: VaePlan) -> stages_pb2.VaePlan:
     """VaePlan as its message."""
-    items = [stages_pb2.VaeItem(entries=[decode_entry_to_pb(e) for e in item.entries]) for item in plan.items]
+    items = [
+        stages_pb2.VaeItem(
+            entries=[decode_entry_to_pb(e) for e in item.entries], execution=execution_to_pb(item.execution)
+        )
+        for item in plan.items
+    ]
     return stages_pb2.VaePlan(leader_token=plan.leader_token, tick=plan.tick, items=items)
 
 
 def vae_plan_from_pb(pb: stages_pb2.VaePlan) -> VaePlan:
     """VaePlan from its message."""
-    items = tuple(VaeItem(tuple(decode_entry_from_pb(e) for e in item.entries)) for item in pb.items)
+    items = tuple(
+        VaeItem(tuple(decode_entry_from_pb(e) for e in item.entries), execution_from_pb(item.execution))
+        for item in pb.items
+    )
     return VaePlan(pb.leader_token, pb.tick, items)
 
 
 def item_timing_to_pb(timing: ItemTiming) -> stages_pb2.ItemTiming:
     """ItemTiming as its message."""
-    return stages_pb2.ItemTiming(start_unix_ns=timing.start_unix_ns, end_unix_ns=timing.end_unix_ns, rows=timing.rows)
+    return stages_pb2.ItemTiming(
+        start_unix_ns=timing.start_unix_ns,
+        end_unix_ns=timing.end_unix_ns,
+        rows=timing.rows,
+        waited_ms=timing.waited_ms,
+    )
 
 
 def item_timing_from_pb(pb: stages_pb2.ItemTiming) -> ItemTiming:
     """ItemTiming from its message."""
-    return ItemTiming(pb.start_unix_ns, pb.end_unix_ns, pb.rows)
+    return ItemTiming(pb.start_unix_ns, pb.end_unix_ns, pb.rows, pb.waited_ms)
 
 
 def skipped_entry_to_pb(entry: SkippedEntry) -> stages_pb2.SkippedEntry:
@@ -150,6 +202,7 @@ def unet_tick_done_to_pb(done: UnetTickDone) -> stages_pb2.UnetTickDone:
         items=[item_timing_to_pb(i) for i in done.items],
         skipped=[skipped_entry_to_pb(s) for s in done.skipped],
         finished=[stages_pb2.FinishedTask(task_id=task, slot=slot_ref_to_pb(slot)) for task, slot in done.finished],
+        drifts=[stages_pb2.GuidanceDrift(task_id=d.task_id, call=d.call, drift=d.drift) for d in done.drifts],
     )
 
 
@@ -160,6 +213,7 @@ def unet_tick_done_from_pb(pb: stages_pb2.UnetTickDone) -> UnetTickDone:
         items=tuple(item_timing_from_pb(i) for i in pb.items),
         skipped=tuple(skipped_entry_from_pb(s) for s in pb.skipped),
         finished=tuple((f.task_id, slot_ref_from_pb(f.slot)) for f in pb.finished),
+        drifts=tuple(GuidanceDrift(d.task_id, d.call, d.drift) for d in pb.drifts),
     )
 
 
@@ -222,13 +276,14 @@ def resident_task_to_pb(task: ResidentTask) -> stages_pb2.ResidentTask:
         next_call=task.next_call,
         num_calls=task.num_calls,
         slot=slot_ref_to_pb(task.slot) if task.slot else None,
+        skipped_calls=task.skipped_calls,
     )
 
 
 def resident_task_from_pb(pb: stages_pb2.ResidentTask) -> ResidentTask:
     """ResidentTask from its message."""
     slot = slot_ref_from_pb(pb.slot) if pb.HasField("slot") else None
-    return ResidentTask(pb.task_id, pb.next_call, pb.num_calls, slot)
+    return ResidentTask(pb.task_id, pb.next_call, pb.num_calls, slot, tuple(pb.skipped_calls))
 
 
 def decoded_image_to_pb(image: DecodedImage) -> stages_pb2.DecodedImage:

@@ -1,0 +1,299 @@
+"""Profiles: how long an item takes on one device, and what that says about how to run there.
+
+A profile is a value, measured by `synerdiff profile` and read by the planner. Cells of one `Setting` form a rectangular
+grid over UNet rows and decodes; between grid points latency is interpolated linearly, beyond the last it goes on with
+the last slope. Nothing is interpolated between "alone" and "beside": L(r, 0), L(0, v) and L(r, v) are grids of their own.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from synerdiff.errors import FieldViolation, InvalidRequest
+from synerdiff.skip_cfg import SkipCfgBudget
+
+PROFILE_VERSION = 1
+ORIGINS = ("measured", "given", "fitted", "interpolated", "assumed")
+
+
+class Setting(NamedTuple):
+    """How an item is run: bands a decode is cut into, and each side's share of the device (CPU threads; 0: its own)."""
+
+    chunks: int = 1
+    unet_threads: int = 0
+    vae_threads: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measured item: `rows` UNet rows beside `decodes` decodes, each in `chunks` bands. Times in ms from its start.
+
+    `unet_ms` and `vae_ms` are medians of when each side ended, `median_ms` and `p90_ms` of the whole item.
+    """
+
+    rows: int
+    decodes: int
+    median_ms: float
+    p90_ms: float
+    setting: Setting = Setting()
+    unet_ms: float = 0.0
+    vae_ms: float = 0.0
+    peak_bytes: int = 0
+    samples: int = 0
+    origin: str = "measured"
+
+
+@dataclass(frozen=True)
+class ProfileSubject:
+    """What a profile is of. A profile of another subject is not used.
+
+    `device` names the hardware, `latent_shape` is [C, h, w], `shares` how the device is split between the two workers.
+    """
+
+    model: str
+    model_digest: str
+    device: str
+    dtype: str
+    latent_shape: tuple[int, int, int]
+    shares: str
+
+
+@dataclass(frozen=True)
+class ItemCaps:
+    """Most tasks and decodes of one item."""
+
+    unet: int
+    vae: int
+
+
+@dataclass(frozen=True)
+class Mechanisms:
+    """What pays on this device, as measured; a policy may still be told otherwise.
+
+    `in_step`: items of a tick wait for each other. `beside`: UNet steps and decodes share items. `chunking`: decodes
+    span items by their bands. `plan_ahead`: plans under way per worker.
+    """
+
+    in_step: bool = True
+    beside: bool = True
+    chunking: bool = False
+    plan_ahead: int = 2
+
+
+class Choice(NamedTuple):
+    """The fastest known way to run an item, and how long it takes."""
+
+    ms: float
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How long items take for one subject. Values are frozen: a correction makes a new profile with a new digest.
+
+    `interpolation_error`: largest relative error of interpolation found at points that were measured to check it.
+    """
+
+    subject: ProfileSubject
+    cells: tuple[Cell, ...]
+    caps: ItemCaps
+    made_at: str
+    skip_cfg: SkipCfgBudget | None = None
+    mechanisms: Mechanisms = Mechanisms()
+    interpolation_error: float = 0.0
+    notes: tuple[str, ...] = ()
+    version: int = PROFILE_VERSION
+    _grids: "dict[Setting, _Grids]" = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
+
+    def __post_init__(self) -> None:
+        by_setting: dict[Setting, list[Cell]] = {}
+        for cell in self.cells:
+            by_setting.setdefault(cell.setting, []).append(cell)
+        self._grids.update({setting: _Grids.of(cells) for setting, cells in sorted(by_setting.items())})
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits that change with anything a plan depends on."""
+        return hashlib.sha256(dump(self).encode()).hexdigest()[:16]
+
+    @cached_property
+    def chunk_counts(self) -> tuple[int, ...]:
+        """The band counts decodes were measured with, ascending."""
+        return tuple(sorted({cell.setting.chunks for cell in self.cells if cell.decodes}))
+
+    def choice(self, rows: int, decodes: float, chunks: int | None = None) -> Choice | None:
+        """The fastest setting for an item of `rows` UNet rows and `decodes` decodes, or None if none was measured.
+
+        `decodes` may be a fraction: some bands of a decode. `chunks`: only settings with that many bands, where the item
+        decodes at all. An empty item takes no time.
+        """
+        if rows <= 0 and decodes <= 0:
+            return Choice(0.0, Setting())
+        best: Choice | None = None
+        for setting, grids in self._grids.items():
+            if decodes > 0 and chunks is not None and setting.chunks != chunks:
+                continue
+            ms = grids.latency_ms(rows, decodes)
+            if ms is not None and (best is None or ms < best.ms):
+                best = Choice(ms, setting)
+        return best
+
+    def latency_ms(self, rows: int, decodes: float, chunks: int | None = None) -> float:
+        """The time of the fastest setting. Raises KeyError where nothing of the kind was measured."""
+        best = self.choice(rows, decodes, chunks)
+        if best is None:
+            raise KeyError(f"the profile has no item of {rows} UNet rows beside {decodes:g} decodes")
+        return best.ms
+
+    def knee_rows(self, within: float = 0.05) -> int:
+        """Fewest rows whose throughput alone is within `within` of the best up to the cap: more only adds latency."""
+        counts = range(1, 2 * self.caps.unet + 1)
+        throughput = {rows: rows / self.latency_ms(rows, 0) for rows in counts}
+        best = max(throughput.values())
+        return min(rows for rows in counts if throughput[rows] >= (1 - within) * best)
+
+    def overlap_gain(self, rows: int, decodes: float) -> float:
+        """1 - L(r, v) / (L(r, 0) + L(0, v)): the share of time that running side by side saves; negative where it costs."""
+        alone = self.latency_ms(rows, 0) + self.latency_ms(0, decodes)
+        return 1 - self.latency_ms(rows, decodes) / alone
+
+    def with_cells(self, cells: Iterable[Cell]) -> "Profile":
+        """The same profile with other cells."""
+        return replace(self, cells=tuple(cells))
+
+
+class _Line(NamedTuple):
+    """Latency over one axis, at ascending points."""
+
+    points: tuple[int, ...]
+    ms: tuple[float, ...]
+
+    def at(self, x: float) -> float:
+        if x < self.points[0]:  # a part of the smallest item that was measured takes that part of its time
+            return self.ms[0] * x / self.points[0]
+        k, weight = _bracket(self.points, x)
+        return self.ms[k] if weight == 0 else (1 - weight) * self.ms[k] + weight * self.ms[k + 1]
+
+
+class _Grids(NamedTuple):
+    """The grids of one setting: UNet alone, decodes alone, and both."""
+
+    unet: _Line | None
+    vae: _Line | None
+    rows: tuple[int, ...]
+    beside: tuple[_Line, ...]
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> "_Grids":
+        unet = _line({c.rows: c.median_ms for c in cells if not c.decodes})
+        vae = _line({c.decodes: c.median_ms for c in cells if not c.rows})
+        rows = tuple(sorted({c.rows for c in cells if c.rows and c.decodes}))
+        lines = [_line({c.decodes: c.median_ms for c in cells if c.rows == r and c.decodes}) for r in rows]
+        beside = tuple(line for line in lines if line is not None)
+        if len({line.points for line in beside}) > 1:
+            raise _refused("cells", "an uneven grid; every row count must stand beside the same decode counts")
+        return cls(unet, vae, rows, beside)
+
+    def latency_ms(self, rows: int, decodes: float) -> float | None:
+        if decodes <= 0:
+            return self.unet.at(rows) if self.unet else None
+        if rows <= 0:
+            return self.vae.at(decodes) if self.vae else None
+        if not self.beside:
+            return None
+        k, weight = _bracket(self.rows, max(rows, self.rows[0]))
+        ms = self.beside[k].at(decodes)
+        return ms if weight == 0 else (1 - weight) * ms + weight * self.beside[k + 1].at(decodes)
+
+
+def _line(at: dict[int, float]) -> _Line | None:
+    return _Line(tuple(sorted(at)), tuple(at[x] for x in sorted(at))) if at else None
+
+
+def _bracket(points: Sequence[int], x: float) -> tuple[int, float]:
+    """The interval of `points` that x lies in or is nearest to, and where in it: past 0 or 1 for an x outside."""
+    if len(points) == 1:
+        return 0, 0.0
+    k = min(max(bisect_right(points, x) - 1, 0), len(points) - 2)
+    return k, (x - points[k]) / (points[k + 1] - points[k])
+
+
+# ---- as a file
+
+
+def dump(profile: Profile) -> str:
+    """The profile as JSON for people: a line a cell."""
+    fields = {name: value for name, value in asdict(profile).items() if not name.startswith("_")}
+    cells = fields.pop("cells")
+    for cell in cells:
+        cell["setting"] = Setting(*cell["setting"])._asdict()
+    head = json.dumps(fields, indent=2, ensure_ascii=False)
+    lines = ",\n".join(f"    {json.dumps(cell)}" for cell in cells)
+    return head[:-2] + f',\n  "cells": [\n{lines}\n  ]\n}}\n'
+
+
+def load(path: Path) -> Profile:
+    """Read a profile file. Raises InvalidRequest, naming the file and what is wrong with it."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _refused("profile", f"{path}: {error.strerror}") from error
+    except InvalidRequest as error:
+        raise _refused("profile", f"{path}: {error.message}") from error
+
+
+def parse(text: str | bytes) -> Profile:
+    """The profile that `dump` wrote. Raises InvalidRequest, naming the field and what it should be."""
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        version = fields["version"]
+        if version != PROFILE_VERSION:
+            raise _refused(
+                "version", f"{version}; this SynerDiff reads version {PROFILE_VERSION}: profile the device anew"
+            )
+        subject = fields.pop("subject")
+        skip_cfg = fields.pop("skip_cfg", None)
+        profile = Profile(
+            subject=ProfileSubject(**subject | {"latent_shape": tuple(subject["latent_shape"])}),
+            cells=tuple(_cell(cell) for cell in fields.pop("cells")),
+            caps=ItemCaps(**fields.pop("caps")),
+            skip_cfg=SkipCfgBudget(**skip_cfg) if skip_cfg else None,
+            mechanisms=Mechanisms(**fields.pop("mechanisms", {})),
+            notes=tuple(fields.pop("notes", ())),
+            **fields,
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _refused("profile", f"not a profile: {error}") from error
+    except KeyError as error:
+        raise _refused(str(error.args[0]), "missing") from error
+    _check(profile)
+    return profile
+
+
+def _cell(fields: dict[str, Any]) -> Cell:
+    return Cell(**fields | {"setting": Setting(**fields.get("setting", {}))})
+
+
+def _check(profile: Profile) -> None:
+    for number, cell in enumerate(profile.cells):
+        if cell.rows < 0 or cell.decodes < 0 or cell.rows + cell.decodes == 0 or cell.setting.chunks < 1:
+            raise _refused(f"cells[{number}]", f"{cell.rows} rows beside {cell.decodes} decodes is no item")
+        if not 0 < cell.median_ms <= cell.p90_ms:
+            raise _refused(
+                f"cells[{number}]", f"median_ms {cell.median_ms} and p90_ms {cell.p90_ms}: 0 < median <= p90"
+            )
+        if cell.origin not in ORIGINS:
+            raise _refused(f"cells[{number}].origin", f"{cell.origin!r}; one of {', '.join(ORIGINS)}")
+    if profile.caps.unet < 1 or profile.caps.vae < 1:
+        raise _refused("caps", f"{profile.caps.unet} tasks and {profile.caps.vae} decodes; both at least 1")
+    if profile.choice(1, 0) is None or profile.choice(0, 1) is None:
+        raise _refused("cells", "each side must have been measured alone")
+
+
+def _refused(field_name: str, description: str) -> InvalidRequest:
+    return InvalidRequest(FieldViolation(field_name, description))

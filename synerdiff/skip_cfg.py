@@ -1,0 +1,74 @@
+"""Skipping classifier-free guidance: what a request allows, what a model bears, and how the guidance is predicted.
+
+A guided UNet call takes two rows, e_u and e_c, and answers e_u + w D with D = e_c - e_u. A call that skips guidance
+takes the conditional row alone and answers e_c + (w - 1) D', with D' predicted from the task's last measured D.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from synerdiff.errors import FieldViolation, InvalidRequest
+
+
+class SkipCfgMode(IntEnum):
+    """Who decides which steps skip guidance, by the proto's numbers."""
+
+    AUTO = 1
+    OFF = 2
+    FIXED = 3
+
+
+@dataclass(frozen=True)
+class SkipCfg:
+    """What a request allows. AUTO: at most `max_fraction` of the steps (0: the server's bound). FIXED: exactly `steps`."""
+
+    mode: SkipCfgMode = SkipCfgMode.AUTO
+    max_fraction: float = 0.0
+    steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SkipPredictor:
+    """How D' is made of the last two measured D, `d1` and before it `d0`, on the calls since.
+
+    `drop`: D' = 0, guidance is left out. `reuse`: D' = d1. `extrapolate`: d1 continued along the line from d0,
+    `damping` times as far. Written "drop", "reuse", "extrapolate:0.5".
+    """
+
+    kind: str
+    damping: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "SkipPredictor":
+        """Read the written form. Raises InvalidRequest naming what is wrong."""
+        kind, colon, number = text.partition(":")
+        if kind in ("drop", "reuse") and not colon:
+            return cls(kind)
+        try:
+            damping = float(number)
+        except ValueError:
+            damping = -1.0
+        if kind != "extrapolate" or not 0 < damping <= 2:
+            problem = f"{text!r} is not drop, reuse or extrapolate:D with 0 < D <= 2"
+            raise InvalidRequest(FieldViolation("skip_predictor", problem))
+        return cls(kind, damping)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.damping:g}" if self.kind == "extrapolate" else self.kind
+
+
+@dataclass(frozen=True)
+class SkipCfgBudget:
+    """What a model's pictures bear: how D is predicted, and how often guidance may be skipped for `floor_db` of PSNR.
+
+    `predictor` as `SkipPredictor.parse` reads it; `share` of a task's calls; `longest_run` of skips in a row; the first
+    `head` and the last `tail` calls are never skipped. `measured_db`: mean PSNR against full guidance at that share.
+    """
+
+    predictor: str
+    share: float
+    longest_run: int
+    head: int = 2
+    tail: int = 1
+    floor_db: float = 40.0
+    measured_db: float = 0.0
