@@ -40,6 +40,10 @@ class JobTimings:
     decode_ms: float
 
 
+# By image index: the steps on which its guidance was skipped.
+SkippedSteps = tuple[tuple[int, tuple[int, ...]], ...]
+
+
 @dataclass(frozen=True)
 class JobRecord:
     """A job as Redis holds it. Times are Unix ms; `images_done` are the indices whose files are stored."""

@@ -4,7 +4,7 @@ Frozen values without behaviour. The words are the design's: a tick is one plann
 concurrency of a tick (a UNet sub-batch beside a VAE sub-batch), a slot a place in a latents arena.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from synerdiff.requests import ImageFormat
@@ -42,7 +42,7 @@ class Execution:
 
     `place` of the item in its tick, from 1; a worker has no part in some. `threads`: the share of the CPU it takes (0:
     as it likes). `after`: the item of the other worker of the domain that must have ended first, waited for at most
-    `patience_ms`; None where items run free. `pace`: the name of the pair's shared progress, empty where items run free.
+    `patience_ms`; None where there is none. `pace`: the name of the pair's shared progress; empty where items run free.
     """
 
     place: int = 1
@@ -57,7 +57,7 @@ class UnetItem:
     """One batched UNet call: entries of one batch key."""
 
     entries: tuple[UnetEntry, ...]
-    execution: Execution = Execution()
+    execution: Execution = field(default_factory=Execution)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class VaeItem:
     """Decodes of one latent shape, batched where they do the same chunks."""
 
     entries: tuple[DecodeEntry, ...]
-    execution: Execution = Execution()
+    execution: Execution = field(default_factory=Execution)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A profile is a value, measured by `synerdiff profile` and read by the planner. Cells of one `Setting` form a rectangular
 grid over UNet rows and decodes; between grid points latency is interpolated linearly, beyond the last it goes on with
-the last slope. Nothing is interpolated between "alone" and "beside": L(r, 0), L(0, v) and L(r, v) are grids of their own.
+its slope. Nothing is interpolated between "alone" and "beside": L(r, 0), L(0, v) and L(r, v) are grids of their own.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class Cell:
     decodes: int
     median_ms: float
     p90_ms: float
-    setting: Setting = Setting()
+    setting: Setting = field(default_factory=Setting)
     unet_ms: float = 0.0
     vae_ms: float = 0.0
     peak_bytes: int = 0
@@ -104,7 +104,7 @@ class Profile:
     caps: ItemCaps
     made_at: str
     skip_cfg: SkipCfgBudget | None = None
-    mechanisms: Mechanisms = Mechanisms()
+    mechanisms: Mechanisms = field(default_factory=Mechanisms)
     interpolation_error: float = 0.0
     notes: tuple[str, ...] = ()
     version: int = PROFILE_VERSION
@@ -129,8 +129,8 @@ class Profile:
     def choice(self, rows: int, decodes: float, chunks: int | None = None) -> Choice | None:
         """The fastest setting for an item of `rows` UNet rows and `decodes` decodes, or None if none was measured.
 
-        `decodes` may be a fraction: some bands of a decode. `chunks`: only settings with that many bands, where the item
-        decodes at all. An empty item takes no time.
+        `decodes` may be a fraction: some bands of a decode. `chunks`: only settings with that many bands, where the
+        item decodes at all. An empty item takes no time.
         """
         if rows <= 0 and decodes <= 0:
             return Choice(0.0, Setting())
@@ -158,7 +158,7 @@ class Profile:
         return min(rows for rows in counts if throughput[rows] >= (1 - within) * best)
 
     def overlap_gain(self, rows: int, decodes: float) -> float:
-        """1 - L(r, v) / (L(r, 0) + L(0, v)): the share of time that running side by side saves; negative where it costs."""
+        """1 - L(r, v) / (L(r, 0) + L(0, v)): the share of time that running side by side saves; negative: costs."""
         alone = self.latency_ms(rows, 0) + self.latency_ms(0, decodes)
         return 1 - self.latency_ms(rows, decodes) / alone
 

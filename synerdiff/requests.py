@@ -1,6 +1,6 @@
 """A request as the system works on it: every default filled in, every bound checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from synerdiff.cards import Sampler
@@ -25,7 +25,10 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """A validated request for `num_images` pictures. Image k has seed `seed + k`. Sizes in pixels."""
+    """A validated request for `num_images` pictures. Image k has seed `seed + k`. Sizes in pixels.
+
+    `timed`: whether the client asked for its timeout, or got the server's.
+    """
 
     request_id: str
     model: str
@@ -42,15 +45,16 @@ class ImageRequest:
     priority: Priority
     timeout_ms: int
     preview_every: int
-    skip_cfg: SkipCfg = SkipCfg()
+    skip_cfg: SkipCfg = field(default_factory=SkipCfg)
+    timed: bool = False
 
 
 @dataclass(frozen=True)
 class TaskSpec:
     """One image to denoise, as the UNet worker needs it. `task_id` is "<job_id>/<index>".
 
-    `skip_predictor`: how guidance is predicted on calls that skip it, as `SkipPredictor.parse` reads it; empty for tasks
-    that never skip.
+    `skip_predictor`: how guidance is predicted on calls that skip it, as `SkipPredictor.parse` reads it; empty for
+    tasks that never skip.
     """
 
     task_id: str

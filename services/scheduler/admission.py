@@ -17,6 +17,7 @@ import numpy
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.errors import FieldViolation, InvalidRequest, NotFound
 from synerdiff.requests import ImageFormat, ImageRequest, Priority
+from synerdiff.skip_cfg import SkipCfg, SkipCfgMode
 from synerdiff.v1 import images_pb2
 
 SEED_BOUND = 2**63
@@ -72,8 +73,9 @@ def resolve(pb: images_pb2.GenerateRequest, cards: Sequence[ModelCard], limits: 
         priority=fields.choice("priority", pb.priority, Priority, Priority.NORMAL),
         timeout_ms=fields.timeout_ms(),
         preview_every=fields.preview_every(),
+        skip_cfg=fields.skip_cfg(),
+        timed=pb.HasField("timeout"),
     )
-    fields.check_skip_cfg()
     if fields.violations:
         raise InvalidRequest(*fields.violations)
     return request
@@ -200,16 +202,21 @@ class _Fields:
             self._refuse("preview_every", f"{value} is out of bounds: from 0 (none) to {bound} steps")
         return value
 
-    def check_skip_cfg(self) -> None:
+    def skip_cfg(self) -> SkipCfg:
         skip = self.pb.skip_cfg
         if not 0 <= skip.max_fraction <= 1:
             self._refuse("skip_cfg.max_fraction", f"{skip.max_fraction:g} is out of bounds: from 0 to 1")
-        if skip.mode == images_pb2.SKIP_CFG_MODE_FIXED:
-            self._refuse("skip_cfg.mode", "SKIP_CFG_MODE_FIXED is not offered by this server; AUTO and OFF are")
-        elif skip.mode not in images_pb2.SkipCfgMode.values():
+        if skip.mode not in images_pb2.SkipCfgMode.values():
             self._refuse("skip_cfg.mode", f"{skip.mode} is not a value of this enum; from 0 to 3")
+            return SkipCfg()
         if skip.steps and skip.mode != images_pb2.SKIP_CFG_MODE_FIXED:
             self._refuse("skip_cfg.steps", f"{len(skip.steps)} steps given; only SKIP_CFG_MODE_FIXED takes any")
+        last = (self.pb.num_inference_steps or self.card.default_num_inference_steps) - 1
+        misfit = next((step for step in skip.steps if not 1 <= step <= last), None)
+        if misfit is not None:
+            self._refuse("skip_cfg.steps", f"{misfit} is out of bounds: from 1 (the first is always guided) to {last}")
+        mode = SkipCfgMode(skip.mode or SkipCfgMode.AUTO)
+        return SkipCfg(mode, skip.max_fraction, tuple(sorted(set(skip.steps))))
 
 
 def _shown(value: str, limit: int = 64) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from synerdiff.jobs import JobTimings
+from synerdiff.jobs import JobTimings, SkippedSteps
 from synerdiff.plans import DecodedImage, UnetPlan, VaePlan
 from synerdiff.requests import TaskSpec
 
@@ -92,12 +92,13 @@ class StoreImage:
 
 @dataclass(frozen=True)
 class FinishJob:
-    """To the store: every image is stored."""
+    """To the store: every image is stored. `skipped_steps`: by image index, the calls that skipped guidance."""
 
     job_id: str
     accepted_at_ms: int
     timings: JobTimings
     warnings: tuple[str, ...]
+    skipped_steps: SkippedSteps = ()
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ task's mark back.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
+from services.scheduler.dispatch import send_plan
 from services.scheduler.effects import (
     Admit,
     CancelOnWorker,
@@ -21,8 +22,8 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.holdings import Holdings
-from services.scheduler.planning import domain_snapshot, has_room, pool_snapshot, send_plan
-from services.scheduler.snapshots import BatchKey, Policy
+from services.scheduler.planning import domain_snapshot, has_room, pool_snapshot
+from services.scheduler.snapshots import BatchKey, Policy, Thresholds
 from services.scheduler.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import (
@@ -36,10 +37,14 @@ from synerdiff.plans import (
     UnetTickDone,
     VaeTickDone,
 )
-from synerdiff.requests import task_spec
+from synerdiff.profiles import Profile
+from synerdiff.requests import TaskSpec, task_spec
+from synerdiff.skip_cfg import SkipCfgBudget, SkipCfgMode
 
 # A worker that has no room right now answers an admission with this code: the task waits again, nothing failed.
 _NO_ROOM = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+# For requests that list the steps to skip, on a model whose budget was never measured.
+_UNMEASURED_PREDICTOR = "reuse"
 _DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 
 
@@ -59,8 +64,16 @@ class EngineBounds:
 class Engine:
     """Everything one pool does. One instance per leadership; a new leader starts from an empty one."""
 
-    def __init__(self, policy: Policy, leader_token: int, bounds: EngineBounds | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        leader_token: int,
+        bounds: EngineBounds | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> None:
         self.policy = policy
+        self._thresholds = thresholds
+        self._arrived_calls = 0
         self.leader_token = leader_token
         self.bounds = bounds or EngineBounds()
         self.holdings = Holdings(self.bounds.max_deaths)
@@ -86,6 +99,7 @@ class Engine:
         ]
         started = record.state is not JobState.QUEUED
         self.holdings.add(Job(record, tasks, started, decoding=record.state is JobState.DECODING))
+        self._arrived_calls += sum(task.spec.num_inference_steps for task in tasks)
         self.holdings.settle(record.job_id, record.accepted_at_ms)
 
     def job_dropped(self, job_id: str) -> None:
@@ -116,6 +130,29 @@ class Engine:
                 room[task.key.model] -= 1
         return {model: jobs for model, jobs in room.items() if jobs > 0}
 
+    # ---- what was measured
+
+    def profile_known(self, domain: str, key: BatchKey, profile: Profile) -> None:
+        """How long items of `key` take on a domain: from its next tick on, plans go by it."""
+        self.holdings.profiles[domain, key] = profile
+        self.holdings.admission_changed = True
+        self.holdings.changed_domains.add(domain)
+        if profile.skip_cfg:
+            self.budget_known(key.model, profile.skip_cfg)
+
+    def profile_unknown(self, domain: str, key: BatchKey) -> None:
+        """The domain's device is another one now, or is being measured."""
+        self.holdings.profiles.pop((domain, key), None)
+
+    def budget_known(self, model: str, budget: SkipCfgBudget) -> None:
+        """How much guidance the pictures of a model can do without."""
+        self.holdings.budgets[model] = budget
+
+    def next_tick(self, domain: str) -> int:
+        """A tick number of the domain that no plan has had."""
+        self._ticks[domain] = self._ticks.get(domain, 0) + 1
+        return self._ticks[domain]
+
     # ---- workers
 
     def unet_attached(self, lane: UnetLaneState, resident: Iterable[ResidentTask]) -> None:
@@ -142,6 +179,8 @@ class Engine:
         del self.holdings.waiting[held.task_id]
         task.unet_worker = lane.worker_id
         task.num_calls, task.done_calls, task.planned_calls = held.num_calls, held.next_call, held.next_call
+        task.skipped = list(held.skipped_calls)
+        task.spec = self._with_predictor(task)
         if held.slot:
             task.slot = held.slot
             self.holdings.to_decode(task)
@@ -214,10 +253,15 @@ class Engine:
             return
         self.holdings.changed_domains.add(lane.domain)
         skipped = {entry.task_id: entry for entry in done.skipped}
-        for task_id in lane.plans.pop(done.tick, ()):
+        part = lane.plans.pop(done.tick, None)
+        for task_id in part.task_ids if part else ():
             task = lane.tasks.get(task_id)
             if task and task.phase is Phase.RUNNING:
                 self._advance(task, skipped.get(task_id))
+        for measured in done.drifts:
+            task = lane.tasks.get(measured.task_id)
+            if task:
+                task.drift = measured.drift
         for task_id, slot in done.finished:
             task = lane.tasks.get(task_id)
             if task and task.phase is Phase.RUNNING:
@@ -232,9 +276,7 @@ class Engine:
         elif skipped.reason is SkipReason.UNKNOWN_TASK:
             self.holdings.run_again(task)
         else:
-            if skipped.reason is SkipReason.OTHER_CALL:
-                task.done_calls = skipped.next_call
-            task.planned_calls = task.done_calls
+            task.stands_at(skipped.next_call if skipped.reason is SkipReason.OTHER_CALL else task.done_calls)
 
     def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
         """A VAE plan has run. Image files come by `image_decoded`; here, latents that could not be read are redone."""
@@ -289,11 +331,12 @@ class Engine:
     def _admit(self, now_ms: int) -> None:
         if not self.holdings.waiting or not self.holdings.unet:
             return
-        snapshot = pool_snapshot(self.holdings, self.bounds.plan_ahead, now_ms)
+        snapshot = pool_snapshot(self.holdings, self._plan_ahead(None), now_ms)
         for admission in self.policy.admit(snapshot):
             task = self.holdings.waiting.pop(admission.task_id)
             job = self.holdings.jobs[task.job_id]
             task.phase, task.unet_worker, task.admitted_ms = Phase.PREPARING, admission.worker_id, now_ms
+            task.spec = self._with_predictor(task)
             self.holdings.unet[admission.worker_id].tasks[admission.task_id] = task
             self.holdings.effects.append(Admit(admission.worker_id, task.spec))
             if not job.started:
@@ -302,14 +345,30 @@ class Engine:
 
     def _plan(self, domain: str, now_ms: int) -> None:
         """Plan a domain until its workers have as many plans under way as they may, or nothing is left to plan."""
-        while has_room(self.holdings, domain, self.bounds.plan_ahead):
-            snapshot = domain_snapshot(self.holdings, domain, self.bounds.plan_ahead, now_ms)
+        plan_ahead = self._plan_ahead(domain)
+        while has_room(self.holdings, domain, plan_ahead):
+            snapshot = domain_snapshot(self.holdings, domain, plan_ahead, now_ms)
             unet_wants = any(lane.wants_plan for lane in snapshot.unet)
             vae_wants = bool(snapshot.decodes) and any(lane.wants_plan for lane in snapshot.vae)
             if not unet_wants and not vae_wants:
                 return
+            if self._thresholds:
+                snapshot = replace(snapshot, threshold=self._thresholds.threshold(snapshot, self._arrived_calls))
             plan = self.policy.plan(snapshot)
             if not plan.items:
                 return
-            self._ticks[domain] = self._ticks.get(domain, 0) + 1
-            send_plan(self.holdings, plan, self._ticks[domain], self.leader_token)
+            send_plan(self.holdings, domain, plan, self.next_tick(domain), self.leader_token)
+
+    def _plan_ahead(self, domain: str | None) -> int:
+        profiles = (profile for (where, _), profile in self.holdings.profiles.items() if where == domain)
+        return min(self.bounds.plan_ahead, self.policy.plan_ahead(next(profiles, None)))
+
+    def _with_predictor(self, task: Task) -> TaskSpec:
+        """The spec with how to predict guidance: as in the task's earlier life, else as the model bears it best."""
+        if task.spec.rows < 2 or task.spec.skip_predictor:
+            return task.spec
+        budget = self.holdings.budgets.get(task.key.model)
+        asked = self.holdings.jobs[task.job_id].record.request.skip_cfg
+        if asked.mode is SkipCfgMode.OFF or (budget is None and asked.mode is SkipCfgMode.AUTO):
+            return task.spec
+        return replace(task.spec, skip_predictor=budget.predictor if budget else _UNMEASURED_PREDICTOR)

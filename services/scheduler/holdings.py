@@ -11,7 +11,10 @@ from services.scheduler.effects import (
     MarkDecoding,
     ReleaseSlots,
 )
+from services.scheduler.snapshots import BatchKey
 from services.scheduler.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
+from synerdiff.profiles import Profile
+from synerdiff.skip_cfg import SkipCfgBudget
 
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
@@ -31,6 +34,8 @@ class Holdings:
         self.vae: dict[str, VaeLaneState] = {}
         self.waiting: dict[str, Task] = {}
         self.ready: dict[str, Task] = {}
+        self.profiles: dict[tuple[str, BatchKey], Profile] = {}
+        self.budgets: dict[str, SkipCfgBudget] = {}
         self.effects: list[Effect] = []
         # What has changed since the last plans were made: only there is planning worth the time.
         self.admission_changed = False
@@ -119,7 +124,9 @@ class Holdings:
         """Move the job on if all its tasks have moved on."""
         job = self.jobs[job_id]
         if all(task.phase is Phase.DONE for task in job.tasks):
-            finished = FinishJob(job_id, job.record.accepted_at_ms, job.timings(now_ms), tuple(job.warnings))
+            finished = FinishJob(
+                job_id, job.record.accepted_at_ms, job.timings(now_ms), tuple(job.warnings), job.skipped_steps()
+            )
             self.effects.append(finished)
             self.drop(job_id)
         elif not job.decoding and all(task.phase.value >= Phase.READY_TO_DECODE.value for task in job.tasks):

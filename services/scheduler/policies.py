@@ -6,8 +6,8 @@ from itertools import zip_longest
 
 from services.scheduler.snapshots import (
     Admission,
-    Batch,
     BatchKey,
+    DecodePart,
     DomainSnapshot,
     Item,
     Policy,
@@ -15,9 +15,12 @@ from services.scheduler.snapshots import (
     ReadyDecode,
     RunningTask,
     TickPlan,
+    UnetBatch,
     UnetLane,
+    VaeBatch,
     VaeLane,
 )
+from synerdiff.profiles import Profile
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class ContinuousPolicy:
         free = {lane.worker_id: lane.slots - lane.resident for lane in snapshot.unet}
         most = self.bounds.unet_batch + self.bounds.prepare_ahead
         admissions = []
-        for task in snapshot.waiting:
+        for task in sorted(snapshot.waiting, key=lambda task: task.claim.priority):
             open_lanes = [
                 lane.worker_id
                 for lane in snapshot.unet
@@ -65,12 +68,16 @@ class ContinuousPolicy:
         vae = self._vae_batches(snapshot.vae, snapshot.decodes)
         return TickPlan(tuple(Item(u, v) for u, v in zip_longest(unet, vae)))
 
-    def _unet_batches(self, lane: UnetLane) -> list[Batch]:
+    def plan_ahead(self, profile: Profile | None) -> int:
+        """Two: a worker never waits for a plan."""
+        return 2
+
+    def _unet_batches(self, lane: UnetLane) -> list[UnetBatch]:
         """The running tasks up to the cap, those under way first; one batch per batch key."""
-        in_order = sorted(lane.running, key=lambda task: (not task.started, task.priority))
+        in_order = sorted(lane.running, key=lambda task: (not task.started, task.claim.priority))
         return _batches(lane.worker_id, in_order[: self.bounds.unet_batch])
 
-    def _vae_batches(self, lanes: Sequence[VaeLane], decodes: Sequence[ReadyDecode]) -> list[Batch]:
+    def _vae_batches(self, lanes: Sequence[VaeLane], decodes: Sequence[ReadyDecode]) -> list[VaeBatch]:
         """For each worker with room, least loaded first: the longest-waiting decode and those that share its key."""
         batches = []
         left = list(decodes)
@@ -80,16 +87,16 @@ class ContinuousPolicy:
                 continue
             together = [d for d in left if d.key == first.key][: self.bounds.vae_batch]
             left = [d for d in left if d not in together]
-            batches.append(Batch(lane.worker_id, tuple(d.task_id for d in together)))
+            batches.append(VaeBatch(lane.worker_id, tuple(DecodePart(d.task_id) for d in together)))
         return batches
 
 
-def _batches(worker_id: str, tasks: Iterable[RunningTask]) -> list[Batch]:
+def _batches(worker_id: str, tasks: Iterable[RunningTask]) -> list[UnetBatch]:
     """One batch per batch key, keys in the order of their first task, so that the most urgent key steps first."""
     groups: dict[BatchKey, list[str]] = {}
     for task in tasks:
         groups.setdefault(task.key, []).append(task.task_id)
-    return [Batch(worker_id, tuple(task_ids)) for task_ids in groups.values()]
+    return [UnetBatch(worker_id, tuple(task_ids)) for task_ids in groups.values()]
 
 
 POLICIES: dict[str, Callable[[PolicyBounds], Policy]] = {"continuous": ContinuousPolicy}

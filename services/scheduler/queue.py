@@ -27,7 +27,7 @@ from services.scheduler.store_base import JobStoreSettings, StoreBase
 from services.scheduler.sweeps import Sweeps
 from synerdiff.cards import ModelCard
 from synerdiff.errors import AlreadyExists, QueueFull
-from synerdiff.jobs import JobRecord, JobState, JobTimings
+from synerdiff.jobs import JobRecord, JobState, JobTimings, SkippedSteps
 from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRegistry
 from synerdiff.requests import ImageRequest, Priority
@@ -153,9 +153,16 @@ class JobQueue(StoreBase):
         """RUNNING to DECODING: every image of the job has its last step behind it."""
         return bool(await self._leader("decoding", lease, job_id))
 
-    async def finish(self, lease: Lease, job_id: str, timings: JobTimings, warnings: Sequence[str] = ()) -> bool:
+    async def finish(
+        self,
+        lease: Lease,
+        job_id: str,
+        timings: JobTimings,
+        warnings: Sequence[str] = (),
+        skipped_steps: SkippedSteps = (),
+    ) -> bool:
         """End a job whose images are all stored. Raises TransitionRefused when one is not."""
-        return await self._end(lease, job_id, JobState.FINISHED, finished_event(timings, warnings))
+        return await self._end(lease, job_id, JobState.FINISHED, finished_event(timings, warnings, skipped_steps))
 
     async def fail(self, lease: Lease, job_id: str, code: int, message: str) -> bool:
         """End a job that cannot succeed. `code` is a google.rpc.Code."""

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from synerdiff.cards import Sampler
-from synerdiff.jobs import JobRecord, JobState, JobTimings
+from synerdiff.jobs import JobRecord, JobState, JobTimings, SkippedSteps
 from synerdiff.plans import DecodedImage
 from synerdiff.requests import ImageFormat, ImageRequest, Priority
 from synerdiff.skip_cfg import SkipCfg, SkipCfgMode
@@ -109,7 +109,7 @@ def image_event(image: images_pb2.Image) -> bytes:
     return event.SerializeToString()
 
 
-def finished_event(timings: JobTimings, warnings: Iterable[str]) -> bytes:
+def finished_event(timings: JobTimings, warnings: Iterable[str], skipped_steps: SkippedSteps = ()) -> bytes:
     """A Finished event, ready to store."""
     finished = images_pb2.Finished(
         timings=images_pb2.Timings(
@@ -118,6 +118,7 @@ def finished_event(timings: JobTimings, warnings: Iterable[str]) -> bytes:
             denoise=_duration(timings.denoise_ms),
             decode=_duration(timings.decode_ms),
         ),
+        skipped_steps=[images_pb2.SkippedSteps(index=index, steps=steps) for index, steps in skipped_steps],
         warnings=list(warnings),
     )
     return images_pb2.GenerateEvent(finished=finished).SerializeToString()

@@ -5,8 +5,12 @@ domain does. Both get frozen values and give frozen values back, so a decision c
 What there is one of per task is a NamedTuple: it is made anew every tick, at a fifth of a frozen dataclass's cost.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+from synerdiff.profiles import Profile
+from synerdiff.skip_cfg import SkipCfgBudget
 
 
 class BatchKey(NamedTuple):
@@ -17,26 +21,57 @@ class BatchKey(NamedTuple):
     height: int
 
 
+class Claim(NamedTuple):
+    """What speaks for a task's turn, the same for its whole life. Times in unix ms.
+
+    `priority`: a smaller number goes first. `deadline_ms`: when its request ends unanswered. `timed`: whether the
+    client asked for that deadline, not the server by default.
+    """
+
+    job_id: str
+    image: int
+    priority: int
+    accepted_at_ms: int
+    deadline_ms: int
+    timed: bool
+
+
 class WaitingTask(NamedTuple):
-    """A task without a worker. The snapshot lists them most urgent first."""
+    """A task without a worker. `num_calls`: its UNet calls as far as known before it is prepared."""
 
     task_id: str
     key: BatchKey
     rows: int
-    priority: int
-    deadline_ms: int
+    num_calls: int
+    claim: Claim
+
+
+class SkipState(NamedTuple):
+    """Where a running task stands with skipping guidance.
+
+    `must`: what its next call has to do (a fixed list, a replay, no guidance to skip), None where the policy decides.
+    `max_share`: most of its calls that may skip by its request, 1 where only the profile bounds it. `skipped`: calls
+    planned so far that skip; `run`: the last ones of these in a row. `drift`: the last measured error of its predicted
+    guidance, relative; 0 before there is one.
+    """
+
+    must: bool | None
+    max_share: float
+    skipped: int
+    run: int
+    drift: float
 
 
 class RunningTask(NamedTuple):
-    """A prepared task on a UNet worker. `next_call` counts the calls already planned, `started` is whether any was."""
+    """A prepared task on a UNet worker. `next_call` counts the calls already planned."""
 
     task_id: str
     key: BatchKey
     rows: int
     next_call: int
     num_calls: int
-    priority: int
-    deadline_ms: int
+    claim: Claim
+    skip: SkipState
 
     @property
     def started(self) -> bool:
@@ -50,14 +85,16 @@ class ReadyDecode(NamedTuple):
     task_id: str
     key: BatchKey
     domain: str
+    claim: Claim
 
 
 @dataclass(frozen=True)
 class UnetLane:
     """A UNet worker.
 
-    `resident` counts the tasks that hold a slot, `undecoded` those of them not past their last step; `running` lists
-    the prepared ones that have calls left to plan. `wants_plan`: there is room for one more plan ahead.
+    `resident` counts the tasks that hold a slot, `preparing` those of them that are not prepared yet, `undecoded` those
+    not past their last step; `running` lists the prepared ones that have calls left to plan, in order of admission.
+    `wants_plan`: there is room for one more plan ahead.
     """
 
     worker_id: str
@@ -65,6 +102,7 @@ class UnetLane:
     model: str
     slots: int
     resident: int
+    preparing: int
     undecoded: int
     running: tuple[RunningTask, ...]
     wants_plan: bool
@@ -83,22 +121,37 @@ class VaeLane:
 
 @dataclass(frozen=True)
 class PoolSnapshot:
-    """All that admission may look at."""
+    """All that admission may look at. `waiting` is in order of acceptance.
+
+    `profiles`: by domain and batch key, none where nothing was measured. `budgets`: by model, how much guidance its
+    pictures can do without.
+    """
 
     now_ms: int
     waiting: tuple[WaitingTask, ...]
     unet: tuple[UnetLane, ...]
+    profiles: Mapping[tuple[str, BatchKey], Profile] = field(default_factory=dict)
+    budgets: Mapping[str, SkipCfgBudget] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DomainSnapshot:
-    """All that the plan of one domain's next tick may look at; only decodes that this domain's VAE workers may take."""
+    """All that the plan of one domain's next tick may look at; only decodes that this domain's VAE workers may take.
+
+    `waiting` counts the pool's tasks without a worker. `threshold`: the least share of the fastest round's UNet
+    throughput that the tick has to keep. `profiles`: of this domain, by batch key; none where nothing was measured.
+    `budgets`: by model, how much guidance its pictures can do without.
+    """
 
     now_ms: int
     domain: str
     unet: tuple[UnetLane, ...]
     vae: tuple[VaeLane, ...]
     decodes: tuple[ReadyDecode, ...]
+    waiting: int = 0
+    threshold: float = 1.0
+    profiles: Mapping[BatchKey, Profile] = field(default_factory=dict)
+    budgets: Mapping[str, SkipCfgBudget] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,26 +163,64 @@ class Admission:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Tasks of one batch key for one worker."""
+class UnetBatch:
+    """One step of tasks of one batch key on one worker. `skipping` are those of them that skip guidance."""
 
     worker_id: str
     task_ids: tuple[str, ...]
+    skipping: frozenset[str] = frozenset()
+    threads: int = 0
+
+
+class DecodePart(NamedTuple):
+    """The chunks [first, end) of `chunks` of one task's decode; those before are in earlier items of the same tick."""
+
+    task_id: str
+    chunks: int = 1
+    first: int = 0
+    end: int = 1
+
+
+@dataclass(frozen=True)
+class VaeBatch:
+    """Decodes of one batch key on one worker. Every decode that a tick begins it also ends."""
+
+    worker_id: str
+    parts: tuple[DecodePart, ...]
+    threads: int = 0
 
 
 @dataclass(frozen=True)
 class Item:
-    """One concurrency: a UNet sub-batch beside a VAE sub-batch, either of them possibly none."""
+    """One concurrency: a UNet sub-batch beside a VAE sub-batch, either of them possibly none.
 
-    unet: Batch | None
-    vae: Batch | None
+    `predicted_ms`: its time by the profile, 0 without one.
+    """
+
+    unet: UnetBatch | None
+    vae: VaeBatch | None
+    predicted_ms: float = 0.0
 
 
 @dataclass(frozen=True)
 class TickPlan:
-    """The items of one tick of one domain, in order."""
+    """The items of one tick of one domain, in order.
+
+    `in_step`: an item begins when the one before has ended on both workers. `threshold` and `why` are for people: what
+    the tick was planned by.
+    """
 
     items: tuple[Item, ...]
+    in_step: bool = False
+    threshold: float = 0.0
+    why: str = ""
+
+
+class Thresholds(Protocol):
+    """Says how much UNet throughput the ticks of each domain have to keep. Stateful: asked once per tick, in order."""
+
+    def threshold(self, snapshot: DomainSnapshot, arrived_calls: int) -> float:
+        """The threshold of the domain's next tick. `arrived_calls`: UNet calls that the pool's jobs ever asked for."""
 
 
 class Policy(Protocol):
@@ -144,3 +235,6 @@ class Policy(Protocol):
 
     def plan(self, snapshot: DomainSnapshot) -> TickPlan:
         """The next tick of a domain; no items when there is nothing to do."""
+
+    def plan_ahead(self, profile: Profile | None) -> int:
+        """Plans under way per worker: 1 plans on the latest reports, more keeps workers from waiting for plans."""

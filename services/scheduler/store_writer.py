@@ -125,8 +125,8 @@ class StoreWriter:
                 in_time = await store.store_image(lease, job_id, image, index, seed)
                 if in_time:
                     self._events.image_stored(task_id(job_id, index))
-            case FinishJob(job_id, _, timings, warnings):
-                await store.finish(lease, job_id, timings, warnings)
+            case FinishJob(job_id, _, timings, warnings, skipped_steps):
+                await store.finish(lease, job_id, timings, warnings, skipped_steps)
             case FailJob(job_id, _, code, message):
                 await store.fail(lease, job_id, code, message)
         if not in_time:

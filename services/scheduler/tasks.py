@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from services.scheduler.snapshots import BatchKey
-from synerdiff.jobs import JobRecord, JobTimings
-from synerdiff.plans import SlotRef
+from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
+from synerdiff.plans import ItemRef, SlotRef
+from synerdiff.profiles import Setting
 from synerdiff.requests import TaskSpec
 
 
@@ -23,7 +24,11 @@ class Phase(Enum):
 
 @dataclass
 class Task:
-    """One image on its way. `planned_calls` runs ahead of `done_calls` by the plans under way."""
+    """One image on its way. `planned_calls` runs ahead of `done_calls` by the plans under way.
+
+    `skipped` are the planned calls that skip guidance, ascending. `replay`: what the calls up to `replay_until` did in
+    an earlier life of the task, and have to do again for the same picture. `drift`: see `SkipState`.
+    """
 
     spec: TaskSpec
     job_id: str
@@ -42,9 +47,42 @@ class Task:
     encode_ms: float = 0.0
     denoise_ms: float = 0.0
     decode_ms: float = 0.0
+    skipped: list[int] = field(default_factory=list)
+    replay: frozenset[int] = frozenset()
+    replay_until: int = 0
+    drift: float = 0.0
+
+    @property
+    def skip_run(self) -> int:
+        """How many of the last planned calls in a row skip guidance."""
+        run = 0
+        while run < len(self.skipped) and self.skipped[-1 - run] == self.planned_calls - 1 - run:
+            run += 1
+        return run
+
+    def plan_call(self, skip: bool) -> int:
+        """Mark the next call as planned; returns its number."""
+        call = self.planned_calls
+        self.planned_calls += 1
+        if skip:
+            self.skipped.append(call)
+        return call
+
+    def stands_at(self, call: int) -> None:
+        """Forget what was planned past `call`, the number of calls that were made."""
+        self.done_calls = self.planned_calls = call
+        while self.skipped and self.skipped[-1] >= call:
+            self.skipped.pop()
 
     def back_to_waiting(self) -> None:
-        """Forget everything a worker held of it. The picture will be the same: it depends on the spec alone."""
+        """Forget everything a worker held of it.
+
+        The picture will be the same: it depends on the spec and the calls that skipped guidance, which are repeated.
+        """
+        self.stands_at(self.done_calls)
+        if self.done_calls > self.replay_until:
+            self.replay, self.replay_until = frozenset(self.skipped), self.done_calls
+        self.skipped, self.drift = [], 0.0
         self.phase = Phase.WAITING
         self.unet_worker = self.vae_worker = ""
         self.slot = None
@@ -62,6 +100,10 @@ class Job:
     started_ms: int = 0
     warnings: list[str] = field(default_factory=list)
 
+    def skipped_steps(self) -> SkippedSteps:
+        """The calls that skipped guidance, for every image that has any."""
+        return tuple((task.index, tuple(task.skipped)) for task in self.tasks if task.skipped)
+
     def timings(self, now_ms: int) -> JobTimings:
         """Where the time went; the slowest image of each stage."""
         started = self.started_ms or now_ms
@@ -73,15 +115,42 @@ class Job:
         )
 
 
+@dataclass(frozen=True)
+class PlannedItem:
+    """An item as it was planned, for reports, traces and corrections of the profile.
+
+    `rows` and `decodes` are of the whole item, whichever worker's part it is found in; `decodes` may be a fraction.
+    """
+
+    place: int
+    rows: int
+    skips: int
+    decodes: float
+    chunks: int
+    setting: Setting
+    predicted_ms: float
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """One worker's part of a tick: the tasks it names, and the items it has a part in, in order."""
+
+    task_ids: tuple[str, ...]
+    items: tuple[PlannedItem, ...]
+    threshold: float = 0.0
+    key: BatchKey | None = None
+
+
 @dataclass
 class Lane:
-    """A worker with a stream. `plans` holds the ticks under way, each with the task ids it names."""
+    """A worker with a stream. `plans` holds its parts of the ticks under way, `last_item` is the last one planned."""
 
     worker_id: str
     domain: str
     model: str
-    plans: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    plans: dict[int, PlannedPart] = field(default_factory=dict)
     draining: bool = False
+    last_item: ItemRef | None = None
 
 
 @dataclass

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from synerdiff.latents.description import ELEMENT_BYTES, ArenaDescription
 from synerdiff.latents.memory import ArenaMemory, ProcessMemory
-from synerdiff.latents.shared_memory import SHARED_MEMORY_DIRECTORY, SharedArenaMemory, sweep_stale_files
+from synerdiff.latents.shared_memory import SharedArenaMemory, sweep_stale_files
 from synerdiff.plans import SlotRef
+from synerdiff.shared_files import SHARED_MEMORY_DIRECTORY
 from synerdiff.telemetry import get_logger
 
 log = get_logger("latents")

@@ -10,8 +10,7 @@ are published (0: not published), their length and their CRC-32. Torn or stale b
 - A reader copies, then checks that the epoch it was asked for was published before and after, and that the CRC-32 of
   its copy is the published one, so nothing rests on the order in which this machine makes stores visible.
 
-The name carries boot id and pid for people. Whether the owner lives is told by the lock (flock) that it holds on the
-file: containers with pids of their own may share one /dev/shm, where a pid says nothing.
+The name carries boot id and pid for people. Whether the owner lives is told by the lock that it holds on the file.
 """
 
 import fcntl
@@ -27,8 +26,8 @@ from pathlib import Path
 from synerdiff.host import boot_id
 from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
 from synerdiff.plans import SlotRef
+from synerdiff.shared_files import SHARED_MEMORY_DIRECTORY, sweep
 
-SHARED_MEMORY_DIRECTORY = Path("/dev/shm")
 TRANSPORT = "shm"
 
 _NAME_PREFIX = "synerdiff-latents-"
@@ -209,26 +208,7 @@ def sweep_stale_files(directory: Path = SHARED_MEMORY_DIRECTORY) -> list[Path]:
     Raises:
         OSError: the directory cannot be read.
     """
-    swept = []
-    for path in sorted(directory.iterdir()):
-        if path.name.startswith(_NAME_PREFIX) and _remove_if_dead(path):
-            swept.append(path)
-    return swept
-
-
-def _remove_if_dead(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # another user's, or gone
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
-    except OSError:  # the owner lives, or another sweeper was first
-        return False
-    finally:
-        os.close(descriptor)
-    return True
+    return sweep(directory, _NAME_PREFIX)
 
 
 def _create_locked(directory: Path) -> tuple[Path, int]:

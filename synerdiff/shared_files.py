@@ -1,0 +1,35 @@
+"""Files under /dev/shm that processes of one user share: whose users live is told by the locks (flock) they hold.
+
+Containers with pids of their own may share one /dev/shm, where a pid says nothing; a lock goes with its process.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+SHARED_MEMORY_DIRECTORY = Path("/dev/shm")
+
+
+def sweep(directory: Path, prefix: str) -> list[Path]:
+    """Remove the files of this user named `prefix...` that no process holds a lock of, and return their paths.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    names = (path for path in sorted(directory.iterdir()) if path.name.startswith(prefix))
+    return [path for path in names if _remove_if_dead(path)]
+
+
+def _remove_if_dead(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # another user's, or gone
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except OSError:  # somebody lives who holds it, or another sweeper was first
+        return False
+    finally:
+        os.close(descriptor)
+    return True
