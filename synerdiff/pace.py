@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from pathlib import Path
 
@@ -57,8 +57,7 @@ class SharedPace:
     """
 
     def __init__(self, name: str, side: PaceSide, directory: Path = SHARED_MEMORY_DIRECTORY) -> None:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"pace: {name!r} is not 1 to 64 of the characters a-z, 0-9 and -")
+        _check_name(name)
         self._path = directory / f"{_NAME_PREFIX}{boot_id()}-{name}"
         try:
             sweep(directory, _NAME_PREFIX)
@@ -118,7 +117,7 @@ class SharedPace:
 class Pacer:
     """A worker's pace with whichever partners its plans name. Used by its device thread alone.
 
-    A name that cannot be had is said once in the log, and its items run free.
+    A pair's file that cannot be had is said once in the log, and its items run free. Plans have passed `check_paced`.
     """
 
     def __init__(self, side: PaceSide, directory: Path = SHARED_MEMORY_DIRECTORY) -> None:
@@ -159,7 +158,7 @@ class Pacer:
     def _open(self, name: str) -> SharedPace | None:
         try:
             return SharedPace(name, self._side, self._directory)
-        except (PaceUnusable, ValueError) as error:
+        except PaceUnusable as error:
             log.warning("items run free: no pace with the other worker", reason=str(error))
             return None
 
@@ -168,6 +167,21 @@ class Pacer:
             oldest = self._paces.pop(next(iter(self._paces)))
             if oldest is not None:
                 oldest.close()
+
+
+def check_paced(tick: int, executions: Iterable[Execution]) -> None:
+    """Raise ValueError for a plan whose items cannot be paced: a name, tick or place out of bounds."""
+    for execution in executions:
+        if execution.pace:
+            _check_name(execution.pace)
+            _word(ItemRef(tick, execution.place))
+            if execution.after is not None:
+                _word(execution.after)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"pace: {name!r} is not 1 to 64 of the characters a-z, 0-9 and -")
 
 
 def _word(item: ItemRef) -> int:

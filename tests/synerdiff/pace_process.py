@@ -1,0 +1,95 @@
+"""The other worker of a pair, told what to do in JSON lines; in a process of its own, so that it can be killed."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from synerdiff.pace import PaceSide, SharedPace
+from synerdiff.plans import ItemRef
+
+ROOT = Path(__file__).parents[2]
+
+
+class PartnerProcess:
+    """This side's handle on it: the VAE's side of the pace `name`."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        command = [sys.executable, "-m", "tests.synerdiff.pace_process", name, str(directory)]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.answer()
+
+    def tell(self, command: str, **arguments: Any) -> None:
+        assert self.process.stdin
+        print(json.dumps({"command": command, **arguments}), file=self.process.stdin, flush=True)
+
+    def answer(self) -> Any:
+        assert self.process.stdout
+        return json.loads(self.process.stdout.readline())
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        self.tell(command, **arguments)
+        return self.answer()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=10)
+
+
+@contextlib.contextmanager
+def partner(name: str, directory: Path) -> Iterator[PartnerProcess]:
+    other = PartnerProcess(name, directory)
+    try:
+        yield other
+    finally:
+        assert other.process.stdin
+        other.process.stdin.close()
+        other.process.wait(timeout=10)
+        assert other.process.stdout
+        other.process.stdout.close()
+
+
+class _Commands:
+    def __init__(self, pace: SharedPace) -> None:
+        self._pace = pace
+
+    def ended(self, tick: int, place: int) -> None:
+        self._pace.ended(ItemRef(tick, place))
+
+    def wait(self, tick: int, place: int, patience_ms: float) -> float:
+        return self._pace.wait(ItemRef(tick, place), patience_ms)
+
+    def count(self, rounds: int) -> None:
+        """Write ever larger words, whose two halves agree, as fast as it goes."""
+        for k in range(1, rounds + 1):
+            self._pace.ended(ItemRef(k << 16 | (k & 0xFFFF), k & 0xFFFF))
+
+    def take_turns(self, rounds: int, work_ms: float) -> list[int]:
+        """Work and end an item, then wait for the other side's of the same tick. Returns when each wait was over."""
+        ended_ns = []
+        for tick in range(1, rounds + 1):
+            time.sleep(work_ms / 1000)
+            self._pace.ended(ItemRef(tick, 1))
+            self._pace.wait(ItemRef(tick, 1), 5000)
+            ended_ns.append(time.monotonic_ns())
+        return ended_ns
+
+
+def main() -> None:
+    pace = SharedPace(sys.argv[1], PaceSide.VAE, Path(sys.argv[2]))
+    commands = _Commands(pace)
+    print(json.dumps("open"), flush=True)
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        print(json.dumps(getattr(commands, arguments.pop("command"))(**arguments)), flush=True)
+    pace.close()
+
+
+if __name__ == "__main__":
+    main()
