@@ -13,6 +13,11 @@ BATCH_ROWS = Histogram(
     buckets=(1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64),
 )
 UNET_CALLS = Counter("synerdiff_unet_calls", "Batched UNet calls")
+WAIT_SECONDS = Histogram(
+    "synerdiff_unet_wait_seconds",
+    "Time an item waited for the VAE worker before it started",
+    buckets=(0.0001, *_SECONDS),
+)
 SKIPPED_ENTRIES = Counter("synerdiff_unet_skipped_entries", "Plan entries that no longer fitted", ["reason"])
 SLOTS_TOTAL = Gauge("synerdiff_unet_slots", "Slots of the latents arena")
 SLOTS_USED = Gauge("synerdiff_unet_slots_used", "Slots of the latents arena held by a task")

@@ -8,8 +8,8 @@ from grpc import StatusCode
 
 from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.residents import Resident, Residents
-from services.unet_worker.threads import limit_torch_threads
 from synerdiff.errors import SynerDiffError
+from synerdiff.models.threads import limit_torch_threads
 from synerdiff.plans import TaskFailed, TaskReady
 from synerdiff.telemetry import get_logger
 

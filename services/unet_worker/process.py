@@ -14,7 +14,6 @@ from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.samplers import default_sampler, sampler_limits
 from services.unet_worker.service import UnetStageServicer
 from services.unet_worker.settings import UnetWorkerSettings
-from services.unet_worker.threads import limit_torch_threads
 from services.unet_worker.worker import UnetWorker
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard
@@ -26,6 +25,7 @@ from synerdiff.models.devices import device_domain
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import dtype_from_name, load_unet_side
+from synerdiff.models.threads import limit_torch_threads
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.requests import TaskSpec

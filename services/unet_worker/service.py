@@ -9,7 +9,8 @@ import grpc
 from services.unet_worker.outbox import Report
 from services.unet_worker.worker import Leader, UnetWorker, superseded
 from synerdiff.errors import FieldViolation, InvalidRequest
-from synerdiff.plans import Preview, TaskFailed, TaskReady
+from synerdiff.pace import check_paced
+from synerdiff.plans import Preview, TaskFailed, TaskReady, UnetPlan
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire.stages import (
     preview_to_pb,
@@ -70,7 +71,7 @@ class UnetStageServicer(stages_pb2_grpc.UnetStageServicer):
     def _carry_out(self, command: stages_pb2.UnetCommand, leader: Leader) -> None:
         match command.WhichOneof("command"):
             case "plan":
-                self._worker.run_plan(unet_plan_from_pb(command.plan))
+                self._worker.run_plan(_plan(command.plan))
             case "admit":
                 self._admit(command.admit, leader)
             case "cancel":
@@ -94,6 +95,15 @@ async def _attach_token(commands: AsyncIterator[stages_pb2.UnetCommand]) -> int:
     if first is None or first.WhichOneof("command") != "attach":
         raise InvalidRequest(FieldViolation("command", "the first message must be attach"))
     return first.attach.leader_token
+
+
+def _plan(pb: stages_pb2.UnetPlan) -> UnetPlan:
+    plan = unet_plan_from_pb(pb)
+    try:
+        check_paced(plan.tick, (item.execution for item in plan.items))
+    except ValueError as error:
+        raise InvalidRequest(FieldViolation("plan", str(error))) from error
+    return plan
 
 
 def _report(message: Report | Preview) -> stages_pb2.UnetReport:

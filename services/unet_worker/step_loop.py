@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from grpc import StatusCode
@@ -16,7 +16,8 @@ from grpc import StatusCode
 from services.unet_worker.denoiser import Denoiser, StepOutcome
 from services.unet_worker.previews import PreviewEncoder
 from services.unet_worker.residents import Resident, Residents
-from services.unet_worker.threads import limit_torch_threads
+from synerdiff.models.threads import ThreadShare
+from synerdiff.pace import Pacer
 from synerdiff.plans import ItemTiming, SkippedEntry, SlotRef, TaskFailed, UnetItem, UnetPlan, UnetTickDone
 
 StepReport = UnetTickDone | TaskFailed
@@ -38,7 +39,10 @@ class _Boundary:
 
 
 class StepLoop:
-    """Runs plans on a thread of its own until closed. `crashed` is told, there, of an error that ended the thread."""
+    """Runs plans on a thread of its own until closed. `crashed` is told, there, of an error that ended the thread.
+
+    `threads` is the thread's own number of CPU threads, which an item may change; it lets go of `pacer` at its end.
+    """
 
     def __init__(
         self,
@@ -47,12 +51,14 @@ class StepLoop:
         previews: PreviewEncoder,
         crashed: Callable[[Exception], None],
         threads: int,
+        pacer: Pacer,
     ) -> None:
         self._denoiser = denoiser
         self._residents = residents
         self._previews = previews
         self._crashed = crashed
-        self._threads = threads
+        self._share = ThreadShare(threads)
+        self._pacer = pacer
         self._inbox: queue.SimpleQueue[_Work | _Boundary | None] = queue.SimpleQueue()
         self._reign = 0
         self._thread = threading.Thread(target=self._run, name="step-loop", daemon=True)
@@ -78,11 +84,12 @@ class StepLoop:
             self._thread.join()
 
     def _run(self) -> None:
-        limit_torch_threads(self._threads)
         try:
             self._run_inbox()
         except Exception as error:
             self._crashed(error)
+        finally:
+            self._pacer.close()
 
     def _run_inbox(self) -> None:
         while (work := self._inbox.get()) is not None:
@@ -96,9 +103,13 @@ class StepLoop:
         skipped: list[SkippedEntry] = []
         finished: list[tuple[str, SlotRef]] = []
         for item in work.plan.items:
+            waited_ms = self._pacer.before(item.execution, lambda: work.reign != self._reign)
             if work.reign != self._reign:
                 return
-            timings.append(self._run_item(item, skipped, finished, work.deliver))
+            self._share.take(item.execution.threads)
+            timing = self._run_item(item, skipped, finished, work.deliver)
+            self._pacer.after(item.execution, work.plan.tick)
+            timings.append(replace(timing, waited_ms=waited_ms))
         work.deliver(UnetTickDone(work.plan.tick, tuple(timings), tuple(skipped), tuple(finished)))
 
     def _run_item(

@@ -23,6 +23,7 @@ from synerdiff.errors import StaleLeader
 from synerdiff.latents.arena import Arena, ArenaFull
 from synerdiff.leadership_guard import LeaderGuard
 from synerdiff.models.family import UnetSide
+from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import Preview, ResidentTask, TaskFailed, TaskReady, UnetPlan, UnetTickDone
 from synerdiff.requests import TaskSpec
 from synerdiff.telemetry import get_logger
@@ -63,7 +64,12 @@ class UnetWorker:
         self._preparation = PreparationThread(preparer, self.residents, self._tell_leader)
         self._previews = PreviewEncoder(unet_side, self._tell_leader)
         self._steps = StepLoop(
-            Denoiser(unet_side), self.residents, self._previews, self._crash, threads or torch.get_num_threads()
+            Denoiser(unet_side),
+            self.residents,
+            self._previews,
+            self._crash,
+            threads or torch.get_num_threads(),
+            Pacer(PaceSide.UNET),
         )
 
     @property
@@ -176,7 +182,8 @@ class UnetWorker:
                 if timing.rows:
                     metrics.UNET_CALLS.inc()
                     metrics.BATCH_ROWS.observe(timing.rows)
-                    metrics.STEP_SECONDS.observe((timing.end_unix_ns - timing.start_unix_ns) / 1e9)
+                    metrics.STEP_SECONDS.observe(timing.ms / 1000)
+                metrics.WAIT_SECONDS.observe(timing.waited_ms / 1000)
             for skipped in report.skipped:
                 metrics.SKIPPED_ENTRIES.labels(skipped.reason.name.lower()).inc()
             for task_id, slot in report.finished:

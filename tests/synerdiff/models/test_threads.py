@@ -2,7 +2,7 @@ import threading
 
 import torch
 
-from services.unet_worker.threads import limit_torch_threads
+from synerdiff.models.threads import limit_torch_threads
 
 
 def test_each_thread_keeps_its_own_limit() -> None:

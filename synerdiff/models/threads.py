@@ -1,0 +1,30 @@
+"""CPU threads of torch operations, per Python thread: who computes has its share, what runs beside it keeps to one."""
+
+import torch
+
+from synerdiff.host import usable_cores
+
+
+def limit_torch_threads(count: int) -> None:
+    """Let torch operations of the calling thread use `count` CPU threads.
+
+    Asking first matters: a thread takes the process-wide number over when it first asks, so a limit set before that
+    would be overwritten by whatever another thread has set in the meantime.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(count)
+
+
+class ThreadShare:
+    """The CPU threads of a device thread, which alone uses it: its own number, or the share that an item gives it."""
+
+    def __init__(self, own: int) -> None:
+        self._own = own
+        self._taken = 0
+
+    def take(self, share: int) -> None:
+        """Use `share` threads from now on (0: its own number), but no more than this process has cores."""
+        count = min(share, usable_cores()) or self._own
+        if count != self._taken:
+            limit_torch_threads(count)
+            self._taken = count
