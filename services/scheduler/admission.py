@@ -208,13 +208,14 @@ class _Fields:
             self._refuse("skip_cfg.max_fraction", f"{skip.max_fraction:g} is out of bounds: from 0 to 1")
         if skip.mode not in images_pb2.SkipCfgMode.values():
             self._refuse("skip_cfg.mode", f"{skip.mode} is not a value of this enum; from 0 to 3")
-            return SkipCfg()
         if skip.steps and skip.mode != images_pb2.SKIP_CFG_MODE_FIXED:
             self._refuse("skip_cfg.steps", f"{len(skip.steps)} steps given; only SKIP_CFG_MODE_FIXED takes any")
         last = (self.pb.num_inference_steps or self.card.default_num_inference_steps) - 1
         misfit = next((step for step in skip.steps if not 1 <= step <= last), None)
         if misfit is not None:
             self._refuse("skip_cfg.steps", f"{misfit} is out of bounds: from 1 (the first is always guided) to {last}")
+        if self.violations:
+            return SkipCfg()
         mode = SkipCfgMode(skip.mode or SkipCfgMode.AUTO)
         return SkipCfg(mode, skip.max_fraction, tuple(sorted(set(skip.steps))))
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from services.scheduler.effects import SendUnetPlan, SendVaePlan
 from services.scheduler.holdings import Holdings
 from services.scheduler.snapshots import DecodePart, Item, TickPlan, UnetBatch, VaeBatch
-from services.scheduler.tasks import Phase, PlannedItem, PlannedPart, Task, UnetLaneState, VaeLaneState
+from services.scheduler.tasks import Lane, Phase, PlannedItem, PlannedPart, Task, UnetLaneState, VaeLaneState
 from synerdiff.plans import (
     DecodeEntry,
     Execution,
@@ -39,6 +39,7 @@ class Dispatch:
         self._tick = tick
         self._leader_token = leader_token
         self._pair = _pair(holdings, domain) if plan.in_step else None
+        self._pace = _pace_name(*self._pair, leader_token) if self._pair else ""
         self._unet: dict[str, list[tuple[UnetItem, PlannedItem]]] = {}
         self._vae: dict[str, list[tuple[VaeItem, PlannedItem]]] = {}
         self._patience_ms = _PATIENCE_FLOOR_MS
@@ -52,14 +53,14 @@ class Dispatch:
             unet_items = tuple(item for item, _ in unet_part)
             task_ids = tuple(entry.task_id for item in unet_items for entry in item.entries)
             key = holdings.tasks[task_ids[0]].key
-            planned = PlannedPart(task_ids, tuple(p for _, p in unet_part), threshold, key)
+            planned = PlannedPart(task_ids, tuple(p for _, p in unet_part), threshold, key, self._pair is not None)
             holdings.unet[worker_id].plans[self._tick] = planned
             holdings.effects.append(SendUnetPlan(worker_id, UnetPlan(self._leader_token, self._tick, unet_items)))
         for worker_id, vae_part in self._vae.items():
             vae_items = tuple(item for item, _ in vae_part)
             task_ids = tuple(dict.fromkeys(entry.task_id for item in vae_items for entry in item.entries))
             key = holdings.tasks[task_ids[0]].key
-            planned = PlannedPart(task_ids, tuple(p for _, p in vae_part), threshold, key)
+            planned = PlannedPart(task_ids, tuple(p for _, p in vae_part), threshold, key, self._pair is not None)
             holdings.vae[worker_id].plans[self._tick] = planned
             holdings.effects.append(SendVaePlan(worker_id, VaePlan(self._leader_token, self._tick, vae_items)))
 
@@ -69,21 +70,29 @@ class Dispatch:
         if item.unet:
             execution = self._execution(place, item.unet.threads, unet_after)
             self._unet.setdefault(item.unet.worker_id, []).append((self._unet_item(item.unet, execution), planned))
-            self._holdings.unet[item.unet.worker_id].last_item = ItemRef(self._tick, place)
+            self._note(self._holdings.unet[item.unet.worker_id], place)
         if item.vae:
             execution = self._execution(place, item.vae.threads, vae_after)
             self._vae.setdefault(item.vae.worker_id, []).append((self._vae_item(item.vae, execution), planned))
-            self._holdings.vae[item.vae.worker_id].last_item = ItemRef(self._tick, place)
+            self._note(self._holdings.vae[item.vae.worker_id], place)
         self._patience_ms = max(_PATIENCE_FLOOR_MS, round(_PATIENCE * item.predicted_ms))
 
     def _partners_last(self) -> tuple[ItemRef | None, ItemRef | None]:
         """What the UNet worker's part has to come after, and the VAE worker's."""
-        return (self._pair[1].last_item, self._pair[0].last_item) if self._pair else (None, None)
+        if self._pair is None:
+            return None, None
+        unet, vae = (lane.last_in_step for lane in self._pair)
+        return (
+            vae[1] if vae and vae[0] == self._pace else None,
+            unet[1] if unet and unet[0] == self._pace else None,
+        )
+
+    def _note(self, lane: Lane, place: int) -> None:
+        if self._pair:
+            lane.last_in_step = self._pace, ItemRef(self._tick, place)
 
     def _execution(self, place: int, threads: int, after: ItemRef | None) -> Execution:
-        if self._pair is None:
-            return Execution(place, threads)
-        return Execution(place, threads, after, self._patience_ms, _pace_name(*self._pair, self._leader_token))
+        return Execution(place, threads, after, self._patience_ms if after else 0, self._pace)
 
     def _planned(self, place: int, item: Item) -> PlannedItem:
         rows = skips = 0
@@ -94,7 +103,11 @@ class Dispatch:
         decodes = sum((part.end - part.first) / part.chunks for part in parts)
         chunks = max((part.chunks for part in parts), default=1)
         setting = Setting(chunks, item.unet.threads if item.unet else 0, item.vae.threads if item.vae else 0)
-        return PlannedItem(place, rows, skips, decodes, chunks, setting, item.predicted_ms)
+        named = (*(item.unet.task_ids if item.unet else ()), *(part.task_id for part in parts))
+        keys = {self._holdings.tasks[task_id].key for task_id in named}
+        tasks = len(item.unet.task_ids) if item.unet else 0
+        key = keys.pop() if len(keys) == 1 else None
+        return PlannedItem(place, rows, skips, decodes, chunks, setting, item.predicted_ms, tasks, key)
 
     def _unet_item(self, batch: UnetBatch, execution: Execution) -> UnetItem:
         entries = []

@@ -120,6 +120,7 @@ class PlannedItem:
     """An item as it was planned, for reports, traces and corrections of the profile.
 
     `rows` and `decodes` are of the whole item, whichever worker's part it is found in; `decodes` may be a fraction.
+    `tasks` are those that step. `key`: of all that is in it, None where its two sides differ.
     """
 
     place: int
@@ -129,28 +130,34 @@ class PlannedItem:
     chunks: int
     setting: Setting
     predicted_ms: float
+    tasks: int = 0
+    key: BatchKey | None = None
 
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """One worker's part of a tick: the tasks it names, and the items it has a part in, in order."""
+    """One worker's part of a tick: the tasks it names, and the items it has a part in, in order.
+
+    `in_step`: its items wait for those of the domain's other worker.
+    """
 
     task_ids: tuple[str, ...]
     items: tuple[PlannedItem, ...]
     threshold: float = 0.0
     key: BatchKey | None = None
+    in_step: bool = False
 
 
 @dataclass
 class Lane:
-    """A worker with a stream. `plans` holds its parts of the ticks under way, `last_item` is the last one planned."""
+    """A worker with a stream. `plans` holds its parts of the ticks under way. `last_in_step`: the last item planned in step, and with which pace."""
 
     worker_id: str
     domain: str
     model: str
     plans: dict[int, PlannedPart] = field(default_factory=dict)
     draining: bool = False
-    last_item: ItemRef | None = None
+    last_in_step: tuple[str, ItemRef] | None = None
 
 
 @dataclass

@@ -47,6 +47,18 @@ def setting(**fields: object) -> Spoil:
     return spoil
 
 
+def fixed_steps(*steps: int) -> Spoil:
+    """A fixed list of steps to skip, of a request for 20."""
+
+    def spoil(pb: images_pb2.GenerateRequest) -> None:
+        pb.num_inference_steps = 20
+        pb.skip_cfg.mode = images_pb2.SKIP_CFG_MODE_FIXED
+        pb.skip_cfg.ClearField("steps")
+        pb.skip_cfg.steps.extend(steps)
+
+    return spoil
+
+
 def good() -> images_pb2.GenerateRequest:
     return images_pb2.GenerateRequest(request_id="r1", model="emoji", prompt="a slice of pizza")
 
@@ -86,7 +98,8 @@ BAD: list[tuple[str, str, Spoil]] = [
     ("timeout", "not a Duration", setting(timeout__seconds=1, timeout__nanos=-1)),
     ("preview_every", "1001 .*0 .none. to 1000", setting(preview_every=1001)),
     ("skip_cfg.mode", "8 is not a value", setting(skip_cfg__mode=8)),
-    ("skip_cfg.mode", "FIXED is not offered", setting(skip_cfg__mode=images_pb2.SKIP_CFG_MODE_FIXED)),
+    ("skip_cfg.steps", "0 is out of bounds: from 1", fixed_steps(0, 3)),
+    ("skip_cfg.steps", "20 is out of bounds: .* to 19", fixed_steps(3, 20)),
     ("skip_cfg.max_fraction", "nan .*0 to 1", setting(skip_cfg__max_fraction=math.nan)),
     ("skip_cfg.max_fraction", "1.5 .*0 to 1", setting(skip_cfg__max_fraction=1.5)),
     ("skip_cfg.steps", "2 steps", lambda pb: pb.skip_cfg.steps.extend([1, 2])),
