@@ -150,7 +150,10 @@ class PlannedPart:
 
 @dataclass
 class Lane:
-    """A worker with a stream. `plans` holds its parts of the ticks under way. `last_in_step`: the last item planned in step, and with which pace."""
+    """A worker with a stream. `plans` holds its parts of the ticks under way.
+
+    `last_in_step`: the pace and the place of the last item that was planned in step.
+    """
 
     worker_id: str
     domain: str
