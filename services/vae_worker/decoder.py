@@ -1,7 +1,9 @@
 """Batched decoding: latents as they lie in the arena in, pictures out, and every failure laid at the right door."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import grpc
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 
 from services.vae_worker import metrics
+from services.vae_worker.chunked_decoder import ChunkedDecoder
+from services.vae_worker.decoder_walk import NotChunkable
 from synerdiff.latents.client import Latents
 from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.family import VaeSide
@@ -55,18 +59,29 @@ class BatchDecoder:
         Raises:
             DeviceFailed: not even zeros decode any more.
         """
+        decoding = self.begin(batch, width, height, bands=1)
+        decoding.advance(1.0)
+        return decoding.outcomes()
+
+    def begin(self, batch: Sequence[Latents], width: int, height: int, bands: int) -> "DecodeInProgress":
+        """Begin what `decode` does, to be carried on piece by piece: `bands` as ChunkedDecoder takes them.
+
+        With one band, or a VAE that is not known to be exact in bands, the decode is one piece.
+        """
         outcomes = [self._tensor(latents, width, height) for latents in batch]
-        sound = [outcome for outcome in outcomes if isinstance(outcome, Tensor)]
-        decoded = iter(self._decode_halving(torch.stack(sound)) if sound else ())
-        return [next(decoded) if isinstance(outcome, Tensor) else outcome for outcome in outcomes]
+        return DecodeInProgress(self._side, self._chunked if bands > 1 else None, bands, outcomes)
 
     def warm_up(self) -> None:
         """Decode zeros of the smallest size once. Raises DeviceFailed."""
-        side = self._side.scale_factor * 8
+        _check_device(self._side)
+
+    @cached_property
+    def _chunked(self) -> ChunkedDecoder | None:
         try:
-            self._side.decode(torch.zeros(1, *self._side.latent_shape(side, side)))
-        except Exception as error:
-            raise DeviceFailed(f"the VAE decodes nothing on {self._side.device}: {error}") from error
+            return ChunkedDecoder(self._side.vae)
+        except NotChunkable as refusal:
+            log.warning("this VAE is decoded in one piece", reason=str(refusal))
+            return None
 
     def _tensor(self, latents: Latents, width: int, height: int) -> Tensor | DecodeFailure:
         shape = self._side.latent_shape(width, height)
@@ -80,26 +95,111 @@ class BatchDecoder:
             return DecodeFailure(_INTERNAL, "the latents hold values that are not finite; try a lower guidance_scale")
         return tensor
 
-    def _decode_halving(self, latents: Tensor) -> list[Picture | DecodeFailure]:
-        try:
-            return self._pictures(latents)
-        except Exception as error:  # whatever torch raises: what to do depends on who is at fault, not on its type
-            failure = error
-        if _is_out_of_memory(failure) and latents.is_cuda:
-            torch.cuda.empty_cache()
-        if len(latents) > 1:
-            metrics.HALVED_BATCHES.inc()
-            log.warning("decode failed, trying halves", images=len(latents), reason=str(failure))
-            middle = len(latents) // 2
-            return self._decode_halving(latents[:middle]) + self._decode_halving(latents[middle:])
-        if _is_out_of_memory(failure):
-            return [DecodeFailure(_RESOURCE_EXHAUSTED, f"no memory to decode even one such picture: {failure}")]
-        self.warm_up()
-        return [DecodeFailure(_INTERNAL, f"decode failed: {failure}")]
 
-    def _pictures(self, latents: Tensor) -> list[Picture | DecodeFailure]:
-        images, flagged = self._side.check(self._side.decode(latents))
+@dataclass(frozen=True)
+class _Part:
+    """Images that are decoded together: their places in the batch, and their latents [n, C, h, w]."""
+
+    places: tuple[int, ...]
+    latents: Tensor
+
+    def halves(self) -> "tuple[_Part, _Part]":
+        middle = len(self.places) // 2
+        return _Part(self.places[:middle], self.latents[:middle]), _Part(self.places[middle:], self.latents[middle:])
+
+
+class DecodeInProgress:
+    """A decode of one batch that can pause. Made by `BatchDecoder.begin`; dropping it frees all that it holds."""
+
+    def __init__(
+        self, side: VaeSide, chunked: ChunkedDecoder | None, bands: int, found: Sequence[Tensor | DecodeFailure]
+    ) -> None:
+        self._side = side
+        self._chunked = chunked
+        self._bands = bands
+        self._outcomes: dict[int, Picture | DecodeFailure] = {
+            place: outcome for place, outcome in enumerate(found) if isinstance(outcome, DecodeFailure)
+        }
+        sound = {place: tensor for place, tensor in enumerate(found) if isinstance(tensor, Tensor)}
+        self._waiting: deque[_Part] = deque()
+        if sound:
+            self._waiting.append(_Part(tuple(sound), torch.stack(list(sound.values()))))
+        self._units: Generator[float, None, list[Picture]] | None = None
+        self._part_fraction = 0.0
+
+    def advance(self, until: float) -> bool:
+        """Work until the fraction `until` of the decode is done, or a little more; whether all of it is.
+
+        A part that fails is begun again, so that what was done of it counts no more.
+
+        Raises:
+            DeviceFailed: not even zeros decode any more.
+        """
+        while self._waiting and (until >= 1 or self._fraction() < until):
+            self._run_unit()
+        return not self._waiting
+
+    def outcomes(self) -> list[Picture | DecodeFailure]:
+        """Of each image of the batch, in its order. Raises RuntimeError before all of the decode is done."""
+        if self._waiting:
+            raise RuntimeError("outcomes: the decode is not finished")
+        return [self._outcomes[place] for place in range(len(self._outcomes))]
+
+    def _fraction(self) -> float:
+        waiting = sum(len(part.places) for part in self._waiting)
+        images = waiting + len(self._outcomes)
+        return (len(self._outcomes) + self._part_fraction * len(self._waiting[0].places)) / images
+
+    def _run_unit(self) -> None:
+        part = self._waiting[0]
+        try:
+            if self._units is None:
+                self._units = self._pictures(part.latents)
+            self._part_fraction = next(self._units)
+        except StopIteration as end:
+            self._close_part(dict(zip(part.places, end.value, strict=True)))
+        except Exception as error:  # whatever torch raises: what to do depends on who is at fault, not on its type
+            # Its frames hold the activations, whose memory the next attempt needs.
+            self._recover(part, error.with_traceback(None))
+
+    def _pictures(self, latents: Tensor) -> Generator[float, None, list[Picture]]:
+        if self._chunked is None:
+            images = self._side.decode(latents)
+        else:
+            decoded = yield from self._chunked.units(self._side.unscaled(latents), self._bands)
+            images = self._side.images(decoded)
+        images, flagged = self._side.check(images)
         return [Picture(pixels, flag) for pixels, flag in zip(images, flagged, strict=True)]
+
+    def _close_part(self, outcomes: dict[int, Picture | DecodeFailure]) -> None:
+        self._outcomes |= outcomes
+        self._waiting.popleft()
+        self._units, self._part_fraction = None, 0.0
+
+    def _recover(self, part: _Part, failure: Exception) -> None:
+        """Halve a part that failed; of one image, say why it failed."""
+        if _is_out_of_memory(failure) and part.latents.is_cuda:
+            torch.cuda.empty_cache()
+        if len(part.places) > 1:
+            metrics.HALVED_BATCHES.inc()
+            log.warning("decode failed, trying halves", images=len(part.places), reason=str(failure))
+            self._close_part({})
+            self._waiting.extendleft(reversed(part.halves()))
+        elif _is_out_of_memory(failure):
+            reason = f"no memory to decode even one such picture: {failure}"
+            self._close_part({part.places[0]: DecodeFailure(_RESOURCE_EXHAUSTED, reason)})
+        else:
+            _check_device(self._side)
+            self._close_part({part.places[0]: DecodeFailure(_INTERNAL, f"decode failed: {failure}")})
+
+
+def _check_device(side: VaeSide) -> None:
+    """Decode zeros of the smallest size once. Raises DeviceFailed."""
+    pixels = side.scale_factor * 8
+    try:
+        side.decode(torch.zeros(1, *side.latent_shape(pixels, pixels)))
+    except Exception as error:
+        raise DeviceFailed(f"the VAE decodes nothing on {side.device}: {error}") from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -230,8 +230,14 @@ class VaeSide:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Images:
         """Decode latents [n, C, h, w] as the UNet left them into pictures [n, H, W, 3], uint8, on the CPU."""
-        latents = latents.to(self.device, self.vae.dtype)
-        decoded = self.vae.decode(self.family.unscale(latents, self.vae.config), return_dict=False)[0]
+        return self.images(self.vae.decode(self.unscaled(latents), return_dict=False)[0])
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the UNet left them -> what `vae.decode` takes: on its device, in its dtype and scale."""
+        return self.family.unscale(latents.to(self.device, self.vae.dtype), self.vae.config)
+
+    def images(self, decoded: Tensor) -> Images:
+        """What `vae.decode` gives, [n, 3, H, W] -> pictures [n, H, W, 3], uint8, on the CPU."""
         unit_range = self.processor.postprocess(decoded, output_type="np")
         images: Images = (unit_range * 255).round().astype(np.uint8)
         return images

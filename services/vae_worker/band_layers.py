@@ -1,0 +1,236 @@
+"""The layers of a VAE decoder, each run in row bands with its own module's weights.
+
+Exact: each band gets one more row of its input above and below per 3x3 convolution, and GroupNorm takes its statistics
+from the whole activation before it is applied to any band. A layer frees its input's bands as it goes, so that input
+and output together take little more memory than the larger of them.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from services.vae_worker.bands import BandedActivation, Shape, split_rows, window
+from services.vae_worker.group_moments import affine
+
+Run = Generator[float, None, BandedActivation]
+"""Yields after each band the work it took, in the unit of `BandLayer.work`; returns the layer's output."""
+
+# A convolution's FLOPs in the time of one byte of what moves past it; fitted to a 2-core EPYC in float32.
+_FLOPS_PER_BYTE = 16.0
+# Passes over a normalised convolution's input beside the convolution: statistics, normalisation, activation.
+_NORM_PASSES = 7
+
+
+class BandLayer(Protocol):
+    """One layer. `groups` are those of the GroupNorm that it starts with, None where it starts with none."""
+
+    @property
+    def groups(self) -> int | None:
+        """Groups of the statistics that its input must come with."""
+        ...
+
+    def output(self, shape: Shape) -> Shape:
+        """The shape of its output, from that of its input."""
+        ...
+
+    def work(self, shape: Shape) -> float:
+        """An estimate of its time, in FLOPs, from its input's shape."""
+        ...
+
+    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+        """Run it in `bands` bands; `next_groups`: those of the layer that follows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution of 1x1 or 3x3 by itself."""
+
+    conv: nn.Conv2d
+
+    groups = None
+
+    def output(self, shape: Shape) -> Shape:
+        """Other channels."""
+        return replace(shape, channels=self.conv.out_channels)
+
+    def work(self, shape: Shape) -> float:
+        """FLOPs, and bytes in and out."""
+        return _conv_work(self.conv, shape)
+
+    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+        """One pass."""
+        sink = BandedActivation(shape.height, next_groups)
+        halo = self.conv.padding[0]
+        for start, stop in split_rows(shape.height, bands):
+            sink.append(_convolve(self.conv, window(source, start, stop, int(halo))))
+            source.drop_above(stop - int(halo))
+            yield self.work(shape) * (stop - start) / shape.height
+        return sink
+
+
+@dataclass(frozen=True)
+class NormConvolution:
+    """GroupNorm, SiLU and a 3x3 convolution."""
+
+    norm: nn.GroupNorm
+    conv: nn.Conv2d
+
+    @property
+    def groups(self) -> int:
+        """Those of its norm."""
+        return self.norm.num_groups
+
+    def output(self, shape: Shape) -> Shape:
+        """Other channels."""
+        return replace(shape, channels=self.conv.out_channels)
+
+    def work(self, shape: Shape) -> float:
+        """FLOPs, and bytes in and out."""
+        return _conv_work(self.conv, shape) + _norm_work(shape)
+
+    def bands(self, source: BandedActivation, shape: Shape, bands: int) -> Generator[tuple[int, int, Tensor]]:
+        """The output band by band: its rows [start, stop) and the band. Drops nothing of `source`."""
+        norm = affine(self.norm, source.moments())
+        for start, stop in split_rows(shape.height, bands):
+            # In place: the window is a copy. SiLU keeps the zeros that the window has outside the picture.
+            yield start, stop, _convolve(self.conv, F.silu(window(source, start, stop, 1, norm), inplace=True))
+
+    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+        """One pass."""
+        sink = BandedActivation(shape.height, next_groups)
+        for start, stop, band in self.bands(source, shape, bands):
+            sink.append(band)
+            source.drop_above(stop - 1)
+            yield self.work(shape) * (stop - start) / shape.height
+        return sink
+
+
+@dataclass(frozen=True)
+class Resnet:
+    """A ResnetBlock2D: two normalised convolutions beside a shortcut; `shortcut` is None where that is the input."""
+
+    first: NormConvolution
+    second: NormConvolution
+    shortcut: nn.Conv2d | None
+    output_scale_factor: float
+
+    @property
+    def groups(self) -> int:
+        """Those of its first norm."""
+        return self.first.groups
+
+    def output(self, shape: Shape) -> Shape:
+        """Other channels."""
+        return self.second.output(shape)
+
+    def work(self, shape: Shape) -> float:
+        """That of both passes."""
+        return self._first_work(shape) + self.second.work(self.first.output(shape))
+
+    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+        """Two passes: the first up to the second norm's input, the second to the output."""
+        hidden = BandedActivation(shape.height, self.second.groups)
+        residual = source if self.shortcut is None else BandedActivation(shape.height)
+        for start, stop, band in self.first.bands(source, shape, bands):
+            hidden.append(band)
+            if self.shortcut is not None:
+                # Taken here and not in the second pass: it has fewer channels than the input, which can go then.
+                residual.append(_convolve(self.shortcut, window(source, start, stop, 0)))
+                source.drop_above(stop - 1)
+            yield self._first_work(shape) * (stop - start) / shape.height
+        sink = BandedActivation(shape.height, next_groups)
+        middle = self.first.output(shape)
+        for start, stop, band in self.second.bands(hidden, middle, bands):
+            sink.append(self._joined(band, start, stop, residual))
+            hidden.drop_above(stop - 1)
+            residual.drop_above(stop)
+            yield self.second.work(middle) * (stop - start) / shape.height
+        return sink
+
+    def _first_work(self, shape: Shape) -> float:
+        shortcut = _conv_work(self.shortcut, shape) if self.shortcut is not None else 0.0
+        return self.first.work(shape) + shortcut
+
+    def _joined(self, band: Tensor, start: int, stop: int, residual: BandedActivation) -> Tensor:
+        for row, rows in residual.rows(start, stop):
+            band.narrow(2, row - start, rows.shape[2]).add_(rows)
+        return band if self.output_scale_factor == 1 else band.div_(self.output_scale_factor)
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """Rows and columns doubled by repetition, then a 3x3 convolution."""
+
+    conv: nn.Conv2d
+
+    groups = None
+
+    def output(self, shape: Shape) -> Shape:
+        """Twice the rows and columns, other channels."""
+        return replace(self._upsampled(shape), channels=self.conv.out_channels)
+
+    def work(self, shape: Shape) -> float:
+        """FLOPs, and bytes in and out."""
+        return _conv_work(self.conv, self._upsampled(shape))
+
+    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+        """One pass, in bands of the input's rows."""
+        sink = BandedActivation(2 * shape.height, next_groups)
+        for start, stop in split_rows(shape.height, bands):
+            upsampled = F.interpolate(window(source, start, stop, 1), scale_factor=2.0, mode="nearest")
+            # Of the halo's two upsampled rows the convolution wants the nearer one.
+            upsampled = upsampled[:, :, 1:-1].contiguous()
+            source.drop_above(stop - 1)
+            sink.append(_convolve(self.conv, upsampled))
+            yield self.work(shape) * (stop - start) / shape.height
+        return sink
+
+    def _upsampled(self, shape: Shape) -> Shape:
+        return replace(shape, height=2 * shape.height, width=2 * shape.width)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Self-attention over all positions, by diffusers' own module and in one piece."""
+
+    attention: Any
+
+    groups = None
+
+    def output(self, shape: Shape) -> Shape:
+        """The same."""
+        return shape
+
+    def work(self, shape: Shape) -> float:
+        """FLOPs of its projections and of the attention."""
+        positions = shape.height * shape.width
+        return 4.0 * shape.values * (2 * shape.channels + positions)
+
+    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+        """One pass, unsplit."""
+        sink = BandedActivation(shape.height, next_groups)
+        hidden = source.whole()
+        source.drop_above(shape.height)
+        sink.append(self.attention(hidden, temb=None))
+        del hidden
+        yield self.work(shape)
+        return sink
+
+
+def _convolve(conv: nn.Conv2d, rows: Tensor) -> Tensor:
+    """The rows of `conv` on a window that brings its own halo: nothing is padded above and below."""
+    return F.conv2d(rows, conv.weight, conv.bias, padding=(0, int(conv.padding[1])), groups=conv.groups)
+
+
+def _conv_work(conv: nn.Conv2d, shape: Shape) -> float:
+    positions = shape.images * shape.height * shape.width
+    flops = 2.0 * positions * conv.weight.numel()
+    return flops + _FLOPS_PER_BYTE * shape.itemsize * positions * (shape.channels + conv.out_channels)
+
+
+def _norm_work(shape: Shape) -> float:
+    return _FLOPS_PER_BYTE * shape.itemsize * _NORM_PASSES * shape.values
