@@ -4,10 +4,13 @@ A guided UNet call takes two rows, e_u and e_c, and answers e_u + w D with D = e
 takes the conditional row alone and answers e_c + (w - 1) D', with D' predicted from the task's last measured D.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from synerdiff.errors import FieldViolation, InvalidRequest
+
+_REMEMBERS = {"drop": 0, "reuse": 1, "extrapolate": 2}
 
 
 class SkipCfgMode(IntEnum):
@@ -40,6 +43,22 @@ class SkipPredictor:
 
     kind: str
     damping: float = 0.0
+
+    @property
+    def remembers(self) -> int:
+        """How many of the last measured D the prediction goes by."""
+        return _REMEMBERS[self.kind]
+
+    def weights(self, measured: Sequence[int], call: int) -> tuple[float, ...]:
+        """What each measured D weighs in D' at `call`; `measured` are their calls, newest first, `remembers` at most.
+
+        Before the second D is measured, extrapolating is reusing.
+        """
+        if len(measured) < 2:
+            return (1.0,) * len(measured)
+        newest, before = measured
+        slope = self.damping * (call - newest) / (newest - before)
+        return 1 + slope, -slope
 
     @classmethod
     def parse(cls, text: str) -> "SkipPredictor":

@@ -3,7 +3,7 @@
 Runs on the device that the model is on. Written for CUDA as well, but never run on a GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from services.unet_worker.guidance import GuidanceRows
+from services.unet_worker.guidance_memory import drift, predict_differences
 from services.unet_worker.sampler_table import SamplerTable
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.models.family import Conditioning, UnetSide
@@ -21,13 +22,15 @@ class StepOutcome:
     """What one UNet call was given and answered, per task: all that a preview needs.
 
     `timesteps` [tasks], `model_input` and (guided) `noise_pred` [tasks, C, h, w], all fp32 on the model's device.
-    `rows` is the call's UNet rows.
+    `rows` is the call's UNet rows. `drifts` has, by place in the batch, how far the prediction of D was off for every
+    task that measured D again after calls that skipped it.
     """
 
     rows: int
     timesteps: Tensor
     model_input: Tensor
     noise_pred: Tensor
+    drifts: Mapping[int, float]
 
 
 class Denoiser:
@@ -37,18 +40,22 @@ class Denoiser:
         self._unet_side = unet_side
 
     @torch.inference_mode()
-    def step(self, tasks: Sequence[DenoisingTask]) -> StepOutcome:
+    def step(self, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> StepOutcome:
         """Make the next call of every task, in one batch; none of them may be done.
 
-        Tasks change only once everything has been computed: a call that raises may be made again.
+        Task k skips guidance where `skipping[k]`, if it can: an unguided task, one without a predictor, and one whose
+        predictor goes by measured D before the first was measured, make the call as they would without. Tasks change
+        only once everything has been computed: a call that raises may be made again.
 
         Raises:
-            ValueError: the tasks' latents are not of one shape.
+            ValueError: the tasks' latents are not of one shape, or `skipping` is of another length.
         """
         shapes = {task.registers.shape[1:] for task in tasks}
         if len(shapes) != 1:
             raise ValueError(f"tasks of one batch need one latent shape, not {sorted(map(tuple, shapes))}")
-        rows = GuidanceRows.of([task.guided for task in tasks])
+        wanted = skipping or [False] * len(tasks)
+        skips = [is_wanted and task.can_skip for task, is_wanted in zip(tasks, wanted, strict=True)]
+        rows = GuidanceRows.of([task.guided and not skip for task, skip in zip(tasks, skips, strict=True)], skips)
         timesteps = self._per_task([float(task.table.timesteps[task.next_call]) for task in tasks])
         scales = self._per_task([float(task.table.input_scale[task.next_call]) for task in tasks])
         guidance_scales = self._per_task([task.spec.guidance_scale for task in tasks])
@@ -56,14 +63,18 @@ class Denoiser:
         model_input = torch.stack([task.sample for task in tasks]) * scales[:, None, None, None]
         answered = self._unet_side.predict(
             rows.expand(model_input), rows.expand(timesteps), self._conditioning(tasks, rows)
-        )
-        noise_pred = rows.mix(answered.float(), guidance_scales)
+        ).float()
+        noise_pred = rows.mix(answered, guidance_scales, _predicted([tasks[k] for k in rows.predicted], model_input))
+        measured = _measured(tasks, rows, answered)
+        drifts = _drifts(tasks, measured)
         advanced = self._apply_samplers(tasks, noise_pred)
-        for task, registers in zip(tasks, advanced, strict=True):
-            task.advance(registers[: len(task.registers)])
+        for place, (task, registers) in enumerate(zip(tasks, advanced, strict=True)):
+            task.advance(registers[: len(task.registers)], measured.get(place), skips[place])
         if self._unet_side.device.type == "cuda":
             torch.cuda.synchronize(self._unet_side.device)
-        return StepOutcome(rows.count, timesteps, model_input, noise_pred)
+        return StepOutcome(
+            rows.count, timesteps, model_input, noise_pred, {place: float(off) for place, off in drifts.items()}
+        )
 
     def _conditioning(self, tasks: Sequence[DenoisingTask], rows: GuidanceRows) -> Conditioning:
         negative = [tasks[k].negative_embeds for k in rows.guided]
@@ -86,6 +97,32 @@ class Denoiser:
 
     def _per_task(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._unet_side.device)
+
+
+def _predicted(tasks: Sequence[DenoisingTask], like: Tensor) -> Tensor | None:
+    """D' of tasks that can skip, [tasks, C, h, w] as `like` has it; None of no tasks."""
+    if not tasks:
+        return None
+    return predict_differences([task.guidance for task in tasks], [task.next_call for task in tasks], like)
+
+
+def _measured(tasks: Sequence[DenoisingTask], rows: GuidanceRows, answered: Tensor) -> dict[int, Tensor]:
+    """D [C, h, w] by the places of the guided tasks; none where no task would remember it."""
+    if not any(task.guidance.remembers for task in tasks):
+        return {}
+    return dict(zip(rows.guided, rows.differences(answered), strict=True))
+
+
+def _drifts(tasks: Sequence[DenoisingTask], measured: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """By place, how far D' would have been off for the tasks that have skipped since they last measured D: scalars."""
+    places = [place for place in measured if tasks[place].guidance.stale(tasks[place].next_call)]
+    if not places:
+        return {}
+    differences = torch.stack([measured[place] for place in places])
+    predicted = predict_differences(
+        [tasks[place].guidance for place in places], [tasks[place].next_call for place in places], differences
+    )
+    return dict(zip(places, drift(differences, predicted), strict=True))
 
 
 @lru_cache(maxsize=512)

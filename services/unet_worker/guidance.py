@@ -11,17 +11,19 @@ from torch import Tensor
 class GuidanceRows:
     """The UNet rows of one batch: the unconditional ones of its guided tasks, then a conditional one of every task.
 
-    `guided` are the guided tasks' places in the batch, in order. For a single guided task this is the row order of a
-    diffusers pipeline: [negative prompt, prompt].
+    `guided` are the places in the batch, in order, of the tasks that take two rows; `predicted` of those whose guidance
+    is predicted, which take one as unguided tasks do. For a single guided task this is the row order of a diffusers
+    pipeline: [negative prompt, prompt].
     """
 
     guided: tuple[int, ...]
     tasks: int
+    predicted: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, guided: Sequence[bool]) -> "GuidanceRows":
-        """The rows of a batch whose task k is guided where `guided[k]` is true."""
-        return cls(tuple(k for k, is_guided in enumerate(guided) if is_guided), len(guided))
+    def of(cls, guided: Sequence[bool], predicted: Sequence[bool] = ()) -> "GuidanceRows":
+        """The rows of a batch whose task k takes two where `guided[k]`, and has one saved where `predicted[k]`."""
+        return cls(_places(guided), len(guided), _places(predicted))
 
     @property
     def count(self) -> int:
@@ -36,20 +38,31 @@ class GuidanceRows:
             return torch.cat([per_task, per_task])
         return torch.cat([per_task[list(self.guided)], per_task])
 
-    def mix(self, noise_pred: Tensor, guidance_scales: Tensor) -> Tensor:
-        """[rows, C, h, w] -> [tasks, C, h, w]: e_u + w (e_c - e_u) for guided tasks; one-row tasks stay untouched.
+    def differences(self, noise_pred: Tensor) -> Tensor:
+        """[rows, C, h, w] -> [guided, C, h, w]: D = e_c - e_u of every guided task."""
+        return noise_pred[len(self.guided) :][list(self.guided)] - noise_pred[: len(self.guided)]
 
-        `guidance_scales` [tasks] fp32 on the same device; the entries of one-row tasks are not read.
+    def mix(self, noise_pred: Tensor, guidance_scales: Tensor, predicted_differences: Tensor | None = None) -> Tensor:
+        """[rows, C, h, w] -> [tasks, C, h, w]: e_u + w (e_c - e_u) of guided tasks, e_c + (w - 1) D' of predicted ones.
+
+        Tasks that are neither stay untouched. `guidance_scales` [tasks] fp32 on the same device; theirs are not read.
+        `predicted_differences` [predicted, C, h, w] are the D'; None where no task is predicted.
         """
-        if not self.guided:
+        if not self.guided and predicted_differences is None:
             return noise_pred
         unconditional, conditional = noise_pred[: len(self.guided)], noise_pred[len(self.guided) :]
         if len(self.guided) == self.tasks:
             return _guide(unconditional, conditional, guidance_scales)
-        places = list(self.guided)
         mixed = conditional.clone()
-        mixed[places] = _guide(unconditional, conditional[places], guidance_scales[places])
+        guided, predicted = list(self.guided), list(self.predicted)
+        mixed[guided] = _guide(unconditional, conditional[guided], guidance_scales[guided])
+        if predicted_differences is not None:
+            mixed[predicted] += (guidance_scales[predicted] - 1)[:, None, None, None] * predicted_differences
         return mixed
+
+
+def _places(chosen: Sequence[bool]) -> tuple[int, ...]:
+    return tuple(place for place, is_chosen in enumerate(chosen) if is_chosen)
 
 
 def _guide(unconditional: Tensor, conditional: Tensor, guidance_scales: Tensor) -> Tensor:

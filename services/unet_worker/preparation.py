@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
+from services.unet_worker.guidance_memory import GuidanceMemory
 from services.unet_worker.noise import TaskNoise
 from services.unet_worker.prompts import PromptEncoder, PromptKey
 from services.unet_worker.samplers import sampler_table
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.models.family import PromptEmbeds, UnetSide
 from synerdiff.requests import TaskSpec
+from synerdiff.skip_cfg import SkipPredictor
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class TaskPreparer:
         """The tasks of `specs`, in order.
 
         Raises:
-            InvalidRequest: the model's scheduler does not take the sampler or the number of steps.
+            InvalidRequest: the model's scheduler does not take the sampler or the number of steps, or the predictor of
+                guidance cannot be read.
         """
         encoded = self.prompts.encode([key for spec in specs for key in _prompt_keys(spec)])
         prepared = []
@@ -59,6 +62,7 @@ class TaskPreparer:
             table=table,
             registers=registers,
             noise=noise,
+            guidance=GuidanceMemory(SkipPredictor.parse(spec.skip_predictor) if spec.skip_predictor else None),
         )
 
 

@@ -24,13 +24,17 @@ class ResidentState(Enum):
 
 @dataclass(eq=False)
 class Resident:
-    """A task in its slot. `task` is None before it is ready and again once its latents are in the slot."""
+    """A task in its slot. `task` is None before it is ready and again once its latents are in the slot.
+
+    `skipped_calls` is set then: the calls that skipped guidance.
+    """
 
     spec: TaskSpec
     slot: SlotRef
     state: ResidentState = ResidentState.PREPARING
     task: DenoisingTask | None = None
     num_calls: int = 0
+    skipped_calls: tuple[int, ...] = ()
 
     @property
     def next_call(self) -> int:
@@ -42,7 +46,8 @@ class Resident:
     def describe(self) -> ResidentTask:
         """What a leader is told when it attaches."""
         slot = self.slot if self.state is ResidentState.FINISHED else None
-        return ResidentTask(self.spec.task_id, self.next_call, self.num_calls, slot)
+        skipped_calls = self.task.guidance.skipped if self.task else self.skipped_calls
+        return ResidentTask(self.spec.task_id, self.next_call, self.num_calls, slot, skipped_calls)
 
 
 class Residents:
@@ -134,6 +139,7 @@ class Residents:
             with self._lock:
                 if self._holds(resident):
                     self._arena.write(resident.slot, latents)
+                    resident.skipped_calls = task.guidance.skipped
                     resident.state = ResidentState.FINISHED
                     resident.task = None
                     finished.append((resident.spec.task_id, resident.slot))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from services.unet_worker.guidance_memory import GuidanceMemory
 from services.unet_worker.noise import TaskNoise
 from services.unet_worker.sampler_table import SamplerTable
 from synerdiff.models.family import PromptEmbeds
@@ -24,6 +25,7 @@ class DenoisingTask:
     table: SamplerTable
     registers: Tensor
     noise: TaskNoise
+    guidance: GuidanceMemory = field(default_factory=GuidanceMemory)
     next_call: int = 0
     _drawn: Tensor | None = field(default=None, repr=False)
 
@@ -31,6 +33,11 @@ class DenoisingTask:
     def guided(self) -> bool:
         """Whether each call takes an unconditional row too."""
         return self.negative_embeds is not None
+
+    @property
+    def can_skip(self) -> bool:
+        """Whether the next call may leave guidance to be predicted."""
+        return self.guided and self.guidance.can_skip
 
     @property
     def num_calls(self) -> int:
@@ -56,8 +63,17 @@ class DenoisingTask:
             self._drawn = self.noise.next_step()
         return self._drawn
 
-    def advance(self, registers: Tensor) -> None:
-        """Take over the registers [R, C, h, w] that the next call has led to."""
+    def advance(self, registers: Tensor, difference: Tensor | None = None, skipped: bool = False) -> None:
+        """Take over what the next call has led to: the registers [R, C, h, w], and D [C, h, w] where it was measured.
+
+        `skipped`: whether the call took one row although the task is guided.
+        """
         self.registers.copy_(registers)
+        if difference is not None:
+            self.guidance.measure(self.next_call, difference)
+        if skipped:
+            self.guidance.skip(self.next_call)
         self._drawn = None
         self.next_call += 1
+        if self.done:
+            self.guidance.forget()
