@@ -116,6 +116,9 @@ class Profile:
             by_setting.setdefault(cell.setting, []).append(cell)
         self._grids.update({setting: _Grids.of(cells) for setting, cells in sorted(by_setting.items())})
 
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @cached_property
     def digest(self) -> str:
         """Sixteen hex digits that change with anything a plan depends on."""
@@ -228,10 +231,9 @@ def _bracket(points: Sequence[int], x: float) -> tuple[int, float]:
 
 def dump(profile: Profile) -> str:
     """The profile as JSON for people: a line a cell."""
-    fields = {name: value for name, value in asdict(profile).items() if not name.startswith("_")}
-    cells = fields.pop("cells")
-    for cell in cells:
-        cell["setting"] = Setting(*cell["setting"])._asdict()
+    fields = {name: value for name, value in asdict(profile.with_cells(())).items() if not name.startswith("_")}
+    del fields["cells"]
+    cells = [vars(cell) | {"setting": cell.setting._asdict()} for cell in profile.cells]
     head = json.dumps(fields, indent=2, ensure_ascii=False)
     lines = ",\n".join(f"    {json.dumps(cell)}" for cell in cells)
     return head[:-2] + f',\n  "cells": [\n{lines}\n  ]\n}}\n'
