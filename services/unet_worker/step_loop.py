@@ -7,8 +7,8 @@ it belongs to, which must be quick and thread-safe.
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 import torch
 from grpc import StatusCode
@@ -18,7 +18,16 @@ from services.unet_worker.previews import PreviewEncoder
 from services.unet_worker.residents import Resident, Residents
 from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer
-from synerdiff.plans import ItemTiming, SkippedEntry, SlotRef, TaskFailed, UnetItem, UnetPlan, UnetTickDone
+from synerdiff.plans import (
+    GuidanceDrift,
+    ItemTiming,
+    SkippedEntry,
+    SlotRef,
+    TaskFailed,
+    UnetItem,
+    UnetPlan,
+    UnetTickDone,
+)
 
 StepReport = UnetTickDone | TaskFailed
 Deliver = Callable[[StepReport], None]
@@ -36,6 +45,15 @@ class _Boundary:
     """Asks to be told, at an item boundary, that no plan of an earlier reign will run any more."""
 
     reached: Callable[[], None]
+
+
+@dataclass
+class _Became:
+    """What a plan's report will say of its entries, as far as its items have run."""
+
+    skipped: list[SkippedEntry] = field(default_factory=list)
+    finished: list[tuple[str, SlotRef]] = field(default_factory=list)
+    drifts: list[GuidanceDrift] = field(default_factory=list)
 
 
 class StepLoop:
@@ -100,41 +118,44 @@ class StepLoop:
 
     def _run_plan(self, work: _Work) -> None:
         timings: list[ItemTiming] = []
-        skipped: list[SkippedEntry] = []
-        finished: list[tuple[str, SlotRef]] = []
+        became = _Became()
         for item in work.plan.items:
             waited_ms = self._pacer.before(item.execution, lambda: work.reign != self._reign)
             if work.reign != self._reign:
                 return
             self._share.take(item.execution.threads)
-            timing = self._run_item(item, skipped, finished, work.deliver)
+            timing = self._run_item(item, became, work.deliver)
             self._pacer.after(item.execution, work.plan.tick)
             timings.append(replace(timing, waited_ms=waited_ms))
-        work.deliver(UnetTickDone(work.plan.tick, tuple(timings), tuple(skipped), tuple(finished)))
+        skipped, finished, drifts = tuple(became.skipped), tuple(became.finished), tuple(became.drifts)
+        work.deliver(UnetTickDone(work.plan.tick, tuple(timings), skipped, finished, drifts))
 
-    def _run_item(
-        self, item: UnetItem, skipped: list[SkippedEntry], finished: list[tuple[str, SlotRef]], deliver: Deliver
-    ) -> ItemTiming:
+    def _run_item(self, item: UnetItem, became: _Became, deliver: Deliver) -> ItemTiming:
         start = time.time_ns()
         residents, unfit = self._residents.select(item.entries)
-        skipped.extend(unfit)
-        rows = self._step(residents, finished, deliver) if residents else 0
+        became.skipped.extend(unfit)
+        skipping = {entry.task_id for entry in item.entries if entry.skip_cfg}
+        rows = self._step(residents, skipping, became, deliver) if residents else 0
         return ItemTiming(start, time.time_ns(), rows)
 
-    def _step(self, residents: Sequence[Resident], finished: list[tuple[str, SlotRef]], deliver: Deliver) -> int:
+    def _step(self, residents: Sequence[Resident], skipping: Set[str], became: _Became, deliver: Deliver) -> int:
         """Step a sub-batch, in halves where memory does not suffice for the whole. Returns the rows computed."""
         tasks = [resident.task for resident in residents if resident.task is not None]
         try:
-            outcome = self._denoiser.step(tasks)
+            outcome = self._denoiser.step(tasks, [task.spec.task_id in skipping for task in tasks])
         except Exception as error:
             if _out_of_memory(error) and len(residents) > 1:
                 _empty_device_cache()
                 half = len(residents) // 2
-                return self._step(residents[:half], finished, deliver) + self._step(residents[half:], finished, deliver)
+                halves = residents[:half], residents[half:]
+                return sum(self._step(part, skipping, became, deliver) for part in halves)
             self._give_up(residents, error, deliver)
             return 0
         self._ask_for_previews(residents, outcome)
-        finished.extend(self._residents.settle(residents))
+        became.drifts.extend(
+            GuidanceDrift(tasks[k].spec.task_id, tasks[k].next_call - 1, off) for k, off in outcome.drifts.items()
+        )
+        became.finished.extend(self._residents.settle(residents))
         return outcome.rows
 
     def _ask_for_previews(self, residents: Sequence[Resident], outcome: StepOutcome) -> None:
