@@ -43,10 +43,10 @@ class Gate:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate, step = Gate(), Denoiser.step
 
-    def gated(denoiser: Denoiser, tasks: Sequence[DenoisingTask]) -> StepOutcome:
+    def gated(denoiser: Denoiser, tasks: Sequence[DenoisingTask], skipping: Sequence[bool]) -> StepOutcome:
         gate.reached.set()
         assert gate.open.wait(10)
-        return step(denoiser, tasks)
+        return step(denoiser, tasks, skipping)
 
     monkeypatch.setattr(Denoiser, "step", gated)
     yield gate
@@ -303,10 +303,10 @@ async def test_a_failing_call_fails_its_tasks_and_the_worker_lives(
 ) -> None:
     step = Denoiser.step
 
-    def failing(denoiser: Denoiser, tasks: Sequence[DenoisingTask]) -> StepOutcome:
+    def failing(denoiser: Denoiser, tasks: Sequence[DenoisingTask], skipping: Sequence[bool]) -> StepOutcome:
         if any(task.spec.task_id == "poison/0" for task in tasks):
             raise ValueError("bad input")
-        return step(denoiser, tasks)
+        return step(denoiser, tasks, skipping)
 
     monkeypatch.setattr(Denoiser, "step", failing)
     async with leading(served.channel) as leader:
@@ -325,11 +325,11 @@ async def test_a_failing_call_fails_its_tasks_and_the_worker_lives(
 async def test_out_of_memory_halves_the_batch(served: ServedWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     step, sizes = Denoiser.step, []
 
-    def small_memory(denoiser: Denoiser, tasks: Sequence[DenoisingTask]) -> StepOutcome:
+    def small_memory(denoiser: Denoiser, tasks: Sequence[DenoisingTask], skipping: Sequence[bool]) -> StepOutcome:
         sizes.append(len(tasks))
         if len(tasks) > 1:
             raise torch.OutOfMemoryError("no room")
-        return step(denoiser, tasks)
+        return step(denoiser, tasks, skipping)
 
     monkeypatch.setattr(Denoiser, "step", small_memory)
     async with leading(served.channel) as leader:
@@ -346,9 +346,9 @@ async def test_steps_have_the_cores_and_what_runs_beside_them_one(
     """Also when the number is torch's own choice, which the other threads change for threads that come later."""
     step, prepare, seen = Denoiser.step, TaskPreparer.prepare, dict[str, int]()
 
-    def watched_step(denoiser: Denoiser, tasks: Sequence[DenoisingTask]) -> StepOutcome:
+    def watched_step(denoiser: Denoiser, tasks: Sequence[DenoisingTask], skipping: Sequence[bool]) -> StepOutcome:
         seen["step"] = torch.get_num_threads()
-        return step(denoiser, tasks)
+        return step(denoiser, tasks, skipping)
 
     def watched_prepare(preparer: TaskPreparer, specs: Sequence[TaskSpec]) -> list[PreparedTask]:
         seen["prepare"] = torch.get_num_threads()
