@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import grpc
 
 from services.vae_worker import metrics
-from services.vae_worker.decoder import BatchDecoder, DecodeFailure, DeviceFailed, Picture
+from services.vae_worker.decoder import DecodeFailure, Picture
 from services.vae_worker.image_files import encode_image
+from services.vae_worker.item_runner import FinishedDecode, ItemOutcome, ItemRunner, ItemWork, PlanDecodes
 from services.vae_worker.outbox import Outbox
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable, Latents
 from synerdiff.plans import (
     DecodedImage,
@@ -30,48 +32,72 @@ log = get_logger("decode_loop")
 
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
+# One item runs on the device; the next one waits there with its latents read, so that nothing comes between the two.
+_ITEMS_ON_DEVICE = 2
+
 Report = Callable[[VaeTickDone | TaskFailed], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class _PlanInHand:
-    """A plan on its way, whom to tell, and the tasks cancelled since it came."""
+    """A plan on its way, whom to tell, and the tasks cancelled since it came. `decodes` is the device thread's."""
 
     plan: VaePlan
     report: Report
     cancelled: set[str] = field(default_factory=set)
     dropped: bool = False
     timings: list[ItemTiming] = field(default_factory=list)
-    skipped: list[SkippedEntry] = field(default_factory=list)
+    skipped: dict[str, SkippedEntry] = field(default_factory=dict)
     decoded: list[str] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+    decodes: PlanDecodes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decodes = PlanDecodes.of(self.plan.items, self.cancelled, lambda: self.dropped)
 
     def skip(self, task_id: str, reason: SkipReason) -> None:
+        """Report a task as skipped: once, for the first reason, and not when its end has been reported already."""
+        if task_id in self.skipped or task_id in self.failed or task_id in self.decoded:
+            return
         metrics.SKIPPED_ENTRIES.labels(reason.name.lower()).inc()
-        self.skipped.append(SkippedEntry(task_id, reason))
+        self.skipped[task_id] = SkippedEntry(task_id, reason)
 
     def fail(self, task_id: str, code: int, message: str) -> None:
+        self.failed.add(task_id)
         metrics.TASKS_FAILED.labels(str(code)).inc()
         log.warning("task failed", task_id=task_id, code=code, reason=message)
         self.report(TaskFailed(task_id, code, message))
+
+    def done(self) -> VaeTickDone:
+        return VaeTickDone(self.plan.tick, tuple(self.timings), tuple(self.skipped.values()), tuple(self.decoded))
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """An item given to the device thread; without an outcome to come, the end of its plan."""
+
+    in_hand: _PlanInHand
+    outcome: asyncio.Future[ItemOutcome | None] | None
 
 
 class DecodeLoop:
     """Runs plans one after another. Everything but `run` is called from the event loop and returns at once.
 
-    `device` has one thread, which alone touches the model; `encoders` has the threads that make image files.
+    `device` has one thread, on which alone `runner` runs; `encoders` has the threads that make image files.
     """
 
     def __init__(
-        self, decoder: BatchDecoder, arenas: ArenaClient, outbox: Outbox, device: Executor, encoders: Executor
+        self, runner: ItemRunner, arenas: ArenaClient, outbox: Outbox, device: Executor, encoders: Executor
     ) -> None:
-        self._decoder = decoder
+        self._runner = runner
         self._arenas = arenas
         self._outbox = outbox
         self._device = device
         self._encoders = encoders
-        self._plans: dict[int, _PlanInHand] = {}
-        self._accepted = 0
-        self._wanted = asyncio.Event()
+        self._plans: set[_PlanInHand] = set()
+        self._submitted: asyncio.Queue[_PlanInHand] = asyncio.Queue()
+        self._on_device: asyncio.Queue[_OnDevice] = asyncio.Queue()
+        self._room = asyncio.Semaphore(_ITEMS_ON_DEVICE)
         self._encoding: set[asyncio.Task[None]] = set()
         self._settled = asyncio.Event()
         self._settled.set()
@@ -82,15 +108,15 @@ class DecodeLoop:
 
     def submit(self, plan: VaePlan, report: Report) -> None:
         """Take a plan. `report` hears of each task that failed, then of the tick."""
-        self._accepted += 1
-        self._plans[self._accepted] = _PlanInHand(plan, report)
-        self._wanted.set()
+        in_hand = _PlanInHand(plan, report)
+        self._plans.add(in_hand)
+        self._submitted.put_nowait(in_hand)
         self._note_work()
 
     def cancel(self, task_ids: Iterable[str]) -> None:
         """Skip these tasks in the plans now in hand, from the next item on, and forget their images."""
         cancelled = set(task_ids)
-        for in_hand in self._plans.values():
+        for in_hand in self._plans:
             in_hand.cancelled |= cancelled
         for encoding in self._encoding:
             if encoding.get_name() in cancelled:
@@ -99,7 +125,7 @@ class DecodeLoop:
 
     def drop_plans(self) -> None:
         """Run no further item of the plans now in hand, and report nothing of them."""
-        for in_hand in self._plans.values():
+        for in_hand in self._plans:
             in_hand.dropped = True
 
     async def run(self) -> None:
@@ -108,78 +134,87 @@ class DecodeLoop:
         Raises:
             DeviceFailed: nothing can be decoded any more.
         """
-        while True:
-            while not self._plans:
-                self._wanted.clear()
-                await self._wanted.wait()
-            number, in_hand = next(iter(self._plans.items()))
-            try:
-                await self._run_plan(in_hand)
-            finally:
-                del self._plans[number]
-                self._note_work()
-
-    async def _run_plan(self, in_hand: _PlanInHand) -> None:
-        for item in in_hand.plan.items:
-            if in_hand.dropped:
-                return
-            started_ns = time.time_ns()
-            before = len(in_hand.decoded)
-            await self._run_item(in_hand, item)
-            images = len(in_hand.decoded) - before
-            in_hand.timings.append(ItemTiming(started_ns, time.time_ns(), images))
-        if not in_hand.dropped:
-            done = (tuple(in_hand.timings), tuple(in_hand.skipped), tuple(in_hand.decoded))
-            in_hand.report(VaeTickDone(in_hand.plan.tick, *done))
-
-    async def _run_item(self, in_hand: _PlanInHand, item: VaeItem) -> None:
-        found = await self._read(in_hand, item)
-        if not found:
-            return
+        working = [asyncio.create_task(self._feed()), asyncio.create_task(self._collect())]
         try:
-            await self._decode(in_hand, found)
-        except DeviceFailed:
-            raise
-        except Exception as error:  # a fault of ours: it must not end the work of others
-            log.exception("item failed", task_ids=[entry.task_id for entry, _ in found])
-            for entry, _ in found:
-                in_hand.fail(entry.task_id, _INTERNAL, f"decode failed: {error}")
+            ended, _ = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.result()
+        finally:
+            for task in working:
+                await cancel_and_wait(task)
 
-    async def _decode(self, in_hand: _PlanInHand, found: Sequence[tuple[DecodeEntry, Latents]]) -> None:
-        first = found[0][0]
-        batch = [latents for _, latents in found]
-        started = time.perf_counter()
-        outcomes = await asyncio.get_running_loop().run_in_executor(
-            self._device, self._decoder.decode, batch, first.width, first.height
-        )
-        seconds = time.perf_counter() - started
-        metrics.DECODE_SECONDS.observe(seconds)
-        metrics.BATCH_IMAGES.observe(len(batch))
-        for (entry, _), outcome in zip(found, outcomes, strict=True):
-            if isinstance(outcome, DecodeFailure):
-                in_hand.fail(entry.task_id, outcome.code, outcome.message)
-            elif entry.task_id in in_hand.cancelled:
-                in_hand.skip(entry.task_id, SkipReason.UNKNOWN_TASK)
-            else:
-                in_hand.decoded.append(entry.task_id)
-                self._start_encoding(in_hand, entry, outcome, seconds * 1000)
+    async def _feed(self) -> None:
+        """Give the device thread one item after another, its latents read while the one before runs."""
+        while True:
+            in_hand = await self._submitted.get()
+            for item in in_hand.plan.items:
+                await self._room.acquire()
+                work = await self._read(in_hand, item)
+                outcome = asyncio.get_running_loop().run_in_executor(
+                    self._device, self._runner.run, work, in_hand.decodes
+                )
+                self._on_device.put_nowait(_OnDevice(in_hand, outcome))
+            self._on_device.put_nowait(_OnDevice(in_hand, None))
+
+    async def _collect(self) -> None:
+        """Take up what the device thread has done, in its order."""
+        while True:
+            handed = await self._on_device.get()
+            if handed.outcome is None:
+                self._end_plan(handed.in_hand)
+                continue
+            outcome = await handed.outcome
+            self._room.release()
+            if outcome is not None:
+                self._take_up(handed.in_hand, outcome)
+
+    def _take_up(self, in_hand: _PlanInHand, outcome: ItemOutcome) -> None:
+        in_hand.timings.append(outcome.timing)
+        metrics.WAIT_SECONDS.observe(outcome.timing.waited_ms / 1000)
+        for finished in outcome.finished:
+            self._take_up_decode(in_hand, finished)
+        for task_id in outcome.lost:
+            in_hand.skip(task_id, SkipReason.NOT_READY)
+
+    def _take_up_decode(self, in_hand: _PlanInHand, finished: FinishedDecode) -> None:
+        task_id = finished.entry.task_id
+        if isinstance(finished.outcome, DecodeFailure):
+            in_hand.fail(task_id, finished.outcome.code, finished.outcome.message)
+        elif task_id not in in_hand.cancelled:
+            in_hand.decoded.append(task_id)
+            self._start_encoding(in_hand, finished.entry, finished.outcome, finished.decode_ms)
+
+    def _end_plan(self, in_hand: _PlanInHand) -> None:
+        self._plans.discard(in_hand)
+        self._note_work()
+        if in_hand.dropped:
+            return
+        planned = {entry.task_id: None for item in in_hand.plan.items for entry in item.entries}
+        for task_id in planned:
+            if task_id in in_hand.cancelled:
+                in_hand.skip(task_id, SkipReason.UNKNOWN_TASK)
+        for task_id in in_hand.decodes.unfinished():
+            in_hand.skip(task_id, SkipReason.NOT_READY)
+        in_hand.report(in_hand.done())
 
     # ---- latents
 
-    async def _read(self, in_hand: _PlanInHand, item: VaeItem) -> list[tuple[DecodeEntry, Latents]]:
-        """The entries that can be decoded, with their latents; the others are skipped."""
+    async def _read(self, in_hand: _PlanInHand, item: VaeItem) -> ItemWork:
+        """The item's entries that can be decoded, with latents where they begin; the others are skipped."""
         wanted: dict[str, list[DecodeEntry]] = {}
+        resumed = []
         for entry in item.entries:
-            if entry.task_id in in_hand.cancelled:
-                in_hand.skip(entry.task_id, SkipReason.UNKNOWN_TASK)
-            else:
+            if entry.first_chunk > 0:
+                resumed.append(entry)
+            elif entry.task_id not in in_hand.cancelled and not in_hand.dropped:
                 wanted.setdefault(entry.arena_address, []).append(entry)
         with metrics.READ_SECONDS.time():
             read = [await self._read_arena(in_hand, *arena) for arena in wanted.items()]
         metrics.ARENAS.clear()  # a transport that is no longer used must not keep its last number
         for transport, arenas in self._arenas.transports().items():
             metrics.ARENAS.labels(transport).set(arenas)
-        return [pair for pairs in read for pair in pairs]
+        fresh = tuple(pair for pairs in read for pair in pairs)
+        return ItemWork(in_hand.plan.tick, item.execution, fresh, tuple(resumed))
 
     async def _read_arena(
         self, in_hand: _PlanInHand, address: str, entries: Sequence[DecodeEntry]

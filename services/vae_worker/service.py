@@ -9,7 +9,8 @@ from services.vae_worker.decode_loop import DecodeLoop
 from services.vae_worker.outbox import Outbox
 from synerdiff.errors import FieldViolation, InvalidRequest, StaleLeader, SynerDiffError
 from synerdiff.leadership_guard import LeaderGuard
-from synerdiff.plans import TaskFailed, VaeTickDone
+from synerdiff.pace import check_paced
+from synerdiff.plans import TaskFailed, VaePlan, VaeTickDone
 from synerdiff.telemetry import get_logger
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire.stages import decoded_image_to_pb, task_failed_to_pb, vae_plan_from_pb, vae_tick_done_to_pb
@@ -139,6 +140,8 @@ class VaeStageServicer(stages_pb2_grpc.VaeStageServicer):
     def _take_plan(self, pb: stages_pb2.VaePlan, stream: _LeaderStream) -> None:
         try:
             plan = vae_plan_from_pb(pb)
+            check_paced(plan.tick, (item.execution for item in plan.items))
+            _check_chunks(plan)
         except ValueError as error:
             raise InvalidRequest(FieldViolation("plan", str(error))) from error
         if self._guard.accepts(plan.leader_token, plan.tick):
@@ -147,3 +150,10 @@ class VaeStageServicer(stages_pb2_grpc.VaeStageServicer):
             log.info(
                 "plan ignored: repeated, older or another leader's", leader_token=plan.leader_token, tick=plan.tick
             )
+
+
+def _check_chunks(plan: VaePlan) -> None:
+    for entry in (entry for item in plan.items for entry in item.entries):
+        if not 0 <= entry.first_chunk < entry.end_chunk <= entry.chunks:
+            chunks = f"chunks {entry.first_chunk} to {entry.end_chunk} of {entry.chunks}"
+            raise ValueError(f"{entry.task_id}: {chunks} is not a part of a decode")

@@ -11,6 +11,7 @@ import torch
 
 from services.vae_worker.decode_loop import DecodeLoop
 from services.vae_worker.decoder import BatchDecoder, DeviceFailed
+from services.vae_worker.item_runner import ItemRunner
 from services.vae_worker.outbox import Outbox
 from services.vae_worker.service import VaeStageServicer
 from services.vae_worker.settings import VaeWorkerSettings
@@ -23,6 +24,8 @@ from synerdiff.models.devices import device_domain
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import dtype_from_name, load_vae_side
+from synerdiff.models.threads import ThreadShare
+from synerdiff.pace import Pacer, PaceSide
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.rpc import ServiceHost
@@ -41,20 +44,27 @@ _CLOSE_GRACE_S = 2.0
 
 
 class VaeWorker:
-    """The parts of one worker: `servicer` to put on a server, `loop` to run beside it."""
+    """The parts of one worker: `servicer` to put on a server, `loop` to run beside it.
 
-    def __init__(self, side: VaeSide, worker_id: str, *, encode_threads: int, outbox_bytes: int) -> None:
+    `threads` CPU threads decode; 0 takes as many as torch uses on the calling thread.
+    """
+
+    def __init__(
+        self, side: VaeSide, worker_id: str, *, encode_threads: int, outbox_bytes: int, threads: int = 0
+    ) -> None:
         self._arenas = ArenaClient()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="vae-device")
         self._encoders = ThreadPoolExecutor(encode_threads, thread_name_prefix="image-files")
-        self._decoder = BatchDecoder(side)
+        self._runner = ItemRunner(
+            BatchDecoder(side), Pacer(PaceSide.VAE), ThreadShare(threads or torch.get_num_threads())
+        )
         self.outbox = Outbox(outbox_bytes)
-        self.loop = DecodeLoop(self._decoder, self._arenas, self.outbox, self._device, self._encoders)
+        self.loop = DecodeLoop(self._runner, self._arenas, self.outbox, self._device, self._encoders)
         self.servicer = VaeStageServicer(worker_id, self.loop, self.outbox)
 
     async def warm_up(self) -> None:
         """Make the first decode before anybody waits for it. Raises DeviceFailed."""
-        await asyncio.get_running_loop().run_in_executor(self._device, self._decoder.warm_up)
+        await asyncio.get_running_loop().run_in_executor(self._device, self._runner.warm_up)
 
     async def drain(self, grace_s: float) -> None:
         """Finish the plans in hand and wait until a leader has stored their images, for at most `grace_s` seconds."""
@@ -70,7 +80,9 @@ class VaeWorker:
     async def close(self) -> None:
         """Let go of arenas and threads."""
         await self._arenas.close()
+        self.loop.drop_plans()
         self._device.shutdown(wait=True, cancel_futures=True)
+        self._runner.close()
         self._encoders.shutdown(wait=True, cancel_futures=True)
 
 
@@ -83,7 +95,13 @@ async def serve(settings: VaeWorkerSettings) -> int:
         log.error("cannot serve", reason=str(error))
         return EXIT_BAD_SETTINGS
     worker_id = settings.worker_id or f"vae-{uuid.uuid4().hex[:12]}"
-    worker = VaeWorker(side, worker_id, encode_threads=settings.encode_threads, outbox_bytes=settings.outbox_bytes)
+    worker = VaeWorker(
+        side,
+        worker_id,
+        encode_threads=settings.encode_threads,
+        outbox_bytes=settings.outbox_bytes,
+        threads=settings.threads,
+    )
     host = ServiceHost()
     host.add(SERVICE_NAME, stages_pb2_grpc.add_VaeStageServicer_to_server, worker.servicer)
     try:

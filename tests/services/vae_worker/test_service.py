@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -19,17 +19,22 @@ import torch
 from PIL import Image
 
 from services.vae_worker import decode_loop
-from services.vae_worker.decoder import BatchDecoder, DecodeFailure, DeviceFailed, Picture
+from services.vae_worker.decoder import BatchDecoder, DecodeInProgress, DeviceFailed
 from services.vae_worker.image_files import encode_image, read_parameters
+from services.vae_worker.item_runner import ItemRunner
+from services.vae_worker.metrics import READ_SECONDS
 from services.vae_worker.outbox import Outbox
 from services.vae_worker.worker import SERVICE_NAME, VaeWorker
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.client import ArenaClient, Latents
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.family import VaeSide
+from synerdiff.models.threads import ThreadShare
+from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import (
     DecodedImage,
     DecodeEntry,
+    Execution,
     SkippedEntry,
     SkipReason,
     SlotRef,
@@ -283,7 +288,9 @@ async def test_repeated_and_older_plans_are_ignored(stage: Stage) -> None:
     assert [(await leader.done()).decoded for _ in range(2)] == [("a/0",), ("b/0",)]
 
 
-@pytest.mark.parametrize("command", ["plan first", "attach twice", "unknown format"])
+@pytest.mark.parametrize(
+    "command", ["plan first", "attach twice", "unknown format", "no such chunks", "a pace that leads elsewhere"]
+)
 async def test_a_leader_out_of_order_is_told_so(stage: Stage, command: str) -> None:
     leader = stage.leader()
     if command == "plan first":
@@ -296,7 +303,29 @@ async def test_a_leader_out_of_order_is_told_so(stage: Stage, command: str) -> N
         item = stages_pb2.VaeItem(entries=[stages_pb2.DecodeEntry(task_id="a/0")])
         plan = stages_pb2.VaePlan(leader_token=1, tick=1, items=[item])
         await leader.call.write(stages_pb2.VaeCommand(plan=plan))
+    elif command == "no such chunks":
+        await leader.plan(1, [replace(entry, chunks=4, first_chunk=2, end_chunk=5) for entry in stage.entries("a/0")])
+    elif command == "a pace that leads elsewhere":
+        elsewhere = VaePlan(1, 1, (VaeItem((), Execution(pace="../../etc/x")),))
+        await leader.call.write(stages_pb2.VaeCommand(plan=vae_plan_to_pb(elsewhere)))
     assert await ended_with(leader) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_decode_goes_on_over_the_items_of_its_plan_and_no_further(stage: Stage) -> None:
+    leader = await stage.attached()
+    [whole], [cut, short] = stage.entries("whole/0"), stage.entries("cut/0", "short/0")
+    parts = [replace(cut, chunks=4, first_chunk=first, end_chunk=first + 2) for first in (0, 2)]
+    begun = replace(short, chunks=4, first_chunk=0, end_chunk=2)
+    await leader.plan(1, [parts[0]], [whole, begun], [parts[1]])
+    done = await leader.done()
+    assert done.decoded == ("whole/0", "cut/0")
+    assert done.skipped == (SkippedEntry("short/0", SkipReason.NOT_READY),)
+    assert [timing.rows for timing in done.items] == [1, 2, 1]
+    assert set(await leader.images(2)) == {"whole/0", "cut/0"}
+    await leader.plan(2, [replace(short, chunks=4, first_chunk=2, end_chunk=4)])
+    assert (await leader.done()).skipped == (SkippedEntry("short/0", SkipReason.NOT_READY),)
+    await leader.plan(3, [short])
+    assert (await leader.done()).decoded == ("short/0",)
 
 
 async def test_images_come_again_until_they_are_stored(stage: Stage) -> None:
@@ -322,10 +351,10 @@ class GatedDecoder(BatchDecoder):
         self.begun = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
 
-    def decode(self, batch: Sequence[Latents], width: int, height: int) -> list[Picture | DecodeFailure]:
+    def begin(self, batch: Sequence[Latents], width: int, height: int, bands: int) -> DecodeInProgress:
         self.begun.release()
         assert self.gate.acquire(timeout=WAIT_S)
-        return super().decode(batch, width, height)
+        return super().begin(batch, width, height, bands)
 
     async def decoding(self) -> None:
         assert await asyncio.to_thread(self.begun.acquire, timeout=WAIT_S)
@@ -334,7 +363,7 @@ class GatedDecoder(BatchDecoder):
 @pytest.fixture
 def gated(stage: Stage, vae_side: VaeSide, monkeypatch: pytest.MonkeyPatch) -> GatedDecoder:
     decoder = GatedDecoder(vae_side)
-    monkeypatch.setattr(stage.worker.loop, "_decoder", decoder)
+    monkeypatch.setattr(stage.worker.loop._runner, "_decoder", decoder)
     return decoder
 
 
@@ -357,6 +386,22 @@ async def test_a_cancel_counts_from_the_next_item_on(stage: Stage, gated: GatedD
     await leader.plan(3, [second])
     gated.gate.release()
     assert (await leader.done()).decoded == ("b/0",), "a plan made after the cancel was taken for cancelled"
+
+
+async def test_latents_are_read_while_the_item_before_is_decoded(stage: Stage, gated: GatedDecoder) -> None:
+    """Also those of the next plan: the device never waits for them."""
+    leader = await stage.attached()
+    first, second = stage.entries("a/0", "b/0")
+    await leader.plan(1, [first])
+    await gated.decoding()
+    reads = READ_SECONDS._sum.get()
+    await leader.plan(2, [second])
+    async with asyncio.timeout(WAIT_S):
+        while READ_SECONDS._sum.get() == reads:
+            await asyncio.sleep(0.01)
+    stage.arena.release(second.slot)
+    gated.gate.release(2)
+    assert [(await leader.done()).decoded for _ in range(2)] == [("a/0",), ("b/0",)]
 
 
 async def test_a_newer_leader_drops_the_plans_of_the_older(stage: Stage, gated: GatedDecoder) -> None:
@@ -389,7 +434,7 @@ async def test_a_leader_that_goes_away_leaves_no_plans_behind(stage: Stage, gate
 
 async def test_a_dead_device_ends_the_work(vae_side: VaeSide) -> None:
     class DeadDecoder(BatchDecoder):
-        def decode(self, batch: Sequence[Latents], width: int, height: int) -> list[Picture | DecodeFailure]:
+        def begin(self, batch: Sequence[Latents], width: int, height: int, bands: int) -> DecodeInProgress:
             raise DeviceFailed("the device is gone")
 
     class Arenas(ArenaClient):
@@ -398,7 +443,8 @@ async def test_a_dead_device_ends_the_work(vae_side: VaeSide) -> None:
 
     reports: list[object] = []
     with ThreadPoolExecutor(1) as threads:
-        loop = decode_loop.DecodeLoop(DeadDecoder(vae_side), Arenas(), Outbox(1000), threads, threads)
+        runner = ItemRunner(DeadDecoder(vae_side), Pacer(PaceSide.VAE), ThreadShare(1))
+        loop = decode_loop.DecodeLoop(runner, Arenas(), Outbox(1000), threads, threads)
         entry = DecodeEntry("a/0", "nowhere", SlotRef("a", 0, 1), SIDE, SIDE, ImageFormat.PNG, "")
         loop.submit(VaePlan(1, 1, (VaeItem((entry,)),)), reports.append)
         with pytest.raises(DeviceFailed):

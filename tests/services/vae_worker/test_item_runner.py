@@ -1,0 +1,195 @@
+"""Items on the device thread: in turn with the UNet worker, with their threads, and decodes cut into chunks."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from services.vae_worker.decoder import BatchDecoder, DecodeFailure, Picture
+from services.vae_worker.item_runner import ItemOutcome, ItemRunner, ItemWork, PlanDecodes
+from synerdiff.host import usable_cores
+from synerdiff.latents.client import Latents
+from synerdiff.models.family import VaeSide
+from synerdiff.models.threads import ThreadShare
+from synerdiff.pace import Pacer, PaceSide, SharedPace
+from synerdiff.plans import DecodeEntry, Execution, ItemRef, SlotRef, VaeItem
+from synerdiff.requests import ImageFormat
+from tests.services.vae_worker.conftest import diffusers_decode, latents_of
+
+SIDE = 32
+FOREVER_MS = 20_000
+
+
+class CountingDecoder(BatchDecoder):
+    """Remembers the batches begun, and how many threads torch had then."""
+
+    def __init__(self, side: VaeSide) -> None:
+        super().__init__(side)
+        self.begun: list[int] = []
+        self.threads: list[int] = []
+
+    def begin(self, batch: Any, width: int, height: int, bands: int) -> Any:
+        self.begun.append(len(batch))
+        self.threads.append(torch.get_num_threads())
+        return super().begin(batch, width, height, bands)
+
+
+class Device:
+    """A runner and what it is given: plans as lists of items of entries."""
+
+    def __init__(self, side: VaeSide, directory: Path) -> None:
+        self.decoder = CountingDecoder(side)
+        self.runner = ItemRunner(self.decoder, Pacer(PaceSide.VAE, directory), ThreadShare(1))
+        self.latents = dict(zip("abcd", latents_of(4, SIDE, SIDE), strict=True))
+        self.cancelled: set[str] = set()
+        self.abandoned: Callable[[], bool] = lambda: False
+
+    def plan(self, *items: list[DecodeEntry]) -> PlanDecodes:
+        return PlanDecodes.of([VaeItem(tuple(item)) for item in items], self.cancelled, lambda: self.abandoned())
+
+    def run(
+        self, decodes: PlanDecodes, entries: list[DecodeEntry], execution: Execution | None = None
+    ) -> ItemOutcome | None:
+        fresh = tuple((entry, self._stored(entry.task_id)) for entry in entries if entry.first_chunk == 0)
+        resumed = tuple(entry for entry in entries if entry.first_chunk > 0)
+        return self.runner.run(ItemWork(1, execution or Execution(), fresh, resumed), decodes)
+
+    def done(self, decodes: PlanDecodes, entries: list[DecodeEntry]) -> ItemOutcome:
+        outcome = self.run(decodes, entries)
+        assert outcome is not None
+        return outcome
+
+    def _stored(self, task_id: str) -> Latents:
+        return Latents(memoryview(bytearray(self.latents[task_id].contiguous().numpy().tobytes())), "float32")
+
+
+@pytest.fixture
+def device(vae_side: VaeSide, tmp_path: Path) -> Iterator[Device]:
+    made, before = Device(vae_side, tmp_path), torch.get_num_threads()
+    yield made
+    made.runner.close()
+    torch.set_num_threads(before)
+
+
+def entry(task_id: str, first: int = 0, end: int = 1, chunks: int = 1) -> DecodeEntry:
+    slot = SlotRef("a", 0, 1)
+    return DecodeEntry(task_id, "", slot, SIDE, SIDE, ImageFormat.PNG, "{}", chunks, first, end)
+
+
+def pictures(*outcomes: ItemOutcome) -> dict[str, np.ndarray[Any, Any]]:
+    found = {f.entry.task_id: f.outcome for outcome in outcomes for f in outcome.finished}
+    assert all(isinstance(outcome, Picture) for outcome in found.values()), found
+    return {task_id: outcome.pixels for task_id, outcome in found.items() if isinstance(outcome, Picture)}
+
+
+def test_a_decode_spans_items_by_its_chunks(device: Device) -> None:
+    items = [[entry("a", 0, 2, 4), entry("b", 0, 2, 4)], [entry("a", 2, 4, 4), entry("b", 2, 4, 4), entry("c")]]
+    decodes = device.plan(*items)
+    first = device.done(decodes, items[0])
+    assert first.finished == ()
+    assert (first.timing.rows, decodes.unfinished()) == (2, ["a", "b"])
+    second = device.done(decodes, items[1])
+    assert (second.timing.rows, decodes.unfinished()) == (3, [])
+    assert device.decoder.begun == [2, 1], "equal ranges are one batch, and what goes on is not begun again"
+    expected = diffusers_decode(torch.stack([device.latents[task_id] for task_id in "abc"]))
+    found = pictures(second)
+    for task_id, reference in zip("abc", expected, strict=True):
+        assert np.abs(found[task_id].astype(int) - reference).max() <= 1
+    took_ms = {f.entry.task_id: f.decode_ms for f in second.finished}
+    assert took_ms["a"] > second.timing.ms - took_ms["c"], "the time of the first item counts too"
+
+
+def test_tasks_that_part_later_are_not_one_batch(device: Device) -> None:
+    items = [[entry("a", 0, 1, 2), entry("b", 0, 1, 2)], [entry("a", 1, 2, 2)], [entry("b", 1, 2, 2)]]
+    decodes = device.plan(*items)
+    outcomes = [device.done(decodes, item) for item in items]
+    assert device.decoder.begun == [1, 1]
+    assert [set(pictures(outcome)) for outcome in outcomes] == [set(), {"a"}, {"b"}]
+
+
+def test_entries_whose_earlier_chunks_were_not_done_are_lost(device: Device) -> None:
+    items = [[entry("a", 0, 1, 4)], [entry("a", 2, 4, 4), entry("b", 1, 4, 4)]]
+    decodes = device.plan(*items)
+    device.done(decodes, items[0])
+    outcome = device.done(decodes, items[1])
+    assert (outcome.lost, outcome.finished, outcome.timing.rows) == (("a", "b"), (), 0)
+    assert decodes.unfinished() == ["a"]
+
+
+def test_a_cancelled_decode_frees_its_progress(device: Device) -> None:
+    items = [[entry("a", 0, 1, 2), entry("b", 0, 1, 2), entry("c", 0, 1, 4)], [entry("a", 1, 2, 2)], []]
+    decodes = device.plan(*items[:1], [*items[1], entry("b", 1, 2, 2)])
+    device.done(decodes, items[0])
+    device.cancelled |= {"a", "c"}
+    outcome = device.done(decodes, [entry("a", 1, 2, 2), entry("b", 1, 2, 2), entry("c", 1, 2, 4)])
+    assert "b" in pictures(outcome), "the rest of its batch goes on"
+    assert (decodes.batches, outcome.lost) == ([], ())
+
+
+def test_what_is_abandoned_is_not_run_and_frees_its_progress(device: Device) -> None:
+    items = [[entry("a", 0, 1, 2)], [entry("a", 1, 2, 2)]]
+    decodes = device.plan(*items)
+    device.done(decodes, items[0])
+    device.abandoned = lambda: True
+    assert device.run(decodes, items[1]) is None
+    assert decodes.batches == []
+
+
+def test_a_fault_fails_its_batch_and_no_other(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = device.decoder.begin
+
+    def faulty(batch: Any, width: int, height: int, bands: int) -> Any:
+        if bands == 3:
+            raise KeyError("ours")
+        return begin(batch, width, height, bands)
+
+    monkeypatch.setattr(device.decoder, "begin", faulty)
+    items = [[entry("a", 0, 3, 3), entry("b")]]
+    decodes = device.plan(*items)
+    failed, sound = device.done(decodes, items[0]).finished
+    assert isinstance(failed.outcome, DecodeFailure)
+    assert "ours" in failed.outcome.message
+    assert isinstance(sound.outcome, Picture)
+    assert decodes.batches == []
+
+
+def test_an_item_starts_when_the_one_before_it_has_ended_and_says_when_it_has_itself(
+    device: Device, tmp_path: Path
+) -> None:
+    unet = SharedPace("pair", PaceSide.UNET, tmp_path)
+    execution = Execution(place=2, after=ItemRef(1, 1), patience_ms=FOREVER_MS, pace="pair")
+    decodes = device.plan([entry("a")])
+    outcomes: list[ItemOutcome | None] = []
+    running = threading.Thread(target=lambda: outcomes.append(device.run(decodes, [entry("a")], execution)))
+    running.start()
+    time.sleep(0.05)
+    assert device.decoder.begun == [], "it did not wait"
+    ended_ns = time.time_ns()
+    unet.ended(ItemRef(1, 1))
+    assert unet.wait(ItemRef(1, 2), FOREVER_MS) < FOREVER_MS / 2
+    running.join(20)
+    unet.close()
+    [outcome] = outcomes
+    assert outcome is not None
+    assert outcome.timing.start_unix_ns >= ended_ns
+    assert 30 < outcome.timing.waited_ms < FOREVER_MS / 2
+
+
+def test_an_item_waits_no_longer_than_its_patience(device: Device) -> None:
+    execution = Execution(place=1, after=ItemRef(1, 1), patience_ms=40, pace="pair")
+    outcome = device.run(device.plan([entry("a")]), [entry("a")], execution)
+    assert outcome is not None
+    assert outcome.timing.waited_ms >= 40
+    assert "a" in pictures(outcome)
+
+
+def test_items_have_their_own_threads(device: Device) -> None:
+    for threads in (0, 2, 0, 1000):
+        device.run(device.plan([entry("a")]), [entry("a")], Execution(threads=threads))
+    cores = usable_cores()
+    assert device.decoder.threads == [1, min(2, cores), 1, cores]
