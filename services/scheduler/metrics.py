@@ -10,6 +10,7 @@ from synerdiff.plans import UnetTickDone, VaeTickDone
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _LATENCY_S = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
+_RATIOS = (0.5, 0.65, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 _ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -35,6 +36,21 @@ class PoolMetrics:
             kind: (self._ticks.labels(kind), self._rows.labels(kind), self._item.labels(kind))
             for kind in ("unet", "vae")
         }
+        self.threshold = Gauge(
+            "synerdiff_threshold", "least share of the fastest round's UNet throughput that ticks keep", ["domain"]
+        )
+        self.profile_drift = Gauge(
+            "synerdiff_profile_drift",
+            "largest relative distance of a measured item time from its profile",
+            ["domain", "model", "size"],
+        )
+        self.controller = Gauge("synerdiff_controller", "state of the threshold controller", ["domain", "term"])
+        ratio = Histogram(
+            "synerdiff_item_predicted_ratio", "measured over predicted time of an item", ["kind"], buckets=_RATIOS
+        )
+        self._ratios = {kind: ratio.labels(kind) for kind in ("unet", "vae", "beside")}
+        self._skipped_steps = Counter("synerdiff_skipped_steps", "UNet steps without guidance by plan", ["model"])
+        self._set_aside = Counter("synerdiff_set_aside", "running tasks that made way for others", ["model"])
         self._jobs = Counter("synerdiff_jobs_ended", "jobs ended by this leader", ["outcome"])
         self._images = Counter("synerdiff_images", "images made")
         self._latency = Histogram(
@@ -59,6 +75,19 @@ class PoolMetrics:
             seconds.observe((item.end_unix_ns - item.start_unix_ns) / 1e9)
         for entry in done.skipped:
             self._skipped.labels(kind, entry.reason.name.lower()).inc()
+
+    def observe_ratio(self, kind: str, ratio: float) -> None:
+        """Measured over predicted time of an item: of "unet" or "vae" alone, or one "beside" the other."""
+        self._ratios[kind].observe(ratio)
+
+    def observe_steps(self, model: str, skips: int) -> None:
+        """Count the steps of a tick that skipped guidance."""
+        if skips:
+            self._skipped_steps.labels(model).inc(skips)
+
+    def observe_set_aside(self, model: str, tasks: int) -> None:
+        """Count tasks that made way."""
+        self._set_aside.labels(model).inc(tasks)
 
     def observe_effect(self, effect: StoreEffect, now_ms: int) -> None:
         """Count what the engine did."""

@@ -14,10 +14,10 @@ class PoolView(Protocol):
     async def status(self) -> operations_pb2.GetStatusResponse:
         """Workers, queues and tasks; on the leader from its own books, elsewhere from Redis."""
 
-    def trace(self, domain: str) -> bytes:
+    async def trace(self, domain: str) -> bytes:
         """The last ticks of `domain`, or of every domain when it is empty, in Chrome's trace event format.
 
-        Raises Unavailable where nothing is led, and NotFound for a domain without ticks.
+        Raises Unavailable where nothing is led, and NotFound for a domain without a worker or ticks.
         """
 
 
@@ -39,4 +39,4 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
 
     async def GetTrace(self, request: operations_pb2.GetTraceRequest, context: Any) -> operations_pb2.GetTraceResponse:
         """The last ticks, as a trace."""
-        return operations_pb2.GetTraceResponse(trace_json=self._pool.trace(request.domain))
+        return operations_pb2.GetTraceResponse(trace_json=await self._pool.trace(request.domain))

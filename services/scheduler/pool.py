@@ -23,10 +23,11 @@ from services.scheduler.effects import (
 from services.scheduler.engine import Engine, EngineBounds
 from services.scheduler.leadership import Leadership
 from services.scheduler.metrics import PoolMetrics
+from services.scheduler.observer import Observer
 from services.scheduler.queue import JobStore, Lease
 from services.scheduler.snapshots import Policy
 from services.scheduler.store_writer import StoreWriter
-from services.scheduler.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.tasks import PlannedPart, UnetLaneState, VaeLaneState
 from services.scheduler.ticks import TickLog
 from services.scheduler.workers import WorkerStreams
 from synerdiff.cancellation import cancel_and_wait
@@ -43,6 +44,7 @@ WORKERS_EVERY_S = 0.5
 BEAT_EVERY_S = 0.1
 RECONCILE_EVERY_S = 1.0
 CLAIM_EVERY_S = 5.0
+CORRECT_EVERY_S = 1.0
 CLAIM_ABSENCE_S = 60.0  # a pool without a leader for this long is not coming back soon: others take its jobs
 READ_IDLE_S = 0.02
 _WORKER_EFFECTS = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
@@ -70,8 +72,8 @@ class Leader:
         self._lease = lease
         self._store = store
         self._registry = registry
-        self._ticks = ticks
         self._metrics = PoolMetrics.of_process()
+        self.observer = Observer(self.engine.holdings, ticks, self._metrics)
         self.writer = StoreWriter(store, lease, self)
         self.streams = WorkerStreams(lease.token, self)
         self._pump_is_due = False
@@ -89,6 +91,7 @@ class Leader:
                 (self._beat, BEAT_EVERY_S),
                 (self._drop_ended, RECONCILE_EVERY_S),
                 (self._claim_stale, CLAIM_EVERY_S),
+                (self._correct_profiles, CORRECT_EVERY_S),
             )
         ]
         loops += [asyncio.create_task(self._follow_controls()), asyncio.create_task(self.writer.run())]
@@ -141,6 +144,17 @@ class Leader:
         for job_id in await self._store.ended(held, self._lease.pool) if held else ():
             self.job_ended_elsewhere(job_id)
 
+    async def _correct_profiles(self) -> None:
+        """Let plans go by profiles as they turned out; made on another thread, since a table takes a while."""
+        profiles = self.engine.holdings.profiles
+        for domain, key, correction in self.observer.due(time.monotonic()):
+            log_scales = correction.log_scales()
+            corrected = await asyncio.to_thread(correction.corrected, log_scales)
+            if profiles.get((domain, key)) is correction.current:
+                correction.adopt(corrected, log_scales, time.monotonic())
+                self.engine.profile_known(domain, key, corrected)
+                self._due()
+
     async def _follow_controls(self) -> None:
         async for job_id in self._store.controls(self._lease.pool):
             self.job_ended_elsewhere(job_id)
@@ -180,15 +194,17 @@ class Leader:
 
     def unet_tick_done(self, worker_id: str, done: UnetTickDone) -> None:
         """A UNet plan has run: the next one first, the books after."""
+        planned = self._planned(worker_id, done.tick)
         self.engine.unet_tick_done(worker_id, done, now_ms())
         self._pump()
-        self._record(worker_id, "unet", done)
+        self.observer.reported(worker_id, "unet", done, planned)
 
     def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
         """A VAE plan has run."""
+        planned = self._planned(worker_id, done.tick)
         self.engine.vae_tick_done(worker_id, done)
         self._pump()
-        self._record(worker_id, "vae", done)
+        self.observer.reported(worker_id, "vae", done, planned)
 
     def image_decoded(self, worker_id: str, image: DecodedImage) -> None:
         """An image file has come."""
@@ -217,11 +233,10 @@ class Leader:
         self.engine.job_dropped(job_id)
         self._due()
 
-    def _record(self, worker_id: str, kind: str, done: UnetTickDone | VaeTickDone) -> None:
+    def _planned(self, worker_id: str, tick: int) -> PlannedPart | None:
+        """What a worker was asked to do in a tick, while its report has not been taken."""
         lane = self.engine.holdings.unet.get(worker_id) or self.engine.holdings.vae.get(worker_id)
-        if lane:
-            self._ticks.add(lane.domain, worker_id, kind, done)
-            self._metrics.observe_tick(kind, done)
+        return lane.plans.get(tick) if lane else None
 
     # ---- the engine's wishes
 

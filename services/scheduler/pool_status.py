@@ -1,5 +1,6 @@
 """What operators and dashboards see of a pool: its workers, queues and tasks, as messages and as gauges."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable
 
@@ -8,7 +9,8 @@ from services.scheduler.metrics import PoolMetrics
 from services.scheduler.pool import Pool
 from services.scheduler.queue import QueueDepth
 from services.scheduler.tasks import Phase
-from synerdiff.errors import Unavailable
+from services.scheduler.tick_trace import chrome_trace
+from synerdiff.errors import NotFound, Unavailable
 from synerdiff.registry import WorkerRecord
 from synerdiff.v1 import operations_pb2
 
@@ -36,11 +38,21 @@ class PoolStatus:
             queues=_queue_statuses(depths, holdings),
         )
 
-    def trace(self, domain: str) -> bytes:
-        """The last ticks. Raises Unavailable where this process does not lead."""
-        if self._pool.leader is None:
+    async def trace(self, domain: str) -> bytes:
+        """The last ticks, made on another thread: ticks go on meanwhile.
+
+        Raises Unavailable where this process does not lead, NotFound for a domain without a worker or ticks.
+        """
+        leader = self._pool.leader
+        if leader is None:
             raise Unavailable(f"this scheduler does not lead pool {self._pool.name!r}; ask its leader")
-        return self._pool.ticks.trace(domain)
+        records = self._pool.ticks.records(domain)
+        if domain and not records:
+            held = leader.engine.holdings
+            known = {lane.domain for lane in (*held.unet.values(), *held.vae.values())}
+            if domain not in known:
+                raise NotFound(f"domain: {domain!r} is unknown; the domains are: {', '.join(sorted(known)) or 'none'}")
+        return await asyncio.to_thread(chrome_trace, records)
 
     async def update_gauges(self) -> None:
         """Set the gauges of the process's metrics to what holds now."""
