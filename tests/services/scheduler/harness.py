@@ -46,7 +46,7 @@ class QuietPool:
     async def status(self) -> operations_pb2.GetStatusResponse:
         return operations_pb2.GetStatusResponse(pool="default", leader=True, policy="continuous")
 
-    def trace(self, domain: str) -> bytes:
+    async def trace(self, domain: str) -> bytes:
         return b'{"traceEvents": []}'
 
 
