@@ -2,15 +2,17 @@
 
 A profile is a value, measured by `synerdiff profile` and read by the planner. Cells of one `Setting` form a rectangular
 grid over UNet rows and decodes; between grid points latency is interpolated linearly, beyond the last it goes on with
-its slope. Nothing is interpolated between "alone" and "beside": L(r, 0), L(0, v) and L(r, v) are grids of their own.
+the last slope, and rows below the first count as the first. Nothing is interpolated between "alone" and "beside":
+L(r, 0), L(0, v) and L(r, v) are grids of their own.
 """
 
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,10 +179,22 @@ class _Line(NamedTuple):
     ms: tuple[float, ...]
 
     def at(self, x: float) -> float:
-        if x < self.points[0]:  # a part of the smallest item that was measured takes that part of its time
-            return self.ms[0] * x / self.points[0]
-        k, weight = _bracket(self.points, x)
-        return self.ms[k] if weight == 0 else (1 - weight) * self.ms[k] + weight * self.ms[k + 1]
+        return _along(self.points, self.ms.__getitem__, x)
+
+    def part(self, x: float) -> float:
+        """As `at`, but a part of the smallest item that was measured takes that part of its time."""
+        return self.ms[0] * x / self.points[0] if x < self.points[0] else self.at(x)
+
+
+class _Beside(NamedTuple):
+    """Latency of some UNet rows over the decodes beside them; `unet_ms` of it are the steps' own."""
+
+    line: _Line
+    unet_ms: float
+
+    def at(self, decodes: float) -> float:
+        """Beside less than the fewest decodes measured, steps take no less than their own time in that item."""
+        return max(self.line.part(decodes), self.unet_ms) if decodes < self.line.points[0] else self.line.at(decodes)
 
 
 class _Grids(NamedTuple):
@@ -189,41 +203,57 @@ class _Grids(NamedTuple):
     unet: _Line | None
     vae: _Line | None
     rows: tuple[int, ...]
-    beside: tuple[_Line, ...]
+    beside: tuple[_Beside, ...]
 
     @classmethod
     def of(cls, cells: Sequence[Cell]) -> "_Grids":
-        unet = _line({c.rows: c.median_ms for c in cells if not c.decodes})
-        vae = _line({c.decodes: c.median_ms for c in cells if not c.rows})
-        rows = tuple(sorted({c.rows for c in cells if c.rows and c.decodes}))
-        lines = [_line({c.decodes: c.median_ms for c in cells if c.rows == r and c.decodes}) for r in rows]
-        beside = tuple(line for line in lines if line is not None)
-        if len({line.points for line in beside}) > 1:
+        unet = _line([(c.rows, c.median_ms) for c in cells if not c.decodes])
+        vae = _line([(c.decodes, c.median_ms) for c in cells if not c.rows])
+        by_rows: dict[int, list[Cell]] = {}
+        for cell in sorted(cells, key=lambda c: (c.rows, c.decodes)):
+            if cell.rows and cell.decodes:
+                by_rows.setdefault(cell.rows, []).append(cell)
+        beside = tuple(_beside(of_rows) for of_rows in by_rows.values())
+        if len({row.line.points for row in beside}) > 1:
             raise _refused("cells", "an uneven grid; every row count must stand beside the same decode counts")
-        return cls(unet, vae, rows, beside)
+        return cls(unet, vae, tuple(by_rows), beside)
 
     def latency_ms(self, rows: int, decodes: float) -> float | None:
         if decodes <= 0:
-            return self.unet.at(rows) if self.unet else None
+            return self.unet.at(max(rows, self.unet.points[0])) if self.unet else None
         if rows <= 0:
-            return self.vae.at(decodes) if self.vae else None
+            return self.vae.part(decodes) if self.vae else None
         if not self.beside:
             return None
-        k, weight = _bracket(self.rows, max(rows, self.rows[0]))
-        ms = self.beside[k].at(decodes)
-        return ms if weight == 0 else (1 - weight) * ms + weight * self.beside[k + 1].at(decodes)
+        return _along(self.rows, lambda k: self.beside[k].at(decodes), max(rows, self.rows[0]))
 
 
-def _line(at: dict[int, float]) -> _Line | None:
-    return _Line(tuple(sorted(at)), tuple(at[x] for x in sorted(at))) if at else None
+def _beside(of_rows: Sequence[Cell]) -> _Beside:
+    line = _line([(cell.decodes, cell.median_ms) for cell in of_rows])
+    assert line is not None
+    return _Beside(line, min(of_rows[0].unet_ms or of_rows[0].median_ms, of_rows[0].median_ms))
 
 
-def _bracket(points: Sequence[int], x: float) -> tuple[int, float]:
-    """The interval of `points` that x lies in or is nearest to, and where in it: past 0 or 1 for an x outside."""
+def _line(places: Iterable[tuple[int, float]]) -> _Line | None:
+    ordered = sorted(places)
+    if len({x for x, _ in ordered}) < len(ordered):
+        raise _refused("cells", "an item that stands there twice")
+    return _Line(tuple(x for x, _ in ordered), tuple(ms for _, ms in ordered)) if ordered else None
+
+
+def _along(points: Sequence[int], ms: Callable[[int], float], x: float) -> float:
+    """Latency at x by that at each point's index: interpolated, and beyond the last point with the last slope.
+
+    With one point in proportion to it. More work is never faster: a last slope that falls counts as level.
+    """
     if len(points) == 1:
-        return 0, 0.0
+        return ms(0) * max(1.0, x / points[0])
     k = min(max(bisect_right(points, x) - 1, 0), len(points) - 2)
-    return k, (x - points[k]) / (points[k + 1] - points[k])
+    weight = (x - points[k]) / (points[k + 1] - points[k])
+    if weight == 0:
+        return ms(k)
+    here, there = ms(k), ms(k + 1)
+    return (1 - weight) * here + weight * there if weight <= 1 else there + (weight - 1) * max(0.0, there - here)
 
 
 # ---- as a file
@@ -242,7 +272,7 @@ def dump(profile: Profile) -> str:
 def load(path: Path) -> Profile:
     """Read a profile file. Raises InvalidRequest, naming the file and what is wrong with it."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_bytes())
     except OSError as error:
         raise _refused("profile", f"{path}: {error.strerror}") from error
     except InvalidRequest as error:
@@ -269,11 +299,11 @@ def parse(text: str | bytes) -> Profile:
             notes=tuple(fields.pop("notes", ())),
             **fields,
         )
+        _check(profile)
     except (ValueError, TypeError, AttributeError) as error:
         raise _refused("profile", f"not a profile: {error}") from error
     except KeyError as error:
         raise _refused(str(error.args[0]), "missing") from error
-    _check(profile)
     return profile
 
 
@@ -283,12 +313,18 @@ def _cell(fields: dict[str, Any]) -> Cell:
 
 def _check(profile: Profile) -> None:
     for number, cell in enumerate(profile.cells):
-        if cell.rows < 0 or cell.decodes < 0 or cell.rows + cell.decodes == 0 or cell.setting.chunks < 1:
-            raise _refused(f"cells[{number}]", f"{cell.rows} rows beside {cell.decodes} decodes is no item")
-        if not 0 < cell.median_ms <= cell.p90_ms:
+        counts = (cell.rows, cell.decodes, *cell.setting, cell.peak_bytes, cell.samples)
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise _refused(f"cells[{number}]", "a count that is not a whole number of at least 0")
+        if cell.rows + cell.decodes == 0 or cell.setting.chunks < 1:
+            item = f"{cell.rows} rows beside {cell.decodes} decodes in {cell.setting.chunks} chunks"
+            raise _refused(f"cells[{number}]", f"{item} is no item")
+        if not 0 < cell.median_ms <= cell.p90_ms < inf:
             raise _refused(
-                f"cells[{number}]", f"median_ms {cell.median_ms} and p90_ms {cell.p90_ms}: 0 < median <= p90"
+                f"cells[{number}]", f"median_ms {cell.median_ms} and p90_ms {cell.p90_ms}: 0 < median <= p90 < inf"
             )
+        if not (0 <= cell.unet_ms < inf and 0 <= cell.vae_ms < inf):
+            raise _refused(f"cells[{number}]", f"unet_ms {cell.unet_ms} and vae_ms {cell.vae_ms}: at least 0, finite")
         if cell.origin not in ORIGINS:
             raise _refused(f"cells[{number}].origin", f"{cell.origin!r}; one of {', '.join(ORIGINS)}")
     if profile.caps.unet < 1 or profile.caps.vae < 1:

@@ -70,7 +70,9 @@ class _Bounds:
         self._programme = programme
         self._budget_ns = budget_ns
         self._free = programme.to_go(programme.as_cost())
-        self._price, self._priced = self._best_price()
+        self._price, self._priced = 0, self._free
+        if not self.hopeless:
+            self._price, self._priced = self._best_price()
 
     @property
     def hopeless(self) -> bool:
@@ -92,8 +94,9 @@ class _Bounds:
         if slow[1] <= self._budget_ns:
             return 0, self._free
         fast = self._known(programme.best_path(programme.as_span, programme.spans_to_go))
+        dearest = NEVER // 4 // slow[1]  # any price bounds; this one keeps sums within 64 bits
         while True:
-            price = (fast[0] - slow[0]) // (slow[1] - fast[1])
+            price = min((fast[0] - slow[0]) // (slow[1] - fast[1]), dearest)
             weights = programme.as_cost(price)
             to_go = programme.to_go(weights)
             path = self._known(programme.best_path(weights, to_go))
