@@ -14,6 +14,7 @@ from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
 
 TIMEOUT_S = 20.0
+Entry = tuple[str, int] | tuple[str, int, bool]  # task id, call, and whether it skips guidance
 Report = TaskReady | TaskFailed | UnetTickDone | Preview
 
 
@@ -42,13 +43,13 @@ class Leader:
             await self.send(admit=stages.task_spec_to_pb(spec))
         return [await self.report() for _ in specs]
 
-    async def plan(self, *items: Sequence[tuple[str, int]], tick: int | None = None) -> None:
-        """Send a plan of items of (task id, call)."""
+    async def plan(self, *items: Sequence[Entry], tick: int | None = None) -> None:
+        """Send a plan of items."""
         self.tick = self.tick + 1 if tick is None else tick
-        unet_items = tuple(UnetItem(tuple(UnetEntry(task, call) for task, call in item)) for item in items)
+        unet_items = tuple(UnetItem(tuple(UnetEntry(*entry) for entry in item)) for item in items)
         await self.send(plan=stages.unet_plan_to_pb(UnetPlan(self.token, self.tick, unet_items)))
 
-    async def run(self, *items: Sequence[tuple[str, int]]) -> UnetTickDone:
+    async def run(self, *items: Sequence[Entry]) -> UnetTickDone:
         """Send a plan and wait for its report; nothing else may come before."""
         await self.plan(*items)
         done = await self.report()

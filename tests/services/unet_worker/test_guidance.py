@@ -33,6 +33,21 @@ def test_rows_of_a_guided_task_are_in_the_order_of_a_diffusers_pipeline() -> Non
     assert mixed.item() == pytest.approx(7.5)
 
 
+def test_a_predicted_task_has_the_difference_put_onto_its_one_row() -> None:
+    rows = GuidanceRows.of([False, True, False], [True, False, False])
+    conditional = torch.randn(3, 4, 2, 2)
+    unconditional, predicted = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
+    answered = torch.cat([unconditional, conditional])
+
+    mixed = rows.mix(answered, torch.tensor([3.0, 5.0, float("nan")]), predicted)
+
+    assert rows.count == 4
+    assert_close(mixed[0], conditional[0] + 2 * predicted[0])
+    assert_close(mixed[1], unconditional[0] + 5 * (conditional[1] - unconditional[0]))
+    assert torch.equal(mixed[2], conditional[2])
+    assert torch.equal(rows.differences(answered), conditional[1:2] - unconditional)
+
+
 def test_one_row_tasks_are_untouched() -> None:
     answered = torch.randn(3, 4, 2, 2)
     assert GuidanceRows.of([False] * 3).mix(answered, torch.full((3,), float("nan"))) is answered

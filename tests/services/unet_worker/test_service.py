@@ -14,7 +14,7 @@ from services.unet_worker.preparation import PreparedTask, TaskPreparer
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.cards import Sampler
 from synerdiff.models.family import UnetSide
-from synerdiff.plans import Preview, SkippedEntry, SkipReason, TaskFailed, TaskReady, UnetTickDone
+from synerdiff.plans import GuidanceDrift, Preview, SkippedEntry, SkipReason, TaskFailed, TaskReady, UnetTickDone
 from synerdiff.requests import TaskSpec
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
@@ -320,6 +320,26 @@ async def test_a_failing_call_fails_its_tasks_and_the_worker_lives(
         assert done.skipped == ()
         assert served.arena.free_slots == SLOTS - 1
         assert (await leader.run([("good/0", 1)])).skipped == ()
+
+
+async def test_skips_are_carried_out_measured_and_remembered(served: ServedWorker) -> None:
+    async with leading(served.channel) as leader:
+        await leader.admit(
+            spec("skips/0", num_inference_steps=4, skip_predictor="reuse"), spec("never/0", num_inference_steps=4)
+        )
+        rows, drifts = list[int](), list[GuidanceDrift]()
+        for call, skip in enumerate((True, True, False, True)):
+            done = await leader.run([("skips/0", call, skip), ("never/0", call, skip)])
+            rows.append(done.items[0].rows)
+            drifts += done.drifts
+    assert rows == [4, 3, 4, 3]
+    ((task_id, call, drift),) = [(found.task_id, found.call, found.drift) for found in drifts]
+    assert (task_id, call) == ("skips/0", 2)
+    assert drift > 0
+    assert {held.task_id: held.skipped_calls for held in served.worker.residents.describe()} == {
+        "skips/0": (1, 3),
+        "never/0": (),
+    }
 
 
 async def test_out_of_memory_halves_the_batch(served: ServedWorker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,223 @@
+"""Calls that skip guidance, against a plain loop over a diffusers UNet and scheduler that predicts D on its own."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.preparation import TaskPreparer
+from services.unet_worker.tasks import DenoisingTask
+from synerdiff.cards import Sampler
+from synerdiff.errors import InvalidRequest
+from synerdiff.models.family import UnetSide
+from synerdiff.models.loading import load_unet_side
+from synerdiff.requests import TaskSpec
+from tests.parity import unet_side
+from tests.reference import reference_pipeline
+from tests.services.unet_worker.specs import spec
+from tests.tiny_models import tiny_model
+
+STEPS = 7
+SCHEDULERS = {
+    Sampler.DDIM: "DDIMScheduler",
+    Sampler.EULER: "EulerDiscreteScheduler",
+    Sampler.DPMSOLVER_MULTISTEP: "DPMSolverMultistepScheduler",
+}
+# Per task: sampler, predictor, guidance scale, and the calls that are told to skip.
+MIXED: list[tuple[Sampler, str, float, set[int]]] = [
+    (Sampler.DDIM, "reuse", 4.0, {1, 3, 4}),
+    (Sampler.EULER, "extrapolate:0.5", 7.5, {1, 3, 5}),
+    (Sampler.DPMSOLVER_MULTISTEP, "extrapolate:1", 3.0, {2, 3, 5}),
+    (Sampler.DDIM, "drop", 5.0, {0, 6}),
+    (Sampler.EULER, "", 5.0, {2, 3}),
+    (Sampler.DDIM, "reuse", 1.0, {2, 3}),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1")
+
+
+@pytest.fixture(scope="module")
+def side(model: Path) -> UnetSide:
+    return unet_side(model)
+
+
+def mixed_specs() -> list[TaskSpec]:
+    return [
+        spec(
+            f"mixed/{k}",
+            sampler=sampler,
+            num_inference_steps=STEPS,
+            guidance_scale=guidance_scale,
+            skip_predictor=predictor,
+            negative_prompt="blue" if k % 2 else "",
+            seed=50 + k,
+        )
+        for k, (sampler, predictor, guidance_scale, _) in enumerate(MIXED)
+    ]
+
+
+@dataclass
+class Reference:
+    """What the plain loop makes of a task: finished latents [C, h, w], and per call the rows and the drift."""
+
+    latents: Tensor
+    rows: list[int]
+    drifts: dict[int, float]
+
+
+@torch.no_grad()
+def reference(model_path: Path, task: TaskSpec, told: Set[int]) -> Reference:
+    pipeline = reference_pipeline(model_path)
+    conditional, unconditional = pipeline.encode_prompt(task.prompt, "cpu", 1, True, task.negative_prompt or None)
+    scheduler = getattr(diffusers, SCHEDULERS[task.sampler]).from_config(pipeline.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(task.seed)) * scheduler.init_noise_sigma
+    made = Reference(latents, [], {})
+    known: list[tuple[int, Tensor]] = []  # call and D, newest last
+    for call, timestep in enumerate(scheduler.timesteps):
+
+        def predict(embeds: Tensor, scaled: Tensor, timestep: Any = timestep) -> Tensor:
+            answer: Tensor = pipeline.unet(scaled, timestep, encoder_hidden_states=embeds).sample
+            return answer
+
+        scaled = scheduler.scale_model_input(latents, timestep)
+        e_c = predict(conditional, scaled)
+        goes_by_none = task.skip_predictor == "drop"
+        if task.guidance_scale <= 1:
+            noise_pred, rows = e_c, 1
+        elif call in told and task.skip_predictor and (known or goes_by_none):
+            d = torch.zeros_like(e_c) if goes_by_none else guess(task.skip_predictor, known, call)
+            noise_pred, rows = e_c + (task.guidance_scale - 1) * d, 1
+        else:
+            e_u = predict(unconditional, scaled)
+            d = e_c - e_u
+            if known and known[-1][0] != call - 1 and task.skip_predictor and not goes_by_none:
+                made.drifts[call] = float((d - guess(task.skip_predictor, known, call)).norm() / d.norm())
+            known.append((call, d))
+            noise_pred, rows = e_u + task.guidance_scale * d, 2
+        made.rows.append(rows)
+        latents = scheduler.step(noise_pred, timestep, latents).prev_sample
+    made.latents = latents[0]
+    return made
+
+
+def guess(predictor: str, known: Sequence[tuple[int, Tensor]], call: int) -> Tensor:
+    if predictor == "reuse" or len(known) == 1:
+        return known[-1][1]
+    (before, d0), (newest, d1) = known[-2:]
+    return d1 + float(predictor.removeprefix("extrapolate:")) * (d1 - d0) / (newest - before) * (call - newest)
+
+
+def finish(
+    side: UnetSide, specs: Sequence[TaskSpec], told: Sequence[Set[int]], joins: Sequence[int] | None = None
+) -> list[Reference]:
+    """What the denoiser makes of the same; `joins`: the round of the batch in which each task makes its first call."""
+    tasks = [prepared.task for prepared in TaskPreparer(side).prepare(specs)]
+    made = [Reference(task.sample, [], {}) for task in tasks]
+    denoiser, a_round = Denoiser(side), 0
+    while any(not task.done for task in tasks):
+        running = [k for k, task in enumerate(tasks) if not task.done and (joins is None or joins[k] <= a_round)]
+        before = [tasks[k].next_call for k in running]
+        outcome = denoiser.step([tasks[k] for k in running], [tasks[k].next_call in told[k] for k in running])
+        for place, off in outcome.drifts.items():
+            made[running[place]].drifts[before[place]] = off
+        for k, call in zip(running, before, strict=True):
+            made[k].rows.append(1 if not tasks[k].guided or call in tasks[k].guidance.skipped else 2)
+        assert outcome.rows == sum(made[k].rows[-1] for k in running)
+        a_round += 1
+    return [replace(answer, latents=task.sample.clone()) for answer, task in zip(made, tasks, strict=True)]
+
+
+def test_skips_equal_a_plain_loop_that_predicts_the_difference(side: UnetSide, model: Path) -> None:
+    specs, told = mixed_specs(), [skips for *_, skips in MIXED]
+    expected = [reference(model, task, skips) for task, skips in zip(specs, told, strict=True)]
+    full = finish(side, specs, [set()] * len(specs))
+    alone = [finish(side, [task], [skips])[0] for task, skips in zip(specs, told, strict=True)]
+    together = finish(side, specs, told, joins=[0, 2, 0, 1, 3, 1])
+    for k, wanted in enumerate(expected):
+        for answer in (alone[k], together[k]):
+            assert_close(answer.latents, wanted.latents, rtol=1e-4, atol=1e-4)
+            assert answer.rows == wanted.rows
+            assert answer.drifts == pytest.approx(wanted.drifts, rel=1e-2)
+        moved = float((wanted.latents - full[k].latents).abs().max())
+        assert (moved > 1e-2) == (1 in wanted.rows and specs[k].guidance_scale > 1), "a skip that changes nothing"
+    assert [len(answer.drifts) for answer in expected] == [2, 3, 2, 0, 0, 0]
+
+
+def test_the_same_skips_make_the_same_latents(side: UnetSide) -> None:
+    request = spec(num_inference_steps=STEPS, skip_predictor="extrapolate:0.5")
+    (first,), (again,) = (finish(side, [request], [{2, 4, 5}]) for _ in range(2))
+    assert torch.equal(first.latents, again.latents)
+
+
+def prepared(side: UnetSide, **changes: Any) -> DenoisingTask:
+    (task,) = TaskPreparer(side).prepare([spec(num_inference_steps=STEPS, **changes)])
+    return task.task
+
+
+def out_of_memory(*_: Tensor) -> Tensor:
+    raise MemoryError
+
+
+def test_a_call_that_failed_changes_nothing_of_what_is_remembered(side: UnetSide, monkeypatch: Any) -> None:
+    task = prepared(side, skip_predictor="reuse")
+    denoiser = Denoiser(side)
+    denoiser.step([task])
+    denoiser.step([task], [True])
+    (remembered,) = task.guidance.differences
+    before = remembered.clone()
+    for skipping in (True, False):
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "bmm", out_of_memory)
+            with pytest.raises(MemoryError):
+                denoiser.step([task], [skipping])
+        assert task.next_call == 2
+        assert (task.guidance.measured, task.guidance.skipped) == ((0,), (1,))
+        assert task.guidance.differences == [remembered]
+        assert torch.equal(remembered, before)
+
+
+def test_what_was_measured_is_kept_as_long_as_it_is_needed(side: UnetSide) -> None:
+    counts: dict[str, list[int]] = {}
+    for predictor in ("", "drop", "reuse", "extrapolate:0.5"):
+        task, denoiser = prepared(side, skip_predictor=predictor), Denoiser(side)
+        counts[predictor] = []
+        while not task.done:
+            denoiser.step([task])
+            counts[predictor].append(len(task.guidance.differences))
+    assert counts == {
+        "": [0] * STEPS,
+        "drop": [0] * STEPS,
+        "reuse": [1] * (STEPS - 1) + [0],
+        "extrapolate:0.5": [1] + [2] * (STEPS - 2) + [0],
+    }
+
+
+def test_differences_of_a_half_precision_model_are_kept_in_fp32(model: Path) -> None:
+    task = prepared(load_unet_side(model, torch.bfloat16), skip_predictor="reuse")
+    half = Denoiser(load_unet_side(model, torch.bfloat16))
+    half.step([task])
+    (difference,) = task.guidance.differences
+    assert difference.dtype == torch.float32
+    half.step([task], [True])
+    assert task.guidance.skipped == (1,)
+
+
+def test_skips_are_one_per_task(side: UnetSide) -> None:
+    with pytest.raises(ValueError):
+        Denoiser(side).step([prepared(side)], [False, True])
+
+
+def test_an_unreadable_predictor_is_refused(side: UnetSide) -> None:
+    with pytest.raises(InvalidRequest, match="'guess' is not"):
+        prepared(side, skip_predictor="guess")
