@@ -143,8 +143,8 @@ class _DomainControl:
     def _regulate(self, backlog_s: float, feed_forward: float, rate: float, passed_s: float, was_idle: bool) -> None:
         s = self._settings
         error = min(1.0, max(-1.0, backlog_s / s.backlog_target_s - 1))
-        # After idling it stands where it would have come to rest: output at its lowest, ready to rise at once.
-        integral = s.lowest + s.gain - feed_forward if was_idle else self.state.integral
+        # After idling it stands where it would have come to rest: at its lowest, ready to rise at once.
+        integral = s.lowest - s.gain * min(0.0, error) - feed_forward if was_idle else self.state.integral
         wanted = feed_forward + s.gain * error + integral
         allowed = min(1.0, max(s.lowest, wanted))
         integral += s.integral_per_s * error * passed_s
@@ -157,9 +157,9 @@ class _DomainControl:
         s, state = self._settings, self.state
         at_bound = allowed in (s.lowest, 1.0)
         target = allowed if at_bound else min(1.0, max(s.lowest, round(round(allowed / s.grid) * s.grid, 6)))
-        change = abs(target - state.threshold)
+        too_little = abs(allowed - state.threshold) < s.dead_band and not at_bound
         too_soon = self.asked_ms - self._switched_ms < s.dwell_ms
-        if too_soon or change == 0 or (change < s.dead_band - 1e-9 and not at_bound):
+        if too_little or too_soon or target == state.threshold:
             return state.threshold, state.switches
         self._switched_ms = self.asked_ms
         return target, state.switches + 1

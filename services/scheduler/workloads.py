@@ -3,7 +3,7 @@
 import csv
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,7 +88,7 @@ def from_file(path: Path) -> tuple[Arrival, ...]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as lines:
-            rows = map(_json_row, lines) if path.suffix == ".jsonl" else csv.DictReader(lines)
+            rows: Iterable[str | dict[str, str]] = lines if path.suffix == ".jsonl" else csv.DictReader(lines)
             arrivals = [_arrival(f"{path}:{number}", row) for number, row in enumerate(rows, start=1)]
     except OSError as error:
         raise _refused("arrivals", f"{path}: {error.strerror}") from error
@@ -107,14 +107,13 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _json_row(line: str) -> dict[str, Any]:
-    row = json.loads(line)
+def _arrival(place: str, line: str | dict[str, str]) -> Arrival:
+    try:
+        row = json.loads(line) if isinstance(line, str) else line
+    except ValueError as error:
+        raise _refused(place, f"not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError("not an object")
-    return row
-
-
-def _arrival(place: str, row: dict[str, Any]) -> Arrival:
+        raise _refused(place, "not a JSON object")
     unknown = set(row) - set(_READERS)
     if unknown or "at_ms" not in row:
         named = ", ".join(map(str, sorted(unknown, key=str))) or "at_ms is missing"
