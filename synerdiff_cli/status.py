@@ -1,5 +1,6 @@
 """`synerdiff status` and `synerdiff models`: what runs where, and what can be asked for."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import grpc
@@ -23,7 +24,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with the proto's field names.")] = False,
     address: Address = "127.0.0.1:50051",
 ) -> None:
-    """Show the workers and queues of a running system."""
+    """Show the workers and queues of a running system, and what its leader plans by."""
     with errors_as_lines():
         reply = run(_status(address))
     if as_json:
@@ -33,6 +34,8 @@ def status(
     out.print(f"{address} {role} pool {reply.pool}, policy {reply.policy}")
     out.print(_workers(reply))
     out.print(_queues(reply))
+    if reply.planning:
+        out.print(_planning(reply, datetime.now(UTC)))
 
 
 def models(address: Address = "127.0.0.1:50051") -> None:
@@ -82,6 +85,33 @@ def _queues(reply: operations_pb2.GetStatusResponse) -> Table:
         counts = (queue.waiting, queue.running, queue.decoding)
         table.add_row(queue.model, *map(str, counts), f"{queue.oldest_age_s:.1f}")
     return table
+
+
+def _planning(reply: operations_pb2.GetStatusResponse, now: datetime) -> Table:
+    table = _table("domain", "model", "size", "threshold", "knee rows", "profile", "origin", "age", "drift")
+    for planning in reply.planning:
+        threshold = f"{planning.threshold:.2f}" if planning.threshold else "none"
+        if not planning.profile_digest:
+            table.add_row(planning.domain, "", "", threshold, "", "none", "", "", "")
+            continue
+        size = f"{planning.width}x{planning.height}"
+        profile = (planning.profile_digest, planning.profile_origin, _age(planning.profile_made_at, now))
+        drift = f"{planning.profile_drift:.0%}"
+        table.add_row(planning.domain, planning.model, size, threshold, str(planning.knee_rows), *profile, drift)
+    return table
+
+
+def _age(made_at: str, now: datetime) -> str:
+    """How long ago in the largest fitting unit; as it is written where it is no time."""
+    try:
+        made = datetime.fromisoformat(made_at)
+    except ValueError:
+        return made_at
+    seconds = max(0.0, (now - (made if made.tzinfo else made.replace(tzinfo=UTC))).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _models_table(found: tuple[Model, ...]) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from services.scheduler.holdings import Holdings
 from services.scheduler.metrics import PoolMetrics
+from services.scheduler.planning_status import planning_statuses, set_planning_gauges
 from services.scheduler.pool import Pool
 from services.scheduler.queue import QueueDepth
 from services.scheduler.tasks import Phase
@@ -36,6 +37,7 @@ class PoolStatus:
             policy=self._pool.policy.name,
             workers=[_worker_status(record, holdings) for record in workers],
             queues=_queue_statuses(depths, holdings),
+            planning=planning_statuses(leader.engine.holdings, leader.observer) if leader else (),
         )
 
     async def trace(self, domain: str) -> bytes:
@@ -67,6 +69,7 @@ class PoolStatus:
         metrics.write_backlog.set(leader.writer.backlog if leader else 0)
         if leader:
             _set_gauges(metrics, leader.engine.holdings)
+            set_planning_gauges(metrics, leader.engine.holdings, leader.observer)
 
 
 def _set_gauges(metrics: PoolMetrics, holdings: Holdings) -> None:

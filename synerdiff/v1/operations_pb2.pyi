@@ -42,6 +42,7 @@ class GetStatusResponse(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     QUEUES_FIELD_NUMBER: _builtins.int
+    PLANNING_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     leader: _builtins.bool
     """whether this scheduler plans the pool"""
@@ -50,6 +51,10 @@ class GetStatusResponse(_message.Message):
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]: ...
     @_builtins.property
     def queues(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueueStatus]: ...
+    @_builtins.property
+    def planning(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanningStatus]:
+        """the leader only"""
+
     def __init__(
         self,
         *,
@@ -58,14 +63,73 @@ class GetStatusResponse(_message.Message):
         policy: _builtins.str = ...,
         workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
         queues: _abc.Iterable[Global___QueueStatus] | None = ...,
+        planning: _abc.Iterable[Global___PlanningStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "policy", b"policy", "pool", b"pool", "queues", b"queues", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader", "planning", b"planning", "policy", b"policy", "pool", b"pool", "queues", b"queues", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class PlanningStatus(_message.Message):
+    """What the ticks of a domain are planned by, for each kind of item that a profile is known for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    KNEE_ROWS_FIELD_NUMBER: _builtins.int
+    PROFILE_DIGEST_FIELD_NUMBER: _builtins.int
+    PROFILE_MADE_AT_FIELD_NUMBER: _builtins.int
+    PROFILE_ORIGIN_FIELD_NUMBER: _builtins.int
+    PROFILE_DRIFT_FIELD_NUMBER: _builtins.int
+    PROFILE_CORRECTED_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    model: _builtins.str
+    width: _builtins.int
+    height: _builtins.int
+    threshold: _builtins.float
+    """least share of the fastest round's UNet throughput that the last tick kept; 0: none asked"""
+    knee_rows: _builtins.int
+    """UNet rows past which throughput hardly grows"""
+    profile_digest: _builtins.str
+    """of the profile as it was measured"""
+    profile_made_at: _builtins.str
+    """RFC 3339"""
+    profile_origin: _builtins.str
+    """how its cells came about: "measured", "given", "fitted", "interpolated", "assumed" """
+    profile_drift: _builtins.float
+    """largest relative distance of a measured item time from the profile"""
+    profile_corrected: _builtins.bool
+    """plans go by times that were corrected since"""
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        model: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        threshold: _builtins.float = ...,
+        knee_rows: _builtins.int = ...,
+        profile_digest: _builtins.str = ...,
+        profile_made_at: _builtins.str = ...,
+        profile_origin: _builtins.str = ...,
+        profile_drift: _builtins.float = ...,
+        profile_corrected: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "height", b"height", "knee_rows", b"knee_rows", "model", b"model", "profile_corrected", b"profile_corrected", "profile_digest", b"profile_digest", "profile_drift", b"profile_drift", "profile_made_at", b"profile_made_at", "profile_origin", b"profile_origin", "threshold", b"threshold", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanningStatus: _TypeAlias = PlanningStatus  # noqa: Y015
 
 @_typing.final
 class WorkerStatus(_message.Message):

@@ -26,6 +26,9 @@ class Script:
 
     events: list[images_pb2.GenerateEvent] = field(default_factory=list)
     error: SynerDiffError | None = None
+    trace_json: bytes = b""
+    trace_domains: list[str] = field(default_factory=list)
+    planning: list[operations_pb2.PlanningStatus] = field(default_factory=list)
     hangs: bool = False
     requests: list[images_pb2.GenerateRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -96,14 +99,22 @@ class _Images(images_pb2_grpc.ImageGenerationServicer):
 
 
 class _Operations(operations_pb2_grpc.OperationsServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
     async def GetStatus(
         self, request: operations_pb2.GetStatusRequest, context: Any
     ) -> operations_pb2.GetStatusResponse:
         worker = operations_pb2.WorkerStatus(worker_id="unet-emoji-0", kind="unet", slots=32, slots_used=3)
-        return operations_pb2.GetStatusResponse(pool="default", leader=True, policy="continuous", workers=[worker])
+        return operations_pb2.GetStatusResponse(
+            pool="default", leader=True, policy="continuous", workers=[worker], planning=self._script.planning
+        )
 
     async def GetTrace(self, request: operations_pb2.GetTraceRequest, context: Any) -> operations_pb2.GetTraceResponse:
-        return operations_pb2.GetTraceResponse()
+        self._script.trace_domains.append(request.domain)
+        if self._script.error is not None:
+            raise self._script.error
+        return operations_pb2.GetTraceResponse(trace_json=self._script.trace_json)
 
 
 def _job(state: "images_pb2.JobState.ValueType") -> images_pb2.Job:
@@ -131,7 +142,7 @@ class FakeScheduler:
 
     async def _serve(self) -> tuple[ServiceHost, str]:
         host = ServiceHost()
-        images, operations = _Images(self.script), _Operations()
+        images, operations = _Images(self.script), _Operations(self.script)
         host.add("synerdiff.v1.ImageGeneration", images_pb2_grpc.add_ImageGenerationServicer_to_server, images)
         host.add("synerdiff.v1.Operations", operations_pb2_grpc.add_OperationsServicer_to_server, operations)
         return host, await host.start("127.0.0.1:0")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from synerdiff.errors import (
     SynerDiffError,
 )
 from synerdiff.redis_process import free_port
-from synerdiff.v1 import images_pb2
+from synerdiff.v1 import images_pb2, operations_pb2
 from synerdiff_cli.main import app
 from tests.synerdiff_cli.fake_scheduler import FakeScheduler, Script
 
@@ -212,6 +213,28 @@ def test_status_as_a_table_and_as_json(script: Script) -> None:
     reply = json.loads(synerdiff("status", "--json").stdout)
     assert reply["workers"][0]["worker_id"] == "unet-emoji-0"
     assert reply["workers"][0]["running"] == 0
+    assert "threshold" not in table.stdout
+
+
+def test_status_shows_what_is_planned_by(script: Script) -> None:
+    made_at = (datetime.now(UTC) - timedelta(hours=3)).isoformat()
+    profiled = operations_pb2.PlanningStatus(
+        domain="gpu-0",
+        model="emoji",
+        width=128,
+        height=128,
+        threshold=0.84,
+        knee_rows=12,
+        profile_digest="abc123",
+        profile_made_at=made_at,
+        profile_origin="measured",
+        profile_drift=0.07,
+        profile_corrected=True,
+    )
+    script.planning = [profiled, operations_pb2.PlanningStatus(domain="gpu-1")]
+    lines = [line.split() for line in synerdiff("status").stdout.splitlines()]
+    assert lines[-2] == ["gpu-0", "emoji", "128x128", "0.84", "12", "abc123", "measured", "3", "h", "7%"]
+    assert lines[-1] == ["gpu-1", "none", "none"]
 
 
 @pytest.mark.parametrize(
