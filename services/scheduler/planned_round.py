@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from synerdiff.profiles import Setting
 
+MOST_COUNT = 128  # tasks, and decodes, of one round; what is beyond waits for the next
+
 
 class PlanQuery(NamedTuple):
     """One round: each of `unet` tasks advances by one step, `vae` decodes are served.
@@ -72,6 +74,9 @@ def check(query: PlanQuery) -> None:
     for name in ("unet", "vae", "skips", "one_row", "skip_price_ms", "round_weight"):
         if not 0 <= getattr(query, name) < float("inf"):
             raise ValueError(f"{name}: {getattr(query, name)}; must be at least 0 and finite")
+    for name in ("unet", "vae"):
+        if getattr(query, name) > MOST_COUNT:
+            raise ValueError(f"{name}: {getattr(query, name)}; at most {MOST_COUNT} in one round")
     if query.one_row > query.unet:
         raise ValueError(f"one_row: {query.one_row}; at most the {query.unet} tasks there are")
     if not 0 < query.threshold < float("inf"):
