@@ -1,13 +1,14 @@
-"""The layers of a VAE decoder, each run in row bands with its own module's weights.
+"""The layers of a VAE decoder, each whole by its own module or in row bands with that module's weights.
 
-Exact: each band gets one more row of its input above and below per 3x3 convolution, and GroupNorm takes its statistics
-from the whole activation before it is applied to any band. A layer frees its input's bands as it goes, so that input
-and output together take little more memory than the larger of them.
+Exact in bands: a band gets one more row of its input above and below per 3x3 convolution, and a GroupNorm takes its
+statistics from the whole activation before it is applied to any band. A layer frees its input's bands as it goes, so
+that input and output together take little more memory than the larger of them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from services.vae_worker.bands import BandedActivation, Shape, split_rows, windo
 from services.vae_worker.group_moments import affine
 
 Run = Generator[float, None, BandedActivation]
-"""Yields after each band the work it took, in the unit of `BandLayer.work`; returns the layer's output."""
+"""Yields after each band the work it took, in the unit of `Layer.work`; returns the layer's output."""
 
 # A convolution's FLOPs in the time of one byte of what moves past it; fitted to a 2-core EPYC in float32.
 _FLOPS_PER_BYTE = 16.0
@@ -24,34 +25,64 @@ _FLOPS_PER_BYTE = 16.0
 _NORM_PASSES = 7
 
 
-class BandLayer(Protocol):
-    """One layer. `groups` are those of the GroupNorm that it starts with, None where it starts with none."""
+class Layer(ABC):
+    """One layer of a decoder."""
+
+    @abstractmethod
+    def output(self, shape: Shape) -> Shape:
+        """The shape of its output, from that of its input."""
+
+    @abstractmethod
+    def work(self, shape: Shape) -> float:
+        """An estimate of its time, in FLOPs, from its input's shape."""
+
+    @abstractmethod
+    def whole(self, activation: Tensor) -> Tensor:
+        """The output in one piece, to the last bit what diffusers makes of it."""
+
+
+class BandLayer(Layer):
+    """One that can run in bands."""
 
     @property
     def groups(self) -> int | None:
-        """Groups of the statistics that its input must come with."""
-        ...
+        """Those of the GroupNorm that it starts with; None where it starts with none."""
+        return None
 
-    def output(self, shape: Shape) -> Shape:
-        """The shape of its output, from that of its input."""
-        ...
+    @abstractmethod
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+        """Run it in `bands` bands. `source` comes with the moments of `groups`, the output with those of `next_groups`.
 
-    def work(self, shape: Shape) -> float:
-        """An estimate of its time, in FLOPs, from its input's shape."""
-        ...
-
-    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
-        """Run it in `bands` bands; `next_groups`: those of the layer that follows."""
-        ...
+        The bands of `source` are dropped as they are consumed.
+        """
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Attention(Layer):
+    """Self-attention over all positions, by diffusers' own module: every position needs all others."""
+
+    attention: Any
+
+    def output(self, shape: Shape) -> Shape:
+        """The same."""
+        return shape
+
+    def work(self, shape: Shape) -> float:
+        """FLOPs of its projections and of the attention."""
+        positions = shape.height * shape.width
+        return 4.0 * shape.values * (2 * shape.channels + positions)
+
+    def whole(self, activation: Tensor) -> Tensor:
+        """The module's own answer."""
+        output: Tensor = self.attention(activation, temb=None)
+        return output
+
+
+@dataclass(frozen=True)
+class Convolution(BandLayer):
     """A convolution of 1x1 or 3x3 by itself."""
 
     conv: nn.Conv2d
-
-    groups = None
 
     def output(self, shape: Shape) -> Shape:
         """Other channels."""
@@ -61,19 +92,24 @@ class Convolution:
         """FLOPs, and bytes in and out."""
         return _conv_work(self.conv, shape)
 
-    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+    def whole(self, activation: Tensor) -> Tensor:
+        """The module's own answer."""
+        output: Tensor = self.conv(activation)
+        return output
+
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
         """One pass."""
         sink = BandedActivation(shape.height, next_groups)
-        halo = self.conv.padding[0]
+        halo = int(self.conv.padding[0])
         for start, stop in split_rows(shape.height, bands):
-            sink.append(_convolve(self.conv, window(source, start, stop, int(halo))))
-            source.drop_above(stop - int(halo))
+            sink.append(_convolve(self.conv, window(source, start, stop, halo)))
+            source.drop_above(stop - halo)
             yield self.work(shape) * (stop - start) / shape.height
         return sink
 
 
 @dataclass(frozen=True)
-class NormConvolution:
+class NormConvolution(BandLayer):
     """GroupNorm, SiLU and a 3x3 convolution."""
 
     norm: nn.GroupNorm
@@ -90,7 +126,12 @@ class NormConvolution:
 
     def work(self, shape: Shape) -> float:
         """FLOPs, and bytes in and out."""
-        return _conv_work(self.conv, shape) + _norm_work(shape)
+        return _conv_work(self.conv, shape) + _FLOPS_PER_BYTE * shape.itemsize * _NORM_PASSES * shape.values
+
+    def whole(self, activation: Tensor) -> Tensor:
+        """One module after the other."""
+        output: Tensor = self.conv(F.silu(self.norm(activation), inplace=True))
+        return output
 
     def bands(self, source: BandedActivation, shape: Shape, bands: int) -> Generator[tuple[int, int, Tensor]]:
         """The output band by band: its rows [start, stop) and the band. Drops nothing of `source`."""
@@ -99,7 +140,7 @@ class NormConvolution:
             # In place: the window is a copy. SiLU keeps the zeros that the window has outside the picture.
             yield start, stop, _convolve(self.conv, F.silu(window(source, start, stop, 1, norm), inplace=True))
 
-    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
         """One pass."""
         sink = BandedActivation(shape.height, next_groups)
         for start, stop, band in self.bands(source, shape, bands):
@@ -110,9 +151,10 @@ class NormConvolution:
 
 
 @dataclass(frozen=True)
-class Resnet:
+class Resnet(BandLayer):
     """A ResnetBlock2D: two normalised convolutions beside a shortcut; `shortcut` is None where that is the input."""
 
+    block: Any
     first: NormConvolution
     second: NormConvolution
     shortcut: nn.Conv2d | None
@@ -131,7 +173,12 @@ class Resnet:
         """That of both passes."""
         return self._first_work(shape) + self.second.work(self.first.output(shape))
 
-    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+    def whole(self, activation: Tensor) -> Tensor:
+        """The module's own answer."""
+        output: Tensor = self.block(activation, None)
+        return output
+
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
         """Two passes: the first up to the second norm's input, the second to the output."""
         hidden = BandedActivation(shape.height, self.second.groups)
         residual = source if self.shortcut is None else BandedActivation(shape.height)
@@ -162,12 +209,11 @@ class Resnet:
 
 
 @dataclass(frozen=True)
-class Upsample:
-    """Rows and columns doubled by repetition, then a 3x3 convolution."""
+class Upsample(BandLayer):
+    """An Upsample2D: rows and columns doubled by repetition, then a 3x3 convolution."""
 
+    upsampler: Any
     conv: nn.Conv2d
-
-    groups = None
 
     def output(self, shape: Shape) -> Shape:
         """Twice the rows and columns, other channels."""
@@ -177,7 +223,12 @@ class Upsample:
         """FLOPs, and bytes in and out."""
         return _conv_work(self.conv, self._upsampled(shape))
 
-    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+    def whole(self, activation: Tensor) -> Tensor:
+        """The module's own answer."""
+        output: Tensor = self.upsampler(activation)
+        return output
+
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
         """One pass, in bands of the input's rows."""
         sink = BandedActivation(2 * shape.height, next_groups)
         for start, stop in split_rows(shape.height, bands):
@@ -193,34 +244,6 @@ class Upsample:
         return replace(shape, height=2 * shape.height, width=2 * shape.width)
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Self-attention over all positions, by diffusers' own module and in one piece."""
-
-    attention: Any
-
-    groups = None
-
-    def output(self, shape: Shape) -> Shape:
-        """The same."""
-        return shape
-
-    def work(self, shape: Shape) -> float:
-        """FLOPs of its projections and of the attention."""
-        positions = shape.height * shape.width
-        return 4.0 * shape.values * (2 * shape.channels + positions)
-
-    def run(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
-        """One pass, unsplit."""
-        sink = BandedActivation(shape.height, next_groups)
-        hidden = source.whole()
-        source.drop_above(shape.height)
-        sink.append(self.attention(hidden, temb=None))
-        del hidden
-        yield self.work(shape)
-        return sink
-
-
 def _convolve(conv: nn.Conv2d, rows: Tensor) -> Tensor:
     """The rows of `conv` on a window that brings its own halo: nothing is padded above and below."""
     return F.conv2d(rows, conv.weight, conv.bias, padding=(0, int(conv.padding[1])), groups=conv.groups)
@@ -230,7 +253,3 @@ def _conv_work(conv: nn.Conv2d, shape: Shape) -> float:
     positions = shape.images * shape.height * shape.width
     flops = 2.0 * positions * conv.weight.numel()
     return flops + _FLOPS_PER_BYTE * shape.itemsize * positions * (shape.channels + conv.out_channels)
-
-
-def _norm_work(shape: Shape) -> float:
-    return _FLOPS_PER_BYTE * shape.itemsize * _NORM_PASSES * shape.values

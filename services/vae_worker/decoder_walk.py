@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, UpDecoderBlock
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from services.vae_worker.band_layers import Attention, BandLayer, Convolution, NormConvolution, Resnet, Upsample
+from services.vae_worker.band_layers import Attention, Convolution, Layer, NormConvolution, Resnet, Upsample
 
 
 class NotChunkable(Exception):
@@ -22,7 +22,7 @@ class NotChunkable(Exception):
         self.module = module
 
 
-def walk(vae: AutoencoderKL) -> list[BandLayer]:
+def walk(vae: AutoencoderKL) -> list[Layer]:
     """The layers of `vae.decode`, in order.
 
     Raises:
@@ -32,14 +32,14 @@ def walk(vae: AutoencoderKL) -> list[BandLayer]:
     for option in ("use_tiling", "use_slicing"):
         if getattr(vae, option):
             raise NotChunkable("vae", f"{option} is set")
-    layers: list[BandLayer] = []
+    layers: list[Layer] = []
     if vae.post_quant_conv is not None:
         layers.append(Convolution(_conv("post_quant_conv", vae.post_quant_conv)))
     layers.extend(_decoder("decoder", vae.decoder))
     return layers
 
 
-def _decoder(name: str, decoder: Any) -> Iterator[BandLayer]:
+def _decoder(name: str, decoder: Any) -> Iterator[Layer]:
     _expect(name, decoder, Decoder)
     yield Convolution(_conv(f"{name}.conv_in", decoder.conv_in))
     yield from _mid_block(f"{name}.mid_block", decoder.mid_block)
@@ -50,7 +50,7 @@ def _decoder(name: str, decoder: Any) -> Iterator[BandLayer]:
     yield NormConvolution(norm, _conv(f"{name}.conv_out", decoder.conv_out))
 
 
-def _mid_block(name: str, block: Any) -> Iterator[BandLayer]:
+def _mid_block(name: str, block: Any) -> Iterator[Layer]:
     _expect(name, block, UNetMidBlock2D)
     yield _resnet(f"{name}.resnets.0", block.resnets[0])
     for i, (attention, resnet) in enumerate(zip(block.attentions, block.resnets[1:], strict=True)):
@@ -59,7 +59,7 @@ def _mid_block(name: str, block: Any) -> Iterator[BandLayer]:
         yield _resnet(f"{name}.resnets.{i + 1}", resnet)
 
 
-def _up_block(name: str, block: Any) -> Iterator[BandLayer]:
+def _up_block(name: str, block: Any) -> Iterator[Layer]:
     _expect(name, block, UpDecoderBlock2D)
     for i, resnet in enumerate(block.resnets):
         yield _resnet(f"{name}.resnets.{i}", resnet)
@@ -77,6 +77,7 @@ def _resnet(name: str, block: Any) -> Resnet:
         raise NotChunkable(f"{name}.dropout", "it is in training mode")
     shortcut = block.conv_shortcut
     return Resnet(
+        block,
         NormConvolution(_norm(f"{name}.norm1", block.norm1), _conv(f"{name}.conv1", block.conv1)),
         NormConvolution(_norm(f"{name}.norm2", block.norm2), _conv(f"{name}.conv2", block.conv2)),
         None if shortcut is None else _conv(f"{name}.conv_shortcut", shortcut, size=1),
@@ -88,7 +89,7 @@ def _upsample(name: str, upsampler: Any) -> Upsample:
     _expect(name, upsampler, Upsample2D)
     known = {"norm": None, "use_conv": True, "use_conv_transpose": False, "interpolate": True, "name": "conv"}
     _expect_options(name, upsampler, known)
-    return Upsample(_conv(f"{name}.conv", upsampler.conv))
+    return Upsample(upsampler, _conv(f"{name}.conv", upsampler.conv))
 
 
 def _attention(name: str, attention: Any) -> Attention:
