@@ -18,7 +18,10 @@ NS_PER_MS = 1_000_000
 
 @lru_cache(maxsize=64)
 def item_times(profile: Profile, chunks: int) -> IntArray:
-    """Nanoseconds by UNet rows and chunk units, int64 [2 * caps.unet + 1, caps.vae * chunks + 1]; NEVER: unmeasured."""
+    """Nanoseconds by UNet rows and chunk units, int64 [2 * caps.unet + 1, caps.vae * chunks + 1].
+
+    NEVER for what was not measured, and for what no plan needs: items that take longer than themselves in two.
+    """
     rows, units = 2 * profile.caps.unet + 1, profile.caps.vae * chunks + 1
     times = np.full((rows, units), NEVER, dtype=np.int64)
     for r in range(rows):
@@ -26,5 +29,19 @@ def item_times(profile: Profile, chunks: int) -> IntArray:
             choice = profile.choice(r, v / chunks, chunks)
             if choice is not None:
                 times[r, v] = max(1, round(choice.ms * NS_PER_MS))
+    times[0, 0] = 0
+    times[_longer_than_in_two(times)] = NEVER
     times.flags.writeable = False
     return times
+
+
+def _longer_than_in_two(times: IntArray) -> NDArray[np.bool_]:
+    """Where some of the decoding, done in an item of its own right after, saves time: nobody waits longer then.
+
+    Where decodes gain little from batches, as they do, this leaves few items to plan with.
+    """
+    longer = np.zeros(times.shape, dtype=np.bool_)
+    units = times.shape[1]
+    for later in range(1, units):
+        longer[:, later:] |= times[:, later:] > times[:, : units - later] + times[0, later]
+    return longer
