@@ -7,8 +7,6 @@ import time
 import uuid
 from collections.abc import Sequence
 
-import torch
-
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.samplers import default_sampler, sampler_limits
@@ -21,11 +19,14 @@ from synerdiff.errors import SynerDiffError
 from synerdiff.host import boot_id
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.service import LatentsArenaServicer
-from synerdiff.models.devices import device_domain
+from synerdiff.models.devices import device_domain, device_name
+from synerdiff.models.digest import model_digest
+from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
-from synerdiff.models.loading import dtype_from_name, load_unet_side
-from synerdiff.models.threads import limit_torch_threads
+from synerdiff.models.layout import read_layout
+from synerdiff.models.loading import load_unet_side
+from synerdiff.models.threads import cpu_threads, limit_torch_threads
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.requests import TaskSpec
@@ -65,7 +66,7 @@ async def serve(settings: UnetWorkerSettings) -> int:
     if settings.threads:
         limit_torch_threads(settings.threads)
     unet_side, card = _load(settings)
-    arena = create_arena(settings.slots, slot_bytes(unet_side, card.max_side), _dtype_name(unet_side.dtype))
+    arena = create_arena(settings.slots, slot_bytes(unet_side, card.max_side), dtype_name(unet_side.dtype))
     worker = UnetWorker(
         unet_side, arena, threads=settings.threads, embedding_cache_bytes=settings.embedding_cache_bytes
     )
@@ -83,6 +84,10 @@ async def serve(settings: UnetWorkerSettings) -> int:
             domain=settings.domain or device_domain(unet_side.device),
             boot_id=boot_id(),
             pid=os.getpid(),
+            device=device_name(unet_side.device),
+            dtype=dtype_name(unet_side.dtype),
+            model_digest=model_digest(read_layout(settings.model)),
+            threads=cpu_threads(unet_side.device, settings.threads),
         )
         await _serve_announced(host, worker, record, settings)
         return 1 if worker.crashed.is_set() else 0
@@ -141,7 +146,7 @@ def _load(settings: UnetWorkerSettings) -> tuple[UnetSide, ModelCard]:
     )
     warm_up(unet_side, card)
     seconds = round(time.perf_counter() - started, 2)
-    log.info("model loaded", model=card.name, family=card.family, dtype=_dtype_name(dtype), seconds=seconds)
+    log.info("model loaded", model=card.name, family=card.family, dtype=dtype_name(dtype), seconds=seconds)
     return unet_side, card
 
 
@@ -176,7 +181,3 @@ async def _first_of(*events: asyncio.Event) -> None:
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
         wait.cancel()
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -20,11 +20,14 @@ from synerdiff.cards import ModelCard, Sampler
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.host import boot_id
 from synerdiff.latents.client import ArenaClient
-from synerdiff.models.devices import device_domain
+from synerdiff.models.devices import device_domain, device_name
+from synerdiff.models.digest import model_digest
+from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
-from synerdiff.models.loading import dtype_from_name, load_vae_side
-from synerdiff.models.threads import ThreadShare
+from synerdiff.models.layout import read_layout
+from synerdiff.models.loading import load_vae_side
+from synerdiff.models.threads import ThreadShare, cpu_threads
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
@@ -177,6 +180,10 @@ def _record(settings: VaeWorkerSettings, side: VaeSide, worker_id: str, address:
         domain=settings.domain or device_domain(side.device),
         boot_id=boot_id(),
         pid=os.getpid(),
+        device=device_name(side.device),
+        dtype=dtype_name(side.dtype),
+        model_digest=model_digest(read_layout(settings.model)),
+        threads=cpu_threads(side.device, settings.threads),
     )
 
 

@@ -17,6 +17,11 @@ def dtype_from_name(name: str, device: torch.device | str = "cpu") -> torch.dtyp
     return _DTYPES[name]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that `dtype_from_name` takes: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _fastest(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.float16

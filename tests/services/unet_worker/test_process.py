@@ -5,8 +5,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import torch
 from redis.asyncio import Redis
 
+from synerdiff.models.devices import device_name
+from synerdiff.models.digest import model_digest
+from synerdiff.models.dtypes import dtype_from_name, dtype_name
+from synerdiff.models.layout import read_layout
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import open_channel, serving
@@ -46,6 +51,9 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
     async with worker_process("--model", str(model), "--redis-url", redis_server.url, "--pool", "test") as process:
         record = await announced(registry)
         assert (record.kind, record.model_card.name, record.pid) == ("unet", "tiny", process.pid)
+        assert record.device == device_name(torch.device("cpu"))
+        assert (record.dtype, record.threads) == (dtype_name(dtype_from_name("auto")), 1)
+        assert record.model_digest == model_digest(read_layout(model))
         async with open_channel(record.address) as channel, leading(channel) as leader:
             assert await serving(channel, "synerdiff.v1.UnetStage")
             assert leader.attached.arena_address == record.address
