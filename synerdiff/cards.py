@@ -46,7 +46,8 @@ class SamplerLimits:
 class ModelCard:
     """What requests for a model may ask for, and what they get when they do not say. Sizes in pixels.
 
-    `skip_cfg`: how much guidance its pictures can do without, where that was measured.
+    `latent_channels`: of its latents, 0 where that is not known. `skip_cfg`: how much guidance its pictures can do
+    without, where that was measured.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ModelCard:
     max_prompt_tokens: int
     prediction_type: str
     skip_cfg: SkipCfgBudget | None = None
+    latent_channels: int = 0
 
     def limits(self, sampler: Sampler) -> SamplerLimits | None:
         """The limits of `sampler`, or None when this model does not have it."""

@@ -62,7 +62,7 @@ def up(
 
     Jobs that were accepted and not finished are taken up again by the next `up` with the same data folder.
     """
-    with _errors_as_lines(), owned(data_dir or default_data_dir()) as folder:
+    with local_errors_as_lines(), owned(data_dir or default_data_dir()) as folder:
         options = LocalOptions(
             data_dir=folder.resolve(),
             models=model_sources(model or []),
@@ -89,7 +89,7 @@ def demo(
     threads: Threads = 0,
 ) -> None:
     """Start everything on this machine, make one picture, stop everything. The file's name goes to stdout."""
-    with _errors_as_lines():
+    with local_errors_as_lines():
         try:
             where = destination(prompt, output)
         except ValueError as error:
@@ -151,7 +151,7 @@ def _scratch_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _errors_as_lines() -> Iterator[None]:
+def local_errors_as_lines() -> Iterator[None]:
     """What can go wrong on this machine, as one line each."""
     try:
         with errors_as_lines():

@@ -37,7 +37,7 @@ async def running(options: LocalOptions) -> AsyncIterator[Running]:
     """
     _check_port_is_free(options.listen)
     if options.redis_url:
-        await _check_redis(options.redis_url)
+        await check_redis(options.redis_url)
     deployment = plan_deployment(options)
     with StartupDisplay(deployment.children) as display:
         async with Supervisor(deployment.children, on_change=display.change) as supervisor:
@@ -62,7 +62,8 @@ def _check_port_is_free(listen: str) -> None:
             ) from error
 
 
-async def _check_redis(url: str) -> None:
+async def check_redis(url: str) -> None:
+    """Raise OptionError for what is no URL of a Redis, RedisUnreachable where none answers."""
     try:
         async with connect(url) as client:
             await client.ping()

@@ -172,6 +172,7 @@ class UnetSide:
             samplers=tuple(samplers),
             max_prompt_tokens=self.encoder.max_tokens,
             prediction_type=self.prediction_type,
+            latent_channels=self.unet.config.in_channels,
         )
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:

@@ -1,0 +1,58 @@
+"""How much guidance a model's pictures can do without: measured by a process of its own, which loads the model."""
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from synerdiff.skip_cfg import SkipCfgBudget
+
+FLOOR_DB = 40
+_TAIL_LINES = 5
+
+Told = Callable[[int, int, float], None]
+
+
+class FidelityFailed(RuntimeError):
+    """The measuring process failed; the message ends with what it last said."""
+
+
+async def measured_budget(model: Path, told: Told) -> SkipCfgBudget:
+    """The budget that keeps pictures at FLOOR_DB of PSNR against full guidance.
+
+    `told` hears how many of how many pictures are compared, and the seconds left. Raises FidelityFailed.
+    """
+    with tempfile.TemporaryDirectory(prefix="synerdiff-fidelity-") as folder:
+        result, errors = Path(folder) / "fidelity.json", Path(folder) / "errors.log"
+        with errors.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "services.unet_worker.fidelity"),
+                *("--model", str(model), "--out", str(result), "--floor-db", str(FLOOR_DB)),
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+            )
+        try:
+            assert process.stdout is not None
+            async for line in process.stdout:
+                _tell(line, told)
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if status:
+            said = errors.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            raise FidelityFailed("\n".join([f"measuring fidelity failed with exit status {status}", *said]))
+        return SkipCfgBudget(**json.loads(result.read_text(encoding="utf-8"))["budget"])
+
+
+def _tell(line: bytes, told: Told) -> None:
+    try:
+        progress = json.loads(line)
+        told(progress["done"], progress["total"], progress["eta_s"])
+    except (ValueError, KeyError, TypeError):
+        return

@@ -1,0 +1,84 @@
+"""What a person sees while a profile is measured, and of it afterwards."""
+
+import math
+import time
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from services.scheduler.profiling import ProfileCourse
+from synerdiff.profiles import Profile
+from synerdiff_cli.console import err
+
+_TELL_EVERY_S = 10.0
+
+
+class ProfileDisplay(Progress):
+    """`with ProfileDisplay() as display`, and `display.show(course)` after every measurement.
+
+    Where stderr is no terminal, a line every few seconds.
+    """
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        super().__init__(*columns, TextColumn("{task.fields[left]}"), console=err, disable=not err.is_terminal)
+        self._task: TaskID | None = None
+        self._told_at = time.monotonic()
+
+    def show(self, course: ProfileCourse) -> None:
+        """How far the measurements are, and how far off interpolation was where it was checked."""
+        done = course.measurements
+        error = f", error so far {course.error:.0%}" if math.isfinite(course.error) else ""
+        self._show(f"measuring{error}", done, done + course.measurements_left, course.seconds_left)
+
+    def show_fidelity(self, done: int, total: int, seconds_left: float) -> None:
+        """How far the comparison of pictures is."""
+        self._show("comparing pictures", done, total, seconds_left)
+
+    def _show(self, what: str, done: int, total: int, seconds_left: float) -> None:
+        left = f"about {_duration(seconds_left)} left" if math.isfinite(seconds_left) else ""
+        if self._task is None:
+            self._task = self.add_task(what, total=total, left=left)
+        self.update(self._task, description=what, completed=done, total=total, left=left)
+        if not err.is_terminal and (time.monotonic() - self._told_at >= _TELL_EVERY_S or done == total):
+            self._told_at = time.monotonic()
+            err.print(f"{what}: {done} of {total}, {left}")
+
+
+def summary(profile: Profile) -> Table:
+    """What a profile says, in a few lines."""
+    caps, mechanisms = profile.caps, profile.mechanisms
+    rows = 2 * caps.unet
+    together = profile.choice(rows, caps.vae)
+    lines = [
+        ("device", profile.subject.device or "unknown"),
+        ("cells", f"{len(profile.cells)}, interpolated to {profile.interpolation_error:.1%}"),
+        ("most tasks of an item", f"{caps.unet} ({rows} rows in {profile.latency_ms(rows, 0):.1f} ms)"),
+        ("most decodes of an item", f"{caps.vae} ({profile.latency_ms(0, caps.vae):.1f} ms alone)"),
+        (
+            "side by side",
+            f"{together.ms:.1f} ms, {profile.overlap_gain(rows, caps.vae):+.0%} of the time of one after the other"
+            if together
+            else "not measured",
+        ),
+        (
+            "pays here",
+            ", ".join(name.replace("_", " ") for name in ("in_step", "beside", "chunking") if getattr(mechanisms, name))
+            or "nothing",
+        ),
+        ("plans ahead", str(mechanisms.plan_ahead)),
+        ("skips of guidance", _budget(profile)),
+    ]
+    table = Table.grid(padding=(0, 2))
+    for name, value in lines:
+        table.add_row(f"[bold]{name}[/]", value)
+    return table
+
+
+def _budget(profile: Profile) -> str:
+    budget = profile.skip_cfg
+    return f"up to {budget.share:.0%}, {budget.predictor}" if budget else "not measured"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,71 @@
+"""A profile as a picture: throughput against batch size, and what is gained by running side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synerdiff.profiles import Profile
+from synerdiff_cli.deployment import OptionError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def check_can_plot() -> None:
+    """Raise OptionError where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise OptionError("--plot: matplotlib is not installed; install synerdiff[local]") from None
+
+
+def plot_profile(profile: Profile, path: Path) -> None:
+    """Draw a profile into a PNG file: UNet rows/s over rows, decodes/s over decodes, and the map of overlap gains."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    unet, vae, gain = figure.subplots(1, 3)
+    _draw_throughput(unet, profile, of_unet=True)
+    _draw_throughput(vae, profile, of_unet=False)
+    _draw_gains(gain, profile)
+    subject = profile.subject
+    shape = "x".join(map(str, subject.latent_shape))
+    figure.suptitle(f"{subject.model}, latents {shape}, {subject.dtype}, {subject.device}, {subject.shares}", size=10)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_throughput(axes: "Axes", profile: Profile, *, of_unet: bool) -> None:
+    alone = [cell for cell in profile.cells if not (cell.decodes if of_unet else cell.rows)]
+    for setting in sorted({cell.setting for cell in alone}):
+        cells = sorted((c for c in alone if c.setting == setting), key=lambda c: c.rows + c.decodes)
+        sizes = [cell.rows + cell.decodes for cell in cells]
+        threads = setting.unet_threads if of_unet else setting.vae_threads
+        names = [f"{threads} thread{'s' * (threads > 1)}"] if threads else ["alone"]
+        names += [f"{setting.chunks} bands"] if setting.chunks > 1 else []
+        axes.plot(
+            sizes, [1000 * n / c.median_ms for n, c in zip(sizes, cells, strict=True)], "o-", label=", ".join(names)
+        )
+    cap = 2 * profile.caps.unet if of_unet else profile.caps.vae
+    axes.axvline(cap, color="grey", linestyle=":", label=f"most of an item: {cap}")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("UNet rows" if of_unet else "decodes")
+    axes.set_ylabel("rows per second" if of_unet else "decodes per second")
+    axes.legend(fontsize=8)
+
+
+def _draw_gains(axes: "Axes", profile: Profile) -> None:
+    cells = [cell for cell in profile.cells if cell.rows and cell.decodes]
+    axes.set_title("time saved side by side", size=10)
+    axes.set_xlabel("UNet rows")
+    axes.set_ylabel("decodes")
+    if not cells:
+        return
+    rows, decodes = max(cell.rows for cell in cells), max(cell.decodes for cell in cells)
+    gains = [[100 * profile.overlap_gain(r, v) for r in range(1, rows + 1)] for v in range(1, decodes + 1)]
+    most = max(10.0, *(abs(value) for line in gains for value in line))
+    extent = (0.5, rows + 0.5, 0.5, decodes + 0.5)
+    image = axes.imshow(gains, origin="lower", aspect="auto", cmap="RdBu", vmin=-most, vmax=most, extent=extent)
+    axes.plot([cell.rows for cell in cells], [cell.decodes for cell in cells], "k.", markersize=3)
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes, label="% of one after the other; dots: measured")

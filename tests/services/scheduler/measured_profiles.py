@@ -1,0 +1,51 @@
+"""Profiles and the records of their workers, for tests that measure nothing."""
+
+from services.scheduler.profiling import Probe, ProfileCourse, extent_for
+from synerdiff.host import boot_id
+from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject
+from synerdiff.registry import WorkerKind, WorkerRecord
+from tests.services.scheduler.harness import CARD
+
+SUBJECT = ProfileSubject("emoji", "d1", "EPYC", "float32", (4, 32, 32), "2 + 2 threads")
+
+
+def record(kind: WorkerKind, **changes: object) -> WorkerRecord:
+    """A worker on a CPU of two cores."""
+    fields: dict[str, object] = {
+        "worker_id": f"{kind}-0",
+        "kind": kind,
+        "address": "127.0.0.1:1",
+        "model_card": CARD,
+        "pool": "default",
+        "domain": "cpu:test",
+        "boot_id": boot_id(),
+        "pid": 1,
+        "device": "EPYC",
+        "dtype": "float32",
+        "model_digest": "d1",
+        "threads": 2,
+    }
+    return WorkerRecord(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def two_cores(probe: Probe) -> float:
+    """Ms of an item where two threads are worth 1.6 to the UNet and 1.4 to the VAE, and neighbours cost a tenth."""
+    setting = probe.setting
+    unet = (4 + 6.0 * probe.rows) / (1.6 if setting.unet_threads == 2 else 1) if probe.rows else 0.0
+    vae = 20.0 * probe.decodes / (1.4 if setting.vae_threads == 2 else 1)
+    return max(unet, vae) * (1.1 if probe.rows and probe.decodes else 1)
+
+
+def profile(subject: ProfileSubject = SUBJECT, max_rows: int = 16, max_decodes: int = 6) -> Profile:
+    """What measuring `two_cores` gives."""
+    course = ProfileCourse(extent_for(max_rows, max_decodes, [1], 2, 2, 2))
+    while (probe := course.next()) is not None:
+        course.measured(cell(probe), 0.0)
+    caps = ItemCaps(max_rows // 2, max_decodes)
+    return Profile(subject, course.cells(), caps, "2026-11-22T00:00:00+00:00", interpolation_error=course.error)
+
+
+def cell(probe: Probe) -> Cell:
+    """A cell of it."""
+    ms = two_cores(probe)
+    return Cell(probe.rows, probe.decodes, ms, ms, probe.setting)
