@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,7 @@ def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tupl
     return tuple(sorted(runs.values(), key=lambda run: run.end_s))
 
 
+@cache
 def _subjects() -> list[str]:
     return (BUNDLED_MODEL.parent / "core.txt").read_text().replace("\n", "").strip("|").split("|")
 

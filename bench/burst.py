@@ -1,0 +1,109 @@
+"""A burst of equal requests under several policies: mean end-to-end latency, throughput, and the threshold's way.
+
+    python -m bench.burst --profile emoji-profile.json [--requests 64] [--steps 20] [--rounds 2]
+
+Sends the same burst to `synerdiff`, to `synerdiff` in the order of processor sharing, and to `continuous` capped at the
+knee, `rounds` times each in turn, with a deployment of its own each time. After the burst a trickle of requests shows
+where the threshold goes back to. Prints the ratios of means as JSON and writes bench/results/NAME.json.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.ablation import warm_up
+from bench.reporting import save
+from bench.serving import Outcome, burst, deployment, poisson, serve
+
+CONFIGURATIONS: dict[str, dict[str, str]] = {
+    "synerdiff": {"policy": "synerdiff"},
+    "processor sharing": {"policy": "synerdiff", "order": "sharing"},
+    "continuous at the knee": {"policy": "continuous", "knee": "on"},
+}
+TRICKLE_S = 15.0
+TRICKLE_PER_S = 0.7
+
+
+def summary(outcome: Outcome, trickle: Outcome) -> dict[str, Any]:
+    """One burst: latencies in s, throughput in images/s, the threshold at its start, highest, and after the trickle."""
+    ends = [served.end_to_end_s for served in outcome.served]
+    values = [value for _, value in outcome.thresholds]
+    return {
+        "requests": len(ends),
+        "errors": [*outcome.errors, *trickle.errors],
+        "end_to_end_mean_s": statistics.fmean(ends),
+        "end_to_end_last_s": max(ends),
+        "images_per_s": outcome.images_per_s,
+        "decode_mean_ms": statistics.fmean(served.decode_s * 1000 for served in outcome.served),
+        "threshold_first": values[0] if values else None,
+        "threshold_highest": max(values, default=None),
+        "threshold_after": trickle.thresholds[-1][1] if trickle.thresholds else None,
+        "threshold_switches": sum(a != b for a, b in itertools.pairwise(values)),
+        "item_ratio_largest": max((run.ratio for run in outcome.items), default=None),
+    }
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the bursts in turn."""
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only or CONFIGURATIONS}
+    for number in range(options.rounds):
+        for name, done in rounds.items():
+            async with deployment(CONFIGURATIONS[name], options.profile, options.dtype) as address:
+                await warm_up(address)
+                outcome = await serve(address, burst(options.requests, seed=number, num_inference_steps=options.steps))
+                trickle = await serve(address, poisson(TRICKLE_PER_S, TRICKLE_S, seed=number))
+                done.append(summary(outcome, trickle))
+                print(f"{name}: {done[-1]}", file=sys.stderr, flush=True)
+    return {
+        "command": "python -m bench.burst " + " ".join(sys.argv[1:]),
+        "requests": options.requests,
+        "steps": options.steps,
+        "dtype": options.dtype,
+        "ratios": ratios(rounds),
+        "rounds": rounds,
+    }
+
+
+def ratios(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """synerdiff's mean end-to-end latency and throughput over each other policy's, medians over the rounds."""
+
+    def median(name: str, value: str) -> float:
+        return statistics.median(float(one[value]) for one in rounds[name])
+
+    values = ("end_to_end_mean_s", "images_per_s")
+    others = [name for name in rounds if name != "synerdiff"] if "synerdiff" in rounds else []
+    return {name: {value: median("synerdiff", value) / median(name, value) for value in values} for name in others}
+
+
+def _chosen(names: str) -> list[str]:
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in CONFIGURATIONS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(CONFIGURATIONS)}")
+    return chosen
+
+
+def main() -> int:
+    """Parse the command line and measure. The exit status is 1 when a request failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", type=Path, help="profile file that every configuration plans by")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--only", type=_chosen, help="configurations by comma; default: all")
+    parser.add_argument("--name", default="burst", help="of the file under bench/results")
+    options = parser.parse_args()
+    result = asyncio.run(measure(options))
+    print(json.dumps(result["ratios"], indent=1))
+    print(f"written: {save(options.name, result)}", file=sys.stderr)
+    return int(any(one["errors"] for done in result["rounds"].values() for one in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Served throughput with the default guidance budget against Skip-CFG off, turn by turn in one deployment.
+
+    python -m bench.skip_throughput --profile emoji-profile.json [--requests 64] [--steps 20] [--rounds 4]
+
+The profile has to hold a budget (`synerdiff profile --fidelity`). Each round sends the same requests twice, all at
+once: with the server's default, and with Skip-CFG switched off by the request; which goes first alternates. Throughput
+is images over the time from the first arrival to the last end. Prints JSON and writes bench/results/NAME.json.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.ablation import warm_up
+from bench.reporting import save
+from bench.serving import Outcome, burst, deployment, serve
+
+MODES: dict[str, bool | None] = {"default": None, "off": False}
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """One burst: images/s, and the share of steps that skipped guidance."""
+    steps = sum(served.arrival.num_inference_steps for served in outcome.served)
+    return {
+        "images_per_s": outcome.images_per_s,
+        "skipped_share": sum(served.skipped_steps for served in outcome.served) / steps if steps else 0.0,
+        "errors": list(outcome.errors),
+    }
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the rounds."""
+    rounds: list[dict[str, dict[str, Any]]] = []
+    async with deployment({"policy": options.policy}, options.profile, options.dtype) as address:
+        await warm_up(address)
+        for number in range(options.rounds):
+            arrivals = burst(options.requests, seed=number, num_inference_steps=options.steps)
+            order = list(MODES) if number % 2 == 0 else list(reversed(MODES))
+            one: dict[str, dict[str, Any]] = {}
+            for mode in order:
+                asked = [replace(arrival, skip_cfg=MODES[mode]) for arrival in arrivals]
+                one[mode] = summary(await serve(address, asked))
+                print(f"round {number}, {mode}: {one[mode]}", file=sys.stderr, flush=True)
+            rounds.append(one)
+    gains = [one["default"]["images_per_s"] / one["off"]["images_per_s"] for one in rounds]
+    return {
+        "command": "python -m bench.skip_throughput " + " ".join(sys.argv[1:]),
+        "policy": options.policy,
+        "requests": options.requests,
+        "steps": options.steps,
+        "dtype": options.dtype,
+        "median_gain": statistics.median(gains),
+        "gains": gains,
+        "skipped_share": statistics.fmean(one["default"]["skipped_share"] for one in rounds),
+        "rounds": rounds,
+    }
+
+
+def main() -> int:
+    """Parse the command line and measure. The exit status is 1 when a request failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", type=Path, help="profile file with a budget")
+    parser.add_argument("--policy", default="synerdiff")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--name", default="skip-throughput", help="of the file under bench/results")
+    options = parser.parse_args()
+    result = asyncio.run(measure(options))
+    print(json.dumps({key: result[key] for key in ("median_gain", "gains", "skipped_share")}, indent=1))
+    print(f"written: {save(options.name, result)}", file=sys.stderr)
+    return int(any(mode["errors"] for one in result["rounds"] for mode in one.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
