@@ -86,8 +86,11 @@ class Engine:
 
     # ---- jobs
 
-    def job_arrived(self, record: JobRecord) -> None:
-        """A job read from the queue, new or left by an earlier leader. One that is held already is ignored."""
+    def job_arrived(self, record: JobRecord, now_ms: int = 0) -> None:
+        """A job read from the queue, new or left by an earlier leader. One that is held already is ignored.
+
+        `now_ms`: 0 where it is read as soon as it is accepted.
+        """
         if record.job_id in self.holdings.jobs:
             return
         request = record.request
@@ -97,10 +100,23 @@ class Engine:
             for index in range(request.num_images)
             if index not in record.images_done
         ]
+        ahead = self._calls_ahead(request.model, request.priority)
+        for place, task in enumerate(tasks):
+            task.read_at_ms, task.calls_ahead = now_ms, ahead + place * request.num_inference_steps
         started = record.state is not JobState.QUEUED
         self.holdings.add(Job(record, tasks, started, decoding=record.state is JobState.DECODING))
         self._arrived_calls += sum(task.spec.num_inference_steps for task in tasks)
         self.holdings.settle(record.job_id, record.accepted_at_ms)
+
+    def _calls_ahead(self, model: str, priority: int) -> int:
+        """UNet calls that go before those of a new job in order of acceptance, per worker of its model."""
+        workers = sum(lane.model == model and not lane.draining for lane in self.holdings.unet.values())
+        ahead = (
+            task.calls_left
+            for task in self.holdings.tasks.values()
+            if task.key.model == model and self.holdings.jobs[task.job_id].record.request.priority <= priority
+        )
+        return sum(ahead) // max(1, workers)
 
     def job_dropped(self, job_id: str) -> None:
         """Somebody else ended the job (cancelled, abandoned): its slots are free within two ticks."""

@@ -65,7 +65,16 @@ def domain_snapshot(holdings: Holdings, domain: str, plan_ahead: int, now_ms: in
 
 def _claim(task: Task, record: JobRecord) -> Claim:
     request = record.request
-    return Claim(task.job_id, task.index, request.priority, record.accepted_at_ms, record.deadline_ms, request.timed)
+    return Claim(
+        task.job_id,
+        task.index,
+        request.priority,
+        record.accepted_at_ms,
+        record.deadline_ms,
+        request.timed,
+        task.read_at_ms,
+        task.calls_ahead,
+    )
 
 
 def _waiting_view(task: Task, job: Job) -> WaitingTask:

@@ -1,102 +1,239 @@
-"""Policies as data: each a frozen value with its bounds, chosen by name."""
+"""The policy: one code path for every `PolicySpec`. Pure: its memory holds nothing but what it worked out before."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from services.scheduler.admitting import joining, whole_requests
+from services.scheduler.ordering import Pace, decodes_in_order
+from services.scheduler.planned_round import PlanQuery
+from services.scheduler.policy_spec import POLICIES, PolicyBounds, PolicySpec
+from services.scheduler.rounds import RoundSource, Work, decodes_first, filled, plain_unet_batches
+from services.scheduler.running_set import Rules, RunningSet, running_set
+from services.scheduler.skip_policy import even_skips
 from services.scheduler.snapshots import (
     Admission,
     BatchKey,
     DecodePart,
     DomainSnapshot,
     Item,
-    Policy,
     PoolSnapshot,
     ReadyDecode,
-    RunningTask,
     TickPlan,
-    UnetBatch,
     UnetLane,
     VaeBatch,
     VaeLane,
 )
 from synerdiff.profiles import Profile
 
+__all__ = ["POLICIES", "ConfiguredPolicy", "PolicyBounds", "PolicySpec"]
 
-@dataclass(frozen=True)
-class PolicyBounds:
-    """The settings that every policy shares. Counts are tasks (images), per worker."""
-
-    unet_batch: int = 8
-    vae_batch: int = 4
-    prepare_ahead: int = 4
+_REMEMBERED_PACES = 256
 
 
-@dataclass(frozen=True)
-class ContinuousPolicy:
-    """Waiting tasks join at the next step up to a cap; finished ones decode as soon as ready; no look ahead.
+class ConfiguredPolicy:
+    """A policy as its spec says. `rounds` answers what the programme asks; without it, no programme is planned."""
 
-    A few tasks past the cap are admitted early, so that their prompts are encoded beside the steps of those that run
-    and a place that falls free is filled at once.
-    """
+    def __init__(self, spec: PolicySpec, bounds: PolicyBounds, rounds: RoundSource | None = None) -> None:
+        self.spec = spec
+        self.bounds = bounds
+        self._rounds = rounds
+        self._paces: dict[str, Pace] = {}
 
-    bounds: PolicyBounds
-    name: str = "continuous"
+    @property
+    def name(self) -> str:
+        """The name it is chosen by in settings."""
+        return self.spec.name
 
     def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
-        """Most urgent first, each to the least loaded worker of its model that has room."""
-        load = {lane.worker_id: lane.undecoded for lane in snapshot.unet}
-        free = {lane.worker_id: lane.slots - lane.resident for lane in snapshot.unet}
-        most = self.bounds.unet_batch + self.bounds.prepare_ahead
-        admissions = []
-        for task in sorted(snapshot.waiting, key=lambda task: task.claim.priority):
-            open_lanes = [
-                lane.worker_id
-                for lane in snapshot.unet
-                if lane.model == task.key.model and free[lane.worker_id] > 0 and load[lane.worker_id] < most
-            ]
-            if open_lanes:
-                worker_id = min(open_lanes, key=lambda w: (load[w], w))
-                load[worker_id] += 1
-                free[worker_id] -= 1
-                admissions.append(Admission(task.task_id, worker_id))
+        """Which waiting tasks to place, and where."""
+        paces: dict[BatchKey, Pace] = {}
+        for (_, key), profile in snapshot.profiles.items():
+            paces.setdefault(key, self._pace(profile))
+        admissions: list[Admission] = []
+        for model in sorted({lane.model for lane in snapshot.unet}):
+            if self.spec.batching == "step":
+                admissions += joining(snapshot, model, self.spec, self.bounds, paces)
+            else:
+                cohorts = self.spec.batching == "cohort"
+                admissions += whole_requests(snapshot, model, cohorts, self.bounds.unet_batch)
         return tuple(admissions)
 
     def plan(self, snapshot: DomainSnapshot) -> TickPlan:
-        """One step of every running task beside the decodes that are ready."""
-        unet = [batch for lane in snapshot.unet if lane.wants_plan for batch in self._unet_batches(lane)]
-        vae = self._vae_batches(snapshot.vae, snapshot.decodes)
-        return TickPlan(tuple(Item(u, v) for u, v in zip_longest(unet, vae)))
+        """The next tick of a domain; no items when there is nothing to do."""
+        paces = {key: self._pace(profile) for key, profile in snapshot.profiles.items()}
+        return _Tick(self.spec, self.bounds, self._rounds, paces, snapshot).plan()
 
     def plan_ahead(self, profile: Profile | None) -> int:
-        """Two: a worker never waits for a plan."""
-        return 2
+        """Plans under way per worker."""
+        return self.spec.mechanisms(profile).plan_ahead
 
-    def _unet_batches(self, lane: UnetLane) -> list[UnetBatch]:
-        """The running tasks up to the cap, those under way first; one batch per batch key."""
-        in_order = sorted(lane.running, key=lambda task: (not task.started, task.claim.priority))
-        return _batches(lane.worker_id, in_order[: self.bounds.unet_batch])
+    def _pace(self, profile: Profile) -> Pace:
+        if profile.digest not in self._paces:
+            if len(self._paces) >= _REMEMBERED_PACES:
+                self._paces.clear()
+            self._paces[profile.digest] = Pace.of(profile)
+        return self._paces[profile.digest]
 
-    def _vae_batches(self, lanes: Sequence[VaeLane], decodes: Sequence[ReadyDecode]) -> list[VaeBatch]:
-        """For each worker with room, least loaded first: the longest-waiting decode and those that share its key."""
-        batches = []
-        left = list(decodes)
-        for lane in sorted(lanes, key=lambda lane: (lane.decoding, lane.worker_id)):
-            first = next((d for d in left if d.key.model == lane.model), None)
-            if first is None or not lane.wants_plan:
-                continue
-            together = [d for d in left if d.key == first.key][: self.bounds.vae_batch]
-            left = [d for d in left if d not in together]
-            batches.append(VaeBatch(lane.worker_id, tuple(DecodePart(d.task_id) for d in together)))
+
+@dataclass(frozen=True)
+class _Pair:
+    """A UNet worker and the VAE worker it is planned together with; either may be missing."""
+
+    unet: UnetLane | None
+    vae: VaeLane | None
+
+
+class _Tick:
+    """One tick being planned."""
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        bounds: PolicyBounds,
+        rounds: RoundSource | None,
+        paces: Mapping[BatchKey, Pace],
+        snapshot: DomainSnapshot,
+    ) -> None:
+        self._spec = spec
+        self._bounds = bounds
+        self._rounds = rounds
+        self._snapshot = snapshot
+        self._threshold = snapshot.threshold if spec.controller else spec.threshold
+        knees = {key: pace.knee_rows for key, pace in paces.items()} if spec.knee else {}
+        self._rules = Rules(spec, bounds, paces, knees, snapshot.budgets)
+        self._in_step: list[bool] = []
+        self._why: list[str] = []
+
+    def plan(self) -> TickPlan:
+        """Every model's part, one after the other."""
+        items: list[Item] = []
+        models = {lane.model for lane in self._snapshot.unet} | {lane.model for lane in self._snapshot.vae}
+        for model in sorted(models):
+            items += self._model_items(model)
+        in_step = bool(self._in_step) and all(self._in_step)
+        return TickPlan(tuple(items), in_step, self._threshold, "; ".join(self._why))
+
+    def _model_items(self, model: str) -> list[Item]:
+        unet = sorted((lane for lane in self._snapshot.unet if lane.model == model), key=lambda lane: lane.worker_id)
+        vae = sorted((lane for lane in self._snapshot.vae if lane.model == model), key=_least_busy)
+        decodes = decodes_in_order(self._due_decodes(model), self._snapshot.now_ms)
+        if not self._planned(unet, decodes):
+            return self._free_items(unet, vae, decodes)
+        vae = sorted(vae, key=lambda lane: lane.worker_id)
+        pairs = [_Pair(u, v) for u, v in zip_longest(unet, vae[: len(unet)])]
+        return self._planned_items(pairs, vae[len(unet) :], decodes)
+
+    def _due_decodes(self, model: str) -> list[ReadyDecode]:
+        """Those that may be decoded now: whole requests and cohorts are decoded once all of them are denoised."""
+        decodes = [decode for decode in self._snapshot.decodes if decode.key.model == model]
+        if self._spec.batching == "step":
+            return decodes
+        denoising = any(lane.undecoded for lane in self._snapshot.unet if lane.model == model)
+        return [decode for decode in decodes if not denoising or decode.domain != self._snapshot.domain]
+
+    def _planned(self, unet: Sequence[UnetLane], decodes: Sequence[ReadyDecode]) -> bool:
+        """Whether both lanes are planned together: for the programme every batch key has to be profiled."""
+        if not unet or self._spec.planning == "none":
+            return False
+        if self._spec.planning == "decodes_first":
+            return True
+        keys = {task.key for lane in unet for task in lane.running} | {decode.key for decode in decodes}
+        return self._rounds is not None and all(key in self._snapshot.profiles for key in keys)
+
+    # ---- free running
+
+    def _free_items(self, unet: Sequence[UnetLane], vae: Sequence[VaeLane], decodes: list[ReadyDecode]) -> list[Item]:
+        """Steps and decodes side by side, neither waiting for the other."""
+        steps = []
+        for lane in unet:
+            if lane.wants_plan:
+                running = self._running_set(lane)
+                for key in running.batch_keys():
+                    work = self._work(_Pair(lane, None), running, key, ())
+                    steps += plain_unet_batches(work, self._bounds.unet_batch)
+        return [Item(u, v) for u, v in zip_longest(steps, self._plain_decodes(vae, decodes))]
+
+    def _plain_decodes(self, lanes: Iterable[VaeLane], decodes: list[ReadyDecode]) -> list[VaeBatch]:
+        """For each worker with room: the first decode and those that share its batch key."""
+        batches, left = [], list(decodes)
+        for lane in lanes:
+            if left and lane.wants_plan:
+                together = [d for d in left if d.key == left[0].key][: self._bounds.vae_batch]
+                left = [d for d in left if d not in together]
+                batches.append(VaeBatch(lane.worker_id, tuple(DecodePart(d.task_id) for d in together)))
         return batches
 
+    # ---- planned rounds
 
-def _batches(worker_id: str, tasks: Iterable[RunningTask]) -> list[UnetBatch]:
-    """One batch per batch key, keys in the order of their first task, so that the most urgent key steps first."""
-    groups: dict[BatchKey, list[str]] = {}
-    for task in tasks:
-        groups.setdefault(task.key, []).append(task.task_id)
-    return [UnetBatch(worker_id, tuple(task_ids)) for task_ids in groups.values()]
+    def _planned_items(
+        self, pairs: Sequence[_Pair], others: Sequence[VaeLane], decodes: list[ReadyDecode]
+    ) -> list[Item]:
+        """A round for every pair that is due one; the VAE workers that are left over decode plainly."""
+        items: list[Item] = []
+        left = list(decodes)
+        due = [pair for pair in pairs if pair.unet and (pair.unet.wants_plan or not pair.unet.running)]
+        takers = sum(1 for pair in due if pair.vae and pair.vae.wants_plan) + sum(lane.wants_plan for lane in others)
+        for pair in due:
+            share: list[ReadyDecode] = []
+            if pair.vae and pair.vae.wants_plan:
+                count = min(-(-len(left) // takers), self._spec.round_decodes)
+                share, left, takers = left[:count], left[count:], takers - 1
+            items += self._round(pair, share)
+        return items + [Item(None, batch) for batch in self._plain_decodes(others, left)]
+
+    def _round(self, pair: _Pair, decodes: Sequence[ReadyDecode]) -> list[Item]:
+        """One round per batch key: those with decodes alone first, being the shortest, then in order of urgency."""
+        assert pair.unet
+        running = self._running_set(pair.unet) if pair.unet.running else RunningSet((), False, 0)
+        keys = running.batch_keys()
+        decode_keys = dict.fromkeys(decode.key for decode in decodes)
+        items: list[Item] = []
+        for key in (*(key for key in decode_keys if key not in keys), *keys):
+            work = self._work(pair, running, key, tuple(decode for decode in decodes if decode.key == key))
+            items += self._key_round(work, key, running.busy)
+        if items:
+            self._why.append(
+                f"{pair.unet.worker_id}: {len(running.seats)} step, {running.set_aside} set aside, "
+                f"{len(decodes)} decode, {'busy' if running.busy else 'at ease'}"
+            )
+        return items
+
+    def _key_round(self, work: Work, key: BatchKey, busy: bool) -> list[Item]:
+        profile = self._snapshot.profiles.get(key)
+        mechanisms = self._spec.mechanisms(profile)
+        self._in_step.append(mechanisms.in_step)
+        bounds, prices = self._bounds, self._spec.skip_prices
+        if self._spec.planning != "programme" or profile is None or self._rounds is None:
+            return decodes_first(work, None, bounds.unet_batch, bounds.vae_batch)
+        query = PlanQuery(
+            unet=len(work.seats),
+            vae=len(work.decodes),
+            skips=work.skips,
+            one_row=work.one_row,
+            threshold=self._threshold,
+            skip_price_ms=(prices.busy_ms if busy else prices.idle_ms) if work.skips else 0.0,
+            round_weight=self._spec.round_weight if busy else 0.0,
+            beside=mechanisms.beside,
+            chunking=mechanisms.chunking,
+        )
+        planned = self._rounds.lookup(profile, query)
+        if planned is None:
+            return decodes_first(work, profile, bounds.unet_batch, bounds.vae_batch)
+        return filled(planned, work)
+
+    # ---- both
+
+    def _running_set(self, lane: UnetLane) -> RunningSet:
+        return running_set(lane, self._snapshot.waiting, self._snapshot.now_ms, self._rules)
+
+    def _work(self, pair: _Pair, running: RunningSet, key: BatchKey, decodes: tuple[ReadyDecode, ...]) -> Work:
+        seats = running.of(key)
+        price = self._spec.skip_prices.busy_ms if running.busy else self._spec.skip_prices.idle_ms
+        skips = even_skips(seat.standing for seat in seats) if price < float("inf") else 0
+        unet, vae = pair.unet.worker_id if pair.unet else "", pair.vae.worker_id if pair.vae else ""
+        return Work(unet, vae, seats, decodes, skips)
 
 
-POLICIES: dict[str, Callable[[PolicyBounds], Policy]] = {"continuous": ContinuousPolicy}
+def _least_busy(lane: VaeLane) -> tuple[int, str]:
+    return lane.decoding, lane.worker_id

@@ -81,7 +81,7 @@ class Leader:
     async def lead(self) -> None:
         """Run until superseded or cancelled. Raises what ends one of its loops: half a leader is none."""
         for record in await self._store.read_pending(self._lease):
-            self.engine.job_arrived(record)
+            self.engine.job_arrived(record, now_ms())
         self._due()
         loops = [
             asyncio.create_task(self._forever(loop, every_s))
@@ -126,13 +126,13 @@ class Leader:
     async def _read_jobs(self) -> None:
         for model, count in self.engine.wanted_jobs().items():
             for record in await self._store.read_new(self._lease, [model], count):
-                self.engine.job_arrived(record)
+                self.engine.job_arrived(record, now_ms())
                 self._due()
 
     async def _claim_stale(self) -> None:
         for model, count in self.engine.wanted_jobs().items():
             for record in await self._store.claim_stale(self._lease, [model], count, CLAIM_ABSENCE_S):
-                self.engine.job_arrived(record)
+                self.engine.job_arrived(record, now_ms())
                 self._due()
 
     async def _beat(self) -> None:

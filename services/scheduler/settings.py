@@ -1,13 +1,19 @@
 """What a scheduler can be told."""
 
+from dataclasses import replace
+from typing import Any, Literal
+
 from pydantic import Field
 
 from services.scheduler.admission import AdmissionLimits
 from services.scheduler.engine import EngineBounds
-from services.scheduler.policies import POLICIES, PolicyBounds
+from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
 from services.scheduler.queue import JobStoreSettings
-from services.scheduler.snapshots import Policy
+from services.scheduler.rounds import RoundSource
 from synerdiff.settings import ServiceSettings
+
+Switch = Literal["auto", "on", "off"]
+_MOST_PLAN_AHEAD = 8
 
 
 class SchedulerSettings(ServiceSettings):
@@ -15,12 +21,31 @@ class SchedulerSettings(ServiceSettings):
 
     instance_id: str = Field("", description="this scheduler's name in leader elections; empty: drawn at start")
     policy: str = Field(
-        "continuous", pattern=f"^({'|'.join(POLICIES)})$", description=f"who runs and when: {', '.join(POLICIES)}"
+        "synerdiff", pattern=f"^({'|'.join(POLICIES)})$", description=f"who runs and when: {', '.join(POLICIES)}"
     )
-    unet_batch: int = Field(8, ge=1, le=256, description="most tasks stepped together on one UNet worker")
+    order: Literal["auto", "fifo", "sharing", "urgency"] = Field(
+        "auto", description="who goes first: fifo, sharing (all advance equally), urgency; auto: the policy's own"
+    )
+    knee: Switch = Field("auto", description="run no more rows at once than the profile's knee: on, off, auto")
+    planning: Literal["auto", "none", "decodes_first", "programme"] = Field(
+        "auto", description="how rounds are planned: none, decodes_first, programme; auto: the policy's own"
+    )
+    chunking: Switch = Field("auto", description="let decodes span items by their bands: on, off, auto")
+    skip_cfg: Switch = Field("auto", description="let tasks skip guidance within their model's budget: on, off, auto")
+    controller: Switch = Field("auto", description="let the threshold follow the load: on, off, auto")
+    threshold: float = Field(
+        0.0, ge=0, le=1, description="least share of the fastest round's throughput; above 0 it is kept constant"
+    )
+    in_step: Switch = Field("auto", description="let the items of a tick wait for each other: on, off, auto")
+    unet_batch: int = Field(8, ge=1, le=256, description="most tasks stepped together where no knee is known")
     vae_batch: int = Field(4, ge=1, le=64, description="most images decoded together on one VAE worker")
     prepare_ahead: int = Field(4, ge=0, le=256, description="tasks past unet_batch prepared before a place falls free")
-    plan_ahead: int = Field(2, ge=1, le=8, description="plans under way per worker; 1 makes workers wait for each")
+    plan_ahead: int = Field(
+        0,
+        ge=0,
+        le=_MOST_PLAN_AHEAD,
+        description="plans under way per worker; 1 makes workers wait for each; 0: the policy's own",
+    )
     read_ahead: int = Field(2, ge=1, le=64, description="jobs read from the queue per arena slot")
     max_deaths: int = Field(10, ge=0, le=1000, description="losses of its worker that one image survives")
     max_waiting: int = Field(10_000, ge=1, description="jobs that may wait for one model before new ones are refused")
@@ -50,9 +75,26 @@ class SchedulerSettings(ServiceSettings):
 
     def engine_bounds(self) -> EngineBounds:
         """How far the engine goes."""
-        return EngineBounds(plan_ahead=self.plan_ahead, max_deaths=self.max_deaths, read_ahead=self.read_ahead)
+        return EngineBounds(
+            plan_ahead=self.plan_ahead or _MOST_PLAN_AHEAD, max_deaths=self.max_deaths, read_ahead=self.read_ahead
+        )
 
-    def chosen_policy(self) -> Policy:
-        """The policy with its bounds."""
+    def policy_spec(self) -> PolicySpec:
+        """The chosen policy with the mechanisms that are switched one by one."""
+        changes: dict[str, Any] = {}
+        for name in ("order", "planning"):
+            if getattr(self, name) != "auto":
+                changes[name] = getattr(self, name)
+        for name in ("knee", "chunking", "skip_cfg", "controller", "in_step"):
+            if getattr(self, name) != "auto":
+                changes[name] = getattr(self, name) == "on"
+        if self.plan_ahead:
+            changes["plan_ahead"] = self.plan_ahead
+        if self.threshold:
+            changes |= {"threshold": self.threshold, "controller": False}
+        return replace(POLICIES[self.policy], **changes)
+
+    def chosen_policy(self, rounds: RoundSource | None = None) -> ConfiguredPolicy:
+        """The policy with its bounds. `rounds`: where it finds planned rounds."""
         bounds = PolicyBounds(unet_batch=self.unet_batch, vae_batch=self.vae_batch, prepare_ahead=self.prepare_ahead)
-        return POLICIES[self.policy](bounds)
+        return ConfiguredPolicy(self.policy_spec(), bounds, rounds)

@@ -25,7 +25,8 @@ class Claim(NamedTuple):
     """What speaks for a task's turn, the same for its whole life. Times in unix ms.
 
     `priority`: a smaller number goes first. `deadline_ms`: when its request ends unanswered. `timed`: whether the
-    client asked for that deadline, not the server by default.
+    client asked for that deadline, not the server by default. `read_at_ms`: when the pool read it from the queue;
+    `calls_ahead`: UNet calls that stood before it then, per worker, in order of priority class and acceptance.
     """
 
     job_id: str
@@ -34,6 +35,8 @@ class Claim(NamedTuple):
     accepted_at_ms: int
     deadline_ms: int
     timed: bool
+    read_at_ms: int = 0
+    calls_ahead: int = 0
 
 
 class WaitingTask(NamedTuple):

@@ -28,6 +28,7 @@ class Task:
 
     `skipped` are the planned calls that skip guidance, ascending. `replay`: what the calls up to `replay_until` did in
     an earlier life of the task, and have to do again for the same picture. `drift`: see `SkipState`.
+    `read_at_ms`, `calls_ahead`: see `Claim`.
     """
 
     spec: TaskSpec
@@ -51,6 +52,15 @@ class Task:
     replay: frozenset[int] = frozenset()
     replay_until: int = 0
     drift: float = 0.0
+    read_at_ms: int = 0
+    calls_ahead: int = 0
+
+    @property
+    def calls_left(self) -> int:
+        """UNet calls still to make, as far as known."""
+        if self.phase.value > Phase.RUNNING.value:
+            return 0
+        return (self.num_calls or self.spec.num_inference_steps) - self.done_calls
 
     @property
     def skip_run(self) -> int:

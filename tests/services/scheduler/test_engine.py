@@ -22,7 +22,7 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.engine import Engine, EngineBounds
-from services.scheduler.policies import ContinuousPolicy, PolicyBounds
+from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.tasks import Phase
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobRecord, JobState
@@ -65,7 +65,8 @@ class World:
     """An engine, its virtual workers, and a store that remembers."""
 
     def __init__(self, unets: int = 1, vaes: int = 1, domains: int = 1, max_deaths: int = 10) -> None:
-        self.policy = ContinuousPolicy(PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=1))
+        bounds = PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=1)
+        self.policy = ConfiguredPolicy(POLICIES["continuous"], bounds)
         self.bounds = EngineBounds(max_deaths=max_deaths)
         self.unets = {f"u{i}": VirtualUnet(f"u{i}", f"d{i % domains}") for i in range(unets)}
         self.vaes = {f"v{i}": VirtualVae(f"v{i}", f"d{i % domains}", self.unets) for i in range(vaes)}

@@ -1,0 +1,114 @@
+"""Policies as data: every mechanism of a policy is a field, so that any of them can be switched by itself."""
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from synerdiff.profiles import Mechanisms, Profile
+
+Batching = Literal["request", "cohort", "step"]
+Order = Literal["fifo", "sharing", "urgency"]
+Planning = Literal["none", "decodes_first", "programme"]
+
+
+@dataclass(frozen=True)
+class PolicyBounds:
+    """The settings that every policy shares. Counts are tasks (images), per worker.
+
+    `unet_batch` bounds a batch where no knee is known or asked for.
+    """
+
+    unet_batch: int = 8
+    vae_batch: int = 4
+    prepare_ahead: int = 4
+
+
+@dataclass(frozen=True)
+class Urgency:
+    """The constants of the order of urgency.
+
+    A task is pressed when its slack is below `guard_share` of its allowance. `fair_factor`: the allowance of a task
+    without a deadline of its own, as a multiple of what serving in order of acceptance would have taken. Slack is
+    compared in steps of `slack_quantum_calls` UNet calls: finer would make pressed tasks take turns at every step.
+    """
+
+    fair_factor: float = 2.0
+    guard_share: float = 0.1
+    slack_quantum_calls: int = 8
+
+
+@dataclass(frozen=True)
+class SkipPrices:
+    """What a skipped guidance has to earn, in ms of summed completion time, and when guidance may be skipped at all.
+
+    `busy_ms` while tasks wait for their turn, `idle_ms` while none does. `drift_gate`: a task whose predicted guidance
+    was last off by more than this waits one call longer per multiple of it.
+    """
+
+    busy_ms: float = 0.0
+    idle_ms: float = 1000.0
+    drift_gate: float = 0.5
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy does.
+
+    `batching`: "request" serves one request at a time, "cohort" the whole requests that wait together, to their end;
+    "step" lets tasks join and leave at every step. `order`: who goes first; "sharing" advances all residents equally.
+    `knee`: no more rows at once than the knee of the profiled throughput curve. `planning`: "none" decodes as soon as
+    ready beside the UNet, "decodes_first" serves decodes alone before each round, "programme" asks the planner.
+    `controller`: the threshold follows the load, else it is `threshold`. `chunking`, `plan_ahead` and `in_step`: None
+    leaves them to what the profile says pays on the device. `round_weight`: ms of summed decode completion that a ms of
+    the round is worth while tasks wait. `round_decodes`: most decodes of one planned round.
+    """
+
+    name: str
+    batching: Batching = "step"
+    order: Order = "fifo"
+    knee: bool = False
+    planning: Planning = "none"
+    chunking: bool | None = False
+    skip_cfg: bool = False
+    controller: bool = False
+    threshold: float = 1.0
+    plan_ahead: int | None = 2
+    in_step: bool | None = False
+    urgency: Urgency = field(default_factory=Urgency)
+    skip_prices: SkipPrices = field(default_factory=SkipPrices)
+    round_weight: float = 1.0
+    round_decodes: int = 8
+
+    def mechanisms(self, profile: Profile | None) -> Mechanisms:
+        """What is switched on where `profile` is in force."""
+        pays = profile.mechanisms if profile else Mechanisms(in_step=False, beside=False, chunking=False)
+        return Mechanisms(
+            in_step=pays.in_step if self.in_step is None else self.in_step,
+            beside=pays.beside,
+            chunking=pays.chunking if self.chunking is None else self.chunking,
+            plan_ahead=pays.plan_ahead if self.plan_ahead is None else self.plan_ahead,
+        )
+
+
+POLICIES = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            PolicySpec("static", batching="request"),
+            PolicySpec("dynamic", batching="cohort"),
+            PolicySpec("continuous"),
+            PolicySpec("vae-first", planning="decodes_first", in_step=True),
+            PolicySpec(
+                "synerdiff",
+                order="urgency",
+                knee=True,
+                planning="programme",
+                chunking=None,
+                skip_cfg=True,
+                controller=True,
+                plan_ahead=None,
+                in_step=None,
+            ),
+        )
+    }
+)
