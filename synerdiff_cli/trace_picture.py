@@ -109,7 +109,8 @@ def _draw_lanes(axes: Any, shown: Picture) -> None:
         axes.broken_barh([span], (bottom, 0.8), hatch="//" if skips else None, **style)
         if span[1] > _LABEL_ROOM * shown.seconds and span[0] >= 0:
             number = f"{_size(event):.3g}"
-            axes.text(span[0] + span[1] / 2, bottom + 0.4, number, ha="center", va="center", fontsize=7)
+            place, ink = (span[0] + span[1] / 2, bottom + 0.4), "white" if share > 0.6 else "black"
+            axes.text(*place, number, color=ink, ha="center", va="center", fontsize=7)
     axes.set_yticks([height + 0.4 for height in heights.values()], list(shown.lanes.values()))
     axes.set_xlim(0, shown.seconds)
     axes.set_title(
@@ -121,19 +122,24 @@ def _draw_counters(axes: Any, shown: Picture) -> None:
     for name, colour in (("waiting tasks", "tab:blue"), ("ready decodes", "tab:orange")):
         points = shown.counters.get(name, [])
         if points:
-            axes.step(*zip(*points, strict=True), where="post", color=colour, linewidth=1, label=name)
+            _draw_steps(axes, points, shown.seconds, color=colour, linewidth=1, label=name)
     axes.set_xlabel("seconds")
     axes.set_ylabel("count")
     axes.set_ylim(bottom=0)
     thresholds = shown.counters.get("threshold")
     if thresholds:
         right = axes.twinx()
-        ends = [*thresholds, (shown.seconds, thresholds[-1][1])]
-        right.step(*zip(*ends, strict=True), where="post", color="tab:red", linewidth=1.5, label="threshold")
+        _draw_steps(right, thresholds, shown.seconds, color="tab:red", linewidth=1.5)
         right.set_ylim(0, 1.05)
         right.set_ylabel("threshold", color="tab:red")
     if shown.counters.keys() - {"threshold"}:
-        axes.legend(loc="upper left", fontsize=8)
+        axes.legend(loc="upper right", fontsize=8, framealpha=0.6)
+
+
+def _draw_steps(axes: Any, points: Sequence[tuple[float, float]], until_s: float, **style: Any) -> None:
+    """A value that holds from each point to the next, and from the last to the right edge."""
+    times, values = zip(*points, (until_s, points[-1][1]), strict=True)
+    axes.step(times, values, where="post", **style)
 
 
 def _size(event: Event) -> float:
