@@ -1,12 +1,12 @@
 """What `up` and `demo` run on this machine: which processes, with which settings, and when each counts as ready."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from synerdiff.host import usable_cores
 from synerdiff.redis_process import answers, find_redis_server, free_port, redis_command, redis_url
 from synerdiff.rpc import READINESS, open_channel, serving
 from synerdiff_cli.supervisor import ChildSpec
@@ -131,8 +131,6 @@ def _service(options: LocalOptions, name: str, module: str, arguments: list[str]
     # -P: a folder named "services" where the command is typed must not be taken for ours.
     command = (sys.executable, "-P", "-m", module, *arguments, "--drain-grace-s", str(DRAIN_GRACE_S))
     environment = {
-        # OpenMP teams of two processes that spin for work take the cores from each other: twelvefold step times.
-        "OMP_WAIT_POLICY": "passive",
         # Models are local directories; nothing is to be looked up on a network.
         "HF_HUB_OFFLINE": "1",
         # Otherwise torch leaves a folder of its own in the temporary one.
@@ -158,11 +156,7 @@ def _threads(options: LocalOptions, kind: str) -> int:
     if options.threads:
         return options.threads
     workers = len(options.models) * (options.unet_workers if kind == "unet" else options.vae_workers)
-    return max(1, _cores() // workers)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable_cores() // workers)
 
 
 def _scheduler_addresses(options: LocalOptions, ports: Iterator[int]) -> list[str]:

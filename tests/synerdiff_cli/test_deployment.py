@@ -65,7 +65,7 @@ def test_every_model_has_workers_of_its_own(tmp_path: Path) -> None:
 
 
 def test_workers_of_a_kind_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synerdiff_cli.deployment._cores", lambda: 8)
+    monkeypatch.setattr("synerdiff_cli.deployment.usable_cores", lambda: 8)
     deployment = plan_deployment(options(tmp_path, unet_workers=2))
     assert flag(deployment, "unet-emoji-1", "--threads") == "4"
     assert flag(deployment, "vae-emoji-0", "--threads") == "8"

@@ -1,0 +1,21 @@
+"""How a worker's OpenMP threads wait for each other on cores that they share with another worker.
+
+libgomp reads this once, when torch is loaded. Its own default, to spin for milliseconds, costs the neighbour twelvefold
+when two workers use all cores at once; not to spin at all costs a worker that runs alone, whose threads go to sleep
+between any two operators. So: sleep, but not before some twenty microseconds (about 10 ns a spin).
+"""
+
+import os
+from collections.abc import MutableMapping
+
+WAIT_POLICY, SPIN_COUNT = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+_SPINS = "2000"
+
+
+def prepare_openmp(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what the environment leaves open. To be called before torch is imported.
+
+    A wait policy other than passive is somebody's decision, and keeps its own spinning.
+    """
+    if environment.setdefault(WAIT_POLICY, "passive").lower() == "passive":
+        environment.setdefault(SPIN_COUNT, _SPINS)
