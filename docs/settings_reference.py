@@ -24,6 +24,11 @@ the processes through the environment, as in `SYNERDIFF_LOG_LEVEL=debug synerdif
 
 The command line itself reads two variables: `SYNERDIFF_ADDRESS`, where `generate`, `jobs`, `models` and `status` find a
 scheduler, and `REDIS_SERVER`, the Redis binary that `up` and `demo` start.
+
+Workers set what OpenMP's own variables leave open, in a container as anywhere: `OMP_WAIT_POLICY=passive` with
+`GOMP_SPINCOUNT=2000`, so that threads without work soon leave their core to the other worker. A worker that has its
+cores to itself is faster with `OMP_WAIT_POLICY=active`; `python -m bench.contention` measures both. Workers that run
+items in step need one `/dev/shm` between them; without one they run free.
 """
 
 SERVICES = (
