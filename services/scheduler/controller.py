@@ -1,9 +1,9 @@
 """How much UNet throughput a domain's ticks have to keep: feed-forward from arrivals, feedback from what waits.
 
-A round that serves its decodes early takes longer. That is worth it while little waits, since few tasks are held up by
-it, and costs everybody once much waits. So the threshold, the least share of the fastest round's throughput, goes up
-with the UNet work that waits, and down with the decodes that do. Discrete-time, asked once per tick; the only clock is
-the snapshot's.
+A round that serves its decodes early takes longer. That is worth it while few tasks are held up by it, and costs
+everybody once many are. So the threshold, the least share of the fastest round's throughput, has a floor that rises
+with the load that arrives (feed-forward), and goes up from there with the UNet work that waits and down with the
+decodes that do (feedback). Discrete-time, asked once per tick; the only clock is the snapshot's.
 """
 
 import math
@@ -20,24 +20,24 @@ from synerdiff.profiles import Profile
 class ControllerSettings:
     """The controller's constants. Thresholds are shares of the fastest round's throughput.
 
-    `lowest`: where the threshold rests. `headroom`: the feed-forward part as a multiple of the load that arrives.
-    `gain`, `integral_per_s`: of the error, which is within -1 and 1. `tracking_per_s`: how fast the integral gives way
-    while the output is at a bound (anti-windup by back-calculation). `backlog_target_s`: waiting work at which the
-    error is zero; `decode_weight`: what a second of waiting decodes takes off it. `backlog_time_s`, `rate_time_s`: over
-    what time backlog and arrivals are averaged. `dead_band`: smaller changes are not made; `dwell_ms`: nor any sooner
-    after the last. `grid`: the output's step, so that plans can be remembered. `unprofiled`: the threshold of a domain
-    without a profile.
+    `lowest`: where the threshold rests. `headroom`: the feed-forward floor as a multiple of the load that arrives, in
+    shares of capacity. `gain`, `integral_per_s`: of the error, which is within -1 and 1. `tracking_per_s`: how fast the
+    integral gives way while the feedback is at a bound (anti-windup by back-calculation). `backlog_target_tasks`: UNet
+    work that waits at which the error is zero, in mean tasks; `decode_weight`: what a second of waiting decodes takes
+    off it. `backlog_time_s`, `rate_time_s`: over what time backlog and arrivals are averaged. `dead_band`: smaller
+    changes are not made; `dwell_ms`: nor any sooner after the last. `grid`: the output's step, so that plans can be
+    remembered. `unprofiled`: the threshold of a domain without a profile.
     """
 
     lowest: float = 0.5
-    headroom: float = 1.1
-    gain: float = 0.10
-    integral_per_s: float = 0.05
+    headroom: float = 1.4
+    gain: float = 0.5
+    integral_per_s: float = 0.25
     tracking_per_s: float = 1.0
-    backlog_target_s: float = 2.0
+    backlog_target_tasks: float = 1.0
     decode_weight: float = 2.0
-    backlog_time_s: float = 1.0
-    rate_time_s: float = 20.0
+    backlog_time_s: float = 0.5
+    rate_time_s: float = 10.0
     dead_band: float = 0.04
     dwell_ms: int = 1000
     grid: float = 0.02
@@ -51,13 +51,16 @@ class ControllerSettings:
         for name in ("lowest", "grid", "unprofiled"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)}; must be over 0 and at most 1")
-        for name in ("backlog_target_s", "backlog_time_s", "rate_time_s"):
+        for name in ("backlog_target_tasks", "backlog_time_s", "rate_time_s"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name}: 0; must be over 0")
 
 
 class ControllerState(NamedTuple):
-    """Where the controller of a domain stands. `backlog_s` and `error` are what feedback works on."""
+    """Where the controller of a domain stands. `backlog_s` and `error` are what feedback works on.
+
+    `feed_forward`: the floor that the load puts under the threshold.
+    """
 
     threshold: float
     backlog_s: float
@@ -132,25 +135,26 @@ class _DomainControl:
         running = [task for lane in snapshot.unet for task in lane.running]
         self._learn(running, passed_s)
         rate = self._arrival_rate(arrived_calls, share, passed_s)
-        was_idle = not snapshot.decodes and all(task.next_call == 0 for task in running)
         backlog_s = self._backlog_s(snapshot, running, costs, share)
-        if not was_idle:
+        if snapshot.decodes or any(task.next_call for task in running):
             weight = -math.expm1(-passed_s / self._settings.backlog_time_s)
             backlog_s = self.state.backlog_s + weight * (backlog_s - self.state.backlog_s)
-        feed_forward = self._settings.headroom * rate / 1000 * self._call_ms(costs)
-        self._regulate(backlog_s, feed_forward, rate, passed_s, was_idle)
+        else:  # it has been idle: what was before says nothing of what comes
+            self.state = self.state._replace(integral=0.0)
+        call_s = costs.task_ms(self._rows_per_call, self._tasks_per_call) / 1000
+        task_s = costs.task_ms(self._rows_per_call / self._tasks_per_call, 0.0) / 1000
+        floor = self._settings.headroom * rate * call_s
+        self._regulate(backlog_s, self._settings.backlog_target_tasks * task_s, floor, rate, passed_s)
 
-    def _regulate(self, backlog_s: float, feed_forward: float, rate: float, passed_s: float, was_idle: bool) -> None:
+    def _regulate(self, backlog_s: float, target_s: float, floor: float, rate: float, passed_s: float) -> None:
         s = self._settings
-        error = min(1.0, max(-1.0, backlog_s / s.backlog_target_s - 1))
-        # After idling it stands where it would have come to rest: at its lowest, ready to rise at once.
-        integral = s.lowest - s.gain * min(0.0, error) - feed_forward if was_idle else self.state.integral
-        wanted = feed_forward + s.gain * error + integral
+        error = min(1.0, max(-1.0, backlog_s / target_s - 1))
+        wanted = s.lowest + s.gain * error + self.state.integral
         allowed = min(1.0, max(s.lowest, wanted))
-        integral += s.integral_per_s * error * passed_s
+        integral = self.state.integral + s.integral_per_s * error * passed_s
         integral += -math.expm1(-s.tracking_per_s * passed_s) * (allowed - wanted)
-        threshold, switches = self._switched(allowed)
-        self.state = ControllerState(threshold, backlog_s, error, integral, feed_forward, rate, switches)
+        threshold, switches = self._switched(min(1.0, max(floor, allowed)))
+        self.state = ControllerState(threshold, backlog_s, error, integral, floor, rate, switches)
 
     def _switched(self, allowed: float) -> tuple[float, int]:
         """The output after this step: on the grid, not for less than the dead band, not before the dwell is over."""
@@ -179,9 +183,6 @@ class _DomainControl:
         time_s = self._settings.rate_time_s
         new, self._calls = arrived_calls - self._calls, arrived_calls
         return self.state.arriving_calls_per_s * math.exp(-passed_s / time_s) + share * new / time_s
-
-    def _call_ms(self, costs: Costs) -> float:
-        return costs.task_ms(self._rows_per_call, self._tasks_per_call)
 
     def _backlog_s(self, snapshot: DomainSnapshot, running: Iterable[RunningTask], costs: Costs, share: float) -> float:
         """Seconds of UNet work that has not begun, less the weighted seconds of decodes that are ready."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from services.scheduler.controller import ConstantThreshold, ControllerSettings, ThresholdController
 from services.scheduler.effects import (
     Admit,
     CancelOnWorker,
@@ -28,6 +29,8 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.engine import Engine, EngineBounds
+from services.scheduler.plan_book import PlanBook
+from services.scheduler.policies import ConfiguredPolicy, PolicyBounds, PolicySpec
 from services.scheduler.simulated_device import Agenda
 from services.scheduler.simulated_workers import MODEL, Overheads, Report, SimulatedWorkers
 from services.scheduler.simulation_results import Outcome, SimulationResult, Switch
@@ -63,6 +66,24 @@ def simulate(
     return _Simulation(pool, policy, arrivals, thresholds).run()
 
 
+def simulate_spec(
+    pool: SimulatedPool,
+    spec: PolicySpec,
+    arrivals: Sequence[Arrival],
+    controller: ControllerSettings | None = None,
+    bounds: PolicyBounds | None = None,
+    plans: PlanBook | None = None,
+) -> SimulationResult:
+    """Serve the arrivals by a policy's spec.
+
+    `controller`: the constants of the threshold controller, where the spec has one. `plans`: the plans of earlier
+    simulations, so that none is made twice; they change nothing but the time this takes.
+    """
+    policy = ConfiguredPolicy(spec, bounds or PolicyBounds(), plans or PlanBook(solve_now=True))
+    thresholds = ThresholdController(controller) if spec.controller else ConstantThreshold(spec.threshold)
+    return simulate(pool, policy, arrivals, thresholds)
+
+
 @dataclass
 class _Progress:
     """Where a request stands."""
@@ -78,10 +99,9 @@ class _Progress:
 class _RecordedThresholds:
     """Another's thresholds, with every change of them remembered."""
 
-    def __init__(self, inner: Thresholds, agenda: Agenda) -> None:
+    def __init__(self, inner: Thresholds) -> None:
         self.switches: list[Switch] = []
         self._inner = inner
-        self._agenda = agenda
         self._last: dict[str, float] = {}
 
     def threshold(self, snapshot: DomainSnapshot, arrived_calls: int) -> float:
@@ -89,7 +109,7 @@ class _RecordedThresholds:
         threshold = self._inner.threshold(snapshot, arrived_calls)
         if self._last.get(snapshot.domain) != threshold:
             self._last[snapshot.domain] = threshold
-            self.switches.append(Switch(self._agenda.now_ms, snapshot.domain, threshold))
+            self.switches.append(Switch(snapshot.now_ms, snapshot.domain, threshold))
         return threshold
 
 
@@ -98,7 +118,7 @@ class _Simulation:
         self, pool: SimulatedPool, policy: Policy, arrivals: Sequence[Arrival], thresholds: Thresholds | None
     ) -> None:
         self._agenda = Agenda()
-        self._recorded = _RecordedThresholds(thresholds, self._agenda) if thresholds else None
+        self._recorded = _RecordedThresholds(thresholds) if thresholds else None
         self._engine = Engine(policy, 1, pool.bounds, self._recorded)
         self._overheads = pool.overheads
         self._domains = [
@@ -166,7 +186,7 @@ class _Simulation:
         while self._unread and wanted > 0:
             request = self._requests[heapq.heappop(self._unread)[1]]
             if not request.failed:
-                self._engine.job_arrived(request.record)
+                self._engine.job_arrived(request.record, int(self._agenda.now_ms))
                 wanted -= 1
 
     def _expire(self, job_id: str) -> None:

@@ -80,21 +80,25 @@ def test_waiting_unet_work_raises_it_to_the_top_and_it_comes_back() -> None:
 
 
 def test_waiting_decodes_lower_it() -> None:
-    loop, beside = Loop(), Loop()
-    loop.run(30, waiting=8)
-    beside.run(30, waiting=8)
-    assert loop.run(5, waiting=8) > beside.run(5, waiting=8, decodes=40)
-    assert beside.state.backlog_s < loop.state.backlog_s - 1
+    settings = ControllerSettings(integral_per_s=0.0, backlog_target_tasks=10.0)
+    loop, beside = (Loop(ThresholdController(settings)) for _ in range(2))
+    loop.run(30, waiting=16)
+    beside.run(30, waiting=16)
+    assert loop.run(5, waiting=16) > beside.run(5, waiting=16, decodes=30)
+    assert beside.state.backlog_s == pytest.approx(
+        loop.state.backlog_s - settings.decode_weight * 30 * 0.0216, rel=0.01
+    )
 
 
-def test_arrivals_raise_it_before_anything_waits() -> None:
-    settings = ControllerSettings(gain=0.0, integral_per_s=0.0, tracking_per_s=0.0)
+def test_arrivals_raise_its_floor_before_anything_waits() -> None:
+    settings = ControllerSettings()
     loop = Loop(ThresholdController(settings))
-    loop.run(100, calls_per_s=40.0)
-    # Forty calls a second of 56.2 / 3 ms each, a twentieth of a decode of 21.6 ms with every one.
-    load = 40 * (56.2 / 3 + 21.6 / 20) / 1000
+    loop.run(100, calls_per_s=20.0)
+    # Twenty calls a second of 56.2 / 3 ms each, a twentieth of a decode of 21.6 ms with every one.
+    load = 20 * (56.2 / 3 + 21.6 / 20) / 1000
     assert loop.state.feed_forward == pytest.approx(settings.headroom * load, rel=0.02)
-    assert loop.state.arriving_calls_per_s == pytest.approx(40, rel=0.02)
+    assert loop.state.arriving_calls_per_s == pytest.approx(20, rel=0.02)
+    assert loop.state.error == pytest.approx(-1.0, abs=0.01)
     assert loop.thresholds[-1][1] == pytest.approx(settings.headroom * load, abs=settings.dead_band)
 
 
@@ -120,18 +124,18 @@ def test_it_switches_at_most_once_a_dwell_however_the_load_jumps() -> None:
 
 @pytest.mark.parametrize(("dead_band", "moves"), [(0.04, False), (0.0, True)])
 def test_it_does_not_move_for_less_than_the_dead_band(dead_band: float, moves: bool) -> None:
-    settings = ControllerSettings(integral_per_s=0.0, tracking_per_s=0.0, gain=0.1, dead_band=dead_band)
+    settings = ControllerSettings(integral_per_s=0.0, gain=0.1, backlog_target_tasks=8.0, dead_band=dead_band)
     loop = Loop(ThresholdController(settings))
-    loop.run(120, calls_per_s=30.0, waiting=8)
+    loop.run(20, waiting=14)
     settled = len(loop.switches_ms())
     assert settled > 0
-    for waiting in (9, 8) * 10:
-        loop.run(3, calls_per_s=30.0, waiting=waiting)
+    for waiting in (15, 13) * 10:
+        loop.run(3, waiting=waiting)
     assert (len(loop.switches_ms()) > settled + 1) is moves
 
 
 def test_the_output_is_on_the_grid() -> None:
-    settings = ControllerSettings(integral_per_s=0.01)
+    settings = ControllerSettings(integral_per_s=0.01, backlog_target_tasks=8.0)
     loop = Loop(ThresholdController(settings))
     for waiting in range(0, 40, 3):
         loop.run(3, waiting=waiting, calls_per_s=20.0)
@@ -147,7 +151,7 @@ def test_a_long_overload_winds_nothing_up() -> None:
     assert long.state.integral == pytest.approx(short.state.integral, abs=0.05)
 
     wound = Loop(ThresholdController(ControllerSettings(tracking_per_s=0.0)))
-    wound.run(600, waiting=60)
+    wound.run(200, waiting=60)
     assert wound.state.integral > long.state.integral + 10
 
     def rest(loop: Loop) -> int:
@@ -181,7 +185,7 @@ def test_a_constant_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("lowest", 0.0), ("lowest", 1.2), ("grid", 0.0), ("gain", -1.0), ("backlog_target_s", 0.0)]
+    ("name", "value"), [("lowest", 0.0), ("lowest", 1.2), ("grid", 0.0), ("gain", -1.0), ("backlog_target_tasks", 0.0)]
 )
 def test_settings_out_of_bounds_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}: {value:g}"):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.scheduler.policies import POLICIES, PolicyBounds
+from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.simulated_workers import Overheads
 from services.scheduler.simulation import SimulatedPool, simulate
 from services.scheduler.simulation_results import most_within
@@ -14,7 +14,7 @@ from synerdiff.profiles import ItemCaps, Profile
 from synerdiff.requests import Priority
 from tests.services.scheduler.simulated import PAPER, straight_line_profile
 
-CONTINUOUS = POLICIES["continuous"](PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=2))
+CONTINUOUS = ConfiguredPolicy(POLICIES["continuous"], PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=2))
 MIXED = Mix(
     steps=((8, 0.5), (20, 0.5)),
     guided_share=0.8,
@@ -49,14 +49,14 @@ def test_lanes_that_run_free_take_the_time_beside_each_other_only_while_both_are
 
 
 def test_nothing_is_lost_and_the_same_seed_gives_the_same_outcome() -> None:
-    arrivals = poisson(4.0, 150, MIXED, seed=3)
+    arrivals = poisson(4.0, 80, MIXED, seed=3)
     pool = SimulatedPool(PAPER, domains=2)
     first, second = (simulate(pool, CONTINUOUS, arrivals) for _ in range(2))
     assert first == second
-    assert len(first.outcomes) == 150
+    assert len(first.outcomes) == 80
     assert not any(outcome.failed for outcome in first.outcomes)
     assert all(outcome.arrived_ms <= outcome.started_ms < outcome.ended_ms for outcome in first.outcomes)
-    assert poisson(4.0, 150, MIXED, seed=4) != arrivals
+    assert poisson(4.0, 80, MIXED, seed=4) != arrivals
 
 
 def test_requests_out_of_time_fail_at_their_deadline_and_the_others_are_served() -> None:
@@ -89,10 +89,10 @@ def test_the_queue_is_read_by_priority() -> None:
 def test_throughput_at_saturation_is_the_capacity() -> None:
     profile = straight_line_profile(caps=ItemCaps(3, 2))
     mix = Mix(steps=((20, 1.0),))
-    result = simulate(SimulatedPool(profile), CONTINUOUS, burst(300, mix, seed=1))
+    result = simulate(SimulatedPool(profile), CONTINUOUS, burst(120, mix, seed=1))
     # Three tasks in 40 ms a call, and 20 ms a decode.
     assert mix.capacity_per_s(profile) == pytest.approx(1000 / (20 * 40 / 3 + 20))
-    assert result.summary.requests_per_s == pytest.approx(mix.capacity_per_s(profile), rel=0.02)
+    assert result.summary.requests_per_s == pytest.approx(mix.capacity_per_s(profile), rel=0.03)
     assert result.summary.busy_share == pytest.approx(1.0, abs=0.01)
 
 

@@ -1,0 +1,109 @@
+"""What the order of urgency is worth, simulated: against first come first served, processor sharing and continuous.
+
+    python -m bench.order [--seeds 20] [--requests 5000] [--load 0.9] [--profile paper-table] [--json FILE]
+
+Two experiments, the same requests for both sides of each. Steady: Poisson arrivals, half of 8 and half of 50 steps;
+prints the mean end-to-end latency in order of urgency over that in order of acceptance, and the most that any request
+was later than its own time in order of acceptance. Burst: 64 equal requests at once; prints the mean in order of
+urgency over that of processor sharing and over that of `continuous` capped at the knee, and the throughputs.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import mean
+
+from services.scheduler.plan_book import PlanBook
+from services.scheduler.policies import POLICIES, PolicySpec
+from services.scheduler.simulation import SimulatedPool, simulate_spec
+from services.scheduler.simulation_results import SimulationResult
+from services.scheduler.workloads import Arrival, Mix, burst, poisson
+from synerdiff.profiles import Profile, load
+
+HALF_SHORT_HALF_LONG = Mix(steps=((8, 0.5), (50, 0.5)))
+URGENCY: PolicySpec = POLICIES["synerdiff"]
+FIFO = replace(URGENCY, order="fifo")
+SHARING = replace(URGENCY, order="sharing")
+CONTINUOUS_AT_KNEE = replace(POLICIES["continuous"], knee=True)
+_PLANS = PlanBook(solve_now=True)
+
+
+def paper_profile(name: str) -> Profile:
+    """One of the profiles under bench/profiles."""
+    return load(Path(__file__).parent / "profiles" / f"{name}.json")
+
+
+def served(profile: Profile, spec: PolicySpec, arrivals: tuple[Arrival, ...]) -> SimulationResult:
+    """The arrivals, served by a spec on one device."""
+    return simulate_spec(SimulatedPool(profile), spec, arrivals, plans=_PLANS)
+
+
+def steady(profile_name: str, share: float, requests: int, seed: int) -> Mapping[str, float]:
+    """One seed of the first experiment. Means in s; ratios of urgency over acceptance."""
+    profile = paper_profile(profile_name)
+    rate_per_s = share * HALF_SHORT_HALF_LONG.capacity_per_s(profile)
+    arrivals = poisson(rate_per_s, requests, HALF_SHORT_HALF_LONG, seed)
+    urgency, fifo = served(profile, URGENCY, arrivals), served(profile, FIFO, arrivals)
+    later = [u.latency_ms / f.latency_ms for u, f in zip(urgency.outcomes, fifo.outcomes, strict=True)]
+    return {
+        "seed": seed,
+        "urgency_mean_s": urgency.summary.mean_s,
+        "fifo_mean_s": fifo.summary.mean_s,
+        "mean_ratio": urgency.summary.mean_s / fifo.summary.mean_s,
+        "urgency_p99_s": urgency.summary.p99_s,
+        "fifo_p99_s": fifo.summary.p99_s,
+        "most_later": max(later),
+        "over_3x": sum(ratio > 3 for ratio in later),
+    }
+
+
+def burst_of_equals(profile_name: str, requests: int, steps: int) -> Mapping[str, float]:
+    """The second experiment. Means in s, throughputs in requests per second."""
+    profile = paper_profile(profile_name)
+    arrivals = burst(requests, Mix(steps=((steps, 1.0),)), seed=0)
+    specs = {"urgency": URGENCY, "sharing": SHARING, "continuous_at_knee": CONTINUOUS_AT_KNEE}
+    summaries = {name: served(profile, spec, arrivals).summary for name, spec in specs.items()}
+    figures: dict[str, float] = {}
+    for name, summary in summaries.items():
+        figures |= {f"{name}_mean_s": summary.mean_s, f"{name}_per_s": summary.requests_per_s}
+    own = summaries["urgency"].mean_s
+    figures["over_sharing"] = own / summaries["sharing"].mean_s
+    figures["over_continuous_at_knee"] = own / summaries["continuous_at_knee"].mean_s
+    return figures
+
+
+def main() -> None:
+    """Parse the command line, simulate, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--load", type=float, default=0.9)
+    parser.add_argument("--profile", default="paper-table")
+    parser.add_argument("--burst", type=int, default=64)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    options = parser.parse_args()
+    bursts = {steps: burst_of_equals(options.profile, options.burst, steps) for steps in (8, 20, 50)}
+    print(f"simulated: a burst of {options.burst} equal requests on {options.profile}")
+    for steps, figures in bursts.items():
+        print(f"  {steps} steps: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    one_seed = partial(steady, options.profile, options.load, options.requests)
+    rows = []
+    print(f"simulated: {options.requests} requests, half of 8 and half of 50 steps, load {options.load:g}", flush=True)
+    with ProcessPoolExecutor(options.processes) as pool:
+        for row in pool.map(one_seed, range(options.seeds)):
+            rows.append(row)
+            print("  " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+    ratio = mean(row["urgency_mean_s"] for row in rows) / mean(row["fifo_mean_s"] for row in rows)
+    print(f"  all seeds: mean ratio {ratio:.3f}, most later {max(row['most_later'] for row in rows):.3f}")
+    if options.json:
+        options.json.write_text(json.dumps({"bursts": bursts, "steady": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
