@@ -1,9 +1,10 @@
 """What operators see of how ticks are planned: profiles, corrections and thresholds, as messages and as gauges."""
 
+from services.scheduler.controller import ThresholdController
 from services.scheduler.holdings import Holdings
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
-from services.scheduler.snapshots import BatchKey
+from services.scheduler.snapshots import BatchKey, Thresholds
 from synerdiff.profiles import Profile
 from synerdiff.v1 import operations_pb2
 
@@ -20,11 +21,17 @@ def planning_statuses(holdings: Holdings, observer: Observer) -> list[operations
     return statuses
 
 
-def set_planning_gauges(metrics: PoolMetrics, holdings: Holdings, observer: Observer) -> None:
-    """Threshold by domain, drift by profile."""
-    metrics.threshold.clear()
-    metrics.profile_drift.clear()
+def set_planning_gauges(
+    metrics: PoolMetrics, holdings: Holdings, observer: Observer, thresholds: Thresholds | None
+) -> None:
+    """Threshold and state of its controller by domain, drift by profile."""
+    for gauge in (metrics.threshold, metrics.profile_drift, metrics.controller):
+        gauge.clear()
     domains = {lane.domain for lane in holdings.unet.values()}
+    for domain in domains:
+        state = thresholds.state(domain) if isinstance(thresholds, ThresholdController) else None
+        for term, value in state._asdict().items() if state else ():
+            metrics.controller.labels(domain, term).set(value)
     for domain, threshold in observer.thresholds.items():
         if threshold and domain in domains:
             metrics.threshold.labels(domain).set(threshold)

@@ -25,7 +25,7 @@ from services.scheduler.leadership import Leadership
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
 from services.scheduler.queue import JobStore, Lease
-from services.scheduler.snapshots import Policy
+from services.scheduler.snapshots import Policy, Thresholds
 from services.scheduler.store_writer import StoreWriter
 from services.scheduler.tasks import PlannedPart, UnetLaneState, VaeLaneState
 from services.scheduler.ticks import TickLog
@@ -66,8 +66,10 @@ class Leader:
         store: JobStore,
         registry: WorkerRegistry,
         ticks: TickLog,
+        thresholds: Thresholds | None = None,
     ) -> None:
-        self.engine = Engine(policy, lease.token, bounds)
+        self.engine = Engine(policy, lease.token, bounds, thresholds)
+        self.thresholds = thresholds
         self.ended = asyncio.Event()
         self._lease = lease
         self._store = store
@@ -258,7 +260,10 @@ class Leader:
 
 
 class Pool:
-    """Leads its pool whenever it can get the lock, and sweeps what nobody holds."""
+    """Leads its pool whenever it can get the lock, and sweeps what nobody holds.
+
+    `thresholds` makes what each leadership asks for the thresholds of its ticks.
+    """
 
     def __init__(
         self,
@@ -269,6 +274,7 @@ class Pool:
         registry: WorkerRegistry,
         leadership: Leadership,
         leader_ttl_s: float = 3.0,
+        thresholds: Callable[[], Thresholds | None] = lambda: None,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -279,6 +285,7 @@ class Pool:
         self.ticks = TickLog()
         self._bounds = bounds
         self._beat_s = leader_ttl_s / 3
+        self._thresholds = thresholds
 
     async def run(self) -> None:
         """Wait for the lock, lead, and again, until cancelled. The lock is given up on the way out."""
@@ -292,7 +299,8 @@ class Pool:
             log.info("not leading any more", pool=self.name, token=lease.token)
 
     async def _lead(self, lease: Lease) -> None:
-        leader = Leader(lease, self.policy, self._bounds, self.store, self.registry, self.ticks)
+        thresholds = self._thresholds()
+        leader = Leader(lease, self.policy, self._bounds, self.store, self.registry, self.ticks, thresholds)
         self.leader = leader
         renewing = asyncio.create_task(self._renew(lease, leader))
         try:

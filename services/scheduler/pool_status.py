@@ -69,7 +69,7 @@ class PoolStatus:
         metrics.write_backlog.set(leader.writer.backlog if leader else 0)
         if leader:
             _set_gauges(metrics, leader.engine.holdings)
-            set_planning_gauges(metrics, leader.engine.holdings, leader.observer)
+            set_planning_gauges(metrics, leader.engine.holdings, leader.observer, leader.thresholds)
 
 
 def _set_gauges(metrics: PoolMetrics, holdings: Holdings) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from bench import reporting
+from bench.ablation import CONFIGURATIONS as ABLATIONS
 from bench.ablation import LOADS, summary, table, workload
+from bench.burst import CONFIGURATIONS as BURSTS
 from bench.prediction import by_kind, windows
 from bench.serving import Arrival, ItemRun, Outcome, Served, burst, deployment, item_runs, poisson
+from services.scheduler.settings import SchedulerSettings
 from services.scheduler.tick_trace import chrome_trace
 from tests.services.scheduler.reports import planned, record, timing
 
@@ -44,6 +47,11 @@ def test_a_burst_is_of_equal_requests_due_at_once() -> None:
         (0.0, 20, 4.0, arrivals[0].sampler)
     }
     assert len({a.seed for a in arrivals}) == 64
+
+
+@pytest.mark.parametrize("settings", [*ABLATIONS.values(), *BURSTS.values()])
+def test_every_configuration_is_one_that_the_scheduler_takes(settings: dict[str, str]) -> None:
+    SchedulerSettings(**settings).policy_spec()  # type: ignore[arg-type]
 
 
 async def test_a_setting_that_the_scheduler_does_not_have_is_refused() -> None:
