@@ -2,7 +2,7 @@
 
 import typer
 
-from synerdiff_cli import generate, jobs, local, plan, profile, status, trace
+from synerdiff_cli import generate, jobs, local, plan, profile, simulate, status, trace
 from synerdiff_cli.console import EXIT_CODES_HELP
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.command()(generate.generate)
 app.add_typer(jobs.app, name="jobs")
 app.command()(profile.profile)
 app.command()(plan.plan)
+app.command()(simulate.simulate)
 app.command()(status.models)
 app.command()(status.status)
 app.command()(trace.trace)
