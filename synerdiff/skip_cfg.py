@@ -1,7 +1,8 @@
 """Skipping classifier-free guidance: what a request allows, what a model bears, and how the guidance is predicted.
 
 A guided UNet call takes two rows, e_u and e_c, and answers e_u + w D with D = e_c - e_u. A call that skips guidance
-takes the conditional row alone and answers e_c + (w - 1) D', with D' predicted from the task's last measured D.
+takes the conditional row alone and answers e_c + (w - 1) D', with D' predicted from the task's last measured D. That is
+done in units of predicted noise, in which D changes least from call to call, whatever the model predicts.
 """
 
 from collections.abc import Sequence
@@ -94,3 +95,23 @@ class SkipCfgBudget:
     tail: int = 1
     floor_db: float = 40.0
     measured_db: float = 0.0
+
+
+def spread(num_calls: int, share: float, longest_run: int, head: int, tail: int) -> tuple[int, ...]:
+    """The calls of a task that skip guidance when nothing else decides: evenly spread, and as many as the bounds allow.
+
+    At most `share` of `num_calls`, never the first `head` (at least one, so that a D is measured) nor the last `tail`,
+    no more than `longest_run` in a row. Runs are as short as they can be and differ by one at most.
+    """
+    first, end = max(head, 1), num_calls - tail
+    eligible = max(end - first, 0)
+    most = eligible - eligible // (longest_run + 1)
+    skips = min(int(share * num_calls + 1e-9), most)
+    runs = eligible - skips + 1
+    calls: list[int] = []
+    at = first
+    for run in range(runs):
+        length = (2 * (run + 1) * skips + runs) // (2 * runs) - (2 * run * skips + runs) // (2 * runs)
+        calls.extend(range(at, at + length))
+        at += length + 1
+    return tuple(calls)

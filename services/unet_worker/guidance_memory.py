@@ -14,11 +14,13 @@ class GuidanceMemory:
     """The last measured D of one task, as many as its predictor needs, and which of its calls skipped guidance.
 
     `predictor` is None for a task that never skips. `differences` are [C, h, w] fp32 on the model's device, the newest
-    first; `measured` are the calls that measured them. What a batch has computed is taken over by `measure` and `skip`
+    first and in units of predicted noise (`units` of a call are what D is multiplied by for that); `measured` are the
+    calls that measured them. What a batch has computed is taken over by `measure` and `skip`
     alone, once per call, so a call that failed half-way leaves no trace.
     """
 
     predictor: SkipPredictor | None = None
+    units: tuple[float, ...] = ()
     differences: list[Tensor] = field(default_factory=list, repr=False)
     measured: tuple[int, ...] = ()
     skipped: tuple[int, ...] = ()
@@ -39,12 +41,14 @@ class GuidanceMemory:
 
     def weights(self, call: int) -> tuple[float, ...]:
         """What each of `differences` weighs in D' at a call; to be asked for only where `can_skip`."""
-        return self.predictor.weights(self.measured, call) if self.predictor else ()
+        if self.predictor is None:
+            return ()
+        return tuple(weight / self.units[call] for weight in self.predictor.weights(self.measured, call))
 
     def measure(self, call: int, difference: Tensor) -> None:
         """Remember D [C, h, w] of a guided call."""
         if self.remembers:
-            self.differences = [difference.clone(), *self.differences][: self.remembers]
+            self.differences = [difference * self.units[call], *self.differences][: self.remembers]
             self.measured = (call, *self.measured)[: self.remembers]
 
     def skip(self, call: int) -> None:

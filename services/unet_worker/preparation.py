@@ -7,7 +7,9 @@ import torch
 
 from services.unet_worker.guidance_memory import GuidanceMemory
 from services.unet_worker.noise import TaskNoise
+from services.unet_worker.noise_units import noise_units
 from services.unet_worker.prompts import PromptEncoder, PromptKey
+from services.unet_worker.sampler_table import SamplerTable
 from services.unet_worker.samplers import sampler_table
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.models.family import PromptEmbeds, UnetSide
@@ -62,8 +64,14 @@ class TaskPreparer:
             table=table,
             registers=registers,
             noise=noise,
-            guidance=GuidanceMemory(SkipPredictor.parse(spec.skip_predictor) if spec.skip_predictor else None),
+            guidance=self._guidance(spec, table),
         )
+
+    def _guidance(self, spec: TaskSpec, table: SamplerTable) -> GuidanceMemory:
+        if not spec.skip_predictor:
+            return GuidanceMemory()
+        predictor = SkipPredictor.parse(spec.skip_predictor)
+        return GuidanceMemory(predictor, noise_units(self._unet_side.scheduler_config, table.timesteps))
 
 
 def _prompt_keys(spec: TaskSpec) -> list[PromptKey]:
