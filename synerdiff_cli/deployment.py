@@ -28,7 +28,7 @@ class ModelSource:
 @dataclass(frozen=True)
 class LocalOptions:
     """What `up` can be told. `threads`: CPU threads of each worker, 0 for an equal share; no `redis_url`: a Redis of
-    its own."""
+    its own. `profile`: a profile file, absolute; `idle_profile`: measure one where there is none and nothing to do."""
 
     data_dir: Path
     models: tuple[ModelSource, ...]
@@ -40,6 +40,8 @@ class LocalOptions:
     redis_url: str = ""
     dtype: str = "auto"
     threads: int = 0
+    profile: Path | None = None
+    idle_profile: bool = False
 
 
 class OptionError(ValueError):
@@ -114,6 +116,9 @@ def _scheduler_child(options: LocalOptions, index: int, address: str, redis: str
     arguments = ["--listen", address, "--redis-url", redis, "--instance-id", name]
     if options.policy:
         arguments += ["--policy", options.policy]
+    if options.profile:
+        arguments += ["--profile", str(options.profile)]
+    arguments.append("--profile-when-idle" if options.idle_profile else "--no-profile-when-idle")
     return _service(options, name, "services.scheduler", arguments, address)
 
 

@@ -13,6 +13,7 @@ import typer
 from PIL import Image
 
 from synerdiff.client import AsyncClient
+from synerdiff.profiles import load as load_profile
 from synerdiff.redis_process import RedisStartError
 from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, EXIT_UNAVAILABLE, err, errors_as_lines, fail, out
 from synerdiff_cli.data_dir import DataDirInUse, default_data_dir, owned
@@ -56,6 +57,10 @@ def up(
     ),
     dtype: DtypeOption = Dtype.AUTO,
     threads: Threads = 0,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile of this machine, as `synerdiff profile` wrote it.", dir_okay=False)
+    ] = None,
+    idle_profile: Annotated[bool, typer.Option(help="Measure a profile when idle where there is none.")] = True,
     data_dir: Annotated[Path | None, typer.Option(help="For logs and Redis' data. Default: user state folder.")] = None,
 ) -> None:
     """Run everything on this machine until Ctrl-C. The address goes to stdout once requests are served.
@@ -74,6 +79,8 @@ def up(
             redis_url=redis_url,
             dtype=dtype,
             threads=threads,
+            profile=_readable(profile),
+            idle_profile=idle_profile,
         )
         run(_stay_up(options))
 
@@ -98,6 +105,14 @@ def demo(
         with _scratch_folder() as folder:
             options = LocalOptions(data_dir=folder, models=sources, policy=policy, dtype=dtype, threads=threads)
             run(_make_one(options, prompt, where, seed, steps))
+
+
+def _readable(profile: Path | None) -> Path | None:
+    """The file, if it is a profile: refused here, before anything is started. Raises InvalidRequest."""
+    if profile is None:
+        return None
+    load_profile(profile)
+    return profile.resolve()
 
 
 async def _stay_up(options: LocalOptions) -> None:

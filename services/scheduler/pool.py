@@ -24,6 +24,7 @@ from services.scheduler.engine import Engine, EngineBounds
 from services.scheduler.leadership import Leadership
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
+from services.scheduler.profile_keeper import KeeperOptions, ProfileKeeper
 from services.scheduler.queue import JobStore, Lease
 from services.scheduler.snapshots import Policy, Thresholds
 from services.scheduler.store_writer import StoreWriter
@@ -32,6 +33,7 @@ from services.scheduler.ticks import TickLog
 from services.scheduler.workers import WorkerStreams
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
+from synerdiff.jobs import JobRecord
 from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.registry import WorkerRegistry
 from synerdiff.telemetry import get_logger
@@ -45,6 +47,7 @@ BEAT_EVERY_S = 0.1
 RECONCILE_EVERY_S = 1.0
 CLAIM_EVERY_S = 5.0
 CORRECT_EVERY_S = 1.0
+PROFILES_EVERY_S = 0.5
 CLAIM_ABSENCE_S = 60.0  # a pool without a leader for this long is not coming back soon: others take its jobs
 READ_IDLE_S = 0.02
 _WORKER_EFFECTS = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
@@ -67,6 +70,7 @@ class Leader:
         registry: WorkerRegistry,
         ticks: TickLog,
         thresholds: Thresholds | None = None,
+        profiles: KeeperOptions | None = None,
     ) -> None:
         self.engine = Engine(policy, lease.token, bounds, thresholds)
         self.thresholds = thresholds
@@ -78,13 +82,13 @@ class Leader:
         self.observer = Observer(self.engine.holdings, ticks, self._metrics)
         self.writer = StoreWriter(store, lease, self)
         self.streams = WorkerStreams(lease.token, self)
+        self.keeper = ProfileKeeper(profiles or KeeperOptions(), self.engine, self.streams.send, self._due)
         self._pump_is_due = False
 
     async def lead(self) -> None:
         """Run until superseded or cancelled. Raises what ends one of its loops: half a leader is none."""
         for record in await self._store.read_pending(self._lease):
-            self.engine.job_arrived(record, now_ms())
-        self._due()
+            self._job_arrived(record)
         loops = [
             asyncio.create_task(self._forever(loop, every_s))
             for loop, every_s in (
@@ -94,6 +98,7 @@ class Leader:
                 (self._drop_ended, RECONCILE_EVERY_S),
                 (self._claim_stale, CLAIM_EVERY_S),
                 (self._correct_profiles, CORRECT_EVERY_S),
+                (self.keeper.follow, PROFILES_EVERY_S),
             )
         ]
         loops += [asyncio.create_task(self._follow_controls()), asyncio.create_task(self.writer.run())]
@@ -105,6 +110,7 @@ class Leader:
                     loop.result()
         finally:
             await cancel_and_wait(ended, *loops)
+            await self.keeper.close()
             await self.streams.close()
             await self.writer.stop()
 
@@ -123,19 +129,25 @@ class Leader:
             await asyncio.sleep(every_s)
 
     async def _follow_workers(self) -> None:
-        self.streams.reconcile(await self._registry.workers(self._lease.pool))
+        records = await self._registry.workers(self._lease.pool)
+        self.keeper.announced(records)
+        self.streams.reconcile(records)
 
     async def _read_jobs(self) -> None:
         for model, count in self.engine.wanted_jobs().items():
             for record in await self._store.read_new(self._lease, [model], count):
-                self.engine.job_arrived(record, now_ms())
-                self._due()
+                self._job_arrived(record)
+
+    def _job_arrived(self, record: JobRecord) -> None:
+        """A job to be done: probes leave the workers before its first task comes there."""
+        self.keeper.job_arrived()
+        self.engine.job_arrived(record, now_ms())
+        self._due()
 
     async def _claim_stale(self) -> None:
         for model, count in self.engine.wanted_jobs().items():
             for record in await self._store.claim_stale(self._lease, [model], count, CLAIM_ABSENCE_S):
-                self.engine.job_arrived(record, now_ms())
-                self._due()
+                self._job_arrived(record)
 
     async def _beat(self) -> None:
         self.engine.beat(now_ms())
@@ -175,6 +187,7 @@ class Leader:
 
     def worker_lost(self, worker_id: str) -> None:
         """A worker's stream has ended."""
+        self.keeper.worker_lost(worker_id)
         self.engine.unet_lost(worker_id)
         self.engine.vae_lost(worker_id)
         self._due()
@@ -186,11 +199,13 @@ class Leader:
 
     def task_ready(self, worker_id: str, ready: TaskReady) -> None:
         """A task is prepared."""
+        self.keeper.task_ready(ready)
         self.engine.task_ready(worker_id, ready)
         self._due()
 
     def task_failed(self, worker_id: str, failed: TaskFailed) -> None:
         """A task cannot be done."""
+        self.keeper.task_failed(failed)
         self.engine.task_failed(worker_id, failed)
         self._due()
 
@@ -200,6 +215,7 @@ class Leader:
         self.engine.unet_tick_done(worker_id, done, now_ms())
         self._pump()
         self.observer.reported(worker_id, "unet", done, planned)
+        self.keeper.unet_tick_done(worker_id, done)
 
     def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
         """A VAE plan has run."""
@@ -207,6 +223,7 @@ class Leader:
         self.engine.vae_tick_done(worker_id, done)
         self._pump()
         self.observer.reported(worker_id, "vae", done, planned)
+        self.keeper.vae_tick_done(worker_id, done)
 
     def image_decoded(self, worker_id: str, image: DecodedImage) -> None:
         """An image file has come."""
@@ -262,7 +279,7 @@ class Leader:
 class Pool:
     """Leads its pool whenever it can get the lock, and sweeps what nobody holds.
 
-    `thresholds` makes what each leadership asks for the thresholds of its ticks.
+    `thresholds` makes what each leadership asks for the thresholds of its ticks; `profiles`: where it gets profiles.
     """
 
     def __init__(
@@ -275,6 +292,7 @@ class Pool:
         leadership: Leadership,
         leader_ttl_s: float = 3.0,
         thresholds: Callable[[], Thresholds | None] = lambda: None,
+        profiles: KeeperOptions | None = None,
     ) -> None:
         self.name = name
         self.policy = policy
@@ -286,6 +304,7 @@ class Pool:
         self._bounds = bounds
         self._beat_s = leader_ttl_s / 3
         self._thresholds = thresholds
+        self._profiles = profiles
 
     async def run(self) -> None:
         """Wait for the lock, lead, and again, until cancelled. The lock is given up on the way out."""
@@ -300,7 +319,8 @@ class Pool:
 
     async def _lead(self, lease: Lease) -> None:
         thresholds = self._thresholds()
-        leader = Leader(lease, self.policy, self._bounds, self.store, self.registry, self.ticks, thresholds)
+        what_leads = (self.policy, self._bounds, self.store, self.registry, self.ticks)
+        leader = Leader(lease, *what_leads, thresholds, self._profiles)
         self.leader = leader
         renewing = asyncio.create_task(self._renew(lease, leader))
         try:

@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.scheduler.effects import (
     Admit,
@@ -59,6 +59,13 @@ class ProbePair:
     arena_address: str
 
 
+class MeasuredCell(NamedTuple):
+    """A cell, and how many of its runs took much longer than the others."""
+
+    cell: Cell
+    outliers: int
+
+
 class Prober:
     """Measures one item at a time. After `close` (or `give_way`) the workers hold nothing of it any more."""
 
@@ -72,8 +79,6 @@ class Prober:
     ) -> None:
         self.pair = pair
         self.width, self.height = size
-        self.outliers = 0
-        self.samples = 0
         self.in_step_works = True
         self._token = leader_token
         self._send = send
@@ -121,7 +126,7 @@ class Prober:
 
     # ---- measuring
 
-    async def measure(self, probe: Probe, effort: Effort) -> Cell:
+    async def measure(self, probe: Probe, effort: Effort) -> MeasuredCell:
         """One cell of a profile. Raises ProbeFailed."""
         self._memory.restart()
         timings: list[Timing] = []
@@ -131,9 +136,7 @@ class Prober:
             fastest = min(timing.ms for timing in timings)
             items = max(_FIRST_ITEMS, min(effort.least, int(PLAN_MS / fastest)))
         timings = timings[: effort.most]
-        self.samples += len(timings)
-        self.outliers += outliers(timings)
-        return cell_of(probe, timings, self._memory.peak_bytes())
+        return MeasuredCell(cell_of(probe, timings, self._memory.peak_bytes()), outliers(timings))
 
     async def _repeat(self, item: ProbeItem, times: int) -> list[Timing]:
         """Timings of an item run `times` times, after once more that is not counted."""

@@ -15,6 +15,7 @@ from services.scheduler.leadership import Leadership
 from services.scheduler.operations import OperationsService
 from services.scheduler.pool import Pool
 from services.scheduler.pool_status import PoolStatus
+from services.scheduler.profile_store import ProfileStore
 from services.scheduler.queue import JobStore
 from services.scheduler.settings import SchedulerSettings
 from synerdiff.cancellation import cancel_and_wait
@@ -79,7 +80,16 @@ async def _store(settings: SchedulerSettings) -> AsyncIterator[tuple[JobStore, W
         yield (
             store,
             registry,
-            Pool(settings.pool, policy, bounds, store, registry, leadership, settings.leader_ttl_s),
+            Pool(
+                settings.pool,
+                policy,
+                bounds,
+                store,
+                registry,
+                leadership,
+                settings.leader_ttl_s,
+                profiles=settings.keeper_options(ProfileStore(redis)),
+            ),
         )
     finally:
         await store.close()

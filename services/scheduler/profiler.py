@@ -1,5 +1,6 @@
 """From the first probe to a profile: the cells, then the comparisons that say which mechanisms pay on the device."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -37,15 +38,23 @@ class Profiler:
         self.course: ProfileCourse | None = None
         self._options = options
         self._extent: Extent | None = None
-        self._overheads_ms: list[float] = []
+        self._samples = 0
+        self._outliers = 0
+
+    @property
+    def measurements(self) -> int:
+        """Cells measured so far."""
+        return self.course.measurements if self.course else 0
 
     async def run(self, prober: Prober, told: Callable[[ProfileCourse], None] = lambda course: None) -> Profile:
         """Measure what is left. `told` hears of every cell. Raises ProbeFailed; may be called again then."""
         course = self.course = self.course or self._begin(prober)
         while (probe := course.next()) is not None:
             started = time.monotonic()
-            cell = await prober.measure(probe, self._options.effort)
-            course.measured(cell, time.monotonic() - started)
+            measured = await prober.measure(probe, self._options.effort)
+            course.measured(measured.cell, time.monotonic() - started)
+            self._samples += measured.cell.samples
+            self._outliers += measured.outliers
             told(course)
         profile = self._profile(prober, course)
         return replace(profile, mechanisms=await self._compared(prober, profile))
@@ -61,16 +70,20 @@ class Profiler:
     def _profile(self, prober: Prober, course: ProfileCourse) -> Profile:
         assert self._extent is not None
         pair = prober.pair
-        notes = [f"{prober.outliers} of {prober.samples} runs took over 1.5 times their item's median"]
+        notes = [f"{self._outliers} of {self._samples} runs took over 1.5 times their item's median"]
         if not prober.in_step_works:
             notes.append("the workers share no pace: items were sent to both at once, not run in step")
+        if math.isinf(course.error):
+            notes.append(
+                "the time was over before interpolation was checked everywhere: taken to be as far off as 100 %"
+            )
         profile = Profile(
             subject=subject_of(pair.unet, pair.vae, prober.width, prober.height),
             cells=course.cells(),
             caps=ItemCaps(max(1, self._extent.max_rows // 2), self._extent.max_decodes),
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
             skip_cfg=pair.unet.model_card.skip_cfg,
-            interpolation_error=round(course.error, 4),
+            interpolation_error=round(course.error, 4) if math.isfinite(course.error) else 1.0,
             notes=tuple(notes),
         )
         return with_findings(profile, pair.slots)

@@ -189,7 +189,7 @@ class ProfileCourse:
     """The way through a profile: ask `next`, measure it, tell `measured`; in between it can be left and taken up again.
 
     `bound`: relative error of interpolation that is good enough. `budget_s`: time for all measurements together; the
-    ends of the lines alone are measured whatever it says, since without them there is no profile.
+    ends of all axes are measured whatever it says, since without them there is no profile.
     """
 
     def __init__(self, extent: Extent, *, bound: float = DEFAULT_BOUND, budget_s: float = math.inf) -> None:
@@ -201,13 +201,12 @@ class ProfileCourse:
         most, decodes = extent.max_rows, extent.max_decodes
         alone = [_Section(setting, most, 0, bound) for setting in extent.unet_alone]
         alone += [_Section(setting, 0, decodes, bound) for setting in extent.vae_alone]
-        self._alone = len(alone)
         self._sections = alone + [_Section(setting, most, decodes, bound) for setting in extent.beside]
         self._current: _Section | None = None
 
     def next(self) -> Probe | None:
         """The cell to measure next, or None: every interval is within the bound, or the time is spent."""
-        if self.out_of_time and all(section.complete for section in self._sections[: self._alone]):
+        if self.out_of_time and all(section.complete for section in self._sections):
             return None
         if self._current is None or not self._current.under_way:
             self._current = self._most_urgent()

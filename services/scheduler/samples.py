@@ -13,14 +13,18 @@ OUTLIER = 1.5  # times the median: something else had the device
 
 @dataclass(frozen=True)
 class Effort:
-    """How often an item is measured: at least `least` times, then until the median is sure to `spread`, or `most`."""
+    """How often an item is measured: `least` times, then until its median is sure to `spread`, or `most`.
+
+    Runs that took `longest_s` together are enough as well, once there are `least`.
+    """
 
     least: int = 5
     most: int = 30
     spread: float = 0.02
+    longest_s: float = 3.0
 
 
-QUICK = Effort(least=3, most=8, spread=0.05)
+QUICK = Effort(least=3, most=8, spread=0.05, longest_s=1.0)
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,11 @@ class Timing:
 
 def enough(timings: Sequence[Timing], effort: Effort) -> bool:
     """Whether to stop measuring."""
-    count = len(timings)
-    return count >= effort.most or (count >= effort.least and median_spread([t.ms for t in timings]) <= effort.spread)
+    times = [timing.ms for timing in timings]
+    if len(times) < effort.least:
+        return False
+    too_long = len(times) >= effort.most or sum(times) >= 1000 * effort.longest_s
+    return too_long or median_spread(times) <= effort.spread
 
 
 def median_spread(values: Sequence[float]) -> float:

@@ -1,6 +1,7 @@
 """What a scheduler can be told."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -8,8 +9,11 @@ from pydantic import Field
 from services.scheduler.admission import AdmissionLimits
 from services.scheduler.engine import EngineBounds
 from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
+from services.scheduler.profile_keeper import KeeperOptions
+from services.scheduler.profile_store import ProfileStore
 from services.scheduler.queue import JobStoreSettings
 from services.scheduler.rounds import RoundSource
+from synerdiff.profiles import load as load_profile
 from synerdiff.settings import ServiceSettings
 
 Switch = Literal["auto", "on", "off"]
@@ -46,6 +50,8 @@ class SchedulerSettings(ServiceSettings):
         le=_MOST_PLAN_AHEAD,
         description="plans under way per worker; 1 makes workers wait for each; 0: the policy's own",
     )
+    profile: Path | None = Field(None, description="profile file of the workers' device; none: one kept in Redis")
+    profile_when_idle: bool = Field(True, description="measure a profile where there is none and nothing to do")
     read_ahead: int = Field(2, ge=1, le=64, description="jobs read from the queue per arena slot")
     max_deaths: int = Field(10, ge=0, le=1000, description="losses of its worker that one image survives")
     max_waiting: int = Field(10_000, ge=1, description="jobs that may wait for one model before new ones are refused")
@@ -93,6 +99,11 @@ class SchedulerSettings(ServiceSettings):
         if self.threshold:
             changes |= {"threshold": self.threshold, "controller": False}
         return replace(POLICIES[self.policy], **changes)
+
+    def keeper_options(self, store: ProfileStore | None) -> KeeperOptions:
+        """Where profiles come from. Raises InvalidRequest for a file that is none."""
+        given = load_profile(self.profile) if self.profile else None
+        return KeeperOptions(given, store, self.profile_when_idle)
 
     def chosen_policy(self, rounds: RoundSource | None = None) -> ConfiguredPolicy:
         """The policy with its bounds. `rounds`: where it finds planned rounds."""

@@ -1,6 +1,6 @@
 """Profiles in a real Redis: found by what they are of, refused with the reason where they are of something else."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from redis.asyncio import Redis
@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from services.scheduler.profile_store import ProfileStore, usable
 from synerdiff.errors import InvalidRequest
-from synerdiff.profiles import dump
+from synerdiff.profiles import ProfileSubject, dump
 from tests.services.scheduler.measured_profiles import SUBJECT, profile
 
 
@@ -46,7 +46,8 @@ async def test_a_newer_one_takes_its_place_and_others_stay(redis: Redis) -> None
 async def test_a_foreign_one_is_refused_in_one_line_with_the_reason(
     redis: Redis, field: str, value: object, said: str
 ) -> None:
-    store, wanted = ProfileStore(redis), replace(SUBJECT, **{field: value})
+    store = ProfileStore(redis)
+    wanted = ProfileSubject(**{**asdict(SUBJECT), field: value})
     await store.put(profile())
     with capture_logs() as lines:
         assert await store.get(wanted) is None

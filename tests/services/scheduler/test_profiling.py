@@ -115,10 +115,12 @@ def test_a_spent_budget_stops_it_with_what_is_whole() -> None:
     assert course.error > 0.001
 
 
-def test_a_budget_of_nothing_still_measures_each_side_alone() -> None:
+def test_a_budget_of_nothing_still_measures_the_ends() -> None:
     course = ProfileCourse(one_setting(), budget_s=0)
     asked = run(course, affine)
-    assert [(p.rows, p.decodes) for p in asked] == [(1, 0), (32, 0), (0, 1), (0, 6)]
+    corners = [(1, 1), (1, 6), (32, 1), (32, 6)]
+    assert [(p.rows, p.decodes) for p in asked] == [(1, 0), (32, 0), (0, 1), (0, 6), *corners]
+    assert math.isinf(course.error)
 
 
 def test_the_time_left_falls_to_nothing() -> None:
