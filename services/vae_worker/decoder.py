@@ -137,6 +137,8 @@ class DecodeInProgress:
         """
         while self._waiting and (until >= 1 or self._fraction() < until):
             self._run_unit()
+        if self._waiting and self._side.device.type == "cuda":
+            torch.cuda.synchronize(self._side.device)  # the UNet worker may be told next that this item has ended
         return not self._waiting
 
     def outcomes(self) -> list[Picture | DecodeFailure]:

@@ -1,0 +1,127 @@
+"""A step loop and a VAE worker's item runner, each on its thread, through the ticks of one pair: nobody runs ahead."""
+
+import queue
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.preparation import TaskPreparer
+from services.unet_worker.previews import PreviewEncoder
+from services.unet_worker.residents import Residents
+from services.unet_worker.step_loop import StepLoop, StepReport
+from services.vae_worker.decoder import BatchDecoder
+from services.vae_worker.item_runner import ItemRunner, ItemWork, PlanDecodes
+from synerdiff.latents.arena import Arena
+from synerdiff.latents.client import Latents
+from synerdiff.latents.memory import ProcessMemory
+from synerdiff.models.loading import load_unet_side, load_vae_side
+from synerdiff.models.threads import ThreadShare
+from synerdiff.pace import Pacer, PaceSide
+from synerdiff.plans import (
+    DecodeEntry,
+    Execution,
+    ItemRef,
+    ItemTiming,
+    SlotRef,
+    UnetEntry,
+    UnetItem,
+    UnetPlan,
+    UnetTickDone,
+    VaeItem,
+)
+from synerdiff.requests import ImageFormat
+from tests.services.unet_worker.specs import spec
+from tests.tiny_models import tiny_model
+
+TICKS, PLACES, CHUNKS = 3, 4, 4
+PATIENCE_MS = 20_000
+
+
+def in_step(tick: int, place: int) -> Execution:
+    """After the other side's item before, across ticks."""
+    before = (tick, place - 1) if place > 1 else (tick - 1, PLACES)
+    after = ItemRef(*before) if before[0] > 0 else None
+    return Execution(place=place, threads=1 + place % 2, after=after, patience_ms=PATIENCE_MS, pace="pair")
+
+
+class Decoding(threading.Thread):
+    """Each tick one decode, a chunk of it in each place."""
+
+    def __init__(self, model: Path, directory: Path) -> None:
+        super().__init__()
+        side = load_vae_side(model, torch.float32)
+        self._runner = ItemRunner(BatchDecoder(side), Pacer(PaceSide.VAE, directory), ThreadShare(1))
+        self.timings: list[ItemTiming] = []
+        self.pictures: list[str] = []
+
+    def run(self) -> None:
+        for tick in range(1, TICKS + 1):
+            parts = [decode_entry(f"b/{tick}", chunk) for chunk in range(CHUNKS)]
+            decodes = PlanDecodes.of([VaeItem((part,)) for part in parts], set(), lambda: False)
+            for place, part in enumerate(parts, start=1):
+                fresh, resumed = (((part, zeros()),), ()) if place == 1 else ((), (part,))
+                outcome = self._runner.run(ItemWork(tick, in_step(tick, place), fresh, resumed), decodes)
+                assert outcome is not None
+                self.timings.append(outcome.timing)
+                self.pictures.extend(finished.entry.task_id for finished in outcome.finished)
+        self._runner.close()
+
+
+class Stepping:
+    """One task, a call in each place of each tick."""
+
+    def __init__(self, model: Path, directory: Path) -> None:
+        side = load_unet_side(model, torch.float32)
+        residents = Residents(Arena(1, 4 * 8 * 8 * 4, "float32", ProcessMemory()), torch.float32)
+        resident = residents.admit(spec("a/0", num_inference_steps=TICKS * PLACES))
+        residents.make_ready(resident, TaskPreparer(side).prepare([resident.spec])[0].task)
+        previews, pacer = PreviewEncoder(side, lambda preview: None), Pacer(PaceSide.UNET, directory)
+        self._loop = StepLoop(Denoiser(side), residents, previews, lambda error: None, 1, pacer)
+        self._reports: queue.SimpleQueue[StepReport] = queue.SimpleQueue()
+        for tick in range(1, TICKS + 1):
+            calls = range((tick - 1) * PLACES, tick * PLACES)
+            items = [UnetItem((UnetEntry("a/0", call),), in_step(tick, k)) for k, call in enumerate(calls, start=1)]
+            self._loop.submit(UnetPlan(1, tick, tuple(items)), self._reports.put)
+
+    def start(self) -> None:
+        self._loop.start()
+
+    def timings(self) -> list[ItemTiming]:
+        reports = [self._reports.get(timeout=60) for _ in range(TICKS)]
+        self._loop.close()
+        return [timing for report in reports if isinstance(report, UnetTickDone) for timing in report.items]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1")
+
+
+@pytest.mark.parametrize("first", ["unet", "vae"])
+def test_items_run_beside_those_of_their_place_and_after_those_before(model: Path, tmp_path: Path, first: str) -> None:
+    stepping, decoding = Stepping(model, tmp_path), Decoding(model, tmp_path)
+    for side in (stepping, decoding) if first == "unet" else (decoding, stepping):
+        side.start()
+    unet = stepping.timings()
+    decoding.join(60)
+    vae = decoding.timings
+    assert decoding.pictures == [f"b/{tick}" for tick in range(1, TICKS + 1)]
+    assert [timing.rows for timing in unet] == [2] * TICKS * PLACES
+    assert len(vae) == len(unet)
+    for before, after in pairwise(zip(unet, vae, strict=True)):
+        started_ns = min(timing.start_unix_ns for timing in after)
+        assert started_ns >= max(timing.end_unix_ns for timing in before), "one ran ahead"
+    assert max(timing.waited_ms for timing in [*unet, *vae]) < PATIENCE_MS / 2
+
+
+def decode_entry(task_id: str, chunk: int) -> DecodeEntry:
+    slot = SlotRef("a", 0, 1)
+    return DecodeEntry(task_id, "", slot, 64, 64, ImageFormat.PNG, "{}", CHUNKS, chunk, chunk + 1)
+
+
+def zeros() -> Latents:
+    return Latents(memoryview(bytearray(4 * 8 * 8 * 4)), "float32")
