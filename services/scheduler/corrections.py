@@ -13,6 +13,8 @@ from typing import NamedTuple
 from services.scheduler.measured import MeasuredItem
 from synerdiff.profiles import Cell, Profile, Setting
 
+_REMEMBERED_ITEMS = 4096
+
 
 @dataclass(frozen=True)
 class CorrectionBounds:
@@ -78,21 +80,19 @@ class ProfileCorrection:
         self._kinds = {kind: _Average() for kind in ("unet", "vae", "beside")}
         self._applied: dict[Region, float] = dict.fromkeys(self._averages, 0.0)
         self._one_setting: dict[Setting, Profile] = {}
+        self._asked: dict[tuple[Setting, int, float], tuple[Region, float] | None] = {}
 
     def observe(self, item: MeasuredItem) -> None:
         """Learn from an item of this profile's domain and batch key; one that has nothing to say is ignored."""
         planned = item.planned
         if item.ratio is None:
             return
-        setting = _relevant(planned.setting, planned.rows, planned.decodes)
-        near = [region for region in self._averages if region.setting == setting and region.kind == item.kind]
-        profiled_ms = self._profiled_ms(setting, planned.rows, planned.decodes) if near else None
-        if not profiled_ms:
-            return
-        nearest = min(near, key=lambda region: (_distance(region, planned.rows, planned.decodes), region))
-        log_ratio = math.log(item.ms / profiled_ms)
-        self._averages[nearest].add(log_ratio, self.bounds)
-        self._kinds[item.kind].add(log_ratio, self.bounds)
+        known = self._known(planned.setting, planned.rows, planned.decodes)
+        if known:
+            nearest, profiled_ms = known
+            log_ratio = math.log(item.ms / profiled_ms)
+            self._averages[nearest].add(log_ratio, self.bounds)
+            self._kinds[nearest.kind].add(log_ratio, self.bounds)
 
     def scale(self, region: Region) -> float:
         """How many times its original value a region's time is by now."""
@@ -139,6 +139,23 @@ class ProfileCorrection:
         own, kind, limit = self._averages[region], self._kinds[region.kind], math.log(self.bounds.limit)
         log = (own.items * own.log + self.bounds.lean * kind.log) / (own.items + self.bounds.lean)
         return min(max(log, -limit), limit)
+
+    def _known(self, setting: Setting, rows: int, decodes: float) -> tuple[Region, float] | None:
+        """The region an item counts for and its time by the original; None where that says nothing of such items."""
+        asked = setting, rows, decodes
+        if asked not in self._asked:
+            if len(self._asked) >= _REMEMBERED_ITEMS:
+                self._asked.clear()
+            self._asked[asked] = self._look_up(_relevant(setting, rows, decodes), rows, decodes)
+        return self._asked[asked]
+
+    def _look_up(self, setting: Setting, rows: int, decodes: float) -> tuple[Region, float] | None:
+        kind = Region(setting, rows, math.ceil(decodes)).kind
+        near = [region for region in self._averages if region.setting == setting and region.kind == kind]
+        profiled_ms = self._profiled_ms(setting, rows, decodes) if near else None
+        if not profiled_ms:
+            return None
+        return min(near, key=lambda region: (_distance(region, rows, decodes), region)), profiled_ms
 
     def _profiled_ms(self, setting: Setting, rows: int, decodes: float) -> float | None:
         """What the original says of an item in its setting, or None where it says nothing."""
