@@ -100,8 +100,7 @@ class _Tick:
         self._rounds = rounds
         self._snapshot = snapshot
         self._threshold = snapshot.threshold if spec.controller else spec.threshold
-        knees = {key: pace.knee_rows for key, pace in paces.items()} if spec.knee else {}
-        self._rules = Rules(spec, bounds, paces, knees, snapshot.budgets)
+        self._rules = Rules(spec, bounds, paces, snapshot.budgets)
         self._in_step: list[bool] = []
         self._why: list[str] = []
 

@@ -37,21 +37,20 @@ class RunningSet:
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides who runs. `knees`: rows by batch key, where they are known and asked for."""
+    """What decides who runs."""
 
     spec: PolicySpec
     bounds: PolicyBounds
     paces: Paces
-    knees: Mapping[BatchKey, int]
     budgets: Mapping[str, SkipCfgBudget]
 
 
 def running_set(lane: UnetLane, waiting: int, now_ms: int, rules: Rules) -> RunningSet:
     """The first tasks in order that fit in a step. `waiting`: tasks of the pool without a worker.
 
-    Of a key with a knee fit as many rows as that, of others `unet_batch` tasks; of several keys as large a part of each
-    as makes one in all. Never fewer than one task. Rows are counted after the skips of this tick, while tasks wait.
-    Under processor sharing everybody runs.
+    Of a key with a knee fit as many rows as that and as many tasks as one item takes, of others `unet_batch` tasks; of
+    several keys as large a part of each as makes one in all. Never fewer than one task. Rows are counted after the
+    skips of this tick, while tasks wait. Under processor sharing everybody runs.
     """
     spec = rules.spec
     budget = rules.budgets.get(lane.model) if spec.skip_cfg else None
@@ -78,7 +77,8 @@ def _that_fit(seats: Sequence[Seat], rules: Rules, skipping: bool) -> list[Seat]
 
 def _part(key: BatchKey, standings: Sequence[Standing], rules: Rules, skipping: bool) -> float:
     """The part of a full batch that tasks of one key make."""
-    knee = rules.knees.get(key)
-    if knee is None:
+    pace = rules.paces.get(key)
+    if pace is None or not rules.spec.knee:
         return len(standings) / rules.bounds.unet_batch
-    return rows(standings, even_skips(standings) if skipping else 0) / knee
+    skips = even_skips(standings) if skipping else 0
+    return max(rows(standings, skips) / pace.knee_rows, len(standings) / pace.item_tasks)

@@ -1,6 +1,8 @@
 """The engine against virtual workers: whatever dies or is cancelled, every job ends once and nothing leaks."""
 
 from collections import Counter
+from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import settings
@@ -22,14 +24,20 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.engine import Engine, EngineBounds
+from services.scheduler.plan_book import PlanBook
 from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.snapshots import BatchKey
 from services.scheduler.tasks import Phase
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
+from synerdiff.profiles import ItemCaps, Mechanisms, Profile
 from synerdiff.requests import ImageFormat, ImageRequest, Priority
+from synerdiff.skip_cfg import SkipCfgBudget
+from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.virtual_workers import Report, VirtualUnet, VirtualVae
 
+ROUNDS = PlanBook(solve_now=True)
 WORKER_EFFECTS = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
 
 
@@ -62,11 +70,20 @@ def job(job_id: str, *, images: int = 1, steps: int = 2, width: int = 128, **fie
 
 
 class World:
-    """An engine, its virtual workers, and a store that remembers."""
+    """An engine, its virtual workers, and a store that remembers. `profile`: of every device for every size."""
 
-    def __init__(self, unets: int = 1, vaes: int = 1, domains: int = 1, max_deaths: int = 10) -> None:
+    def __init__(
+        self,
+        unets: int = 1,
+        vaes: int = 1,
+        domains: int = 1,
+        max_deaths: int = 10,
+        policy: str = "continuous",
+        profile: Profile | None = None,
+    ) -> None:
         bounds = PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=1)
-        self.policy = ConfiguredPolicy(POLICIES["continuous"], bounds)
+        self.policy = ConfiguredPolicy(POLICIES[policy], bounds, ROUNDS)
+        self.profile = profile
         self.bounds = EngineBounds(max_deaths=max_deaths)
         self.unets = {f"u{i}": VirtualUnet(f"u{i}", f"d{i % domains}") for i in range(unets)}
         self.vaes = {f"v{i}": VirtualVae(f"v{i}", f"d{i % domains}", self.unets) for i in range(vaes)}
@@ -80,6 +97,9 @@ class World:
     def new_leader(self) -> None:
         self.engine = Engine(self.policy, 1, self.bounds)
         self.to_store.clear()
+        for domain, width in product({unet.domain for unet in self.unets.values()}, (128, 256)):
+            if self.profile:
+                self.engine.profile_known(domain, BatchKey("emoji", width, 128), self.profile)
 
     def attach(self, worker_id: str) -> None:
         if worker_id in self.unets:
@@ -368,10 +388,12 @@ class AnyOrder(RuleBasedStateMachine):
     """Jobs, work, deaths, cancellations and leader changes in any order."""
 
     max_deaths = 10**6
+    policy = "continuous"
+    profile: Profile | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(unets=2, vaes=2, domains=2, max_deaths=self.max_deaths)
+        self.world = World(2, 2, 2, self.max_deaths, self.policy, self.profile)
         self.records: dict[str, JobRecord] = {}
         self.dropped: set[str] = set()
         self.world.attach_all()
@@ -467,6 +489,27 @@ class AnyOrderMortal(AnyOrder):
     max_deaths = 1
 
 
+class AnyOrderPlanned(AnyOrder):
+    """The same with planned rounds: tasks are set aside, skip guidance, and decodes span items."""
+
+    policy = "synerdiff"
+    profile = replace(
+        straight_line_profile(step_ms=1.5, caps=ItemCaps(3, 2), chunks=(1, 2)),
+        skip_cfg=SkipCfgBudget("reuse", share=0.5, longest_run=1, head=1),
+        mechanisms=Mechanisms(chunking=True),
+    )
+
+
+class AnyOrderOneByOne(AnyOrder):
+    """The same with requests served one by one."""
+
+    policy = "static"
+
+
+TestAnyOrderOneByOne = AnyOrderOneByOne.TestCase
+TestAnyOrderOneByOne.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestAnyOrderPlanned = AnyOrderPlanned.TestCase
+TestAnyOrderPlanned.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestAnyOrderMortal = AnyOrderMortal.TestCase
 TestAnyOrderMortal.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase

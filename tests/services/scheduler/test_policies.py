@@ -31,9 +31,7 @@ from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, decode, run
 # Four rows are within a twentieth of the best throughput: two tasks at once.
 PROFILE = straight_line_profile(step_ms=1.5, row_ms=5.0, caps=ItemCaps(4, 2))
 CHUNKED = replace(
-    PROFILE,
-    cells=PROFILE.cells
-    + tuple(replace(cell, setting=cell.setting._replace(chunks=2)) for cell in PROFILE.cells if cell.decodes),
+    straight_line_profile(step_ms=1.5, row_ms=5.0, caps=ItemCaps(4, 2), chunks=(1, 3)),
     mechanisms=Mechanisms(chunking=True, plan_ahead=1),
 )
 ROUNDS = PlanBook(solve_now=True)

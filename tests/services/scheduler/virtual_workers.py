@@ -159,7 +159,7 @@ class VirtualVae:
 
     def _run(self, plan: VaePlan) -> list[Report]:
         skipped, images = [], []
-        for entry in (e for item in plan.items for e in item.entries):
+        for entry in (e for item in plan.items for e in item.entries if e.end_chunk == e.chunks):
             unet = self.unets[entry.arena_address]
             resident = unet.residents.get(entry.task_id)
             if resident is None or resident.slot != entry.slot:
