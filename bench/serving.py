@@ -19,14 +19,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from services.scheduler.profile_store import ProfileStore
 from services.scheduler.settings import SchedulerSettings
 from synerdiff import profiles
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
 from synerdiff.errors import SynerDiffError
-from synerdiff.redis_client import connect
-from synerdiff.redis_process import RedisProcess
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
@@ -128,19 +125,11 @@ async def deployment(
             raise ValueError(f"{name}: no setting of the scheduler")
     variables = {f"SYNERDIFF_{name.upper()}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as folder, _environment(variables):
-        redis = RedisProcess(Path(folder) / "redis")
-        redis.start()
-        try:
+        async with running(_local_options(Path(folder), profile, dtype)) as deployed:
+            address = deployed.deployment.addresses[0]
             if profile:
-                await _keep(profile, redis.url)
-            local = LocalOptions(Path(folder), (ModelSource("emoji", BUNDLED_MODEL),), dtype=dtype, redis_url=redis.url)
-            async with running(local) as deployed:
-                address = deployed.deployment.addresses[0]
-                if profile:
-                    await _takes_profile(address, profile)
-                yield address
-        finally:
-            redis.stop()
+                await _takes_profile(address, profile)
+            yield address
 
 
 async def serve(address: str, arrivals: Sequence[Arrival]) -> Outcome:
@@ -203,6 +192,11 @@ def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tupl
     return tuple(sorted(runs.values(), key=lambda run: run.end_s))
 
 
+def _local_options(folder: Path, profile: Path | None, dtype: str) -> LocalOptions:
+    absolute = profile.resolve() if profile else None
+    return LocalOptions(folder, (ModelSource("emoji", BUNDLED_MODEL),), dtype=dtype, profile=absolute)
+
+
 @cache
 def _subjects() -> list[str]:
     return (BUNDLED_MODEL.parent / "core.txt").read_text().replace("\n", "").strip("|").split("|")
@@ -220,11 +214,6 @@ def _environment(variables: Mapping[str, str]) -> Any:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-async def _keep(profile: Path, url: str) -> None:
-    async with connect(url) as redis:
-        await ProfileStore(redis).put(profiles.load(profile))
 
 
 async def _takes_profile(address: str, profile: Path) -> None:
