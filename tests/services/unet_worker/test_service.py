@@ -14,7 +14,18 @@ from services.unet_worker.preparation import PreparedTask, TaskPreparer
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.cards import Sampler
 from synerdiff.models.family import UnetSide
-from synerdiff.plans import GuidanceDrift, Preview, SkippedEntry, SkipReason, TaskFailed, TaskReady, UnetTickDone
+from synerdiff.plans import (
+    Execution,
+    GuidanceDrift,
+    Preview,
+    SkippedEntry,
+    SkipReason,
+    TaskFailed,
+    TaskReady,
+    UnetItem,
+    UnetPlan,
+    UnetTickDone,
+)
 from synerdiff.requests import TaskSpec
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
@@ -282,6 +293,13 @@ async def test_the_first_message_must_attach_and_no_later_one_may(served: Served
     assert await stray.ended() is grpc.StatusCode.INVALID_ARGUMENT
     async with leading(served.channel) as leader:
         await leader.send(attach=stages_pb2.Attach(leader_token=9))
+        assert await leader.ended() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("execution", [Execution(pace="../x"), Execution(place=1 << 16, pace="pair")])
+async def test_plans_that_cannot_be_paced_are_refused(served: ServedWorker, execution: Execution) -> None:
+    async with leading(served.channel) as leader:
+        await leader.send(plan=stages.unet_plan_to_pb(UnetPlan(1, 1, (UnetItem((), execution),))))
         assert await leader.ended() is grpc.StatusCode.INVALID_ARGUMENT
 
 
