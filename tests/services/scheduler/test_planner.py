@@ -12,7 +12,7 @@ from services.scheduler.baseline_rounds import coarse, fine, vae_first
 from services.scheduler.planned_round import PlannedRound, PlanQuery, completions_ms
 from services.scheduler.planner import plan_round
 from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject, Setting, load
-from tests.services.scheduler.planner_reference import reference
+from tests.services.scheduler.planner_reference import by_pareto_fronts, reference
 
 PROFILES = Path(__file__).parents[3] / "bench" / "profiles"
 SUBJECT = ProfileSubject("tiny", "0", "device", "float32", (4, 8, 8), "shared")
@@ -136,17 +136,17 @@ def profiles(draw: st.DrawFn) -> Profile:
 
 @st.composite
 def queries(draw: st.DrawFn) -> PlanQuery:
-    unet = draw(st.integers(0, 3))
+    unet, vae = draw(st.sampled_from([(0, 3), (1, 4), (2, 3), (2, 3), (2, 3), (3, 0), (3, 1), (3, 2)]))
     return PlanQuery(
         unet=unet,
-        vae=draw(st.integers(0, 2)),
+        vae=vae,
         skips=draw(st.integers(0, 2)),
         one_row=draw(st.integers(0, min(unet, 1))),
         threshold=draw(st.sampled_from([1.0, 0.9, 0.8, 0.6, 0.3, 1.2])),
         skip_price_ms=draw(st.sampled_from([0.0, 0.0, 1.5])),
         round_weight=draw(st.sampled_from([0.0, 0.0, 0.25])),
         beside=draw(st.sampled_from([True, True, True, False])),
-        chunking=draw(st.booleans()),
+        chunking=draw(st.booleans()) and unet + vae < 5,
     )
 
 
@@ -166,6 +166,31 @@ def test_no_sequence_of_items_is_better(profile: Profile, query: PlanQuery) -> N
     assert planned.feasible == feasible
     found = (round(planned.objective * 1e6), planned.skips, round(planned.total_ms * 1e6), len(planned.items))
     assert found == best
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_round_of_many_items_is_that_of_the_plain_programme(seed: int) -> None:
+    random = Random(seed)
+    caps = ItemCaps(random.randint(2, 4), random.randint(2, 3))
+    once, row, decode = random.uniform(1, 30), random.uniform(1, 10), random.uniform(1, 30)
+    together = random.uniform(0.5, 1.0)
+    cells = [
+        Cell(r, v, ms, ms)
+        for r in range(2 * caps.unet + 1)
+        for v in range(caps.vae + 1)
+        if r + v
+        for ms in [((once + row * r) * (r > 0) + decode * v * (together if r else 1)) * random.uniform(0.8, 1.2)]
+    ]
+    profile = Profile(SUBJECT, tuple(cells), caps, made_at="today")
+    query = PlanQuery(
+        unet=random.randint(4, 8),
+        vae=random.randint(3, 6),
+        skips=random.choice([0, 0, 1]),
+        threshold=random.choice([0.99, 0.97, 0.95, 0.93, 0.9, 0.86]),
+    )
+    planned, best = plan_round(profile, query), by_pareto_fronts(profile, query)
+    assert (planned.objective, planned.total_ms) == pytest.approx((best.objective / 1e6, best.total / 1e6), abs=1e-4)
+    assert (planned.skips, len(planned.items)) == (best.skips, best.items)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
