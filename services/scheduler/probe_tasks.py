@@ -48,7 +48,10 @@ class ProbeTask:
 
 @dataclass
 class ProbeTasks:
-    """Makes probe tasks of one model and picture size, and holds those that are on the UNet worker."""
+    """Makes probe tasks of one model and picture size, and holds those that are on the UNet worker.
+
+    A task is in `arriving` from its admission until it can be stepped or decoded.
+    """
 
     card: ModelCard
     width: int
@@ -56,6 +59,7 @@ class ProbeTasks:
     guided: list[ProbeTask] = field(default_factory=list)
     unguided: list[ProbeTask] = field(default_factory=list)
     finished: list[ProbeTask] = field(default_factory=list)
+    arriving: list[ProbeTask] = field(default_factory=list)
     _run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
@@ -78,12 +82,12 @@ class ProbeTasks:
 
     def all(self) -> list[ProbeTask]:
         """Every task that holds a slot."""
-        return [*self.guided, *self.unguided, *self.finished]
+        return [*self.guided, *self.unguided, *self.finished, *self.arriving]
 
     def clear(self) -> tuple[str, ...]:
         """Forget all; returns their ids."""
         task_ids = tuple(task.task_id for task in self.all())
-        for tasks in (self.guided, self.unguided, self.finished):
+        for tasks in (self.guided, self.unguided, self.finished, self.arriving):
             tasks.clear()
         return task_ids
 

@@ -175,8 +175,7 @@ class Prober:
     def close(self) -> None:
         """Free what is held on the workers."""
         finished = tuple(task.task_id for task in self._tasks.finished)
-        others = tuple(task.task_id for task in [*self._tasks.guided, *self._tasks.unguided])
-        self._tasks.clear()
+        others = tuple(task_id for task_id in self._tasks.clear() if task_id not in finished)
         if finished:
             self._send(ForgetImages(self.pair.vae.worker_id, finished))
             self._send(ReleaseSlots(self.pair.unet.worker_id, finished))
@@ -199,6 +198,8 @@ class Prober:
                 raise ProbeFailed(f"a task of this model makes {task.num_calls} UNet calls; {calls} are needed")
             held.append(task)
         await self._finish(short)
+        tasks.finished += short
+        tasks.arriving.clear()
 
     def _drop(self, worn: list[ProbeTask], held: list[ProbeTask]) -> None:
         if worn:
@@ -207,11 +208,12 @@ class Prober:
 
     async def _admit(self, tasks: Sequence[ProbeTask]) -> None:
         waits = []
+        self._tasks.arriving += tasks
         for task in tasks:
             waits.append(self._expect("ready", task.task_id))
             self._send(Admit(self.pair.unet.worker_id, task.spec))
-        for task, wait in zip(tasks, waits, strict=True):
-            task.num_calls = (await _soon(wait)).num_calls
+        for task, ready in zip(tasks, await asyncio.gather(*map(_soon, waits)), strict=True):
+            task.num_calls = ready.num_calls
 
     async def _finish(self, tasks: Sequence[ProbeTask]) -> None:
         """Step tasks to their end, so that their latents are in their slots."""
@@ -226,7 +228,6 @@ class Prober:
                 task.slot = slots.get(task.task_id)
         if not all(task.slot for task in tasks):
             raise ProbeFailed("the UNet worker did not finish the tasks to be decoded")
-        self._tasks.finished += tasks
 
     # ---- plans
 

@@ -133,6 +133,18 @@ async def test_giving_way_ends_a_measurement_at_once_and_leaves_nothing() -> Non
         await asyncio.wait_for(measuring, 1)
 
 
+async def test_giving_way_takes_along_tasks_that_are_still_on_their_way() -> None:
+    bench = Bench()
+    measuring = asyncio.create_task(bench.prober.measure(Probe(4, 2, Setting(1, 1, 1)), FEW))
+    while not bench.pair.held:
+        await asyncio.sleep(0)
+    bench.prober.give_way()
+    assert bench.pair.held == {}
+    with pytest.raises(ProbeFailed, match="gave way"):
+        await asyncio.wait_for(measuring, 1)
+    assert bench.pair.held == {}
+
+
 async def test_a_report_that_does_not_match_is_no_measurement() -> None:
     bench = Bench()
     await bench.prober.run_round([ProbeItem(4, 0, Setting())], in_step=False)

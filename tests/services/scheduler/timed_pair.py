@@ -38,10 +38,10 @@ CALLS_OF_LONG_TASKS = 200
 VAE_SHARE = 0.7  # of an item's time, after which its decodes beside steps end
 
 
-def pair(slots: int = 32, **changes: object) -> ProbePair:
+def pair(slots: int = 32, device: str = "EPYC") -> ProbePair:
     card = replace(CARD, latent_channels=4)
-    unet = record("unet", model_card=card, **changes)
-    return ProbePair(unet, record("vae", model_card=replace(card, size_multiple=8), **changes), slots, unet.address)
+    unet = record("unet", model_card=card, device=device)
+    return ProbePair(unet, record("vae", model_card=replace(card, size_multiple=8), device=device), slots, unet.address)
 
 
 class TimedPair:
