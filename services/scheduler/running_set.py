@@ -1,7 +1,8 @@
 """Who runs: which of a worker's tasks step in a tick; the others are set aside, with their latents in their slots."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
 from typing import NamedTuple
 
 from services.scheduler.ordering import Paces, ordered
@@ -55,15 +56,17 @@ def running_set(lane: UnetLane, waiting: int, now_ms: int, rules: Rules) -> Runn
     spec = rules.spec
     budget = rules.budgets.get(lane.model) if spec.skip_cfg else None
     order = ordered(lane.running, spec.order, rules.paces, now_ms, spec.urgency)
-    seats = [Seat(task, standing(task, budget, spec.skip_prices.drift_gate)) for task in order]
-    guided = seats if spec.order == "sharing" else _that_fit(seats, rules, skipping=False)
-    if len(guided) == len(seats) and not waiting:
-        return RunningSet(tuple(seats), busy=False, set_aside=0)
-    chosen = seats if spec.order == "sharing" else _that_fit(seats, rules, skipping=True)
-    return RunningSet(tuple(chosen), busy=True, set_aside=len(seats) - len(chosen))
+    first, again = tee(Seat(task, standing(task, budget, spec.skip_prices.drift_gate)) for task in order)
+    if spec.order == "sharing":
+        return RunningSet(tuple(first), busy=waiting > 0, set_aside=0)
+    chosen = _that_fit(first, rules, skipping=False)
+    busy = waiting > 0 or len(chosen) < len(order)
+    if busy:
+        chosen = _that_fit(again, rules, skipping=True)
+    return RunningSet(tuple(chosen), busy, len(order) - len(chosen))
 
 
-def _that_fit(seats: Sequence[Seat], rules: Rules, skipping: bool) -> list[Seat]:
+def _that_fit(seats: Iterable[Seat], rules: Rules, skipping: bool) -> list[Seat]:
     chosen: list[Seat] = []
     by_key: dict[BatchKey, list[Standing]] = {}
     for seat in seats:

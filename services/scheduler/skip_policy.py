@@ -1,8 +1,9 @@
 """Who skips guidance in a tick: what a budget and a request allow, spread over a task's calls and over the tasks.
 
 A task has one skip to spend when its head is over, earns `pace` of another with every call, and spends one whenever it
-skips; so its skips are spread over its calls as evenly as the longest run allows. Of those that have earned one, as many skip per tick as the tasks
-earn together, those with most credit first; so rows per tick stay even, also for tasks that began together.
+skips; so its skips are spread over its calls as evenly as the longest run allows. Of those that have earned one, as
+many skip per tick as the tasks earn together, those with most credit first; so rows per tick stay even, also for tasks
+that began together.
 """
 
 import math
@@ -43,11 +44,13 @@ def standing(task: RunningTask, budget: SkipCfgBudget | None, drift_gate: float)
         return Standing(Stance.ONE_ROW)
     if skip.must is False or budget is None:
         return Standing(Stance.GUIDED)
-    pace = _pace(task, budget)
-    if not budget.head <= task.next_call < task.num_calls - budget.tail or pace <= 0:
+    calls = task.num_calls - budget.head - budget.tail
+    allowed = math.floor(min(budget.share, skip.max_share) * task.num_calls + _ROUNDING)
+    if not 0 <= task.next_call - budget.head < calls or allowed == 0:
         return Standing(Stance.GUIDED)
+    pace = min(1.0, allowed / calls)
     earned = 1 + pace * (task.next_call - budget.head)
-    credit = min(_allowed(task, budget), earned) - skip.skipped
+    credit = min(allowed, earned) - skip.skipped
     needed = max(1.0, skip.drift / drift_gate)
     may = credit >= needed - _ROUNDING and skip.run < min(budget.longest_run, _run_at(pace))
     return Standing(Stance.CHOICE if may else Stance.GUIDED, pace, credit)
@@ -65,17 +68,6 @@ def even_skips(standings: Iterable[Standing]) -> int:
     return min(choices, math.ceil(sum(one.pace for one in listed) - _ROUNDING))
 
 
-def _allowed(task: RunningTask, budget: SkipCfgBudget) -> int:
-    """Most skips of the whole task."""
-    return math.floor(min(budget.share, task.skip.max_share) * task.num_calls + _ROUNDING)
-
-
 def _run_at(pace: float) -> int:
     """The longest run of an even spread: a task that has not skipped for long does not make up for it in a row."""
     return math.ceil(pace / (1 - pace) - _ROUNDING) if pace < 1 else 1 << 30
-
-
-def _pace(task: RunningTask, budget: SkipCfgBudget) -> float:
-    """Skips per call between head and tail that use up what is allowed."""
-    calls = task.num_calls - budget.head - budget.tail
-    return min(1.0, _allowed(task, budget) / calls) if calls > 0 else 0.0
