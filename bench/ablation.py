@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.reporting import markdown_table, percentile, save
-from bench.serving import Arrival, Outcome, burst, deployment, poisson, serve
+from bench.serving import Arrival, Outcome, add_settings, burst, deployment, poisson, serve
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "static": {"policy": "static"},
@@ -122,7 +122,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     loads = workload(capacity, options.seconds, options.seed)
     results: dict[str, dict[str, Any]] = {}
     for configuration in options.only or CONFIGURATIONS:
-        settings = CONFIGURATIONS[configuration]
+        settings = dict(options.settings) | CONFIGURATIONS[configuration]
         async with deployment(settings, options.profile, options.dtype) as address:
             await warm_up(address)
             for load, arrivals in loads.items():
@@ -132,6 +132,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": "python -m bench.ablation " + " ".join(sys.argv[1:]),
         "dtype": options.dtype,
+        "settings": dict(options.settings),
         "seconds": options.seconds,
         "seed": options.seed,
         "capacity_images_per_s": capacity,
@@ -165,6 +166,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--capacity", type=float, help="images/s that loads are shares of; default: measured")
+    add_settings(parser)
     parser.add_argument("--only", type=_chosen, help="configurations by comma; default: all")
     parser.add_argument("--name", default="ablation", help="of the file under bench/results")
     options = parser.parse_args()

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.ablation import warm_up
 from bench.reporting import save
-from bench.serving import Outcome, burst, deployment, poisson, serve
+from bench.serving import Outcome, add_settings, burst, deployment, poisson, serve
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "synerdiff": {"policy": "synerdiff"},
@@ -53,7 +53,9 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only or CONFIGURATIONS}
     for number in range(options.rounds):
         for name, done in rounds.items():
-            async with deployment(CONFIGURATIONS[name], options.profile, options.dtype) as address:
+            async with deployment(
+                CONFIGURATIONS[name] | dict(options.settings), options.profile, options.dtype
+            ) as address:
                 await warm_up(address)
                 outcome = await serve(address, burst(options.requests, seed=number, num_inference_steps=options.steps))
                 trickle = await serve(address, poisson(TRICKLE_PER_S, TRICKLE_S, seed=number))
@@ -64,6 +66,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         "requests": options.requests,
         "steps": options.steps,
         "dtype": options.dtype,
+        "settings": dict(options.settings),
         "ratios": ratios(rounds),
         "rounds": rounds,
     }
@@ -96,6 +99,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
+    add_settings(parser)
     parser.add_argument("--only", type=_chosen, help="configurations by comma; default: all")
     parser.add_argument("--name", default="burst", help="of the file under bench/results")
     options = parser.parse_args()

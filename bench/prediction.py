@@ -1,6 +1,7 @@
 """Predicted against measured item time on a live deployment, as corrections of the profile take hold.
 
     python -m bench.prediction --profile emoji-profile.json [--rate 2.0] [--settle 60] [--seconds 30]
+        [--set in_step=on]
 
 Sends Poisson arrivals for `settle` + `seconds` and compares every item that ran in step with what it was predicted to
 take when it was planned. The error of an item is |measured / predicted - 1|. Prints JSON: median and p90 of the last
@@ -18,7 +19,7 @@ from typing import Any
 
 from bench.ablation import warm_up
 from bench.reporting import percentile, save
-from bench.serving import Arrival, ItemRun, deployment, item_runs, poisson, serve, trace_events
+from bench.serving import Arrival, ItemRun, add_settings, deployment, item_runs, poisson, serve, trace_events
 
 WINDOW_S = 10.0
 
@@ -56,7 +57,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     failed: list[str] = []
     whole_s = options.settle + options.seconds
     arrivals = poisson(options.rate, whole_s, options.seed)
-    async with deployment({"policy": options.policy}, options.profile, options.dtype) as address:
+    async with deployment(dict(options.settings), options.profile, options.dtype) as address:
         await warm_up(address)
         began_s, passed_s = asyncio.get_running_loop().time(), 0.0
         while passed_s < whole_s:
@@ -69,7 +70,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     last = [run for run in runs if run.end_s >= options.settle]
     return {
         "command": "python -m bench.prediction " + " ".join(sys.argv[1:]),
-        "policy": options.policy,
+        "settings": dict(options.settings),
         "dtype": options.dtype,
         "rate_per_s": options.rate,
         "settled_after_s": options.settle,
@@ -98,7 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", type=Path, help="profile file that the domain plans by")
     parser.add_argument("--address", help="HOST:PORT of a running scheduler: only look at its last ticks")
-    parser.add_argument("--policy", default="synerdiff")
+    add_settings(parser)
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
     parser.add_argument("--settle", type=float, default=60.0, help="seconds before items count")
     parser.add_argument("--seconds", type=float, default=30.0, help="seconds of items that count")

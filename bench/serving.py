@@ -4,6 +4,7 @@ Arrival times are drawn ahead from a seed and kept to whatever the system does: 
 due, so a system that falls behind cannot hide it.
 """
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -190,6 +191,20 @@ def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tupl
         run = ItemRun("beside" if both else event["cat"], args["measured_ms"] / args["predicted_ms"], end_s)
         runs[event["pid"], args["tick"], args["place"]] = run
     return tuple(sorted(runs.values(), key=lambda run: run.end_s))
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Let a bench be told the scheduler's settings: `--set NAME=VALUE`, any number of them, in `options.settings`."""
+
+    def pair(text: str) -> tuple[str, str]:
+        name, separator, value = text.partition("=")
+        if not separator or name not in SchedulerSettings.model_fields:
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE of a setting of the scheduler")
+        return name, value
+
+    parser.add_argument(
+        "--set", dest="settings", type=pair, action="append", default=[], metavar="NAME=VALUE", help="a setting"
+    )
 
 
 def _local_options(folder: Path, profile: Path | None, dtype: str) -> LocalOptions:

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.ablation import warm_up
 from bench.reporting import save
-from bench.serving import Outcome, burst, deployment, serve
+from bench.serving import Outcome, add_settings, burst, deployment, serve
 
 MODES: dict[str, bool | None] = {"default": None, "off": False}
 
@@ -36,7 +36,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the rounds."""
     rounds: list[dict[str, dict[str, Any]]] = []
-    async with deployment({"policy": options.policy}, options.profile, options.dtype) as address:
+    async with deployment(dict(options.settings), options.profile, options.dtype) as address:
         await warm_up(address)
         for number in range(options.rounds):
             arrivals = burst(options.requests, seed=number, num_inference_steps=options.steps)
@@ -50,7 +50,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     gains = [one["default"]["images_per_s"] / one["off"]["images_per_s"] for one in rounds]
     return {
         "command": "python -m bench.skip_throughput " + " ".join(sys.argv[1:]),
-        "policy": options.policy,
+        "settings": dict(options.settings),
         "requests": options.requests,
         "steps": options.steps,
         "dtype": options.dtype,
@@ -65,7 +65,7 @@ def main() -> int:
     """Parse the command line and measure. The exit status is 1 when a request failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", type=Path, help="profile file with a budget")
-    parser.add_argument("--policy", default="synerdiff")
+    add_settings(parser)
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=4)
