@@ -6,7 +6,7 @@ that input and output together take little more memory than the larger of them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.vae_worker.bands import BandedActivation, Shape, split_rows, window
-from services.vae_worker.group_moments import affine
+from services.vae_worker.group_statistics import Affine, affine
 
 Run = Generator[float, None, BandedActivation]
 """Yields after each band the work it took, in the unit of `Layer.work`; returns the layer's output."""
 
 # A convolution's FLOPs in the time of one byte of what moves past it; fitted to a 2-core EPYC in float32.
 _FLOPS_PER_BYTE = 16.0
-# Passes over a normalised convolution's input beside the convolution: statistics, normalisation, activation.
-_NORM_PASSES = 7
+# Passes over an activation: gathering it and taking its statistics; normalising and activating it.
+_STATISTICS_PASSES = 4
+_NORM_PASSES = 4
 
 
 class Layer(ABC):
@@ -44,17 +45,9 @@ class Layer(ABC):
 class BandLayer(Layer):
     """One that can run in bands."""
 
-    @property
-    def groups(self) -> int | None:
-        """Those of the GroupNorm that it starts with; None where it starts with none."""
-        return None
-
     @abstractmethod
-    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
-        """Run it in `bands` bands. `source` comes with the moments of `groups`, the output with those of `next_groups`.
-
-        The bands of `source` are dropped as they are consumed.
-        """
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
+        """Run it in `bands` bands. Those of `source` are dropped as they are consumed."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +90,9 @@ class Convolution(BandLayer):
         output: Tensor = self.conv(activation)
         return output
 
-    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
         """One pass."""
-        sink = BandedActivation(shape.height, next_groups)
+        sink = BandedActivation(shape.height)
         halo = int(self.conv.padding[0])
         for start, stop in split_rows(shape.height, bands):
             sink.append(_convolve(self.conv, window(source, start, stop, halo)))
@@ -115,38 +108,46 @@ class NormConvolution(BandLayer):
     norm: nn.GroupNorm
     conv: nn.Conv2d
 
-    @property
-    def groups(self) -> int:
-        """Those of its norm."""
-        return self.norm.num_groups
-
     def output(self, shape: Shape) -> Shape:
         """Other channels."""
         return replace(shape, channels=self.conv.out_channels)
 
     def work(self, shape: Shape) -> float:
         """FLOPs, and bytes in and out."""
-        return _conv_work(self.conv, shape) + _FLOPS_PER_BYTE * shape.itemsize * _NORM_PASSES * shape.values
+        return self.statistics_work(shape) + self.bands_work(shape)
+
+    def statistics_work(self, shape: Shape) -> float:
+        """That of `affine`."""
+        return _pass_work(shape, _STATISTICS_PASSES)
+
+    def bands_work(self, shape: Shape) -> float:
+        """That of `bands`."""
+        return _pass_work(shape, _NORM_PASSES) + _conv_work(self.conv, shape)
 
     def whole(self, activation: Tensor) -> Tensor:
         """One module after the other."""
         output: Tensor = self.conv(F.silu(self.norm(activation), inplace=True))
         return output
 
-    def bands(self, source: BandedActivation, shape: Shape, bands: int) -> Generator[tuple[int, int, Tensor]]:
+    def affine(self, source: BandedActivation) -> Affine:
+        """The norm, given the whole of `source`."""
+        return affine(self.norm, source.tensors())
+
+    def bands(self, source: BandedActivation, norm: Affine, bands: int) -> Iterator[tuple[int, int, Tensor]]:
         """The output band by band: its rows [start, stop) and the band. Drops nothing of `source`."""
-        norm = affine(self.norm, source.moments())
-        for start, stop in split_rows(shape.height, bands):
+        for start, stop in split_rows(source.height, bands):
             # In place: the window is a copy. SiLU keeps the zeros that the window has outside the picture.
             yield start, stop, _convolve(self.conv, F.silu(window(source, start, stop, 1, norm), inplace=True))
 
-    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
-        """One pass."""
-        sink = BandedActivation(shape.height, next_groups)
-        for start, stop, band in self.bands(source, shape, bands):
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
+        """Statistics, then one pass."""
+        sink = BandedActivation(shape.height)
+        norm = self.affine(source)
+        yield self.statistics_work(shape)
+        for start, stop, band in self.bands(source, norm, bands):
             sink.append(band)
             source.drop_above(stop - 1)
-            yield self.work(shape) * (stop - start) / shape.height
+            yield self.bands_work(shape) * (stop - start) / shape.height
         return sink
 
 
@@ -160,47 +161,48 @@ class Resnet(BandLayer):
     shortcut: nn.Conv2d | None
     output_scale_factor: float
 
-    @property
-    def groups(self) -> int:
-        """Those of its first norm."""
-        return self.first.groups
-
     def output(self, shape: Shape) -> Shape:
         """Other channels."""
         return self.second.output(shape)
 
     def work(self, shape: Shape) -> float:
-        """That of both passes."""
-        return self._first_work(shape) + self.second.work(self.first.output(shape))
+        """That of both convolutions and the shortcut."""
+        return self.first.work(shape) + self._shortcut_work(shape) + self.second.work(self.first.output(shape))
 
     def whole(self, activation: Tensor) -> Tensor:
         """The module's own answer."""
         output: Tensor = self.block(activation, None)
         return output
 
-    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
-        """Two passes: the first up to the second norm's input, the second to the output."""
-        hidden = BandedActivation(shape.height, self.second.groups)
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
+        """Two passes, statistics before each: the first up to the second norm's input, the second to the output."""
+        hidden = BandedActivation(shape.height)
         residual = source if self.shortcut is None else BandedActivation(shape.height)
-        for start, stop, band in self.first.bands(source, shape, bands):
+        norm = self.first.affine(source)
+        yield self.first.statistics_work(shape)
+        first_work = self.first.bands_work(shape) + self._shortcut_work(shape)
+        for start, stop, band in self.first.bands(source, norm, bands):
             hidden.append(band)
             if self.shortcut is not None:
                 # Taken here and not in the second pass: it has fewer channels than the input, which can go then.
                 residual.append(_convolve(self.shortcut, window(source, start, stop, 0)))
                 source.drop_above(stop - 1)
-            yield self._first_work(shape) * (stop - start) / shape.height
-        sink = BandedActivation(shape.height, next_groups)
-        middle = self.first.output(shape)
-        for start, stop, band in self.second.bands(hidden, middle, bands):
+            yield first_work * (stop - start) / shape.height
+        return (yield from self._second_pass(hidden, self.first.output(shape), residual, bands))
+
+    def _second_pass(self, hidden: BandedActivation, shape: Shape, residual: BandedActivation, bands: int) -> Run:
+        sink = BandedActivation(shape.height)
+        norm = self.second.affine(hidden)
+        yield self.second.statistics_work(shape)
+        for start, stop, band in self.second.bands(hidden, norm, bands):
             sink.append(self._joined(band, start, stop, residual))
             hidden.drop_above(stop - 1)
             residual.drop_above(stop)
-            yield self.second.work(middle) * (stop - start) / shape.height
+            yield self.second.bands_work(shape) * (stop - start) / shape.height
         return sink
 
-    def _first_work(self, shape: Shape) -> float:
-        shortcut = _conv_work(self.shortcut, shape) if self.shortcut is not None else 0.0
-        return self.first.work(shape) + shortcut
+    def _shortcut_work(self, shape: Shape) -> float:
+        return _conv_work(self.shortcut, shape) if self.shortcut is not None else 0.0
 
     def _joined(self, band: Tensor, start: int, stop: int, residual: BandedActivation) -> Tensor:
         for row, rows in residual.rows(start, stop):
@@ -228,9 +230,9 @@ class Upsample(BandLayer):
         output: Tensor = self.upsampler(activation)
         return output
 
-    def in_bands(self, source: BandedActivation, shape: Shape, bands: int, next_groups: int | None) -> Run:
+    def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
         """One pass, in bands of the input's rows."""
-        sink = BandedActivation(2 * shape.height, next_groups)
+        sink = BandedActivation(2 * shape.height)
         for start, stop in split_rows(shape.height, bands):
             upsampled = F.interpolate(window(source, start, stop, 1), scale_factor=2.0, mode="nearest")
             # Of the halo's two upsampled rows the convolution wants the nearer one.
@@ -253,3 +255,7 @@ def _conv_work(conv: nn.Conv2d, shape: Shape) -> float:
     positions = shape.images * shape.height * shape.width
     flops = 2.0 * positions * conv.weight.numel()
     return flops + _FLOPS_PER_BYTE * shape.itemsize * positions * (shape.channels + conv.out_channels)
+
+
+def _pass_work(shape: Shape, passes: int) -> float:
+    return _FLOPS_PER_BYTE * shape.itemsize * passes * shape.values

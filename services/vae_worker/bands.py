@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.vae_worker.group_moments import Affine, Moments, band_moments, merge
+from services.vae_worker.group_statistics import Affine
 
 
 @dataclass(frozen=True)
@@ -21,21 +21,21 @@ class Shape:
     itemsize: int
 
     @property
+    def positions(self) -> int:
+        """Rows times columns."""
+        return self.height * self.width
+
+    @property
     def values(self) -> int:
         """How many numbers it holds."""
         return self.images * self.channels * self.height * self.width
 
 
 class BandedActivation:
-    """Bands [n, C, rows, W] that were appended from the top on, less those already dropped.
+    """Bands [n, C, rows, W] that were appended from the top on, less those already dropped."""
 
-    With `groups`, the moments of every band are taken as it is appended, for the GroupNorm that reads it next.
-    """
-
-    def __init__(self, height: int, groups: int | None = None) -> None:
+    def __init__(self, height: int) -> None:
         self.height = height
-        self._groups = groups
-        self._moments: list[Moments] = []
         self._bands: deque[tuple[int, Tensor]] = deque()
         self._appended = 0
 
@@ -43,12 +43,10 @@ class BandedActivation:
         """Add the band below the last one."""
         self._bands.append((self._appended, band))
         self._appended += band.shape[2]
-        if self._groups is not None:
-            self._moments.append(band_moments(band, self._groups))
 
-    def moments(self) -> Moments:
-        """Those of the whole activation, whatever was dropped since."""
-        return merge(self._moments)
+    def tensors(self) -> list[Tensor]:
+        """The bands, from the top on."""
+        return [band for _, band in self._bands]
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
         """The rows [start, stop) as views on the bands, each with the number of its first row."""
@@ -69,7 +67,7 @@ class BandedActivation:
 
     def whole(self) -> Tensor:
         """All rows in one tensor."""
-        tensors = [band for _, band in self._bands]
+        tensors = self.tensors()
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=2)
 
 

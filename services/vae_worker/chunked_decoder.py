@@ -1,8 +1,7 @@
 """Exact decoding in row bands: a decode can pause between two bands of a layer, and takes a fraction of the memory."""
 
 import math
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
 from itertools import pairwise
 
 import torch
@@ -13,20 +12,12 @@ from services.vae_worker.band_layers import BandLayer, Layer, Run
 from services.vae_worker.bands import BandedActivation, Shape
 from services.vae_worker.decoder_walk import walk
 
-# Of the largest layer's input and output: smaller ones are not cut.
-_SMALL = 1 / 8
+# A layer with less input and output than this share of the largest one's is not cut.
+SMALL_LAYER = 1 / 8
+# Positions in a band: for fewer, libraries take other kernels, which are slower per position and round differently.
+SMALLEST_BAND = 512
 # A sum of all units' work may miss that of all layers by this much of it.
 _ROUNDING = 1e-9
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A layer, its input's shape, its bands, and the groups whose moments its output must come with."""
-
-    layer: Layer
-    shape: Shape
-    bands: int
-    next_groups: int | None
 
 
 class ChunkedDecoder:
@@ -66,8 +57,9 @@ class ChunkedDecoder:
         activation = BandedActivation(latents.shape[2])
         activation.append(latents)
         done, total = 0.0, sum(work)
-        for step in self._steps(shapes, bands_per_layer(self._layers, shapes, bands)):
-            running = _run(step, activation)
+        counts = bands_per_layer(self._layers, shapes, bands)
+        for layer, shape, count in zip(self._layers, shapes[:-1], counts, strict=True):
+            running = _run(layer, activation, shape, count)
             while True:
                 try:
                     done += next(running)
@@ -79,12 +71,6 @@ class ChunkedDecoder:
         image = activation.whole()
         yield 1.0
         return image
-
-    def _steps(self, shapes: Sequence[Shape], bands: Sequence[int]) -> Iterator[_Step]:
-        following = [*zip(self._layers[1:], bands[1:], strict=True), (None, 1)]
-        for layer, shape, count, (after, after_count) in zip(self._layers, shapes, bands, following, strict=False):
-            in_bands = isinstance(after, BandLayer) and after_count > 1
-            yield _Step(layer, shape, count, after.groups if isinstance(after, BandLayer) and in_bands else None)
 
     def _shapes(self, latents: Tensor) -> list[Shape]:
         """The input shapes of all layers, then the image's."""
@@ -98,26 +84,24 @@ class ChunkedDecoder:
 def bands_per_layer(layers: Sequence[Layer], shapes: Sequence[Shape], bands: int) -> list[int]:
     """In how many bands to run each layer, for `bands` in the one with the most work or the largest activations.
 
-    Others are cut into bands of about as much work or size. Layers that are small beside the largest stay whole: there
-    is no memory to gain, and rounding differences that arise early in a decoder grow on their way to the image.
+    Others are cut into bands of about as much work or size; where there is nothing to gain by that they stay whole.
     """
     work = [layer.work(shape) for layer, shape in zip(layers, shapes[:-1], strict=True)]
     sizes = [before.values + after.values for before, after in pairwise(shapes)]
-    return [
-        math.ceil(bands * max(w / max(work), size / max(sizes)))
-        if isinstance(layer, BandLayer) and size > _SMALL * max(sizes)
-        else 1
-        for layer, w, size in zip(layers, work, sizes, strict=True)
+    shares = [max(w / max(work), size / max(sizes)) for w, size in zip(work, sizes, strict=True)]
+    most = [
+        shape.positions // SMALLEST_BAND if isinstance(layer, BandLayer) and size > SMALL_LAYER * max(sizes) else 1
+        for layer, shape, size in zip(layers, shapes[1:], sizes, strict=True)
     ]
+    return [max(1, min(math.ceil(bands * share), count)) for share, count in zip(shares, most, strict=True)]
 
 
-def _run(step: _Step, source: BandedActivation) -> Run:
-    if step.bands > 1 and isinstance(step.layer, BandLayer):
-        return (yield from step.layer.in_bands(source, step.shape, step.bands, step.next_groups))
-    output = step.layer.output(step.shape)
-    sink = BandedActivation(output.height, step.next_groups)
+def _run(layer: Layer, source: BandedActivation, shape: Shape, bands: int) -> Run:
+    if bands > 1 and isinstance(layer, BandLayer):
+        return (yield from layer.in_bands(source, shape, bands))
     activation = source.whole()
     source.drop_above(source.height)
-    sink.append(step.layer.whole(activation))
-    yield step.layer.work(step.shape)
+    sink = BandedActivation(layer.output(shape).height)
+    sink.append(layer.whole(activation))
+    yield layer.work(shape)
     return sink

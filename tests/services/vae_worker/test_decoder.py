@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from services.vae_worker.decoder import BatchDecoder, DecodeFailure, DeviceFailed, Picture
 from synerdiff.latents.client import Latents
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.models.loading import load_vae_side
-from tests.services.vae_worker.conftest import diffusers_decode, latents_of
+from tests.services.vae_worker.conftest import MODEL, diffusers_decode, latents_of
 from tests.tiny_models import tiny_model
 
 SIDE = 32
@@ -110,3 +111,104 @@ def test_flagged_pictures_are_black(tmp_path: Path) -> None:
         assert isinstance(outcome, Picture)
         assert outcome.flagged
         assert not outcome.pixels.any()
+
+
+@dataclass
+class FlakyChunks:
+    """A real VAE whose latents fail on the way into a decode in bands when more than `most` come together."""
+
+    side: VaeSide
+    error: Exception
+    most: int = 99
+    dead: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.side, name)
+
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > self.most or bool((latents == 7).any()):
+            raise self.error
+        return self.side.unscaled(latents)
+
+    def decode(self, latents: torch.Tensor) -> Images:
+        if self.dead:
+            raise self.error
+        return self.side.decode(latents)
+
+
+def in_pieces(side: Any, batch: list[Latents], chunks: int = 4) -> list[Picture | DecodeFailure]:
+    decoding = BatchDecoder(side).begin(batch, SIDE, SIDE, bands=4)
+    for chunk in range(1, chunks):
+        decoding.advance(chunk / chunks)
+    assert decoding.advance(1.0)
+    return decoding.outcomes()
+
+
+def test_a_decode_in_pieces_makes_the_same_pictures(vae_side: VaeSide) -> None:
+    latents = latents_of(3, SIDE, SIDE)
+    for picture, reference in zip(
+        pixels(in_pieces(vae_side, as_stored(latents))), diffusers_decode(latents), strict=True
+    ):
+        assert np.abs(picture.astype(int) - reference).max() <= 1
+
+
+def test_a_decode_pauses_where_it_is_told_to(vae_side: VaeSide) -> None:
+    decoding = BatchDecoder(vae_side).begin(as_stored(latents_of(1, SIDE, SIDE)), SIDE, SIDE, bands=2)
+    assert not decoding.advance(0.3)
+    assert not decoding.advance(0.3)
+    with pytest.raises(RuntimeError, match="not finished"):
+        decoding.outcomes()
+    assert decoding.advance(1.0)
+    assert decoding.advance(1.0)
+    assert len(decoding.outcomes()) == 1
+
+
+def test_one_band_is_one_piece(vae_side: VaeSide) -> None:
+    assert BatchDecoder(vae_side).begin(as_stored(latents_of(1, SIDE, SIDE)), SIDE, SIDE, bands=1).advance(0.01)
+
+
+def test_nothing_to_decode_is_done_at_once(vae_side: VaeSide) -> None:
+    decoding = BatchDecoder(vae_side).begin([Latents(memoryview(b"x"), "float32")], SIDE, SIDE, bands=2)
+    assert decoding.advance(0.0)
+    assert isinstance(decoding.outcomes()[0], DecodeFailure)
+
+
+def test_failures_in_bands_are_laid_where_they_belong(vae_side: VaeSide) -> None:
+    latents = latents_of(4, SIDE, SIDE)
+    latents[1, 0, 0, 0] = float("nan")
+    latents[2, 0, 0, 0] = 7
+    outcomes = in_pieces(FlakyChunks(vae_side, RuntimeError("odd input")), as_stored(latents))
+    failures = {i: o.message for i, o in enumerate(outcomes) if isinstance(o, DecodeFailure)}
+    assert set(failures) == {1, 2}
+    assert "odd input" in failures[2]
+    references = diffusers_decode(latents[[0, 3]])
+    for picture, reference in zip(pixels([outcomes[0], outcomes[3]]), references, strict=True):
+        assert np.abs(picture.astype(int) - reference).max() <= 1
+
+
+def test_no_memory_in_bands_halves_the_batch(vae_side: VaeSide) -> None:
+    no_memory = torch.OutOfMemoryError("CUDA out of memory")
+    batch = as_stored(latents_of(3, SIDE, SIDE))
+    assert len(pixels(in_pieces(FlakyChunks(vae_side, no_memory, most=1), batch))) == 3
+    assert {
+        o.code for o in in_pieces(FlakyChunks(vae_side, no_memory, most=0), batch) if isinstance(o, DecodeFailure)
+    } == {8}
+
+
+def test_a_device_that_dies_in_bands_is_not_blamed_on_the_input(vae_side: VaeSide) -> None:
+    dead = FlakyChunks(vae_side, RuntimeError("CUDA error: illegal address"), most=0, dead=True)
+    with pytest.raises(DeviceFailed, match="illegal address"):
+        in_pieces(dead, as_stored(latents_of(1, SIDE, SIDE)))
+
+
+def test_a_vae_that_is_not_known_is_decoded_whole_with_one_warning() -> None:
+    side = load_vae_side(MODEL, torch.float32)
+    side.vae.enable_slicing()
+    decoder = BatchDecoder(side)
+    batch = as_stored(latents_of(1, SIDE, SIDE))
+    with capture_logs() as logs:
+        for _ in range(2):
+            decoding = decoder.begin(batch, SIDE, SIDE, bands=4)
+            assert decoding.advance(0.1)
+            assert len(pixels(decoding.outcomes())) == 1
+    assert [log["reason"] for log in logs] == ["vae: use_slicing is set"]

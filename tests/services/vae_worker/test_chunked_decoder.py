@@ -1,0 +1,238 @@
+"""Decoding in row bands: what `vae.decode` gives, in less memory, in units; and a refusal of what is not known."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from bench.live_bytes import LiveBytes
+from services.vae_worker import band_layers, bands, chunked_decoder, group_statistics
+from services.vae_worker.chunked_decoder import ChunkedDecoder
+from services.vae_worker.decoder_walk import NotChunkable
+from tests.services.vae_worker.conftest import MODEL
+
+# Of the largest value of the image.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def every_layer_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small layers too, in bands of one row if need be."""
+    monkeypatch.setattr(chunked_decoder, "SMALL_LAYER", 0.0)
+    monkeypatch.setattr(chunked_decoder, "SMALLEST_BAND", 1)
+
+
+@pytest.fixture
+def merged_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GPUs."""
+    monkeypatch.setattr(group_statistics, "gathered", group_statistics.merged)
+
+
+def random_vae(*channels: int, layers: int = 2, groups: int = 4, **options: Any) -> AutoencoderKL:
+    """A seeded VAE of Stable Diffusion's block structure; its norms have weights and biases that matter."""
+    torch.manual_seed(5)
+    vae = AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        latent_channels=4,
+        layers_per_block=layers,
+        norm_num_groups=groups,
+        **options,
+    ).eval()
+    for module in vae.modules():
+        if isinstance(module, nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return vae
+
+
+VAES: dict[str, Callable[[], AutoencoderKL]] = {
+    "bundled": lambda: AutoencoderKL.from_pretrained(MODEL, subfolder="vae"),
+    "sd1": lambda: random_vae(8, 16, 32, 32, sample_size=512),
+    "sdxl": lambda: random_vae(8, 16, 32, 32, groups=8, sample_size=1024, force_upcast=True),
+    "one resolution, nothing beside": lambda: random_vae(
+        16, layers=1, use_post_quant_conv=False, use_quant_conv=False, mid_block_add_attention=False
+    ),
+}
+
+
+@cache
+def vae_of(name: str) -> AutoencoderKL:
+    return VAES[name]()
+
+
+@torch.no_grad()
+def error(vae: AutoencoderKL, latents: Tensor, count: int) -> float:
+    """The largest difference to `vae.decode`, over the largest value."""
+    expected = vae.decode(latents).sample
+    found = ChunkedDecoder(vae).decode(latents, count)
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def latents_of(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("name", VAES)
+@pytest.mark.parametrize("shape", [(1, 4, 7, 6), (2, 4, 5, 3), (4, 4, 3, 2)])
+@pytest.mark.usefixtures("every_layer_in_bands")
+def test_equals_the_unchunked_decode(name: str, shape: tuple[int, ...]) -> None:
+    for count in (1, 2, 5, 8, 16, 100):
+        assert error(vae_of(name), latents_of(*shape), count) <= TOLERANCE, count
+
+
+@pytest.mark.parametrize("name", ["bundled", "sd1"])
+@pytest.mark.usefixtures("every_layer_in_bands", "merged_statistics")
+def test_merged_statistics_are_those_of_the_whole(name: str) -> None:
+    for count in (2, 7, 16):
+        assert error(vae_of(name), latents_of(3, 4, 5, 5), count) <= TOLERANCE, count
+
+
+@pytest.mark.parametrize("count", range(1, 17))
+def test_the_bundled_model_at_its_own_cuts(count: int) -> None:
+    assert error(vae_of("bundled"), latents_of(1, 4, 12, 11), count) <= TOLERANCE
+
+
+def test_at_the_true_widths() -> None:
+    assert error(random_vae(128, 256, 512, 512, groups=32), latents_of(1, 4, 5, 4), 4) <= TOLERANCE
+
+
+def window_without_halo(top: bool, below: bool) -> Callable[..., Tensor]:
+    def window(source: Any, start: int, stop: int, halo: int, norm: Any = None) -> Tensor:
+        rows = bands.window(source, start, stop, halo, norm)
+        if top and halo:
+            rows[:, :, :halo] = 0
+        if below and halo:
+            rows[:, :, -halo:] = 0
+        return rows
+
+    return window
+
+
+@pytest.mark.parametrize(("top", "below"), [(True, False), (False, True)])
+def test_a_missing_halo_would_be_found(monkeypatch: pytest.MonkeyPatch, top: bool, below: bool) -> None:
+    monkeypatch.setattr(band_layers, "window", window_without_halo(top, below))
+    assert error(vae_of("sd1"), latents_of(1, 4, 9, 8), 2) > 100 * TOLERANCE
+
+
+def test_statistics_of_single_bands_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_all = group_statistics.gathered
+    monkeypatch.setattr(group_statistics, "gathered", lambda norm, parts: of_all(norm, parts[:1]))
+    assert error(vae_of("sd1"), latents_of(1, 4, 9, 8), 2) > 100 * TOLERANCE
+
+
+@pytest.mark.usefixtures("merged_statistics")
+@pytest.mark.parametrize("fault", ["first", "variance", "weights"])
+def test_a_wrong_merge_would_be_found(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    right = group_statistics.merge
+
+    def wrong(parts: list[group_statistics.Moments]) -> group_statistics.Moments:
+        if fault == "first":
+            return parts[0]
+        if fault == "variance":
+            variance = torch.stack([part.var for part in parts]).mean(dim=0)
+            return group_statistics.Moments(0, right(parts).mean, variance)
+        return right([group_statistics.Moments(1, part.mean, part.var) for part in parts])
+
+    monkeypatch.setattr(group_statistics, "merge", wrong)
+    assert error(vae_of("sd1"), latents_of(1, 4, 9, 8), 5) > 3 * TOLERANCE
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def test_fractions_rise_evenly_to_one(count: int) -> None:
+    fractions = list(ChunkedDecoder(vae_of("bundled")).units(latents_of(1, 4, 12, 12), count))
+    assert fractions == sorted(set(fractions))
+    assert fractions[0] > 0
+    assert fractions[-1] == 1.0
+    assert fractions[-2] < 1.0
+    steps = [after - before for before, after in pairwise([0.0, *fractions])]
+    assert max(steps) < (0.3 if count == 1 else 0.3 / count + 0.1)
+
+
+def test_no_bands_are_refused() -> None:
+    with pytest.raises(ValueError, match="bands: 0 is below 1"):
+        ChunkedDecoder(vae_of("sd1")).decode(latents_of(1, 4, 2, 2), 0)
+
+
+@torch.no_grad()
+def test_eight_bands_take_half_of_the_memory() -> None:
+    # Wide enough against its image that the image itself does not matter.
+    vae, latents = random_vae(32, 64, 128, 128, groups=16, layers=1), latents_of(1, 4, 16, 16)
+    decoder = ChunkedDecoder(vae)
+    with LiveBytes() as whole:
+        vae.decode(latents)
+    with LiveBytes() as banded:
+        decoder.decode(latents, 8)
+    assert banded.peak <= whole.peak / 2
+    assert banded.now <= whole.now + latents.nbytes * 64
+
+
+class OddConvolution(nn.Conv2d):
+    pass
+
+
+def _tile(vae: Any) -> None:
+    vae.enable_tiling()
+
+
+def _hook(vae: Any) -> None:
+    vae.decoder.conv_in.register_forward_hook(lambda *_: None)
+
+
+def _subclass(vae: Any) -> None:
+    vae.decoder.up_blocks[1].resnets[0].conv1 = OddConvolution(8, 8, 3, padding=1)
+
+
+def _stride(vae: Any) -> None:
+    vae.decoder.up_blocks[0].upsamplers[0].conv.stride = (2, 2)
+
+
+def _activation(vae: Any) -> None:
+    vae.decoder.mid_block.resnets[1].nonlinearity = nn.Mish()
+
+
+def _norm(vae: Any) -> None:
+    vae.decoder.conv_norm_out = nn.InstanceNorm2d(4)
+
+
+def _scale_shift(vae: Any) -> None:
+    vae.decoder.up_blocks[0].resnets[0].time_embedding_norm = "scale_shift"
+
+
+def _block(vae: Any) -> None:
+    vae.decoder.up_blocks[0] = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_tile, "vae: use_tiling"),
+        (_hook, "decoder.conv_in: it has hooks"),
+        (_subclass, "decoder.up_blocks.1.resnets.0.conv1: it is OddConvolution"),
+        (_stride, r"decoder.up_blocks.0.upsamplers.0.conv: stride is \(2, 2\)"),
+        (_activation, "decoder.mid_block.resnets.1.nonlinearity: it is Mish"),
+        (_norm, "decoder.conv_norm_out: it is InstanceNorm2d"),
+        (_scale_shift, "decoder.up_blocks.0.resnets.0: time_embedding_norm is 'scale_shift'"),
+        (_block, "decoder.up_blocks.0: it is Identity"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(change: Callable[[Any], None], named: str) -> None:
+    vae = random_vae(4, 8, layers=1)
+    change(vae)
+    with pytest.raises(NotChunkable, match=named):
+        ChunkedDecoder(vae)
