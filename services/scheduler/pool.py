@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError
 
+from services.scheduler.cold_plans import ColdPlans
+from services.scheduler.conduct import Conduct
 from services.scheduler.effects import (
     Admit,
     CancelOnWorker,
@@ -20,13 +22,12 @@ from services.scheduler.effects import (
     SendUnetPlan,
     SendVaePlan,
 )
-from services.scheduler.engine import Engine, EngineBounds
+from services.scheduler.engine import Engine
 from services.scheduler.leadership import Leadership
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
-from services.scheduler.profile_keeper import KeeperOptions, ProfileKeeper
+from services.scheduler.profile_keeper import ProfileKeeper
 from services.scheduler.queue import JobStore, Lease
-from services.scheduler.snapshots import Policy, Thresholds
 from services.scheduler.store_writer import StoreWriter
 from services.scheduler.tasks import PlannedPart, UnetLaneState, VaeLaneState
 from services.scheduler.ticks import TickLog
@@ -64,16 +65,13 @@ class Leader:
     def __init__(
         self,
         lease: Lease,
-        policy: Policy,
-        bounds: EngineBounds,
+        conduct: Conduct,
         store: JobStore,
         registry: WorkerRegistry,
         ticks: TickLog,
-        thresholds: Thresholds | None = None,
-        profiles: KeeperOptions | None = None,
     ) -> None:
-        self.engine = Engine(policy, lease.token, bounds, thresholds)
-        self.thresholds = thresholds
+        self.thresholds = conduct.thresholds()
+        self.engine = Engine(conduct.policy, lease.token, conduct.bounds, self.thresholds)
         self.ended = asyncio.Event()
         self._lease = lease
         self._store = store
@@ -82,7 +80,9 @@ class Leader:
         self.observer = Observer(self.engine.holdings, ticks, self._metrics)
         self.writer = StoreWriter(store, lease, self)
         self.streams = WorkerStreams(lease.token, self)
-        self.keeper = ProfileKeeper(profiles or KeeperOptions(), self.engine, self.streams.send, self._due)
+        self.keeper = ProfileKeeper(conduct.profiles, self.engine, self.streams.send, self._due)
+        self._plans = conduct.plans
+        self._cold_plans = ColdPlans(conduct.plans.add)
         self._pump_is_due = False
 
     async def lead(self) -> None:
@@ -101,7 +101,8 @@ class Leader:
                 (self.keeper.follow, PROFILES_EVERY_S),
             )
         ]
-        loops += [asyncio.create_task(self._follow_controls()), asyncio.create_task(self.writer.run())]
+        endless = (self._follow_controls(), self.writer.run(), self._cold_plans.run())
+        loops += [asyncio.create_task(loop) for loop in endless]
         ended = asyncio.create_task(self.ended.wait())
         try:
             await asyncio.wait([ended, *loops], return_when=asyncio.FIRST_COMPLETED)
@@ -274,37 +275,30 @@ class Leader:
             else:
                 self._metrics.observe_effect(effect, now_ms())
                 self.writer.submit(effect)
+        for profile, query in self._plans.take_missing():
+            self._cold_plans.submit(profile, [query])
 
 
 class Pool:
-    """Leads its pool whenever it can get the lock, and sweeps what nobody holds.
-
-    `thresholds` makes what each leadership asks for the thresholds of its ticks; `profiles`: where it gets profiles.
-    """
+    """Leads its pool whenever it can get the lock, and sweeps what nobody holds."""
 
     def __init__(
         self,
         name: str,
-        policy: Policy,
-        bounds: EngineBounds,
+        conduct: Conduct,
         store: JobStore,
         registry: WorkerRegistry,
         leadership: Leadership,
         leader_ttl_s: float = 3.0,
-        thresholds: Callable[[], Thresholds | None] = lambda: None,
-        profiles: KeeperOptions | None = None,
     ) -> None:
         self.name = name
-        self.policy = policy
+        self.conduct = conduct
         self.store = store
         self.registry = registry
         self.leadership = leadership
         self.leader: Leader | None = None
         self.ticks = TickLog()
-        self._bounds = bounds
         self._beat_s = leader_ttl_s / 3
-        self._thresholds = thresholds
-        self._profiles = profiles
 
     async def run(self) -> None:
         """Wait for the lock, lead, and again, until cancelled. The lock is given up on the way out."""
@@ -318,9 +312,7 @@ class Pool:
             log.info("not leading any more", pool=self.name, token=lease.token)
 
     async def _lead(self, lease: Lease) -> None:
-        thresholds = self._thresholds()
-        what_leads = (self.policy, self._bounds, self.store, self.registry, self.ticks)
-        leader = Leader(lease, *what_leads, thresholds, self._profiles)
+        leader = Leader(lease, self.conduct, self.store, self.registry, self.ticks)
         self.leader = leader
         renewing = asyncio.create_task(self._renew(lease, leader))
         try:

@@ -34,7 +34,7 @@ class PoolStatus:
         return operations_pb2.GetStatusResponse(
             pool=self._pool.name,
             leader=leader is not None,
-            policy=self._pool.policy.name,
+            policy=self._pool.conduct.policy.name,
             workers=[_worker_status(record, holdings) for record in workers],
             queues=_queue_statuses(depths, holdings),
             planning=planning_statuses(leader.engine.holdings, leader.observer) if leader else (),

@@ -76,21 +76,8 @@ async def _store(settings: SchedulerSettings) -> AsyncIterator[tuple[JobStore, W
     store, registry = JobStore(redis, settings.store_settings()), WorkerRegistry(redis)
     leadership = Leadership(redis, settings.pool, f"{instance}/{os.getpid()}", settings.leader_ttl_s)
     try:
-        policy, bounds = settings.chosen_policy(), settings.engine_bounds()
-        yield (
-            store,
-            registry,
-            Pool(
-                settings.pool,
-                policy,
-                bounds,
-                store,
-                registry,
-                leadership,
-                settings.leader_ttl_s,
-                profiles=settings.keeper_options(ProfileStore(redis)),
-            ),
-        )
+        conduct = settings.conduct(ProfileStore(redis))
+        yield store, registry, Pool(settings.pool, conduct, store, registry, leadership, settings.leader_ttl_s)
     finally:
         await store.close()
         await redis.aclose()

@@ -7,12 +7,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from services.scheduler.admission import AdmissionLimits
+from services.scheduler.conduct import Conduct
+from services.scheduler.controller import ConstantThreshold, ThresholdController
 from services.scheduler.engine import EngineBounds
+from services.scheduler.plan_book import PlanBook
 from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
 from services.scheduler.profile_keeper import KeeperOptions
 from services.scheduler.profile_store import ProfileStore
 from services.scheduler.queue import JobStoreSettings
-from services.scheduler.rounds import RoundSource
 from synerdiff.profiles import load as load_profile
 from synerdiff.settings import ServiceSettings
 
@@ -100,12 +102,15 @@ class SchedulerSettings(ServiceSettings):
             changes |= {"threshold": self.threshold, "controller": False}
         return replace(POLICIES[self.policy], **changes)
 
-    def keeper_options(self, store: ProfileStore | None) -> KeeperOptions:
-        """Where profiles come from. Raises InvalidRequest for a file that is none."""
-        given = load_profile(self.profile) if self.profile else None
-        return KeeperOptions(given, store, self.profile_when_idle)
-
-    def chosen_policy(self, rounds: RoundSource | None = None) -> ConfiguredPolicy:
-        """The policy with its bounds. `rounds`: where it finds planned rounds."""
+    def conduct(self, store: ProfileStore) -> Conduct:
+        """What leads the pool. Raises InvalidRequest for a profile file that is none."""
+        spec, plans = self.policy_spec(), PlanBook()
         bounds = PolicyBounds(unet_batch=self.unet_batch, vae_batch=self.vae_batch, prepare_ahead=self.prepare_ahead)
-        return ConfiguredPolicy(self.policy_spec(), bounds, rounds)
+        given = load_profile(self.profile) if self.profile else None
+        return Conduct(
+            policy=ConfiguredPolicy(spec, bounds, plans),
+            bounds=self.engine_bounds(),
+            thresholds=lambda: ThresholdController() if spec.controller else ConstantThreshold(spec.threshold),
+            profiles=KeeperOptions(given, store, self.profile_when_idle),
+            plans=plans,
+        )
