@@ -20,6 +20,7 @@ from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.models.layout import ModelLayout
 from synerdiff.models.preview import PreviewProjection
 from synerdiff.models.safety import SafetyChecker
+from synerdiff.skip_cfg import SkipCfgBudget
 
 Images = npt.NDArray[np.uint8]
 
@@ -52,11 +53,15 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class ServingDefaults:
-    """What a model card says when a request does not. `max_side` in pixels."""
+    """What a model card says when a request does not. `max_side` in pixels.
+
+    `skip_cfg`: how much guidance the model's pictures can do without; None where nobody has measured that.
+    """
 
     num_inference_steps: int
     guidance_scale: float
     max_side: int
+    skip_cfg: SkipCfgBudget | None = None
 
 
 class PromptEncoder(Protocol):
@@ -172,6 +177,7 @@ class UnetSide:
             samplers=tuple(samplers),
             max_prompt_tokens=self.encoder.max_tokens,
             prediction_type=self.prediction_type,
+            skip_cfg=self.defaults.skip_cfg,
             latent_channels=self.unet.config.in_channels,
         )
 

@@ -142,6 +142,7 @@ def _defaults(family: Family, serving: ServingFile, sample_size: int | list[int]
         num_inference_steps=family.default_num_inference_steps if steps is None else steps,
         guidance_scale=family.default_guidance_scale if guidance_scale is None else guidance_scale,
         max_side=2 * longest_side * scale_factor if serving.max_side is None else serving.max_side,
+        skip_cfg=serving.skip_cfg.budget() if serving.skip_cfg is not None else None,
     )
 
 

@@ -3,10 +3,12 @@
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from synerdiff.errors import InvalidRequest
 from synerdiff.models.layout import ModelLayout
 from synerdiff.models.preview import PreviewProjection
+from synerdiff.skip_cfg import SkipCfgBudget, SkipPredictor
 
 FILE_NAME = "serving.json"
 
@@ -24,6 +26,34 @@ class PreviewFile(BaseModel):
         return PreviewProjection(matrix=torch.tensor(self.matrix), bias=torch.tensor(self.bias))
 
 
+class SkipCfgFile(BaseModel):
+    """A `SkipCfgBudget`, as `python -m services.unet_worker.fidelity` measures it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    predictor: str
+    share: Annotated[float, Field(ge=0, lt=1)]
+    longest_run: Annotated[int, Field(ge=1)]
+    head: Annotated[int, Field(ge=1)]
+    tail: Annotated[int, Field(ge=0)]
+    floor_db: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    measured_db: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    least_calls: Annotated[int, Field(ge=0)]
+
+    @field_validator("predictor")
+    @classmethod
+    def _readable(cls, text: str) -> str:
+        try:
+            SkipPredictor.parse(text)
+        except InvalidRequest as error:
+            raise ValueError(str(error)) from error
+        return text
+
+    def budget(self) -> SkipCfgBudget:
+        """The same as a value of the scheduler's."""
+        return SkipCfgBudget(**self.model_dump())
+
+
 class ServingFile(BaseModel):
     """What serving.json may say; what it leaves out comes from the family and the configs. Sizes in pixels."""
 
@@ -33,6 +63,7 @@ class ServingFile(BaseModel):
     default_guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     max_side: Annotated[int, Field(ge=1)] | None = None
     preview: PreviewFile | None = None
+    skip_cfg: SkipCfgFile | None = None
 
 
 def read_serving_file(layout: ModelLayout, latent_channels: int) -> ServingFile:

@@ -20,5 +20,6 @@ def test_weights() -> None:
     assert SkipPredictor.parse("drop").weights((), 3) == ()
     assert SkipPredictor.parse("reuse").weights((2,), 4) == (1,)
     assert extrapolate.weights((2,), 3) == (1,)
+    assert extrapolate.weights((2, 0), 3) == (1, 0)
     assert extrapolate.weights((4, 2), 5) == (1.25, -0.25)
     assert extrapolate.weights((4, 3), 6) == (2, -1)

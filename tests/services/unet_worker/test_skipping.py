@@ -112,7 +112,7 @@ def reference(model_path: Path, task: TaskSpec, told: Set[int]) -> Reference:
 
 
 def guess(predictor: str, known: Sequence[tuple[int, Tensor]], call: int) -> Tensor:
-    if predictor == "reuse" or len(known) == 1:
+    if predictor == "reuse" or len(known) == 1 or known[-2][0] == 0:
         return known[-1][1]
     (before, d0), (newest, d1) = known[-2:]
     return d1 + float(predictor.removeprefix("extrapolate:")) * (d1 - d0) / (newest - before) * (call - newest)

@@ -11,8 +11,19 @@ import torch
 from synerdiff.cards import Sampler
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.loading import load_unet_side
+from synerdiff.skip_cfg import SkipCfgBudget
 from tests.tiny_models import FamilyName
 
+SKIP_CFG = {
+    "predictor": "extrapolate:0.5",
+    "share": 0.5,
+    "longest_run": 2,
+    "head": 2,
+    "tail": 1,
+    "floor_db": 40,
+    "measured_db": 50.5,
+    "least_calls": 20,
+}
 PREVIEW = {"matrix": [[0.1, 0.2, 0.3, 0.4]] * 3, "bias": [0.5, 0.5, 0.5]}
 
 
@@ -38,6 +49,12 @@ def test_without_it_there_are_no_previews(tiny_models: dict[str, Path]) -> None:
     assert load_unet_side(tiny_models["sd1"], torch.float32).preview is None
 
 
+def test_the_card_tells_what_guidance_can_be_skipped(copy_of: Callable[[FamilyName], Path]) -> None:
+    path = write_serving(copy_of("sd1"), {"skip_cfg": SKIP_CFG})
+    card = load_unet_side(path, torch.float32).describe("tiny", (), Sampler.EULER)
+    assert card.skip_cfg == SkipCfgBudget("extrapolate:0.5", 0.5, 2, 2, 1, 40.0, 50.5, 20)
+
+
 @pytest.mark.parametrize(
     ("content", "field"),
     [
@@ -51,6 +68,9 @@ def test_without_it_there_are_no_previews(tiny_models: dict[str, Path]) -> None:
         ({"preview": {"matrix": [[1.0]], "bias": [0, 0, 0]}}, "preview.matrix"),
         ({"preview": {"matrix": [[1.0] * 3] * 3, "bias": [0, 0, 0]}}, "preview.matrix"),
         ({"preview": {"matrix": [[1.0] * 4] * 3}}, "preview.bias"),
+        ({"skip_cfg": SKIP_CFG | {"predictor": "guess"}}, "skip_cfg.predictor"),
+        ({"skip_cfg": SKIP_CFG | {"share": 1}}, "skip_cfg.share"),
+        ({"skip_cfg": {"share": 0.5}}, "skip_cfg.predictor"),
     ],
 )
 def test_a_wrong_one_is_refused_by_field(copy_of: Callable[[FamilyName], Path], content: Any, field: str) -> None:
