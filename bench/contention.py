@@ -27,7 +27,12 @@ from typing import Any
 from synerdiff.host import usable_cores
 from synerdiff_cli.deployment import BUNDLED_MODEL
 
-ENVIRONMENTS = ("OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=1000", "GOMP_SPINCOUNT=10000", "OMP_WAIT_POLICY=active")
+ENVIRONMENTS = (
+    "OMP_WAIT_POLICY=passive",
+    "OMP_WAIT_POLICY=passive,GOMP_SPINCOUNT=2000",
+    "OMP_WAIT_POLICY=passive,GOMP_SPINCOUNT=10000",
+    "OMP_WAIT_POLICY=active",
+)
 SIDES = ("unet", "vae")
 
 
