@@ -97,7 +97,7 @@ class Leader:
                 (self._beat, BEAT_EVERY_S),
                 (self._drop_ended, RECONCILE_EVERY_S),
                 (self._claim_stale, CLAIM_EVERY_S),
-                (self._correct_profiles, CORRECT_EVERY_S),
+                (self.correct_profiles, CORRECT_EVERY_S),
                 (self.keeper.follow, PROFILES_EVERY_S),
             )
         ]
@@ -159,7 +159,7 @@ class Leader:
         for job_id in await self._store.ended(held, self._lease.pool) if held else ():
             self.job_ended_elsewhere(job_id)
 
-    async def _correct_profiles(self) -> None:
+    async def correct_profiles(self) -> None:
         """Let plans go by profiles as they turned out; made on another thread, since a table takes a while."""
         profiles = self.engine.holdings.profiles
         for domain, key, correction in self.observer.due(time.monotonic()):
