@@ -37,7 +37,7 @@ class ControllerSettings:
     backlog_target_tasks: float = 1.0
     decode_weight: float = 2.0
     backlog_time_s: float = 0.5
-    rate_time_s: float = 10.0
+    rate_time_s: float = 5.0
     dead_band: float = 0.04
     dwell_ms: int = 1000
     grid: float = 0.02

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from services.scheduler.controller import ControllerSettings
 from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.simulated_workers import Overheads
-from services.scheduler.simulation import SimulatedPool, simulate
+from services.scheduler.simulation import SimulatedPool, simulate, simulate_spec
 from services.scheduler.simulation_results import most_within
 from services.scheduler.snapshots import Admission, DomainSnapshot, Item, PoolSnapshot, TickPlan
 from services.scheduler.workloads import Arrival, Mix, burst, poisson
@@ -135,6 +136,24 @@ def test_items_in_step_wait_for_each_other() -> None:
     # A call of both; then a call of one, after it the decode of the other, and only then the next call.
     assert short.latency_ms == pytest.approx(30 + 20 + 20)
     assert long.latency_ms == pytest.approx(30 + 20 + 20 + 2 * 20 + 20)
+
+
+def test_a_burst_moves_the_threshold_up_and_back() -> None:
+    arrivals = [Arrival(0.0), *(Arrival(3000.0) for _ in range(30))]
+    result = simulate_spec(SimulatedPool(PAPER), POLICIES["synerdiff"], arrivals)
+    history = [switch.threshold for switch in result.switches]
+    lowest = ControllerSettings().lowest
+    assert history[0] == lowest
+    assert max(history) == 1.0
+    assert history[-1] == lowest
+    assert result.summary.switches_per_s == 1
+
+
+def test_a_constant_threshold_is_kept() -> None:
+    spec = replace(POLICIES["synerdiff"], controller=False, threshold=0.9)
+    result = simulate_spec(SimulatedPool(PAPER), spec, burst(6, Mix(steps=((4, 1.0),)), seed=0))
+    assert [switch.threshold for switch in result.switches] == [0.9]
+    assert result.summary.mean_threshold == pytest.approx(0.9)
 
 
 def test_a_policy_that_serves_nobody_is_an_error() -> None:
