@@ -28,7 +28,7 @@ class CorrectionBounds:
     """
 
     gain: float = 0.03
-    clip: float = 1.5
+    clip: float = 1.25
     limit: float = 5.0
     lean: float = 5.0
     least_items: int = 8
