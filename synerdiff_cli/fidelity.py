@@ -11,6 +11,7 @@ from pathlib import Path
 from synerdiff.skip_cfg import SkipCfgBudget
 
 FLOOR_DB = 40
+MODULE = "services.unet_worker.fidelity"
 _TAIL_LINES = 5
 
 Told = Callable[[int, int, float], None]
@@ -20,17 +21,18 @@ class FidelityFailed(RuntimeError):
     """The measuring process failed; the message ends with what it last said."""
 
 
-async def measured_budget(model: Path, told: Told) -> SkipCfgBudget:
-    """The budget that keeps pictures at FLOOR_DB of PSNR against full guidance.
+async def measured_budget(model: Path, dtype: str, told: Told) -> SkipCfgBudget | None:
+    """The budget that keeps pictures at FLOOR_DB of PSNR against full guidance; None where no skipping does.
 
-    `told` hears how many of how many pictures are compared, and the seconds left. Raises FidelityFailed.
+    `dtype` as in the workers' settings. `told` hears how many of how many comparisons are done, and the seconds left.
+    Raises FidelityFailed.
     """
     with tempfile.TemporaryDirectory(prefix="synerdiff-fidelity-") as folder:
         result, errors = Path(folder) / "fidelity.json", Path(folder) / "errors.log"
         with errors.open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "services.unet_worker.fidelity"),
-                *("--model", str(model), "--out", str(result), "--floor-db", str(FLOOR_DB)),
+                *(sys.executable, "-P", "-m", MODULE),
+                *("--model", str(model), "--out", str(result), "--floor-db", str(FLOOR_DB), "--dtype", dtype),
                 env={**os.environ, "HF_HUB_OFFLINE": "1"},
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -47,7 +49,8 @@ async def measured_budget(model: Path, told: Told) -> SkipCfgBudget:
         if status:
             said = errors.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
             raise FidelityFailed("\n".join([f"measuring fidelity failed with exit status {status}", *said]))
-        return SkipCfgBudget(**json.loads(result.read_text(encoding="utf-8"))["budget"])
+        budget = json.loads(result.read_text(encoding="utf-8"))["budget"]
+        return SkipCfgBudget(**budget) if budget else None
 
 
 def _tell(line: bytes, told: Told) -> None:

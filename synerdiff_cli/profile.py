@@ -22,7 +22,7 @@ from synerdiff.skip_cfg import SkipCfgBudget
 from synerdiff.telemetry import configure_logging
 from synerdiff_cli.console import EXIT_FAILED, err, fail, out
 from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources, plan_deployment
-from synerdiff_cli.fidelity import measured_budget
+from synerdiff_cli.fidelity import FidelityFailed, measured_budget
 from synerdiff_cli.interruption import run
 from synerdiff_cli.local import Dtype, DtypeOption, Threads, local_errors_as_lines
 from synerdiff_cli.profile_display import ProfileDisplay, summary
@@ -140,9 +140,12 @@ async def _workers(options: LocalOptions) -> AsyncIterator[tuple[Supervisor, Wor
                 yield supervisor, WorkerRegistry(redis)
 
 
-async def _budget(wishes: _Wishes) -> SkipCfgBudget:
+async def _budget(wishes: _Wishes) -> SkipCfgBudget | None:
     with ProfileDisplay() as display:
-        return await measured_budget(wishes.local.models[0].path, display.show_fidelity)
+        try:
+            return await measured_budget(wishes.local.models[0].path, wishes.local.dtype, display.show_fidelity)
+        except FidelityFailed as error:
+            fail(str(error), EXIT_FAILED)
 
 
 def _band_counts(text: str) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from services.scheduler.profiling import Extent, ProfileCourse, extent_for
 from services.scheduler.samples import Effort
 from synerdiff.profiles import ItemCaps, Mechanisms, Profile, Setting
 
-_ROUNDS = 7
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 9
+_LONGEST_COMPARISON_S = 4.0
 _IDLE_SHARE = 0.02  # a worker that waits for its next plan for less than this share of an item may as well wait
 _PAYS = 0.98  # of the other way's time: less is not noise
 
@@ -137,7 +138,7 @@ async def _plan_ahead(prober: Prober, profile: Profile) -> int:
     rows = 2 * profile.caps.unet
     alone = profile.choice(rows, 0)
     setting = alone.setting if alone else Setting()
-    rounds = [await prober.run_round([ProbeItem(rows, 0, setting)], in_step=False) for _ in range(_ROUNDS)]
+    rounds = [await prober.run_round([ProbeItem(rows, 0, setting)], in_step=False) for _ in range(_MOST_ROUNDS)]
     gap_ms = median(ran.turnaround_ms - ran.ms for ran in rounds)
     return 1 if gap_ms <= _IDLE_SHARE * median(ran.ms for ran in rounds) else 2
 
@@ -146,8 +147,11 @@ async def _alternately(
     prober: Prober, one: list[ProbeItem], one_in_step: bool, other: list[ProbeItem], other_in_step: bool
 ) -> tuple[float, float]:
     """Median ms of two rounds, run in turns so that what else the machine does meets both."""
-    times: tuple[list[float], list[float]] = [], []
-    for _ in range(_ROUNDS):
-        times[0].append((await prober.run_round(one, one_in_step)).ms)
-        times[1].append((await prober.run_round(other, other_in_step)).ms)
-    return median(times[0]), median(times[1])
+    of_one: list[float] = []
+    of_other: list[float] = []
+    while len(of_one) < _MOST_ROUNDS and (
+        len(of_one) < _LEAST_ROUNDS or sum(of_one + of_other) < 1000 * _LONGEST_COMPARISON_S
+    ):
+        of_one.append((await prober.run_round(one, one_in_step)).ms)
+        of_other.append((await prober.run_round(other, other_in_step)).ms)
+    return median(of_one), median(of_other)
