@@ -1,0 +1,42 @@
+"""Settings: an ablation is a setting."""
+
+from dataclasses import replace
+
+import pytest
+
+from services.scheduler.policies import POLICIES
+from services.scheduler.settings import SchedulerSettings
+from synerdiff.settings import load
+
+
+def test_a_policy_is_its_own_unless_told_otherwise() -> None:
+    for name, spec in POLICIES.items():
+        assert load(SchedulerSettings, ["--policy", name]).policy_spec() == spec
+    assert load(SchedulerSettings, []).policy_spec() == POLICIES["synerdiff"]
+    assert load(SchedulerSettings, []).engine_bounds().plan_ahead >= 2, "the policy's own is not cut short"
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [
+        (["--order", "sharing"], {"order": "sharing"}),
+        (["--knee", "off"], {"knee": False}),
+        (["--planning", "decodes_first"], {"planning": "decodes_first"}),
+        (["--chunking", "off"], {"chunking": False}),
+        (["--chunking", "on"], {"chunking": True}),
+        (["--skip-cfg", "off"], {"skip_cfg": False}),
+        (["--controller", "off"], {"controller": False}),
+        (["--threshold", "0.9"], {"controller": False, "threshold": 0.9}),
+        (["--plan-ahead", "1"], {"plan_ahead": 1}),
+        (["--in-step", "off"], {"in_step": False}),
+    ],
+)
+def test_each_mechanism_has_a_switch_of_its_own(flags: list[str], changes: dict[str, object]) -> None:
+    chosen = load(SchedulerSettings, flags).policy_spec()
+    assert chosen == replace(POLICIES["synerdiff"], **changes)  # type: ignore[arg-type]
+
+
+def test_an_unknown_policy_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(SchedulerSettings, ["--policy", "best"])
+    assert "--policy" in capsys.readouterr().err
