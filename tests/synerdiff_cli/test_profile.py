@@ -1,0 +1,79 @@
+"""`synerdiff profile`: what it refuses before it starts anything, and one run with real workers."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from services.scheduler.profile_store import ProfileStore
+from synerdiff.profiles import Profile, load
+from synerdiff.redis_client import connect
+from synerdiff.redis_process import RedisProcess
+from synerdiff_cli.main import app
+from synerdiff_cli.profile_plot import plot_profile
+from tests.services.scheduler.measured_profiles import profile
+
+
+def synerdiff(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "nowhere"], "--model: "),
+        (["--chunks", "1,x"], "--chunks: '1,x' is not a list of numbers from 1 to 64"),
+        (["--chunks", "0"], "--chunks: '0' is not a list"),
+        (["--out", "nowhere/p.json"], "--out: there is no folder"),
+        (["--plot", "nowhere/p.png"], "--plot: there is no folder"),
+        (["--redis-url", "http://x"], "--redis-url: 'http://x' is no Redis URL"),
+        (["--bound", "2"], "bound"),
+        (["--max-rows", "0"], "max-rows"),
+        (["--budget-s", "0"], "budget-s"),
+    ],
+)
+def test_bad_options_are_refused_at_once(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = synerdiff("profile", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_up_refuses_what_is_no_profile(tmp_path: Path) -> None:
+    broken = tmp_path / "p.json"
+    broken.write_text('{"version": 99}')
+    result = synerdiff("up", "--profile", str(broken), "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 2
+    assert "99" in result.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_run_measures_and_keeps_what_it_writes(redis_server: RedisProcess, tmp_path: Path) -> None:
+    out = tmp_path / "emoji.json"
+    few = ("--quick", "--max-rows", "2", "--max-decodes", "1", "--bound", "1", "--budget-s", "1")
+    where = ("--out", str(out), "--redis-url", redis_server.url)
+    result = synerdiff("profile", "--dtype", "float32", *few, *where)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.split() == [str(out)]
+    made = load(out)
+    assert (made.subject.model, made.subject.dtype, made.subject.latent_shape) == ("emoji", "float32", (4, 16, 16))
+    assert made.subject.device
+    assert {(cell.rows, cell.decodes) for cell in made.cells} == {(1, 0), (2, 0), (0, 1), (1, 1), (2, 1)}
+    assert all(cell.samples >= 3 and cell.peak_bytes > 50_000_000 for cell in made.cells)
+
+    async def kept() -> Profile | None:
+        async with connect(redis_server.url) as redis:
+            return await ProfileStore(redis).get(made.subject)
+
+    assert asyncio.run(kept()) == made
+
+
+def test_the_plot_is_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    plot_profile(profile(), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
