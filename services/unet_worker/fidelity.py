@@ -3,8 +3,8 @@
     python -m services.unet_worker.fidelity --model DIR --out FILE.json
 
 Started by `synerdiff profile --fidelity`. Progress goes to the standard output as lines of JSON: {"done": cases,
-"total": cases, "eta_s": seconds}. The file holds the budget that was chosen (null where no share holds the floor) and
-all results.
+"total": cases, "eta_s": seconds, "result": the last one}. The file holds the budget that was chosen (null where no
+share holds the floor) and all results.
 """
 
 import argparse
@@ -78,7 +78,8 @@ class Measurement:
             done = len(self.results)
             total = done + len(cases) - place + still_to_come
             eta_s = (time.monotonic() - self._started) / done * (total - done)
-            print(json.dumps({"done": done, "total": total, "eta_s": round(eta_s)}), flush=True)
+            progress = {"done": done, "total": total, "eta_s": round(eta_s), "result": _fields(results[-1])}
+            print(json.dumps(progress), flush=True)
         return results
 
     def _result(self, case: Case, prompts: tuple[str, ...]) -> Result:
@@ -204,7 +205,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="a model directory in diffusers' layout")
     parser.add_argument("--out", type=Path, required=True, help="where the results go, as JSON")
     parser.add_argument("--table", type=Path, help="where they go as Markdown")
-    parser.add_argument("--steps", type=_list_of(int), default=[20, 50])
+    parser.add_argument("--steps", type=_list_of(int), default=[20])
     parser.add_argument("--guidance-scale", type=float, default=5.0)
     parser.add_argument("--samplers", type=_list_of(str), default=["ddim", "euler", "dpmsolver_multistep"])
     parser.add_argument("--predictors", type=_list_of(str), default=["drop", "reuse", "extrapolate:0.5"])
