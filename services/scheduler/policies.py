@@ -171,7 +171,7 @@ class _Tick:
         """A round for every pair that is due one; the VAE workers that are left over decode plainly."""
         items: list[Item] = []
         left = list(decodes)
-        due = [pair for pair in pairs if pair.unet and (pair.unet.wants_plan or not pair.unet.running)]
+        due = [pair for pair in pairs if pair.unet and self._is_due(pair.unet)]
         takers = sum(1 for pair in due if pair.vae and pair.vae.wants_plan) + sum(lane.wants_plan for lane in others)
         for pair in due:
             share: list[ReadyDecode] = []
@@ -180,6 +180,17 @@ class _Tick:
                 share, left, takers = left[:count], left[count:], takers - 1
             items += self._round(pair, share)
         return items + [Item(None, batch) for batch in self._plain_decodes(others, left)]
+
+    def _is_due(self, lane: UnetLane) -> bool:
+        """Whether a round is to be planned now; the report of what is under way asks again.
+
+        Nothing is planned past the last call of a task: its decode would wait for a whole round more, which is longer
+        than the worker waits for the plan.
+        """
+        ending = lane.undecoded - lane.preparing - len(lane.running)
+        if self._spec.await_ends and ending > 0:
+            return False
+        return lane.wants_plan or not lane.running
 
     def _round(self, pair: _Pair, decodes: Sequence[ReadyDecode]) -> list[Item]:
         """One round per batch key: those with decodes alone first, being the shortest, then in order of urgency."""

@@ -60,7 +60,8 @@ class PolicySpec:
     ready beside the UNet, "decodes_first" serves decodes alone before each round, "programme" asks the planner.
     `controller`: the threshold follows the load, else it is `threshold`. `chunking`, `plan_ahead` and `in_step`: None
     leaves them to what the profile says pays on the device. `round_weight`: ms of summed decode completion that a ms of
-    the round is worth while tasks wait. `round_decodes`: most decodes of one planned round.
+    the round is worth while tasks wait. `round_decodes`: most decodes of one planned round. `await_ends`: no
+    round is planned past the last call of a task, so that its decode is in the next one.
     """
 
     name: str
@@ -78,6 +79,7 @@ class PolicySpec:
     skip_prices: SkipPrices = field(default_factory=SkipPrices)
     round_weight: float = 1.0
     round_decodes: int = 8
+    await_ends: bool = False
 
     def mechanisms(self, profile: Profile | None) -> Mechanisms:
         """What is switched on where `profile` is in force."""
@@ -108,6 +110,7 @@ POLICIES = MappingProxyType(
                 controller=True,
                 plan_ahead=None,
                 in_step=None,
+                await_ends=True,
             ),
         )
     }

@@ -306,3 +306,10 @@ def test_the_most_urgent_batch_key_comes_first_and_keys_never_share_an_item() ->
     tasks: list[RunningTask] = [running("odd", key=OTHER_KEY, of=4), running("even", of=8)]
     plan = policy("synerdiff").plan(snapshot(unet_lane(*tasks), decodes=(decode("x"),)))
     assert stepped(plan) == ["odd/0", "even/0"]
+
+
+def test_no_round_is_planned_past_the_last_call_of_a_task_so_that_its_decode_is_in_the_next_one() -> None:
+    ending = replace(unet_lane(running("a")), undecoded=2)
+    assert not policy("synerdiff").plan(snapshot(ending)).items
+    assert stepped(policy("synerdiff").plan(snapshot(replace(ending, preparing=1)))) == ["a/0"]
+    assert stepped(policy("continuous").plan(snapshot(ending))) == ["a/0"]
