@@ -13,7 +13,7 @@ _LONGEST_ITEM = 2.0  # an item with decodes takes at most this many times one wi
 
 def subject_of(unet: WorkerRecord, vae: WorkerRecord, width: int, height: int) -> ProfileSubject:
     """What a profile of these two workers at a picture size (pixels) is of."""
-    scale = vae.model_card.size_multiple
+    scale = max(1, vae.model_card.size_multiple)
     return ProfileSubject(
         model=unet.model_card.name,
         model_digest=_both(unet.model_digest, vae.model_digest),

@@ -221,6 +221,9 @@ class ProfileKeeper:
             if self._prober is prober:
                 place.failures += 1
             log.info("profiling stopped", model=subject.model, reason=str(error), measured=profiler.measurements)
+        except Exception:  # a fault of ours in measuring must not end the serving
+            place.failures += 1
+            log.exception("profiling failed", model=subject.model)
         else:
             log.info("profiled", model=subject.model, cells=len(profile.cells), error=profile.interpolation_error)
             self._profilers.pop(subject)

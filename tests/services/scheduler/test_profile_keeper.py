@@ -3,15 +3,17 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from services.scheduler.engine import Engine
 from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.probing import Prober
 from services.scheduler.profile_findings import subject_of
 from services.scheduler.profile_keeper import KeeperOptions, ProfileKeeper
 from services.scheduler.profile_store import ProfileStore
-from services.scheduler.profiler import ProfilerOptions
+from services.scheduler.profiler import Profiler, ProfilerOptions
 from services.scheduler.samples import Effort
 from services.scheduler.snapshots import BatchKey
 from services.scheduler.tasks import UnetLaneState, VaeLaneState
@@ -181,6 +183,17 @@ async def test_what_cannot_be_measured_is_given_up_after_a_few_tries() -> None:
     await led.follow(50)
     assert led.workers.plans == plans
     assert led.known is None
+
+
+async def test_a_fault_in_measuring_is_logged_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(profiler: Profiler, prober: Prober) -> Profile:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(Profiler, "run", broken)
+    led = Led(AT_ONCE)
+    with capture_logs() as lines:
+        await led.follow(20)
+    assert [line["event"] for line in lines].count("profiling failed") == 3
 
 
 async def test_a_worker_of_another_device_is_looked_up_anew() -> None:
