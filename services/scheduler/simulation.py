@@ -79,7 +79,8 @@ def simulate_spec(
     `controller`: the constants of the threshold controller, where the spec has one. `plans`: the plans of earlier
     simulations, so that none is made twice; they change nothing but the time this takes.
     """
-    policy = ConfiguredPolicy(spec, bounds or PolicyBounds(), plans or PlanBook(solve_now=True))
+    rounds = plans if plans is not None else PlanBook(solve_now=True)
+    policy = ConfiguredPolicy(spec, bounds or PolicyBounds(), rounds)
     thresholds = ThresholdController(controller) if spec.controller else ConstantThreshold(spec.threshold)
     return simulate(pool, policy, arrivals, thresholds)
 

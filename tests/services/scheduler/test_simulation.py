@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from services.scheduler.controller import ControllerSettings
+from services.scheduler.plan_book import PlanBook
 from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.simulated_workers import Overheads
 from services.scheduler.simulation import SimulatedPool, simulate, simulate_spec
@@ -139,7 +140,7 @@ def test_items_in_step_wait_for_each_other() -> None:
 
 
 def test_a_burst_moves_the_threshold_up_and_back() -> None:
-    arrivals = [Arrival(0.0), *(Arrival(3000.0) for _ in range(30))]
+    arrivals = [Arrival(0.0), *(Arrival(3000.0) for _ in range(30)), Arrival(20_000.0)]
     result = simulate_spec(SimulatedPool(PAPER), POLICIES["synerdiff"], arrivals)
     history = [switch.threshold for switch in result.switches]
     lowest = ControllerSettings().lowest
@@ -147,6 +148,17 @@ def test_a_burst_moves_the_threshold_up_and_back() -> None:
     assert max(history) == 1.0
     assert history[-1] == lowest
     assert result.summary.switches_per_s == 1
+
+
+def test_plans_of_one_simulation_serve_the_next() -> None:
+    plans = PlanBook(solve_now=True)
+    arrivals = burst(8, Mix(steps=((4, 1.0),)), seed=0)
+    fresh, first, second = (
+        simulate_spec(SimulatedPool(PAPER), POLICIES["synerdiff"], arrivals, plans=book)
+        for book in (None, plans, plans)
+    )
+    assert len(plans) > 0
+    assert fresh == first == second
 
 
 def test_a_constant_threshold_is_kept() -> None:
