@@ -49,18 +49,12 @@ def summary(profile: Profile) -> Table:
     """What a profile says, in a few lines."""
     caps, mechanisms = profile.caps, profile.mechanisms
     rows = 2 * caps.unet
-    together = profile.choice(rows, caps.vae)
     lines = [
         ("device", profile.subject.device or "unknown"),
         ("cells", f"{len(profile.cells)}, interpolated to {profile.interpolation_error:.1%}"),
         ("most tasks of an item", f"{caps.unet} ({rows} rows in {profile.latency_ms(rows, 0):.1f} ms)"),
         ("most decodes of an item", f"{caps.vae} ({profile.latency_ms(0, caps.vae):.1f} ms alone)"),
-        (
-            "side by side",
-            f"{together.ms:.1f} ms, {profile.overlap_gain(rows, caps.vae):+.0%} of the time of one after the other"
-            if together
-            else "not measured",
-        ),
+        ("side by side", _side_by_side(profile, rows, caps.vae)),
         (
             "pays here",
             ", ".join(name.replace("_", " ") for name in ("in_step", "beside", "chunking") if getattr(mechanisms, name))
@@ -73,6 +67,14 @@ def summary(profile: Profile) -> Table:
     for name, value in lines:
         table.add_row(f"[bold]{name}[/]", value)
     return table
+
+
+def _side_by_side(profile: Profile, rows: int, decodes: int) -> str:
+    together = profile.choice(rows, decodes)
+    if together is None:
+        return "not measured"
+    gain = profile.overlap_gain(rows, decodes)
+    return f"{together.ms:.1f} ms, {abs(gain):.0%} {'less' if gain >= 0 else 'more'} than one after the other"
 
 
 def _budget(profile: Profile) -> str:
