@@ -83,8 +83,10 @@ def reference(model_path: Path, task: TaskSpec, told: Set[int]) -> Reference:
     scheduler.set_timesteps(STEPS)
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(task.seed)) * scheduler.init_noise_sigma
     made = Reference(latents, [], {})
-    known: list[tuple[int, Tensor]] = []  # call and D, newest last
+    predicts_noise = scheduler.config.prediction_type == "epsilon"
+    known: list[tuple[int, Tensor]] = []  # call and D in units of noise, newest last
     for call, timestep in enumerate(scheduler.timesteps):
+        unit = 1.0 if predicts_noise else float(scheduler.alphas_cumprod[int(timestep)]) ** 0.5
 
         def predict(embeds: Tensor, scaled: Tensor, timestep: Any = timestep) -> Tensor:
             answer: Tensor = pipeline.unet(scaled, timestep, encoder_hidden_states=embeds).sample
@@ -96,14 +98,14 @@ def reference(model_path: Path, task: TaskSpec, told: Set[int]) -> Reference:
         if task.guidance_scale <= 1:
             noise_pred, rows = e_c, 1
         elif call in told and task.skip_predictor and (known or goes_by_none):
-            d = torch.zeros_like(e_c) if goes_by_none else guess(task.skip_predictor, known, call)
+            d = torch.zeros_like(e_c) if goes_by_none else guess(task.skip_predictor, known, call) / unit
             noise_pred, rows = e_c + (task.guidance_scale - 1) * d, 1
         else:
             e_u = predict(unconditional, scaled)
             d = e_c - e_u
             if known and known[-1][0] != call - 1 and task.skip_predictor and not goes_by_none:
-                made.drifts[call] = float((d - guess(task.skip_predictor, known, call)).norm() / d.norm())
-            known.append((call, d))
+                made.drifts[call] = float((d - guess(task.skip_predictor, known, call) / unit).norm() / d.norm())
+            known.append((call, d * unit))
             noise_pred, rows = e_u + task.guidance_scale * d, 2
         made.rows.append(rows)
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
@@ -152,6 +154,16 @@ def test_skips_equal_a_plain_loop_that_predicts_the_difference(side: UnetSide, m
         moved = float((wanted.latents - full[k].latents).abs().max())
         assert (moved > 1e-2) == (1 in wanted.rows and specs[k].guidance_scale > 1), "a skip that changes nothing"
     assert [len(answer.drifts) for answer in expected] == [2, 3, 2, 0, 0, 0]
+
+
+def test_a_model_of_velocities_is_predicted_in_units_of_noise(tmp_path: Path) -> None:
+    model = tiny_model("sd2", tmp_path / "sd2")
+    side = unet_side(model)
+    assert side.prediction_type == "v_prediction"
+    task, told = replace(mixed_specs()[0], skip_predictor="extrapolate:0.5"), {2, 4, 5}
+    expected, (answer,) = reference(model, task, told), finish(side, [task], [told])
+    assert_close(answer.latents, expected.latents, rtol=1e-4, atol=1e-4)
+    assert answer.drifts == pytest.approx(expected.drifts, rel=1e-2)
 
 
 def test_the_same_skips_make_the_same_latents(side: UnetSide) -> None:
