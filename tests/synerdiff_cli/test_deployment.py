@@ -99,3 +99,12 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     first, second = model_directory(tmp_path / "1" / "sd15"), model_directory(tmp_path / "2" / "sd15")
     with pytest.raises(OptionError, match="'sd15' is the name of two models"):
         model_sources([str(first), str(second)])
+
+
+def test_profiles_are_measured_when_idle_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    command = plan_deployment(options(tmp_path)).children[1].command
+    assert "--no-profile-when-idle" in command
+    assert "--profile" not in command
+    told = plan_deployment(options(tmp_path, profile=tmp_path / "p.json", idle_profile=True))
+    assert "--profile-when-idle" in told.children[1].command
+    assert flag(told, "scheduler-0", "--profile") == str(tmp_path / "p.json")
