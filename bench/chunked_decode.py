@@ -4,8 +4,9 @@
 
 The decoder has the architecture of Stable Diffusion 1.5's (SDXL's is the same) and random weights, in float32 on the
 CPU; `--model DIRECTORY` takes another's VAE. The first round measures memory and error, the others time, each round all
-band counts turn by turn; a time ratio is the median over the rounds of chunked / unchunked of the same round. `uneven`
-is how far the fraction of work that the decoder names is from that of time at worst; `unit` its longest single unit.
+band counts turn by turn. `time_ratio` is the median over the rounds of chunked / unchunked of the same round,
+`cpu_ratio` that of CPU seconds, which other processes disturb less. `uneven` is how far the fraction of work that the
+decoder names is from that of time at worst, `unit_ms` its longest single unit.
 """
 
 import argparse
@@ -47,6 +48,7 @@ class Measured:
     largest_error: float = 0.0
     units: int = 1
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     uneven: list[float] = field(default_factory=list)
     longest_unit_s: list[float] = field(default_factory=list)
 
@@ -74,10 +76,11 @@ class Bench:
 
     def time(self, measured: Measured) -> None:
         """One timed decode."""
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         if measured.bands == 0:
             self._decode(0)
             measured.seconds.append(time.perf_counter() - began)
+            measured.cpu_seconds.append(time.process_time() - cpu_began)
             return
         ends, fractions = [0.0], [0.0]
         for fraction in self._chunked.units(self._latents, measured.bands):
@@ -85,6 +88,7 @@ class Bench:
             fractions.append(fraction)
         seconds = time.perf_counter() - began
         measured.seconds.append(seconds)
+        measured.cpu_seconds.append(time.process_time() - cpu_began)
         measured.units = len(ends) - 1
         measured.uneven.append(max(abs(end / seconds - f) for end, f in zip(ends, fractions, strict=True)))
         measured.longest_unit_s.append(max(b - a for a, b in pairwise(ends)))
@@ -121,13 +125,18 @@ def rows(ways: list[Measured]) -> list[dict[str, float | int | str]]:
             "live_ratio": round(whole.live_bytes / way.live_bytes, 2),
             "resident_mib": round(way.resident_bytes / 2**20),
             "seconds": round(statistics.median(way.seconds), 3),
-            "time_ratio": round(statistics.median(s / w for s, w in zip(way.seconds, whole.seconds, strict=True)), 3),
+            "time_ratio": _median_ratio(way.seconds, whole.seconds),
+            "cpu_ratio": _median_ratio(way.cpu_seconds, whole.cpu_seconds),
             "unit_ms": round(statistics.median(way.longest_unit_s or way.seconds) * 1000),
             "uneven": round(statistics.median(way.uneven), 3) if way.uneven else "",
             "largest_error": f"{way.largest_error:.1e}",
         }
         for way in ways
     ]
+
+
+def _median_ratio(ours: list[float], theirs: list[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
 
 
 def load_vae(model: Path | None) -> AutoencoderKL:
