@@ -7,12 +7,11 @@ decodes that do (feedback). Discrete-time, asked once per tick; the only clock i
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from services.scheduler.capacity import Costs, best_costs
-from services.scheduler.snapshots import BatchKey, DomainSnapshot, RunningTask
+from services.scheduler.snapshots import BatchKey, DomainSnapshot
 from synerdiff.profiles import Profile
 
 
@@ -112,6 +111,31 @@ class ThresholdController:
         return own.rows_per_ms / sum(speeds) if own.rows_per_ms else 1 / len(speeds)
 
 
+class _Running(NamedTuple):
+    """What a domain's prepared tasks add up to: rows and parts of a whole task per call of each, and rows unstarted."""
+
+    tasks: int
+    rows: int
+    tasks_per_call: float
+    unstarted_rows: int
+    begun: bool
+
+    @classmethod
+    def of(cls, snapshot: DomainSnapshot) -> "_Running":
+        tasks = rows = unstarted_rows = 0
+        tasks_per_call, begun = 0.0, False
+        for lane in snapshot.unet:
+            for task in lane.running:
+                tasks += 1
+                rows += task.rows
+                tasks_per_call += 1 / task.num_calls
+                if task.next_call:
+                    begun = True
+                else:
+                    unstarted_rows += task.rows * task.num_calls
+        return cls(tasks, rows, tasks_per_call, unstarted_rows, begun)
+
+
 class _DomainControl:
     """The loop of one domain."""
 
@@ -132,11 +156,11 @@ class _DomainControl:
         self.asked_ms = snapshot.now_ms
         costs = self._least_costs(snapshot)
         self.rows_per_ms = 1 / costs.row_ms
-        running = [task for lane in snapshot.unet for task in lane.running]
+        running = _Running.of(snapshot)
         self._learn(running, passed_s)
         rate = self._arrival_rate(arrived_calls, share, passed_s)
         backlog_s = self._backlog_s(snapshot, running, costs, share)
-        if snapshot.decodes or any(task.next_call for task in running):
+        if snapshot.decodes or running.begun:
             weight = -math.expm1(-passed_s / self._settings.backlog_time_s)
             backlog_s = self.state.backlog_s + weight * (backlog_s - self.state.backlog_s)
         else:  # it has been idle: what was before says nothing of what comes
@@ -168,15 +192,13 @@ class _DomainControl:
         self._switched_ms = self.asked_ms
         return target, state.switches + 1
 
-    def _learn(self, running: list[RunningTask], passed_s: float) -> None:
+    def _learn(self, running: "_Running", passed_s: float) -> None:
         """What a call costs on average: every running task makes one call a tick, so the mean over them is per call."""
-        if not running:
+        if not running.tasks:
             return
         weight = 1.0 if self._calls == 0 else -math.expm1(-passed_s / self._settings.rate_time_s)
-        rows = sum(task.rows for task in running) / len(running)
-        tasks = sum(1 / task.num_calls for task in running) / len(running)
-        self._rows_per_call += weight * (rows - self._rows_per_call)
-        self._tasks_per_call += weight * (tasks - self._tasks_per_call)
+        self._rows_per_call += weight * (running.rows / running.tasks - self._rows_per_call)
+        self._tasks_per_call += weight * (running.tasks_per_call / running.tasks - self._tasks_per_call)
 
     def _arrival_rate(self, arrived_calls: int, share: float, passed_s: float) -> float:
         """Calls per second, each counted with a weight that fades over `rate_time_s`."""
@@ -184,12 +206,11 @@ class _DomainControl:
         new, self._calls = arrived_calls - self._calls, arrived_calls
         return self.state.arriving_calls_per_s * math.exp(-passed_s / time_s) + share * new / time_s
 
-    def _backlog_s(self, snapshot: DomainSnapshot, running: Iterable[RunningTask], costs: Costs, share: float) -> float:
+    def _backlog_s(self, snapshot: DomainSnapshot, running: "_Running", costs: Costs, share: float) -> float:
         """Seconds of UNet work that has not begun, less the weighted seconds of decodes that are ready."""
-        unstarted_rows = sum(task.rows * task.num_calls for task in running if task.next_call == 0)
         unseen = share * snapshot.waiting + sum(lane.preparing for lane in snapshot.unet)
         unseen_rows = unseen * self._rows_per_call / self._tasks_per_call
-        unet_ms = (unstarted_rows + unseen_rows) * costs.row_ms
+        unet_ms = (running.unstarted_rows + unseen_rows) * costs.row_ms
         return (unet_ms - self._settings.decode_weight * len(snapshot.decodes) * costs.decode_ms) / 1000
 
     def _least_costs(self, snapshot: DomainSnapshot) -> Costs:
