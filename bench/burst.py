@@ -3,8 +3,8 @@
     python -m bench.burst --profile emoji-profile.json [--requests 64] [--steps 20] [--rounds 2]
 
 Sends the same burst to `synerdiff`, to `synerdiff` in the order of processor sharing, and to `continuous` capped at the
-knee, `rounds` times each in turn, with a deployment of its own each time. After the burst a trickle of requests shows
-where the threshold goes back to. Prints the ratios of means as JSON and writes bench/results/NAME.json.
+knee, `rounds` times each in turn, with a deployment of its own each time. A trickle of requests before and after the
+burst shows where the threshold comes from and goes back to. Prints the ratios of means as JSON and writes bench/results/NAME.json.
 """
 
 import argparse
@@ -29,20 +29,20 @@ TRICKLE_S = 15.0
 TRICKLE_PER_S = 0.7
 
 
-def summary(outcome: Outcome, trickle: Outcome) -> dict[str, Any]:
-    """One burst: latencies in s, throughput in images/s, the threshold at its start, highest, and after the trickle."""
+def summary(before: Outcome, outcome: Outcome, after: Outcome) -> dict[str, Any]:
+    """One burst: latencies in s, throughput in images/s, and the threshold in the trickles before and after it."""
     ends = [served.end_to_end_s for served in outcome.served]
     values = [value for _, value in outcome.thresholds]
     return {
         "requests": len(ends),
-        "errors": [*outcome.errors, *trickle.errors],
+        "errors": [*before.errors, *outcome.errors, *after.errors],
         "end_to_end_mean_s": statistics.fmean(ends),
         "end_to_end_last_s": max(ends),
         "images_per_s": outcome.images_per_s,
         "decode_mean_ms": statistics.fmean(served.decode_s * 1000 for served in outcome.served),
-        "threshold_first": values[0] if values else None,
+        "threshold_before": before.thresholds[-1][1] if before.thresholds else None,
         "threshold_highest": max(values, default=None),
-        "threshold_after": trickle.thresholds[-1][1] if trickle.thresholds else None,
+        "threshold_after": after.thresholds[-1][1] if after.thresholds else None,
         "threshold_switches": sum(a != b for a, b in itertools.pairwise(values)),
         "item_ratio_largest": max((run.ratio for run in outcome.items), default=None),
     }
@@ -57,9 +57,10 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 CONFIGURATIONS[name] | dict(options.settings), options.profile, options.dtype
             ) as address:
                 await warm_up(address)
+                before = await serve(address, poisson(TRICKLE_PER_S, TRICKLE_S, seed=number))
                 outcome = await serve(address, burst(options.requests, seed=number, num_inference_steps=options.steps))
-                trickle = await serve(address, poisson(TRICKLE_PER_S, TRICKLE_S, seed=number))
-                done.append(summary(outcome, trickle))
+                after = await serve(address, poisson(TRICKLE_PER_S, TRICKLE_S, seed=number))
+                done.append(summary(before, outcome, after))
                 print(f"{name}: {done[-1]}", file=sys.stderr, flush=True)
     return {
         "command": "python -m bench.burst " + " ".join(sys.argv[1:]),

@@ -119,7 +119,7 @@ def _draw_lanes(axes: Any, shown: Picture) -> None:
 
 
 def _draw_counters(axes: Any, shown: Picture) -> None:
-    for name, colour in (("waiting tasks", "tab:blue"), ("ready decodes", "tab:orange")):
+    for name, colour in (("waiting tasks", "tab:blue"), ("pending decodes", "tab:orange")):
         points = shown.counters.get(name, [])
         if points:
             _draw_steps(axes, points, shown.seconds, color=colour, linewidth=1, label=name)

@@ -35,7 +35,8 @@ class Observer:
         lane = held.unet.get(worker_id) or held.vae.get(worker_id)
         if lane is None:
             return
-        queues = len(held.waiting), len(held.ready)
+        being_decoded = sum(task.phase is Phase.DECODING for vae in held.vae.values() for task in vae.tasks.values())
+        queues = len(held.waiting), len(held.ready) + being_decoded
         record = TickRecord.of((lane.domain, worker_id, kind), done, planned, queues)
         self._ticks.add(record)
         self._metrics.observe_tick(kind, done)

@@ -112,4 +112,4 @@ def _counters(record: TickRecord) -> Iterator[Event]:
     if record.planned and record.planned.threshold:
         yield {"ph": "C", "name": "threshold", "ts": began_us, "args": {"threshold": record.planned.threshold}}
     yield {"ph": "C", "name": "waiting tasks", "ts": ended_us, "args": {"tasks": record.waiting}}
-    yield {"ph": "C", "name": "ready decodes", "ts": ended_us, "args": {"decodes": record.ready}}
+    yield {"ph": "C", "name": "pending decodes", "ts": ended_us, "args": {"decodes": record.decodes}}

@@ -14,7 +14,8 @@ class TickRecord:
     """One worker's part of a tick as it ran. `kind` is "unet" or "vae".
 
     `planned`: what it was asked for, None where this leader never asked. `stale`: entries that no longer fitted.
-    `waiting` and `ready`: the leader's tasks without a worker, and decodes without a plan, when the report came.
+    `waiting` and `decodes`: the leader's tasks without a worker, and those being decoded or ready to be, when the
+    report came.
     """
 
     domain: str
@@ -25,7 +26,7 @@ class TickRecord:
     planned: PlannedPart | None = None
     stale: int = 0
     waiting: int = 0
-    ready: int = 0
+    decodes: int = 0
 
     @classmethod
     def of(

@@ -41,4 +41,4 @@ def record(
 ) -> TickRecord:
     """One worker's part of a tick; the worker is named after its kind."""
     part = PlannedPart(("t",), tuple(p for p, _ in items), threshold, KEY, in_step)
-    return TickRecord(domain, kind[0], kind, tick, tuple(t for _, t in items), part, stale, waiting=3, ready=1)
+    return TickRecord(domain, kind[0], kind, tick, tuple(t for _, t in items), part, stale, waiting=3, decodes=1)

@@ -52,7 +52,7 @@ def test_an_arrow_joins_the_sides_of_an_item_from_the_earlier_one() -> None:
 def test_counters_of_the_threshold_and_of_what_waits() -> None:
     made = events(record("unet", 7, (planned(1, 2), timing(1, 4, 2)), threshold=0.8))
     counters = {e["name"]: (e["ts"], *e["args"].values()) for e in made if e["ph"] == "C"}
-    assert counters == {"threshold": (1000, 0.8), "waiting tasks": (4000, 3), "ready decodes": (4000, 1)}
+    assert counters == {"threshold": (1000, 0.8), "waiting tasks": (4000, 3), "pending decodes": (4000, 1)}
 
 
 def test_a_part_that_this_leader_did_not_plan_is_shown_as_it_ran() -> None:
