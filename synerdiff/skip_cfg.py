@@ -8,6 +8,7 @@ done in units of predicted noise, in which D changes least from call to call, wh
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 
 from synerdiff.errors import FieldViolation, InvalidRequest
 
@@ -104,7 +105,8 @@ def spread(num_calls: int, share: float, longest_run: int, head: int, tail: int)
     """The calls of a task that skip guidance when nothing else decides: evenly spread, and as many as the bounds allow.
 
     At most `share` of `num_calls`, never the first `head` (at least one, so that a D is measured) nor the last `tail`,
-    no more than `longest_run` in a row. Runs are as short as they can be and differ by one at most.
+    no more than `longest_run` in a row. Runs are as short as they can be and differ by one at most, the longer ones
+    in the middle, since D moves fastest at both ends.
     """
     first, end = max(head, 1), num_calls - tail
     eligible = max(end - first, 0)
@@ -113,8 +115,17 @@ def spread(num_calls: int, share: float, longest_run: int, head: int, tail: int)
     runs = eligible - skips + 1
     calls: list[int] = []
     at = first
-    for run in range(runs):
-        length = (2 * (run + 1) * skips + runs) // (2 * runs) - (2 * run * skips + runs) // (2 * runs)
+    for length in _lengths(skips, runs):
         calls.extend(range(at, at + length))
         at += length + 1
     return tuple(calls)
+
+
+def _lengths(skips: int, runs: int) -> list[int]:
+    """How long each of the runs is; some are empty where there are fewer skips than runs."""
+    if skips < runs:
+        bounds = [(2 * run * skips + runs) // (2 * runs) for run in range(runs + 1)]
+        return [end - start for start, end in pairwise(bounds)]
+    length, longer = divmod(skips, runs)
+    first = (runs - longer) // 2
+    return [length + (first <= run < first + longer) for run in range(runs)]

@@ -54,5 +54,5 @@ def test_spread_skips_as_many_as_the_bounds_allow(
 def test_spread_is_even() -> None:
     assert spread(20, 0.5, 1, 1, 2) == (1, 3, 5, 7, 9, 11, 13, 15, 17)
     assert spread(20, 0.1, 1, 2, 1) == (5, 14)
-    assert runs(spread(20, 0.65, 4, 1, 2), 20) == [3, 2, 3, 2, 3]
+    assert runs(spread(20, 0.65, 4, 1, 2), 20) == [2, 3, 3, 3, 2]
     assert runs(spread(20, 0.65, 2, 1, 2), 20) == [2] * 6
