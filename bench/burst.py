@@ -4,7 +4,8 @@
 
 Sends the same burst to `synerdiff`, to `synerdiff` in the order of processor sharing, and to `continuous` capped at the
 knee, `rounds` times each in turn, with a deployment of its own each time. A trickle of requests before and after the
-burst shows where the threshold comes from and goes back to. Prints the ratios of means as JSON and writes bench/results/NAME.json.
+burst shows where the threshold comes from and goes back to. Prints the ratios of means as JSON and writes
+bench/results/NAME.json.
 """
 
 import argparse
