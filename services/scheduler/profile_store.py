@@ -35,10 +35,6 @@ class ProfileStore:
             log.warning("stored profile refused", model=subject.model, reason=error.message)
             return None
 
-    async def forget(self, subject: ProfileSubject) -> None:
-        """Drop the profile of a subject."""
-        await self._redis.hdel(_key(subject.model), _field(subject))
-
     async def _explain(self, subject: ProfileSubject) -> None:
         kept = []
         for text in await self._redis.hvals(_key(subject.model)):

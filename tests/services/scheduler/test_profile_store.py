@@ -28,9 +28,6 @@ async def test_a_newer_one_takes_its_place_and_others_stay(redis: Redis) -> None
         await store.put(each)
     assert await store.get(SUBJECT) == newer
     assert await store.get(other) == profile(other)
-    await store.forget(SUBJECT)
-    assert await store.get(SUBJECT) is None
-    assert await store.get(other) is not None
 
 
 @pytest.mark.parametrize(
