@@ -55,7 +55,7 @@ class SkipPredictor:
         """What each measured D weighs in D' at `call`; `measured` are their calls, newest first, `remembers` at most.
 
         Before there are two D of calls after the first, extrapolating is reusing: what is measured on pure noise is not
-        on the line (on the bundled model it costs the worst picture 9 dB).
+        on the line.
         """
         newest, before = (*measured, 0, 0)[:2]
         if not before:
