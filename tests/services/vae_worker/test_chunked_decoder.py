@@ -92,20 +92,20 @@ def latents_of(*shape: int) -> Tensor:
 @pytest.mark.parametrize("shape", [(1, 4, 7, 6), (2, 4, 5, 3), (4, 4, 3, 2)])
 @pytest.mark.usefixtures("every_layer_in_bands")
 def test_equals_the_unchunked_decode(name: str, shape: tuple[int, ...]) -> None:
-    for count in (1, 2, 5, 8, 16, 100):
+    for count in (1, 3, 16, 100):
         assert error(vae_of(name), latents_of(*shape), count) <= TOLERANCE, count
 
 
 @pytest.mark.parametrize("name", ["bundled", "sd1"])
 @pytest.mark.usefixtures("every_layer_in_bands", "merged_statistics")
 def test_merged_statistics_are_those_of_the_whole(name: str) -> None:
-    for count in (2, 7, 16):
+    for count in (2, 13):
         assert error(vae_of(name), latents_of(3, 4, 5, 5), count) <= TOLERANCE, count
 
 
 @pytest.mark.parametrize("count", range(1, 17))
 def test_the_bundled_model_at_its_own_cuts(count: int) -> None:
-    assert error(vae_of("bundled"), latents_of(1, 4, 12, 11), count) <= TOLERANCE
+    assert error(vae_of("bundled"), latents_of(1, 4, 11, 6), count) <= TOLERANCE
 
 
 def test_at_the_true_widths() -> None:
