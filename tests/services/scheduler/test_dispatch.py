@@ -55,8 +55,8 @@ class Scripted:
         return TickPlan((Item(unet, VaeBatch("v0", parts) if parts else None),)) if unet or parts else TickPlan(())
 
 
-def world(policy: Scripted, **bounds: int) -> World:
-    made = World(**bounds)
+def world(policy: Scripted, unets: int = 1, vaes: int = 1, domains: int = 1) -> World:
+    made = World(unets, vaes, domains)
     made.policy = policy  # type: ignore[assignment]
     made.new_leader()
     made.engine.budget_known("emoji", BUDGET)
