@@ -67,10 +67,18 @@ class ProfileSubject:
 
 @dataclass(frozen=True)
 class ItemCaps:
-    """Most tasks and decodes of one item."""
+    """Most of one item: tasks with guidance, of two UNet rows each, and decodes.
+
+    Tasks that take one row count half, so an item of skipping tasks holds up to twice as many.
+    """
 
     unet: int
     vae: int
+
+    @property
+    def rows(self) -> int:
+        """Most UNet rows of one item."""
+        return 2 * self.unet
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _most_before(
         return bounds.unet_batch + bounds.prepare_ahead
     budget = snapshot.budgets.get(task.key.model)
     share = budget.share if spec.skip_cfg and budget and task.rows > 1 else 0.0
-    return max(1, min(pace.item_tasks, int(pace.knee_rows / (task.rows - share)))) + bounds.prepare_ahead
+    return max(1, int(pace.knee_rows / (task.rows - share))) + bounds.prepare_ahead
 
 
 def _waiting(snapshot: PoolSnapshot, model: str) -> list[WaitingTask]:

@@ -18,11 +18,11 @@ NS_PER_MS = 1_000_000
 
 @lru_cache(maxsize=64)
 def item_times(profile: Profile, chunks: int) -> IntArray:
-    """Nanoseconds by UNet rows and chunk units, int64 [2 * caps.unet + 1, caps.vae * chunks + 1].
+    """Nanoseconds by UNet rows and chunk units, int64 [caps.rows + 1, caps.vae * chunks + 1].
 
     NEVER for what was not measured, and for what no plan needs: items that take longer than themselves in two.
     """
-    rows, units = 2 * profile.caps.unet + 1, profile.caps.vae * chunks + 1
+    rows, units = profile.caps.rows + 1, profile.caps.vae * chunks + 1
     times = np.full((rows, units), NEVER, dtype=np.int64)
     for r in range(rows):
         for v in range(units):

@@ -23,19 +23,17 @@ class Pace:
     """How fast tasks of a batch key advance on one worker.
 
     A call of `knee_rows` rows takes `call_ms`; `least_call_ms` is that of a guided task which has the worker to itself.
-    `item_tasks`: most tasks of one item.
     """
 
     knee_rows: int
-    item_tasks: int
     call_ms: float
     least_call_ms: float
 
     @classmethod
     def of(cls, profile: Profile) -> "Pace":
         """The pace that the profile implies."""
-        knee_rows = profile.knee_rows()
-        return cls(knee_rows, profile.caps.unet, profile.latency_ms(knee_rows, 0), profile.latency_ms(2, 0))
+        knee_rows = min(profile.knee_rows(), profile.caps.rows)
+        return cls(knee_rows, profile.latency_ms(knee_rows, 0), profile.latency_ms(2, 0))
 
 
 Paces = Mapping[BatchKey, Pace]

@@ -67,7 +67,7 @@ def _programme(profile: Profile, query: PlanQuery, chunks: int, skips: int) -> P
         round_weight=round(query.round_weight * COST_SCALE),
         beside=query.beside,
     )
-    return Programme(item_times(profile, chunks), profile.caps.unet, instance)
+    return Programme(item_times(profile, chunks), instance)
 
 
 def _items(profile: Profile, solution: Solution, chunks: int) -> tuple[PlannedItem, ...]:

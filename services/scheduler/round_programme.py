@@ -58,10 +58,11 @@ class Programme:
     each adds to a state. `spans_to_go`: least span from every state to the end.
     """
 
-    def __init__(self, times: IntArray, most_tasks: int, instance: Instance) -> None:
+    def __init__(self, times: IntArray, instance: Instance) -> None:
         self.instance = instance
         self.units = instance.vae * instance.chunks
-        self._most_tasks = min(most_tasks, instance.unet)
+        self._most_rows = times.shape[0] - 1
+        self._most_tasks = min(self._most_rows, instance.unet)
         self._alone_spans = np.where(times[:, 0] < NEVER, (times[:, 0] << SPAN_BITS) + 1, NEVER)
         self._tail = self._tail_spans()
         self.ends = self._all_ends()
@@ -137,7 +138,12 @@ class Programme:
 
     def _steps_alone(self) -> list[tuple[int, int]]:
         most = self.instance.most_one_row
-        return [(u, s) for u in range(self._most_tasks, 0, -1) for s in range(min(u, most), -1, -1)]
+        return [
+            (u, s)
+            for u in range(self._most_tasks, 0, -1)
+            for s in range(min(u, most), -1, -1)
+            if 2 * u - s <= self._most_rows
+        ]
 
     def _tail_spans(self) -> IntArray:
         """Least span of so many tasks, exactly so many of them in one row, decoding nothing: [tasks, one-row]."""
@@ -165,7 +171,7 @@ class Programme:
             for v in range(1, min(times.shape[1] - 1, self.units) + 1)
             for u in range(most_tasks + 1)
             for s in range(min(u, self.instance.most_one_row) + 1)
-            if times[2 * u - s, v] < NEVER
+            if 2 * u - s <= self._most_rows and times[2 * u - s, v] < NEVER
         ]
         return np.array(kinds, dtype=np.int64).reshape(-1, 3)
 

@@ -49,9 +49,9 @@ class Rules:
 def running_set(lane: UnetLane, waiting: int, now_ms: int, rules: Rules) -> RunningSet:
     """The first tasks in order that fit in a step. `waiting`: tasks of the pool without a worker.
 
-    Of a key with a knee fit as many rows as that and as many tasks as one item takes, of others `unet_batch` tasks; of
-    several keys as large a part of each as makes one in all. Never fewer than one task. Rows are counted after the
-    skips of this tick, while tasks wait. Under processor sharing everybody runs.
+    Of a key with a knee fit as many rows as that, of others `unet_batch` tasks; of several keys as large a part of each
+    as makes one in all. Never fewer than one task. Rows are counted after the skips of this tick, while tasks wait.
+    Under processor sharing everybody runs.
     """
     spec = rules.spec
     budget = rules.budgets.get(lane.model) if spec.skip_cfg else None
@@ -84,4 +84,4 @@ def _part(key: BatchKey, standings: Sequence[Standing], rules: Rules, skipping: 
     if pace is None or not rules.spec.knee:
         return len(standings) / rules.bounds.unet_batch
     skips = even_skips(standings) if skipping else 0
-    return max(rows(standings, skips) / pace.knee_rows, len(standings) / pace.item_tasks)
+    return rows(standings, skips) / pace.knee_rows

@@ -28,8 +28,8 @@ class Kind(NamedTuple):
 def kinds_of(profile: Profile, query: PlanQuery, chunks: int) -> list[Kind]:
     """Every item that the profile and the query allow."""
     kinds = []
-    for u in range(min(profile.caps.unet, query.unet) + 1):
-        for s in range(u + 1):
+    for u in range(min(profile.caps.rows, query.unet) + 1):
+        for s in range(max(0, 2 * u - profile.caps.rows), u + 1):
             for v in range(min(profile.caps.vae, query.vae) * chunks + 1):
                 choice = profile.choice(2 * u - s, v / chunks, chunks)
                 if u + v > 0 and choice is not None and (query.beside or not u or not v):

@@ -5,7 +5,7 @@ from services.scheduler.policy_spec import Urgency
 from services.scheduler.snapshots import RunningTask
 from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, decode, running
 
-PACE = Pace(knee_rows=4, item_tasks=4, call_ms=10.0, least_call_ms=6.0)
+PACE = Pace(knee_rows=4, call_ms=10.0, least_call_ms=6.0)
 PACES = {KEY: PACE}
 
 

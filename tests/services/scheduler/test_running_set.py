@@ -12,7 +12,7 @@ from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, running, un
 RULES = Rules(
     spec=POLICIES["synerdiff"],
     bounds=PolicyBounds(unet_batch=3),
-    paces={key: Pace(knee_rows=6, item_tasks=4, call_ms=10.0, least_call_ms=6.0) for key in (KEY, OTHER_KEY)},
+    paces={key: Pace(knee_rows=6, call_ms=10.0, least_call_ms=6.0) for key in (KEY, OTHER_KEY)},
     budgets={"a": SkipCfgBudget("reuse", share=0.5, longest_run=1)},
 )
 UNSKIPPED = replace(RULES, budgets={})
@@ -29,8 +29,8 @@ def test_as_many_rows_as_the_knee_run() -> None:
     assert run(*(running(name) for name in "abc"), waiting=1) == (["a", "b", "c"], True, 0)
 
 
-def test_no_more_tasks_run_than_one_item_takes() -> None:
-    assert run(*(running(name, rows=1) for name in "abcde")) == (["a", "b", "c", "d"], True, 1)
+def test_of_tasks_without_guidance_twice_as_many_run() -> None:
+    assert run(*(running(name, rows=1) for name in "abcdefg")) == (list("abcdef"), True, 1)
 
 
 def test_skips_make_room_while_tasks_wait() -> None:
@@ -38,7 +38,7 @@ def test_skips_make_room_while_tasks_wait() -> None:
 
 
 def test_a_task_above_the_knee_runs_alone() -> None:
-    narrow = replace(UNSKIPPED, paces={KEY: Pace(1, 4, 10.0, 6.0)})
+    narrow = replace(UNSKIPPED, paces={KEY: Pace(1, 10.0, 6.0)})
     assert run(running("a"), running("b"), rules=narrow) == (["a"], True, 1)
 
 
