@@ -42,7 +42,7 @@ def standing(task: RunningTask, budget: SkipCfgBudget | None, drift_gate: float)
     skip = task.skip
     if task.rows < 2 or skip.must:
         return Standing(Stance.ONE_ROW)
-    if skip.must is False or budget is None:
+    if skip.must is False or budget is None or task.num_calls < budget.least_calls:
         return Standing(Stance.GUIDED)
     calls = task.num_calls - budget.head - budget.tail
     allowed = math.floor(min(budget.share, skip.max_share) * task.num_calls + _ROUNDING)

@@ -1,5 +1,6 @@
 """Who skips guidance: within what budget and request allow, spread evenly over calls and over tasks."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -53,6 +54,12 @@ def test_a_task_keeps_to_its_budget(
     assert len(skipped) <= min(share, max_share) * calls + 1e-6
     assert all(head <= call < calls - tail for call in skipped)
     assert not any(set(range(call, call + longest_run + 1)) <= set(skipped) for call in skipped)
+
+
+def test_tasks_of_fewer_calls_than_were_measured_never_skip() -> None:
+    budget = replace(HALF, least_calls=20)
+    assert skipped_calls(running("j", of=19), budget) == []
+    assert skipped_calls(running("j", of=20), budget) == skipped_calls(running("j", of=20), HALF)
 
 
 def test_half_of_twenty_calls_is_every_other_one() -> None:
