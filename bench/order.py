@@ -4,7 +4,8 @@
 
 Two experiments, the same requests for both sides of each. Steady: Poisson arrivals, half of 8 and half of 50 steps;
 prints the mean end-to-end latency in order of urgency over that in order of acceptance, and the most that any request
-was later than its own time in order of acceptance. Burst: 64 equal requests at once, with a slot for each; prints the
+was later than its own time in order of acceptance; and the ratio that least work first comes to without a scheduler,
+which no order betters by much. Burst: 64 equal requests at once, with a slot for each; prints the
 mean of `synerdiff` over that of processor sharing and over that of `continuous` capped at the knee, and the
 throughputs, both with full guidance and with what the bundled model can do without.
 """
@@ -12,13 +13,16 @@ throughputs, both with full guidance and with what the bundled model can do with
 import argparse
 import json
 import os
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 
+from services.scheduler.capacity import best_costs
 from services.scheduler.plan_book import PlanBook
 from services.scheduler.policies import POLICIES, PolicySpec
 from services.scheduler.simulated_workers import Overheads
@@ -63,8 +67,35 @@ def steady(profile_name: str, share: float, requests: int, seed: int) -> Mapping
         "urgency_p99_s": urgency.summary.p99_s,
         "fifo_p99_s": fifo.summary.p99_s,
         "most_later": max(later),
+        "ideal_ratio": without_scheduler(profile, arrivals, True) / without_scheduler(profile, arrivals, False),
         "over_3x": sum(ratio > 3 for ratio in later),
     }
+
+
+def without_scheduler(profile: Profile, arrivals: tuple[Arrival, ...], least_first: bool) -> float:
+    """Mean latency (ms) of an ideal: as many tasks at a time as the knee has, nothing costs time but steps and decodes.
+
+    `least_first`: the tasks with the least work left step, however often that sets others aside; else the first come.
+    """
+    seats = profile.knee_rows() // 2
+    step_ms = [profile.latency_ms(2 * tasks, 0) for tasks in range(seats + 1)]
+    decode_ms = best_costs(profile).decode_ms
+    now_ms, total_ms, coming = 0.0, 0.0, deque(enumerate(arrivals))
+    waiting: list[tuple[int, int]] = []
+    while coming or waiting:
+        while coming and (not waiting or coming[0][1].at_ms <= now_ms):
+            number, arrival = coming.popleft()
+            now_ms = max(now_ms, arrival.at_ms) if not waiting else now_ms
+            waiting.append((arrival.steps, number))
+        waiting.sort(key=None if least_first else itemgetter(1))
+        stepped = [(left - 1, number) for left, number in waiting[:seats]]
+        now_ms += step_ms[len(stepped)]
+        for left, number in stepped:
+            if left == 0:
+                now_ms += decode_ms
+                total_ms += now_ms - arrivals[number].at_ms
+        waiting[: len(stepped)] = [task for task in stepped if task[0]]
+    return total_ms / len(arrivals)
 
 
 def burst_of_equals(profile: Profile, requests: int, steps: int) -> Mapping[str, float]:

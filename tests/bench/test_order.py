@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
+
 from bench.order import BUNDLED_BUDGET, burst_of_equals, paper_profile, steady
 
 
 def test_least_work_first_makes_the_mean_small_and_delays_nobody_long() -> None:
     figures = steady("paper-table", share=0.9, requests=150, seed=3)
     assert figures["mean_ratio"] < 0.8
+    assert figures["mean_ratio"] == pytest.approx(figures["ideal_ratio"], rel=0.05)
     assert figures["over_3x"] == 0
     assert figures["most_later"] > 1
 
