@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from services.scheduler.controller import ControllerSettings
-from services.scheduler.plan_book import PlanBook
-from services.scheduler.policies import POLICIES, PolicySpec
-from services.scheduler.simulation import SimulatedPool, simulate_spec
-from services.scheduler.workloads import Mix, poisson
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.controller import ControllerSettings
+from services.scheduler.policy.policies import POLICIES, PolicySpec
+from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
+from services.scheduler.simulation.workloads import Mix, poisson
 from synerdiff.profiles import load
 
 PROFILES = ("paper-table", "paper-table-serial")

@@ -22,13 +22,13 @@ from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 
-from services.scheduler.capacity import best_costs
-from services.scheduler.plan_book import PlanBook
-from services.scheduler.policies import POLICIES, PolicySpec
-from services.scheduler.simulated_workers import Overheads
-from services.scheduler.simulation import SimulatedPool, simulate_spec
-from services.scheduler.simulation_results import SimulationResult
-from services.scheduler.workloads import Arrival, Mix, burst, poisson
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.capacity import best_costs
+from services.scheduler.policy.policies import POLICIES, PolicySpec
+from services.scheduler.simulation.simulated_workers import Overheads
+from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
+from services.scheduler.simulation.simulation_results import SimulationResult
+from services.scheduler.simulation.workloads import Arrival, Mix, burst, poisson
 from synerdiff.profiles import Profile, load
 from synerdiff.skip_cfg import SkipCfgBudget
 

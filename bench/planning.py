@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from services.scheduler.item_times import item_times
-from services.scheduler.plan_book import PlanBook
-from services.scheduler.planned_round import PlanQuery
-from services.scheduler.planner import plan_round
+from services.scheduler.planner.item_times import item_times
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.planner.planned_round import PlanQuery
+from services.scheduler.planner.planner import plan_round
 from synerdiff.profiles import Profile, load
 
 FOLDER = Path(__file__).parent / "profiles"

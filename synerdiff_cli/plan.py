@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from services.scheduler.baseline_rounds import coarse, fine, vae_first
-from services.scheduler.planned_round import PlannedItem, PlannedRound, PlanQuery
-from services.scheduler.planner import plan_round
+from services.scheduler.planner.baseline_rounds import coarse, fine, vae_first
+from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery
+from services.scheduler.planner.planner import plan_round
 from synerdiff.profiles import Profile, Setting, load
 from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
 

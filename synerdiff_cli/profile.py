@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from services.scheduler.probe_rounds import ProbeFailed
-from services.scheduler.probe_session import probing
-from services.scheduler.profile_store import ProfileStore
-from services.scheduler.profiler import Profiler, ProfilerOptions
-from services.scheduler.profiling import DEFAULT_BOUND
-from services.scheduler.samples import QUICK, Effort
+from services.scheduler.profiler.probe_rounds import ProbeFailed
+from services.scheduler.profiler.probe_session import probing
+from services.scheduler.profiler.profile_store import ProfileStore
+from services.scheduler.profiler.profiler import Profiler, ProfilerOptions
+from services.scheduler.profiler.profiling import DEFAULT_BOUND
+from services.scheduler.profiler.samples import QUICK, Effort
 from synerdiff.profiles import Profile, dump
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRegistry

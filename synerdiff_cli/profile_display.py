@@ -6,7 +6,7 @@ import time
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from services.scheduler.profiling import ProfileCourse
+from services.scheduler.profiler.profiling import ProfileCourse
 from synerdiff.profiles import Profile
 from synerdiff_cli.console import err
 

@@ -11,13 +11,13 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
-from services.scheduler.controller import ControllerSettings
-from services.scheduler.plan_book import PlanBook
-from services.scheduler.policies import POLICIES, PolicyBounds, PolicySpec
-from services.scheduler.simulated_workers import Overheads
-from services.scheduler.simulation import SimulatedPool, simulate_spec
-from services.scheduler.simulation_results import SimulationResult, Summary
-from services.scheduler.workloads import Arrival, Mix, burst, from_file, poisson
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.controller import ControllerSettings
+from services.scheduler.policy.policies import POLICIES, PolicyBounds, PolicySpec
+from services.scheduler.simulation.simulated_workers import Overheads
+from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
+from services.scheduler.simulation.simulation_results import SimulationResult, Summary
+from services.scheduler.simulation.workloads import Arrival, Mix, burst, from_file, poisson
 from synerdiff.profiles import Profile, load
 from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
 

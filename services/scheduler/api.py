@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from prometheus_client import Counter
 
 from services.scheduler.admission import AdmissionLimits, body_digest, resolve
-from services.scheduler.queue import JobStore
+from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import NotFound, SynerDiffError, Unavailable
 from synerdiff.jobs import JobRecord

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.scheduler.engine import EngineBounds
-from services.scheduler.plan_book import PlanBook
-from services.scheduler.profile_keeper import KeeperOptions
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.profiler.profile_keeper import KeeperOptions
 from services.scheduler.snapshots import Policy, Thresholds
 
 

@@ -22,9 +22,9 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.holdings import Holdings
-from services.scheduler.planning import domain_snapshot, has_room, pool_snapshot
 from services.scheduler.snapshots import BatchKey, Policy, Thresholds
 from services.scheduler.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
+from services.scheduler.views import domain_snapshot, has_room, pool_snapshot
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import (
     DecodedImage,

@@ -6,7 +6,7 @@ every leader script refuse an older one.
 
 from redis.asyncio import Redis
 
-from services.scheduler.scripts import Lease, Scripts
+from services.scheduler.store.scripts import Lease, Scripts
 
 
 class Leadership:

@@ -1,9 +1,9 @@
 """What a leader learns from reports once the next plans are out: trace, metrics, corrections of profiles."""
 
-from services.scheduler.corrections import ProfileCorrection
 from services.scheduler.holdings import Holdings
-from services.scheduler.measured import MeasuredItem, Pairing
 from services.scheduler.metrics import PoolMetrics
+from services.scheduler.profiler.corrections import ProfileCorrection
+from services.scheduler.profiler.measured import MeasuredItem, Pairing
 from services.scheduler.snapshots import BatchKey
 from services.scheduler.tasks import Phase, PlannedPart, UnetLaneState
 from services.scheduler.ticks import TickLog, TickRecord

@@ -1,9 +1,9 @@
 """What operators see of how ticks are planned: profiles, corrections and thresholds, as messages and as gauges."""
 
-from services.scheduler.controller import ThresholdController
 from services.scheduler.holdings import Holdings
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
+from services.scheduler.policy.controller import ThresholdController
 from services.scheduler.snapshots import BatchKey, Thresholds
 from synerdiff.profiles import Profile
 from synerdiff.v1 import operations_pb2

@@ -8,7 +8,7 @@ from services.scheduler.holdings import Holdings
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.planning_status import planning_statuses, set_planning_gauges
 from services.scheduler.pool import Pool
-from services.scheduler.queue import QueueDepth
+from services.scheduler.store.queue import QueueDepth
 from services.scheduler.tasks import Phase
 from services.scheduler.tick_trace import chrome_trace
 from synerdiff.errors import NotFound, Unavailable

@@ -15,9 +15,9 @@ from services.scheduler.leadership import Leadership
 from services.scheduler.operations import OperationsService
 from services.scheduler.pool import Pool
 from services.scheduler.pool_status import PoolStatus
-from services.scheduler.profile_store import ProfileStore
-from services.scheduler.queue import JobStore
+from services.scheduler.profiler.profile_store import ProfileStore
 from services.scheduler.settings import SchedulerSettings
+from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.redis_client import AWAY, connect, patiently

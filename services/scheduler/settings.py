@@ -8,13 +8,13 @@ from pydantic import Field
 
 from services.scheduler.admission import AdmissionLimits
 from services.scheduler.conduct import Conduct
-from services.scheduler.controller import ConstantThreshold, ThresholdController
 from services.scheduler.engine import EngineBounds
-from services.scheduler.plan_book import PlanBook
-from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
-from services.scheduler.profile_keeper import KeeperOptions
-from services.scheduler.profile_store import ProfileStore
-from services.scheduler.queue import JobStoreSettings
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.controller import ConstantThreshold, ThresholdController
+from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
+from services.scheduler.profiler.profile_keeper import KeeperOptions
+from services.scheduler.profiler.profile_store import ProfileStore
+from services.scheduler.store.queue import JobStoreSettings
 from synerdiff.profiles import load as load_profile
 from synerdiff.settings import ServiceSettings
 

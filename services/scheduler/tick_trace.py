@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from services.scheduler.measured import MeasuredItem, Pairing
+from services.scheduler.profiler.measured import MeasuredItem, Pairing
 from services.scheduler.tasks import PlannedItem
 from services.scheduler.ticks import TickRecord
 from synerdiff.plans import ItemTiming

@@ -1,8 +1,8 @@
 """The threshold controller's simulated numbers, small: the whole of them is `python -m bench.controller_tuning`."""
 
 from bench.controller_tuning import Case, printed, settings_from, table
-from services.scheduler.controller import ControllerSettings
-from services.scheduler.workloads import Mix
+from services.scheduler.policy.controller import ControllerSettings
+from services.scheduler.simulation.workloads import Mix
 
 
 def test_no_constant_is_better_by_more_than_a_twentieth_when_the_device_is_nearly_full() -> None:

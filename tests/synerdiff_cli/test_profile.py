@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.scheduler.profile_store import ProfileStore
+from services.scheduler.profiler.profile_store import ProfileStore
 from synerdiff.profiles import Profile, load
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.scheduler.simulation_results import Outcome, SimulationResult
+from services.scheduler.simulation.simulation_results import Outcome, SimulationResult
 from synerdiff_cli.main import app
 from synerdiff_cli.simulate import highest_load
 

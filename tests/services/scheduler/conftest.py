@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from services.scheduler.queue import JobStore
-from services.scheduler.scripts import Lease
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.scripts import Lease
 from tests.services.scheduler.redis_jobs import new_leader
 
 

@@ -14,7 +14,7 @@ from services.scheduler.admission import AdmissionLimits
 from services.scheduler.api import MAX_REQUEST_BYTES, ImageGenerationService
 from services.scheduler.leadership import Leadership
 from services.scheduler.operations import OperationsService
-from services.scheduler.queue import JobStore, JobStoreSettings, Lease
+from services.scheduler.store.queue import JobStore, JobStoreSettings, Lease
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.jobs import JobRecord, JobTimings

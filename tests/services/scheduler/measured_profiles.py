@@ -1,6 +1,6 @@
 """Profiles and the records of their workers, for tests that measure nothing."""
 
-from services.scheduler.profiling import Probe, ProfileCourse, extent_for
+from services.scheduler.profiler.profiling import Probe, ProfileCourse, extent_for
 from synerdiff.host import boot_id
 from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject
 from synerdiff.registry import WorkerKind, WorkerRecord

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from services.scheduler.planned_round import PlanQuery
+from services.scheduler.planner.planned_round import PlanQuery
 from synerdiff.profiles import Profile
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from services.scheduler import keys
 from services.scheduler.leadership import Leadership
-from services.scheduler.scripts import Lease
+from services.scheduler.store import keys
+from services.scheduler.store.scripts import Lease
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobTimings
 from synerdiff.plans import DecodedImage

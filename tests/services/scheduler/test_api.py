@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from redis.asyncio import Redis
 
-from services.scheduler.queue import JobStore, JobStoreSettings
+from services.scheduler.store.queue import JobStore, JobStoreSettings
 from synerdiff.client import AsyncClient, Client, Event, Finished, ImageReady, Progress, Queued, Started
 from synerdiff.errors import AlreadyExists, Cancelled, DeadlineExceeded, InvalidRequest, NotFound, QueueFull
 from synerdiff.jobs import JobState

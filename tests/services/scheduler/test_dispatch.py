@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from services.scheduler.dispatch import send_plan
 from services.scheduler.effects import Admit, Effect, FinishJob, SendUnetPlan, SendVaePlan
-from services.scheduler.policies import PolicyBounds
+from services.scheduler.policy.policies import PolicyBounds
 from services.scheduler.snapshots import (
     Admission,
     DecodePart,

@@ -24,8 +24,8 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.engine import Engine, EngineBounds
-from services.scheduler.plan_book import PlanBook
-from services.scheduler.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.snapshots import BatchKey
 from services.scheduler.tasks import Phase
 from synerdiff.cards import Sampler

@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from services.scheduler.leadership import Leadership
-from services.scheduler.queue import JobStore
-from services.scheduler.scripts import Lease, Scripts, script_sources
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.scripts import Lease, Scripts, script_sources
 from synerdiff.errors import StaleLeader
 from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, a_request, new_leader
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
-from services.scheduler.controller import ThresholdController
 from services.scheduler.holdings import Holdings
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
 from services.scheduler.planning_status import planning_statuses, set_planning_gauges
+from services.scheduler.policy.controller import ThresholdController
 from services.scheduler.snapshots import DomainSnapshot
 from services.scheduler.tasks import Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.ticks import TickLog

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.scheduler.policies import POLICIES
+from services.scheduler.policy.policies import POLICIES
 from services.scheduler.settings import SchedulerSettings
 from synerdiff.settings import load
 

@@ -13,8 +13,8 @@ from services.scheduler.effects import (
     SendVaePlan,
     WorkerEffect,
 )
-from services.scheduler.probing import ProbePair
-from services.scheduler.profiling import Probe
+from services.scheduler.profiler.probing import ProbePair
+from services.scheduler.profiler.profiling import Probe
 from synerdiff.plans import (
     ItemTiming,
     SkippedEntry,

@@ -1,0 +1,142 @@
+"""Plans that nobody has yet, made in a process of their own, so that none of them delays a tick.
+
+The process is asked over its pipes, in JSON; it dies with this one and is started anew when it dies by itself.
+"""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from services.scheduler.planner.plan_solver import planned_round, question
+from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
+from synerdiff.profiles import Profile, dump
+from synerdiff.telemetry import get_logger
+
+log = get_logger("plans")
+
+MOST_WAITING = 256
+MOST_UNSOLVABLE = 4096
+TRIES = 2
+TIMEOUT_S = 60.0
+_PROFILES_KEPT = 16
+_LINE_LIMIT_BYTES = 1 << 20
+_RESTART_PAUSE_S = 0.5
+_AS_WE_WERE_STARTED = ("-P",) if sys.flags.safe_path else ()
+_COMMAND = (sys.executable, *_AS_WE_WERE_STARTED, "-m", "services.scheduler.planner.plan_solver")
+
+_Key = tuple[str, PlanQuery]
+
+
+class ColdPlans:
+    """Solves what is submitted, the newest first, and hands every plan to `on_plan(profile digest, query, plan)`.
+
+    `run` does the work; `submit` only takes note. What has no plan, or kills the process twice, is not tried again.
+    """
+
+    def __init__(
+        self, on_plan: Callable[[str, PlanQuery, PlannedRound], None], command: tuple[str, ...] = _COMMAND
+    ) -> None:
+        self._on_plan = on_plan
+        self._waiting: OrderedDict[_Key, Profile] = OrderedDict()
+        self._under_way: _Key | None = None
+        self._unsolvable: OrderedDict[_Key, None] = OrderedDict()
+        self._wanted = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._solver = _Solver(command)
+
+    def submit(self, profile: Profile, queries: Iterable[PlanQuery]) -> None:
+        """Ask for the plans of these queries, unless that was done before; never waits."""
+        for query in queries:
+            key = profile.digest, query
+            if key != self._under_way and key not in self._unsolvable:
+                self._waiting[key] = profile
+                self._waiting.move_to_end(key)
+        while len(self._waiting) > MOST_WAITING:
+            self._waiting.popitem(last=False)
+        if self._waiting:
+            self._settled.clear()
+            self._wanted.set()
+
+    async def settled(self) -> None:
+        """Wait until all that was submitted has been solved or given up."""
+        await self._settled.wait()
+
+    async def run(self) -> None:
+        """Solve until cancelled."""
+        try:
+            while True:
+                await self._wanted.wait()
+                while self._waiting:
+                    self._under_way, profile = self._waiting.popitem()
+                    await self._settle(profile, self._under_way)
+                    self._under_way = None
+                self._wanted.clear()
+                self._settled.set()
+        finally:
+            await self._solver.end()
+
+    async def _settle(self, profile: Profile, key: _Key) -> None:
+        for _ in range(TRIES):
+            try:
+                async with asyncio.timeout(TIMEOUT_S):
+                    answer = await self._solver.ask(profile, key[1])
+            except (OSError, ValueError, EOFError, TimeoutError) as error:
+                log.warning("the planning process is gone", error=repr(error), query=key[1]._asdict())
+                await self._solver.end()
+                await asyncio.sleep(_RESTART_PAUSE_S)
+                continue
+            if isinstance(answer, PlannedRound):
+                self._on_plan(*key, answer)
+                return
+            log.warning("a round cannot be planned", problem=answer, query=key[1]._asdict())
+            break
+        self._unsolvable[key] = None
+        if len(self._unsolvable) > MOST_UNSOLVABLE:
+            self._unsolvable.popitem(last=False)
+
+
+class _Solver:
+    """The process, started when first asked, and which profiles it has."""
+
+    def __init__(self, command: tuple[str, ...]) -> None:
+        self._command = command
+        self._process: Process | None = None
+        self._sent: set[str] = set()
+
+    async def ask(self, profile: Profile, query: PlanQuery) -> PlannedRound | str:
+        """A plan, or why there is none. Raises OSError, EOFError or ValueError when the process does not answer."""
+        process = self._process or await self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        forget = len(self._sent) >= _PROFILES_KEPT and profile.digest not in self._sent
+        if forget:
+            self._sent.clear()
+        new = profile.digest not in self._sent
+        profile_json = await asyncio.to_thread(dump, profile) if new else None
+        process.stdin.write(question(profile.digest, query, profile_json, forget))
+        await process.stdin.drain()
+        self._sent.add(profile.digest)
+        answer = await process.stdout.readline()
+        if not answer:
+            raise EOFError("it ended")
+        return planned_round(answer)
+
+    async def end(self) -> None:
+        """Kill the process if it runs."""
+        process, self._process = self._process, None
+        self._sent.clear()
+        if process is not None:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+    async def _start(self) -> Process:
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=PIPE, stdout=PIPE, env=environment, limit=_LINE_LIMIT_BYTES
+        )
+        return self._process

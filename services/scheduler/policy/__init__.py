@@ -1,0 +1,1 @@
+"""Policies: who is admitted, who runs, who skips guidance, and what a tick does."""

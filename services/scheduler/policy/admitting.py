@@ -1,0 +1,105 @@
+"""Who is let in: waiting tasks to UNet workers, by how the policy batches."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from services.scheduler.policy.ordering import Paces, Task, UrgencyOrder, first_come_first
+from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
+from services.scheduler.snapshots import Admission, PoolSnapshot, UnetLane, WaitingTask
+
+
+@dataclass
+class _Room:
+    """A worker while tasks are handed out. `load`: tasks before their last step; `free`: slots."""
+
+    lane: UnetLane
+    load: int
+    free: int
+
+    def take(self, task: WaitingTask) -> Admission:
+        """Let the task in."""
+        self.load += 1
+        self.free -= 1
+        return Admission(task.task_id, self.lane.worker_id)
+
+
+def joining(
+    snapshot: PoolSnapshot, model: str, spec: PolicySpec, bounds: PolicyBounds, paces: Paces
+) -> list[Admission]:
+    """Tasks join at any step, first in order first, each to the least loaded worker of its model that has room.
+
+    A worker has room for a task while it has a free slot and fewer than a batch and `prepare_ahead` of its tasks go
+    before this one. So a few are prepared beside the steps of those that run, a place that falls free is filled at
+    once, and a task that goes before those that run gets in to set one of them aside.
+    """
+    waiting, rooms = _waiting(snapshot, model), _rooms(snapshot, model)
+    tasks: list[Task] = [*waiting, *(task for room in rooms for task in room.lane.running)]
+    order: UrgencyOrder | None = None
+    if spec.order == "urgency" and all(task.key in paces for task in tasks):
+        order = UrgencyOrder(tasks, paces, snapshot.now_ms, spec.urgency)
+    admissions = []
+    for task in order.sorted(waiting) if order else first_come_first(waiting):
+        most = _most_before(task, spec, bounds, paces, snapshot)
+        open_rooms = [room for room in rooms if room.free > 0 and (most is None or _before(task, room, order) < most)]
+        if open_rooms:
+            admissions.append(min(open_rooms, key=_least_loaded).take(task))
+    return admissions
+
+
+def whole_requests(snapshot: PoolSnapshot, model: str, cohorts: bool, unet_batch: int) -> list[Admission]:
+    """A worker without tasks takes the next request, with `cohorts` also those of its batch key that wait behind it.
+
+    A cohort has at most `unet_batch` tasks, but never less than a request; of a request with more images than there are
+    slots the first images go first.
+    """
+    requests = [list(tasks) for _, tasks in groupby(first_come_first(_waiting(snapshot, model)), _job_id)]
+    admissions: list[Admission] = []
+    for room in sorted(_rooms(snapshot, model), key=_least_loaded):
+        if not requests or room.lane.resident:
+            continue
+        cohort = requests.pop(0)
+        if cohorts:
+            for request in list(requests):
+                if request[0].key == cohort[0].key and len(cohort) + len(request) <= unet_batch:
+                    requests.remove(request)
+                    cohort += request
+        admissions += [room.take(task) for task in cohort[: room.free]]
+    return admissions
+
+
+def _before(task: WaitingTask, room: _Room, order: UrgencyOrder | None) -> int:
+    """The worker's tasks that go before this one: all of them unless the order can set some aside."""
+    if order is None:
+        return room.load
+    turn = order.turn(task)
+    return room.load - sum(order.turn(other) > turn for other in room.lane.running)
+
+
+def _most_before(
+    task: WaitingTask, spec: PolicySpec, bounds: PolicyBounds, paces: Paces, snapshot: PoolSnapshot
+) -> int | None:
+    """Tasks of a batch and those prepared ahead; None without a bound, under processor sharing."""
+    if spec.order == "sharing":
+        return None
+    pace = paces.get(task.key)
+    if not spec.knee or pace is None:
+        return bounds.unet_batch + bounds.prepare_ahead
+    budget = snapshot.budgets.get(task.key.model)
+    share = budget.share if spec.skip_cfg and budget and task.rows > 1 else 0.0
+    return max(1, int(pace.knee_rows / (task.rows - share))) + bounds.prepare_ahead
+
+
+def _waiting(snapshot: PoolSnapshot, model: str) -> list[WaitingTask]:
+    return [task for task in snapshot.waiting if task.key.model == model]
+
+
+def _rooms(snapshot: PoolSnapshot, model: str) -> list[_Room]:
+    return [_Room(lane, lane.undecoded, lane.slots - lane.resident) for lane in snapshot.unet if lane.model == model]
+
+
+def _least_loaded(room: _Room) -> tuple[int, str]:
+    return room.load, room.lane.worker_id
+
+
+def _job_id(task: WaitingTask) -> str:
+    return task.claim.job_id

@@ -1,0 +1,249 @@
+"""The policy: one code path for every `PolicySpec`. Pure: its memory holds nothing but what it worked out before."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from services.scheduler.planner.planned_round import PlanQuery
+from services.scheduler.policy.admitting import joining, whole_requests
+from services.scheduler.policy.ordering import Pace, decodes_in_order
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec
+from services.scheduler.policy.rounds import RoundSource, Work, decodes_first, filled, plain_unet_batches
+from services.scheduler.policy.running_set import Rules, RunningSet, running_set
+from services.scheduler.policy.skip_policy import even_skips
+from services.scheduler.snapshots import (
+    Admission,
+    BatchKey,
+    DecodePart,
+    DomainSnapshot,
+    Item,
+    PoolSnapshot,
+    ReadyDecode,
+    TickPlan,
+    UnetLane,
+    VaeBatch,
+    VaeLane,
+)
+from synerdiff.profiles import Profile
+
+__all__ = ["POLICIES", "ConfiguredPolicy", "PolicyBounds", "PolicySpec"]
+
+_REMEMBERED_PACES = 256
+
+
+class ConfiguredPolicy:
+    """A policy as its spec says. `rounds` answers what the programme asks; without it, no programme is planned."""
+
+    def __init__(self, spec: PolicySpec, bounds: PolicyBounds, rounds: RoundSource | None = None) -> None:
+        self.spec = spec
+        self.bounds = bounds
+        self._rounds = rounds
+        self._paces: dict[str, Pace] = {}
+
+    @property
+    def name(self) -> str:
+        """The name it is chosen by in settings."""
+        return self.spec.name
+
+    def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
+        """Which waiting tasks to place, and where."""
+        paces: dict[BatchKey, Pace] = {}
+        for (_, key), profile in snapshot.profiles.items():
+            paces.setdefault(key, self._pace(profile))
+        admissions: list[Admission] = []
+        for model in sorted({lane.model for lane in snapshot.unet}):
+            if self.spec.batching == "step":
+                admissions += joining(snapshot, model, self.spec, self.bounds, paces)
+            else:
+                cohorts = self.spec.batching == "cohort"
+                admissions += whole_requests(snapshot, model, cohorts, self.bounds.unet_batch)
+        return tuple(admissions)
+
+    def plan(self, snapshot: DomainSnapshot) -> TickPlan:
+        """The next tick of a domain; no items when there is nothing to do."""
+        paces = {key: self._pace(profile) for key, profile in snapshot.profiles.items()}
+        return _Tick(self.spec, self.bounds, self._rounds, paces, snapshot).plan()
+
+    def plan_ahead(self, profile: Profile | None) -> int:
+        """Plans under way per worker."""
+        return self.spec.mechanisms(profile).plan_ahead
+
+    def _pace(self, profile: Profile) -> Pace:
+        if profile.digest not in self._paces:
+            if len(self._paces) >= _REMEMBERED_PACES:
+                self._paces.clear()
+            self._paces[profile.digest] = Pace.of(profile)
+        return self._paces[profile.digest]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A UNet worker and the VAE worker it is planned together with; either may be missing."""
+
+    unet: UnetLane | None
+    vae: VaeLane | None
+
+
+class _Tick:
+    """One tick being planned."""
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        bounds: PolicyBounds,
+        rounds: RoundSource | None,
+        paces: Mapping[BatchKey, Pace],
+        snapshot: DomainSnapshot,
+    ) -> None:
+        self._spec = spec
+        self._bounds = bounds
+        self._rounds = rounds
+        self._snapshot = snapshot
+        self._threshold = snapshot.threshold if spec.controller else spec.threshold
+        self._rules = Rules(spec, bounds, paces, snapshot.budgets)
+        self._in_step: list[bool] = []
+        self._why: list[str] = []
+
+    def plan(self) -> TickPlan:
+        """Every model's part, one after the other."""
+        items: list[Item] = []
+        models = {lane.model for lane in self._snapshot.unet} | {lane.model for lane in self._snapshot.vae}
+        for model in sorted(models):
+            items += self._model_items(model)
+        in_step = bool(self._in_step) and all(self._in_step)
+        return TickPlan(tuple(items), in_step, self._threshold, "; ".join(self._why))
+
+    def _model_items(self, model: str) -> list[Item]:
+        unet = sorted((lane for lane in self._snapshot.unet if lane.model == model), key=lambda lane: lane.worker_id)
+        vae = sorted((lane for lane in self._snapshot.vae if lane.model == model), key=_least_busy)
+        decodes = decodes_in_order(self._due_decodes(model), self._snapshot.now_ms)
+        if not self._planned(unet, decodes):
+            return self._free_items(unet, vae, decodes)
+        vae = sorted(vae, key=lambda lane: lane.worker_id)
+        pairs = [_Pair(u, v) for u, v in zip_longest(unet, vae[: len(unet)])]
+        return self._planned_items(pairs, vae[len(unet) :], decodes)
+
+    def _due_decodes(self, model: str) -> list[ReadyDecode]:
+        """Those that may be decoded now: whole requests and cohorts are decoded once all of them are denoised."""
+        decodes = [decode for decode in self._snapshot.decodes if decode.key.model == model]
+        if self._spec.batching == "step":
+            return decodes
+        denoising = any(lane.undecoded for lane in self._snapshot.unet if lane.model == model)
+        return [decode for decode in decodes if not denoising or decode.domain != self._snapshot.domain]
+
+    def _planned(self, unet: Sequence[UnetLane], decodes: Sequence[ReadyDecode]) -> bool:
+        """Whether both lanes are planned together: for the programme every batch key has to be profiled."""
+        if not unet or self._spec.planning == "none":
+            return False
+        if self._spec.planning == "decodes_first":
+            return True
+        keys = {task.key for lane in unet for task in lane.running} | {decode.key for decode in decodes}
+        return self._rounds is not None and all(key in self._snapshot.profiles for key in keys)
+
+    # ---- free running
+
+    def _free_items(self, unet: Sequence[UnetLane], vae: Sequence[VaeLane], decodes: list[ReadyDecode]) -> list[Item]:
+        """Steps and decodes side by side, neither waiting for the other."""
+        steps = []
+        for lane in unet:
+            if lane.wants_plan:
+                running = self._running_set(lane)
+                for key in running.batch_keys():
+                    work = self._work(_Pair(lane, None), running, key, ())
+                    steps += plain_unet_batches(work, self._bounds.unet_batch)
+        return [Item(u, v) for u, v in zip_longest(steps, self._plain_decodes(vae, decodes))]
+
+    def _plain_decodes(self, lanes: Iterable[VaeLane], decodes: list[ReadyDecode]) -> list[VaeBatch]:
+        """For each worker with room: the first decode and those that share its batch key."""
+        batches, left = [], list(decodes)
+        for lane in lanes:
+            if left and lane.wants_plan:
+                together = [d for d in left if d.key == left[0].key][: self._bounds.vae_batch]
+                left = [d for d in left if d not in together]
+                batches.append(VaeBatch(lane.worker_id, tuple(DecodePart(d.task_id) for d in together)))
+        return batches
+
+    # ---- planned rounds
+
+    def _planned_items(
+        self, pairs: Sequence[_Pair], others: Sequence[VaeLane], decodes: list[ReadyDecode]
+    ) -> list[Item]:
+        """A round for every pair that is due one; the VAE workers that are left over decode plainly."""
+        items: list[Item] = []
+        left = list(decodes)
+        due = [pair for pair in pairs if pair.unet and self._is_due(pair.unet)]
+        takers = sum(1 for pair in due if pair.vae and pair.vae.wants_plan) + sum(lane.wants_plan for lane in others)
+        for pair in due:
+            share: list[ReadyDecode] = []
+            if pair.vae and pair.vae.wants_plan:
+                count = min(-(-len(left) // takers), self._spec.round_decodes)
+                share, left, takers = left[:count], left[count:], takers - 1
+            items += self._round(pair, share)
+        return items + [Item(None, batch) for batch in self._plain_decodes(others, left)]
+
+    def _is_due(self, lane: UnetLane) -> bool:
+        """Whether a round is to be planned now; the report of what is under way asks again.
+
+        Nothing is planned past the last call of a task: its decode would wait for a whole round more, which is longer
+        than the worker waits for the plan.
+        """
+        ending = lane.undecoded - lane.preparing - len(lane.running)
+        if self._spec.await_ends and ending > 0:
+            return False
+        return lane.wants_plan or not lane.running
+
+    def _round(self, pair: _Pair, decodes: Sequence[ReadyDecode]) -> list[Item]:
+        """One round per batch key: those with decodes alone first, being the shortest, then in order of urgency."""
+        assert pair.unet
+        running = self._running_set(pair.unet) if pair.unet.running else RunningSet((), False, 0)
+        keys = running.batch_keys()
+        decode_keys = dict.fromkeys(decode.key for decode in decodes)
+        items: list[Item] = []
+        for key in (*(key for key in decode_keys if key not in keys), *keys):
+            work = self._work(pair, running, key, tuple(decode for decode in decodes if decode.key == key))
+            items += self._key_round(work, key, running.busy)
+        if items:
+            self._why.append(
+                f"{pair.unet.worker_id}: {len(running.seats)} step, {running.set_aside} set aside, "
+                f"{len(decodes)} decode, {'busy' if running.busy else 'at ease'}"
+            )
+        return items
+
+    def _key_round(self, work: Work, key: BatchKey, busy: bool) -> list[Item]:
+        profile = self._snapshot.profiles.get(key)
+        mechanisms = self._spec.mechanisms(profile)
+        self._in_step.append(mechanisms.in_step)
+        bounds, prices = self._bounds, self._spec.skip_prices
+        if self._spec.planning != "programme" or profile is None or self._rounds is None:
+            return decodes_first(work, None, bounds.unet_batch, bounds.vae_batch)
+        query = PlanQuery(
+            unet=len(work.seats),
+            vae=len(work.decodes),
+            skips=work.skips,
+            one_row=work.one_row,
+            threshold=self._threshold,
+            skip_price_ms=(prices.busy_ms if busy else prices.idle_ms) if work.skips else 0.0,
+            round_weight=self._spec.round_weight if busy else 0.0,
+            beside=mechanisms.beside,
+            chunking=mechanisms.chunking,
+        )
+        planned = self._rounds.lookup(profile, query)
+        if planned is None:
+            return decodes_first(work, profile, bounds.unet_batch, bounds.vae_batch)
+        return filled(planned, work)
+
+    # ---- both
+
+    def _running_set(self, lane: UnetLane) -> RunningSet:
+        return running_set(lane, self._snapshot.waiting, self._snapshot.now_ms, self._rules)
+
+    def _work(self, pair: _Pair, running: RunningSet, key: BatchKey, decodes: tuple[ReadyDecode, ...]) -> Work:
+        seats = running.of(key)
+        price = self._spec.skip_prices.busy_ms if running.busy else self._spec.skip_prices.idle_ms
+        skips = even_skips(seat.standing for seat in seats) if price < float("inf") else 0
+        unet, vae = pair.unet.worker_id if pair.unet else "", pair.vae.worker_id if pair.vae else ""
+        return Work(unet, vae, seats, decodes, skips)
+
+
+def _least_busy(lane: VaeLane) -> tuple[int, str]:
+    return lane.decoding, lane.worker_id

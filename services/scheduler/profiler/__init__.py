@@ -1,0 +1,1 @@
+"""Profiles of devices: measured, kept, set against what happens, and corrected."""

@@ -1,0 +1,1 @@
+"""The same engine under a virtual clock, with a profile instead of workers."""

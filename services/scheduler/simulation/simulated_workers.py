@@ -1,0 +1,172 @@
+"""Workers of one domain under a virtual clock: they keep to the stage contracts, a profile says how long it takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from services.scheduler.effects import (
+    Admit,
+    CancelOnWorker,
+    ForgetImages,
+    ReleaseSlots,
+    SendUnetPlan,
+    SendVaePlan,
+    WorkerEffect,
+)
+from services.scheduler.simulation.simulated_device import Agenda, SimulatedDevice, Work
+from services.scheduler.tasks import UnetLaneState, VaeLaneState
+from synerdiff.plans import (
+    DecodedImage,
+    DecodeEntry,
+    ItemRef,
+    SkippedEntry,
+    SkipReason,
+    SlotRef,
+    TaskReady,
+    UnetPlan,
+    UnetTickDone,
+    VaeItem,
+    VaePlan,
+    VaeTickDone,
+)
+from synerdiff.profiles import Profile
+from synerdiff.requests import ImageFormat, TaskSpec
+
+Report = TaskReady | UnetTickDone | VaeTickDone | DecodedImage
+Reporter = Callable[[str, Report], None]
+MODEL = "simulated"
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What takes time beside the device. `slots`: tasks that a UNet worker holds at once.
+
+    `prepare_ms`: from a task's admission to its readiness, for any number side by side. `store_ms`: from an image's
+    decode to its being safe in Redis. `report_ms`: from a report to the plan that answers it being at the worker.
+    """
+
+    slots: int = 32
+    prepare_ms: float = 5.0
+    store_ms: float = 2.0
+    report_ms: float = 0.5
+
+
+@dataclass
+class _Resident:
+    rows: int
+    num_calls: int
+    slot: SlotRef
+    next_call: int = 0
+
+
+@dataclass
+class SimulatedWorkers:
+    """A UNet worker and a VAE worker that share a device."""
+
+    domain: str
+    profile: Profile
+    overheads: Overheads
+    agenda: Agenda
+    report: Reporter
+    unet_ticks: int = 0
+    _residents: dict[str, _Resident] = field(default_factory=dict)
+    _epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.unet_id, self.vae_id = f"{self.domain}-unet", f"{self.domain}-vae"
+        self.device = SimulatedDevice(self.agenda, self.profile)
+
+    def unet_lane(self) -> UnetLaneState:
+        """What the UNet worker's stream reports when it opens."""
+        slots = self.overheads.slots
+        return UnetLaneState(self.unet_id, self.domain, MODEL, slots=slots, arena_address=self.unet_id)
+
+    def vae_lane(self) -> VaeLaneState:
+        """What the VAE worker's stream reports when it opens."""
+        return VaeLaneState(self.vae_id, self.domain, MODEL)
+
+    def carry_out(self, command: WorkerEffect) -> None:
+        """Take a command of the engine's."""
+        match command:
+            case SendUnetPlan(plan=unet_plan):
+                self._queue_unet(unet_plan)
+            case SendVaePlan(plan=vae_plan):
+                self._queue_vae(vae_plan)
+            case Admit(task=task):
+                self._admit(task)
+            case CancelOnWorker(worker_id, task_ids) | ReleaseSlots(worker_id, task_ids):
+                for task_id in task_ids if worker_id == self.unet_id else ():
+                    self._residents.pop(task_id, None)
+            case ForgetImages():
+                pass
+
+    def _admit(self, task: TaskSpec) -> None:
+        assert len(self._residents) < self.overheads.slots, "the engine admits no more tasks than there are slots"
+        self._epoch += 1
+        calls, slot = task.num_inference_steps, SlotRef(self.unet_id, self._epoch, self._epoch)
+        self._residents[task.task_id] = _Resident(task.rows, calls, slot)
+        ready = TaskReady(task.task_id, calls, self.overheads.prepare_ms)
+        self._tell(self.unet_id, ready, self.overheads.prepare_ms)
+
+    def _tell(self, worker_id: str, report: Report, after_ms: float) -> None:
+        self.agenda.at(self.agenda.now_ms + after_ms, partial(self.report, worker_id, report))
+
+    def _queue_unet(self, plan: UnetPlan) -> None:
+        last = len(plan.items) - 1
+        for number, item in enumerate(plan.items):
+            present = [(self._residents.get(entry.task_id), entry) for entry in item.entries]
+            rows = sum(resident.rows - entry.skip_cfg for resident, entry in present if resident)
+            ended = partial(self._unet_ended, plan) if number == last else _nothing
+            ref = ItemRef(plan.tick, item.execution.place)
+            self.device.unet.queue.append(Work(ref, item.execution.after, rows, 0.0, 1, ended))
+
+    def _unet_ended(self, plan: UnetPlan) -> None:
+        skipped, finished = [], []
+        for item in plan.items:
+            for entry in item.entries:
+                resident = self._residents.get(entry.task_id)
+                if resident is None:
+                    skipped.append(SkippedEntry(entry.task_id, SkipReason.UNKNOWN_TASK))
+                elif resident.next_call != entry.call:
+                    skipped.append(SkippedEntry(entry.task_id, SkipReason.OTHER_CALL, resident.next_call))
+                else:
+                    resident.next_call += 1
+                    if resident.next_call == resident.num_calls:
+                        finished.append((entry.task_id, resident.slot))
+        self.unet_ticks += 1
+        done = UnetTickDone(plan.tick, (), tuple(skipped), tuple(finished))
+        self._tell(self.unet_id, done, self.overheads.report_ms)
+
+    def _queue_vae(self, plan: VaePlan) -> None:
+        last = len(plan.items) - 1
+        for number, item in enumerate(plan.items):
+            chunks = max(entry.chunks for entry in item.entries)
+            decodes = sum((entry.end_chunk - entry.first_chunk) / entry.chunks for entry in item.entries)
+            ended = partial(self._vae_ended, plan, item, number == last)
+            ref = ItemRef(plan.tick, item.execution.place)
+            self.device.vae.queue.append(Work(ref, item.execution.after, 0, decodes, chunks, ended))
+
+    def _vae_ended(self, plan: VaePlan, item: VaeItem, last: bool) -> None:
+        for entry in item.entries:
+            if entry.end_chunk == entry.chunks and self._readable(entry):
+                image = DecodedImage(entry.task_id, ImageFormat.PNG, entry.width, entry.height, b"", False, 0.0, 0.0)
+                self._tell(self.vae_id, image, self.overheads.report_ms)
+        if last:
+            entries = {entry.task_id: entry for item in plan.items for entry in item.entries}
+            stale = tuple(
+                SkippedEntry(task_id, SkipReason.STALE_SLOT)
+                for task_id, entry in entries.items()
+                if not self._readable(entry)
+            )
+            decoded = tuple(task_id for task_id, entry in entries.items() if self._readable(entry))
+            done = VaeTickDone(plan.tick, (), stale, decoded)
+            self._tell(self.vae_id, done, self.overheads.report_ms)
+
+    def _readable(self, entry: DecodeEntry) -> bool:
+        """Whether the slot still holds this task's latents."""
+        resident = self._residents.get(entry.task_id)
+        return resident is not None and resident.slot == entry.slot
+
+
+def _nothing() -> None:
+    """An item whose end nobody is told of."""

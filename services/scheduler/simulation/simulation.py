@@ -1,0 +1,287 @@
+"""The scheduler under a virtual clock: the same engine, policy, planner and controller, and a profile for workers.
+
+Nothing here is measured: what comes out is what the profile and the stated model of the device imply. Deterministic:
+the same policy, profile and arrivals give the same outcome, event by event.
+"""
+
+import gc
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from services.scheduler.effects import (
+    Admit,
+    CancelOnWorker,
+    Effect,
+    FailJob,
+    FinishJob,
+    ForgetImages,
+    MarkDecoding,
+    ReleaseSlots,
+    ReportProgress,
+    SendUnetPlan,
+    SendVaePlan,
+    StartJob,
+    StoreImage,
+)
+from services.scheduler.engine import Engine, EngineBounds
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.controller import ConstantThreshold, ControllerSettings, ThresholdController
+from services.scheduler.policy.policies import ConfiguredPolicy, PolicyBounds, PolicySpec
+from services.scheduler.simulation.simulated_device import Agenda
+from services.scheduler.simulation.simulated_workers import MODEL, Overheads, Report, SimulatedWorkers
+from services.scheduler.simulation.simulation_results import Outcome, SimulationResult, Switch
+from services.scheduler.simulation.workloads import Arrival
+from services.scheduler.snapshots import BatchKey, DomainSnapshot, Policy, Thresholds
+from synerdiff.cards import Sampler
+from synerdiff.jobs import JobRecord, JobState
+from synerdiff.plans import DecodedImage, TaskReady, UnetTickDone, VaeTickDone
+from synerdiff.profiles import Profile
+from synerdiff.requests import ImageFormat, ImageRequest, Priority
+
+KEY = BatchKey(MODEL, 512, 512)
+_FOREVER_MS = 10**12
+
+
+@dataclass(frozen=True)
+class SimulatedPool:
+    """What a simulation runs on: domains of one device each, all of one profile."""
+
+    profile: Profile
+    domains: int = 1
+    overheads: Overheads = field(default_factory=Overheads)
+    bounds: EngineBounds = field(default_factory=EngineBounds)
+
+
+def simulate(
+    pool: SimulatedPool, policy: Policy, arrivals: Sequence[Arrival], thresholds: Thresholds | None = None
+) -> SimulationResult:
+    """Serve the arrivals to the last one. `thresholds`: a fresh controller, or None for the snapshots' own threshold.
+
+    Raises RuntimeError if the policy leaves requests unserved with nothing under way.
+    """
+    return _Simulation(pool, policy, arrivals, thresholds).run()
+
+
+def simulate_spec(
+    pool: SimulatedPool,
+    spec: PolicySpec,
+    arrivals: Sequence[Arrival],
+    controller: ControllerSettings | None = None,
+    bounds: PolicyBounds | None = None,
+    plans: PlanBook | None = None,
+) -> SimulationResult:
+    """Serve the arrivals by a policy's spec.
+
+    `controller`: the constants of the threshold controller, where the spec has one. `plans`: the plans of earlier
+    simulations, so that none is made twice; they change nothing but the time this takes.
+    """
+    rounds = plans if plans is not None else PlanBook(solve_now=True)
+    policy = ConfiguredPolicy(spec, bounds or PolicyBounds(), rounds)
+    thresholds = ThresholdController(controller) if spec.controller else ConstantThreshold(spec.threshold)
+    return simulate(pool, policy, arrivals, thresholds)
+
+
+@dataclass
+class _Progress:
+    """Where a request stands."""
+
+    arrival: Arrival
+    record: JobRecord
+    started_ms: float = 0.0
+    ended_ms: float = -1.0
+    decode_ms: float = 0.0
+    failed: bool = False
+
+
+class _RecordedThresholds:
+    """Another's thresholds, with every change of them remembered."""
+
+    def __init__(self, inner: Thresholds) -> None:
+        self.switches: list[Switch] = []
+        self._inner = inner
+        self._last: dict[str, float] = {}
+
+    def threshold(self, snapshot: DomainSnapshot, arrived_calls: int) -> float:
+        """See `Thresholds`."""
+        threshold = self._inner.threshold(snapshot, arrived_calls)
+        if self._last.get(snapshot.domain) != threshold:
+            self._last[snapshot.domain] = threshold
+            self.switches.append(Switch(snapshot.now_ms, snapshot.domain, threshold))
+        return threshold
+
+
+class _Simulation:
+    def __init__(
+        self, pool: SimulatedPool, policy: Policy, arrivals: Sequence[Arrival], thresholds: Thresholds | None
+    ) -> None:
+        self._agenda = Agenda()
+        self._recorded = _RecordedThresholds(thresholds) if thresholds else None
+        self._engine = Engine(policy, 1, pool.bounds, self._recorded)
+        self._overheads = pool.overheads
+        self._domains = [
+            SimulatedWorkers(f"d{index}", pool.profile, pool.overheads, self._agenda, self._report)
+            for index in range(pool.domains)
+        ]
+        self._by_worker = {worker_id: d for d in self._domains for worker_id in (d.unet_id, d.vae_id)}
+        self._requests = {record.job_id: _Progress(arrival, record) for arrival, record in _records(arrivals)}
+        self._unread: list[tuple[int, str]] = []
+        self._denoised_ms: dict[str, float] = {}
+        self._heard = False
+        self._carry_out = self._handlers()
+
+    def run(self) -> SimulationResult:
+        for workers in self._domains:
+            self._engine.unet_attached(workers.unet_lane(), ())
+            self._engine.vae_attached(workers.vae_lane())
+            self._engine.profile_known(workers.domain, KEY, workers.profile)
+        for job_id, request in self._requests.items():
+            self._agenda.at(request.arrival.at_ms, partial(self._arrive, job_id))
+            if request.record.request.timed:
+                self._agenda.at(request.record.deadline_ms, partial(self._expire, job_id))
+        with _rare_collections():
+            while self._agenda.run_moment():
+                self._settle()
+        return self._result()
+
+    def _settle(self) -> None:
+        """End a moment: read jobs, plan, carry out, let the lanes go on."""
+        if self._heard:
+            self._heard = False
+            if self._unread:
+                self._read()
+            self._engine.pump(int(self._agenda.now_ms))
+            for effect in self._engine.take_effects():
+                self._carry_out[type(effect)](effect)
+        for workers in self._domains:
+            workers.device.settle()
+
+    def _handlers(self) -> dict[type[Effect], Callable[[Any], None]]:
+        """Who carries out which effect: a dictionary, as there are several at every step."""
+        to_worker = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
+        return {
+            **dict.fromkeys(to_worker, lambda effect: self._by_worker[effect.worker_id].carry_out(effect)),
+            **dict.fromkeys((ReportProgress, MarkDecoding), lambda effect: None),
+            StartJob: self._started,
+            StoreImage: self._store,
+            FinishJob: self._finished,
+            FailJob: lambda effect: self._fail(effect.job_id),
+        }
+
+    def _started(self, effect: StartJob) -> None:
+        self._requests[effect.job_id].started_ms = self._agenda.now_ms
+
+    def _finished(self, effect: FinishJob) -> None:
+        self._requests[effect.job_id].ended_ms = self._agenda.now_ms
+
+    def _arrive(self, job_id: str) -> None:
+        self._heard = True
+        heapq.heappush(self._unread, (self._requests[job_id].record.request.priority, job_id))
+
+    def _read(self) -> None:
+        """As many jobs as the pool reads ahead; the rest wait in the queue, by priority class."""
+        wanted = self._engine.wanted_jobs().get(MODEL, 0)
+        while self._unread and wanted > 0:
+            request = self._requests[heapq.heappop(self._unread)[1]]
+            if not request.failed:
+                self._engine.job_arrived(request.record, int(self._agenda.now_ms))
+                wanted -= 1
+
+    def _expire(self, job_id: str) -> None:
+        self._heard = True
+        self._engine.beat(int(self._agenda.now_ms))
+        if any(unread == job_id for _, unread in self._unread):
+            self._fail(job_id)
+
+    def _fail(self, job_id: str) -> None:
+        request = self._requests[job_id]
+        request.failed, request.ended_ms = True, self._agenda.now_ms
+
+    def _store(self, effect: StoreImage) -> None:
+        task_id = f"{effect.job_id}/{effect.index}"
+        self._agenda.at(self._agenda.now_ms + self._overheads.store_ms, partial(self._stored, task_id))
+
+    def _stored(self, task_id: str) -> None:
+        self._heard = True
+        self._engine.image_stored(task_id, int(self._agenda.now_ms))
+
+    def _report(self, worker_id: str, report: Report) -> None:
+        self._heard = True
+        now_ms = self._agenda.now_ms
+        match report:
+            case UnetTickDone():
+                for task_id, _ in report.finished:
+                    self._denoised_ms[task_id] = now_ms
+                self._engine.unet_tick_done(worker_id, report, int(now_ms))
+            case VaeTickDone():
+                self._engine.vae_tick_done(worker_id, report)
+            case DecodedImage(task_id):
+                request = self._requests[task_id.partition("/")[0]]
+                request.decode_ms = max(request.decode_ms, now_ms - self._denoised_ms[task_id])
+                self._engine.image_decoded(worker_id, report, int(now_ms))
+            case TaskReady():
+                self._engine.task_ready(worker_id, report)
+
+    def _result(self) -> SimulationResult:
+        unserved = sum(request.ended_ms < 0 for request in self._requests.values())
+        if unserved:
+            raise RuntimeError(f"the policy left {unserved} requests unserved with nothing under way")
+        outcomes = tuple(
+            Outcome(r.arrival.at_ms, r.started_ms, r.ended_ms, r.decode_ms, r.arrival.steps, r.failed)
+            for r in self._requests.values()
+        )
+        return SimulationResult(
+            outcomes=outcomes,
+            switches=tuple(self._recorded.switches) if self._recorded else (),
+            ticks=sum(workers.unet_ticks for workers in self._domains),
+            busy_ms=sum(workers.device.busy_ms for workers in self._domains) / len(self._domains),
+        )
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Ticks make many short-lived values and few cycles: looking for these as often as by default takes a third."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def _records(arrivals: Iterable[Arrival]) -> Iterable[tuple[Arrival, JobRecord]]:
+    """Every arrival as the job that the queue would hold."""
+    common = ImageRequest(
+        request_id="",
+        model=MODEL,
+        prompt="",
+        negative_prompt="",
+        width=KEY.width,
+        height=KEY.height,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        seed=0,
+        sampler=Sampler.DDIM,
+        num_images=1,
+        image_format=ImageFormat.PNG,
+        priority=Priority.NORMAL,
+        timeout_ms=_FOREVER_MS,
+        preview_every=0,
+    )
+    for number, arrival in enumerate(arrivals):
+        job_id, accepted_ms = f"{number:08d}", int(arrival.at_ms)
+        request = replace(
+            common,
+            request_id=job_id,
+            num_inference_steps=arrival.steps,
+            guidance_scale=7.5 if arrival.guided else 1.0,
+            num_images=arrival.images,
+            priority=arrival.priority,
+            timeout_ms=round(arrival.timeout_s * 1000) or _FOREVER_MS,
+            timed=arrival.timeout_s > 0,
+        )
+        deadline_ms = accepted_ms + request.timeout_ms
+        yield arrival, JobRecord(job_id, JobState.QUEUED, request, accepted_ms, deadline_ms, abandonable=False)

@@ -1,0 +1,146 @@
+"""Workloads for the simulation: who asks for what, and when. Deterministic by seed."""
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.scheduler.policy.capacity import best_costs
+from synerdiff.errors import FieldViolation, InvalidRequest
+from synerdiff.profiles import Profile
+from synerdiff.requests import Priority
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request and when it comes, in ms from the start. `timeout_s`: 0 where the client names none."""
+
+    at_ms: float
+    steps: int = 20
+    images: int = 1
+    guided: bool = True
+    priority: Priority = Priority.NORMAL
+    timeout_s: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """UNet rows of the whole request, no guidance skipped."""
+        return self.images * self.steps * (2 if self.guided else 1)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What requests ask for: (value, weight) pairs. `timed_share` of them have a timeout of `timeout_s`."""
+
+    steps: tuple[tuple[int, float], ...] = ((20, 1.0),)
+    guided_share: float = 1.0
+    priorities: tuple[tuple[Priority, float], ...] = ((Priority.NORMAL, 1.0),)
+    timed_share: float = 0.0
+    timeout_s: float = 0.0
+
+    def draw(self, at_ms: float, source: random.Random) -> Arrival:
+        """One request."""
+        return Arrival(
+            at_ms=at_ms,
+            steps=_one_of(self.steps, source),
+            guided=source.random() < self.guided_share,
+            priority=_one_of(self.priorities, source),
+            timeout_s=self.timeout_s if source.random() < self.timed_share else 0.0,
+        )
+
+    def mean_ms(self, profile: Profile) -> float:
+        """Device time of the mean request when the device is run at its best."""
+        total = sum(weight for _, weight in self.steps)
+        calls = sum(steps * weight for steps, weight in self.steps) / total
+        return best_costs(profile).task_ms(calls * (1 + self.guided_share), 1.0)
+
+    def capacity_per_s(self, profile: Profile) -> float:
+        """Requests per second that a device of this profile can serve at most; no guidance skipped."""
+        return 1000 / self.mean_ms(profile)
+
+
+def poisson(rate_per_s: float, requests: int, mix: Mix, seed: int) -> tuple[Arrival, ...]:
+    """Independent arrivals at a mean rate."""
+    _positive("rate", rate_per_s)
+    source = random.Random(seed)
+    at_ms, arrivals = 0.0, []
+    for _ in range(requests):
+        at_ms += source.expovariate(rate_per_s / 1000)
+        arrivals.append(mix.draw(at_ms, source))
+    return tuple(arrivals)
+
+
+def burst(requests: int, mix: Mix, seed: int) -> tuple[Arrival, ...]:
+    """All at once."""
+    source = random.Random(seed)
+    return tuple(mix.draw(0.0, source) for _ in range(requests))
+
+
+def from_file(path: Path) -> tuple[Arrival, ...]:
+    """Recorded arrivals, a request a line: CSV with a header, or JSON lines (.jsonl), with the fields of `Arrival`.
+
+    `at_ms` is required; `priority` is a name or the proto's number. Raises InvalidRequest naming line and field.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            rows: Iterable[str | dict[str, str]] = lines if path.suffix == ".jsonl" else csv.DictReader(lines)
+            arrivals = [_arrival(f"{path}:{number}", row) for number, row in enumerate(rows, start=1)]
+    except OSError as error:
+        raise _refused("arrivals", f"{path}: {error.strerror}") from error
+    if not arrivals:
+        raise _refused("arrivals", f"{path}: no requests")
+    return tuple(sorted(arrivals, key=lambda arrival: arrival.at_ms))
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "at_ms": float,
+    "steps": int,
+    "images": int,
+    "guided": lambda value: str(value).lower() in ("1", "true", "yes"),
+    "priority": lambda value: Priority[str(value).upper()] if not str(value).isdigit() else Priority(int(value)),
+    "timeout_s": float,
+}
+
+
+def _arrival(place: str, line: str | dict[str, str]) -> Arrival:
+    try:
+        row = json.loads(line) if isinstance(line, str) else line
+    except ValueError as error:
+        raise _refused(place, f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise _refused(place, "not a JSON object")
+    unknown = set(row) - set(_READERS)
+    if unknown or "at_ms" not in row:
+        named = ", ".join(map(str, sorted(unknown, key=str))) or "at_ms is missing"
+        raise _refused(place, f"{named}; the fields are {', '.join(_READERS)}")
+    values = {}
+    for name, value in row.items():
+        try:
+            values[name] = _READERS[name](value)
+        except (ValueError, TypeError, KeyError) as error:
+            raise _refused(f"{place} {name}", f"{value!r} is none") from error
+    arrival = Arrival(**values)
+    for name in ("steps", "images"):
+        _positive(f"{place} {name}", getattr(arrival, name))
+    for name in ("at_ms", "timeout_s"):
+        if not 0 <= getattr(arrival, name) < float("inf"):
+            raise _refused(f"{place} {name}", f"{getattr(arrival, name)}; must be at least 0 and finite")
+    return arrival
+
+
+def _one_of(pairs: Sequence[tuple[T, float]], source: random.Random) -> T:
+    return source.choices([value for value, _ in pairs], [weight for _, weight in pairs])[0]
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise _refused(name, f"{value}; must be over 0 and finite")
+
+
+def _refused(name: str, description: str) -> InvalidRequest:
+    return InvalidRequest(FieldViolation(name, description))

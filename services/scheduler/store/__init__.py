@@ -1,0 +1,1 @@
+"""Jobs, results and queues in Redis."""

@@ -1,0 +1,194 @@
+"""The durable queue: acceptance, reading by pools, and the life of a job.
+
+One Redis stream per model and priority class, read by all pools through one consumer group. A job's stream entry is
+acknowledged when the job ends, so what a pool was working on is found again by its next leader, or by another pool.
+"""
+
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from services.scheduler.store import keys
+from services.scheduler.store.records import (
+    cancelled_event,
+    failed_event,
+    finished_event,
+    record_from_reply,
+    request_to_json,
+    started_event,
+)
+from services.scheduler.store.results import JobResults
+from services.scheduler.store.scripts import Argument, Lease
+from services.scheduler.store.store_base import JobStoreSettings, StoreBase
+from services.scheduler.store.sweeps import Sweeps
+from synerdiff.cards import ModelCard
+from synerdiff.errors import AlreadyExists, QueueFull
+from synerdiff.jobs import JobRecord, JobState, JobTimings, SkippedSteps
+from synerdiff.redis_client import patiently
+from synerdiff.registry import WorkerRegistry
+from synerdiff.requests import ImageRequest, Priority
+
+__all__ = ["Acceptance", "JobQueue", "JobStore", "JobStoreSettings", "Lease", "QueueDepth"]
+
+
+class Acceptance(NamedTuple):
+    """The job of a request; `created` is False when its request_id had made it before."""
+
+    job_id: str
+    created: bool
+
+
+class QueueDepth(NamedTuple):
+    """How many jobs wait for a model in a priority class, and the age of the oldest in seconds."""
+
+    model: str
+    priority: Priority
+    waiting: int
+    oldest_age_s: float
+
+
+class JobQueue(StoreBase):
+    """Jobs from acceptance to their end. Methods that take a Lease raise StaleLeader once a newer leader has the pool.
+
+    Those that return bool say False when the job has ended otherwise or belongs to another pool by now: the caller then
+    drops its tasks. Every method may be called again after a lost reply.
+    """
+
+    def __init__(self, redis: Redis, settings: JobStoreSettings | None = None) -> None:
+        super().__init__(redis, settings)
+        self._answered_reads: Counter[tuple[Lease, str]] = Counter()
+
+    # ---- for the API
+
+    async def accept(self, request: ImageRequest, digest: bytes, abandonable: bool) -> Acceptance:
+        """Accept a request: once this returns, the job survives anything short of losing Redis's disk.
+
+        `digest` tells whether a repeated request_id carries the same body. A job that was abandonable is not any more
+        once the same request is accepted as one that is not.
+        Raises AlreadyExists, QueueFull, Unavailable (then it is unknown whether it was accepted: repeat it).
+        """
+        job_id = uuid.uuid4().hex
+        try:
+            accepted = await self._api(
+                "accept",
+                job_id,
+                request.request_id,
+                digest,
+                request_to_json(request),
+                request.num_images,
+                request.model,
+                request.priority.value,
+                request.timeout_ms,
+                int(abandonable),
+                self._follower_lease_ms,
+                self._settings.max_waiting,
+            )
+        except ResponseError as error:
+            raise self._refusal(request, error) from error
+        return Acceptance(accepted.decode(), created=accepted.decode() == job_id)
+
+    def _refusal(self, request: ImageRequest, error: ResponseError) -> Exception:
+        if str(error).startswith("ALREADYEXISTS"):
+            return AlreadyExists(f"request_id {request.request_id!r} was used before with another body")
+        if str(error).startswith("QUEUEFULL"):
+            message = f"{self._settings.max_waiting} jobs are waiting for model {request.model!r}, which is the most"
+            return QueueFull(message, retry_after_s=self._settings.retry_after_s)
+        return error
+
+    async def job(self, job_id: str) -> JobRecord | None:
+        """The job as it stands; None when there is none, or its retention has ended."""
+        reply = await self._api("job", job_id)
+        return None if reply is None else record_from_reply(reply)
+
+    async def position(self, job_id: str) -> int:
+        """How many jobs of its model are ahead of it; 0 when it is next, or does not wait any more."""
+        return int(await self._api("position", job_id))
+
+    async def cancel(self, job_id: str, reason: str) -> JobRecord | None:
+        """Cancel a job that has not ended, tell its followers and its pool, and return it as it then stands."""
+        reply = await self._api("cancel", job_id, cancelled_event(reason), self._retention_ms)
+        return None if reply is None else record_from_reply(reply)
+
+    async def queue_depths(self) -> list[QueueDepth]:
+        """The waiting jobs of every model and priority class that was ever used."""
+        return [
+            QueueDepth(model.decode(), Priority(priority), waiting, age_ms / 1000)
+            for model, priority, waiting, age_ms in await self._api("queue_depths")
+        ]
+
+    # ---- for the leader of a pool
+
+    async def read_new(self, lease: Lease, models: Sequence[str], count: int) -> list[JobRecord]:
+        """At most `count` more waiting jobs for this pool: HIGH of all `models` first, then NORMAL, then LOW.
+
+        The jobs stay QUEUED until `start`. One call at a time for a lease.
+        """
+        return await self._read("read_new", lease, count, *models)
+
+    async def read_pending(self, lease: Lease) -> list[JobRecord]:
+        """All that was delivered to this pool and has not ended: what a new leader goes on with."""
+        return [record_from_reply(reply) for reply in await self._leader("read_pending", lease)]
+
+    async def claim_stale(
+        self, lease: Lease, models: Sequence[str], count: int, min_absence_s: float
+    ) -> list[JobRecord]:
+        """Take over at most `count` jobs of `models` from pools that had no leader for `min_absence_s` seconds."""
+        return await self._read("claim_stale", lease, round(min_absence_s * 1000), count, *models)
+
+    async def _read(self, name: str, lease: Lease, *args: Argument) -> list[JobRecord]:
+        # The number moves on only once an answer has come: a read whose answer was lost is answered again.
+        replies = await self._leader(name, lease, f"{lease.token}:{self._answered_reads[lease, name]}", *args)
+        self._answered_reads[lease, name] += 1
+        return [record_from_reply(reply) for reply in replies]
+
+    async def start(self, lease: Lease, job_id: str) -> bool:
+        """QUEUED to RUNNING. A job that is past that stays where it is."""
+        return bool(await self._leader("start", lease, job_id, started_event()))
+
+    async def decoding(self, lease: Lease, job_id: str) -> bool:
+        """RUNNING to DECODING: every image of the job has its last step behind it."""
+        return bool(await self._leader("decoding", lease, job_id))
+
+    async def finish(
+        self,
+        lease: Lease,
+        job_id: str,
+        timings: JobTimings,
+        warnings: Sequence[str] = (),
+        skipped_steps: SkippedSteps = (),
+    ) -> bool:
+        """End a job whose images are all stored. Raises TransitionRefused when one is not."""
+        return await self._end(lease, job_id, JobState.FINISHED, finished_event(timings, warnings, skipped_steps))
+
+    async def fail(self, lease: Lease, job_id: str, code: int, message: str) -> bool:
+        """End a job that cannot succeed. `code` is a google.rpc.Code."""
+        return await self._end(lease, job_id, JobState.FAILED, failed_event(code, message), code, message)
+
+    async def _end(
+        self, lease: Lease, job_id: str, state: JobState, event: bytes, code: int = 0, message: str = ""
+    ) -> bool:
+        reply = await self._leader("end_job", lease, job_id, state.name, event, self._retention_ms, code, message)
+        return bool(reply)
+
+    async def ended(self, job_ids: Sequence[str], pool: str = "") -> set[str]:
+        """Those that have ended; with `pool`, also those that belong to another pool by now."""
+        return {job_id.decode() for job_id in await self._api("gone", pool, *job_ids)}
+
+    def controls(self, pool: str) -> AsyncGenerator[str, None]:
+        """Ids of jobs that this pool no longer has to work on, as others end or claim them.
+
+        Best effort: what happened while the connection was down is not told; `ended` finds it.
+        """
+        return self._notifications.messages(keys.controls(pool))
+
+
+class JobStore(JobQueue, JobResults, Sweeps):
+    """Everything about jobs that Redis holds: the queue, the results, and the sweeps over both."""
+
+    async def models(self) -> list[ModelCard]:
+        """The card of every model that this deployment has known, with a worker just now or not."""
+        return await patiently(WorkerRegistry(self._redis).cards, self._settings.api_patience_s)

@@ -1,0 +1,137 @@
+"""What a job has to show: its events, its progress and its images, and following them from any scheduler."""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol, cast
+
+from services.scheduler.store import keys
+from services.scheduler.store.records import event_from_entry, image_event, image_message, is_terminal, progress_event
+from services.scheduler.store.scripts import Lease
+from services.scheduler.store.store_base import StoreBase
+from synerdiff.errors import NotFound
+from synerdiff.jobs import ENDED, JobState
+from synerdiff.plans import DecodedImage
+from synerdiff.redis_client import patiently
+from synerdiff.v1 import images_pb2
+
+POSITION_EVERY_S = 1.0  # how often a queued follower hears of a new position
+POLL_S = 5.0  # the safety net under pub/sub
+EVENT = b"event"  # what the channel of a job says of a stored event; progress it carries itself
+
+NO_POSITION_WANTED = ""
+NO_POSITION_SHOWN = "-1"
+
+
+class ProgressUpdate(Protocol):
+    """UNet calls done of an image, with a preview PNG or b""."""
+
+    @property
+    def job_id(self) -> str: ...  # noqa: D102
+    @property
+    def index(self) -> int: ...  # noqa: D102
+    @property
+    def step(self) -> int: ...  # noqa: D102
+    @property
+    def total(self) -> int: ...  # noqa: D102
+    @property
+    def preview(self) -> bytes: ...  # noqa: D102
+
+
+class JobResults(StoreBase):
+    """Events and images, written by a pool's leader and read by anybody. Writing is safe to repeat."""
+
+    async def append_progress(self, lease: Lease, updates: Sequence[ProgressUpdate]) -> None:
+        """Tell the progress of many images in one call. Each replaces the last of its image; late ones are dropped."""
+        args: list[str | bytes | int] = []
+        for update in updates:
+            event = progress_event(update.index, update.step, update.total, update.preview)
+            args += (update.job_id, update.index, event)
+        await self._leader("append_progress", lease, *args)
+
+    async def store_image(self, lease: Lease, job_id: str, image: DecodedImage, index: int, seed: int) -> bool:
+        """Keep the file of image `index`. False when the job has ended or belongs to another pool by now."""
+        message = image_message(image, index, seed)
+        args = (index, message.SerializeToString(), image_event(message))
+        return bool(await self._leader("store_image", lease, job_id, *args))
+
+    async def images(self, job_id: str) -> list[images_pb2.Image]:
+        """The images stored so far, by index, their bytes included."""
+        stored = await patiently(lambda: self._redis.hvals(keys.images(job_id)), self._settings.api_patience_s)
+        images = [images_pb2.Image.FromString(cast(bytes, image)) for image in stored]
+        return sorted(images, key=lambda image: image.index)
+
+    async def progress(self, job_id: str) -> float:
+        """0 to 1 over all images of a job, in UNet calls; 0 for an unknown job."""
+        reply = await self._api("progress", job_id)
+        if reply is None:
+            return 0.0
+        state, num_images, stored, latest = reply
+        if JobState[state.decode()] is JobState.FINISHED:
+            return 1.0
+        under_way = [images_pb2.GenerateEvent.FromString(event).progress for event in latest]
+        done = stored + sum(image.step / image.num_inference_steps for image in under_way)
+        return float(done / int(num_images))
+
+    async def events(self, job_id: str, after_sequence: int = 0) -> list[images_pb2.GenerateEvent]:
+        """What happened after `after_sequence`, in order, images without their bytes. Raises NotFound."""
+        _, events = await self._read_events(job_id, after_sequence, NO_POSITION_WANTED)
+        return events
+
+    async def follow(self, job_id: str, after_sequence: int = 0) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
+        """The events after `after_sequence` as they happen, images with their bytes; ends with the job.
+
+        While it is followed an abandonable job is kept alive. A queued job's position comes again when it moves.
+        Outlives a Redis that is away for `leader_patience_s`. Raises NotFound, Unavailable.
+        """
+        shown = NO_POSITION_SHOWN
+        positions_from = time.monotonic() + POSITION_EVERY_S
+        with self._notifications.listen(keys.wake(job_id)) as wakeups, self._follower_leases.following(job_id):
+            while True:
+                position_due = time.monotonic() >= positions_from
+                wanted = shown if position_due else NO_POSITION_WANTED
+                if position_due:
+                    positions_from = time.monotonic() + POSITION_EVERY_S
+                state, events = await self._read_events(job_id, after_sequence, wanted)
+                for event in events:
+                    after_sequence = event.sequence
+                    if event.HasField("queued"):
+                        shown = str(event.queued.position)
+                    yield await self._with_image_bytes(event)
+                    if is_terminal(event):
+                        return
+                if state in ENDED:
+                    return
+                patience_s = POSITION_EVERY_S if state is JobState.QUEUED else POLL_S
+                # Messages keep their order, so progress without an event before it needs no reading.
+                while (heard := await wakeups.wait(patience_s)) and EVENT not in heard:
+                    for event in _progress_events(job_id, after_sequence, heard):
+                        after_sequence = event.sequence
+                        yield event
+
+    async def _read_events(
+        self, job_id: str, after: int, shown_position: str
+    ) -> tuple[JobState, list[images_pb2.GenerateEvent]]:
+        reply = await self._follower("read_events", job_id, after, shown_position)
+        if reply is None:
+            raise NotFound(f"no job {job_id!r}, or its results are not kept any more")
+        state, *entries = reply
+        events = [event_from_entry(job_id, *entry) for entry in entries]
+        return JobState[state.decode()], sorted(events, key=lambda event: event.sequence)
+
+    async def _with_image_bytes(self, event: images_pb2.GenerateEvent) -> images_pb2.GenerateEvent:
+        if event.HasField("image"):
+            field, job_id = str(event.image.index), event.job_id
+            stored = await patiently(
+                lambda: self._redis.hget(keys.images(job_id), field), self._settings.leader_patience_s
+            )
+            if stored is None:
+                raise NotFound(f"the images of job {job_id!r} are not kept any more")
+            event.image.ParseFromString(cast(bytes, stored))
+        return event
+
+
+def _progress_events(job_id: str, after_sequence: int, messages: set[bytes]) -> list[images_pb2.GenerateEvent]:
+    """The progress that messages "<sequence>:<event>" tell, in order, without what was seen before."""
+    parted = (message.partition(b":") for message in messages)
+    news = sorted((int(sequence), event) for sequence, _, event in parted if int(sequence) > after_sequence)
+    return [event_from_entry(job_id, sequence, b"event", event) for sequence, event in news]

@@ -1,0 +1,99 @@
+"""The Lua scripts: loaded once, sent by hash, and their error replies as exceptions.
+
+Every script gets the key names of `keys.py` and the state table of `synerdiff.jobs` in front, so that each stands in
+one place; scripts under lua/leader/ get the fencing check as well. A Redis that has lost them is sent them again.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from services.scheduler.store import keys
+from synerdiff.errors import StaleLeader
+from synerdiff.jobs import TRANSITIONS
+from synerdiff.redis_client import patiently
+
+Argument = str | bytes | int
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to plan a pool. A newer token given out for the pool makes it void."""
+
+    pool: str
+    token: int
+
+
+class TransitionRefused(RuntimeError):
+    """A change that the state table does not have: a mistake of the calling code, never of a client."""
+
+
+def _lua_table(entries: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{name} = {value}" for name, value in entries.items()) + "}"
+
+
+def _tables() -> str:
+    patterns = _lua_table({name: f"'{pattern}'" for name, pattern in keys.PATTERNS.items()})
+    transitions = _lua_table(
+        {
+            state.name: _lua_table({following.name: "true" for following in sorted(after)})
+            for state, after in TRANSITIONS.items()
+        }
+    )
+    priorities = "{" + ", ".join(f"'{name}'" for name in keys.PRIORITIES) + "}"
+    return (
+        f"local PATTERNS = {patterns}\n"
+        f"local TRANSITIONS = {transitions}\n"
+        f"local PRIORITIES = {priorities}\n"
+        f"local GROUP = '{keys.GROUP}'\n"
+    )
+
+
+def _named(folder: Traversable) -> dict[str, str]:
+    return {
+        entry.name.removesuffix(".lua"): entry.read_text("utf-8")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".lua")
+    }
+
+
+@functools.cache
+def script_sources() -> dict[str, str]:
+    """Every script by name, complete as Redis gets it. Leader scripts are named "leader/<name>"."""
+    folder = files("services.scheduler.store").joinpath("lua")
+    plain, leader = _named(folder), _named(folder.joinpath("leader"))
+    common = _tables() + plain.pop("common")
+    fenced = common + plain.pop("leader")
+    return {name: common + body for name, body in plain.items()} | {
+        f"leader/{name}": fenced + body for name, body in leader.items()
+    }
+
+
+class Scripts:
+    """The scripts on one Redis. While it is away a call is repeated for `patience_s` seconds, then Unavailable."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._registered = {name: redis.register_script(source) for name, source in script_sources().items()}
+
+    async def run(self, name: str, *args: Argument, patience_s: float) -> Any:
+        """Run a script that anyone may run. Raises Unavailable, ResponseError."""
+        script = self._registered[name]
+        return await patiently(lambda: script(args=args), patience_s)
+
+    async def run_as_leader(self, name: str, lease: Lease, *args: Argument, patience_s: float) -> Any:
+        """Run a script of lua/leader/. Raises StaleLeader, TransitionRefused, Unavailable."""
+        try:
+            return await self.run(f"leader/{name}", lease.pool, lease.token, *args, patience_s=patience_s)
+        except ResponseError as error:
+            if str(error).startswith("STALELEADER"):
+                message = f"pool {lease.pool!r} has a newer leader than token {lease.token}"
+                raise StaleLeader(message) from error
+            if str(error).startswith("REFUSED"):
+                raise TransitionRefused(str(error).removeprefix("REFUSED ")) from error
+            raise

@@ -1,0 +1,133 @@
+"""Carries out the engine's store effects beside the ticks: in order within a job, side by side across jobs.
+
+A write that Redis cannot take just now is tried again for as long as this process leads: what the engine did is kept in
+memory meanwhile, and running work goes on. Progress is coalesced: only the latest of each image, a few times a second.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol
+
+from redis.exceptions import RedisError
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+
+from services.scheduler.effects import (
+    FailJob,
+    FinishJob,
+    MarkDecoding,
+    ReportProgress,
+    StartJob,
+    StoreEffect,
+    StoreImage,
+)
+from services.scheduler.store.queue import JobStore, Lease
+from synerdiff.cancellation import cancel_and_wait
+from synerdiff.errors import StaleLeader, Unavailable
+from synerdiff.requests import task_id
+
+PROGRESS_EVERY_S = 0.2
+PROGRESS_PER_S = 250  # every one of them wakes its followers, on whichever scheduler: many images are told less often
+
+_AWAY = (RedisError, Unavailable, OSError)
+
+
+class WriteEvents(Protocol):
+    """What the writer reports to. Called on the event loop; must not block."""
+
+    def image_stored(self, task_id: str) -> None:
+        """Redis holds an image."""
+
+    def job_ended_elsewhere(self, job_id: str) -> None:
+        """A write came too late: the job has ended, or belongs to another pool."""
+
+    def superseded(self) -> None:
+        """A newer leader holds the pool."""
+
+
+class StoreWriter:
+    """Writes the effects of one leadership to Redis."""
+
+    def __init__(self, store: JobStore, lease: Lease, events: WriteEvents) -> None:
+        self._store = store
+        self._lease = lease
+        self._events = events
+        self._queues: dict[str, deque[StoreEffect]] = {}
+        self._writers: set[asyncio.Task[None]] = set()
+        self._progress: dict[tuple[str, int], ReportProgress] = {}
+
+    @property
+    def backlog(self) -> int:
+        """Effects not yet in Redis."""
+        return sum(len(queue) for queue in self._queues.values())
+
+    def submit(self, effect: StoreEffect) -> None:
+        """Queue an effect."""
+        if isinstance(effect, ReportProgress):
+            self._keep_latest(effect)
+            return
+        queue = self._queues.get(effect.job_id)
+        if queue is not None:
+            queue.append(effect)
+            return
+        self._queues[effect.job_id] = deque([effect])
+        writer = asyncio.create_task(self._write_job(effect.job_id))
+        self._writers.add(writer)
+        writer.add_done_callback(self._writers.discard)
+
+    def _keep_latest(self, effect: ReportProgress) -> None:
+        """The newest, except that one without a preview does not displace one with it."""
+        key = (effect.job_id, effect.index)
+        held = self._progress.get(key)
+        if held is None or effect.preview or not held.preview:
+            self._progress[key] = effect
+
+    async def run(self) -> None:
+        """Write progress until cancelled."""
+        while True:
+            latest, self._progress = list(self._progress.values()), {}
+            if latest:
+                await self._persist(partial(self._store.append_progress, self._lease, latest))
+            await asyncio.sleep(max(PROGRESS_EVERY_S, len(latest) / PROGRESS_PER_S))
+
+    async def stop(self) -> None:
+        """Write nothing more."""
+        await cancel_and_wait(*self._writers)
+
+    async def _write_job(self, job_id: str) -> None:
+        queue = self._queues[job_id]
+        while queue:
+            await self._persist(partial(self._write, queue[0]))
+            queue.popleft()
+        del self._queues[job_id]
+
+    async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
+        try:
+            try:
+                await write()
+            except _AWAY:
+                retrying = AsyncRetrying(retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0))
+                async for attempt in retrying:
+                    with attempt:
+                        await write()
+        except StaleLeader:
+            self._events.superseded()
+
+    async def _write(self, effect: StoreEffect) -> None:
+        store, lease, in_time = self._store, self._lease, True
+        match effect:
+            case StartJob(job_id):
+                in_time = await store.start(lease, job_id)
+            case MarkDecoding(job_id):
+                in_time = await store.decoding(lease, job_id)
+            case StoreImage(job_id, index, seed, image):
+                in_time = await store.store_image(lease, job_id, image, index, seed)
+                if in_time:
+                    self._events.image_stored(task_id(job_id, index))
+            case FinishJob(job_id, _, timings, warnings, skipped_steps):
+                await store.finish(lease, job_id, timings, warnings, skipped_steps)
+            case FailJob(job_id, _, code, message):
+                await store.fail(lease, job_id, code, message)
+        if not in_time:
+            self._events.job_ended_elsewhere(effect.job_id)

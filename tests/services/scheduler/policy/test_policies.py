@@ -1,0 +1,315 @@
+"""Every policy against any snapshot: what its answers never do. And what each of the five does."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
+from services.scheduler.snapshots import (
+    Admission,
+    BatchKey,
+    DecodePart,
+    DomainSnapshot,
+    PoolSnapshot,
+    ReadyDecode,
+    RunningTask,
+    SkipState,
+    TickPlan,
+    UnetLane,
+    VaeLane,
+    WaitingTask,
+)
+from synerdiff.profiles import ItemCaps, Mechanisms, Profile
+from synerdiff.skip_cfg import SkipCfgBudget
+from tests.services.scheduler.simulated import straight_line_profile
+from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, decode, running, unet_lane, waiting
+
+# Four rows are within a twentieth of the best throughput: two tasks at once.
+PROFILE = straight_line_profile(step_ms=1.5, row_ms=5.0, caps=ItemCaps(4, 2))
+CHUNKED = replace(
+    straight_line_profile(step_ms=1.5, row_ms=5.0, caps=ItemCaps(4, 2), chunks=(1, 3)),
+    mechanisms=Mechanisms(chunking=True, plan_ahead=1),
+)
+ROUNDS = PlanBook(solve_now=True)
+BOUNDS = PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=1)
+HALF = SkipCfgBudget("reuse", share=0.5, longest_run=1)
+
+SPECS = st.sampled_from(
+    (
+        *POLICIES.values(),
+        replace(POLICIES["synerdiff"], order="sharing"),
+        replace(POLICIES["synerdiff"], planning="decodes_first", knee=False),
+        replace(POLICIES["synerdiff"], planning="none"),
+        replace(POLICIES["static"], knee=True, planning="programme"),
+    )
+)
+MODELS = st.sampled_from(("a", "b"))
+KEYS = st.builds(BatchKey, MODELS, st.sampled_from((128, 256)), st.just(128))
+SKIPS = st.builds(
+    SkipState,
+    st.sampled_from((None, None, True, False)),
+    st.just(1.0),
+    st.integers(0, 2),
+    st.integers(0, 1),
+    st.just(0.0),
+)
+PROFILES: st.SearchStrategy[Mapping[BatchKey, Profile]] = st.dictionaries(
+    KEYS, st.sampled_from((PROFILE, CHUNKED)), max_size=4
+)
+BUDGETS = st.sampled_from(({}, {"a": HALF, "b": HALF}))
+
+
+def policy(spec: PolicySpec | str, bounds: PolicyBounds = BOUNDS) -> ConfiguredPolicy:
+    return ConfiguredPolicy(POLICIES[spec] if isinstance(spec, str) else spec, bounds, ROUNDS)
+
+
+def snapshot(
+    *lanes: UnetLane,
+    decodes: tuple[ReadyDecode, ...] = (),
+    vae: tuple[VaeLane, ...] = (VaeLane("v", "d", "a", 0, True),),
+    profile: Profile | None = PROFILE,
+    waiting: int = 0,
+    budget: SkipCfgBudget | None = None,
+) -> DomainSnapshot:
+    profiles = {KEY: profile, OTHER_KEY: profile} if profile else {}
+    budgets = {"a": budget} if budget else {}
+    return DomainSnapshot(0, "d", lanes, vae, decodes, waiting, 1.0, profiles, budgets)
+
+
+def stepped(plan: TickPlan) -> list[str]:
+    return [task_id for item in plan.items if item.unet for task_id in item.unet.task_ids]
+
+
+def parts(plan: TickPlan) -> list[DecodePart]:
+    return [part for item in plan.items if item.vae for part in item.vae.parts]
+
+
+@st.composite
+def unet_lanes(draw: st.DrawFn) -> tuple[UnetLane, ...]:
+    lanes = []
+    for number in range(draw(st.integers(0, 3))):
+        model = draw(MODELS)
+        sizes = draw(st.lists(st.sampled_from((128, 256)), max_size=6))
+        tasks = tuple(
+            running(
+                f"{number}.{k}",
+                key=BatchKey(model, size, 128),
+                rows=draw(st.integers(1, 2)),
+                at=draw(st.integers(0, 8)),
+                of=9,
+                skip=draw(SKIPS),
+                accepted_ms=draw(st.integers(0, 3)),
+            )
+            for k, size in enumerate(sizes)
+        )
+        lane = unet_lane(*tasks, worker_id=f"u{number}", slots=draw(st.integers(0, 8)), wants_plan=draw(st.booleans()))
+        lanes.append(replace(lane, model=model))
+    return tuple(lanes)
+
+
+@given(SPECS, unet_lanes(), st.lists(KEYS, max_size=12), PROFILES, BUDGETS)
+def test_admission_never_exceeds_a_lane(
+    spec: PolicySpec,
+    lanes: tuple[UnetLane, ...],
+    keys: list[BatchKey],
+    profiles: Mapping[BatchKey, Profile],
+    budgets: Mapping[str, SkipCfgBudget],
+) -> None:
+    tasks = tuple(waiting(f"w{k // 2}", key=keys[k - k % 2], image=k % 2) for k in range(len(keys)))
+    pool = PoolSnapshot(0, tasks, lanes, {("d", key): profile for key, profile in profiles.items()}, budgets)
+    admissions = policy(spec).admit(pool)
+    assert admissions == policy(spec).admit(pool)
+    model_of = {lane.worker_id: lane.model for lane in lanes}
+    by_id = {task.task_id: task for task in tasks}
+    assert len({admission.task_id for admission in admissions}) == len(admissions)
+    assert all(by_id[a.task_id].key.model == model_of[a.worker_id] for a in admissions)
+    for lane in lanes:
+        new = sum(a.worker_id == lane.worker_id for a in admissions)
+        assert new == 0 or lane.resident + new <= lane.slots
+
+
+@given(
+    SPECS,
+    unet_lanes(),
+    st.lists(KEYS, max_size=8),
+    st.lists(st.booleans(), max_size=3),
+    PROFILES,
+    BUDGETS,
+    st.integers(0, 2),
+)
+def test_a_plan_names_each_task_once_within_its_batch_key_and_serves_decodes_whole(
+    spec: PolicySpec,
+    lanes: tuple[UnetLane, ...],
+    keys: list[BatchKey],
+    wants: list[bool],
+    profiles: Mapping[BatchKey, Profile],
+    budgets: Mapping[str, SkipCfgBudget],
+    others: int,
+) -> None:
+    decodes = tuple(decode(f"d{k}", key=key) for k, key in enumerate(keys))
+    vae = tuple(VaeLane(f"v{k}", "d", "ab"[k % 2], 0, want) for k, want in enumerate(wants))
+    seen = DomainSnapshot(0, "d", lanes, vae, decodes, others, 0.9, profiles, budgets)
+    plan = policy(spec).plan(seen)
+    assert plan == policy(spec).plan(seen)
+    tasks = {task.task_id: task for lane in lanes for task in lane.running}
+    key_of = {task_id: task.key for task_id, task in tasks.items()} | {d.task_id: d.key for d in decodes}
+    wanting = {u.worker_id for u in lanes if u.wants_plan} | {v.worker_id for v in vae if v.wants_plan}
+    done: dict[str, tuple[int, int, str]] = {}
+    for item in plan.items:
+        assert item.unet or item.vae
+        if item.unet:
+            assert item.unet.worker_id in wanting
+            assert len({key_of[task_id] for task_id in item.unet.task_ids}) == 1
+            assert item.unet.skipping <= set(item.unet.task_ids)
+        if item.vae:
+            assert item.vae.worker_id in wanting
+            assert len({key_of[part.task_id] for part in item.vae.parts}) == 1
+            for part in item.vae.parts:
+                chunks, end, worker_id = done.get(part.task_id, (part.chunks, 0, item.vae.worker_id))
+                assert (chunks, end, worker_id) == (part.chunks, part.first, item.vae.worker_id)
+                done[part.task_id] = (chunks, part.end, worker_id)
+    assert all(end == chunks for chunks, end, _ in done.values())
+    assert len(set(stepped(plan))) == len(stepped(plan))
+    for lane in lanes:
+        named = [task for task in lane.running if task.task_id in stepped(plan)]
+        assert bool(named) == lane.wants_plan, "a worker that wants a plan gets one, with at least a task"
+    skipping = {task_id for item in plan.items if item.unet for task_id in item.unet.skipping}
+    for task_id in stepped(plan):
+        task = tasks[task_id]
+        assert task.skip.must is None or (task_id in skipping) == (task.skip.must and task.rows > 1)
+        assert task_id not in skipping or task.skip.must or (spec.skip_cfg and budgets and task.rows > 1)
+
+
+def test_a_static_policy_serves_one_request_after_the_other() -> None:
+    tasks = (*(waiting("a", image=k) for k in range(2)), waiting("b", accepted_ms=1))
+    empty = unet_lane(worker_id="u")
+    admitted = policy("static").admit(PoolSnapshot(0, tasks, (empty,)))
+    assert admitted == (Admission("a/0", "u"), Admission("a/1", "u"))
+    assert not policy("static").admit(PoolSnapshot(0, tasks[2:], (replace(empty, resident=1),)))
+
+
+def test_a_cohort_is_of_whole_requests_of_one_batch_key_up_to_the_cap() -> None:
+    tasks = (
+        waiting("a"),
+        waiting("odd", key=OTHER_KEY, accepted_ms=1),
+        *(waiting("three", image=k, accepted_ms=2) for k in range(3)),
+        *(waiting("two", image=k, accepted_ms=3) for k in range(2)),
+    )
+    admitted = policy("dynamic").admit(PoolSnapshot(0, tasks, (unet_lane(),)))
+    assert [admission.task_id for admission in admitted] == ["a/0", "two/0", "two/1"]
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic"])
+def test_whole_requests_are_decoded_once_all_of_them_are_denoised(name: str) -> None:
+    still = unet_lane(running("a", at=3, image=1))
+    assert not parts(policy(name).plan(snapshot(still, decodes=(decode("a"),))))
+    assert parts(policy(name).plan(snapshot(unet_lane(), decodes=(decode("a"),))))
+    assert parts(policy("continuous").plan(snapshot(still, decodes=(decode("a"),))))
+
+
+def test_vae_first_decodes_alone_before_the_steps() -> None:
+    plan = policy("vae-first").plan(snapshot(unet_lane(running("a")), decodes=tuple(decode(n) for n in "xyz")))
+    assert plan.in_step
+    assert [(bool(item.unet), len(item.vae.parts) if item.vae else 0) for item in plan.items] == [
+        (False, 2),
+        (False, 1),
+        (True, 0),
+    ]
+
+
+def test_synerdiff_runs_no_more_rows_than_the_knee_and_sets_the_others_aside() -> None:
+    lane = unet_lane(running("long", of=50, at=1), running("short", of=8), running("mid", of=20))
+    plan = policy("synerdiff").plan(snapshot(lane))
+    assert sorted(stepped(plan)) == ["mid/0", "short/0"]
+    assert stepped(policy("continuous").plan(snapshot(lane))) == ["long/0", "mid/0", "short/0"]
+    assert len(stepped(policy(replace(POLICIES["synerdiff"], order="sharing")).plan(snapshot(lane)))) == 3
+
+
+def test_skipping_guidance_lets_more_tasks_in_while_others_wait_and_nobody_skips_at_ease() -> None:
+    tasks = [running(name, at=5) for name in "abcd"]
+    busy = policy("synerdiff").plan(snapshot(unet_lane(*tasks), budget=HALF))
+    assert len(stepped(busy)) == 2 + 1
+    assert sum(len(item.unet.skipping) for item in busy.items if item.unet) == 2
+    at_ease = policy("synerdiff").plan(snapshot(unet_lane(*tasks[:2]), budget=HALF))
+    assert len(stepped(at_ease)) == 2
+    assert not any(item.unet.skipping for item in at_ease.items if item.unet)
+    without = replace(POLICIES["synerdiff"], skip_cfg=False)
+    assert len(stepped(policy(without).plan(snapshot(unet_lane(*tasks), budget=HALF)))) == 2
+
+
+def test_synerdiff_without_a_profile_is_continuous() -> None:
+    seen = snapshot(unet_lane(running("b"), running("a", at=2)), decodes=(decode("x"),), profile=None)
+    assert policy("synerdiff").plan(seen) == replace(policy("continuous").plan(seen), why="")
+    pool = PoolSnapshot(0, tuple(waiting(name) for name in "abcdef"), (unet_lane(),))
+    assert policy("synerdiff").admit(pool) == policy("continuous").admit(pool)
+
+
+def test_decodes_wait_for_the_tick_that_is_planned_with_the_steps() -> None:
+    full = unet_lane(running("a"), wants_plan=False)
+    assert not policy("synerdiff").plan(snapshot(full, decodes=(decode("x"),))).items
+    assert parts(policy("synerdiff").plan(snapshot(unet_lane(), decodes=(decode("x"),))))
+    assert parts(policy("continuous").plan(snapshot(full, decodes=(decode("x"),))))
+
+
+def test_a_planned_round_is_as_the_profile_says_it_pays() -> None:
+    seen = snapshot(unet_lane(running("a")), decodes=(decode("x"),))
+    assert policy("synerdiff").plan(seen).in_step
+    free = replace(PROFILE, mechanisms=Mechanisms(in_step=False))
+    assert not policy("synerdiff").plan(replace(seen, profiles={KEY: free})).in_step
+    told = replace(POLICIES["synerdiff"], in_step=True, plan_ahead=3)
+    assert policy(told).plan(replace(seen, profiles={KEY: free})).in_step
+    assert (policy("synerdiff").plan_ahead(CHUNKED), policy(told).plan_ahead(CHUNKED)) == (1, 3)
+    assert all(item.predicted_ms > 0 for item in policy("synerdiff").plan(seen).items)
+
+
+def test_until_a_round_is_planned_decodes_go_first() -> None:
+    cold = ConfiguredPolicy(POLICIES["synerdiff"], BOUNDS, PlanBook())
+    plan = cold.plan(snapshot(unet_lane(running("a")), decodes=(decode("x"),)))
+    assert [(bool(item.unet), bool(item.vae)) for item in plan.items] == [(False, True), (True, False)]
+    assert [item.predicted_ms for item in plan.items] == [PROFILE.latency_ms(0, 1), PROFILE.latency_ms(2, 0)]
+
+
+def test_vae_workers_that_are_left_over_decode_plainly() -> None:
+    vae = tuple(VaeLane(f"v{k}", "d", "a", 0, True) for k in range(2))
+    plan = policy("synerdiff").plan(
+        snapshot(unet_lane(running("a")), vae=vae, decodes=tuple(decode(n) for n in "wxyz"))
+    )
+    by_worker = {w: sum(len(i.vae.parts) for i in plan.items if i.vae and i.vae.worker_id == w) for w in ("v0", "v1")}
+    assert by_worker == {"v0": 2, "v1": 2}
+
+
+def test_a_more_urgent_task_is_let_in_beside_a_full_batch() -> None:
+    residents = [running(f"r{k}", of=50, at=1) for k in range(3)]
+    short, long = waiting("short", of=8), waiting("long", of=60)
+
+    def admitted(name: str) -> list[str]:
+        pool = PoolSnapshot(0, (long, short), (unet_lane(*residents),), {("d", KEY): PROFILE})
+        return [a.task_id for a in policy(name, PolicyBounds(unet_batch=2, prepare_ahead=1)).admit(pool)]
+
+    assert admitted("synerdiff") == ["short/0"]
+    assert admitted("continuous") == []
+
+
+def test_tasks_spread_over_the_workers_of_their_model() -> None:
+    lanes = (unet_lane(running("a"), worker_id="u1"), unet_lane(worker_id="u2"), unet_lane(worker_id="u3"))
+    tasks: tuple[WaitingTask, ...] = tuple(waiting(name) for name in "wxyz")
+    for name in ("continuous", "synerdiff"):
+        pool = PoolSnapshot(0, tasks, lanes, {("d", KEY): PROFILE})
+        assert [a.worker_id for a in policy(name).admit(pool)] == ["u2", "u3", "u1", "u2"]
+
+
+def test_the_most_urgent_batch_key_comes_first_and_keys_never_share_an_item() -> None:
+    tasks: list[RunningTask] = [running("odd", key=OTHER_KEY, of=4), running("even", of=8)]
+    plan = policy("synerdiff").plan(snapshot(unet_lane(*tasks), decodes=(decode("x"),)))
+    assert stepped(plan) == ["odd/0", "even/0"]
+
+
+def test_no_round_is_planned_past_the_last_call_of_a_task_so_that_its_decode_is_in_the_next_one() -> None:
+    ending = replace(unet_lane(running("a")), undecoded=2)
+    assert not policy("synerdiff").plan(snapshot(ending)).items
+    assert stepped(policy("synerdiff").plan(snapshot(replace(ending, preparing=1)))) == ["a/0"]
+    assert stepped(policy("continuous").plan(snapshot(ending))) == ["a/0"]

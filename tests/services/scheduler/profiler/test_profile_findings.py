@@ -1,0 +1,58 @@
+"""What a profile says of a device, on latencies that are known."""
+
+from dataclasses import replace
+
+import pytest
+
+from services.scheduler.profiler.profile_findings import best_gain, decodes_at_once, subject_of, with_findings
+from synerdiff.profiles import Cell, ItemCaps, Profile, Setting
+from tests.services.scheduler.harness import CARD
+from tests.services.scheduler.measured_profiles import SUBJECT, profile, record
+
+
+def grid(latency: dict[tuple[int, int], float], max_rows: int, max_decodes: int) -> Profile:
+    cells = tuple(Cell(r, v, ms, ms) for (r, v), ms in latency.items())
+    return Profile(SUBJECT, cells, ItemCaps(max_rows // 2, max_decodes), "now")
+
+
+def test_the_cap_of_tasks_is_the_knee() -> None:
+    flat = {(r, 0): max(80.0, 10.0 * r) for r in range(1, 17)}
+    knee = with_findings(grid(flat | {(0, 1): 5.0}, 16, 1), slots=32)
+    assert knee.caps.unet == 4
+    assert with_findings(knee, slots=3).caps.unet == 3
+
+
+def test_decodes_stop_where_they_gain_nothing() -> None:
+    alone = {(8, 0): 100.0, (1, 0): 20.0, (16, 0): 200.0} | {(0, v): 10.0 * v for v in range(1, 7)}
+    hidden = {(8, v): max(105.0, 35.0 * v) for v in range(1, 7)}
+    assert decodes_at_once(grid(alone | hidden, 16, 6), 8) == 3
+    spiking = {(8, v): 90.0 + 60.0 * v for v in range(1, 7)}
+    assert decodes_at_once(grid(alone | spiking, 16, 6), 8) == 1
+
+
+def test_running_side_by_side_pays_where_time_is_saved() -> None:
+    two_cores = with_findings(profile(), slots=32)
+    assert best_gain(two_cores, two_cores.caps) == pytest.approx(0.18, abs=0.02)
+    assert two_cores.mechanisms.beside
+    slower = [
+        replace(cell, median_ms=3 * cell.median_ms, p90_ms=3 * cell.p90_ms) if cell.rows and cell.decodes else cell
+        for cell in profile().cells
+    ]
+    assert not with_findings(profile().with_cells(slower), slots=32).mechanisms.beside
+
+
+def test_a_subject_names_all_that_a_profile_depends_on() -> None:
+    card = replace(CARD, latent_channels=4)
+    unet, vae = record("unet", model_card=card), record("vae", model_card=replace(CARD, size_multiple=8))
+    assert subject_of(unet, vae, 256, 256) == SUBJECT
+    assert subject_of(unet, vae, 512, 256).latent_shape == (4, 32, 64)
+    assert subject_of(unet, replace(vae, dtype="bfloat16"), 256, 256).dtype == "float32 + bfloat16"
+    assert subject_of(unet, replace(vae, threads=1), 256, 256).shares == "2 + 1 threads"
+    gpu = subject_of(replace(unet, threads=0), replace(vae, threads=0), 256, 256)
+    assert gpu.shares == "as the device shares"
+
+
+def test_settings_say_the_threads_of_the_sides_that_have_a_part() -> None:
+    measured = profile()
+    assert {cell.setting for cell in measured.cells if not cell.decodes} == {Setting(1, 2, 0), Setting(1, 1, 0)}
+    assert {cell.setting for cell in measured.cells if cell.rows and cell.decodes} == {Setting(1, 1, 1)}

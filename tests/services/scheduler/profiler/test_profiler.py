@@ -1,0 +1,154 @@
+"""Probing and profiling against workers whose times are known: what comes out, what is left behind, what fails."""
+
+import asyncio
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from services.scheduler.profiler.probe_rounds import ProbeFailed, ProbeItem
+from services.scheduler.profiler.probing import Prober
+from services.scheduler.profiler.profile_findings import subject_of
+from services.scheduler.profiler.profiler import Profiler, ProfilerOptions
+from services.scheduler.profiler.profiling import Probe
+from services.scheduler.profiler.samples import Effort
+from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone
+from synerdiff.profiles import Profile, Setting, dump, parse
+from tests.services.scheduler.measured_profiles import two_cores
+from tests.services.scheduler.timed_pair import Report, TimedPair, pair
+
+FEW = Effort(least=3, most=4)
+
+
+class Bench:
+    """A prober with its pair."""
+
+    def __init__(self, slots: int = 32) -> None:
+        self.pair = TimedPair(self._told, slots)
+        ticks = itertools.count(1)
+        self.prober = Prober(pair(slots), (256, 256), 7, self.pair.send, lambda: next(ticks))
+
+    def _told(self, worker_id: str, report: Report) -> None:
+        match report:
+            case TaskReady():
+                self.prober.task_ready(report)
+            case TaskFailed():
+                self.prober.task_failed(report)
+            case UnetTickDone():
+                self.prober.unet_tick_done(report)
+            case _:
+                self.prober.vae_tick_done(report)
+
+    async def profile(self, **options: object) -> Profile:
+        made = await Profiler(ProfilerOptions(effort=FEW, **options)).run(self.prober)  # type: ignore[arg-type]
+        self.prober.close()
+        return made
+
+
+@pytest.mark.parametrize(
+    ("rows", "decodes", "setting"),
+    [(1, 0, Setting(1, 2, 0)), (7, 0, Setting(1, 1, 0)), (0, 3, Setting(2, 0, 2)), (5, 2, Setting(1, 1, 1))],
+)
+async def test_a_cell_is_measured_as_it_was_asked_for(rows: int, decodes: int, setting: Setting) -> None:
+    bench, probe = Bench(), Probe(rows, decodes, setting)
+    cell, outliers = await bench.prober.measure(probe, FEW)
+    assert cell.median_ms == pytest.approx(two_cores(probe), rel=1e-3)
+    assert (cell.rows, cell.decodes, cell.setting, outliers) == (rows, decodes, setting, 0)
+    assert cell.samples >= 3
+    assert (cell.unet_ms > 0, cell.vae_ms > 0) == (rows > 0, decodes > 0)
+
+
+async def test_a_profile_is_what_was_measured_with_what_follows_from_it() -> None:
+    bench = Bench()
+    made = await bench.profile(max_rows=16, max_decodes=4, chunks=(1, 2))
+    for rows, decodes in ((1, 0), (16, 0), (9, 0), (12, 3), (16, 4)):
+        best = min(
+            two_cores(Probe(rows, decodes, setting))
+            for setting in ([Setting(1, 1, 1)] if decodes else [Setting(1, 2, 0), Setting(1, 1, 0)])
+        )
+        assert made.latency_ms(rows, decodes) == pytest.approx(best, rel=0.1)
+    assert made.interpolation_error <= 0.1
+    assert made.subject == subject_of(bench.prober.pair.unet, bench.prober.pair.vae, 256, 256)
+    assert made.mechanisms.beside
+    assert not made.mechanisms.chunking
+    assert parse(dump(made)) == made
+
+
+async def test_the_workers_hold_nothing_afterwards() -> None:
+    bench = Bench()
+    await bench.profile(max_rows=8, max_decodes=2, chunks=(1,))
+    assert bench.pair.held == {}
+    assert bench.pair.images == set()
+
+
+async def test_no_more_tasks_than_there_are_slots() -> None:
+    bench = Bench(slots=6)
+    made = await bench.profile(max_rows=64, max_decodes=10, chunks=(1,))
+    assert bench.pair.most_held <= 6
+    assert made.caps.unet <= 6
+
+
+async def test_tasks_that_are_through_are_replaced() -> None:
+    bench = Bench()
+    many = Effort(least=250, most=250)
+    cell, _ = await bench.prober.measure(Probe(4, 0, Setting(1, 2, 0)), many)
+    assert cell.samples == 250
+    assert len(bench.pair.held) == 2
+
+
+async def test_workers_that_do_not_wait_for_each_other_get_an_item_a_plan() -> None:
+    bench = Bench()
+    bench.pair.step_free = True
+    made = await bench.profile(max_rows=4, max_decodes=2, chunks=(1,))
+    assert not made.mechanisms.in_step
+    assert any("no pace" in note for note in made.notes)
+    assert made.latency_ms(4, 2) == pytest.approx(two_cores(Probe(4, 2, Setting(1, 1, 1))), rel=1e-3)
+
+
+async def test_a_call_that_fails_is_said_and_the_rest_can_go_on() -> None:
+    bench, profiler = Bench(), Profiler(ProfilerOptions(max_rows=8, max_decodes=2, chunks=(1,), effort=FEW))
+    bench.pair.broken = 8
+    with pytest.raises(ProbeFailed, match="the UNet call failed"):
+        await profiler.run(bench.prober)
+    measured = profiler.measurements
+    assert measured > 0
+    bench.pair.broken = 0
+    bench.prober.close()
+    again = Bench()
+    made = await profiler.run(again.prober)
+    assert profiler.measurements == len(made.cells)
+    assert made.latency_ms(8, 0) > 0
+
+
+async def test_giving_way_ends_a_measurement_at_once_and_leaves_nothing() -> None:
+    bench = Bench()
+    await bench.prober.measure(Probe(4, 2, Setting(1, 1, 1)), FEW)
+    bench.pair.paused = True
+    measuring = asyncio.create_task(bench.prober.measure(Probe(4, 2, Setting(1, 1, 1)), FEW))
+    await asyncio.sleep(0.01)
+    assert not measuring.done()
+    bench.prober.give_way()
+    assert bench.pair.held == {}
+    with pytest.raises(ProbeFailed, match="gave way"):
+        await asyncio.wait_for(measuring, 1)
+
+
+async def test_giving_way_takes_along_tasks_that_are_still_on_their_way() -> None:
+    bench = Bench()
+    measuring = asyncio.create_task(bench.prober.measure(Probe(4, 2, Setting(1, 1, 1)), FEW))
+    while not bench.pair.held:
+        await asyncio.sleep(0)
+    bench.prober.give_way()
+    assert bench.pair.held == {}
+    with pytest.raises(ProbeFailed, match="gave way"):
+        await asyncio.wait_for(measuring, 1)
+    assert bench.pair.held == {}
+
+
+async def test_a_report_that_does_not_match_is_no_measurement() -> None:
+    bench = Bench()
+    await bench.prober.run_round([ProbeItem(4, 0, Setting())], in_step=False)
+    task = next(iter(bench.pair.held.values()))
+    bench.pair.held[task.task_id] = replace(task, guidance_scale=1.0)
+    with pytest.raises(ProbeFailed, match="4 UNet rows were asked for, 3 were computed"):
+        await bench.prober.run_round([ProbeItem(4, 0, Setting())], in_step=False)

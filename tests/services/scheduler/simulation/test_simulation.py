@@ -1,0 +1,179 @@
+"""The simulation: deterministic, nothing is lost, and its times are the profile's."""
+
+from dataclasses import replace
+
+import pytest
+
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.controller import ControllerSettings
+from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.simulation.simulated_workers import Overheads
+from services.scheduler.simulation.simulation import SimulatedPool, simulate, simulate_spec
+from services.scheduler.simulation.simulation_results import most_within
+from services.scheduler.simulation.workloads import Arrival, Mix, burst, poisson
+from services.scheduler.snapshots import Admission, DomainSnapshot, Item, PoolSnapshot, TickPlan
+from synerdiff.profiles import ItemCaps, Profile
+from synerdiff.requests import Priority
+from tests.services.scheduler.simulated import PAPER, straight_line_profile
+
+CONTINUOUS = ConfiguredPolicy(POLICIES["continuous"], PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=2))
+MIXED = Mix(
+    steps=((8, 0.5), (20, 0.5)),
+    guided_share=0.8,
+    priorities=((Priority.HIGH, 0.2), (Priority.NORMAL, 0.8)),
+)
+
+
+def test_one_request_takes_what_the_profile_says() -> None:
+    overheads = Overheads(slots=4, prepare_ms=7, store_ms=3, report_ms=1)
+    pool = SimulatedPool(straight_line_profile(), overheads=overheads)
+    outcome = simulate(pool, CONTINUOUS, [Arrival(at_ms=100.0, steps=6)]).outcomes[0]
+    # Prepared, six calls of two rows without a pause since plans run ahead, the last report, the decode, its report,
+    # the image stored.
+    assert outcome.latency_ms == pytest.approx(7 + 6 * 20 + 1 + 20 + 1 + 3)
+    assert outcome.decode_ms == pytest.approx(20 + 1)
+
+
+def test_an_unguided_request_costs_one_row_a_call() -> None:
+    pool = SimulatedPool(straight_line_profile(), overheads=Overheads(prepare_ms=0, store_ms=0, report_ms=0))
+    outcome = simulate(pool, CONTINUOUS, [Arrival(at_ms=0.0, steps=6, guided=False)]).outcomes[0]
+    assert outcome.latency_ms == pytest.approx(6 * 15 + 20)
+
+
+def test_lanes_that_run_free_take_the_time_beside_each_other_only_while_both_are_busy() -> None:
+    overheads = Overheads(prepare_ms=0, store_ms=0, report_ms=0)
+    pool = SimulatedPool(straight_line_profile(), overheads=overheads)
+    short, long = simulate(pool, CONTINUOUS, [Arrival(0.0, steps=1), Arrival(0.0, steps=4)]).outcomes
+    # A call of four rows (30 ms) for both. Then the decode stands beside calls of two rows that take 20 ms alone:
+    # L(2, 1) = 40 ms, in which both sides get through exactly one. Two calls are left to run alone.
+    assert short.latency_ms == pytest.approx(30 + 40)
+    assert long.latency_ms == pytest.approx(30 + 40 + 2 * 20 + 20)
+
+
+def test_nothing_is_lost_and_the_same_seed_gives_the_same_outcome() -> None:
+    arrivals = poisson(4.0, 80, MIXED, seed=3)
+    pool = SimulatedPool(PAPER, domains=2)
+    first, second = (simulate(pool, CONTINUOUS, arrivals) for _ in range(2))
+    assert first == second
+    assert len(first.outcomes) == 80
+    assert not any(outcome.failed for outcome in first.outcomes)
+    assert all(outcome.arrived_ms <= outcome.started_ms < outcome.ended_ms for outcome in first.outcomes)
+    assert poisson(4.0, 80, MIXED, seed=4) != arrivals
+
+
+def test_requests_out_of_time_fail_at_their_deadline_and_the_others_are_served() -> None:
+    timed = Mix(steps=((20, 1.0),), timed_share=0.5, timeout_s=3.0)
+    arrivals = burst(150, timed, seed=1)
+    result = simulate(SimulatedPool(PAPER), CONTINUOUS, arrivals)
+    failed = [outcome for outcome in result.outcomes if outcome.failed]
+    assert failed
+    assert all(outcome.latency_ms == 3000 for outcome in failed)
+    untimed = [outcome for arrival, outcome in zip(arrivals, result.outcomes, strict=True) if not arrival.timeout_s]
+    assert not any(outcome.failed for outcome in untimed)
+    assert result.summary.failed == len(failed)
+
+
+def test_an_image_is_a_task_of_its_own() -> None:
+    overheads = Overheads(prepare_ms=0, store_ms=0, report_ms=0)
+    pool = SimulatedPool(straight_line_profile(), overheads=overheads)
+    result = simulate(pool, CONTINUOUS, [Arrival(0.0, steps=5, images=2)])
+    # Both images in calls of four rows, then both decoded at once.
+    assert result.outcomes[0].latency_ms == pytest.approx(5 * 30 + 2 * 20)
+
+
+def test_the_queue_is_read_by_priority() -> None:
+    arrivals = [replace(arrival, priority=Priority.LOW) for arrival in burst(150, Mix(), seed=1)]
+    arrivals.append(Arrival(at_ms=1.0, priority=Priority.HIGH))
+    outcomes = simulate(SimulatedPool(PAPER), CONTINUOUS, arrivals).outcomes
+    assert outcomes[-1].ended_ms < sorted(outcome.ended_ms for outcome in outcomes)[20]
+
+
+def test_throughput_at_saturation_is_the_capacity() -> None:
+    profile = straight_line_profile(caps=ItemCaps(3, 2))
+    mix = Mix(steps=((20, 1.0),))
+    result = simulate(SimulatedPool(profile), CONTINUOUS, burst(120, mix, seed=1))
+    # Three tasks in 40 ms a call, and 20 ms a decode.
+    assert mix.capacity_per_s(profile) == pytest.approx(1000 / (20 * 40 / 3 + 20))
+    assert result.summary.requests_per_s == pytest.approx(mix.capacity_per_s(profile), rel=0.03)
+    assert result.summary.busy_share == pytest.approx(1.0, abs=0.01)
+
+
+class _Idle:
+    """A policy that does nothing."""
+
+    name = "idle"
+
+    def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
+        return ()
+
+    def plan(self, snapshot: DomainSnapshot) -> TickPlan:
+        return TickPlan(())
+
+    def plan_ahead(self, profile: Profile | None) -> int:
+        return 1
+
+
+class _InStep:
+    """Continuous, in step: the UNet part, then the decodes, then nothing beside each other."""
+
+    name = "in step"
+
+    def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
+        return CONTINUOUS.admit(snapshot)
+
+    def plan(self, snapshot: DomainSnapshot) -> TickPlan:
+        items = CONTINUOUS.plan(snapshot).items
+        apart = [Item(i.unet, None) for i in items if i.unet] + [Item(None, i.vae) for i in items if i.vae]
+        return TickPlan(tuple(apart), in_step=True)
+
+    def plan_ahead(self, profile: Profile | None) -> int:
+        return 1
+
+
+def test_items_in_step_wait_for_each_other() -> None:
+    overheads = Overheads(prepare_ms=0, store_ms=0, report_ms=0)
+    pool = SimulatedPool(straight_line_profile(), overheads=overheads)
+    short, long = simulate(pool, _InStep(), [Arrival(0.0, steps=1), Arrival(0.0, steps=4)]).outcomes
+    # A call of both; then a call of one, after it the decode of the other, and only then the next call.
+    assert short.latency_ms == pytest.approx(30 + 20 + 20)
+    assert long.latency_ms == pytest.approx(30 + 20 + 20 + 2 * 20 + 20)
+
+
+def test_a_burst_moves_the_threshold_up_and_back() -> None:
+    arrivals = [Arrival(0.0), *(Arrival(3000.0) for _ in range(30)), Arrival(20_000.0)]
+    result = simulate_spec(SimulatedPool(PAPER), POLICIES["synerdiff"], arrivals)
+    history = [switch.threshold for switch in result.switches]
+    lowest = ControllerSettings().lowest
+    assert history[0] == lowest
+    assert max(history) == 1.0
+    assert history[-1] == lowest
+    assert result.summary.switches_per_s == 1
+
+
+def test_plans_of_one_simulation_serve_the_next() -> None:
+    plans = PlanBook(solve_now=True)
+    arrivals = burst(8, Mix(steps=((4, 1.0),)), seed=0)
+    fresh, first, second = (
+        simulate_spec(SimulatedPool(PAPER), POLICIES["synerdiff"], arrivals, plans=book)
+        for book in (None, plans, plans)
+    )
+    assert len(plans) > 0
+    assert fresh == first == second
+
+
+def test_a_constant_threshold_is_kept() -> None:
+    spec = replace(POLICIES["synerdiff"], controller=False, threshold=0.9)
+    result = simulate_spec(SimulatedPool(PAPER), spec, burst(6, Mix(steps=((4, 1.0),)), seed=0))
+    assert [switch.threshold for switch in result.switches] == [0.9]
+    assert result.summary.mean_threshold == pytest.approx(0.9)
+
+
+def test_a_policy_that_serves_nobody_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="left 3 requests"):
+        simulate(SimulatedPool(PAPER), _Idle(), burst(3, Mix(), seed=0))
+
+
+def test_most_within_counts_a_moment_at_the_end_of_the_window_to_the_next() -> None:
+    assert most_within([0.0, 1000.0, 2000.0], 1000.0) == 1
+    assert most_within([0.0, 999.0, 1001.0], 1000.0) == 2
+    assert most_within([], 1000.0) == 0

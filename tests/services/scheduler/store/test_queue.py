@@ -1,0 +1,305 @@
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from services.scheduler.store import keys
+from services.scheduler.store.queue import JobStore, JobStoreSettings, QueueDepth
+from services.scheduler.store.scripts import Lease, TransitionRefused
+from synerdiff.errors import AlreadyExists, QueueFull, Unavailable
+from synerdiff.jobs import JobState
+from synerdiff.redis_client import connect
+from synerdiff.redis_process import RedisProcess
+from synerdiff.requests import Priority
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, a_request, new_leader
+
+
+async def accept(store: JobStore, abandonable: bool = False, **changes: object) -> str:
+    return (await store.accept(a_request(**changes), DIGEST, abandonable)).job_id
+
+
+async def test_a_job_keeps_its_request_to_the_last_field(store: JobStore) -> None:
+    request = a_request(request_id="r1", prompt='tab\t"quotes" \u2028 \x00 und mehr', num_images=3)
+    job_id, created = await store.accept(request, DIGEST, abandonable=True)
+    record = await store.job(job_id)
+    assert created
+    assert record is not None
+    assert record.request == request
+    assert record.state is JobState.QUEUED
+    assert record.abandonable
+    assert record.deadline_ms - record.accepted_at_ms == request.timeout_ms
+    assert await store.job("no-such-job") is None
+
+
+async def test_a_request_id_makes_one_job(store: JobStore) -> None:
+    request = a_request(request_id="r1")
+    results = await asyncio.gather(*(store.accept(request, DIGEST, abandonable=False) for _ in range(8)))
+    assert len({result.job_id for result in results}) == 1
+    assert sum(result.created for result in results) == 1
+    with pytest.raises(AlreadyExists, match="r1"):
+        await store.accept(request, b"other", abandonable=False)
+
+
+async def test_submitting_a_generated_job_makes_it_outlive_its_followers(store: JobStore) -> None:
+    job_id = await accept(store, request_id="r1", abandonable=True)
+    assert await accept(store, request_id="r1", abandonable=False) == job_id
+    record = await store.job(job_id)
+    assert record is not None
+    assert not record.abandonable
+    await store.sweep_abandoned(record.accepted_at_ms)
+    assert await store.sweep_abandoned(record.accepted_at_ms + 4000) == 0
+    assert await store.sweep_abandoned(record.accepted_at_ms + 8000) == 0
+    assert await store.sweep_abandoned(record.accepted_at_ms + 12000) == 0
+
+
+async def test_a_full_queue_refuses_only_its_own_model_and_leaves_nothing(redis: Redis) -> None:
+    store = JobStore(redis, JobStoreSettings(max_waiting=2, retry_after_s=7.0))
+    await accept(store)
+    first = await accept(store, request_id="kept")
+    before = sorted(await redis.keys())
+    with pytest.raises(QueueFull, match="2 jobs are waiting for model 'emoji'") as refusal:
+        await accept(store, request_id="new")
+    assert refusal.value.retry_after_s == 7.0
+    assert sorted(await redis.keys()) == before
+    assert await accept(store, request_id="kept") == first
+    await accept(store, model="other")
+
+
+async def test_jobs_are_read_by_priority_and_then_by_arrival(store: JobStore, lease: Lease) -> None:
+    low = await accept(store, priority=Priority.LOW)
+    normal = [await accept(store) for _ in range(3)]
+    high = await accept(store, priority=Priority.HIGH)
+    other = await accept(store, model="other", priority=Priority.HIGH)
+    assert [await store.position(job_id) for job_id in [high, *normal, low, other]] == [0, 1, 2, 3, 4, 0]
+
+    first = await store.read_new(lease, ["emoji", "other"], 3)
+    assert [record.job_id for record in first] == [high, other, normal[0]]
+    assert await store.position(normal[0]) == 1, "read ahead, but still waiting"
+    assert [record.job_id for record in await store.read_new(lease, ["emoji"], 100)] == [*normal[1:], low]
+    assert await store.read_new(lease, ["emoji", "other", "unknown"], 100) == []
+
+
+async def test_ended_jobs_are_passed_over_without_costing_room(store: JobStore, lease: Lease, redis: Redis) -> None:
+    jobs = [await accept(store) for _ in range(5)]
+    for job_id in jobs[:3]:
+        await store.cancel(job_id, "not any more")
+    assert [record.job_id for record in await store.read_new(lease, ["emoji"], 2)] == jobs[3:]
+    pending = await redis.xpending(keys.queue("emoji", Priority.NORMAL), keys.GROUP)
+    assert pending["pending"] == 2
+
+
+async def test_a_new_leader_finds_more_than_one_page_of_pending_jobs(store: JobStore, redis: Redis) -> None:
+    jobs = set(await asyncio.gather(*(accept(store) for _ in range(130))))
+    await store.read_new(await new_leader(redis), ["emoji"], 200)
+    pending = await store.read_pending(await new_leader(redis, instance_id="two"))
+    assert len(pending) == 130
+    assert {record.job_id for record in pending} == jobs
+
+
+async def test_depths_count_what_waits(store: JobStore, lease: Lease) -> None:
+    assert await store.queue_depths() == []
+    await accept(store)
+    await accept(store)
+    await asyncio.sleep(0.02)
+    (depth,) = await store.queue_depths()
+    assert depth[:3] == ("emoji", Priority.NORMAL, 2)
+    assert 0.02 <= depth.oldest_age_s < 10
+    for record in await store.read_new(lease, ["emoji"], 2):
+        await store.start(lease, record.job_id)
+    assert await store.queue_depths() == [QueueDepth("emoji", Priority.NORMAL, 0, 0.0)]
+
+
+async def test_cancelling_a_running_job_tells_its_pool_and_only_that(store: JobStore, redis: Redis) -> None:
+    leases = [await new_leader(redis, pool) for pool in ("a", "b")]
+    heard: dict[str, list[str]] = {"a": [], "b": []}
+
+    async def hear(pool: str) -> None:
+        async for job_id in store.controls(pool):
+            heard[pool].append(job_id)
+
+    hearing = [asyncio.create_task(hear(pool)) for pool in heard]
+    while [count for _, count in await redis.pubsub_numsub(*map(keys.controls, heard))] != [1, 1]:
+        await asyncio.sleep(0.02)
+    job_id, waiting = await accept(store), await accept(store)
+    await store.read_new(leases[0], ["emoji"], 1)
+    await store.start(leases[0], job_id)
+    record = await store.cancel(job_id, "changed my mind")
+    assert record is not None
+    assert record.state is JobState.CANCELLED
+    await store.cancel(job_id, "again")
+    await store.cancel(waiting, "nobody has it")
+    await asyncio.sleep(0.5)
+    assert heard == {"a": [job_id], "b": []}
+    assert await store.ended([job_id, waiting]) == {job_id, waiting}
+    assert not await store.start(leases[0], job_id)
+    assert await store.cancel("no-such-job", "") is None
+    for task in hearing:
+        task.cancel()
+
+
+async def test_finishing_without_every_image_is_refused(store: JobStore, lease: Lease) -> None:
+    job_id = await accept(store, num_images=2)
+    await store.read_new(lease, ["emoji"], 1)
+    await store.start(lease, job_id)
+    await store.store_image(lease, job_id, a_picture(), 1, 8)
+    with pytest.raises(TransitionRefused, match="before all its images"):
+        await store.finish(lease, job_id, TIMINGS)
+    await store.store_image(lease, job_id, a_picture(), 0, 7)
+    assert await store.finish(lease, job_id, TIMINGS)
+
+
+async def test_another_pools_job_is_not_touched(store: JobStore, redis: Redis) -> None:
+    mine, theirs = await new_leader(redis, "mine"), await new_leader(redis, "theirs")
+    job_id = await accept(store)
+    assert not await store.start(theirs, job_id), "nobody has read it"
+    await store.read_new(mine, ["emoji"], 1)
+    assert not await store.start(theirs, job_id)
+    assert not await store.fail(theirs, job_id, 13, "no")
+    assert await store.ended([job_id], "mine") == set()
+    assert await store.ended([job_id], "theirs") == {job_id}
+
+
+async def test_a_deserted_pools_jobs_are_claimed_and_its_old_leader_is_shut_out(store: JobStore, redis: Redis) -> None:
+    old, new = await new_leader(redis, "old"), await new_leader(redis, "new")
+    job_id = await accept(store)
+    await store.read_new(old, ["emoji"], 1)
+    await store.start(old, job_id)
+    assert await store.claim_stale(new, ["emoji"], 10, 0.0) == [], "it has a leader"
+    await redis.delete(keys.PATTERNS["leader"] % "old")
+    assert await store.claim_stale(new, ["emoji"], 10, 60.0) == [], "its leader may come back"
+    (record,) = await store.claim_stale(new, ["emoji"], 10, 0.0)
+    assert (record.job_id, record.state) == (job_id, JobState.RUNNING)
+    # The old leader's token is still its pool's newest; the job is not its pool's any more.
+    assert not await store.store_image(old, job_id, a_picture(), 0, 7)
+    assert await store.read_pending(old) == []
+    assert await store.store_image(new, job_id, a_picture(), 0, 7)
+    assert await store.finish(new, job_id, TIMINGS)
+
+
+async def test_deadlines_end_waiting_and_running_jobs_once(store: JobStore, lease: Lease) -> None:
+    running, waiting = await accept(store, timeout_ms=1000), await accept(store, timeout_ms=1000)
+    patient, timeless = await accept(store), await accept(store, timeout_ms=0)
+    await store.read_new(lease, ["emoji"], 1)
+    await store.start(lease, running)
+    record = await store.job(waiting)
+    assert record is not None
+    assert await store.sweep_expired(record.deadline_ms - 500) == 0
+    assert await store.sweep_expired(record.deadline_ms) == 2
+    assert await store.sweep_expired(record.deadline_ms) == 0
+    for job_id in (running, waiting):
+        ended = await store.job(job_id)
+        assert ended is not None
+        assert (ended.state, ended.error_code) == (JobState.FAILED, 4)
+        assert "timeout" in ended.error_message
+    assert await store.ended([patient, timeless]) == set()
+    assert not await store.start(lease, running)
+
+
+async def test_a_sweep_goes_through_more_than_one_batch(store: JobStore) -> None:
+    await asyncio.gather(*(accept(store, timeout_ms=1) for _ in range(230)))
+    await asyncio.sleep(0.01)
+    assert await store.sweep_expired() == 230
+
+
+async def test_abandoned_jobs_are_cancelled_after_their_lease(store: JobStore) -> None:
+    job_id, kept = await accept(store, abandonable=True), await accept(store)
+    record = await store.job(job_id)
+    assert record is not None
+    start_ms = record.accepted_at_ms
+    assert await store.sweep_abandoned(start_ms) == 0
+    assert await store.sweep_abandoned(start_ms + 4_000) == 0
+    assert await store.sweep_abandoned(start_ms + 8_000) == 0
+    assert await store.sweep_abandoned(start_ms + 11_000) == 1
+    assert await store.ended([job_id, kept]) == {job_id}
+
+
+async def test_a_pause_in_sweeping_abandons_nobody(store: JobStore) -> None:
+    """Redis or all schedulers away for long: the followers could not renew, and get one lease time to come back."""
+    job_id = await accept(store, abandonable=True)
+    record = await store.job(job_id)
+    assert record is not None
+    back_ms = record.accepted_at_ms + 60_000
+    await store.sweep_abandoned(record.accepted_at_ms)
+    assert await store.sweep_abandoned(back_ms) == 0
+    assert await store.sweep_abandoned(back_ms + 4_900) == 0
+    assert await store.sweep_abandoned(back_ms + 9_800) == 0
+    assert await store.sweep_abandoned(back_ms + 10_100) == 1
+
+
+async def test_an_ended_job_goes_after_its_retention_and_a_live_one_never(redis: Redis) -> None:
+    store = JobStore(redis, JobStoreSettings(retention_s=0.2))
+    lease = await new_leader(redis)
+    ended, live = await accept(store, request_id="r1"), await accept(store, request_id="r2")
+    await store.read_new(lease, ["emoji"], 2)
+    for job_id in (ended, live):
+        await store.start(lease, job_id)
+        await store.store_image(lease, job_id, a_picture(), 0, 7)
+    await store.finish(lease, ended, TIMINGS)
+    await asyncio.sleep(0.3)
+    left = {str(key, "utf-8") for key in await redis.keys() if isinstance(key, bytes)}
+    assert not {key for key in left if ended in key or key.endswith("r1")}
+    assert {keys.job(live), keys.events(live), keys.images(live)} <= left
+    assert await accept(store, request_id="r1") != ended
+    assert await store.trim() == 1
+
+
+async def test_trimming_keeps_the_lag_known(store: JobStore, lease: Lease, redis: Redis) -> None:
+    stream = keys.queue("emoji", Priority.NORMAL)
+    jobs = [await accept(store) for _ in range(5)]
+    await store.read_new(lease, ["emoji"], 3)
+    await store.fail(lease, jobs[0], 13, "no")
+    await store.cancel(jobs[2], "no")
+    await store.cancel(jobs[4], "undelivered")
+    assert await store.trim() == 1, "all before the second, which is pending"
+    (group,) = await redis.xinfo_groups(stream)
+    assert (group["pending"], group["lag"]) == (1, 2)
+    await store.fail(lease, jobs[1], 13, "no")
+    await store.read_new(lease, ["emoji"], 9)
+    await store.fail(lease, jobs[3], 13, "no")
+    await store.trim()
+    (group,) = await redis.xinfo_groups(stream)
+    assert (group["pending"], group["lag"]) == (0, 0)
+    assert await redis.xlen(stream) == 1
+
+
+async def test_nothing_accepted_or_delivered_is_lost_by_kill_9(own_redis: RedisProcess) -> None:
+    redis = connect(own_redis.url)
+    store = JobStore(redis)
+    lease = await new_leader(redis)
+    delivered, waiting = await accept(store, request_id="r1"), await accept(store)
+    await store.read_new(lease, ["emoji"], 1)
+    own_redis.restart()
+    assert await accept(store, request_id="r1") == delivered
+    assert [record.job_id for record in await store.read_pending(lease)] == [delivered]
+    assert [record.job_id for record in await store.read_new(lease, ["emoji"], 9)] == [waiting]
+    own_redis.restart()
+    assert [record.job_id for record in await store.read_pending(lease)] == [delivered, waiting]
+    await redis.aclose()
+
+
+async def test_a_leader_waits_for_redis_and_the_api_soon_says_it_is_away(own_redis: RedisProcess) -> None:
+    redis = connect(own_redis.url)
+    store = JobStore(redis, JobStoreSettings(api_patience_s=0.3))
+    lease = await new_leader(redis)
+    job_id = await accept(store)
+    await store.read_new(lease, ["emoji"], 1)
+    own_redis.kill9()
+    starting = asyncio.create_task(store.start(lease, job_id))
+    before = asyncio.get_running_loop().time()
+    with pytest.raises(Unavailable):
+        await store.job(job_id)
+    assert asyncio.get_running_loop().time() - before < 5.0
+    assert not starting.done()
+    own_redis.start()
+    assert await starting
+    await redis.aclose()
+
+
+async def test_a_hung_redis_is_away_within_the_patience(own_redis: RedisProcess) -> None:
+    redis = connect(own_redis.url)
+    store = JobStore(redis, JobStoreSettings(api_patience_s=0.3))
+    await accept(store)
+    await redis.client_pause(1500)
+    with pytest.raises(Unavailable, match="no answer within"):
+        await accept(store)
+    await redis.aclose()

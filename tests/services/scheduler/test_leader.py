@@ -1,0 +1,52 @@
+"""A leader lets its plans go by profiles as they turn out, between ticks."""
+
+import asyncio
+from typing import Any, cast
+
+from services.scheduler.conduct import Conduct
+from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.leader import Leader
+from services.scheduler.store.queue import Lease
+from services.scheduler.tasks import PlannedPart, UnetLaneState
+from services.scheduler.ticks import TickLog
+from synerdiff.plans import UnetTickDone
+from tests.services.scheduler.reports import KEY, planned, profile, timing
+
+NOBODY = cast(Any, None)
+
+
+def leader() -> Leader:
+    policy = ConfiguredPolicy(POLICIES["synerdiff"], PolicyBounds())
+    made = Leader(Lease("default", 1), Conduct(policy), NOBODY, NOBODY, TickLog())
+    made.engine.unet_attached(UnetLaneState("u", "d", "m", slots=8), ())
+    made.engine.profile_known("d", KEY, profile())
+    return made
+
+
+def report(leading: Leader, tick: int, ms: float) -> None:
+    part = PlannedPart(("t",), (planned(1, 8, predicted_ms=80.0),), 1.0, KEY, in_step=True)
+    leading.engine.holdings.unet["u"].plans[tick] = part
+    leading.unet_tick_done("u", UnetTickDone(tick, (timing(0, ms, 8),), (), ()))
+
+
+async def test_a_profile_that_is_off_is_replaced_and_one_that_is_right_is_not() -> None:
+    slow, steady = leader(), leader()
+    for tick in range(1, 101):
+        report(slow, tick, 120.0)
+        report(steady, tick, 80.0)
+    for leading in (slow, steady):
+        await leading.correct_profiles()
+    assert 115 < slow.engine.holdings.profiles["d", KEY].latency_ms(8, 0) < 121
+    assert steady.engine.holdings.profiles["d", KEY].digest == profile().digest
+    assert slow.observer.corrections["d", KEY].original.digest == profile().digest
+
+
+async def test_a_profile_that_is_taken_away_meanwhile_is_not_brought_back() -> None:
+    leading = leader()
+    for tick in range(1, 101):
+        report(leading, tick, 120.0)
+    correcting = asyncio.create_task(leading.correct_profiles())
+    await asyncio.sleep(0)  # on its way to the other thread
+    leading.engine.profile_unknown("d", KEY)
+    await correcting
+    assert leading.engine.holdings.profiles == {}
