@@ -113,7 +113,7 @@ async def send_all(
                 began = time.monotonic()
                 options: dict[str, Any] = asdict(request)
                 try:
-                    answers.append((request, await client.generate(options.pop("prompt"), **options)))
+                    answers.append((request, await client.generate(options.pop("prompt"), skip_cfg=False, **options)))
                 except Exception as error:  # every way to fail is counted; none is expected
                     errors.append(f"{type(error).__name__}: {error}")
                 latencies.append(time.monotonic() - began)

@@ -80,6 +80,7 @@ def draw_trace(events: Sequence[Event], path: Path, seconds: float) -> None:
     """
     shown = picture(events, seconds)
     try:
+        import matplotlib  # noqa: F401  its parts may be loaded already where it is not to be had
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingMatplotlib(

@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import pytest_asyncio
 
 from bench.load import largest_difference, mixed_requests, send_all, slots_used
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
-from synerdiff.client.results import Finished, Progress, Started
+from synerdiff.client.results import Finished, GenerateResult, Progress, Started
 from synerdiff.errors import Cancelled, DeadlineExceeded
 from synerdiff.jobs import JobState
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
@@ -47,6 +49,10 @@ def client_of(deployed: Running, scheduler: int = 0) -> AsyncClient:
 
 async def used(deployed: Running) -> int:
     return await slots_used(deployed.deployment.addresses)
+
+
+def pixels(result: GenerateResult) -> npt.NDArray[np.int64]:
+    return np.asarray(result.image.pil.convert("RGB")).astype(np.int64)
 
 
 async def steps_done(client: AsyncClient, job_id: str, least: int) -> None:
@@ -123,6 +129,28 @@ async def test_an_urgent_job_overtakes_those_that_wait(deployed: Running) -> Non
         states = [(await job.status()).state for job in crowd]
         assert JobState.QUEUED in states
         await asyncio.gather(*(job.cancel() for job in crowd))
+    assert await used(deployed) == 0
+
+
+async def test_guidance_that_was_skipped_is_told_and_skipped_again_after_a_death(deployed: Running) -> None:
+    async with client_of(deployed) as client:
+
+        async def picture(seed: int, skip_cfg: Sequence[int] | None) -> GenerateResult:
+            return await client.generate(
+                "a red car", num_inference_steps=24, guidance_scale=5.0, seed=seed, skip_cfg=skip_cfg
+            )
+
+        sending = [asyncio.create_task(picture(seed, None)) for seed in range(10)]
+        await asyncio.sleep(2.0)
+        (pid,) = [pid for name, pid in deployed.supervisor.pids().items() if name.startswith("unet")]
+        os.kill(pid, signal.SIGKILL)
+        results = await asyncio.gather(*sending)
+        assert sum(bool(result.skipped_steps) for result in results) >= 5
+        for seed, result in enumerate(results[:2]):
+            steps = result.skipped_steps.get(0, ())
+            again = await picture(seed, steps)
+            assert again.skipped_steps == result.skipped_steps
+            assert np.abs(pixels(again) - pixels(result)).max() <= 2
     assert await used(deployed) == 0
 
 
