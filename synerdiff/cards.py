@@ -33,6 +33,16 @@ class Sampler(IntEnum):
     LCM = 19
 
 
+_TWO_CALLS_A_STEP = frozenset({Sampler.HEUN, Sampler.HEUN_KARRAS, Sampler.KDPM2, Sampler.KDPM2_KARRAS})
+
+
+def unet_calls(sampler: Sampler, num_inference_steps: int) -> int:
+    """UNet calls that diffusers' schedulers make of so many steps: second-order ones two a step but for the last."""
+    if sampler in _TWO_CALLS_A_STEP:
+        return 2 * num_inference_steps - 1
+    return num_inference_steps + (sampler is Sampler.PNDM and num_inference_steps > 1)
+
+
 @dataclass(frozen=True)
 class SamplerLimits:
     """The num_inference_steps that a sampler takes with this model's scheduler config, both ends included."""

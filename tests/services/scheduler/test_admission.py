@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -298,3 +299,14 @@ def check_bounds_or_refusal(pb: images_pb2.GenerateRequest) -> None:
     assert len(request.negative_prompt.encode()) <= 8192
     assert isinstance(request.image_format, ImageFormat)
     assert isinstance(request.priority, Priority)
+
+
+def test_steps_to_skip_are_counted_in_unet_calls() -> None:
+    pb = good()
+    fixed_steps(3, 30)(pb)
+    pb.sampler = images_pb2.SAMPLER_HEUN
+    card = replace(CARD, samplers=(*CARD.samplers, SamplerLimits(Sampler.HEUN, 1, 1000)))
+    assert resolve(pb, [card], LIMITS).skip_cfg.steps == (3, 30)
+    fixed_steps(39)(pb)
+    with pytest.raises(InvalidRequest, match=r"39 is out of bounds: .* to 38"):
+        resolve(pb, [card], LIMITS)

@@ -4,8 +4,8 @@ import asyncio
 from typing import Any, cast
 
 from services.scheduler.conduct import Conduct
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.leader import Leader
+from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.store.queue import Lease
 from services.scheduler.tasks import PlannedPart, UnetLaneState
 from services.scheduler.ticks import TickLog

@@ -19,7 +19,7 @@ from services.unet_worker.samplers import (
     default_sampler,
     sampler_table,
 )
-from synerdiff.cards import Sampler
+from synerdiff.cards import Sampler, unet_calls
 from tests.services.unet_worker.sampler_replay import by_diffusers, by_table, worst_error
 from tests.services.unet_worker.scheduler_configs import (
     CONFIGS,
@@ -243,3 +243,10 @@ def test_a_model_whose_own_scheduler_cannot_be_served_gets_a_near_one(change: di
 def test_a_model_that_no_sampler_can_serve_is_refused() -> None:
     with pytest.raises(UnsupportedScheduler, match="no sampler can be served"):
         default_sampler(STABLE_DIFFUSION_1_5 | {"num_train_timesteps": 60, "prediction_type": "no_such_prediction"})
+
+
+@pytest.mark.parametrize("sampler", RECIPES)
+def test_the_calls_of_a_sampler_are_known_before_it_is_made(sampler: Sampler) -> None:
+    for steps in (2, 6):
+        table = sampler_table(STABLE_DIFFUSION_1_5, sampler, steps)
+        assert table.num_calls == unet_calls(sampler, steps)
