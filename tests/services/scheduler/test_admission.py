@@ -100,7 +100,7 @@ BAD: list[tuple[str, str, Spoil]] = [
     ("preview_every", "1001 .*0 .none. to 1000", setting(preview_every=1001)),
     ("skip_cfg.mode", "8 is not a value", setting(skip_cfg__mode=8)),
     ("skip_cfg.steps", "0 is out of bounds: from 1", fixed_steps(0, 3)),
-    ("skip_cfg.steps", "20 is out of bounds: .* to 19", fixed_steps(3, 20)),
+    ("skip_cfg.steps", "21 is out of bounds: .* to 20", fixed_steps(3, 21)),
     ("skip_cfg.max_fraction", "nan .*0 to 1", setting(skip_cfg__max_fraction=math.nan)),
     ("skip_cfg.max_fraction", "1.5 .*0 to 1", setting(skip_cfg__max_fraction=1.5)),
     ("skip_cfg.steps", "2 steps", lambda pb: pb.skip_cfg.steps.extend([1, 2])),
