@@ -14,12 +14,12 @@ import asyncio
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.reporting import markdown_table, percentile, save
-from bench.serving import Arrival, Outcome, add_settings, burst, deployment, poisson, serve
+from bench.serving import Arrival, Outcome, add_only, add_settings, burst, deployment, poisson, serve
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "static": {"policy": "static"},
@@ -150,14 +150,6 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _chosen(names: str) -> Sequence[str]:
-    chosen = [name.strip() for name in names.split(",")]
-    for name in chosen:
-        if name not in CONFIGURATIONS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(CONFIGURATIONS)}")
-    return chosen
-
-
 def main() -> int:
     """Parse the command line and measure. The exit status is 1 when a request failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,7 +159,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--capacity", type=float, help="images/s that loads are shares of; default: measured")
     add_settings(parser)
-    parser.add_argument("--only", type=_chosen, help="configurations by comma; default: all")
+    add_only(parser, CONFIGURATIONS)
     parser.add_argument("--name", default="ablation", help="of the file under bench/results")
     options = parser.parse_args()
     result = asyncio.run(measure(options))

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.ablation import warm_up
 from bench.reporting import save
-from bench.serving import Outcome, add_settings, burst, deployment, poisson, serve
+from bench.serving import Outcome, add_only, add_settings, burst, deployment, poisson, serve
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "synerdiff": {"policy": "synerdiff"},
@@ -85,14 +85,6 @@ def ratios(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float
     return {name: {value: median("synerdiff", value) / median(name, value) for value in values} for name in others}
 
 
-def _chosen(names: str) -> list[str]:
-    chosen = [name.strip() for name in names.split(",")]
-    for name in chosen:
-        if name not in CONFIGURATIONS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(CONFIGURATIONS)}")
-    return chosen
-
-
 def main() -> int:
     """Parse the command line and measure. The exit status is 1 when a request failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,7 +94,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     add_settings(parser)
-    parser.add_argument("--only", type=_chosen, help="configurations by comma; default: all")
+    add_only(parser, CONFIGURATIONS)
     parser.add_argument("--name", default="burst", help="of the file under bench/results")
     options = parser.parse_args()
     result = asyncio.run(measure(options))

@@ -12,7 +12,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -191,6 +191,19 @@ def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tupl
         run = ItemRun("beside" if both else event["cat"], args["measured_ms"] / args["predicted_ms"], end_s)
         runs[event["pid"], args["tick"], args["place"]] = run
     return tuple(sorted(runs.values(), key=lambda run: run.end_s))
+
+
+def add_only(parser: argparse.ArgumentParser, configurations: Collection[str]) -> None:
+    """Let a bench be told by `--only` which of its configurations to run."""
+
+    def chosen(names: str) -> list[str]:
+        listed = [name.strip() for name in names.split(",")]
+        for name in listed:
+            if name not in configurations:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(configurations)}")
+        return listed
+
+    parser.add_argument("--only", type=chosen, help="configurations by comma; default: all")
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from services.scheduler.effects import SendUnetPlan, SendVaePlan
@@ -48,21 +49,22 @@ class Dispatch:
         """Queue the plans."""
         for place, item in enumerate(self._plan.items, start=1):
             self._add(place, item)
-        holdings, threshold = self._holdings, self._plan.threshold
+        holdings = self._holdings
         for worker_id, unet_part in self._unet.items():
             unet_items = tuple(item for item, _ in unet_part)
-            task_ids = tuple(entry.task_id for item in unet_items for entry in item.entries)
-            key = holdings.tasks[task_ids[0]].key
-            planned = PlannedPart(task_ids, tuple(p for _, p in unet_part), threshold, key, self._pair is not None)
-            holdings.unet[worker_id].plans[self._tick] = planned
+            named = tuple(entry.task_id for item in unet_items for entry in item.entries)
+            holdings.unet[worker_id].plans[self._tick] = self._part(named, [planned for _, planned in unet_part])
             holdings.effects.append(SendUnetPlan(worker_id, UnetPlan(self._leader_token, self._tick, unet_items)))
         for worker_id, vae_part in self._vae.items():
             vae_items = tuple(item for item, _ in vae_part)
-            task_ids = tuple(dict.fromkeys(entry.task_id for item in vae_items for entry in item.entries))
-            key = holdings.tasks[task_ids[0]].key
-            planned = PlannedPart(task_ids, tuple(p for _, p in vae_part), threshold, key, self._pair is not None)
-            holdings.vae[worker_id].plans[self._tick] = planned
+            named = tuple(dict.fromkeys(entry.task_id for item in vae_items for entry in item.entries))
+            holdings.vae[worker_id].plans[self._tick] = self._part(named, [planned for _, planned in vae_part])
             holdings.effects.append(SendVaePlan(worker_id, VaePlan(self._leader_token, self._tick, vae_items)))
+
+    def _part(self, task_ids: tuple[str, ...], items: Sequence[PlannedItem]) -> PlannedPart:
+        """What a worker's part is remembered by."""
+        key = self._holdings.tasks[task_ids[0]].key
+        return PlannedPart(task_ids, tuple(items), self._plan.threshold, key, self._pair is not None)
 
     def _add(self, place: int, item: Item) -> None:
         planned = self._planned(place, item)
