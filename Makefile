@@ -12,11 +12,12 @@ export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test pytest lint typecheck format protos docs clean
+.PHONY: help setup demo test test-gpu pytest lint typecheck format protos docs clean
 
 help:
 	@echo "make demo [PROMPT='a red car']  set everything up, start it all, make one picture, stop"
 	@echo "make test                       set everything up, then every check and every test"
+	@echo "make test-gpu                   what needs a real NVIDIA GPU; in an environment with a CUDA build of torch"
 	@echo "make setup                      only make .venv with everything in it"
 	@echo "make lint | typecheck | pytest  one part of make test"
 	@echo "make format                     let ruff format the code"
@@ -42,6 +43,11 @@ typecheck: $(INSTALLED)
 pytest: $(INSTALLED)
 	@$(BIN)/pytest
 
+# PYTHON: an interpreter of your own with a CUDA build of torch and `pip install -e '.[worker,local,gpu,dev]'`.
+PYTHON ?= $(BIN)/python
+test-gpu:
+	@$(PYTHON) -m pytest -m gpu -s tests/gpu
+
 format: $(INSTALLED)
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format .
@@ -60,5 +66,5 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@sh .ci/make_venv.sh $(VENV)
 	@echo "Installing into $(VENV) (PyTorch is large: the first time takes a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[worker,local,dev]'
+	@$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[worker,local,gpu,tracing,dev]'
 	@touch $@

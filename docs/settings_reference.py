@@ -9,6 +9,7 @@ from services.scheduler.settings import SchedulerSettings
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
 from synerdiff.settings import ServiceSettings
+from synerdiff.worker_settings import WorkerSettings
 
 INTRODUCTION = """\
 # Configuration
@@ -43,14 +44,20 @@ def main() -> None:
     print(INTRODUCTION)
     print("## Every service\n")
     print("\n".join(_table(ServiceSettings, ServiceSettings.model_fields)))
+    print("\n## Every worker\n\nUNet and VAE workers have these beside the common ones:\n")
+    print("\n".join(_table(WorkerSettings, _own(WorkerSettings))))
     for title, module, settings in SERVICES:
-        own = [name for name, field in settings.model_fields.items() if _is_own(settings, name, field)]
         print(f"\n## {title}\n\n`python -m {module}` has these beside the common ones:\n")
-        print("\n".join(_table(settings, own)))
+        print("\n".join(_table(settings, _own(settings))))
 
 
-def _is_own(settings: type[ServiceSettings], name: str, field: FieldInfo) -> bool:
-    common = ServiceSettings.model_fields.get(name)
+def _own(settings: type[ServiceSettings]) -> list[str]:
+    """The fields that a settings class adds to its base, or has otherwise."""
+    base = settings.__base__.model_fields if settings.__base__ else {}  # type: ignore[attr-defined]
+    return [name for name, field in settings.model_fields.items() if _differs(base.get(name), field)]
+
+
+def _differs(common: FieldInfo | None, field: FieldInfo) -> bool:
     return common is None or common.default != field.default or common.description != field.description
 
 

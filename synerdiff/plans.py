@@ -130,12 +130,14 @@ class ItemTiming:
     """One item as it ran; wall clock, so that both workers of a domain line up. Rows: UNet rows or images.
 
     In the order of the plan's items. `waited_ms`: how long the worker waited for the other one before it started.
+    `halved`: most rows or images that memory did not suffice for at once, and that were run in halves; 0: none.
     """
 
     start_unix_ns: int
     end_unix_ns: int
     rows: int
     waited_ms: float = 0.0
+    halved: int = 0
 
     @property
     def ms(self) -> float:

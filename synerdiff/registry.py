@@ -29,7 +29,9 @@ log = get_logger("registry")
 class WorkerRecord:
     """A worker and how to reach it. `address` is host:port; `domain` names the GPU or CPU that it shares.
 
-    `device`, `dtype`, `model_digest` and `threads` (CPU threads; 0 on GPUs) say which profile is of this worker.
+    `device`, `dtype`, `model_digest`, `threads` (CPU threads; 0 on GPUs) and `mps_thread_percent` (its share of the
+    GPU's threads under CUDA MPS; 0: not under MPS) say which profile is of this worker. `memory_limit_bytes` of device
+    memory are what it may take; 0: all there is.
     """
 
     worker_id: str
@@ -44,6 +46,8 @@ class WorkerRecord:
     dtype: str = ""
     model_digest: str = ""
     threads: int = 0
+    mps_thread_percent: int = 0
+    memory_limit_bytes: int = 0
 
 
 def default_domain(gpu_uuid: str | None = None) -> str:

@@ -48,6 +48,11 @@ class ServiceSettings(BaseSettings):
     pool: str = Field("default", min_length=1, description="the pool of workers this process belongs to")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level that is logged")
     drain_grace_s: float = Field(30.0, gt=0, le=3600, description="seconds that work in hand gets after SIGTERM")
+    tls_certificate: Path | None = Field(None, description="PEM file of this process's certificate; none: plaintext")
+    tls_key: Path | None = Field(None, description="PEM file of its key")
+    tls_ca: Path | None = Field(None, description="PEM file of the CA that peers must be signed by")
+    otlp_endpoint: str = Field("", description="OTLP/gRPC collector of traces, as http://host:4317; empty: none")
+    trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced where the client did not decide")
 
     @classmethod
     def settings_customise_sources(

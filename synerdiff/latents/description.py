@@ -8,13 +8,21 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class TransportOffer:
-    """A way to an arena's bytes. A reader proves it by finding `pattern` at the offer's far end."""
+    """A way to an arena's bytes. A reader proves it by finding `pattern` at the offer's far end.
+
+    `cuda_handle` is a CUipcMemHandle (64 bytes) of memory on the GPU `gpu_uuid`; `uid` is the exporter's user, `epoch`
+    tells one export from all others within a boot.
+    """
 
     transport: str
     pattern: bytes
     boot_id: str
     pid: int
     shm_path: str = ""
+    cuda_handle: bytes = b""
+    gpu_uuid: str = ""
+    uid: int = 0
+    epoch: int = 0
 
 
 @dataclass(frozen=True)

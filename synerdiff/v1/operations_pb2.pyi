@@ -144,6 +144,10 @@ class WorkerStatus(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     SLOTS_USED_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MPS_THREAD_PERCENT_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     kind: _builtins.str
     """"unet" or "vae" """
@@ -157,6 +161,12 @@ class WorkerStatus(_message.Message):
     slots_used: _builtins.int
     running: _builtins.int
     """tasks being denoised, or decodes under way"""
+    rows: _builtins.int
+    """UNet rows or decodes of its last item"""
+    device: _builtins.str
+    mps_thread_percent: _builtins.int
+    """its share of the GPU's threads under CUDA MPS; 0: not under MPS, or no GPU"""
+    draining: _builtins.bool
     def __init__(
         self,
         *,
@@ -169,10 +179,14 @@ class WorkerStatus(_message.Message):
         slots: _builtins.int = ...,
         slots_used: _builtins.int = ...,
         running: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        device: _builtins.str = ...,
+        mps_thread_percent: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attached", b"attached", "domain", b"domain", "kind", b"kind", "model", b"model", "running", b"running", "slots", b"slots", "slots_used", b"slots_used", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attached", b"attached", "device", b"device", "domain", b"domain", "draining", b"draining", "kind", b"kind", "model", b"model", "mps_thread_percent", b"mps_thread_percent", "rows", b"rows", "running", b"running", "slots", b"slots", "slots_used", b"slots_used", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

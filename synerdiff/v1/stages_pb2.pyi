@@ -164,12 +164,15 @@ class ItemTiming(_message.Message):
     END_UNIX_NS_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     WAITED_MS_FIELD_NUMBER: _builtins.int
+    HALVED_FIELD_NUMBER: _builtins.int
     start_unix_ns: _builtins.int
     end_unix_ns: _builtins.int
     rows: _builtins.int
     """UNet rows (two per guided task), or images decoded"""
     waited_ms: _builtins.float
     """for the other worker of the domain, before it started"""
+    halved: _builtins.int
+    """most rows or images that memory did not suffice for at once, and that were run in halves; 0: none"""
     def __init__(
         self,
         *,
@@ -177,10 +180,11 @@ class ItemTiming(_message.Message):
         end_unix_ns: _builtins.int = ...,
         rows: _builtins.int = ...,
         waited_ms: _builtins.float = ...,
+        halved: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_unix_ns", b"end_unix_ns", "rows", b"rows", "start_unix_ns", b"start_unix_ns", "waited_ms", b"waited_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_unix_ns", b"end_unix_ns", "halved", b"halved", "rows", b"rows", "start_unix_ns", b"start_unix_ns", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1063,12 +1067,23 @@ class TransportOffer(_message.Message):
     BOOT_ID_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     SHM_PATH_FIELD_NUMBER: _builtins.int
+    CUDA_HANDLE_FIELD_NUMBER: _builtins.int
+    GPU_UUID_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
-    """"shm" (later "cuda_ipc")"""
+    """"shm" or "cuda_ipc" """
     pattern: _builtins.bytes
     boot_id: _builtins.str
     pid: _builtins.int
     shm_path: _builtins.str
+    cuda_handle: _builtins.bytes
+    """a CUipcMemHandle, 64 bytes"""
+    gpu_uuid: _builtins.str
+    uid: _builtins.int
+    """of the exporting process"""
+    epoch: _builtins.int
+    """of the exported memory: one never comes back within a boot"""
     def __init__(
         self,
         *,
@@ -1077,10 +1092,14 @@ class TransportOffer(_message.Message):
         boot_id: _builtins.str = ...,
         pid: _builtins.int = ...,
         shm_path: _builtins.str = ...,
+        cuda_handle: _builtins.bytes = ...,
+        gpu_uuid: _builtins.str = ...,
+        uid: _builtins.int = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "pattern", b"pattern", "pid", b"pid", "shm_path", b"shm_path", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cuda_handle", b"cuda_handle", "epoch", b"epoch", "gpu_uuid", b"gpu_uuid", "pattern", b"pattern", "pid", b"pid", "shm_path", b"shm_path", "transport", b"transport", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

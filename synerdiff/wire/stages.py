@@ -176,12 +176,13 @@ def item_timing_to_pb(timing: ItemTiming) -> stages_pb2.ItemTiming:
         end_unix_ns=timing.end_unix_ns,
         rows=timing.rows,
         waited_ms=timing.waited_ms,
+        halved=timing.halved,
     )
 
 
 def item_timing_from_pb(pb: stages_pb2.ItemTiming) -> ItemTiming:
     """ItemTiming from its message."""
-    return ItemTiming(pb.start_unix_ns, pb.end_unix_ns, pb.rows, pb.waited_ms)
+    return ItemTiming(pb.start_unix_ns, pb.end_unix_ns, pb.rows, pb.waited_ms, pb.halved)
 
 
 def skipped_entry_to_pb(entry: SkippedEntry) -> stages_pb2.SkippedEntry:

@@ -68,13 +68,13 @@ def pattern(epoch: int, length: int) -> bytes:
 def _described_to(description: ArenaDescription) -> dict[str, Any]:
     plain = asdict(description)
     for offer in plain["offers"]:
-        offer["pattern"] = offer["pattern"].hex()
+        offer |= {"pattern": offer["pattern"].hex(), "cuda_handle": offer["cuda_handle"].hex()}
     return plain
 
 
 def described_from(plain: dict[str, Any]) -> ArenaDescription:
     """The description that the other process has answered `own` with."""
-    offers = tuple(TransportOffer(**{**o, "pattern": bytes.fromhex(o["pattern"])}) for o in plain["offers"])
+    offers = tuple(_offer(o) for o in plain["offers"])
     return ArenaDescription(**{**plain, "offers": offers})
 
 
@@ -131,6 +131,11 @@ def main() -> None:
         print(json.dumps(getattr(commands, arguments.pop("command"))(**arguments)), flush=True)
     if commands.arena:
         commands.arena.close()
+
+
+def _offer(plain: dict[str, Any]) -> TransportOffer:
+    raw = {name: bytes.fromhex(plain[name]) for name in ("pattern", "cuda_handle")}
+    return TransportOffer(**plain | raw)
 
 
 if __name__ == "__main__":

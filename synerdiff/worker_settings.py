@@ -1,0 +1,35 @@
+"""What every stage worker can be told, beside what every service can."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from synerdiff.settings import ServiceSettings
+
+
+class WorkerSettings(ServiceSettings):
+    """Settings that UNet and VAE workers share."""
+
+    model: Path = Field(Path("models/emoji/model"), description="model directory in diffusers layout, safetensors only")
+    model_name: str = Field("", description="the name clients ask for; empty: the directory's own name")
+    dtype: str = Field(
+        "auto",
+        pattern="^(auto|float32|bfloat16|float16)$",
+        description="what the model computes in; auto: bfloat16 on CPUs that have it, float16 on GPUs, else float32",
+    )
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the model runs: cpu, cuda or cuda:N")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads it computes with; 0: as many as there are cores")
+    cuda_graphs: bool = Field(True, description="on GPUs: replay a captured CUDA graph per batch shape")
+    memory_limit_bytes: int = Field(
+        0, ge=0, le=2**50, description="on GPUs: most device memory to take; 0: what CUDA MPS allows, or all there is"
+    )
+    latents_transports: str = Field(
+        "cuda_ipc,shm",
+        pattern="^((cuda_ipc|shm)(,(cuda_ipc|shm))*)?$",
+        description="ways for latents to try before gRPC messages, best first: cuda_ipc, shm; empty: none",
+    )
+    worker_id: str = Field("", description="this worker's name in the registry; empty: drawn at start")
+    domain: str = Field("", description="the domain whose device it shares; empty: the GPU's UUID, or this host")
+    registry_ttl_s: float = Field(
+        5.0, ge=1, le=300, description="seconds after which a silent worker is taken for gone; renewed at a third of it"
+    )
