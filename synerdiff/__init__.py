@@ -1,7 +1,7 @@
 """SynerDiff: serving latent diffusion models with step-level continuous batching.
 
-`synerdiff.Client` and `synerdiff.AsyncClient` are the client SDK; they are loaded on first use, so that importing the
-package stays cheap for the services.
+`synerdiff.Client`, `synerdiff.AsyncClient` and `synerdiff.ClientTls` are the client SDK; they are loaded on first use,
+so that importing the package stays cheap for the services.
 """
 
 import os
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 if TYPE_CHECKING:
-    from synerdiff.client import AsyncClient, Client
+    from synerdiff.client import AsyncClient, Client, ClientTls
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "ClientTls"]
 
 
 def __getattr__(name: str) -> Any:

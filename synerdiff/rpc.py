@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,8 +11,9 @@ from grpc_reflection.v1alpha import reflection
 from synerdiff.errors import SynerDiffError
 from synerdiff.rpc_errors import ErrorInterceptor
 from synerdiff.status import abort
+from synerdiff.tls import ClientTls, ServerTls
 
-__all__ = ["MIB", "ClientTls", "ServerTls", "ServiceHost", "abort", "create_server", "open_channel"]
+__all__ = ["MIB", "ServiceHost", "abort", "create_server", "open_channel"]
 
 MIB = 1 << 20
 SERVICE_MESSAGE_BYTES = 64 * MIB
@@ -25,40 +24,6 @@ STARTUP, READINESS, LIVENESS = "startup", "readiness", "liveness"
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-@dataclass(frozen=True)
-class ServerTls:
-    """PEM files of a server's own certificate and key; with `client_ca`, clients must show a certificate of it."""
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """gRPC's form of these files. OSError when one cannot be read."""
-        return grpc.ssl_server_credentials(
-            [(self.key.read_bytes(), self.certificate.read_bytes())],
-            root_certificates=self.client_ca.read_bytes() if self.client_ca else None,
-            require_client_auth=self.client_ca is not None,
-        )
-
-
-@dataclass(frozen=True)
-class ClientTls:
-    """PEM files of a client: the CA to trust (none: the system's) and, where asked for, its own certificate and key."""
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """gRPC's form of these files. OSError when one cannot be read."""
-        return grpc.ssl_channel_credentials(
-            root_certificates=self.ca.read_bytes() if self.ca else None,
-            private_key=self.key.read_bytes() if self.key else None,
-            certificate_chain=self.certificate.read_bytes() if self.certificate else None,
-        )
 
 
 def create_server(
@@ -116,6 +81,8 @@ def open_channel(
     if round_robin:
         options.append(("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'))
     if tls is not None:
+        if tls.server_name:
+            options.append(("grpc.ssl_target_name_override", tls.server_name))
         return grpc.aio.secure_channel(address, tls.credentials(), options=options)
     return grpc.aio.insecure_channel(address, options=options)
 

@@ -6,9 +6,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -16,6 +16,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from synerdiff.tls import WORKER_NAME, BadTlsFiles, ClientTls, ServerTls, check_pem_files
 
 # The exit status of a process whose settings, or the model they name, cannot work: starting it again cannot help.
 EXIT_BAD_SETTINGS = 2
@@ -30,7 +32,12 @@ def _host_port(value: str) -> str:
     return value
 
 
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
 HostPort = Annotated[str, AfterValidator(_host_port)]
+OptionalFile = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 
 
 class ServiceSettings(BaseSettings):
@@ -48,11 +55,37 @@ class ServiceSettings(BaseSettings):
     pool: str = Field("default", min_length=1, description="the pool of workers this process belongs to")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level that is logged")
     drain_grace_s: float = Field(30.0, gt=0, le=3600, description="seconds that work in hand gets after SIGTERM")
-    tls_certificate: Path | None = Field(None, description="PEM file of this process's certificate; none: plaintext")
-    tls_key: Path | None = Field(None, description="PEM file of its key")
-    tls_ca: Path | None = Field(None, description="PEM file of the CA that peers must be signed by")
+    tls_certificate: OptionalFile = Field(None, description="PEM file of this process's certificate; none: plaintext")
+    tls_key: OptionalFile = Field(None, description="PEM file of its key")
+    tls_ca: OptionalFile = Field(
+        None, description="PEM file of the CA of this system's processes; workers obey only who has a certificate of it"
+    )
     otlp_endpoint: str = Field("", description="OTLP/gRPC collector of traces, as http://host:4317; empty: none")
     trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced where the client did not decide")
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("--tls-certificate and --tls-key: one is of no use without the other")
+        if self.tls_ca and not self.tls_certificate:
+            raise ValueError("--tls-ca: is of no use without --tls-certificate and --tls-key")
+        try:
+            check_pem_files(self.tls_certificate, self.tls_key, self.tls_ca)
+        except BadTlsFiles as error:
+            raise ValueError(f"TLS: {error}") from error
+        return self
+
+    def server_tls(self) -> ServerTls | None:
+        """What to serve with; None: plaintext."""
+        if self.tls_certificate is None or self.tls_key is None:
+            return None
+        return ServerTls(self.tls_certificate, self.tls_key, client_ca=self.tls_ca)
+
+    def worker_tls(self) -> ClientTls | None:
+        """What to call workers with, who know this process by its certificate; None: plaintext."""
+        if self.tls_ca is None:
+            return None
+        return ClientTls(self.tls_ca, self.tls_certificate, self.tls_key, server_name=WORKER_NAME)
 
     @classmethod
     def settings_customise_sources(
@@ -88,6 +121,11 @@ def load(settings_cls: type[S], argv: Sequence[str] | None = None) -> S:
     try:
         return CliApp.run(settings_cls, cli_args=rest)
     except ValidationError as error:
-        lines = [f"--{'.'.join(map(str, e['loc'])).replace('_', '-')}: {e['msg']}" for e in error.errors()]
-        print("\n".join(lines), file=sys.stderr)
+        print("\n".join(_line(e["loc"], e["msg"]) for e in error.errors()), file=sys.stderr)
         raise SystemExit(EXIT_BAD_SETTINGS) from None
+
+
+def _line(location: tuple[int | str, ...], message: str) -> str:
+    """One error of pydantic's; one of several settings at once has no location, and names them itself."""
+    message = message.removeprefix("Value error, ")
+    return f"--{'.'.join(map(str, location)).replace('_', '-')}: {message}" if location else message

@@ -1,8 +1,9 @@
 """What every stage worker can be told, beside what every service can."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from synerdiff.settings import ServiceSettings
 
@@ -33,3 +34,9 @@ class WorkerSettings(ServiceSettings):
     registry_ttl_s: float = Field(
         5.0, ge=1, le=300, description="seconds after which a silent worker is taken for gone; renewed at a third of it"
     )
+
+    @model_validator(mode="after")
+    def _check_worker_tls(self) -> Self:
+        if self.tls_certificate and not self.tls_ca:
+            raise ValueError("--tls-ca: a worker that serves TLS needs it, to know whom to obey")
+        return self

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.scheduler.admission import AdmissionLimits
 from services.scheduler.conduct import Conduct
@@ -16,7 +16,8 @@ from services.scheduler.profiler.profile_keeper import KeeperOptions
 from services.scheduler.profiler.profile_store import ProfileStore
 from services.scheduler.store.queue import JobStoreSettings
 from synerdiff.profiles import load as load_profile
-from synerdiff.settings import ServiceSettings
+from synerdiff.settings import OptionalFile, ServiceSettings
+from synerdiff.tls import BadTlsFiles, ServerTls, check_pem_files
 
 Switch = Literal["auto", "on", "off"]
 _MOST_PLAN_AHEAD = 8
@@ -65,6 +66,26 @@ class SchedulerSettings(ServiceSettings):
     abandonment_s: float = Field(10.0, ge=1, description="seconds after which a job of Generate without followers ends")
     leader_ttl_s: float = Field(3.0, ge=0.5, le=60, description="seconds after which a silent leader is replaced")
     connection_age_s: float = Field(300.0, ge=10, description="age at which clients are asked to connect anew")
+    tls_client_ca: OptionalFile = Field(
+        None,
+        description="PEM file of the CA that clients must show a certificate of; none: anybody may call",
+    )
+
+    @model_validator(mode="after")
+    def _check_client_ca(self) -> Self:
+        if self.tls_client_ca and not self.tls_certificate:
+            raise ValueError("--tls-client-ca: is of no use without --tls-certificate and --tls-key")
+        try:
+            check_pem_files(None, None, self.tls_client_ca)
+        except BadTlsFiles as error:
+            raise ValueError(f"TLS: {error}") from error
+        return self
+
+    def server_tls(self) -> ServerTls | None:
+        """What to serve with. Clients are many, and strangers: whoever had a certificate of `tls_ca` could command
+        workers, so theirs, where they need one at all, are of another CA."""
+        tls = super().server_tls()
+        return tls and replace(tls, client_ca=self.tls_client_ca)
 
     def admission_limits(self) -> AdmissionLimits:
         """The bounds of requests."""

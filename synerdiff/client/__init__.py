@@ -16,11 +16,13 @@ from synerdiff.client.results import (
     Timings,
 )
 from synerdiff.client.sync import Client, JobHandle
+from synerdiff.tls import ClientTls
 
 __all__ = [
     "AsyncClient",
     "AsyncJobHandle",
     "Client",
+    "ClientTls",
     "Event",
     "Finished",
     "GenerateOptions",

@@ -22,7 +22,8 @@ from synerdiff.client.results import (
     model_from_pb,
 )
 from synerdiff.errors import SynerDiffError
-from synerdiff.rpc import ClientTls, open_channel
+from synerdiff.rpc import open_channel
+from synerdiff.tls import ClientTls
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"

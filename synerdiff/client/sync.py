@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, Unpack
 from synerdiff.client.aio import DEFAULT_ADDRESS, AsyncClient, OnEvent, collect
 from synerdiff.client.options import GenerateOptions
 from synerdiff.client.results import Event, GenerateResult, Job, Model
-from synerdiff.rpc import ClientTls
+from synerdiff.tls import ClientTls
 
 T = TypeVar("T")
 
