@@ -7,6 +7,7 @@ from services.scheduler.engine import EngineBounds
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.profiler.profile_keeper import KeeperOptions
 from services.scheduler.snapshots import Policy, Thresholds
+from synerdiff.tls import ClientTls
 
 
 def _no_thresholds() -> Thresholds | None:
@@ -18,7 +19,7 @@ class Conduct:
     """What a leader goes by.
 
     `thresholds` makes what each leadership asks for the thresholds of its ticks. `profiles`: where they come from.
-    `plans`: the policy's memory of planned rounds, which a leader has to fill.
+    `plans`: the policy's memory of planned rounds, which a leader has to fill. `worker_tls`: how workers are called.
     """
 
     policy: Policy
@@ -26,3 +27,4 @@ class Conduct:
     thresholds: Callable[[], Thresholds | None] = _no_thresholds
     profiles: KeeperOptions = field(default_factory=KeeperOptions)
     plans: PlanBook = field(default_factory=PlanBook)
+    worker_tls: ClientTls | None = None

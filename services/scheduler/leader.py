@@ -79,7 +79,7 @@ class Leader:
         self._metrics = PoolMetrics.of_process()
         self.observer = Observer(self.engine.holdings, ticks, self._metrics)
         self.writer = StoreWriter(store, lease, self)
-        self.streams = WorkerStreams(lease.token, self)
+        self.streams = WorkerStreams(lease.token, self, conduct.worker_tls)
         self.keeper = ProfileKeeper(conduct.profiles, self.engine, self.streams.send, self._due)
         self._plans = conduct.plans
         self._cold_plans = ColdPlans(conduct.plans.add)

@@ -49,7 +49,11 @@ async def serve(settings: SchedulerSettings) -> int:
     serve_metrics(settings.metrics_port)
     async with _store(settings) as (store, registry, pool):
         status = PoolStatus(pool)
-        host = ServiceHost(max_receive_bytes=MAX_REQUEST_BYTES, max_connection_age_s=settings.connection_age_s)
+        host = ServiceHost(
+            max_receive_bytes=MAX_REQUEST_BYTES,
+            max_connection_age_s=settings.connection_age_s,
+            tls=settings.server_tls(),
+        )
         ImageGenerationService(store, registry, settings.admission_limits(), host.draining).add_to(host)
         OperationsService(status).add_to(host)
         await host.start(settings.listen, settings.health_listen)

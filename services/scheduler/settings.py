@@ -134,4 +134,5 @@ class SchedulerSettings(ServiceSettings):
             thresholds=lambda: ThresholdController() if spec.controller else ConstantThreshold(spec.threshold),
             profiles=KeeperOptions(given, store, self.profile_when_idle),
             plans=plans,
+            worker_tls=self.worker_tls(),
         )

@@ -26,6 +26,7 @@ from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, Tas
 from synerdiff.registry import WorkerRecord
 from synerdiff.rpc import open_channel
 from synerdiff.telemetry import get_logger
+from synerdiff.tls import BadTlsFiles, ClientTls
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
 
@@ -77,8 +78,9 @@ Command = stages_pb2.UnetCommand | stages_pb2.VaeCommand
 class WorkerStream:
     """A stream to one worker. `run` returns when it has ended; `send` never blocks."""
 
-    def __init__(self, record: WorkerRecord, token: int, events: WorkerEvents) -> None:
+    def __init__(self, record: WorkerRecord, token: int, events: WorkerEvents, tls: ClientTls | None) -> None:
         self.record = record
+        self._tls = tls
         self._token = token
         self._events = events
         self._outgoing: asyncio.Queue[Command] = asyncio.Queue()
@@ -88,8 +90,11 @@ class WorkerStream:
         self._outgoing.put_nowait((_unet_command if self.record.kind == "unet" else _vae_command)(effect))
 
     async def run(self) -> None:
-        """Attach and serve the stream until it ends. Raises grpc.aio.AioRpcError or TimeoutError as it ended."""
-        async with open_channel(self.record.address) as channel:
+        """Attach and serve the stream until it ends.
+
+        Raises grpc.aio.AioRpcError or TimeoutError as it ended, BadTlsFiles where it could not begin.
+        """
+        async with open_channel(self.record.address, tls=self._tls) as channel:
             if self.record.kind == "unet":
                 await self._run_unet(channel)
             else:
@@ -182,9 +187,10 @@ async def _first_report(call: "grpc.aio.StreamStreamCall") -> Any:
 class WorkerStreams:
     """The streams to every announced worker of a pool."""
 
-    def __init__(self, token: int, events: WorkerEvents) -> None:
+    def __init__(self, token: int, events: WorkerEvents, tls: ClientTls | None = None) -> None:
         self._token = token
         self._events = events
+        self._tls = tls
         self._streams: dict[str, WorkerStream] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -209,7 +215,7 @@ class WorkerStreams:
                 self._tasks[worker_id].cancel()  # another life of the same worker
         for worker_id, record in known.items():
             if worker_id not in self._streams:
-                stream = self._streams[worker_id] = WorkerStream(record, self._token, self._events)
+                stream = self._streams[worker_id] = WorkerStream(record, self._token, self._events, self._tls)
                 self._tasks[worker_id] = asyncio.create_task(self._run(stream))
 
     async def _run(self, stream: WorkerStream) -> None:
@@ -222,6 +228,8 @@ class WorkerStreams:
                 self._events.superseded()
         except TimeoutError:
             log.warning("worker did not answer", worker_id=worker_id, address=stream.record.address)
+        except BadTlsFiles as error:
+            log.error("worker cannot be called", worker_id=worker_id, reason=str(error))
         finally:
             self._streams.pop(worker_id, None)
             self._tasks.pop(worker_id, None)

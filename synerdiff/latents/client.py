@@ -13,6 +13,7 @@ from synerdiff.latents.messages import arena_description_from_pb
 from synerdiff.latents.transports import LatentsReader, open_arena
 from synerdiff.plans import SlotRef
 from synerdiff.rpc import open_channel
+from synerdiff.tls import BadTlsFiles, ClientTls
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire.stages import slot_ref_to_pb
 
@@ -101,7 +102,14 @@ class RemoteArena:
 class ArenaClient:
     """Reads from any number of arenas, and lets go of those that nobody has asked for in a while."""
 
-    def __init__(self, *, idle_s: float = IDLE_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        tls: ClientTls | None = None,
+        idle_s: float = IDLE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tls = tls
         self._idle_s = idle_s
         self._clock = clock
         self._arenas: dict[str, RemoteArena] = {}
@@ -114,10 +122,16 @@ class ArenaClient:
             ArenaUnreachable: its owner does not answer.
         """
         await self._close_idle()
-        self._last_use[address] = self._clock()
         if address not in self._arenas:
-            self._arenas[address] = RemoteArena(address, open_channel(address))
+            self._arenas[address] = RemoteArena(address, self._connect(address))
+        self._last_use[address] = self._clock()
         return await self._arenas[address].read(slots)
+
+    def _connect(self, address: str) -> grpc.aio.Channel:
+        try:
+            return open_channel(address, tls=self._tls)
+        except BadTlsFiles as error:
+            raise ArenaUnreachable(f"the arena at {address} cannot be called: {error}") from error
 
     def transports(self) -> Counter[str]:
         """How many arenas are read over each transport just now."""
