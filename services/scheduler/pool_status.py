@@ -35,7 +35,7 @@ class PoolStatus:
             pool=self._pool.name,
             leader=leader is not None,
             policy=self._pool.conduct.policy.name,
-            workers=[_worker_status(record, holdings) for record in workers],
+            workers=worker_statuses(workers, holdings),
             queues=_queue_statuses(depths, holdings),
             planning=planning_statuses(leader.engine.holdings, leader.observer) if leader else (),
         )
@@ -83,6 +83,20 @@ def _set_gauges(metrics: PoolMetrics, holdings: Holdings) -> None:
         metrics.workers.labels(vae_lane.model, "vae").inc()
 
 
+def worker_statuses(records: Iterable[WorkerRecord], holdings: Holdings | None) -> list[operations_pb2.WorkerStatus]:
+    """Announced workers by id, then those the leader still holds that are announced no more: they drain."""
+    statuses = [_worker_status(record, holdings) for record in records]
+    announced = {status.worker_id for status in statuses}
+    for kind, lanes in (("unet", holdings.unet), ("vae", holdings.vae)) if holdings else ():
+        for lane in lanes.values():
+            if lane.worker_id not in announced:
+                status = operations_pb2.WorkerStatus(
+                    worker_id=lane.worker_id, kind=kind, model=lane.model, domain=lane.domain
+                )
+                statuses.append(_as_held(status, holdings))
+    return statuses
+
+
 def _worker_status(record: WorkerRecord, holdings: Holdings | None) -> operations_pb2.WorkerStatus:
     status = operations_pb2.WorkerStatus(
         worker_id=record.worker_id,
@@ -90,13 +104,22 @@ def _worker_status(record: WorkerRecord, holdings: Holdings | None) -> operation
         model=record.model_card.name,
         domain=record.domain,
         address=record.address,
+        device=record.device,
+        mps_thread_percent=record.mps_thread_percent,
     )
-    if holdings and record.worker_id in holdings.unet:
-        lane = holdings.unet[record.worker_id]
-        status.attached, status.slots, status.slots_used = True, lane.slots, len(lane.tasks)
+    return _as_held(status, holdings)
+
+
+def _as_held(status: operations_pb2.WorkerStatus, holdings: Holdings | None) -> operations_pb2.WorkerStatus:
+    """The status with what the leader's books say of the worker."""
+    if holdings and status.worker_id in holdings.unet:
+        lane = holdings.unet[status.worker_id]
+        status.attached, status.draining = True, lane.draining
+        status.slots, status.slots_used = lane.slots, len(lane.tasks)
         status.running = sum(task.phase in _UNDER_WAY for task in lane.tasks.values())
-    elif holdings and record.worker_id in holdings.vae:
-        status.attached, status.running = True, len(holdings.vae[record.worker_id].tasks)
+    elif holdings and status.worker_id in holdings.vae:
+        vae_lane = holdings.vae[status.worker_id]
+        status.attached, status.running, status.draining = True, len(vae_lane.tasks), vae_lane.draining
     return status
 
 

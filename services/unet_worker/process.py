@@ -27,6 +27,7 @@ from synerdiff.models.family import UnetSide
 from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_unet_side
 from synerdiff.models.threads import cpu_threads, limit_torch_threads
+from synerdiff.mps import device_share
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.requests import TaskSpec
@@ -71,6 +72,7 @@ async def serve(settings: UnetWorkerSettings) -> int:
         unet_side, arena, threads=settings.threads, embedding_cache_bytes=settings.embedding_cache_bytes
     )
     worker_id = settings.worker_id or f"unet-{uuid.uuid4().hex[:12]}"
+    share = device_share(settings.device, settings.memory_limit_bytes)
     try:
         serve_metrics(settings.metrics_port)
         host = ServiceHost()
@@ -88,6 +90,8 @@ async def serve(settings: UnetWorkerSettings) -> int:
             dtype=dtype_name(unet_side.dtype),
             model_digest=model_digest(read_layout(settings.model)),
             threads=cpu_threads(unet_side.device, settings.threads),
+            mps_thread_percent=share.mps_thread_percent,
+            memory_limit_bytes=share.memory_limit_bytes,
         )
         await _serve_announced(host, worker, record, settings)
         return 1 if worker.crashed.is_set() else 0

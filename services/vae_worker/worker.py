@@ -28,6 +28,7 @@ from synerdiff.models.family import VaeSide
 from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_vae_side
 from synerdiff.models.threads import ThreadShare, cpu_threads
+from synerdiff.mps import device_share
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
@@ -171,6 +172,7 @@ def _load(settings: VaeWorkerSettings) -> VaeSide:
 
 
 def _record(settings: VaeWorkerSettings, side: VaeSide, worker_id: str, address: str) -> WorkerRecord:
+    share = device_share(settings.device, settings.memory_limit_bytes)
     return WorkerRecord(
         worker_id=worker_id,
         kind="vae",
@@ -184,6 +186,8 @@ def _record(settings: VaeWorkerSettings, side: VaeSide, worker_id: str, address:
         dtype=dtype_name(side.dtype),
         model_digest=model_digest(read_layout(settings.model)),
         threads=cpu_threads(side.device, settings.threads),
+        mps_thread_percent=share.mps_thread_percent,
+        memory_limit_bytes=share.memory_limit_bytes,
     )
 
 

@@ -20,8 +20,17 @@ def subject_of(unet: WorkerRecord, vae: WorkerRecord, width: int, height: int) -
         device=_both(unet.device, vae.device),
         dtype=_both(unet.dtype, vae.dtype),
         latent_shape=(unet.model_card.latent_channels, height // scale, width // scale),
-        shares=f"{unet.threads} + {vae.threads} threads" if unet.threads or vae.threads else "as the device shares",
+        shares=_shares(unet, vae),
     )
+
+
+def _shares(unet: WorkerRecord, vae: WorkerRecord) -> str:
+    """How the two share a device: CPU threads, percent of a GPU's threads under CUDA MPS, or neither set."""
+    if unet.threads or vae.threads:
+        return f"{unet.threads} + {vae.threads} threads"
+    if unet.mps_thread_percent or vae.mps_thread_percent:
+        return f"MPS {unet.mps_thread_percent or 'none'}:{vae.mps_thread_percent or 'none'}"
+    return "as the device shares"
 
 
 def _both(of_unet: str, of_vae: str) -> str:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from services.scheduler.profiler.profile_findings import best_gain, decodes_at_once, subject_of, with_findings
+from services.scheduler.profiler.profile_store import usable
+from synerdiff.errors import InvalidRequest
 from synerdiff.profiles import Cell, ItemCaps, Profile, Setting
 from tests.services.scheduler.harness import CARD
 from tests.services.scheduler.measured_profiles import SUBJECT, profile, record
@@ -50,6 +52,17 @@ def test_a_subject_names_all_that_a_profile_depends_on() -> None:
     assert subject_of(unet, replace(vae, threads=1), 256, 256).shares == "2 + 1 threads"
     gpu = subject_of(replace(unet, threads=0), replace(vae, threads=0), 256, 256)
     assert gpu.shares == "as the device shares"
+
+
+def test_a_profile_made_under_other_mps_shares_is_refused_with_the_reason() -> None:
+    unet, vae = record("unet", threads=0, mps_thread_percent=70), record("vae", threads=0, mps_thread_percent=30)
+    made = replace(profile(), subject=subject_of(unet, vae, 256, 256))
+    assert made.subject.shares == "MPS 70:30"
+    assert usable(made, subject_of(unet, vae, 256, 256)) is made
+    for other in (60, 0):
+        shares = f"MPS {other or 'none'}:30"
+        with pytest.raises(InvalidRequest, match=f"shares 'MPS 70:30', not '{shares}'"):
+            usable(made, subject_of(replace(unet, mps_thread_percent=other), vae, 256, 256))
 
 
 def test_settings_say_the_threads_of_the_sides_that_have_a_part() -> None:
