@@ -11,7 +11,8 @@ _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
 
 
-def _die_with_parent(parent_pid: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent, `parent_pid`, is gone. Linux only."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -26,7 +27,7 @@ def main() -> None:
     """Bind this process's life to its parent's, then become the command."""
     parent_pid, *command = sys.argv[1:]
     if sys.platform == "linux":
-        _die_with_parent(int(parent_pid))
+        die_with_parent(int(parent_pid))
     try:
         os.execvp(command[0], command)
     except OSError as error:

@@ -1,0 +1,62 @@
+"""What stands for the images: this working tree and its interpreter, and a Redis binary of this machine."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synerdiff.redis_process import find_redis_server
+
+REPOSITORY = Path(__file__).parents[2]
+
+# The same number of threads waits asleep in every image: see deploy/docker.
+_SERVICE_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+_SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a container finds: `visible` folders of this machine, `links` to them, its working folder and variables."""
+
+    visible: tuple[str, ...]
+    links: Mapping[str, str]
+    working_dir: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def stand_in(name: str) -> Image:
+    """What stands for the image `name`. Raises KeyError for one that nothing stands for."""
+    repository = name.split("@")[0].rpartition(":")[0] or name
+    if repository.startswith("synerdiff/"):
+        return _service()
+    if repository.rpartition("/")[2] == "redis":
+        return _redis()
+    raise KeyError(f"nothing on this machine stands for the image {name}")
+
+
+def _service() -> Image:
+    python = Path(sys.prefix, "bin")
+    return Image(
+        visible=_interpreter(),
+        links={"/app": str(REPOSITORY)},
+        working_dir="/app",
+        environment={"PATH": f"{python}:{_SYSTEM_PATH}", **_SERVICE_ENVIRONMENT},
+    )
+
+
+def _redis() -> Image:
+    return Image(
+        visible=_interpreter(),
+        links={
+            "/image/bin/redis-server": find_redis_server(),
+            "/image/bin/redis-cli": str(Path(__file__).with_name("redis_cli.py")),
+        },
+        working_dir="/data",
+        environment={"PATH": f"/image/bin:{Path(sys.prefix, 'bin')}:{_SYSTEM_PATH}"},
+    )
+
+
+def _interpreter() -> tuple[str, ...]:
+    """Folders that the interpreter and the code need, the outer one of two nested ones."""
+    paths = sorted({Path(sys.base_prefix).resolve(), Path(sys.prefix).resolve(), REPOSITORY.resolve()})
+    return tuple(str(path) for path in paths if not any(path.is_relative_to(other) for other in paths if other != path))

@@ -1,0 +1,28 @@
+#!/usr/bin/env -S python -I -S
+"""Stands for `redis-cli`, where no Redis tools are installed: `redis_cli.py [-e] [-p PORT] ping`, for probes."""
+
+import argparse
+import socket
+import sys
+
+
+def main() -> int:
+    """Ask once. Exit status 1 where nobody answers, or with an error."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-e", action="store_true")
+    parser.add_argument("-p", type=int, default=6379)
+    parser.add_argument("command", choices=("ping",))
+    options = parser.parse_args()
+    try:
+        with socket.create_connection(("127.0.0.1", options.p), timeout=5) as connection:
+            connection.sendall(f"{options.command}\r\n".encode())
+            reply = connection.recv(256).decode()
+    except OSError as error:
+        print(f"Could not connect to Redis: {error}", file=sys.stderr)
+        return 1
+    print(reply.strip())
+    return 1 if reply.startswith("-") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

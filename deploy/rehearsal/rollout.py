@@ -1,0 +1,82 @@
+"""What a Deployment's controllers would do next: pure, from what pods there are to which to make and which to stop.
+
+Follows Kubernetes' own order: a rollout never has more pods than replicas + maxSurge, nor fewer ready ones than
+replicas - maxUnavailable; of too many pods those that are not ready go first, then those that became ready last. Pods
+that are being stopped count for neither.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A pod that is not being stopped. `ready_at`: when it became ready (monotonic, s), None while it is not."""
+
+    name: str
+    revision: str
+    created_at: float
+    ready_at: float | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a workload is to be: so many pods of this revision. `surge`, `unavailable`: a count or a percentage."""
+
+    replicas: int
+    revision: str
+    surge: int | str
+    unavailable: int | str
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Pods to make, all of the wanted revision, and the names of those to stop."""
+
+    create: int = 0
+    stop: tuple[str, ...] = ()
+
+
+def next_moves(wanted: Wanted, pods: Sequence[PodView]) -> Moves:
+    """One round of the controllers."""
+    surge, unavailable = _bounds(wanted)
+    new = [pod for pod in pods if pod.revision == wanted.revision]
+    old = [pod for pod in pods if pod.revision != wanted.revision]
+    create = max(0, min(wanted.replicas - len(new), wanted.replicas + surge - len(pods)))
+    stop = _last_first(new)[: max(0, len(new) - wanted.replicas)]
+    if old:
+        stop += _old_to_stop(wanted.replicas, unavailable, new, old)
+    return Moves(create, tuple(pod.name for pod in stop))
+
+
+def is_settled(wanted: Wanted, pods: Sequence[PodView]) -> bool:
+    """Whether exactly the wanted pods are there, all of them ready."""
+    return len(pods) == wanted.replicas and all(
+        pod.revision == wanted.revision and pod.ready_at is not None for pod in pods
+    )
+
+
+def _old_to_stop(replicas: int, unavailable: int, new: list[PodView], old: list[PodView]) -> list[PodView]:
+    """Old pods that may go now: those not ready cost nothing; of the ready ones as many as can be spared."""
+    ready = sum(pod.ready_at is not None for pod in (*new, *old))
+    idle = [pod for pod in old if pod.ready_at is None]
+    spare = max(0, ready - (replicas - unavailable))
+    return idle + _last_first([pod for pod in old if pod.ready_at is not None])[:spare]
+
+
+def _bounds(wanted: Wanted) -> tuple[int, int]:
+    surge = _count(wanted.surge, wanted.replicas, math.ceil)
+    unavailable = _count(wanted.unavailable, wanted.replicas, math.floor)
+    return surge, unavailable if surge or unavailable else 1
+
+
+def _count(value: int | str, replicas: int, rounded: Callable[[float], int]) -> int:
+    if isinstance(value, int):
+        return value
+    return rounded(replicas * int(value.removesuffix("%")) / 100)
+
+
+def _last_first(pods: list[PodView]) -> list[PodView]:
+    """In the order in which they would be given up."""
+    return sorted(pods, key=lambda pod: (pod.ready_at is not None, -(pod.ready_at or 0.0), -pod.created_at))
