@@ -91,7 +91,7 @@ class ServiceHost:
     """One process's gRPC front: its services on one port, health and reflection beside them, and an orderly end.
 
     Add services, `start`, `set_ready(True)` once work can be taken, `drain` at the end. Health is also served in
-    plaintext on `health_listen`, for probes that do not speak TLS.
+    plaintext on a port of its own, for probes that do not speak TLS; `start_health` before a long load.
     """
 
     def __init__(
@@ -123,20 +123,32 @@ class ServiceHost:
         add_to_server(servicer, self.server)
         self._services.append(service)
 
+    async def start_health(self, listen: str) -> None:
+        """Answer probes in plaintext on `listen` ("": nowhere) from now on, before `start`: alive, not started yet.
+
+        Raises SynerDiffError when the port cannot be had.
+        """
+        await self._publish(ready=False)
+        await self._health.set(LIVENESS, _SERVING)
+        if listen:
+            self._health_server = create_server(max_message_bytes=MIB)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+            self.health_address = _bind(self._health_server, listen, None)
+            await self._health_server.start()
+
     async def start(self, listen: str, health_listen: str = "") -> str:
-        """Serve, not ready yet. Returns the bound "host:port". SynerDiffError when a port cannot be had."""
+        """Serve, not ready yet. Returns the bound "host:port". SynerDiffError when a port cannot be had.
+
+        `health_listen`: as for `start_health`, which this does where it was not called.
+        """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection(
             [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME], self.server
         )
         self.address = _bind(self.server, listen, self._tls)
         await self._publish(ready=False)
-        await self._health.set(LIVENESS, _SERVING)
-        if health_listen:
-            self._health_server = create_server(max_message_bytes=MIB)
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
-            self.health_address = _bind(self._health_server, health_listen, None)
-            await self._health_server.start()
+        if self._health_server is None:
+            await self.start_health(health_listen)
         await self.server.start()
         return self.address
 

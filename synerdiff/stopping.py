@@ -1,7 +1,30 @@
-"""How every process is told to stop."""
+"""How every process is told to stop, at any moment of its life."""
 
 import asyncio
+import contextlib
+import os
 import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+class StoppedWhileLoading(Exception):
+    """The process was told to stop before it had loaded what it serves."""
+
+
+def exit_at_stop_signal() -> None:
+    """Until `stop_signal` takes over, SIGTERM and SIGINT end the process at once, with status 0.
+
+    To be called first of all. The first process of a container has no default for signals: it would go on importing,
+    and be killed when its grace is over.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
 
 
 def stop_signal() -> asyncio.Event:
@@ -10,3 +33,47 @@ def stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
+
+
+async def load_unless_stopped(load: Callable[[], T], stop: asyncio.Event) -> T:
+    """The result of `load`, which runs in a thread of its own, so that this loop answers probes meanwhile.
+
+    Raises what `load` raises, and StoppedWhileLoading once `stop` is set. Nothing can interrupt `load`: let the
+    process then end by `leave_now`.
+    """
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = load()
+        except BaseException as error:
+            _tell(loop, loaded.set_exception, error)
+        else:
+            _tell(loop, loaded.set_result, result)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    stopping = asyncio.create_task(stop.wait())
+    either: tuple[asyncio.Future[Any], ...] = (loaded, stopping)
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+    if not loaded.done():
+        raise StoppedWhileLoading
+    return loaded.result()
+
+
+def leave_now() -> NoReturn:
+    """End the process without waiting for its threads."""
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[T], None], what: T) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(tell, what)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)

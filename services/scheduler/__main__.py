@@ -2,7 +2,10 @@
 
 import sys
 
-from services.scheduler.process import main
+from synerdiff.stopping import exit_at_stop_signal
 
 if __name__ == "__main__":
+    exit_at_stop_signal()
+    from services.scheduler.process import main
+
     sys.exit(main())

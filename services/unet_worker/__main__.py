@@ -3,8 +3,10 @@
 import sys
 
 from synerdiff.openmp import prepare_openmp
+from synerdiff.stopping import exit_at_stop_signal
 
 if __name__ == "__main__":
+    exit_at_stop_signal()
     prepare_openmp()
     from services.unet_worker.process import main
 

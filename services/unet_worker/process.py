@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Sequence
+from functools import partial
 
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
@@ -33,7 +34,7 @@ from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.requests import TaskSpec
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
-from synerdiff.stopping import stop_signal
+from synerdiff.stopping import StoppedWhileLoading, leave_now, load_unless_stopped, stop_signal
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
 from synerdiff.v1 import stages_pb2_grpc
 
@@ -52,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logging("unet_worker", settings.log_level)
     try:
         return asyncio.run(serve(settings))
+    except StoppedWhileLoading:
+        log.info("stopped while loading")
+        leave_now()
     except (ModelLoadError, SynerDiffError) as error:
         log.critical("cannot start", reason=str(error))
         return EXIT_BAD_SETTINGS if isinstance(error, ModelLoadError) else 1
@@ -63,10 +67,14 @@ async def serve(settings: UnetWorkerSettings) -> int:
     Raises:
         ModelLoadError: the model directory is refused.
         SynerDiffError: the address to listen on cannot be had.
+        StoppedWhileLoading: told to stop before the model was loaded.
     """
+    stop = stop_signal()
     if settings.threads:
         limit_torch_threads(settings.threads)
-    unet_side, card = _load(settings)
+    host = ServiceHost(tls=settings.server_tls())
+    await host.start_health(settings.health_listen)
+    unet_side, card = await load_unless_stopped(partial(_load, settings), stop)
     arena = create_arena(settings.slots, slot_bytes(unet_side, card.max_side), dtype_name(unet_side.dtype))
     worker = UnetWorker(
         unet_side, arena, threads=settings.threads, embedding_cache_bytes=settings.embedding_cache_bytes
@@ -75,7 +83,6 @@ async def serve(settings: UnetWorkerSettings) -> int:
     share = device_share(settings.device, settings.memory_limit_bytes)
     try:
         serve_metrics(settings.metrics_port)
-        host = ServiceHost()
         address = await start_services(host, worker, arena, worker_id, settings)
         record = WorkerRecord(
             worker_id=worker_id,
@@ -93,7 +100,7 @@ async def serve(settings: UnetWorkerSettings) -> int:
             mps_thread_percent=share.mps_thread_percent,
             memory_limit_bytes=share.memory_limit_bytes,
         )
-        await _serve_announced(host, worker, record, settings)
+        await _serve_announced(host, worker, record, settings, stop)
         return 1 if worker.crashed.is_set() else 0
     finally:
         await worker.close()
@@ -108,7 +115,7 @@ async def start_services(
     host.add(UNET_STAGE, stages_pb2_grpc.add_UnetStageServicer_to_server, servicer)
     host.add(LATENTS_ARENA, stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
     worker.start()
-    bound = await host.start(settings.listen, settings.health_listen)
+    bound = await host.start(settings.listen)
     servicer.arena_address = settings.advertise or bound
     return servicer.arena_address
 
@@ -155,10 +162,9 @@ def _load(settings: UnetWorkerSettings) -> tuple[UnetSide, ModelCard]:
 
 
 async def _serve_announced(
-    host: ServiceHost, worker: UnetWorker, record: WorkerRecord, settings: UnetWorkerSettings
+    host: ServiceHost, worker: UnetWorker, record: WorkerRecord, settings: UnetWorkerSettings, stop: asyncio.Event
 ) -> None:
     """Be found by schedulers until told to stop, then let the tasks in hand end."""
-    stop = stop_signal()
     async with connect(settings.redis_url) as redis:
         registry = WorkerRegistry(redis)
         announcing = asyncio.create_task(keep_announced(registry, record, settings.registry_ttl_s))

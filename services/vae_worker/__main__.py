@@ -5,18 +5,24 @@ import asyncio
 from services.vae_worker.settings import VaeWorkerSettings
 from synerdiff.openmp import prepare_openmp
 from synerdiff.settings import load
-from synerdiff.telemetry import configure_logging, serve_metrics
+from synerdiff.stopping import StoppedWhileLoading, exit_at_stop_signal, leave_now
+from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
 
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; the exit status."""
+    exit_at_stop_signal()
     settings = load(VaeWorkerSettings)
     configure_logging("vae_worker", settings.log_level)
     prepare_openmp()
     from services.vae_worker.worker import serve
 
     serve_metrics(settings.metrics_port)
-    return asyncio.run(serve(settings))
+    try:
+        return asyncio.run(serve(settings))
+    except StoppedWhileLoading:
+        get_logger("process").info("stopped while loading")
+        leave_now()
 
 
 if __name__ == "__main__":

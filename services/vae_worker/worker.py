@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
@@ -34,8 +35,9 @@ from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS
-from synerdiff.stopping import stop_signal
+from synerdiff.stopping import load_unless_stopped, stop_signal
 from synerdiff.telemetry import get_logger
+from synerdiff.tls import ClientTls
 from synerdiff.v1 import stages_pb2_grpc
 
 log = get_logger("vae_worker")
@@ -50,13 +52,21 @@ _CLOSE_GRACE_S = 2.0
 class VaeWorker:
     """The parts of one worker: `servicer` to put on a server, `loop` to run beside it.
 
-    `threads` CPU threads decode; 0 takes as many as torch uses on the calling thread.
+    `threads` CPU threads decode; 0 takes as many as torch uses on the calling thread. `arena_tls`: how UNet workers are
+    called for latents.
     """
 
     def __init__(
-        self, side: VaeSide, worker_id: str, *, encode_threads: int, outbox_bytes: int, threads: int = 0
+        self,
+        side: VaeSide,
+        worker_id: str,
+        *,
+        encode_threads: int,
+        outbox_bytes: int,
+        threads: int = 0,
+        arena_tls: ClientTls | None = None,
     ) -> None:
-        self._arenas = ArenaClient()
+        self._arenas = ArenaClient(tls=arena_tls)
         self._device = ThreadPoolExecutor(1, thread_name_prefix="vae-device")
         self._encoders = ThreadPoolExecutor(encode_threads, thread_name_prefix="image-files")
         self._runner = ItemRunner(
@@ -91,13 +101,20 @@ class VaeWorker:
 
 
 async def serve(settings: VaeWorkerSettings) -> int:
-    """Serve until SIGTERM or SIGINT, then drain. Returns the process's exit status."""
+    """Serve until SIGTERM or SIGINT, then drain. Returns the process's exit status.
+
+    Raises StoppedWhileLoading when told to stop before the model was loaded.
+    """
     stop = stop_signal()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    host = ServiceHost(tls=settings.server_tls())
     try:
-        side = _load(settings)
-    except ModelLoadError as error:
+        await host.start_health(settings.health_listen)
+        side = await load_unless_stopped(partial(_load, settings), stop)
+    except (ModelLoadError, SynerDiffError) as error:
         log.error("cannot serve", reason=str(error))
-        return EXIT_BAD_SETTINGS
+        return EXIT_BAD_SETTINGS if isinstance(error, ModelLoadError) else 1
     worker_id = settings.worker_id or f"vae-{uuid.uuid4().hex[:12]}"
     worker = VaeWorker(
         side,
@@ -105,12 +122,12 @@ async def serve(settings: VaeWorkerSettings) -> int:
         encode_threads=settings.encode_threads,
         outbox_bytes=settings.outbox_bytes,
         threads=settings.threads,
+        arena_tls=settings.worker_tls(),
     )
-    host = ServiceHost()
     host.add(SERVICE_NAME, stages_pb2_grpc.add_VaeStageServicer_to_server, worker.servicer)
     try:
         await worker.warm_up()
-        address = await host.start(settings.listen, settings.health_listen)
+        address = await host.start(settings.listen)
         record = _record(settings, side, worker_id, settings.advertise or address)
         return await _serve_until(stop, worker, host, record, settings)
     except (DeviceFailed, SynerDiffError) as error:
@@ -165,8 +182,6 @@ async def _first_of(*waits: Coroutine[object, object, None]) -> None:
 
 
 def _load(settings: VaeWorkerSettings) -> VaeSide:
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     dtype = dtype_from_name(settings.dtype, settings.device)
     return load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=settings.device)
 
