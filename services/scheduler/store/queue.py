@@ -64,11 +64,13 @@ class JobQueue(StoreBase):
 
     # ---- for the API
 
-    async def accept(self, request: ImageRequest, digest: bytes, abandonable: bool) -> Acceptance:
+    async def accept(
+        self, request: ImageRequest, digest: bytes, abandonable: bool, traceparent: str = ""
+    ) -> Acceptance:
         """Accept a request: once this returns, the job survives anything short of losing Redis's disk.
 
         `digest` tells whether a repeated request_id carries the same body. A job that was abandonable is not any more
-        once the same request is accepted as one that is not.
+        once the same request is accepted as one that is not. `traceparent` is that of the call that makes the job.
         Raises AlreadyExists, QueueFull, Unavailable (then it is unknown whether it was accepted: repeat it).
         """
         job_id = uuid.uuid4().hex
@@ -86,6 +88,7 @@ class JobQueue(StoreBase):
                 int(abandonable),
                 self._follower_lease_ms,
                 self._settings.max_waiting,
+                traceparent,
             )
         except ResponseError as error:
             raise self._refusal(request, error) from error
@@ -114,7 +117,7 @@ class JobQueue(StoreBase):
         return None if reply is None else record_from_reply(reply)
 
     async def queue_depths(self) -> list[QueueDepth]:
-        """The waiting jobs of every model and priority class that was ever used."""
+        """The waiting jobs of every model that was ever used, by priority class."""
         return [
             QueueDepth(model.decode(), Priority(priority), waiting, age_ms / 1000)
             for model, priority, waiting, age_ms in await self._api("queue_depths")

@@ -1,11 +1,11 @@
 -- Accept a request durably: what this returns is never lost.
 -- ARGV: job id, request id ('' for none), digest, request JSON, number of images, model, priority number, timeout ms
---       (0: none), abandonable (1 or 0), follower lease ms, most waiting jobs of a model
+--       (0: none), abandonable (1 or 0), follower lease ms, most waiting jobs of a model, traceparent ('' for none)
 -- Returns the job id: the one given, or that of the job which this request_id already made.
 -- Errors: ALREADYEXISTS, QUEUEFULL
 local job_id, request_id, digest, request_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local num_images, model, priority, timeout_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
-local abandonable, lease_ms, most_waiting = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11])
+local abandonable, lease_ms, most_waiting, traceparent = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12]
 local now = now_ms()
 
 local known = request_id == '' and job_id or redis.call('GET', key('request', request_id))
@@ -30,8 +30,13 @@ end
 local class = PRIORITIES[priority]
 local stream = key('queue', model, class)
 if redis.call('EXISTS', stream) == 0 then
-  -- From id 0: a group that starts later has no lag until its first read, and autoscaling goes by the lag.
-  redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
+  -- Every class at once, and from id 0: autoscaling goes by the group's lag and pending entries, and can ask neither of
+  -- a group that is not there. One that starts later has no lag until its first read.
+  for _, each in ipairs(PRIORITIES) do
+    if redis.call('EXISTS', key('queue', model, each)) == 0 then
+      redis.call('XGROUP', 'CREATE', key('queue', model, each), GROUP, '0', 'MKSTREAM')
+    end
+  end
   redis.call('SADD', key('queued_models'), model)
 end
 local entry_id = redis.call('XADD', stream, '*', 'job', job_id)
@@ -40,7 +45,7 @@ local deadline = timeout_ms > 0 and now + timeout_ms or 0
 redis.call('HSET', key('job', job_id),
   'state', 'QUEUED', 'request', request_json, 'request_id', request_id, 'digest', digest, 'num_images', num_images,
   'model', model, 'priority', class, 'entry_id', entry_id, 'accepted_at_ms', now, 'deadline_ms', deadline,
-  'abandonable', abandonable, 'sequence', 0)
+  'abandonable', abandonable, 'sequence', 0, 'traceparent', traceparent)
 if request_id ~= '' then
   redis.call('SET', key('request', request_id), job_id)
 end

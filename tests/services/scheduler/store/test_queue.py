@@ -101,12 +101,14 @@ async def test_depths_count_what_waits(store: JobStore, lease: Lease) -> None:
     await accept(store)
     await accept(store)
     await asyncio.sleep(0.02)
-    (depth,) = await store.queue_depths()
+    depths = {depth.priority: depth for depth in await store.queue_depths()}
+    assert depths.keys() == set(Priority)
+    depth = depths[Priority.NORMAL]
     assert depth[:3] == ("emoji", Priority.NORMAL, 2)
     assert 0.02 <= depth.oldest_age_s < 10
     for record in await store.read_new(lease, ["emoji"], 2):
         await store.start(lease, record.job_id)
-    assert await store.queue_depths() == [QueueDepth("emoji", Priority.NORMAL, 0, 0.0)]
+    assert await store.queue_depths() == [QueueDepth("emoji", priority, 0, 0.0) for priority in sorted(Priority)]
 
 
 async def test_cancelling_a_running_job_tells_its_pool_and_only_that(store: JobStore, redis: Redis) -> None:
@@ -241,6 +243,14 @@ async def test_an_ended_job_goes_after_its_retention_and_a_live_one_never(redis:
     assert {keys.job(live), keys.events(live), keys.images(live)} <= left
     assert await accept(store, request_id="r1") != ended
     assert await store.trim() == 1
+
+
+async def test_the_first_job_of_a_model_makes_the_groups_of_every_class(store: JobStore, redis: Redis) -> None:
+    await accept(store, priority=Priority.NORMAL)
+    for priority in Priority:
+        (group,) = await redis.xinfo_groups(keys.queue("emoji", priority))
+        assert (group["name"], group["pending"]) == (keys.GROUP.encode(), 0)
+        assert group["lag"] == (priority is Priority.NORMAL)
 
 
 async def test_trimming_keeps_the_lag_known(store: JobStore, lease: Lease, redis: Redis) -> None:
