@@ -5,6 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from synerdiff.latents.transports import TransportChoice
 from synerdiff.settings import ServiceSettings
 
 
@@ -40,3 +41,9 @@ class WorkerSettings(ServiceSettings):
         if self.tls_certificate and not self.tls_ca:
             raise ValueError("--tls-ca: a worker that serves TLS needs it, to know whom to obey")
         return self
+
+    def transport_choice(self) -> TransportChoice:
+        """How this worker's latents may travel."""
+        kind, _, number = self.device.partition(":")
+        names = tuple(name for name in self.latents_transports.split(",") if name)
+        return TransportChoice(names, int(number or 0) if kind == "cuda" else None)

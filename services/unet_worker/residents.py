@@ -10,6 +10,7 @@ from torch import Tensor
 
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.latents.arena import Arena
+from synerdiff.latents.memory import DeviceArray
 from synerdiff.plans import ResidentTask, SkippedEntry, SkipReason, SlotRef, UnetEntry
 from synerdiff.requests import TaskSpec
 
@@ -135,7 +136,7 @@ class Residents:
             task = resident.task
             if task is None or not task.done:
                 continue
-            latents = _slot_bytes(task.sample, self._model_dtype)
+            latents = _handed_over(task.sample, self._model_dtype, self._arena.on_device)
             with self._lock:
                 if self._holds(resident):
                     self._arena.write(resident.slot, latents)
@@ -170,7 +171,14 @@ def _misfit(resident: Resident | None, entry: UnetEntry, twice: bool) -> Skipped
     return None
 
 
-def _slot_bytes(sample: Tensor, dtype: torch.dtype) -> memoryview:
-    """[C, h, w] in `dtype`, as contiguous bytes."""
+def _handed_over(sample: Tensor, dtype: torch.dtype, on_device: bool) -> memoryview | DeviceArray:
+    """[C, h, w] in `dtype`, as contiguous bytes: on its own GPU when the arena is there, else in host memory.
+
+    What the GPU still had to do for them is done when this returns.
+    """
+    if on_device and sample.is_cuda:
+        finished = sample.to(dtype).contiguous().view(torch.uint8).flatten()
+        torch.cuda.current_stream(sample.device).synchronize()
+        return finished
     contiguous = sample.to("cpu", dtype).contiguous()
     return contiguous.view(torch.uint8).numpy().data.cast("B")

@@ -15,6 +15,7 @@ from services.vae_worker import metrics
 from services.vae_worker.chunked_decoder import ChunkedDecoder
 from services.vae_worker.decoder_walk import NotChunkable
 from synerdiff.latents.client import Latents
+from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.family import VaeSide
 from synerdiff.telemetry import get_logger
@@ -90,7 +91,12 @@ class BatchDecoder:
         if len(latents.data) != wanted:
             size = f"a picture of {width} x {height} pixels has {wanted} bytes of {latents.dtype} latents"
             return DecodeFailure(_INTERNAL, f"{size}; its slot holds {len(latents.data)}")
-        tensor = torch.frombuffer(latents.data, dtype=dtype).reshape(shape).to(self._side.dtype)
+        # A copy: the test for finite values waits for it, and after that the latents' own memory may be used again.
+        tensor = (
+            _elements(latents, dtype, self._side.device)
+            .reshape(shape)
+            .to(self._side.device, self._side.dtype, copy=True)
+        )
         if not tensor.isfinite().all():
             return DecodeFailure(_INTERNAL, "the latents hold values that are not finite; try a lower guidance_scale")
         return tensor
@@ -193,6 +199,13 @@ class DecodeInProgress:
         else:
             _check_device(self._side)
             self._close_part({part.places[0]: DecodeFailure(_INTERNAL, f"decode failed: {failure}")})
+
+
+def _elements(latents: Latents, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The latents where they are: of those on the GPU, this is a view that must not outlive them."""
+    if isinstance(latents.data, CudaClone) and device.type == "cuda":
+        return torch.as_tensor(latents.data, device=device).view(dtype)
+    return torch.frombuffer(latents.host(), dtype=dtype)
 
 
 def _check_device(side: VaeSide) -> None:

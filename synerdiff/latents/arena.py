@@ -10,9 +10,20 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
-from synerdiff.latents.description import ELEMENT_BYTES, ArenaDescription
-from synerdiff.latents.memory import ArenaMemory, ProcessMemory
+from synerdiff.latents import cuda_ipc, shared_memory
+from synerdiff.latents.cuda_ipc import CudaArenaMemory
+from synerdiff.latents.description import ELEMENT_BYTES, ArenaDescription, TransportUnusable
+from synerdiff.latents.memory import (
+    ArenaMemory,
+    DeviceArray,
+    DeviceMemory,
+    DeviceSpan,
+    MirroredMemory,
+    ProcessMemory,
+    device_span,
+)
 from synerdiff.latents.shared_memory import SharedArenaMemory, sweep_stale_files
+from synerdiff.latents.transports import HOST_TRANSPORTS, TransportChoice
 from synerdiff.plans import SlotRef
 from synerdiff.shared_files import SHARED_MEMORY_DIRECTORY
 from synerdiff.telemetry import get_logger
@@ -66,6 +77,11 @@ class Arena:
         with self._lock:
             return len(self._free)
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the slots are in device memory, so that `write` takes what lies there."""
+        return isinstance(self._memory, DeviceMemory)
+
     def acquire(self) -> SlotRef:
         """Take a free slot.
 
@@ -81,27 +97,29 @@ class Arena:
             slot.state = SlotState.HELD
             return SlotRef(self.arena_id, index, slot.epoch)
 
-    def write(self, ref: SlotRef, data: bytes | bytearray | memoryview) -> None:
+    def write(self, ref: SlotRef, data: bytes | bytearray | memoryview | DeviceArray) -> None:
         """Put finished latents into a slot, once: from then on readers may have them.
 
-        `data` is C-contiguous [channels, height / factor, width / factor] in the arena's dtype.
+        `data` is C-contiguous [channels, height / factor, width / factor] in the arena's dtype. On the arena's device
+        it is one dimension of bytes, and the stream that has written them is synchronised.
 
         Raises:
             StaleSlot: the slot has changed hands.
-            ValueError: the slot was written before, or the data are empty, too long or not whole elements.
+            ValueError: the slot was written before, or the data are empty, too long, not whole elements, or on a
+                device that the arena is not on.
+            DriverError: the device failed.
         """
-        view = memoryview(data).cast("B")
-        if not 0 < len(view) <= self.slot_bytes or len(view) % ELEMENT_BYTES[self.dtype]:
-            raise ValueError(
-                f"latents of {len(view)} bytes: a slot takes 1 to {self.slot_bytes}, of whole {self.dtype}"
-            )
+        view = self._view(data)
+        size = view.size_bytes if isinstance(view, DeviceSpan) else len(view)
+        if not 0 < size <= self.slot_bytes or size % ELEMENT_BYTES[self.dtype]:
+            raise ValueError(f"latents of {size} bytes: a slot takes 1 to {self.slot_bytes}, of whole {self.dtype}")
         with self._lock:
             slot = self._current(ref)
             if slot is None:
                 raise StaleSlot(f"slot {ref.index} has moved on from epoch {ref.epoch}")
             if slot.state is SlotState.WRITTEN:
                 raise ValueError(f"slot {ref.index} of epoch {ref.epoch} was written before")
-            self._memory.store(ref.index, ref.epoch, view)
+            self._store(ref, view)
             slot.state = SlotState.WRITTEN
 
     def read(self, ref: SlotRef) -> bytes | None:
@@ -138,6 +156,20 @@ class Arena:
                 slot.state = SlotState.FREE
             self._memory.close()
 
+    def _view(self, data: bytes | bytearray | memoryview | DeviceArray) -> memoryview | DeviceSpan:
+        if isinstance(data, bytes | bytearray | memoryview):
+            return memoryview(data).cast("B")
+        if not self.on_device:
+            raise ValueError("latents on a device, for an arena in host memory")
+        return device_span(data)
+
+    def _store(self, ref: SlotRef, view: memoryview | DeviceSpan) -> None:
+        if isinstance(view, memoryview):
+            self._memory.store(ref.index, ref.epoch, view)
+        else:
+            assert isinstance(self._memory, DeviceMemory)
+            self._memory.store_span(ref.index, ref.epoch, view)
+
     def _current(self, ref: SlotRef) -> _Slot | None:
         if ref.arena_id != self.arena_id or not 0 <= ref.index < len(self._slots):
             return None
@@ -145,10 +177,18 @@ class Arena:
         return slot if slot.epoch == ref.epoch and slot.state is not SlotState.FREE else None
 
 
-def create_arena(slots: int, slot_bytes: int, dtype_name: str, directory: Path = SHARED_MEMORY_DIRECTORY) -> Arena:
-    """An arena in shared memory or, where that cannot be had, in this process's own, with a warning that says why.
+def create_arena(
+    slots: int,
+    slot_bytes: int,
+    dtype_name: str,
+    directory: Path = SHARED_MEMORY_DIRECTORY,
+    choice: TransportChoice = HOST_TRANSPORTS,
+) -> Arena:
+    """An arena that can be read over the transports of `choice`, as far as this machine has what they need.
 
-    `dtype_name` is "float32", "bfloat16" or "float16". Files that dead workers left in `directory` are swept first.
+    What it lacks is said in a warning with the reason; bytes inside gRPC messages always work. Memory on a GPU comes
+    with a copy in shared memory, unless `choice` leaves `shm` out. `dtype_name` is "float32", "bfloat16" or "float16".
+    Files that dead workers left in `directory` are swept first.
 
     Raises:
         ValueError: a size below 1 or an unknown dtype.
@@ -157,13 +197,31 @@ def create_arena(slots: int, slot_bytes: int, dtype_name: str, directory: Path =
         raise ValueError(f"slots={slots}, slot_bytes={slot_bytes}: both must be at least 1")
     if dtype_name not in ELEMENT_BYTES:
         raise ValueError(f"dtype_name={dtype_name!r}: must be one of {', '.join(ELEMENT_BYTES)}")
-    memory: ArenaMemory
+    device = _device_memory(slots, slot_bytes, choice)
+    shared = _shared_memory(slots, slot_bytes, directory, choice)
+    if device and shared:
+        return Arena(slots, slot_bytes, dtype_name, MirroredMemory(device, shared))
+    return Arena(slots, slot_bytes, dtype_name, device or shared or ProcessMemory())
+
+
+def _device_memory(slots: int, slot_bytes: int, choice: TransportChoice) -> CudaArenaMemory | None:
+    if cuda_ipc.TRANSPORT not in choice.names or choice.cuda_device is None:
+        return None
+    try:
+        return CudaArenaMemory(slots, slot_bytes, choice.cuda_device)
+    except TransportUnusable as error:
+        log.warning("no device memory for latents; they will leave the GPU on their way", reason=str(error))
+        return None
+
+
+def _shared_memory(slots: int, slot_bytes: int, directory: Path, choice: TransportChoice) -> SharedArenaMemory | None:
+    if shared_memory.TRANSPORT not in choice.names:
+        return None
     try:
         swept = sweep_stale_files(directory)
         if swept:
             log.info("swept latents arenas of dead processes", files=[path.name for path in swept])
-        memory = SharedArenaMemory(slots, slot_bytes, directory)
+        return SharedArenaMemory(slots, slot_bytes, directory)
     except OSError as error:
         log.warning("no shared memory for latents; they will travel inside gRPC messages", reason=str(error))
-        memory = ProcessMemory()
-    return Arena(slots, slot_bytes, dtype_name, memory)
+        return None

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import grpc
 
-from synerdiff.latents.description import ArenaDescription
+from synerdiff.latents import cuda_ipc
+from synerdiff.latents.cuda_clones import CudaClone
+from synerdiff.latents.description import ArenaDescription, TransportUnusable
 from synerdiff.latents.messages import arena_description_from_pb
-from synerdiff.latents.transports import LatentsReader, open_arena
+from synerdiff.latents.transports import HOST_TRANSPORTS, LatentsReader, TransportChoice, open_arena
 from synerdiff.plans import SlotRef
 from synerdiff.rpc import open_channel
 from synerdiff.tls import BadTlsFiles, ClientTls
@@ -27,18 +29,26 @@ class ArenaUnreachable(Exception):
 
 @dataclass(frozen=True)
 class Latents:
-    """One slot's latents: writable bytes of `dtype`, contiguous [channels, height / factor, width / factor]."""
+    """One slot's latents: writable bytes of `dtype`, contiguous [channels, height / factor, width / factor].
 
-    data: memoryview
+    They are in host memory or, by `cuda_ipc`, on this process's CUDA device: see CudaClone for how long.
+    """
+
+    data: memoryview | CudaClone
     dtype: str
+
+    def host(self) -> memoryview:
+        """The bytes in host memory, wherever they are. Raises DriverError."""
+        return self.data.host() if isinstance(self.data, CudaClone) else self.data
 
 
 class RemoteArena:
     """The arena behind one address. A worker that restarts there has a new arena, which is found by its id."""
 
-    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel, choice: TransportChoice) -> None:
         self._address = address
         self._channel = channel
+        self._choice = choice
         self._stub = stages_pb2_grpc.LatentsArenaStub(channel)
         self._opening = asyncio.Lock()
         self._description: ArenaDescription | None = None
@@ -59,10 +69,15 @@ class RemoteArena:
 
     async def read(self, slots: Sequence[SlotRef]) -> list[Latents | None]:
         """The latents of each slot, in order; None when stale. Raises ArenaUnreachable."""
-        description, reader = await self._current({slot.arena_id for slot in slots})
-        here = [slot for slot in slots if slot.arena_id == description.arena_id]
-        found = dict(zip(here, await reader.read(here), strict=True))
-        return [Latents(data, description.dtype) if (data := found.get(slot)) else None for slot in slots]
+        while True:
+            description, reader = await self._current({slot.arena_id for slot in slots})
+            here = [slot for slot in slots if slot.arena_id == description.arena_id]
+            try:
+                found = dict(zip(here, await reader.read(here), strict=True))
+            except TransportUnusable as error:
+                await self._do_without(reader, str(error))
+                continue
+            return [Latents(data, description.dtype) if (data := found.get(slot)) else None for slot in slots]
 
     async def _current(self, wanted: set[str]) -> tuple[ArenaDescription, LatentsReader]:
         """The arena as known or, when other arenas than that are asked for, as it is now."""
@@ -71,9 +86,19 @@ class RemoteArena:
                 description = await self.describe()
                 if self._reader is None or self._description != description:
                     self._let_go()
-                    self._description, self._reader = description, open_arena(description, self._fetch)
+                    self._reader = await open_arena(description, self._fetch, self._choice)
+                    self._description = description
             assert self._description is not None
             return self._description, self._reader
+
+    async def _do_without(self, broken: LatentsReader, reason: str) -> None:
+        """Read the same arena over another transport from now on, unless somebody has seen to it already."""
+        async with self._opening:
+            if self._reader is broken and self._description is not None:
+                failed = {broken.transport: reason}
+                broken.close()
+                self._reader = None
+                self._reader = await open_arena(self._description, self._fetch, self._choice, failed)
 
     async def _fetch(self, slots: Sequence[SlotRef]) -> list[bytes | None]:
         request = stages_pb2.ReadLatentsRequest(slots=[slot_ref_to_pb(slot) for slot in slots])
@@ -104,11 +129,15 @@ class ArenaClient:
 
     def __init__(
         self,
+        choice: TransportChoice = HOST_TRANSPORTS,
         *,
         tls: ClientTls | None = None,
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._choice = choice
+        if cuda_ipc.TRANSPORT in choice.names and choice.cuda_device is not None:
+            cuda_ipc.prepare(choice.cuda_device)
         self._tls = tls
         self._idle_s = idle_s
         self._clock = clock
@@ -123,7 +152,7 @@ class ArenaClient:
         """
         await self._close_idle()
         if address not in self._arenas:
-            self._arenas[address] = RemoteArena(address, self._connect(address))
+            self._arenas[address] = RemoteArena(address, self._connect(address), self._choice)
         self._last_use[address] = self._clock()
         return await self._arenas[address].read(slots)
 

@@ -1,6 +1,7 @@
-"""What an arena keeps its bytes in, behind one interface, and the plainest form of it."""
+"""What an arena keeps its bytes in, behind one interface, and the plainest forms of it."""
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from synerdiff.latents.description import TransportOffer
 
@@ -22,6 +23,41 @@ class ArenaMemory(Protocol):
 
     def close(self) -> None:
         """Withdraw everything and give the memory back. Calling it again does nothing."""
+
+
+class DeviceArray(Protocol):
+    """Anything with bytes on a GPU, such as a torch.uint8 CUDA tensor."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """See Numba's documentation of the CUDA array interface."""
+
+
+@dataclass(frozen=True)
+class DeviceSpan:
+    """Bytes in device memory."""
+
+    pointer: int
+    size_bytes: int
+
+
+def device_span(array: DeviceArray) -> DeviceSpan:
+    """Where an array lies. Raises ValueError unless it is contiguous and of one dimension of unsigned bytes."""
+    interface = array.__cuda_array_interface__
+    if interface["typestr"] != "|u1" or len(interface["shape"]) != 1 or interface.get("strides"):
+        raise ValueError("latents on a device must be handed over as one contiguous dimension of unsigned bytes")
+    return DeviceSpan(interface["data"][0], interface["shape"][0])
+
+
+@runtime_checkable
+class DeviceMemory(ArenaMemory, Protocol):
+    """Memory on a GPU, which also takes what lies there already."""
+
+    def store_span(self, index: int, epoch: int, span: DeviceSpan) -> None:
+        """As `store`, for bytes on the same device that nobody writes any more: their stream is synchronised."""
+
+    def fetch(self, span: DeviceSpan) -> memoryview:
+        """A copy of bytes on the device."""
 
 
 class ProcessMemory:
@@ -50,3 +86,46 @@ class ProcessMemory:
     def close(self) -> None:
         """See ArenaMemory."""
         self._published.clear()
+
+
+class MirroredMemory:
+    """Device memory with a copy in host memory, for readers that the device's memory is out of reach of.
+
+    See DeviceMemory for the methods.
+    """
+
+    def __init__(self, device: DeviceMemory, host: ArenaMemory) -> None:
+        self._device = device
+        self._host = host
+
+    def store(self, index: int, epoch: int, data: memoryview) -> None:
+        """See ArenaMemory."""
+        self._host.store(index, epoch, data)
+        self._device.store(index, epoch, data)
+
+    def store_span(self, index: int, epoch: int, span: DeviceSpan) -> None:
+        """See DeviceMemory."""
+        self._host.store(index, epoch, self.fetch(span))
+        self._device.store_span(index, epoch, span)
+
+    def fetch(self, span: DeviceSpan) -> memoryview:
+        """See DeviceMemory."""
+        return self._device.fetch(span)
+
+    def withdraw(self, index: int) -> None:
+        """See ArenaMemory."""
+        self._host.withdraw(index)
+        self._device.withdraw(index)
+
+    def load(self, index: int, epoch: int) -> bytes | None:
+        """See ArenaMemory. Without a word to the device."""
+        return self._host.load(index, epoch)
+
+    def offers(self) -> tuple[TransportOffer, ...]:
+        """See ArenaMemory."""
+        return self._device.offers() + self._host.offers()
+
+    def close(self) -> None:
+        """See ArenaMemory."""
+        self._host.close()
+        self._device.close()

@@ -1,15 +1,29 @@
 """The choice of a way to an arena: each offer in turn, proved before it is trusted, and inline when none holds."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from synerdiff.latents import shared_memory
+from synerdiff.latents import cuda_ipc, shared_memory
+from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
 from synerdiff.latents.inline import FetchInline, InlineReader
 from synerdiff.plans import SlotRef
 from synerdiff.telemetry import get_logger
 
 log = get_logger("latents")
+
+
+@dataclass(frozen=True)
+class TransportChoice:
+    """The transports a process may use, best first, and the number of the CUDA device it computes on, if any."""
+
+    names: tuple[str, ...]
+    cuda_device: int | None
+
+
+HOST_TRANSPORTS = TransportChoice((cuda_ipc.TRANSPORT, shared_memory.TRANSPORT), cuda_device=None)
+"""What a process without a GPU may use."""
 
 
 class LatentsReader(Protocol):
@@ -19,34 +33,62 @@ class LatentsReader(Protocol):
     def transport(self) -> str:
         """The name of the transport in use."""
 
-    async def read(self, slots: Sequence[SlotRef]) -> list[memoryview | None]:
-        """The latents of each slot, in order: a writable copy, or None when the slot is stale."""
+    async def read(self, slots: Sequence[SlotRef]) -> Sequence[memoryview | CudaClone | None]:
+        """The latents of each slot, in order: a copy of the reader's own, or None when the slot is stale.
+
+        Raises:
+            TransportUnusable: the transport leads to the arena no more; another may.
+        """
 
     def close(self) -> None:
         """Let go of the arena."""
 
 
-# A transport is a constructor that proves the offer or raises TransportUnusable.
-_TRANSPORTS: dict[str, Callable[[TransportOffer, ArenaDescription], LatentsReader]] = {
-    shared_memory.TRANSPORT: shared_memory.SharedMemoryReader,
-}
+_Opener = Callable[[TransportOffer, ArenaDescription, TransportChoice], Coroutine[Any, Any, LatentsReader]]
 
 
-def open_arena(arena: ArenaDescription, fetch_inline: FetchInline) -> LatentsReader:
-    """The first of the arena's offers that proves itself, or inline. Logs the choice and why others failed."""
-    failed: dict[str, str] = {}
-    for offer in arena.offers:
-        transport = _TRANSPORTS.get(offer.transport)
-        if transport is None:
-            failed[offer.transport] = "not known to this version"
-            continue
+async def _open_cuda_ipc(offer: TransportOffer, arena: ArenaDescription, choice: TransportChoice) -> LatentsReader:
+    return await cuda_ipc.CudaIpcReader.open(offer, arena, choice.cuda_device)
+
+
+async def _open_shared_memory(offer: TransportOffer, arena: ArenaDescription, choice: TransportChoice) -> LatentsReader:
+    return shared_memory.SharedMemoryReader(offer, arena)
+
+
+# Each proves the offer or raises TransportUnusable.
+_OPENERS: dict[str, _Opener] = {cuda_ipc.TRANSPORT: _open_cuda_ipc, shared_memory.TRANSPORT: _open_shared_memory}
+
+
+async def open_arena(
+    arena: ArenaDescription,
+    fetch_inline: FetchInline,
+    choice: TransportChoice,
+    failed: Mapping[str, str] | None = None,
+) -> LatentsReader:
+    """The first of the arena's offers that proves itself, or inline. Logs the choice and why others failed.
+
+    The order is that of `choice`. `failed` names transports that are not to be tried, and why.
+    """
+    reasons = dict(failed or {})
+    reader: LatentsReader = InlineReader(fetch_inline)
+    for offer in _in_order(arena.offers, choice, reasons):
         try:
-            reader = transport(offer, arena)
-        except TransportUnusable as error:
-            failed[offer.transport] = str(error)
-        else:
+            reader = await _OPENERS[offer.transport](offer, arena, choice)
             break
-    else:
-        reader = InlineReader(fetch_inline)
-    log.info("latents transport chosen", arena_id=arena.arena_id, transport=reader.transport, failed=failed)
+        except TransportUnusable as error:
+            reasons[offer.transport] = str(error)
+    log.info("latents transport chosen", arena_id=arena.arena_id, transport=reader.transport, failed=reasons)
     return reader
+
+
+def _in_order(
+    offers: Sequence[TransportOffer], choice: TransportChoice, reasons: dict[str, str]
+) -> list[TransportOffer]:
+    """The offers to try, best first; of the others, the reasons are noted."""
+    for offer in offers:
+        if offer.transport not in _OPENERS:
+            reasons.setdefault(offer.transport, "not known to this version")
+        elif offer.transport not in choice.names:
+            reasons.setdefault(offer.transport, "not among this process's latents_transports")
+    wanted = [offer for offer in offers if offer.transport not in reasons]
+    return sorted(wanted, key=lambda offer: choice.names.index(offer.transport))

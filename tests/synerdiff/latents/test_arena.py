@@ -123,8 +123,8 @@ def test_bytes_are_never_torn_or_stale(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["shared", "process"])
 def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Arena]:
-    directory = {} if request.param == "shared" else {"directory": tmp_path / "missing"}
-    made = create_arena(2, 64, "float16", **directory)
+    directory = Path("/dev/shm") if request.param == "shared" else tmp_path / "missing"
+    made = create_arena(2, 64, "float16", directory)
     yield made
     made.close()
 

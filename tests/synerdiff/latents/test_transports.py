@@ -15,7 +15,7 @@ from synerdiff.latents.description import TransportOffer
 from synerdiff.latents.messages import arena_description_from_pb, arena_description_to_pb
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.latents.shared_memory import sweep_stale_files
-from synerdiff.latents.transports import open_arena
+from synerdiff.latents.transports import HOST_TRANSPORTS, open_arena
 from synerdiff.plans import SlotRef
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2_grpc
@@ -66,9 +66,10 @@ async def filled(client: ArenaClient, address: str, *slots: SlotRef) -> list[int
             found.append(None)
             continue
         assert latents.dtype == "bfloat16"
-        assert not latents.data.readonly
-        assert bytes(latents.data) == bytes(latents.data[:1]) * SLOT_BYTES
-        found.append(latents.data[0])
+        data = latents.host()
+        assert not data.readonly
+        assert bytes(data) == bytes(data[:1]) * SLOT_BYTES
+        found.append(data[0])
     return found
 
 
@@ -92,7 +93,7 @@ async def test_what_was_read_stays_as_it_was(client: ArenaClient) -> None:
         unet.arena.release(slot)
         unet.written(6)
         assert latents
-        assert bytes(latents.data) == b"\5" * SLOT_BYTES
+        assert bytes(latents.host()) == b"\5" * SLOT_BYTES
 
 
 async def test_a_restarted_owner_is_found_at_the_same_address(client: ArenaClient) -> None:
@@ -109,12 +110,12 @@ def test_finished_latents_outlive_an_owner_that_was_killed(tmp_path: Path) -> No
     with other_process() as other:
         described = described_from(other.ask("own", slots=1, slot_bytes=SLOT_BYTES, directory=str(tmp_path)))
         slot = SlotRef(**other.ask("write", fill=7))
-        reader = open_arena(described, unused)
+        reader = asyncio.run(open_arena(described, unused, HOST_TRANSPORTS))
         other.process.kill()
         other.process.wait()
         assert sweep_stale_files(tmp_path) == [Path(described.offers[0].shm_path)]
         [latents] = asyncio.run(reader.read([slot]))
-        assert latents is not None
+        assert isinstance(latents, memoryview)
         assert bytes(latents) == b"\7" * SLOT_BYTES
         reader.close()
 
@@ -156,20 +157,22 @@ async def unused(slots: Sequence[SlotRef]) -> list[bytes | None]:
     [
         ({"pattern": b"0123456789abcdef"}, "does not hold the pattern"),
         ({"boot_id": "another"}, "on another host"),
-        ({"transport": "cuda_ipc"}, "not known to this version"),
+        ({"transport": "telepathy"}, "not known to this version"),
+        ({"transport": "cuda_ipc"}, "does not compute on a GPU"),
     ],
 )
-def test_an_offer_that_fails_is_named_in_one_line(wrong: dict[str, object], reason: str) -> None:
+async def test_an_offer_that_fails_is_named_in_one_line(wrong: dict[str, object], reason: str) -> None:
     arena = create_arena(1, SLOT_BYTES, "float16")
     described = arena.describe()
     bad: TransportOffer = replace(described.offers[0], **wrong)  # type: ignore[arg-type]
     with capture_logs() as logs:
-        reader = open_arena(replace(described, offers=(bad,)), unused)
+        reader = await open_arena(replace(described, offers=(bad,)), unused, HOST_TRANSPORTS)
     assert reader.transport == "inline"
     assert len(logs) == 1
     assert reason in logs[0]["failed"][bad.transport]
     with capture_logs() as logs:
-        reader = open_arena(replace(described, offers=(replace(bad, transport="other"), *described.offers)), unused)
+        offers = (replace(bad, transport="other"), *described.offers)
+        reader = await open_arena(replace(described, offers=offers), unused, HOST_TRANSPORTS)
     assert reader.transport == "shm"
     assert list(logs[0]["failed"]) == ["other"]
     reader.close()

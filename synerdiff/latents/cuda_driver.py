@@ -1,0 +1,148 @@
+"""The few calls of the CUDA driver that an arena needs, each failing by name.
+
+NVIDIA's cuda-bindings (the extra `gpu`) and the driver are looked for when a CudaDevice is made and not before, so
+that this module can be imported anywhere.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+HANDLE_BYTES = 64
+"""The size of a CUipcMemHandle."""
+
+OUT_OF_MEMORY = 2
+INVALID_CONTEXT = 201
+
+_STREAM_NON_BLOCKING = 1
+_LAZY_ENABLE_PEER_ACCESS = 1
+
+
+class CudaUnavailable(Exception):
+    """No cuda-bindings, no CUDA driver or no such device here; the message says which."""
+
+
+class DriverError(Exception):
+    """A call of the CUDA driver that failed."""
+
+    def __init__(self, call: str, code: int, name: str) -> None:
+        super().__init__(f"{call}: {name} (CUDA error {code})")
+        self.code = code
+
+
+class CudaDevice:
+    """One device's primary context, which torch uses too, and a stream of its own in it. Any thread may call.
+
+    Every copy has reached its destination when the call returns. The stream is one that work on the default stream
+    does not hold up. The context is never released: the process computes in it for as long as it lives.
+
+    Raises:
+        CudaUnavailable: see the class.
+    """
+
+    def __init__(self, ordinal: int) -> None:
+        try:
+            self._driver: Any = importlib.import_module("cuda.bindings.driver")
+        except ImportError as error:
+            raise CudaUnavailable(f"cuda-bindings is not installed (pip install 'synerdiff[gpu]'): {error}") from error
+        self._relaxed = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+        try:
+            self._call("cuInit", 0)
+            device = self._call("cuDeviceGet", ordinal)
+            self.name: str = self._call("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
+            self._identity = uuid.UUID(bytes=bytes(self._call("cuDeviceGetUuid", device).bytes))
+            self._context = self._call("cuDevicePrimaryCtxRetain", device)
+            with self._current():
+                self._stream = self._call("cuStreamCreate", _STREAM_NON_BLOCKING)
+        except DriverError as error:
+            raise CudaUnavailable(str(error)) from error
+        except RuntimeError as error:  # how cuda-bindings says that there is no libcuda.so.1, or one too old
+            raise CudaUnavailable(f"no CUDA driver: {error}") from error
+
+    @property
+    def is_mig(self) -> bool:
+        """Whether this is a slice of a GPU. The driver has no attribute for it: its name for the device tells."""
+        return " MIG " in f"{self.name} " or os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
+
+    @property
+    def uuid(self) -> str:
+        """As nvidia-smi prints it: GPU-... of a whole GPU, MIG-... of a slice."""
+        return f"{'MIG' if self.is_mig else 'GPU'}-{self._identity}"
+
+    def free_bytes(self) -> int:
+        """Device memory that nobody has taken. Raises DriverError."""
+        with self._current():
+            return int(self._call("cuMemGetInfo")[0])
+
+    def allocate(self, size_bytes: int) -> int:
+        """The address of new device memory. Raises DriverError, of code OUT_OF_MEMORY where there is too little."""
+        with self._current():
+            return int(self._call("cuMemAlloc", size_bytes))
+
+    def free(self, pointer: int) -> None:
+        """Give back what `allocate` gave. Raises DriverError."""
+        with self._current():
+            self._call("cuMemFree", pointer)
+
+    def copy_in(self, pointer: int, data: bytes | bytearray | memoryview) -> None:
+        """Host memory to device memory. Raises DriverError."""
+        with self._current():
+            self._call("cuMemcpyHtoDAsync", pointer, data, len(data), self._stream)
+            self._synchronize()
+
+    def copy_out(self, pointer: int, size_bytes: int) -> bytearray:
+        """Device memory to new host memory. Raises DriverError."""
+        data = bytearray(size_bytes)
+        with self._current():
+            self._call("cuMemcpyDtoHAsync", data, pointer, size_bytes, self._stream)
+            self._synchronize()
+        return data
+
+    def copy(self, spans: Iterable[tuple[int, int, int]]) -> None:
+        """Device memory to device memory, for each (to, from, bytes). Raises DriverError."""
+        with self._current():
+            for target, source, size_bytes in spans:
+                self._call("cuMemcpyDtoDAsync", target, source, size_bytes, self._stream)
+            self._synchronize()
+
+    def export(self, pointer: int) -> bytes:
+        """The handle by which other processes open an allocation: HANDLE_BYTES bytes. Raises DriverError."""
+        with self._current():
+            handle = self._call("cuIpcGetMemHandle", pointer)
+        return ctypes.string_at(handle.getPtr(), HANDLE_BYTES)
+
+    def open_exported(self, handle: bytes) -> int:
+        """The address at which another process's allocation is mapped from now on. Raises DriverError."""
+        found = self._driver.CUipcMemHandle()
+        ctypes.memmove(found.getPtr(), handle, HANDLE_BYTES)
+        with self._current():
+            return int(self._call("cuIpcOpenMemHandle", found, _LAZY_ENABLE_PEER_ACCESS))
+
+    def close_exported(self, pointer: int) -> None:
+        """Undo one `open_exported`. Raises DriverError."""
+        with self._current():
+            self._call("cuIpcCloseMemHandle", pointer)
+
+    def _synchronize(self) -> None:
+        self._call("cuStreamSynchronize", self._stream)
+
+    @contextlib.contextmanager
+    def _current(self) -> Iterator[None]:
+        """This context on this thread, in the mode in which another thread's CUDA graph capture is left alone."""
+        self._call("cuCtxPushCurrent", self._context)
+        mode = self._call("cuThreadExchangeStreamCaptureMode", self._relaxed)
+        try:
+            yield
+        finally:
+            self._call("cuThreadExchangeStreamCaptureMode", mode)
+            self._call("cuCtxPopCurrent")
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *values = getattr(self._driver, name)(*arguments)
+        if int(status):
+            raise DriverError(name, int(status), status.name)
+        return values[0] if len(values) == 1 else values

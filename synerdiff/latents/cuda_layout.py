@@ -1,0 +1,85 @@
+"""Where things lie in an arena's device memory: a header, a table of slots, the slots' bytes.
+
+A slot of the table holds the epoch under which its bytes are published (0: not published), their length and the arena's
+pattern, so that a mapping which has come to show other memory is known by every slot of it.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from synerdiff.latents.description import ArenaDescription, TransportOffer
+
+PATTERN_BYTES = 16
+HEADER_BYTES = 64
+
+_MAGIC = b"SYNDCUDA"
+_VERSION = 1
+_HEADER = struct.Struct(f"<8sQQQQ{PATTERN_BYTES}s")  # magic, version, slots, slot_bytes, epoch, pattern
+_ENTRY = struct.Struct(f"<QQ{PATTERN_BYTES}s")  # epoch, length, pattern
+_ENTRY_BYTES = 64
+_PAGE_BYTES = 4096
+_SLOT_ALIGNMENT = 256  # what torch's own allocations are aligned to
+_ALLOCATION_BYTES = 2 * 2**20  # a handle covers whole blocks of this size: an arena shares none with other memory
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a slot publishes."""
+
+    epoch: int
+    length: int
+    pattern: bytes
+
+    def pack(self) -> bytes:
+        """As it lies in the table."""
+        return _ENTRY.pack(self.epoch, self.length, self.pattern)
+
+
+WITHDRAWN = Entry(0, 0, bytes(PATTERN_BYTES))
+
+
+@dataclass(frozen=True)
+class CudaLayout:
+    """The places of one arena's parts, in bytes from its start."""
+
+    slots: int
+    slot_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """What has to be allocated."""
+        return _round_up(self.data(self.slots), _ALLOCATION_BYTES)
+
+    def entry(self, index: int) -> int:
+        """Where the table's entry of a slot lies."""
+        return HEADER_BYTES + index * _ENTRY_BYTES
+
+    def data(self, index: int) -> int:
+        """Where a slot's bytes lie."""
+        return _round_up(self.entry(self.slots), _PAGE_BYTES) + index * _round_up(self.slot_bytes, _SLOT_ALIGNMENT)
+
+    def header(self, epoch: int, pattern: bytes) -> bytes:
+        """What lies at the start."""
+        return _HEADER.pack(_MAGIC, _VERSION, self.slots, self.slot_bytes, epoch, pattern)
+
+    def entries(self, table: bytes | bytearray) -> list[Entry]:
+        """The entries in a piece of the table that begins with one."""
+        return [Entry(*_ENTRY.unpack_from(table, at)) for at in range(0, len(table), _ENTRY_BYTES)]
+
+    def entries_bytes(self, count: int) -> int:
+        """How long a piece of the table with `count` entries is."""
+        return count * _ENTRY_BYTES
+
+
+def layout_of(arena: ArenaDescription) -> CudaLayout:
+    """The layout that an arena's owner has used."""
+    return CudaLayout(arena.slots, arena.slot_bytes)
+
+
+def expected_header(arena: ArenaDescription, offer: TransportOffer) -> bytes:
+    """What must lie at the start of the memory that an offer leads to."""
+    return layout_of(arena).header(offer.epoch, offer.pattern)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

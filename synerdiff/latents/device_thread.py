@@ -1,0 +1,50 @@
+"""A thread for calls that may hang: whoever waits for one gives up in time, and the process can still end."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class DeviceThread:
+    """Does one thing after another. Not a ThreadPoolExecutor: the interpreter joins the threads of those at its end."""
+
+    def __init__(self, name: str) -> None:
+        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    async def run(self, work: Callable[[], T], timeout_s: float) -> T:
+        """What `work` returns or raises.
+
+        Raises:
+            TimeoutError: it has not ended after `timeout_s` seconds. It may still end, and all that is asked for waits.
+        """
+        return await asyncio.wait_for(asyncio.wrap_future(self._submit(work)), timeout_s)
+
+    def end(self, last: Callable[[], object]) -> None:
+        """Do what was asked for before and `last`, then end. Does not wait; what is asked for later is never done."""
+        self._submit(last)
+        self._work.put(None)
+
+    def _submit(self, work: Callable[[], T]) -> "Future[T]":
+        future: Future[T] = Future()
+        self._work.put((future, work))
+        return future
+
+    def _run(self) -> None:
+        while (asked := self._work.get()) is not None:
+            _do(*asked)
+            del asked  # or this thread would hold on to the result while it waits
+
+
+def _do(future: "Future[T]", work: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
