@@ -75,7 +75,12 @@ async def serve(settings: UnetWorkerSettings) -> int:
     host = ServiceHost(tls=settings.server_tls())
     await host.start_health(settings.health_listen)
     unet_side, card = await load_unless_stopped(partial(_load, settings), stop)
-    arena = create_arena(settings.slots, slot_bytes(unet_side, card.max_side), dtype_name(unet_side.dtype))
+    arena = create_arena(
+        settings.slots,
+        slot_bytes(unet_side, card.max_side),
+        dtype_name(unet_side.dtype),
+        choice=settings.transport_choice(),
+    )
     worker = UnetWorker(
         unet_side, arena, threads=settings.threads, embedding_cache_bytes=settings.embedding_cache_bytes
     )

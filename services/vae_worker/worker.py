@@ -37,7 +37,6 @@ from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS
 from synerdiff.stopping import load_unless_stopped, stop_signal
 from synerdiff.telemetry import get_logger
-from synerdiff.tls import ClientTls
 from synerdiff.v1 import stages_pb2_grpc
 
 log = get_logger("vae_worker")
@@ -64,9 +63,9 @@ class VaeWorker:
         encode_threads: int,
         outbox_bytes: int,
         threads: int = 0,
-        arena_tls: ClientTls | None = None,
+        arenas: ArenaClient | None = None,
     ) -> None:
-        self._arenas = ArenaClient(tls=arena_tls)
+        self._arenas = arenas or ArenaClient()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="vae-device")
         self._encoders = ThreadPoolExecutor(encode_threads, thread_name_prefix="image-files")
         self._runner = ItemRunner(
@@ -122,7 +121,7 @@ async def serve(settings: VaeWorkerSettings) -> int:
         encode_threads=settings.encode_threads,
         outbox_bytes=settings.outbox_bytes,
         threads=settings.threads,
-        arena_tls=settings.worker_tls(),
+        arenas=ArenaClient(settings.transport_choice(), tls=settings.worker_tls()),
     )
     host.add(SERVICE_NAME, stages_pb2_grpc.add_VaeStageServicer_to_server, worker.servicer)
     try:
