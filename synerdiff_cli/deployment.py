@@ -140,6 +140,8 @@ def _service(options: LocalOptions, name: str, module: str, arguments: list[str]
         "HF_HUB_OFFLINE": "1",
         # Otherwise torch leaves a folder of its own in the temporary one.
         "TORCHINDUCTOR_CACHE_DIR": str(options.data_dir / "cache"),
+        # On one machine they speak plaintext; the variables are those that clients of another deployment have set.
+        **{f"SYNERDIFF_TLS_{name}": "" for name in ("CERTIFICATE", "KEY", "CA", "CLIENT_CA")},
     }
     return ChildSpec(name, command, _log(options, name), _health_probe(_reachable(address)), environment, stage=1)
 

@@ -11,12 +11,10 @@ from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
 from synerdiff_cli.interruption import run
 from synerdiff_cli.making import Destination, connected, destination, save_pictures
 from synerdiff_cli.pictures import SUFFIXES
+from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server_at
 
 _SAMPLERS = ", ".join(sampler.name.lower() for sampler in Sampler)
 
-Address = Annotated[
-    str, typer.Option(help="HOST:PORT of a scheduler.", envvar="SYNERDIFF_ADDRESS", metavar="HOST:PORT")
-]
 Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="File or folder to write to. Default: PROMPT-SEED.png."),
@@ -41,7 +39,8 @@ def generate(
     preview_every: Annotated[int, typer.Option(help="Show a preview every so many steps; 0: none.", min=0)] = 0,
     no_skip_cfg: Annotated[bool, typer.Option("--no-skip-cfg", help="Guidance on every step.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and do not wait.")] = False,
-    address: Address = "127.0.0.1:50051",
+    address: Address = DEFAULT_ADDRESS,
+    tls_ca: TlsCa = "",
 ) -> None:
     """Make pictures from PROMPT and write them to files, whose names go to stdout.
 
@@ -67,17 +66,18 @@ def generate(
         "preview_every": preview_every,
         "skip_cfg": False if no_skip_cfg else None,
     }
+    server = server_at(address, tls_ca)
     with errors_as_lines():
-        run(_submit(address, prompt, options) if detach else _make(address, prompt, options, where, num_images))
+        run(_submit(server, prompt, options) if detach else _make(server, prompt, options, where, num_images))
 
 
-async def _make(address: str, prompt: str, options: GenerateOptions, where: Destination, num_images: int) -> None:
-    async with connected(address) as client:
+async def _make(server: Server, prompt: str, options: GenerateOptions, where: Destination, num_images: int) -> None:
+    async with connected(server) as client:
         await save_pictures(client, client.stream(prompt, **options), where, num_images=num_images)
 
 
-async def _submit(address: str, prompt: str, options: GenerateOptions) -> None:
-    async with connected(address) as client:
+async def _submit(server: Server, prompt: str, options: GenerateOptions) -> None:
+    async with connected(server) as client:
         out.print((await client.submit(prompt, **options)).job_id)
 
 

@@ -8,9 +8,10 @@ import typer
 from synerdiff.client import Job
 from synerdiff.jobs import JobState
 from synerdiff_cli.console import EXIT_INVALID, err, errors_as_lines, fail, out
-from synerdiff_cli.generate import Address, Output
+from synerdiff_cli.generate import Output
 from synerdiff_cli.interruption import run
 from synerdiff_cli.making import Destination, connected, destination, save_pictures
+from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server_at
 
 app = typer.Typer(help="Ask about a job, follow it, cancel it.", no_args_is_help=True)
 
@@ -18,28 +19,28 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
 
 @app.command()
-def get(job: JobId, output: Output = None, address: Address = "127.0.0.1:50051") -> None:
+def get(job: JobId, output: Output = None, address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
     """Print how a job stands; with -o, write the pictures that it has so far."""
     with errors_as_lines():
-        run(_get(address, job, _destination(job, output) if output else None))
+        run(_get(server_at(address, tls_ca), job, _destination(job, output) if output else None))
 
 
 @app.command()
-def watch(job: JobId, output: Output = None, address: Address = "127.0.0.1:50051") -> None:
+def watch(job: JobId, output: Output = None, address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
     """Follow a job to its end and write its pictures. Ctrl-C leaves the job alone."""
     with errors_as_lines():
-        run(_watch(address, job, output))
+        run(_watch(server_at(address, tls_ca), job, output))
 
 
 @app.command()
-def cancel(job: JobId, address: Address = "127.0.0.1:50051") -> None:
+def cancel(job: JobId, address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
     """Cancel a job; one that has ended is left as it is."""
     with errors_as_lines():
-        run(_cancel(address, job))
+        run(_cancel(server_at(address, tls_ca), job))
 
 
-async def _get(address: str, job_id: str, where: Destination | None) -> None:
-    async with connected(address) as client:
+async def _get(server: Server, job_id: str, where: Destination | None) -> None:
+    async with connected(server) as client:
         job = await client.job(job_id)
     _describe(job)
     if where is not None:
@@ -47,14 +48,14 @@ async def _get(address: str, job_id: str, where: Destination | None) -> None:
             out.print(str(image.save(where.path(image))), markup=False)
 
 
-async def _watch(address: str, job_id: str, output: Output) -> None:
-    async with connected(address) as client:
+async def _watch(server: Server, job_id: str, output: Output) -> None:
+    async with connected(server) as client:
         events = client.watch(job_id)
         await save_pictures(client, events, _destination(job_id, output), cancel_on_interrupt=False)
 
 
-async def _cancel(address: str, job_id: str) -> None:
-    async with connected(address) as client:
+async def _cancel(server: Server, job_id: str) -> None:
+    async with connected(server) as client:
         _describe(await client.cancel(job_id))
 
 

@@ -10,10 +10,10 @@ from rich.markup import escape
 
 from synerdiff.client import AsyncClient, Event, Finished, GeneratedImage, ImageReady
 from synerdiff.errors import SynerDiffError, Unavailable
-from synerdiff.rpc import open_channel
 from synerdiff_cli.console import err, out
 from synerdiff_cli.pictures import SUFFIXES, default_path, numbered_path
 from synerdiff_cli.progress_display import ProgressDisplay
+from synerdiff_cli.server import Server
 
 _CONTACT_S = 3.0
 _CANCEL_S = 3.0
@@ -46,17 +46,21 @@ def destination(title: str, output: Path | None) -> Destination:
 
 
 @contextlib.asynccontextmanager
-async def connected(address: str) -> AsyncIterator[AsyncClient]:
-    """A client of the deployment at `address`. Raises Unavailable soon when nobody is there."""
-    async with open_channel(address) as channel:
+async def connected(server: Server) -> AsyncIterator[AsyncClient]:
+    """A client of the deployment that `server` is of. Raises Unavailable soon when nobody is there."""
+    async with server.channel() as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), _CONTACT_S)
         except TimeoutError:
-            raise Unavailable(
-                f"no scheduler answers at {address}; start one with `synerdiff up`, or name its place with --address"
-            ) from None
-    async with AsyncClient(address) as client:
+            raise Unavailable(f"no scheduler answers at {server.address}; {_what_may_help(server)}") from None
+    async with AsyncClient(server.address, tls=server.tls) as client:
         yield client
+
+
+def _what_may_help(server: Server) -> str:
+    if server.tls is None:
+        return "start one with `synerdiff up`, name its place with --address, or its CA with --tls-ca"
+    return "or it serves no TLS, its certificate is not of the CA given, or it asks for a client's certificate"
 
 
 async def save_pictures(

@@ -9,24 +9,24 @@ from google.protobuf.json_format import MessageToJson
 from rich.table import Table
 
 from synerdiff.client import Model
-from synerdiff.rpc import open_channel
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 from synerdiff_cli.console import errors_as_lines, out
-from synerdiff_cli.generate import Address
 from synerdiff_cli.interruption import run
 from synerdiff_cli.making import connected
+from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server_at
 
 _TIMEOUT_S = 10.0
 
 
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with the proto's field names.")] = False,
-    address: Address = "127.0.0.1:50051",
+    address: Address = DEFAULT_ADDRESS,
+    tls_ca: TlsCa = "",
 ) -> None:
     """Show the workers and queues of a running system, and what its leader plans by."""
     with errors_as_lines():
-        reply = run(_status(address))
+        reply = run(_status(server_at(address, tls_ca)))
     if as_json:
         out.print(MessageToJson(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))
         return
@@ -38,15 +38,15 @@ def status(
         out.print(_planning(reply, datetime.now(UTC)))
 
 
-def models(address: Address = "127.0.0.1:50051") -> None:
+def models(address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
     """List the models that a running system knows."""
     with errors_as_lines():
-        found = run(_models(address))
+        found = run(_models(server_at(address, tls_ca)))
     out.print(_models_table(found))
 
 
-async def _status(address: str) -> operations_pb2.GetStatusResponse:
-    async with connected(address), open_channel(address) as channel:
+async def _status(server: Server) -> operations_pb2.GetStatusResponse:
+    async with connected(server), server.channel() as channel:
         stub = operations_pb2_grpc.OperationsStub(channel)
         try:
             reply: operations_pb2.GetStatusResponse = await stub.GetStatus(
@@ -57,8 +57,8 @@ async def _status(address: str) -> operations_pb2.GetStatusResponse:
         return reply
 
 
-async def _models(address: str) -> tuple[Model, ...]:
-    async with connected(address) as client:
+async def _models(server: Server) -> tuple[Model, ...]:
+    async with connected(server) as client:
         return await client.models()
 
 

@@ -7,13 +7,12 @@ from typing import Annotated
 import grpc
 import typer
 
-from synerdiff.rpc import open_channel
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, err, errors_as_lines, fail, out
-from synerdiff_cli.generate import Address
 from synerdiff_cli.interruption import run
 from synerdiff_cli.making import connected
+from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server_at
 
 _TIMEOUT_S = 60.0
 _DEFAULT_FILE = Path("synerdiff-trace.json")
@@ -28,7 +27,8 @@ def trace(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the last seconds as a picture: .png, .svg or .pdf.")] = None,
     seconds: Annotated[float, typer.Option(help="Seconds of the picture.", min=0.01)] = 4.0,
-    address: Address = "127.0.0.1:50051",
+    address: Address = DEFAULT_ADDRESS,
+    tls_ca: TlsCa = "",
 ) -> None:
     """Fetch the last ticks from the scheduler that leads, for https://ui.perfetto.dev or chrome://tracing."""
     if plot is not None and plot.suffix.lower() not in _PICTURE_SUFFIXES:
@@ -37,7 +37,7 @@ def trace(
         if path is not None and not path.parent.is_dir():
             fail(f"{option}: there is no folder {path.parent}", EXIT_INVALID)
     with errors_as_lines():
-        found = run(_trace(address, domain))
+        found = run(_trace(server_at(address, tls_ca), domain))
         if output is not None or plot is None:
             file = output or _DEFAULT_FILE
             file.write_bytes(found)
@@ -59,8 +59,8 @@ def _draw(found: bytes, plot: Path, seconds: float) -> None:
     out.print(str(plot), markup=False)
 
 
-async def _trace(address: str, domain: str) -> bytes:
-    async with connected(address), open_channel(address) as channel:
+async def _trace(server: Server, domain: str) -> bytes:
+    async with connected(server), server.channel() as channel:
         stub = operations_pb2_grpc.OperationsStub(channel)
         try:
             reply = await stub.GetTrace(operations_pb2.GetTraceRequest(domain=domain), timeout=_TIMEOUT_S)

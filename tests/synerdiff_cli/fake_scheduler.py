@@ -11,6 +11,7 @@ from PIL import Image
 
 from synerdiff.errors import SynerDiffError
 from synerdiff.rpc import ServiceHost
+from synerdiff.tls import ServerTls
 from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
 
 
@@ -124,8 +125,9 @@ def _job(state: "images_pb2.JobState.ValueType") -> images_pb2.Job:
 class FakeScheduler:
     """Serves `script` from a thread of its own between `start` and `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ServerTls | None = None) -> None:
         self.script = Script()
+        self._tls = tls
         self.address = ""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -141,7 +143,7 @@ class FakeScheduler:
         self._loop.close()
 
     async def _serve(self) -> tuple[ServiceHost, str]:
-        host = ServiceHost()
+        host = ServiceHost(tls=self._tls)
         images, operations = _Images(self.script), _Operations(self.script)
         host.add("synerdiff.v1.ImageGeneration", images_pb2_grpc.add_ImageGenerationServicer_to_server, images)
         host.add("synerdiff.v1.Operations", operations_pb2_grpc.add_OperationsServicer_to_server, operations)

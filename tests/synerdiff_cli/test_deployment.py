@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from services.scheduler.settings import SchedulerSettings
 from synerdiff.redis_process import find_redis_server
+from synerdiff.settings import load
+from synerdiff.worker_settings import WorkerSettings
 from synerdiff_cli.deployment import (
     BUNDLED_MODEL,
     Deployment,
@@ -108,3 +111,16 @@ def test_profiles_are_measured_when_idle_only_where_that_is_asked_for(tmp_path: 
     told = plan_deployment(options(tmp_path, profile=tmp_path / "p.json", idle_profile=True))
     assert "--profile-when-idle" in told.children[1].command
     assert flag(told, "scheduler-0", "--profile") == str(tmp_path / "p.json")
+
+
+def test_what_clients_of_a_deployment_with_tls_have_set_does_not_reach_one_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNERDIFF_TLS_CA", str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SYNERDIFF_TLS_CLIENT_CA", str(tmp_path / "ca.pem"))
+    for child in plan_deployment(options(tmp_path)).children[1:]:
+        for name, value in child.environment.items():
+            monkeypatch.setenv(name, value)
+        settings = load(SchedulerSettings if child.name == "scheduler-0" else WorkerSettings, [])
+        assert settings.server_tls() is None
+        assert settings.worker_tls() is None

@@ -1,0 +1,65 @@
+"""Which scheduler a command talks to, and over what: the options that all such commands share."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+
+from synerdiff.client.aio import DEFAULT_ADDRESS
+from synerdiff.rpc import open_channel
+from synerdiff.tls import BadTlsFiles, ClientTls, check_pem_files
+from synerdiff_cli.console import EXIT_INVALID, fail
+
+__all__ = ["DEFAULT_ADDRESS", "Address", "Server", "TlsCa", "server_at"]
+
+# In the place of a file's name: the CAs that this machine trusts anyway.
+SYSTEM_CAS = "system"
+
+Address = Annotated[
+    str, typer.Option(help="HOST:PORT of a scheduler.", envvar="SYNERDIFF_ADDRESS", metavar="HOST:PORT")
+]
+TlsCa = Annotated[
+    str,
+    typer.Option(
+        help=f"Call it over TLS, trusting the CA of this PEM file; {SYSTEM_CAS}: those this machine trusts.",
+        envvar="SYNERDIFF_TLS_CA",
+        metavar="FILE",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A scheduler's address and the TLS to call it with; None: plaintext."""
+
+    address: str
+    tls: ClientTls | None = None
+
+    def channel(self) -> grpc.aio.Channel:
+        """A channel to it."""
+        return open_channel(self.address, tls=self.tls)
+
+
+def server_at(address: str, tls_ca: str) -> Server:
+    """The scheduler that the options name. Exits where they, or the variables of a client's certificate, cannot work.
+
+    A client shows the certificate of SYNERDIFF_TLS_CERTIFICATE and SYNERDIFF_TLS_KEY where both are set.
+    """
+    if not tls_ca:
+        return Server(address)
+    certificate, key = (os.environ.get(f"SYNERDIFF_TLS_{name}") for name in ("CERTIFICATE", "KEY"))
+    if bool(certificate) != bool(key):
+        fail("SYNERDIFF_TLS_CERTIFICATE and SYNERDIFF_TLS_KEY: one is of no use without the other", EXIT_INVALID)
+    tls = ClientTls(
+        ca=None if tls_ca == SYSTEM_CAS else Path(tls_ca),
+        certificate=Path(certificate) if certificate else None,
+        key=Path(key) if key else None,
+    )
+    try:
+        check_pem_files(tls.certificate, tls.key, tls.ca)
+    except BadTlsFiles as error:
+        fail(f"--tls-ca: {error}", EXIT_INVALID)
+    return Server(address, tls)
