@@ -1,6 +1,7 @@
 """The engine against virtual workers: whatever dies or is cancelled, every job ends once and nothing leaks."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -38,6 +39,7 @@ from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.virtual_workers import Report, VirtualUnet, VirtualVae
 
 ROUNDS = PlanBook(solve_now=True)
+WORKERS = st.sampled_from(("u0", "u1", "v0", "v1"))
 WORKER_EFFECTS = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
 
 
@@ -161,6 +163,19 @@ class World:
         self.engine.image_stored(f"{effect.job_id}/{effect.index}", self.now_ms)
         self.pump()
         return True
+
+    def die(self, workers: Sequence[str]) -> None:
+        """All of them at once; the engine has not heard of it."""
+        for worker_id in workers:
+            (self.unets.get(worker_id) or self.vaes[worker_id]).die()
+
+    def lose(self, worker_id: str) -> None:
+        """The engine hears that the stream to a worker has ended."""
+        if worker_id in self.unets:
+            self.engine.unet_lost(worker_id)
+        else:
+            self.engine.vae_lost(worker_id)
+        self.pump()
 
     def settle(self, limit: int = 5000) -> None:
         """Let everything happen until nothing more does."""
@@ -400,6 +415,42 @@ def test_a_stream_that_breaks_does_not_lose_what_the_worker_holds(kind: str) -> 
     world.assert_empty()
 
 
+@pytest.mark.parametrize("heard", [("u0", "v0"), ("v0", "u0")])
+@pytest.mark.parametrize("back", [("u0", "v0"), ("v0", "u0")])
+def test_both_workers_of_a_domain_may_die_at_once_whatever_its_tasks_are_at(
+    heard: tuple[str, str], back: tuple[str, str]
+) -> None:
+    """As clients of CUDA MPS do when one of them has a fatal fault. The leader hears of both before they are back."""
+    met: set[Phase] = set()
+    script = (["u0"] * 9 + ["v0"]) * 4
+    for moment in range(0, len(script), 2):
+        world = World()
+        world.unets["u0"].slots = 12
+        jobs = [job(f"j{n}", steps=1 + n % 3) for n in range(16)]
+        for record in jobs:
+            world.engine.job_arrived(record)
+        world.attach_all()
+        for worker in script[:moment]:
+            world.act(worker)
+        met |= phases(world)
+        world.die(heard)
+        for worker in heard:
+            world.lose(worker)
+        assert phases(world) <= {Phase.WAITING, Phase.STORING}, "what has reached the leader is kept, the rest is anew"
+        for worker in back:
+            world.attach(worker)
+            world.act(worker)
+        world.settle()
+        assert world.ended == {record.job_id: 1 for record in jobs}
+        assert set(world.stored.values()) == {1}
+        world.assert_empty()
+    assert met == set(Phase) - {Phase.DONE}
+
+
+def phases(world: World) -> set[Phase]:
+    return {task.phase for task in world.engine.holdings.tasks.values()}
+
+
 class AnyOrder(RuleBasedStateMachine):
     """Jobs, work, deaths, cancellations and leader changes in any order."""
 
@@ -426,7 +477,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.world.engine.job_arrived(record)
         self.world.pump()
 
-    @rule(worker=st.sampled_from(("u0", "u1", "v0", "v1")), times=st.integers(1, 6))
+    @rule(worker=WORKERS, times=st.integers(1, 6))
     def work(self, worker: str, times: int) -> None:
         for _ in range(times):
             self.world.act(worker)
@@ -435,15 +486,22 @@ class AnyOrder(RuleBasedStateMachine):
     def write(self) -> None:
         self.world.write()
 
-    @rule(worker=st.sampled_from(("u0", "u1", "v0", "v1")), breaks=st.booleans())
-    def lose(self, worker: str, breaks: bool) -> None:
-        """A worker dies, or only its stream breaks; either way it is back at once."""
+    @rule(lost=st.lists(WORKERS, min_size=1, unique=True), breaks=st.booleans(), data=st.data())
+    def lose(self, lost: list[str], breaks: bool, data: st.DataObject) -> None:
+        """Workers die at the same instant, or only their streams break.
+
+        The leader hears of each death and of each return in any order, and who is back may work before it hears more.
+        """
         if not breaks:
-            (self.world.unets.get(worker) or self.world.vaes[worker]).die()
-        self.world.engine.unet_lost(worker)
-        self.world.engine.vae_lost(worker)
-        self.world.pump()
-        self.world.attach(worker)
+            self.world.die(lost)
+        heard: set[str] = set()
+        for worker in data.draw(st.permutations(lost * 2)):
+            if worker in heard:
+                self.world.attach(worker)
+                self.work(worker, data.draw(st.integers(0, 2)))
+            else:
+                self.world.lose(worker)
+                heard.add(worker)
 
     @precondition(lambda self: self.records)
     @rule(data=st.data())
