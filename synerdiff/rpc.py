@@ -117,6 +117,7 @@ class ServiceHost:
         self._health = health.aio.HealthServicer()
         self._health_server: grpc.aio.Server | None = None
         self._was_ready = False
+        self._withdrawn = False
 
     def add(self, service: str, add_to_server: Callable[[Any, Any], None], servicer: object) -> None:
         """Serve `servicer` as `service` (its full name, for health and reflection). Before `start`."""
@@ -153,14 +154,19 @@ class ServiceHost:
         return self.address
 
     async def set_ready(self, ready: bool) -> None:
-        """Say whether work can be taken. No effect once draining."""
-        if not self.draining.is_set():
+        """Say whether work can be taken. No effect once withdrawn."""
+        if not self._withdrawn:
             await self._publish(ready)
 
-    async def drain(self, grace_s: float) -> None:
-        """Not ready any more, no new calls; running ones have `grace_s` to end before they are cut."""
-        self.draining.set()
+    async def withdraw(self) -> None:
+        """Not ready any more, for good; calls go on. `drain` begins with this, where nothing has to come between."""
+        self._withdrawn = True
         await self._publish(ready=False)
+
+    async def drain(self, grace_s: float) -> None:
+        """Withdraw and take no new calls; running ones have `grace_s` to end before they are cut."""
+        await self.withdraw()
+        self.draining.set()
         await self.server.stop(grace_s)
         if self._health_server is not None:
             await self._health_server.stop(0)

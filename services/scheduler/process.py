@@ -98,8 +98,9 @@ async def _first_to_end(parts: list[asyncio.Task[None]], stop: asyncio.Event) ->
 
 
 async def _leave(host: ServiceHost, parts: list[asyncio.Task[None]], grace_s: float) -> None:
-    """Give up the lead first, so that another scheduler takes over while clients are sent there."""
+    """Give up the lead before calls end, so that another scheduler has taken over when their clients come to it."""
     log.info("draining")
+    await host.withdraw()
     await cancel_and_wait(*parts)
     await host.drain(grace_s)
 

@@ -178,7 +178,7 @@ async def _serve_announced(
         await _first_of(stop, worker.crashed)
         worker.draining = True
         await cancel_and_wait(announcing)
-        await host.set_ready(False)
+        await host.withdraw()
         if not worker.crashed.is_set():
             await _until_empty(worker, settings.drain_grace_s)
         await host.drain(grace_s=1.0)

@@ -145,7 +145,7 @@ async def _serve_until(
         await host.set_ready(True)
         log.info("serving", worker_id=record.worker_id, address=record.address, model=record.model_card.name)
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-        await host.set_ready(False)
+        await host.withdraw()
     failure = working.exception() if working.done() else None
     if failure is None:
         log.info("draining", grace_s=settings.drain_grace_s)
