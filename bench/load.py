@@ -1,11 +1,13 @@
 """Mixed requests from many clients at once, and whether every picture is the one its seed gives alone.
 
     python -m bench.load [--requests 200] [--clients 16] [--kill unet,vae,scheduler,redis] [--kill-every-s 10]
+    python -m bench.load --kill unet+vae [--kill-jitter-s 4]   # both at once, as after a fault under CUDA MPS
 
 Starts everything as `synerdiff up` does (real Redis, scheduler, UNet worker, VAE worker), sends requests of mixed
 samplers, steps, guidance scales, sizes, formats and counts, compares each picture with the one diffusers' own pipeline
 makes of the same settings alone, and looks at the end whether every slot is free. `--kill` sends SIGKILL (or with
-`--signal TERM` SIGTERM) to those processes in turn while the load runs; the supervisor starts them again. Prints JSON.
+`--signal TERM` SIGTERM) to those processes in turn while the load runs, `unet+vae` to both at the same instant; the
+supervisor starts them again. Prints JSON.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 
-from synerdiff.cards import Sampler
+from bench.mixed_requests import LoadRequest, mixed_requests
 from synerdiff.client import AsyncClient
 from synerdiff.client.results import GenerateResult
 from synerdiff.rpc import open_channel
@@ -36,46 +39,7 @@ from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
 from synerdiff_cli.running import Running, running
 from tests.reference import reference_image
 
-SAMPLERS = [sampler for sampler in Sampler if sampler not in (Sampler.DDPM, Sampler.LCM)]
-
-
-@dataclass(frozen=True)
-class LoadRequest:
-    """One request of the load."""
-
-    prompt: str
-    negative_prompt: str
-    seed: int
-    num_inference_steps: int
-    guidance_scale: float
-    sampler: Sampler
-    width: int
-    height: int
-    num_images: int
-
-
-def mixed_requests(count: int, seed: int) -> list[LoadRequest]:
-    """Requests as a crowd would send them, the same for the same seed."""
-    draw = random.Random(seed)
-    subjects = (BUNDLED_MODEL.parent / "core.txt").read_text().replace("\n", "").strip("|").split("|")
-    sizes = [(128, 128)] * 6 + [(128, 160), (96, 128)]
-    requests = []
-    for _ in range(count):
-        width, height = draw.choice(sizes)
-        requests.append(
-            LoadRequest(
-                prompt=f"a {draw.choice(subjects)}",
-                negative_prompt=draw.choice(["", "", "blue"]),
-                seed=draw.randrange(2**32),
-                num_inference_steps=draw.randint(4, 12),
-                guidance_scale=draw.choice([1.0, 2.5, 4.0, 4.0, 7.5]),
-                sampler=draw.choice(SAMPLERS),
-                width=width,
-                height=height,
-                num_images=draw.choice([1, 1, 1, 2]),
-            )
-        )
-    return requests
+KINDS = ("unet", "vae", "scheduler", "redis")
 
 
 def largest_difference(request: LoadRequest, result: GenerateResult) -> int:
@@ -122,17 +86,39 @@ async def send_all(
     return answers, errors, latencies
 
 
-async def kill_in_turn(
-    deployed: Running, kinds: list[str], every_s: float, sign: signal.Signals, kills: list[str]
-) -> None:
-    """Signal a process of each kind in turn, until cancelled; no kinds, no signals."""
-    for kind in itertools.cycle(kinds):
-        await asyncio.sleep(every_s)
-        pids = {name: pid for name, pid in deployed.supervisor.pids().items() if name.startswith(kind)}
-        for name, pid in list(pids.items())[:1]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, sign)
-                kills.append(name)
+@dataclass(frozen=True)
+class Killing:
+    """What is killed while a load runs: an entry of `turns` every `every_s` seconds and up to `jitter_s` more.
+
+    An entry is a tuple of kinds, whose processes are signalled at the same instant. No turns, no signals.
+    """
+
+    turns: tuple[tuple[str, ...], ...]
+    every_s: float
+    jitter_s: float = 0.0
+    sign: signal.Signals = signal.SIGKILL
+    seed: int = 0
+
+
+async def kill_in_turn(deployed: Running, killing: Killing, kills: list[str]) -> None:
+    """Send the signals until cancelled; `kills` gets the names of those that got one."""
+    draw = random.Random(killing.seed)
+    for kinds in itertools.cycle(killing.turns):
+        await asyncio.sleep(killing.every_s + draw.uniform(0, killing.jitter_s))
+        if victims := kill_together(deployed, kinds, killing.sign):
+            kills.append("+".join(victims))
+
+
+def kill_together(deployed: Running, kinds: Sequence[str], sign: signal.Signals = signal.SIGKILL) -> list[str]:
+    """Signal one process of each kind, nothing in between. Returns their names; those just dead are left out."""
+    pids = deployed.supervisor.pids()
+    victims = [next((name for name in pids if name.startswith(kind)), "") for kind in kinds]
+    signalled = []
+    for name in filter(None, victims):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[name], sign)
+            signalled.append(name)
+    return signalled
 
 
 async def slots_used(addresses: tuple[str, ...]) -> int:
@@ -155,7 +141,6 @@ async def slots_used(addresses: tuple[str, ...]) -> int:
 async def measure(options: argparse.Namespace) -> dict[str, object]:
     """Run the load once."""
     requests = mixed_requests(options.requests, options.seed)
-    kinds = [kind for kind in options.kill.split(",") if kind]
     kills: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         local = LocalOptions(
@@ -166,8 +151,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
             unet_workers=options.unet_workers,
         )
         async with running(local) as deployed:
-            sign = signal.Signals[f"SIG{options.signal}"]
-            killing = asyncio.create_task(kill_in_turn(deployed, kinds, options.kill_every_s, sign, kills))
+            killing = asyncio.create_task(kill_in_turn(deployed, killing_of(options), kills))
             began = time.monotonic()
             address = deployed.deployment.addresses[-1]
             answers, errors, latencies = await send_all(address, requests, options.clients)
@@ -197,6 +181,21 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
+def killing_of(options: argparse.Namespace) -> Killing:
+    """What the options ask to be killed."""
+    turns = tuple(tuple(turn.split("+")) for turn in options.kill.split(",") if turn)
+    sign = signal.Signals[f"SIG{options.signal}"]
+    return Killing(turns, options.kill_every_s, options.kill_jitter_s, sign, options.seed)
+
+
+def kinds_to_kill(text: str) -> str:
+    """The value of `--kill`, if every kind in it is one. Raises argparse's own error."""
+    for kind in text.replace("+", ",").split(",") if text else ():
+        if kind not in KINDS:
+            raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
+    return text
+
+
 def main() -> int:
     """Parse the command line, measure, and say by the exit status whether all is well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -206,9 +205,12 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--schedulers", type=int, default=1)
     parser.add_argument("--unet-workers", type=int, default=1)
-    parser.add_argument("--kill", default="", help="comma-separated: unet, vae, scheduler, redis")
+    parser.add_argument(
+        "--kill", default="", type=kinds_to_kill, help="comma-separated: unet, vae, scheduler, redis; a+b: both at once"
+    )
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--kill-every-s", type=float, default=10.0)
+    parser.add_argument("--kill-jitter-s", type=float, default=0.0, help="up to so much later, at random")
     parser.add_argument("--keep-logs", type=Path, help="folder that the processes' logs are copied to")
     result = asyncio.run(measure(parser.parse_args()))
     print(json.dumps(result, indent=2))
