@@ -130,7 +130,8 @@ class ItemTiming:
     """One item as it ran; wall clock, so that both workers of a domain line up. Rows: UNet rows or images.
 
     In the order of the plan's items. `waited_ms`: how long the worker waited for the other one before it started.
-    `halved`: most rows or images that memory did not suffice for at once, and that were run in halves; 0: none.
+    `halved`: fewest rows or images that memory did not suffice for at once, and that were run in halves; 0: it did.
+    `peak_bytes`: most device memory that the worker held at once during the plan; 0 where the device does not count it.
     """
 
     start_unix_ns: int
@@ -138,6 +139,7 @@ class ItemTiming:
     rows: int
     waited_ms: float = 0.0
     halved: int = 0
+    peak_bytes: int = 0
 
     @property
     def ms(self) -> float:

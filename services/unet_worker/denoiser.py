@@ -1,6 +1,6 @@
 """One batched UNet call for tasks of one latent shape, at any steps of any samplers, then all their samplers at once.
 
-Runs on the device that the model is on. Written for CUDA as well, but never run on a GPU.
+Nothing here waits for the device, or is copied between it and the CPU but by `Device.upload`: see docs/gpu.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,9 @@ from services.unet_worker.guidance import GuidanceRows
 from services.unet_worker.guidance_memory import drift, predict_differences
 from services.unet_worker.sampler_table import SamplerTable
 from services.unet_worker.tasks import DenoisingTask
+from synerdiff.models.device import Device, DeviceFailed
 from synerdiff.models.family import Conditioning, UnetSide
+from synerdiff.models.graphed_unet import GraphedUnet
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,14 @@ class StepOutcome:
 
     `timesteps` [tasks], `model_input` and (guided) `noise_pred` [tasks, C, h, w], all fp32 on the model's device.
     `rows` is the call's UNet rows. `drifts` has, by place in the batch, how far the prediction of D was off for every
-    task that measured D again after calls that skipped it.
+    task that measured D again after calls that skipped it: scalars on the model's device.
     """
 
     rows: int
     timesteps: Tensor
     model_input: Tensor
     noise_pred: Tensor
-    drifts: Mapping[int, float]
+    drifts: Mapping[int, Tensor]
 
 
 class Denoiser:
@@ -38,6 +40,30 @@ class Denoiser:
 
     def __init__(self, unet_side: UnetSide) -> None:
         self._unet_side = unet_side
+        self._unet = GraphedUnet(unet_side)
+
+    @property
+    def compute(self) -> Device:
+        """What it runs on."""
+        return self._unet_side.compute
+
+    def free_memory(self) -> None:
+        """Give back what is held to save time."""
+        self._unet.free()
+        self.compute.free_caches()
+
+    @torch.inference_mode()
+    def check_device(self) -> None:
+        """Make a UNet call of one row of zeros at the smallest size. Raises DeviceFailed: no task is to blame."""
+        side, multiple = self._unet_side, self._unet_side.size_multiple
+        try:
+            prompt = side.encode([""])
+            latents = self.compute.upload(torch.zeros(1, *side.latent_shape(multiple, multiple)))
+            timesteps = self.compute.upload(torch.zeros(1))
+            answered = side.predict(latents, timesteps, side.conditioning(prompt, multiple, multiple))
+            self.compute.download(answered)
+        except Exception as error:
+            raise DeviceFailed(f"the UNet computes nothing on {side.device}: {error}") from error
 
     @torch.inference_mode()
     def step(self, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> StepOutcome:
@@ -55,26 +81,22 @@ class Denoiser:
             raise ValueError(f"tasks of one batch need one latent shape, not {sorted(map(tuple, shapes))}")
         wanted = skipping or [False] * len(tasks)
         skips = [is_wanted and task.can_skip for task, is_wanted in zip(tasks, wanted, strict=True)]
-        rows = GuidanceRows.of([task.guided and not skip for task, skip in zip(tasks, skips, strict=True)], skips)
-        timesteps = self._per_task([float(task.table.timesteps[task.next_call]) for task in tasks])
-        scales = self._per_task([float(task.table.input_scale[task.next_call]) for task in tasks])
-        guidance_scales = self._per_task([task.spec.guidance_scale for task in tasks])
+        guided = [task.guided and not skip for task, skip in zip(tasks, skips, strict=True)]
+        rows = GuidanceRows.of(guided, skips, self.compute.upload)
+        timesteps, scales, guidance_scales = self.compute.upload(_numbers(tasks))
 
         model_input = torch.stack([task.sample for task in tasks]) * scales[:, None, None, None]
-        answered = self._unet_side.predict(
+        answered = self._unet.predict(
             rows.expand(model_input), rows.expand(timesteps), self._conditioning(tasks, rows)
         ).float()
-        noise_pred = rows.mix(answered, guidance_scales, _predicted([tasks[k] for k in rows.predicted], model_input))
+        predicted = self._predicted([tasks[k] for k in rows.predicted], model_input)
+        noise_pred = rows.mix(answered, guidance_scales, predicted)
         measured = _measured(tasks, rows, answered)
-        drifts = _drifts(tasks, measured)
+        drifts = self._drifts(tasks, measured)
         advanced = self._apply_samplers(tasks, noise_pred)
         for place, (task, registers) in enumerate(zip(tasks, advanced, strict=True)):
             task.advance(registers[: len(task.registers)], measured.get(place), skips[place])
-        if self._unet_side.device.type == "cuda":
-            torch.cuda.synchronize(self._unet_side.device)
-        return StepOutcome(
-            rows.count, timesteps, model_input, noise_pred, {place: float(off) for place, off in drifts.items()}
-        )
+        return StepOutcome(rows.count, timesteps, model_input, noise_pred, drifts)
 
     def _conditioning(self, tasks: Sequence[DenoisingTask], rows: GuidanceRows) -> Conditioning:
         negative = [tasks[k].negative_embeds for k in rows.guided]
@@ -89,21 +111,34 @@ class Denoiser:
             state[place, : len(task.registers)] = task.registers
             noise = task.step_noise()
             if noise is not None:
-                state[place, -1] = noise
+                state[place, -1] = self.compute.upload(noise)
         state[:, -2] = noise_pred
         matrices = torch.stack([_padded(task.table, most).matrix[task.next_call] for task in tasks])
-        advanced = torch.bmm(matrices.to(state.device), state.flatten(2))
+        advanced = torch.bmm(self.compute.upload(matrices), state.flatten(2))
         return advanced.view(len(tasks), most, *noise_pred.shape[1:])
 
-    def _per_task(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._unet_side.device)
+    def _predicted(self, tasks: Sequence[DenoisingTask], like: Tensor) -> Tensor | None:
+        """D' of tasks that can skip, [tasks, C, h, w] as `like` has it; None of no tasks."""
+        if not tasks:
+            return None
+        memories, calls = [task.guidance for task in tasks], [task.next_call for task in tasks]
+        return predict_differences(memories, calls, like, self.compute.upload)
+
+    def _drifts(self, tasks: Sequence[DenoisingTask], measured: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """By place, how far D' would have been off for tasks that have skipped since they last measured D: scalars."""
+        places = [place for place in measured if tasks[place].guidance.stale(tasks[place].next_call)]
+        predicted = self._predicted([tasks[place] for place in places], next(iter(measured.values()), torch.empty(0)))
+        if predicted is None:
+            return {}
+        return dict(zip(places, drift(torch.stack([measured[place] for place in places]), predicted), strict=True))
 
 
-def _predicted(tasks: Sequence[DenoisingTask], like: Tensor) -> Tensor | None:
-    """D' of tasks that can skip, [tasks, C, h, w] as `like` has it; None of no tasks."""
-    if not tasks:
-        return None
-    return predict_differences([task.guidance for task in tasks], [task.next_call for task in tasks], like)
+def _numbers(tasks: Sequence[DenoisingTask]) -> Tensor:
+    """[3, tasks] fp32 on the CPU: timestep, scale of the model input and guidance scale of each task's next call."""
+    calls = [task.next_call for task in tasks]
+    timesteps = [float(task.table.timesteps[call]) for task, call in zip(tasks, calls, strict=True)]
+    scales = [float(task.table.input_scale[call]) for task, call in zip(tasks, calls, strict=True)]
+    return torch.tensor([timesteps, scales, [task.spec.guidance_scale for task in tasks]], dtype=torch.float32)
 
 
 def _measured(tasks: Sequence[DenoisingTask], rows: GuidanceRows, answered: Tensor) -> dict[int, Tensor]:
@@ -111,18 +146,6 @@ def _measured(tasks: Sequence[DenoisingTask], rows: GuidanceRows, answered: Tens
     if not any(task.guidance.remembers for task in tasks):
         return {}
     return dict(zip(rows.guided, rows.differences(answered), strict=True))
-
-
-def _drifts(tasks: Sequence[DenoisingTask], measured: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """By place, how far D' would have been off for the tasks that have skipped since they last measured D: scalars."""
-    places = [place for place in measured if tasks[place].guidance.stale(tasks[place].next_call)]
-    if not places:
-        return {}
-    differences = torch.stack([measured[place] for place in places])
-    predicted = predict_differences(
-        [tasks[place].guidance for place in places], [tasks[place].next_call for place in places], differences
-    )
-    return dict(zip(places, drift(differences, predicted), strict=True))
 
 
 @lru_cache(maxsize=512)

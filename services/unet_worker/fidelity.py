@@ -18,8 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from services.unet_worker.fidelity_cases import (
     Case,
     Grid,
@@ -35,6 +33,7 @@ from services.unet_worker.fidelity_pictures import Score, Studio, Task
 from synerdiff.cards import Sampler
 from synerdiff.errors import InvalidRequest
 from synerdiff.host import usable_cores
+from synerdiff.models.device import open_device
 from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.loading import load_unet_side, load_vae_side
@@ -135,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measurement(given: argparse.Namespace) -> Measurement:
     limit_torch_threads(given.threads)
-    device = torch.device(given.device)
+    device = open_device(given.device)
     dtype = dtype_from_name(given.dtype, device)
     unet_side = load_unet_side(given.model, dtype, device=device)
     vae_side = load_vae_side(given.model, dtype, safety_checker=False, device=device)

@@ -1,6 +1,6 @@
 """What a task remembers of its guidance, so that calls may skip it; and D predicted from that, for a batch of tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -60,10 +60,15 @@ class GuidanceMemory:
         self.differences, self.measured = [], ()
 
 
-def predict_differences(memories: Sequence[GuidanceMemory], calls: Sequence[int], like: Tensor) -> Tensor:
+def predict_differences(
+    memories: Sequence[GuidanceMemory],
+    calls: Sequence[int],
+    like: Tensor,
+    upload: Callable[[Tensor], Tensor] = lambda weights: weights,
+) -> Tensor:
     """[memories, C, h, w] fp32: D' of each task at its call, given its `can_skip`. `like` has the shape [..., C, h, w].
 
-    A task's D' does not depend on the others of the batch.
+    A task's D' does not depend on the others of the batch. `upload` takes weights from the CPU to where `like` is.
     """
     most = max(memory.remembers for memory in memories)
     differences = like.new_zeros((len(memories), most, *like.shape[-3:]))
@@ -72,7 +77,7 @@ def predict_differences(memories: Sequence[GuidanceMemory], calls: Sequence[int]
         for age, (difference, weight) in enumerate(zip(memory.differences, memory.weights(call), strict=True)):
             differences[place, age] = difference
             weights[place, age] = weight
-    predicted: Tensor = (weights.to(like.device)[:, :, None, None, None] * differences).sum(1)
+    predicted: Tensor = (upload(weights)[:, :, None, None, None] * differences).sum(1)
     return predicted
 
 

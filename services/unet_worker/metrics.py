@@ -22,6 +22,7 @@ SKIPPED_ENTRIES = Counter("synerdiff_unet_skipped_entries", "Plan entries that n
 SLOTS_TOTAL = Gauge("synerdiff_unet_slots", "Slots of the latents arena")
 SLOTS_USED = Gauge("synerdiff_unet_slots_used", "Slots of the latents arena held by a task")
 RESIDENT_TASKS = Gauge("synerdiff_unet_resident_tasks", "Tasks held, by state", ["state"])
+HALVED_ITEMS = Counter("synerdiff_unet_halved_items", "UNet calls made in halves for want of memory")
 TASKS_FAILED = Counter("synerdiff_unet_tasks_failed", "Tasks given up, by gRPC status code", ["code"])
 ENCODE_SECONDS = Histogram("synerdiff_unet_encode_seconds", "Time of encoding one batch of prompts", buckets=_SECONDS)
 CACHE_BYTES = Gauge("synerdiff_unet_embedding_cache_bytes", "Bytes of encoded prompts kept")

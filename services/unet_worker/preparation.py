@@ -41,13 +41,16 @@ class TaskPreparer:
             InvalidRequest: the model's scheduler does not take the sampler or the number of steps, or the predictor of
                 guidance cannot be read.
         """
-        encoded = self.prompts.encode([key for spec in specs for key in _prompt_keys(spec)])
-        prepared = []
-        for spec in specs:
-            keys = _prompt_keys(spec)
-            embeds = [encoded.embeds[key] for key in keys]
-            encode_ms = encoded.encode_ms if encoded.encoded.intersection(keys) else 0.0
-            prepared.append(PreparedTask(self._at_first_call(spec, embeds), encode_ms, _warnings(embeds)))
+        with self._unet_side.compute.beside() as lend:
+            encoded = self.prompts.encode([key for spec in specs for key in _prompt_keys(spec)])
+            prepared = []
+            for spec in specs:
+                keys = _prompt_keys(spec)
+                embeds = [encoded.embeds[key] for key in keys]
+                encode_ms = encoded.encode_ms if encoded.encoded.intersection(keys) else 0.0
+                task = self._at_first_call(spec, embeds)
+                lend([task.registers, *(tensor for embed in embeds for tensor in embed.tensors())])
+                prepared.append(PreparedTask(task, encode_ms, _warnings(embeds)))
         return prepared
 
     def _at_first_call(self, spec: TaskSpec, embeds: Sequence[PromptEmbeds]) -> DenoisingTask:
@@ -55,14 +58,14 @@ class TaskPreparer:
         table = sampler_table(side.scheduler_config, spec.sampler, spec.num_inference_steps)
         shape = side.latent_shape(spec.width, spec.height)
         noise = TaskNoise(spec.seed, shape, side.dtype, table)
-        registers = torch.zeros((table.num_registers, *shape), dtype=torch.float32, device=side.device)
+        registers = torch.zeros((table.num_registers, *shape), dtype=torch.float32)
         registers[0] = noise.initial_latents()
         return DenoisingTask(
             spec=spec,
             embeds=embeds[0],
             negative_embeds=embeds[1] if spec.rows == 2 else None,
             table=table,
-            registers=registers,
+            registers=side.compute.upload(registers),
             noise=noise,
             guidance=self._guidance(spec, table),
         )

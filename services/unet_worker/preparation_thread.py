@@ -9,6 +9,7 @@ from grpc import StatusCode
 from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.residents import Resident, Residents
 from synerdiff.errors import SynerDiffError
+from synerdiff.models.device import Fault, fault_of
 from synerdiff.models.threads import limit_torch_threads
 from synerdiff.plans import TaskFailed, TaskReady
 from synerdiff.telemetry import get_logger
@@ -21,15 +22,21 @@ log = get_logger("preparation")
 class PreparationThread:
     """Takes all residents that wait at a time, so that their prompts are encoded together.
 
-    `deliver` is called on this thread with TaskReady or TaskFailed; residents dropped meanwhile get neither.
+    `deliver` is called on this thread with TaskReady or TaskFailed; residents dropped meanwhile get neither. `crashed`
+    is told there of a device that is lost to this process: no task is to blame for that.
     """
 
     def __init__(
-        self, preparer: TaskPreparer, residents: Residents, deliver: Callable[[TaskReady | TaskFailed], None]
+        self,
+        preparer: TaskPreparer,
+        residents: Residents,
+        deliver: Callable[[TaskReady | TaskFailed], None],
+        crashed: Callable[[Exception], None],
     ) -> None:
         self._preparer = preparer
         self._residents = residents
         self._deliver = deliver
+        self._crashed = crashed
         self._inbox: queue.SimpleQueue[Resident | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
 
@@ -72,7 +79,9 @@ class PreparationThread:
         try:
             prepared = self._preparer.prepare([resident.spec for resident in residents])
         except Exception as error:
-            if len(residents) > 1:
+            if fault_of(error) is Fault.FATAL:
+                self._crashed(error)
+            elif len(residents) > 1:
                 for resident in residents:
                     self._prepare([resident])
             else:
@@ -85,6 +94,8 @@ class PreparationThread:
     def _fail(self, resident: Resident, error: Exception) -> None:
         if isinstance(error, SynerDiffError):
             code, message = error.code, error.message
+        elif fault_of(error) is Fault.OUT_OF_MEMORY:
+            code, message = StatusCode.RESOURCE_EXHAUSTED, f"no memory to prepare it just now: {error}"
         else:
             code, message = StatusCode.INTERNAL, f"preparing failed: {type(error).__name__}: {error}"
             log.error("preparing failed", task_id=resident.spec.task_id, exc_info=error)

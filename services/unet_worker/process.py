@@ -20,14 +20,14 @@ from synerdiff.errors import SynerDiffError
 from synerdiff.host import boot_id
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.service import LatentsArenaServicer
-from synerdiff.models.devices import device_domain, device_name
+from synerdiff.models.device import DeviceOptions, open_device
 from synerdiff.models.digest import model_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
 from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_unet_side
-from synerdiff.models.threads import cpu_threads, limit_torch_threads
+from synerdiff.models.threads import limit_torch_threads
 from synerdiff.mps import device_share
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
@@ -95,13 +95,13 @@ async def serve(settings: UnetWorkerSettings) -> int:
             address=address,
             model_card=card,
             pool=settings.pool,
-            domain=settings.domain or device_domain(unet_side.device),
+            domain=settings.domain or unet_side.compute.domain,
             boot_id=boot_id(),
             pid=os.getpid(),
-            device=device_name(unet_side.device),
+            device=unet_side.compute.name,
             dtype=dtype_name(unet_side.dtype),
             model_digest=model_digest(read_layout(settings.model)),
-            threads=cpu_threads(unet_side.device, settings.threads),
+            threads=unet_side.compute.cpu_threads(settings.threads),
             mps_thread_percent=share.mps_thread_percent,
             memory_limit_bytes=share.memory_limit_bytes,
         )
@@ -151,8 +151,9 @@ def warm_up(unet_side: UnetSide, card: ModelCard) -> None:
 
 def _load(settings: UnetWorkerSettings) -> tuple[UnetSide, ModelCard]:
     started = time.perf_counter()
-    dtype = dtype_from_name(settings.dtype, settings.device)
-    unet_side = load_unet_side(settings.model, dtype, device=settings.device)
+    device = open_device(settings.device, DeviceOptions(settings.cuda_graphs, settings.memory_limit_bytes))
+    dtype = dtype_from_name(settings.dtype, device)
+    unet_side = load_unet_side(settings.model, dtype, device=device)
     config = unet_side.scheduler_config
     card = unet_side.describe(
         settings.model_name or settings.model.resolve().name,

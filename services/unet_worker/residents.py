@@ -166,7 +166,7 @@ def _misfit(resident: Resident | None, entry: UnetEntry, twice: bool) -> Skipped
     if resident.state is ResidentState.PREPARING:
         return SkippedEntry(entry.task_id, SkipReason.NOT_READY)
     next_call = resident.next_call + twice
-    if resident.state is ResidentState.FINISHED or twice or next_call != entry.call:
+    if next_call >= resident.num_calls or twice or next_call != entry.call:
         return SkippedEntry(entry.task_id, SkipReason.OTHER_CALL, next_call)
     return None
 

@@ -1,33 +1,35 @@
 """The device thread: plan items in order, straight from a queue, with nothing but the steps between two UNet calls.
 
-No event loop, encoding, logging or message is on its path. What it has to say goes through `deliver` of the work that
-it belongs to, which must be quick and thread-safe.
+No event loop, encoding or message is on its path, and no logging but of what fails. What it has to say goes through
+`deliver` of the work that it belongs to, which must be quick and thread-safe.
 """
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import torch
 from grpc import StatusCode
+from torch import Tensor
 
 from services.unet_worker.denoiser import Denoiser, StepOutcome
 from services.unet_worker.previews import PreviewEncoder
 from services.unet_worker.residents import Resident, Residents
+from synerdiff.models.device import DeviceFailed, Fault, Mark, Timeline, fault_of
 from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer
 from synerdiff.plans import (
     GuidanceDrift,
     ItemTiming,
     SkippedEntry,
-    SlotRef,
     TaskFailed,
     UnetItem,
     UnetPlan,
     UnetTickDone,
 )
+from synerdiff.telemetry import get_logger
+
+log = get_logger("step_loop")
 
 StepReport = UnetTickDone | TaskFailed
 Deliver = Callable[[StepReport], None]
@@ -49,11 +51,40 @@ class _Boundary:
 
 @dataclass
 class _Became:
-    """What a plan's report will say of its entries, as far as its items have run."""
+    """What a plan's report will say of its entries, as far as its items have run.
+
+    `done`: residents whose last call has been made; `drifts`: task, call and the drift, still on the device.
+    """
 
     skipped: list[SkippedEntry] = field(default_factory=list)
-    finished: list[tuple[str, SlotRef]] = field(default_factory=list)
-    drifts: list[GuidanceDrift] = field(default_factory=list)
+    done: list[Resident] = field(default_factory=list)
+    drifts: list[tuple[str, int, Tensor]] = field(default_factory=list)
+
+
+@dataclass
+class _Run:
+    """An item that has been given to the device. `halved`: see ItemTiming."""
+
+    start: Mark
+    end: Mark
+    rows: int
+    waited_ms: float
+    halved: int
+
+    def timing(self, timeline: Timeline, peak_bytes: int) -> ItemTiming:
+        start_ns, end_ns = timeline.unix_ns(self.start), timeline.unix_ns(self.end)
+        return ItemTiming(start_ns, end_ns, self.rows, self.waited_ms, self.halved, peak_bytes)
+
+
+@dataclass
+class _Stepped:
+    """Rows computed for a sub-batch, and the fewest rows that memory did not suffice for; 0: it did."""
+
+    rows: int = 0
+    halved: int = 0
+
+    def and_then(self, other: "_Stepped") -> "_Stepped":
+        return _Stepped(self.rows + other.rows, min(filter(None, (self.halved, other.halved)), default=0))
 
 
 class StepLoop:
@@ -117,46 +148,74 @@ class StepLoop:
                 self._run_plan(work)
 
     def _run_plan(self, work: _Work) -> None:
-        timings: list[ItemTiming] = []
-        became = _Became()
+        """Give every item to the device; wait for it once, at the end of the plan.
+
+        In step also at the end of each item: the VAE worker is told then that it is over.
+        """
+        compute = self._denoiser.compute
+        compute.restart_peak()
+        timeline, became, runs = compute.timeline(), _Became(), list[_Run]()
         for item in work.plan.items:
             waited_ms = self._pacer.before(item.execution, lambda: work.reign != self._reign)
             if work.reign != self._reign:
-                return
+                break
             self._share.take(item.execution.threads)
-            timing = self._run_item(item, became, work.deliver)
+            start = timeline.mark()
+            stepped = self._run_item(item, became, work.deliver)
+            runs.append(_Run(start, timeline.mark(), stepped.rows, waited_ms, stepped.halved))
+            if item.execution.pace:
+                timeline.wait(runs[-1].end)
             self._pacer.after(item.execution, work.plan.tick)
-            timings.append(replace(timing, waited_ms=waited_ms))
-        skipped, finished, drifts = tuple(became.skipped), tuple(became.finished), tuple(became.drifts)
-        work.deliver(UnetTickDone(work.plan.tick, tuple(timings), skipped, finished, drifts))
+        if runs:
+            timeline.wait(runs[-1].end)
+        finished = self._residents.settle(became.done)
+        if work.reign == self._reign:
+            timings = tuple(run.timing(timeline, compute.peak_bytes()) for run in runs)
+            drifts = tuple(GuidanceDrift(task_id, call, float(off)) for task_id, call, off in became.drifts)
+            work.deliver(UnetTickDone(work.plan.tick, timings, tuple(became.skipped), tuple(finished), drifts))
 
-    def _run_item(self, item: UnetItem, became: _Became, deliver: Deliver) -> ItemTiming:
-        start = time.time_ns()
+    def _run_item(self, item: UnetItem, became: _Became, deliver: Deliver) -> _Stepped:
         residents, unfit = self._residents.select(item.entries)
         became.skipped.extend(unfit)
         skipping = {entry.task_id for entry in item.entries if entry.skip_cfg}
-        rows = self._step(residents, skipping, became, deliver) if residents else 0
-        return ItemTiming(start, time.time_ns(), rows)
+        return self._step(residents, skipping, became, deliver) if residents else _Stepped()
 
-    def _step(self, residents: Sequence[Resident], skipping: Set[str], became: _Became, deliver: Deliver) -> int:
-        """Step a sub-batch, in halves where memory does not suffice for the whole. Returns the rows computed."""
+    def _step(self, residents: Sequence[Resident], skipping: Set[str], became: _Became, deliver: Deliver) -> _Stepped:
+        """Step a sub-batch; one that fails, for memory or anything else, in halves until what fails is alone.
+
+        Raises:
+            DeviceFailed: the device steps nothing any more.
+        """
         tasks = [resident.task for resident in residents if resident.task is not None]
         try:
             outcome = self._denoiser.step(tasks, [task.spec.task_id in skipping for task in tasks])
         except Exception as error:
-            if _out_of_memory(error) and len(residents) > 1:
-                _empty_device_cache()
-                half = len(residents) // 2
-                halves = residents[:half], residents[half:]
-                return sum(self._step(part, skipping, became, deliver) for part in halves)
-            self._give_up(residents, error, deliver)
-            return 0
-        self._ask_for_previews(residents, outcome)
-        became.drifts.extend(
-            GuidanceDrift(tasks[k].spec.task_id, tasks[k].next_call - 1, off) for k, off in outcome.drifts.items()
-        )
-        became.finished.extend(self._residents.settle(residents))
-        return outcome.rows
+            # Its frames hold activations, whose memory the next attempt needs.
+            failure = error.with_traceback(None)
+        else:
+            self._ask_for_previews(residents, outcome)
+            became.drifts += [(tasks[k].spec.task_id, tasks[k].next_call - 1, off) for k, off in outcome.drifts.items()]
+            became.done += [resident for resident, task in zip(residents, tasks, strict=True) if task.done]
+            return _Stepped(outcome.rows)
+        return self._recover(residents, failure, skipping, became, deliver)
+
+    def _recover(
+        self, residents: Sequence[Resident], failure: Exception, skipping: Set[str], became: _Became, deliver: Deliver
+    ) -> _Stepped:
+        fault = fault_of(failure)
+        if fault is Fault.FATAL:
+            raise DeviceFailed(str(failure)) from failure
+        if fault is Fault.OUT_OF_MEMORY:
+            self._denoiser.free_memory()
+        if len(residents) == 1:
+            self._give_up(residents[0], failure, fault, deliver)
+            return _Stepped()
+        log.warning("a UNet call failed, trying halves", tasks=len(residents), reason=str(failure))
+        halved = _Stepped(0, _rows(residents, skipping) if fault is Fault.OUT_OF_MEMORY else 0)
+        middle = len(residents) // 2
+        for part in (residents[:middle], residents[middle:]):
+            halved = halved.and_then(self._step(part, skipping, became, deliver))
+        return halved
 
     def _ask_for_previews(self, residents: Sequence[Resident], outcome: StepOutcome) -> None:
         for place, resident in enumerate(residents):
@@ -164,18 +223,18 @@ class StepLoop:
             if task is not None and every and task.next_call % every == 0 and not task.done:
                 self._previews.submit(resident.spec.task_id, task.next_call, outcome, place)
 
-    def _give_up(self, residents: Sequence[Resident], error: Exception, deliver: Deliver) -> None:
-        for resident in residents:
-            if self._residents.give_up(resident):
-                message = f"the UNet call failed: {type(error).__name__}: {error}"
-                deliver(TaskFailed(resident.spec.task_id, StatusCode.INTERNAL.value[0], message))
+    def _give_up(self, resident: Resident, failure: Exception, fault: Fault, deliver: Deliver) -> None:
+        """Say why a task that failed alone cannot go on; but not of one that a broken device has failed."""
+        if fault is Fault.OUT_OF_MEMORY:
+            code, message = StatusCode.RESOURCE_EXHAUSTED, f"no memory for a UNet call of this task alone: {failure}"
+        else:
+            self._denoiser.check_device()
+            code, message = StatusCode.INTERNAL, f"the UNet call failed: {type(failure).__name__}: {failure}"
+        if self._residents.give_up(resident):
+            deliver(TaskFailed(resident.spec.task_id, code.value[0], message))
 
 
-def _out_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _empty_device_cache() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _rows(residents: Sequence[Resident], skipping: Set[str]) -> int:
+    """The rows of a batch, as far as its tasks can do what they are asked to."""
+    tasks = [resident.task for resident in residents if resident.task is not None]
+    return sum(1 + (task.guided and not (task.spec.task_id in skipping and task.can_skip)) for task in tasks)

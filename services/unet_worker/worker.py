@@ -22,6 +22,7 @@ from services.unet_worker.step_loop import StepLoop
 from synerdiff.errors import StaleLeader
 from synerdiff.latents.arena import Arena, ArenaFull
 from synerdiff.leadership_guard import LeaderGuard
+from synerdiff.models.device import Fault, fault_of
 from synerdiff.models.family import UnetSide
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import Preview, ResidentTask, TaskFailed, TaskReady, UnetPlan, UnetTickDone
@@ -61,7 +62,7 @@ class UnetWorker:
         self._leader: Leader | None = None
         self.residents = Residents(arena, unet_side.dtype)
         preparer = TaskPreparer(unet_side, embedding_cache_bytes)
-        self._preparation = PreparationThread(preparer, self.residents, self._tell_leader)
+        self._preparation = PreparationThread(preparer, self.residents, self._tell_leader, self._crash)
         self._previews = PreviewEncoder(unet_side, self._tell_leader)
         self._steps = StepLoop(
             Denoiser(unet_side),
@@ -184,6 +185,7 @@ class UnetWorker:
                     metrics.BATCH_ROWS.observe(timing.rows)
                     metrics.STEP_SECONDS.observe(timing.ms / 1000)
                 metrics.WAIT_SECONDS.observe(timing.waited_ms / 1000)
+                metrics.HALVED_ITEMS.inc(timing.halved > 0)
             for skipped in report.skipped:
                 metrics.SKIPPED_ENTRIES.labels(skipped.reason.name.lower()).inc()
             for task_id, slot in report.finished:
@@ -209,8 +211,17 @@ class UnetWorker:
         self._loop.call_soon_threadsafe(call, *arguments)
 
     def _crash(self, error: Exception) -> None:
-        log.critical("the step loop died", exc_info=error)
-        self._from_thread(self.crashed.set)
+        self._from_thread(self._note_crash, error)
+
+    def _note_crash(self, error: Exception) -> None:
+        if self.crashed.is_set():
+            return
+        self.crashed.set()
+        if fault_of(error) is Fault.FATAL:
+            held = len(self.residents)
+            log.critical("the device failed: this process ends, its tasks run again", reason=str(error), tasks=held)
+        else:
+            log.critical("the step loop died", exc_info=error)
 
 
 def superseded(leader: Leader) -> StaleLeader:

@@ -11,14 +11,13 @@ import grpc
 from services.vae_worker import metrics
 from services.vae_worker.decoder import DecodeFailure, Picture
 from services.vae_worker.image_files import encode_image
-from services.vae_worker.item_runner import FinishedDecode, ItemOutcome, ItemRunner, ItemWork, PlanDecodes
+from services.vae_worker.item_runner import FinishedDecode, ItemOutcome, ItemRunner, ItemWork, PlanDecodes, Run
 from services.vae_worker.outbox import Outbox
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable, Latents
 from synerdiff.plans import (
     DecodedImage,
     DecodeEntry,
-    ItemTiming,
     SkippedEntry,
     SkipReason,
     TaskFailed,
@@ -46,7 +45,7 @@ class _PlanInHand:
     report: Report
     cancelled: set[str] = field(default_factory=set)
     dropped: bool = False
-    timings: list[ItemTiming] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     skipped: dict[str, SkippedEntry] = field(default_factory=dict)
     decoded: list[str] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
@@ -69,7 +68,9 @@ class _PlanInHand:
         self.report(TaskFailed(task_id, code, message))
 
     def done(self) -> VaeTickDone:
-        return VaeTickDone(self.plan.tick, tuple(self.timings), tuple(self.skipped.values()), tuple(self.decoded))
+        return VaeTickDone(
+            self.plan.tick, tuple(run.timing() for run in self.runs), tuple(self.skipped.values()), tuple(self.decoded)
+        )
 
 
 @dataclass(frozen=True)
@@ -147,9 +148,9 @@ class DecodeLoop:
         """Give the device thread one item after another, its latents read while the one before runs."""
         while True:
             in_hand = await self._submitted.get()
-            for item in in_hand.plan.items:
+            for place, item in enumerate(in_hand.plan.items, start=1):
                 await self._room.acquire()
-                work = await self._read(in_hand, item)
+                work = await self._read(in_hand, item, last=place == len(in_hand.plan.items))
                 outcome = asyncio.get_running_loop().run_in_executor(
                     self._device, self._runner.run, work, in_hand.decodes
                 )
@@ -169,8 +170,8 @@ class DecodeLoop:
                 self._take_up(handed.in_hand, outcome)
 
     def _take_up(self, in_hand: _PlanInHand, outcome: ItemOutcome) -> None:
-        in_hand.timings.append(outcome.timing)
-        metrics.WAIT_SECONDS.observe(outcome.timing.waited_ms / 1000)
+        in_hand.runs.append(outcome.run)
+        metrics.WAIT_SECONDS.observe(outcome.run.waited_ms / 1000)
         for finished in outcome.finished:
             self._take_up_decode(in_hand, finished)
         for task_id in outcome.lost:
@@ -199,7 +200,7 @@ class DecodeLoop:
 
     # ---- latents
 
-    async def _read(self, in_hand: _PlanInHand, item: VaeItem) -> ItemWork:
+    async def _read(self, in_hand: _PlanInHand, item: VaeItem, last: bool) -> ItemWork:
         """The item's entries that can be decoded, with latents where they begin; the others are skipped."""
         wanted: dict[str, list[DecodeEntry]] = {}
         resumed = []
@@ -214,7 +215,7 @@ class DecodeLoop:
         for transport, arenas in self._arenas.transports().items():
             metrics.ARENAS.labels(transport).set(arenas)
         fresh = tuple(pair for pairs in read for pair in pairs)
-        return ItemWork(in_hand.plan.tick, item.execution, fresh, tuple(resumed))
+        return ItemWork(in_hand.plan.tick, item.execution, fresh, tuple(resumed), last)
 
     async def _read_arena(
         self, in_hand: _PlanInHand, address: str, entries: Sequence[DecodeEntry]

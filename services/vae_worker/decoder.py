@@ -16,6 +16,7 @@ from services.vae_worker.chunked_decoder import ChunkedDecoder
 from services.vae_worker.decoder_walk import NotChunkable
 from synerdiff.latents.client import Latents
 from synerdiff.latents.cuda_clones import CudaClone
+from synerdiff.models.device import Device, DeviceFailed, Fault, fault_of
 from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.family import VaeSide
 from synerdiff.telemetry import get_logger
@@ -42,15 +43,16 @@ class DecodeFailure:
     message: str
 
 
-class DeviceFailed(Exception):
-    """The device decodes nothing any more: the input is not at fault, and only a new process may help."""
-
-
 class BatchDecoder:
     """Decodes on the calling thread, always the same one."""
 
     def __init__(self, side: VaeSide) -> None:
         self._side = side
+
+    @property
+    def compute(self) -> Device:
+        """What it runs on."""
+        return self._side.compute
 
     def decode(self, batch: Sequence[Latents], width: int, height: int) -> list[Picture | DecodeFailure]:
         """Decode latents of pictures of `width` x `height` pixels in one batch, each to a picture or its own failure.
@@ -58,7 +60,7 @@ class BatchDecoder:
         A batch that fails, for memory or anything else, is halved until what fails is alone.
 
         Raises:
-            DeviceFailed: not even zeros decode any more.
+            DeviceFailed: the device decodes nothing any more.
         """
         decoding = self.begin(batch, width, height, bands=1)
         decoding.advance(1.0)
@@ -132,6 +134,7 @@ class DecodeInProgress:
             self._waiting.append(_Part(tuple(sound), torch.stack(list(sound.values()))))
         self._units: Generator[float, None, list[Picture]] | None = None
         self._part_fraction = 0.0
+        self._halved = 0
 
     def advance(self, until: float) -> bool:
         """Work until the fraction `until` of the decode is done, or a little more; whether all of it is.
@@ -139,13 +142,16 @@ class DecodeInProgress:
         A part that fails is begun again, so that what was done of it counts no more.
 
         Raises:
-            DeviceFailed: not even zeros decode any more.
+            DeviceFailed: the device decodes nothing any more.
         """
         while self._waiting and (until >= 1 or self._fraction() < until):
             self._run_unit()
-        if self._waiting and self._side.device.type == "cuda":
-            torch.cuda.synchronize(self._side.device)  # the UNet worker may be told next that this item has ended
         return not self._waiting
+
+    def take_halved(self) -> int:
+        """The fewest images that memory did not suffice for at once since this was last asked; 0: it did."""
+        halved, self._halved = self._halved, 0
+        return halved
 
     def outcomes(self) -> list[Picture | DecodeFailure]:
         """Of each image of the batch, in its order. Raises RuntimeError before all of the decode is done."""
@@ -186,14 +192,20 @@ class DecodeInProgress:
 
     def _recover(self, part: _Part, failure: Exception) -> None:
         """Halve a part that failed; of one image, say why it failed."""
-        if _is_out_of_memory(failure) and part.latents.is_cuda:
-            torch.cuda.empty_cache()
+        fault = fault_of(failure)
+        if fault is Fault.FATAL:
+            raise DeviceFailed(str(failure)) from failure
+        self._units = None
+        if fault is Fault.OUT_OF_MEMORY:
+            self._side.compute.free_caches()
+            if len(part.places) > 1:
+                self._halved = min(self._halved or len(part.places), len(part.places))
         if len(part.places) > 1:
             metrics.HALVED_BATCHES.inc()
             log.warning("decode failed, trying halves", images=len(part.places), reason=str(failure))
             self._close_part({})
             self._waiting.extendleft(reversed(part.halves()))
-        elif _is_out_of_memory(failure):
+        elif fault is Fault.OUT_OF_MEMORY:
             reason = f"no memory to decode even one such picture: {failure}"
             self._close_part({part.places[0]: DecodeFailure(_RESOURCE_EXHAUSTED, reason)})
         else:
@@ -215,7 +227,3 @@ def _check_device(side: VaeSide) -> None:
         side.decode(torch.zeros(1, *side.latent_shape(pixels, pixels)))
     except Exception as error:
         raise DeviceFailed(f"the VAE decodes nothing on {side.device}: {error}") from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

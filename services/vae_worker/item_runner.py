@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import grpc
 
 from services.vae_worker import metrics
-from services.vae_worker.decoder import BatchDecoder, DecodeFailure, DecodeInProgress, DeviceFailed, Picture
+from services.vae_worker.decoder import BatchDecoder, DecodeFailure, DecodeInProgress, Picture
 from synerdiff.latents.client import Latents
+from synerdiff.models.device import Fault, Mark, Timeline, fault_of
 from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer
 from synerdiff.plans import DecodeEntry, Execution, ItemTiming, VaeItem
@@ -23,12 +24,16 @@ Course = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class ItemWork:
-    """What the device thread is given of an item: `fresh` entries begin with their latents, `resumed` ones go on."""
+    """What the device thread is given of an item: `fresh` entries begin with their latents, `resumed` ones go on.
+
+    `last`: its plan ends with it.
+    """
 
     tick: int
     execution: Execution
     fresh: tuple[tuple[DecodeEntry, Latents], ...]
     resumed: tuple[DecodeEntry, ...]
+    last: bool = True
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,28 @@ class FinishedDecode:
 
 
 @dataclass(frozen=True)
+class Run:
+    """An item that was given to the device, from `start` to `end`. `halved`, `peak_bytes`: see ItemTiming."""
+
+    timeline: Timeline
+    start: Mark
+    end: Mark
+    images: int
+    waited_ms: float
+    halved: int
+    peak_bytes: int
+
+    def timing(self) -> ItemTiming:
+        """As it ran. Waits for its end, which is over once the last item of its plan has run."""
+        start_ns, end_ns = self.timeline.unix_ns(self.start), self.timeline.unix_ns(self.end)
+        return ItemTiming(start_ns, end_ns, self.images, self.waited_ms, self.halved, self.peak_bytes)
+
+
+@dataclass(frozen=True)
 class ItemOutcome:
     """What became of an item. `lost`: tasks that could not go on, since their earlier chunks were not done."""
 
-    timing: ItemTiming
+    run: Run
     finished: tuple[FinishedDecode, ...]
     lost: tuple[str, ...]
 
@@ -62,7 +85,7 @@ class _Batch:
 
 @dataclass(eq=False)
 class PlanDecodes:
-    """The decodes of one plan. Only the device thread touches `batches` until the plan's last item has ended.
+    """The decodes of one plan. Only the device thread touches `batches` and `timeline` until its last item has ended.
 
     `courses`: which chunks of a task are done in which of the plan's items. `cancelled` and what `abandoned` says may
     change while they run.
@@ -72,6 +95,7 @@ class PlanDecodes:
     cancelled: Set[str]
     abandoned: Callable[[], bool]
     batches: list[_Batch] = field(default_factory=list)
+    timeline: Timeline | None = None
 
     @classmethod
     def of(cls, items: Sequence[VaeItem], cancelled: Set[str], abandoned: Callable[[], bool]) -> "PlanDecodes":
@@ -111,17 +135,27 @@ class ItemRunner:
             decodes.batches.clear()
             return None
         self._share.take(work.execution.threads)
-        start_ns = time.time_ns()
+        timeline = decodes.timeline = decodes.timeline or self._begin_plan()
+        start = timeline.mark()
         # A batch goes on for those of its tasks that are still wanted; without any, its memory is freed here.
         decodes.batches[:] = [batch for batch in decodes.batches if any(map(decodes.wanted, batch.entries))]
         resumed, lost = _resumed(work, decodes)
-        images, finished = 0, list[FinishedDecode]()
+        images, halved, finished = 0, 0, list[FinishedDecode]()
         for end_chunk, batch in [*resumed, *_begun(work, decodes)]:
             images += len(batch.entries)
             finished += self._advance(batch, end_chunk, decodes)
-        timing = ItemTiming(start_ns, time.time_ns(), images, waited_ms)
+            too_many = batch.progress.take_halved() if batch.progress else 0
+            halved = min(filter(None, (halved, too_many)), default=0)
+        end = timeline.mark()
+        if work.execution.pace or work.last:
+            timeline.wait(end)  # the UNet worker, or the leader, is told next that it is over
         self._pacer.after(work.execution, work.tick)
-        return ItemOutcome(timing, tuple(finished), lost)
+        run = Run(timeline, start, end, images, waited_ms, halved, self._decoder.compute.peak_bytes())
+        return ItemOutcome(run, tuple(finished), lost)
+
+    def _begin_plan(self) -> Timeline:
+        self._decoder.compute.restart_peak()
+        return self._decoder.compute.timeline()
 
     def warm_up(self) -> None:
         """Make the first decode. Raises DeviceFailed."""
@@ -139,9 +173,9 @@ class ItemRunner:
             progress = batch.progress or self._begin(batch)
             done = progress.advance(end_chunk / batch.entries[0].chunks)
             outcomes = progress.outcomes() if done else []
-        except DeviceFailed:
-            raise
         except Exception as error:  # a fault of ours: it must not end the work of others
+            if fault_of(error) is Fault.FATAL:
+                raise
             log.exception("item failed", task_ids=[entry.task_id for entry in batch.entries])
             decodes.batches.remove(batch)
             failure = DecodeFailure(_INTERNAL, f"decode failed: {error}")

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from services.vae_worker.decode_loop import DecodeLoop
-from services.vae_worker.decoder import BatchDecoder, DeviceFailed
+from services.vae_worker.decoder import BatchDecoder
 from services.vae_worker.item_runner import ItemRunner
 from services.vae_worker.outbox import Outbox
 from services.vae_worker.service import VaeStageServicer
@@ -21,14 +21,14 @@ from synerdiff.cards import ModelCard, Sampler
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.host import boot_id
 from synerdiff.latents.client import ArenaClient
-from synerdiff.models.devices import device_domain, device_name
+from synerdiff.models.device import DeviceFailed, DeviceOptions, open_device
 from synerdiff.models.digest import model_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
 from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_vae_side
-from synerdiff.models.threads import ThreadShare, cpu_threads
+from synerdiff.models.threads import ThreadShare
 from synerdiff.mps import device_share
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.redis_client import connect
@@ -181,8 +181,9 @@ async def _first_of(*waits: Coroutine[object, object, None]) -> None:
 
 
 def _load(settings: VaeWorkerSettings) -> VaeSide:
-    dtype = dtype_from_name(settings.dtype, settings.device)
-    return load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=settings.device)
+    device = open_device(settings.device, DeviceOptions(memory_limit_bytes=settings.memory_limit_bytes))
+    dtype = dtype_from_name(settings.dtype, device)
+    return load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=device)
 
 
 def _record(settings: VaeWorkerSettings, side: VaeSide, worker_id: str, address: str) -> WorkerRecord:
@@ -193,13 +194,13 @@ def _record(settings: VaeWorkerSettings, side: VaeSide, worker_id: str, address:
         address=address,
         model_card=_card(settings.model_name or settings.model.resolve().name, side),
         pool=settings.pool,
-        domain=settings.domain or device_domain(side.device),
+        domain=settings.domain or side.compute.domain,
         boot_id=boot_id(),
         pid=os.getpid(),
-        device=device_name(side.device),
+        device=side.compute.name,
         dtype=dtype_name(side.dtype),
         model_digest=model_digest(read_layout(settings.model)),
-        threads=cpu_threads(side.device, settings.threads),
+        threads=side.compute.cpu_threads(settings.threads),
         mps_thread_percent=share.mps_thread_percent,
         memory_limit_bytes=share.memory_limit_bytes,
     )

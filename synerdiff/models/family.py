@@ -17,6 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.models.device import Device
 from synerdiff.models.layout import ModelLayout
 from synerdiff.models.preview import PreviewProjection
 from synerdiff.models.safety import SafetyChecker
@@ -40,7 +41,11 @@ class PromptEmbeds:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        return self.hidden.nbytes + (self.pooled.nbytes if self.pooled is not None else 0)
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """What it is made of."""
+        return [self.hidden] if self.pooled is None else [self.hidden, self.pooled]
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Family(ABC):
 
     @abstractmethod
     def added_conditions(self, embeds: Sequence[PromptEmbeds], width: int, height: int) -> dict[str, Tensor] | None:
-        """The UNet's added conditions, one row per prompt; sizes in pixels."""
+        """The UNet's added conditions, one row per prompt; sizes in pixels. Some may still be on the CPU."""
 
     @abstractmethod
     def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +141,12 @@ class UnetSide:
     defaults: ServingDefaults
     preview: PreviewProjection | None
     dtype: torch.dtype
-    device: torch.device
+    compute: Device
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.compute.torch_device
 
     @property
     def prediction_type(self) -> str:
@@ -192,7 +202,10 @@ class UnetSide:
     def conditioning(self, embeds: Sequence[PromptEmbeds], width: int, height: int) -> Conditioning:
         """Stack one prompt per UNet row (a guided task has two rows) for pictures of `width` x `height` pixels."""
         hidden = torch.stack([row.hidden for row in embeds])
-        return Conditioning(hidden=hidden, added=self.family.added_conditions(embeds, width, height))
+        added = self.family.added_conditions(embeds, width, height)
+        if added is not None:
+            added = {name: self.compute.upload(rows) for name, rows in added.items()}
+        return Conditioning(hidden, added)
 
     @torch.no_grad()
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -223,7 +236,12 @@ class VaeSide:
     processor: VaeImageProcessor
     checker: SafetyChecker | None
     dtype: torch.dtype
-    device: torch.device
+    compute: Device
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.compute.torch_device
 
     @property
     def scale_factor(self) -> int:
@@ -241,12 +259,14 @@ class VaeSide:
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the UNet left them -> what `vae.decode` takes: on its device, in its dtype and scale."""
-        return self.family.unscale(latents.to(self.device, self.vae.dtype), self.vae.config)
+        there = self.compute.upload(latents) if latents.device != self.device else latents
+        return self.family.unscale(there.to(self.vae.dtype), self.vae.config)
 
     def images(self, decoded: Tensor) -> Images:
         """What `vae.decode` gives, [n, 3, H, W] -> pictures [n, H, W, 3], uint8, on the CPU."""
-        unit_range = self.processor.postprocess(decoded, output_type="np")
-        images: Images = (unit_range * 255).round().astype(np.uint8)
+        unit_range = self.processor.postprocess(decoded, output_type="pt").float()
+        pixels = unit_range.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        images: Images = self.compute.download(pixels).numpy()
         return images
 
     def check(self, images: Images) -> tuple[Images, list[bool]]:

@@ -13,6 +13,7 @@ import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 
+from synerdiff.models.device import Device, open_device
 from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import Family, ServingDefaults, UnetSide, VaeSide
@@ -33,29 +34,30 @@ _UNSERVED_UNET_FEATURES = ("time_cond_proj_dim", "class_embed_type", "num_class_
 
 
 def load_unet_side(
-    path: Path | str, dtype: torch.dtype, *, variant: str = "auto", device: torch.device | str = "cpu"
+    path: Path | str, dtype: torch.dtype, *, variant: str = "auto", device: Device | None = None
 ) -> UnetSide:
     """Load tokenizers, text encoders, UNet and scheduler config of the model in `path`.
 
     `variant` names the weight files: "" the plain ones, "fp16" those of that variant, "auto" whichever are there.
+    `device`: None is the CPU.
     Raises ModelLoadError naming path and reason.
     """
     _silence_libraries()
     layout, family = _open(path)
-    device = torch.device(device)
+    device = device or open_device("cpu")
     unet = load_diffusers_model(UNet2DConditionModel, layout, "unet", dtype, variant, device)
     scale_factor = _vae_scale_factor(layout.config("vae"))
     serving = read_serving_file(layout, unet.config.in_channels)
     return UnetSide(
         family=family,
         unet=unet,
-        encoder=family.load_encoder(layout, dtype, variant, device),
+        encoder=family.load_encoder(layout, dtype, variant, device.torch_device),
         scheduler_config=_scheduler_config(layout, family),
         vae_scale_factor=scale_factor,
         defaults=_defaults(family, serving, unet.config.sample_size, scale_factor),
         preview=serving.preview.projection() if serving.preview is not None else None,
         dtype=dtype,
-        device=device,
+        compute=device,
     )
 
 
@@ -65,26 +67,26 @@ def load_vae_side(
     *,
     variant: str = "auto",
     safety_checker: bool = True,
-    device: torch.device | str = "cpu",
+    device: Device | None = None,
 ) -> VaeSide:
     """Load the VAE and, unless switched off, the safety checker that the directory carries.
 
-    `dtype` is the model's, as given to `load_unet_side`; `variant` as there. Raises ModelLoadError.
+    `dtype` is the model's, as given to `load_unet_side`; `variant` and `device` as there. Raises ModelLoadError.
     """
     _silence_libraries()
     layout, family = _open(path)
-    device = torch.device(device)
+    device = device or open_device("cpu")
     vae = load_diffusers_model(AutoencoderKL, layout, "vae", dtype, variant, device)
     checker: SafetyChecker | None = None
     if safety_checker and layout.component_class("safety_checker") is not None:
-        checker = load_safety_checker(layout, dtype, variant, device)
+        checker = load_safety_checker(layout, dtype, variant, device.torch_device)
     return VaeSide(
         family=family,
         vae=vae.to(family.vae_dtype(vae.config, dtype)),
         processor=VaeImageProcessor(vae_scale_factor=_vae_scale_factor(vae.config)),
         checker=checker,
         dtype=dtype,
-        device=device,
+        compute=device,
     )
 
 

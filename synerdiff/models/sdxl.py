@@ -115,7 +115,7 @@ class Sdxl(Family):
     def added_conditions(self, embeds: Sequence[PromptEmbeds], width: int, height: int) -> dict[str, Tensor] | None:
         """Pooled prompts [rows, dim], and sizes [rows, 6]: the picture as if never scaled nor cropped."""
         pooled = torch.stack([row.pooled for row in embeds if row.pooled is not None])
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=pooled.dtype, device=pooled.device)
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=pooled.dtype)
         return {"text_embeds": pooled, "time_ids": time_ids.repeat(len(embeds), 1)}
 
     def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,6 @@ def limit_torch_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def cpu_threads(device: torch.device, own: int) -> int:
-    """CPU threads that a worker on `device` computes with (`own`, or for 0 torch's choice); 0 on GPUs."""
-    return (own or torch.get_num_threads()) if device.type == "cpu" else 0
-
-
 class ThreadShare:
     """The CPU threads of a device thread, which alone uses it: its own number, or the share that an item gives it."""
 

@@ -165,6 +165,7 @@ class ItemTiming(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     WAITED_MS_FIELD_NUMBER: _builtins.int
     HALVED_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
     start_unix_ns: _builtins.int
     end_unix_ns: _builtins.int
     rows: _builtins.int
@@ -172,7 +173,9 @@ class ItemTiming(_message.Message):
     waited_ms: _builtins.float
     """for the other worker of the domain, before it started"""
     halved: _builtins.int
-    """most rows or images that memory did not suffice for at once, and that were run in halves; 0: none"""
+    """Fewest rows or images that memory did not suffice for at once, and that were run in halves; 0: it did."""
+    peak_bytes: _builtins.int
+    """most device memory that the worker held at once during the plan; 0: not counted"""
     def __init__(
         self,
         *,
@@ -181,10 +184,11 @@ class ItemTiming(_message.Message):
         rows: _builtins.int = ...,
         waited_ms: _builtins.float = ...,
         halved: _builtins.int = ...,
+        peak_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_unix_ns", b"end_unix_ns", "halved", b"halved", "rows", b"rows", "start_unix_ns", b"start_unix_ns", "waited_ms", b"waited_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_unix_ns", b"end_unix_ns", "halved", b"halved", "peak_bytes", b"peak_bytes", "rows", b"rows", "start_unix_ns", b"start_unix_ns", "waited_ms", b"waited_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

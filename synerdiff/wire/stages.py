@@ -177,12 +177,13 @@ def item_timing_to_pb(timing: ItemTiming) -> stages_pb2.ItemTiming:
         rows=timing.rows,
         waited_ms=timing.waited_ms,
         halved=timing.halved,
+        peak_bytes=timing.peak_bytes,
     )
 
 
 def item_timing_from_pb(pb: stages_pb2.ItemTiming) -> ItemTiming:
     """ItemTiming from its message."""
-    return ItemTiming(pb.start_unix_ns, pb.end_unix_ns, pb.rows, pb.waited_ms, pb.halved)
+    return ItemTiming(pb.start_unix_ns, pb.end_unix_ns, pb.rows, pb.waited_ms, pb.halved, pb.peak_bytes)
 
 
 def skipped_entry_to_pb(entry: SkippedEntry) -> stages_pb2.SkippedEntry:

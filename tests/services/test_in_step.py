@@ -66,7 +66,7 @@ class Decoding(threading.Thread):
                 fresh, resumed = (((part, zeros()),), ()) if place == 1 else ((), (part,))
                 outcome = self._runner.run(ItemWork(tick, in_step(tick, place), fresh, resumed), decodes)
                 assert outcome is not None
-                self.timings.append(outcome.timing)
+                self.timings.append(outcome.run.timing())
                 self.pictures.extend(finished.entry.task_id for finished in outcome.finished)
         self._runner.close()
 

@@ -5,10 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import torch
 from redis.asyncio import Redis
 
-from synerdiff.models.devices import device_name
+from synerdiff.models.device import open_device
 from synerdiff.models.digest import model_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.layout import read_layout
@@ -51,7 +50,7 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
     async with worker_process("--model", str(model), "--redis-url", redis_server.url, "--pool", "test") as process:
         record = await announced(registry)
         assert (record.kind, record.model_card.name, record.pid) == ("unet", "tiny", process.pid)
-        assert record.device == device_name(torch.device("cpu"))
+        assert record.device == open_device("cpu").name
         assert (record.dtype, record.threads) == (dtype_name(dtype_from_name("auto")), 1)
         assert record.model_digest == model_digest(read_layout(model))
         async with open_channel(record.address) as channel, leading(channel) as leader:

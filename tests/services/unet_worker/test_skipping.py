@@ -132,7 +132,7 @@ def finish(
         before = [tasks[k].next_call for k in running]
         outcome = denoiser.step([tasks[k] for k in running], [tasks[k].next_call in told[k] for k in running])
         for place, off in outcome.drifts.items():
-            made[running[place]].drifts[before[place]] = off
+            made[running[place]].drifts[before[place]] = float(off)
         for k, call in zip(running, before, strict=True):
             made[k].rows.append(1 if not tasks[k].guided or call in tasks[k].guidance.skipped else 2)
         assert outcome.rows == sum(made[k].rows[-1] for k in running)

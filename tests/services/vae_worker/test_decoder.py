@@ -9,8 +9,9 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from services.vae_worker.decoder import BatchDecoder, DecodeFailure, DeviceFailed, Picture
+from services.vae_worker.decoder import BatchDecoder, DecodeFailure, Picture
 from synerdiff.latents.client import Latents
+from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.models.loading import load_vae_side
 from tests.services.vae_worker.conftest import MODEL, diffusers_decode, latents_of

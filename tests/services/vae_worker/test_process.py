@@ -5,7 +5,6 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
@@ -13,7 +12,7 @@ from services.vae_worker.settings import VaeWorkerSettings
 from services.vae_worker.worker import SERVICE_NAME, serve
 from synerdiff.latents.arena import create_arena
 from synerdiff.latents.service import LatentsArenaServicer
-from synerdiff.models.devices import device_name
+from synerdiff.models.device import open_device
 from synerdiff.models.digest import model_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.layout import read_layout
@@ -50,7 +49,7 @@ async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -
     try:
         record = await announced(registry)
         assert (record.kind, record.model_card.name, record.pid) == ("vae", "m", process.pid)
-        assert record.device == device_name(torch.device("cpu"))
+        assert record.device == open_device("cpu").name
         assert (record.dtype, record.threads) == (dtype_name(dtype_from_name("auto")), 1)
         assert record.model_digest == model_digest(read_layout(ROOT / "models" / "emoji" / "model"))
         assert record.domain.startswith("cpu:")

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from services.vae_worker import decode_loop
-from services.vae_worker.decoder import BatchDecoder, DecodeInProgress, DeviceFailed
+from services.vae_worker.decoder import BatchDecoder, DecodeInProgress
 from services.vae_worker.image_files import encode_image, read_parameters
 from services.vae_worker.item_runner import ItemRunner
 from services.vae_worker.metrics import READ_SECONDS
@@ -28,6 +28,7 @@ from services.vae_worker.worker import SERVICE_NAME, VaeWorker
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.client import ArenaClient, Latents
 from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import VaeSide
 from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide

@@ -1,4 +1,4 @@
-"""Names of devices: those of the hardware, the same in every process of a machine."""
+"""Devices: the names of their hardware, and what errors say of them."""
 
 from pathlib import Path
 
@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from synerdiff.host import usable_cores
-from synerdiff.models import devices
-from synerdiff.models.devices import device_name
+from synerdiff.models.device import DeviceFailed, Fault, cpu, fault_of, open_device
 
-CPU = torch.device("cpu")
+CPU = open_device("cpu")
 
 
 def test_a_cpu_is_named_with_the_cores_that_this_process_may_use(
@@ -17,11 +16,11 @@ def test_a_cpu_is_named_with_the_cores_that_this_process_may_use(
 ) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text("processor\t: 0\nmodel name\t: AMD EPYC   Processor \n\nprocessor\t: 1\nmodel name\t: another\n")
-    monkeypatch.setattr(devices, "_CPU_INFO", info)
-    monkeypatch.setattr(devices, "usable_cores", lambda: 2)
-    assert device_name(CPU) == "cpu: AMD EPYC Processor, 2 cores"
-    monkeypatch.setattr(devices, "usable_cores", lambda: 1)
-    assert device_name(CPU) == "cpu: AMD EPYC Processor, 1 core"
+    monkeypatch.setattr(cpu, "_CPU_INFO", info)
+    monkeypatch.setattr(cpu, "usable_cores", lambda: 2)
+    assert CPU.name == "cpu: AMD EPYC Processor, 2 cores"
+    monkeypatch.setattr(cpu, "usable_cores", lambda: 1)
+    assert CPU.name == "cpu: AMD EPYC Processor, 1 core"
 
 
 @pytest.mark.parametrize("text", ["", "processor\t: 0\nBogoMIPS\t: 50\n", "model name\t:\n"])
@@ -30,10 +29,60 @@ def test_a_cpu_without_a_name_goes_by_its_architecture(
 ) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text(text)
-    monkeypatch.setattr(devices, "_CPU_INFO", info)
+    monkeypatch.setattr(cpu, "_CPU_INFO", info)
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert device_name(CPU).startswith("cpu: aarch64, ")
+    assert CPU.name.startswith("cpu: aarch64, ")
 
 
 def test_this_machine_has_a_name() -> None:
-    assert device_name(CPU).endswith((f"{usable_cores()} cores", f"{usable_cores()} core"))
+    assert CPU.name.endswith((f"{usable_cores()} cores", f"{usable_cores()} core"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1099511627776 bytes."),
+        torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_too_little_memory_is_recognised(error: Exception) -> None:
+    assert fault_of(error) is Fault.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might ..."),
+        RuntimeError("CUDA error: unspecified launch failure"),  # torch before 2.8
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        torch.AcceleratorError("CUDA error: the MPS client has been terminated by the MPS server"),
+        torch.AcceleratorError(
+            "CUDA error: the remote procedural call between the MPS server and the MPS client failed"
+        ),
+        DeviceFailed("said before"),
+    ],
+)
+def test_a_poisoned_context_is_recognised(error: Exception) -> None:
+    assert fault_of(error) is Fault.FATAL
+
+
+def test_a_poisoned_context_is_recognised_by_its_number() -> None:
+    error = torch.AcceleratorError("in words that nobody knows yet")
+    error.error_code = 719  # type: ignore[attr-defined]
+    assert fault_of(error) is Fault.FATAL
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shape '[2]' is invalid for input of size 3"),
+        torch.AcceleratorError("CUDA error: invalid argument"),
+        RuntimeError("CUDA error: operation not permitted when stream is capturing"),
+        ValueError("an illegal memory access was encountered, says a prompt"),
+    ],
+)
+def test_other_errors_are_not_the_device_s(error: Exception) -> None:
+    assert fault_of(error) is Fault.OTHER

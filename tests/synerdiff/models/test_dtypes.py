@@ -11,10 +11,6 @@ def test_by_name(name: str) -> None:
     assert dtype_from_name(name) == getattr(torch, name)
 
 
-def test_auto_is_half_precision_on_a_gpu() -> None:
-    assert dtype_from_name("auto", "cuda:0") == torch.float16
-
-
 @pytest.mark.parametrize(("has_amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_is_bfloat16_only_where_the_cpu_does_it(
     monkeypatch: pytest.MonkeyPatch, has_amx: bool, dtype: torch.dtype

@@ -1,0 +1,124 @@
+"""The device as workers use it. Kinds: `CpuDevice`, `CudaDevice`.
+
+The work given to a device is done in order and possibly later: on CUDA a call returns once its kernels are queued.
+What a thread must not do in the midst of a plan is wait; so nothing here waits but what says so.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Mark = Any
+"""A moment in the order of a device's work, of a type that only its device knows."""
+
+Lend = Callable[[Iterable[Tensor]], None]
+
+
+class Capture(Protocol):
+    """A computation that can be run again as it was captured: from the same inputs to the same output, in place."""
+
+    @property
+    def output(self) -> Tensor:
+        """Where it leaves its answer."""
+        ...
+
+    def replay(self) -> None:
+        """Queue it once more."""
+
+
+class Timeline(Protocol):
+    """Moments in the order of a device's work, told when there is time for that."""
+
+    def mark(self) -> Mark:
+        """The moment when all work that this thread has given so far will be done."""
+
+    def wait(self, mark: Mark) -> None:
+        """Wait for a moment. Raises what the work before it has failed with."""
+
+    def unix_ns(self, mark: Mark) -> int:
+        """The wall clock at a moment, in ns. Waits for it, and raises as `wait` does."""
+
+
+class Device(ABC):
+    """One device in one process. Methods may be called from any thread, each for the work of its own thread.
+
+    `torch_device`: as torch names it. `memory_format`: how convolution weights lie best. `captures`: whether `capture`
+    works and is wanted.
+    """
+
+    torch_device: torch.device
+    memory_format: torch.memory_format = torch.channels_last
+    captures: bool = False
+
+    # ---- what it is
+
+    @property
+    @abstractmethod
+    def domain(self) -> str:
+        """The domain of the workers on this device: its GPU's UUID, or without a GPU this host's CPU."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The hardware, for people and for telling profiles apart."""
+
+    @property
+    @abstractmethod
+    def fastest_dtype(self) -> torch.dtype:
+        """What it computes in fastest, natively."""
+
+    @abstractmethod
+    def cpu_threads(self, own: int) -> int:
+        """CPU threads that a worker computes with, which was told `own` (0: torch's choice); 0 where that is no CPU."""
+
+    # ---- memory
+
+    @abstractmethod
+    def memory_limit_bytes(self) -> int:
+        """Most memory that this process may take of it; 0 where that is not known."""
+
+    @abstractmethod
+    def restart_peak(self) -> None:
+        """Forget what was held before, for `peak_bytes`."""
+
+    @abstractmethod
+    def peak_bytes(self) -> int:
+        """Most bytes held at once since `restart_peak`; 0 where the device does not count them."""
+
+    @abstractmethod
+    def free_caches(self) -> None:
+        """Give back memory that is held for later. May wait for the device's work."""
+
+    # ---- copies
+
+    @abstractmethod
+    def upload(self, host: Tensor) -> Tensor:
+        """A tensor of the CPU on the device, for work given to it from now on. Does not wait; `host` may change after.
+
+        On the CPU it is `host` itself.
+        """
+
+    @abstractmethod
+    def download(self, tensor: Tensor) -> Tensor:
+        """A tensor of the device on the CPU, complete. Waits for the work given before, and for nothing else."""
+
+    # ---- work
+
+    @abstractmethod
+    def timeline(self) -> Timeline:
+        """A timeline of the work that this thread will give. To be asked for while nothing of it is under way."""
+
+    @abstractmethod
+    def beside(self) -> AbstractContextManager[Lend]:
+        """Work that is not to stand in the order of steps. At its end it is done, waited for by this thread alone.
+
+        What comes of it and lives on is passed to the function that is yielded: others will use it.
+        """
+
+    @abstractmethod
+    def capture(self, call: Callable[[], Tensor]) -> Capture:
+        """Run a computation a few times and capture it. Waits. Raises whatever makes that impossible."""

@@ -1,0 +1,173 @@
+"""One CUDA GPU. Never run on a GPU: written from torch's documentation and sources (see docs/gpu.md).
+
+Steps and decodes go to the default stream. One side stream carries uploads, another the work that stands beside the
+steps (prompts), so that neither waits for them. Pinned buffers come from torch's caching allocator, which keeps a
+buffer until the copies from it are done.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synerdiff.models.device.contract import Capture, Device, Lend, Mark, Timeline
+from synerdiff.registry import default_domain
+
+# Before a capture a computation runs this often: libraries choose their kernels and take their workspaces then.
+_RUNS_BEFORE_CAPTURE = 3
+
+
+@dataclass(frozen=True)
+class _CapturedGraph:
+    """A CUDA graph with the buffer that it leaves its answer in."""
+
+    graph: "torch.cuda.CUDAGraph"
+    output: Tensor
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+
+@dataclass(frozen=True)
+class _Events:
+    """Moments told from `base`, which the GPU passed at `base_unix_ns`."""
+
+    new_event: Callable[[], "torch.cuda.Event"]
+    base: "torch.cuda.Event"
+    base_unix_ns: int
+
+    def mark(self) -> Mark:
+        return self.new_event()
+
+    def wait(self, mark: Mark) -> None:
+        mark.synchronize()  # sleeps, without the interpreter's lock
+
+    def unix_ns(self, mark: Mark) -> int:
+        mark.synchronize()
+        passed_ms: float = self.base.elapsed_time(mark)
+        return self.base_unix_ns + round(passed_ms * 1e6)
+
+
+class CudaDevice(Device):
+    """One GPU, of which this process may take `memory_limit_bytes` (0: all there is); `captures`: use CUDA graphs."""
+
+    def __init__(self, device: torch.device, *, captures: bool = True, memory_limit_bytes: int = 0) -> None:
+        torch.cuda.set_device(device)
+        self.torch_device = torch.device("cuda", torch.cuda.current_device())
+        self.captures = captures
+        self._properties = torch.cuda.get_device_properties(self.torch_device)
+        self._limit_bytes = memory_limit_bytes
+        if 0 < memory_limit_bytes < self._properties.total_memory:
+            share = memory_limit_bytes / self._properties.total_memory
+            torch.cuda.set_per_process_memory_fraction(share, self.torch_device)
+        self._copies, self._preparing = self._stream(), self._stream()
+        self._graph_pool = torch.cuda.graph_pool_handle()
+        self._not_while_capturing = threading.Lock()
+
+    @property
+    def domain(self) -> str:
+        """The GPU's UUID."""
+        return default_domain(str(self._properties.uuid))
+
+    @property
+    def name(self) -> str:
+        """As "cuda: NVIDIA H100 80GB HBM3, 79 GiB"."""
+        return f"cuda: {self._properties.name}, {self._properties.total_memory / 2**30:.0f} GiB"
+
+    @property
+    def fastest_dtype(self) -> torch.dtype:
+        """float16."""
+        return torch.float16
+
+    def cpu_threads(self, own: int) -> int:
+        """None."""
+        return 0
+
+    def memory_limit_bytes(self) -> int:
+        """What was given, but no more than the GPU has."""
+        total: int = self._properties.total_memory
+        return min(self._limit_bytes, total) if self._limit_bytes else total
+
+    def restart_peak(self) -> None:
+        """The allocator's own count begins anew."""
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+
+    def peak_bytes(self) -> int:
+        """Of the allocator's tensors: what CUDA itself, libraries and the arena hold is not among them."""
+        peak: int = torch.cuda.max_memory_allocated(self.torch_device)
+        return peak
+
+    def free_caches(self) -> None:
+        """Blocks without a tensor go back to the GPU."""
+        torch.cuda.empty_cache()
+
+    def upload(self, host: Tensor) -> Tensor:
+        """Through a pinned buffer, on the side stream for copies; the calling thread's stream waits for it, not the
+        thread.
+        """
+        if host.device.type != "cpu":
+            return host.to(self.torch_device)
+        pinned = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
+        pinned.copy_(host)
+        with torch.cuda.stream(self._copies):
+            there = pinned.to(self.torch_device, non_blocking=True)
+        stream = torch.cuda.current_stream(self.torch_device)
+        stream.wait_stream(self._copies)
+        there.record_stream(stream)
+        return there
+
+    def download(self, tensor: Tensor) -> Tensor:
+        """Into a pinned buffer, waiting for that copy alone."""
+        if tensor.device.type == "cpu":
+            return tensor
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        pinned.copy_(tensor, non_blocking=True)
+        self._event().synchronize()
+        return pinned
+
+    def timeline(self) -> Timeline:
+        """Events on the calling thread's stream, told from now on: an idle stream takes an event at once."""
+        return _Events(self._event, self._event(), time.time_ns())
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Lend]:
+        """On a stream of its own. What is lent is not freed before the steps that use it are done."""
+        steps = torch.cuda.default_stream(self.torch_device)
+
+        def lend(tensors: Iterable[Tensor]) -> None:
+            for tensor in tensors:
+                if tensor.device.type == "cuda":
+                    tensor.record_stream(steps)
+
+        with self._not_while_capturing, torch.cuda.stream(self._preparing):
+            yield lend
+            done = self._event()
+        done.synchronize()
+
+    def capture(self, call: Callable[[], Tensor]) -> Capture:
+        """A CUDA graph. All graphs share a memory pool: they are replayed one at a time, in any order."""
+        here, aside = torch.cuda.current_stream(self.torch_device), self._stream()
+        with self._not_while_capturing, torch.cuda.device(self.torch_device):
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(_RUNS_BEFORE_CAPTURE):
+                    call()
+            here.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads go on with work that a capture in the default mode would forbid them.
+            with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
+                output = call()
+        return _CapturedGraph(graph, output)
+
+    def _stream(self) -> "torch.cuda.Stream":
+        stream: torch.cuda.Stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+        return stream
+
+    def _event(self) -> "torch.cuda.Event":
+        event: torch.cuda.Event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.torch_device))
+        return event

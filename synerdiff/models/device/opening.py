@@ -1,0 +1,30 @@
+"""The device of a process, by the name that settings use."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from synerdiff.models.device.contract import Device
+from synerdiff.models.device.cpu import CpuDevice
+from synerdiff.models.device.cuda import CudaDevice
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """What matters on GPUs alone: whether to replay CUDA graphs, and most device memory to take (0: all there is)."""
+
+    cuda_graphs: bool = True
+    memory_limit_bytes: int = 0
+
+
+@lru_cache(maxsize=8)
+def open_device(name: str, options: DeviceOptions = DeviceOptions()) -> Device:
+    """The device "cpu", "cuda" or "cuda:N"; the same object for the same arguments.
+
+    Raises RuntimeError for a GPU that is not there.
+    """
+    device = torch.device(name)
+    if device.type == "cpu":
+        return CpuDevice()
+    return CudaDevice(device, captures=options.cuda_graphs, memory_limit_bytes=options.memory_limit_bytes)
