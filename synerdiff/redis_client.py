@@ -7,11 +7,11 @@ lost, so whatever runs through them must be safe to run twice.
 
 import asyncio
 import builtins
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import tenacity
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError, TimeoutError
@@ -24,6 +24,27 @@ SOCKET_TIMEOUT_S = 3.0
 AWAY = (ConnectionError, TimeoutError)  # also BusyLoadingError, while Redis reads its file after a restart
 
 T = TypeVar("T")
+
+
+class _OnUvloop:
+    """What redis-py's connections need on uvloop, which raises RuntimeError on a write after the peer's reset."""
+
+    async def _send_packed_command(self, command: Iterable[bytes]) -> None:
+        try:
+            await super()._send_packed_command(command)  # type: ignore[misc]
+        except RuntimeError as error:
+            raise ConnectionResetError(str(error)) from error
+
+
+class _PlainConnection(_OnUvloop, Connection):
+    pass
+
+
+class _TlsConnection(_OnUvloop, SSLConnection):
+    pass
+
+
+_CONNECTIONS: dict[type, type[Connection]] = {Connection: _PlainConnection, SSLConnection: _TlsConnection}
 
 
 def connect(url: str) -> Redis:
@@ -43,6 +64,7 @@ def connect(url: str) -> Redis:
         retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=3),
         retry_on_error=list(AWAY),
     )
+    pool.connection_class = _CONNECTIONS.get(pool.connection_class, pool.connection_class)
     return Redis.from_pool(pool)
 
 
