@@ -49,7 +49,7 @@ from synerdiff.telemetry import get_logger
 
 TRANSPORT = "cuda_ipc"
 
-OPEN_TIMEOUT_S = 0.8
+OPEN_TIMEOUT_S = 0.5
 """How long opening may take: with the choice of the next transport it stays under a second."""
 
 READ_TIMEOUT_S = 5.0
@@ -71,7 +71,7 @@ class CudaArenaMemory:
         self._layout = CudaLayout(slots, slot_bytes)
         self._pattern = secrets.token_bytes(PATTERN_BYTES)
         self._epoch = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._device = _whole_gpu(device_ordinal)
+        self._device = whole_gpu(device_ordinal)
         try:
             self._base = self._device.allocate(self._layout.total_bytes)
         except DriverError as error:
@@ -189,7 +189,7 @@ class CudaIpcReader:
             raise TransportUnusable(self._explained(error)) from error
 
     def _open(self) -> None:
-        device = _whole_gpu(self._device_ordinal)
+        device = whole_gpu(self._device_ordinal)
         if device.uuid != self._offer.gpu_uuid:
             raise TransportUnusable(
                 f"the arena is on another GPU, {self._offer.gpu_uuid}; this process is on {device.uuid}"
@@ -265,13 +265,13 @@ def prepare(device_ordinal: int) -> None:
 
     def ready() -> None:
         with contextlib.suppress(TransportUnusable):
-            _whole_gpu(device_ordinal)
+            whole_gpu(device_ordinal)
 
     threading.Thread(target=ready, name="cuda-ipc-prepare", daemon=True).start()
 
 
 @cache
-def _whole_gpu(device_ordinal: int) -> CudaDevice:
+def whole_gpu(device_ordinal: int) -> CudaDevice:
     """The device, unless memory of it cannot be exported or opened anyway. Raises TransportUnusable."""
     try:
         device = CudaDevice(device_ordinal)

@@ -24,10 +24,15 @@ ROOT = Path(__file__).parents[3]
 class OtherProcess:
     """This side's handle on it."""
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.synerdiff.latents.other_process"]
+    def __init__(self, *command: str, environment: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command or module("tests.synerdiff.latents.other_process"),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
         )
 
     def ask(self, command: str, **arguments: Any) -> Any:
@@ -37,7 +42,7 @@ class OtherProcess:
         return json.loads(self.process.stdout.readline())
 
     def open(self, description: ArenaDescription) -> None:
-        self.ask("open", description=_described_to(description))
+        self.ask("open", description=described_to(description))
 
     def read(self, slot: SlotRef) -> bytes | None:
         found = self.ask("read", slot=asdict(slot))
@@ -49,6 +54,11 @@ class OtherProcess:
         self.process.wait(timeout=10)
         assert self.process.stdout
         self.process.stdout.close()
+
+
+def module(name: str) -> list[str]:
+    """The command that runs a module."""
+    return [sys.executable, "-m", name]
 
 
 @contextlib.contextmanager
@@ -65,7 +75,8 @@ def pattern(epoch: int, length: int) -> bytes:
     return bytes([epoch % 251]) * length
 
 
-def _described_to(description: ArenaDescription) -> dict[str, Any]:
+def described_to(description: ArenaDescription) -> dict[str, Any]:
+    """A description as `described_from` takes it."""
     plain = asdict(description)
     for offer in plain["offers"]:
         offer |= {"pattern": offer["pattern"].hex(), "cuda_handle": offer["cuda_handle"].hex()}
@@ -78,7 +89,9 @@ def described_from(plain: dict[str, Any]) -> ArenaDescription:
     return ArenaDescription(**{**plain, "offers": offers})
 
 
-class _Commands:
+class Commands:
+    """What the other process can be asked to do."""
+
     def __init__(self) -> None:
         self.reader: SharedMemoryReader | None = None
         self.arena: Arena | None = None
@@ -97,7 +110,7 @@ class _Commands:
     def own(self, slots: int, slot_bytes: int, directory: str) -> dict[str, Any]:
         """Own an arena in `directory`; the process may then be killed."""
         self.arena = create_arena(slots, slot_bytes, "float32", Path(directory))
-        return _described_to(self.arena.describe())
+        return described_to(self.arena.describe())
 
     def write(self, fill: int) -> dict[str, Any]:
         """Take a slot and fill it with one byte."""
@@ -124,8 +137,8 @@ class _Commands:
         return rounds
 
 
-def main() -> None:
-    commands = _Commands()
+def obey(commands: Commands) -> None:
+    """Carry out commands until stdin ends."""
     for line in sys.stdin:
         arguments = json.loads(line)
         print(json.dumps(getattr(commands, arguments.pop("command"))(**arguments)), flush=True)
@@ -139,4 +152,4 @@ def _offer(plain: dict[str, Any]) -> TransportOffer:
 
 
 if __name__ == "__main__":
-    main()
+    obey(Commands())

@@ -1,0 +1,129 @@
+"""The other process of the CUDA IPC tests: an owner or a reader that has the stand-in driver in its library path.
+
+Its faults are environment variables that the stand-in reads at each call, so that one process can meet many.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from structlog.testing import capture_logs
+
+from synerdiff.latents import cuda_ipc
+from synerdiff.latents.arena import create_arena
+from synerdiff.latents.cuda_clones import CudaClone
+from synerdiff.latents.cuda_driver import CudaDevice
+from synerdiff.latents.transports import LatentsReader, TransportChoice, open_arena
+from synerdiff.plans import SlotRef
+from tests.synerdiff.latents.other_process import Commands, described_from, described_to, obey
+
+MODULE = "tests.synerdiff.latents.cuda_process"
+BINDINGS = "cuda.bindings.driver"
+
+
+class CudaCommands(Commands):
+    """Every command with `faults` meets them and no others: what a StandIn's environment takes, or "no bindings"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.chosen: LatentsReader | None = None
+        self.clones: list[memoryview | CudaClone | None] = []
+
+    def own_on_device(
+        self, slots: int, slot_bytes: int, directory: str, transports: Sequence[str], faults: dict[str, str]
+    ) -> dict[str, Any]:
+        """Own an arena on device 0, as far as that works."""
+        choice = TransportChoice(tuple(transports), 0)
+        with _meeting(faults), capture_logs() as logs:
+            self.arena = create_arena(slots, slot_bytes, "float16", Path(directory), choice)
+        return {"description": described_to(self.arena.describe()), "logs": _plain(logs)}
+
+    def write_from_device(self, fill: int) -> dict[str, Any]:
+        """Take a slot and fill it with one byte from device memory, as a GPU worker does."""
+        assert self.arena
+        device = CudaDevice(0)
+        source = CudaClone(device, device.allocate(self.arena.slot_bytes), self.arena.slot_bytes)
+        device.copy_in(source.pointer, bytes([fill]) * len(source))
+        slot = self.arena.acquire()
+        self.arena.write(slot, source)
+        inline = self.arena.read(slot)
+        return {"slot": vars(slot), "inline": inline.hex() if inline else None}
+
+    def release(self, slot: dict[str, Any]) -> None:
+        assert self.arena
+        self.arena.release(SlotRef(**slot))
+
+    def choose(self, description: dict[str, Any], faults: dict[str, str]) -> dict[str, Any]:
+        """Open the arena: by which transport, in what time, what is logged, how long the event loop stood still."""
+        self.forget()
+        with _meeting(faults), capture_logs() as logs:
+            chosen = self.loop.run_until_complete(self._choose(description))
+        return chosen | {"logs": _plain(logs)}
+
+    async def _choose(self, description: dict[str, Any]) -> dict[str, Any]:
+        pauses = [0.0]
+        watching = asyncio.create_task(_watch_loop(pauses))
+        started = time.perf_counter()
+        self.chosen = await open_arena(
+            described_from(description), _nobody, TransportChoice(("cuda_ipc", "shm"), cuda_device=0)
+        )
+        seconds = time.perf_counter() - started
+        watching.cancel()
+        return {"transport": self.chosen.transport, "seconds": seconds, "longest_pause_s": max(pauses)}
+
+    def read_chosen(self, slot: dict[str, Any], faults: dict[str, str]) -> str | None:
+        """What the reader chosen last finds; an error by its message."""
+        assert self.chosen
+        with _meeting(faults):
+            try:
+                [data] = self.loop.run_until_complete(self.chosen.read([SlotRef(**slot)]))
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+        found = data.host() if isinstance(data, CudaClone) else data
+        return None if found is None else found.hex()
+
+    def forget(self) -> None:
+        """Close the reader chosen last; it is closed when this returns."""
+        if self.chosen:
+            self.chosen.close()
+            self.chosen = None
+            time.sleep(0.05)
+
+
+async def _nobody(slots: Sequence[SlotRef]) -> list[bytes | None]:
+    raise AssertionError("not to be asked")
+
+
+async def _watch_loop(pauses: list[float]) -> None:
+    before = time.perf_counter()
+    while True:
+        await asyncio.sleep(0.005)
+        now = time.perf_counter()
+        pauses.append(now - before)
+        before = now
+
+
+@contextlib.contextmanager
+def _meeting(faults: dict[str, str]) -> Iterator[None]:
+    """Have the stand-in show `faults`, to a device that is looked at anew."""
+    variables = {f"STANDIN_CUDA_{name.upper()}": value for name, value in faults.items() if name != "no bindings"}
+    modules = {BINDINGS: None} if "no bindings" in faults else {}
+    with patch.dict(os.environ, variables), patch.dict(sys.modules, modules):
+        cuda_ipc.whole_gpu.cache_clear()
+        yield
+    cuda_ipc.whole_gpu.cache_clear()
+
+
+def _plain(logs: Sequence[Any]) -> list[dict[str, Any]]:
+    return [dict(line) for line in logs]
+
+
+if __name__ == "__main__":
+    obey(CudaCommands())
