@@ -2,8 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from synerdiff.host import usable_cores
@@ -28,7 +28,8 @@ class ModelSource:
 @dataclass(frozen=True)
 class LocalOptions:
     """What `up` can be told. `threads`: CPU threads of each worker, 0 for an equal share; no `redis_url`: a Redis of
-    its own. `profile`: a profile file, absolute; `idle_profile`: measure one where there is none and nothing to do."""
+    its own. `profile`: a profile file, absolute; `idle_profile`: measure one where there is none and nothing to do.
+    `worker_threads`, `worker_environment`: threads, and further variables, by kind of worker (unet, vae)."""
 
     data_dir: Path
     models: tuple[ModelSource, ...]
@@ -42,6 +43,8 @@ class LocalOptions:
     threads: int = 0
     profile: Path | None = None
     idle_profile: bool = False
+    worker_threads: Mapping[str, int] = field(default_factory=dict)
+    worker_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class OptionError(ValueError):
@@ -129,7 +132,8 @@ def _worker_child(
     arguments = ["--listen", address, "--redis-url", redis, "--worker-id", name]
     arguments += ["--model", str(source.path), "--model-name", source.name]
     arguments += ["--dtype", options.dtype, "--threads", str(_threads(options, kind))]
-    return _service(options, name, f"services.{kind}_worker", arguments, address)
+    child = _service(options, name, f"services.{kind}_worker", arguments, address)
+    return replace(child, environment={**child.environment, **options.worker_environment.get(kind, {})})
 
 
 def _service(options: LocalOptions, name: str, module: str, arguments: list[str], address: str) -> ChildSpec:
@@ -160,8 +164,8 @@ def _threads(options: LocalOptions, kind: str) -> int:
 
     With one worker of each kind both get every core: the VAE is idle most of the time, and waiting threads sleep.
     """
-    if options.threads:
-        return options.threads
+    if threads := options.worker_threads.get(kind, options.threads):
+        return threads
     workers = len(options.models) * (options.unet_workers if kind == "unet" else options.vae_workers)
     return max(1, usable_cores() // workers)
 

@@ -1,50 +1,30 @@
 """`synerdiff profile`: measure how long items of a model take on this machine, and write that down."""
 
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from services.scheduler.profiler.probe_rounds import ProbeFailed
-from services.scheduler.profiler.probe_session import probing
-from services.scheduler.profiler.profile_store import ProfileStore
-from services.scheduler.profiler.profiler import Profiler, ProfilerOptions
+from services.scheduler.profiler.profiler import ProfilerOptions
 from services.scheduler.profiler.profiling import DEFAULT_BOUND
 from services.scheduler.profiler.samples import QUICK, Effort
-from synerdiff.profiles import Profile, dump
-from synerdiff.redis_client import connect
-from synerdiff.registry import WorkerRegistry
-from synerdiff.skip_cfg import SkipCfgBudget
+from synerdiff.profiles import dump
+from synerdiff.settings import load
 from synerdiff.telemetry import configure_logging
-from synerdiff_cli.console import EXIT_FAILED, err, fail, out
-from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources, plan_deployment
-from synerdiff_cli.fidelity import FidelityFailed, measured_budget
+from synerdiff.worker_settings import WorkerSettings
+from synerdiff_cli.console import err, out
+from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources
 from synerdiff_cli.interruption import run
 from synerdiff_cli.local import Dtype, DtypeOption, Threads, local_errors_as_lines
-from synerdiff_cli.profile_display import ProfileDisplay, summary
+from synerdiff_cli.measuring import Wishes, measure, with_note
+from synerdiff_cli.profile_display import shares_table, summary
 from synerdiff_cli.profile_plot import check_can_plot, plot_profile
-from synerdiff_cli.running import check_redis
-from synerdiff_cli.startup_display import StartupDisplay
-from synerdiff_cli.supervisor import Supervisor
+from synerdiff_cli.shares import Split, parse_shares, splits_of
 
 _QUICK_BOUND = 0.2
 _QUICK_S = 60.0
-
-
-@dataclass(frozen=True)
-class _Wishes:
-    """What to measure, and where the result goes. `width` and `height` in pixels, 0: the model's native size."""
-
-    local: LocalOptions
-    profiler: ProfilerOptions
-    width: int
-    height: int
-    fidelity: bool
-    redis_url: str
 
 
 def profile(
@@ -66,6 +46,9 @@ def profile(
     height: Annotated[int, typer.Option(help="Height of the pictures. Default: the model's own.", min=0)] = 0,
     dtype: DtypeOption = Dtype.AUTO,
     threads: Threads = 0,
+    shares: Annotated[
+        str, typer.Option(help="Splits of the device to try, UNet:VAE in percent, as 70:30,60:40; the best is written.")
+    ] = "",
     fidelity: Annotated[bool, typer.Option(help="Also measure how much guidance pictures can do without.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the profile into this PNG file.", dir_okay=False)] = None,
     quick: Annotated[bool, typer.Option(help="At most a minute: fewer samples, no bands, a bound of 0.2.")] = False,
@@ -92,60 +75,28 @@ def profile(
         )
         with tempfile.TemporaryDirectory(prefix="synerdiff-profile-") as folder:
             local = LocalOptions(Path(folder), sources, schedulers=0, dtype=dtype, threads=threads)
-            made = run(_measure(_Wishes(local, options, width, height, fidelity, redis_url)))
+            found = run(measure(Wishes(_splits(local, shares), options, width, height, fidelity, redis_url)))
+        made = with_note(found)
         target.write_text(dump(made), encoding="utf-8")
         if plot:
             plot_profile(made, plot)
             err.print(f"The plot is {plot}")
+        if len(found) > 1:
+            err.print(shares_table([(each.split.label, each.profile, each.pictures_per_s) for each in found]))
         err.print(summary(made))
         out.print(str(target))
 
 
-async def _measure(wishes: _Wishes) -> Profile:
-    if wishes.redis_url:
-        await check_redis(wishes.redis_url)
-    made = await _measure_times(wishes)
-    if wishes.fidelity:
-        made = replace(made, skip_cfg=await _budget(wishes))
-    if wishes.redis_url:
-        async with connect(wishes.redis_url) as redis:
-            await ProfileStore(redis).put(made)
-    return made
-
-
-async def _measure_times(wishes: _Wishes) -> Profile:
-    async with _workers(wishes.local) as (supervisor, registry):
-        profiler = Profiler(wishes.profiler)
-
-        async def work() -> Profile:
-            async with probing(registry, wishes.width, wishes.height) as prober:
-                with ProfileDisplay() as display:
-                    return await profiler.run(prober, display.show)
-
-        try:
-            return await supervisor.guard(work())
-        except ProbeFailed as error:
-            fail(f"could not be measured: {error}", EXIT_FAILED)
-
-
-@asynccontextmanager
-async def _workers(options: LocalOptions) -> AsyncIterator[tuple[Supervisor, WorkerRegistry]]:
-    """A Redis and one worker of each kind, ready; gone after the block."""
-    deployment = plan_deployment(options)
-    with StartupDisplay(deployment.children) as display:
-        async with Supervisor(deployment.children, on_change=display.change) as supervisor:
-            await supervisor.start()
-            display.close()
-            async with connect(deployment.redis_url) as redis:
-                yield supervisor, WorkerRegistry(redis)
-
-
-async def _budget(wishes: _Wishes) -> SkipCfgBudget | None:
-    with ProfileDisplay() as display:
-        try:
-            return await measured_budget(wishes.local.models[0].path, wishes.local.dtype, display.show_fidelity)
-        except FidelityFailed as error:
-            fail(str(error), EXIT_FAILED)
+def _splits(local: LocalOptions, shares: str) -> tuple[Split, ...]:
+    """The splits to measure, each with a folder of its own; without shares one, of workers as they are."""
+    if not shares:
+        return (Split((), local),)
+    splits = splits_of(local, parse_shares(shares), load(WorkerSettings, []).device)
+    folders = [local.data_dir / f"split-{number}" for number in range(len(splits))]
+    return tuple(
+        replace(split, local=replace(split.local, data_dir=folder))
+        for split, folder in zip(splits, folders, strict=True)
+    )
 
 
 def _band_counts(text: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -66,6 +67,25 @@ def summary(profile: Profile) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in lines:
         table.add_row(f"[bold]{name}[/]", value)
+    return table
+
+
+def shares_table(found: Sequence[tuple[str, Profile, float]]) -> Table:
+    """What shares were asked for, their profiles and pictures per second, the best first."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("shares", "ran under", "pictures/s at best", "tasks", "in ms", "decodes", "in ms", "together"):
+        table.add_column(heading)
+    for label, profile, pictures_per_s in found:
+        caps = profile.caps
+        beside = profile.choice(caps.rows, caps.vae)
+        table.add_row(
+            label,
+            profile.subject.shares,
+            f"{pictures_per_s:.3g}",
+            *(str(caps.unet), f"{profile.latency_ms(caps.rows, 0):.1f}"),
+            *(str(caps.vae), f"{profile.latency_ms(0, caps.vae):.1f}"),
+            f"{beside.ms:.1f}" if beside else "",
+        )
     return table
 
 

@@ -1,12 +1,14 @@
 """`synerdiff profile`: what it refuses before it starts anything, and one run with real workers."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from services.scheduler.profiler.profile_store import ProfileStore
+from synerdiff.host import usable_cores
 from synerdiff.profiles import Profile, load
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
@@ -51,25 +53,32 @@ def test_up_refuses_what_is_no_profile(tmp_path: Path) -> None:
     assert "99" in result.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
-def test_a_run_measures_and_keeps_what_it_writes(redis_server: RedisProcess, tmp_path: Path) -> None:
+def test_a_run_measures_every_split_writes_the_best_and_keeps_all(redis_server: RedisProcess, tmp_path: Path) -> None:
     out = tmp_path / "emoji.json"
     few = ("--quick", "--max-rows", "2", "--max-decodes", "1", "--bound", "1", "--budget-s", "1")
     where = ("--out", str(out), "--redis-url", redis_server.url)
-    result = synerdiff("profile", "--dtype", "float32", *few, *where)
+    result = synerdiff("profile", "--dtype", "float32", "--shares", "100:100,1:1", *few, *where)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.split() == [str(out)]
-    made = load(out)
-    assert (made.subject.model, made.subject.dtype, made.subject.latent_shape) == ("emoji", "float32", (4, 16, 16))
-    assert made.subject.device
-    assert {(cell.rows, cell.decodes) for cell in made.cells} == {(1, 0), (2, 0), (0, 1), (1, 1), (2, 1)}
-    assert all(cell.samples >= 3 and cell.peak_bytes > 50_000_000 for cell in made.cells)
+    best = load(out)
+    assert (best.subject.model, best.subject.dtype, best.subject.latent_shape) == ("emoji", "float32", (4, 16, 16))
+    assert best.subject.device
+    under = {f"{usable_cores()} + {usable_cores()} threads", "1 + 1 threads"}
 
-    async def kept() -> Profile | None:
+    async def kept() -> dict[str, Profile | None]:
         async with connect(redis_server.url) as redis:
-            return await ProfileStore(redis).get(made.subject)
+            store = ProfileStore(redis)
+            return {shares: await store.get(replace(best.subject, shares=shares)) for shares in under}
 
-    assert asyncio.run(kept()) == made
+    profiles = asyncio.run(kept())
+    assert replace(best, notes=best.notes[:-1]) == profiles[best.subject.shares]
+    for shares, made in profiles.items():
+        assert made is not None, f"{shares} was not kept"
+        assert f"{shares} " in result.stderr
+        assert {(cell.rows, cell.decodes) for cell in made.cells} == {(1, 0), (2, 0), (0, 1), (1, 1), (2, 1)}
+        assert all(cell.samples >= 3 and cell.peak_bytes > 50_000_000 for cell in made.cells)
 
 
 def test_the_plot_is_a_picture(tmp_path: Path) -> None:

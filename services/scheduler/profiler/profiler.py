@@ -22,7 +22,10 @@ _PAYS = 0.98  # of the other way's time: less is not noise
 
 @dataclass(frozen=True)
 class ProfilerOptions:
-    """What to measure and how closely. `chunks`: the band counts to try. `bound`, `budget_s`: see ProfileCourse."""
+    """What to measure and how closely. `chunks`: the band counts to try. `bound`, `budget_s`: see ProfileCourse.
+
+    `fixed_shares`: on a CPU, measure either side with its own threads alone; else items deal out the cores.
+    """
 
     max_rows: int = 32
     max_decodes: int = 6
@@ -30,6 +33,7 @@ class ProfilerOptions:
     bound: float = 0.10
     budget_s: float = float("inf")
     effort: Effort = field(default_factory=Effort)
+    fixed_shares: bool = False
 
 
 class Profiler:
@@ -65,7 +69,8 @@ class Profiler:
         decodes = min(options.max_decodes, max(1, pair.slots // 2))
         rows = min(options.max_rows, max(1, 2 * (pair.slots - decodes - 1)))
         unet, vae = pair.unet.threads, pair.vae.threads
-        extent = self._extent = extent_for(rows, decodes, options.chunks, unet, vae, max(unet, vae))
+        cores = 0 if options.fixed_shares else max(unet, vae)
+        extent = self._extent = extent_for(rows, decodes, options.chunks, unet, vae, cores)
         return ProfileCourse(extent, bound=options.bound, budget_s=options.budget_s)
 
     def _profile(self, prober: Prober, course: ProfileCourse) -> Profile:

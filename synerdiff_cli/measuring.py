@@ -1,0 +1,122 @@
+"""The measurements of `synerdiff profile`: workers of its own, one pair for each split of the device."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from services.scheduler.policy.capacity import best_costs
+from services.scheduler.profiler.probe_rounds import ProbeFailed
+from services.scheduler.profiler.probe_session import probing
+from services.scheduler.profiler.profile_store import ProfileStore
+from services.scheduler.profiler.profiler import Profiler, ProfilerOptions
+from synerdiff.cards import ModelCard
+from synerdiff.profiles import Profile
+from synerdiff.redis_client import connect
+from synerdiff.registry import WorkerRegistry
+from synerdiff.skip_cfg import SkipCfgBudget
+from synerdiff_cli.console import EXIT_FAILED, err, fail
+from synerdiff_cli.deployment import LocalOptions, plan_deployment
+from synerdiff_cli.fidelity import FidelityFailed, measured_budget
+from synerdiff_cli.profile_display import ProfileDisplay
+from synerdiff_cli.running import check_redis
+from synerdiff_cli.shares import Split
+from synerdiff_cli.startup_display import StartupDisplay
+from synerdiff_cli.supervisor import Supervisor
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What to measure, and where the results go. `width` and `height` in pixels, 0: the model's native size.
+
+    `splits`: at least one; each is measured for itself.
+    """
+
+    splits: tuple[Split, ...]
+    profiler: ProfilerOptions
+    width: int
+    height: int
+    fidelity: bool
+    redis_url: str
+
+
+class Measured(NamedTuple):
+    """A split, its profile, and the pictures per second that the device can make so at best."""
+
+    split: Split
+    profile: Profile
+    pictures_per_s: float
+
+
+async def measure(wishes: Wishes) -> list[Measured]:
+    """Measure every split, the one with the most pictures per second first. All are kept in Redis, where one is given.
+
+    Ends the command where a device cannot be measured.
+    """
+    if wishes.redis_url:
+        await check_redis(wishes.redis_url)
+    found = []
+    for split in wishes.splits:
+        if len(wishes.splits) > 1:
+            err.print(f"Shares {split.label}")
+        found.append(await _measure_split(split, wishes))
+    if wishes.fidelity:
+        budget = await _budget(wishes.splits[0].local)
+        found = [each._replace(profile=replace(each.profile, skip_cfg=budget)) for each in found]
+    if wishes.redis_url:
+        async with connect(wishes.redis_url) as redis:
+            for each in found:
+                await ProfileStore(redis).put(each.profile)
+    return sorted(found, key=lambda each: -each.pictures_per_s)
+
+
+def pictures_per_s(profile: Profile, card: ModelCard) -> float:
+    """Pictures of the model's default steps and guidance that a device can denoise and decode per second at best."""
+    rows_a_call = 2 if card.default_guidance_scale > 1 else 1
+    return 1000 / best_costs(profile).task_ms(rows_a_call * card.default_num_inference_steps, 1)
+
+
+def with_note(found: Sequence[Measured]) -> Profile:
+    """The best profile; where there were others to choose from, it says so."""
+    best = found[0]
+    if len(found) == 1:
+        return best.profile
+    others = ", ".join(f"{each.split.label}: {each.pictures_per_s:.3g}" for each in found)
+    note = f"shares {best.split.label} made the most pictures per second at best ({others})"
+    return replace(best.profile, notes=(*best.profile.notes, note))
+
+
+async def _measure_split(split: Split, wishes: Wishes) -> Measured:
+    async with _workers(split.local) as (supervisor, registry):
+        profiler = Profiler(replace(wishes.profiler, fixed_shares=split.fixed))
+
+        async def work() -> Measured:
+            async with probing(registry, wishes.width, wishes.height) as prober:
+                with ProfileDisplay() as display:
+                    profile = await profiler.run(prober, display.show)
+                return Measured(split, profile, pictures_per_s(profile, prober.pair.unet.model_card))
+
+        try:
+            return await supervisor.guard(work())
+        except ProbeFailed as error:
+            fail(f"could not be measured: {error}", EXIT_FAILED)
+
+
+@asynccontextmanager
+async def _workers(options: LocalOptions) -> AsyncIterator[tuple[Supervisor, WorkerRegistry]]:
+    """A Redis and one worker of each kind, ready; gone after the block."""
+    deployment = plan_deployment(options)
+    with StartupDisplay(deployment.children) as display:
+        async with Supervisor(deployment.children, on_change=display.change) as supervisor:
+            await supervisor.start()
+            display.close()
+            async with connect(deployment.redis_url) as redis:
+                yield supervisor, WorkerRegistry(redis)
+
+
+async def _budget(options: LocalOptions) -> SkipCfgBudget | None:
+    with ProfileDisplay() as display:
+        try:
+            return await measured_budget(options.models[0].path, options.dtype, display.show_fidelity)
+        except FidelityFailed as error:
+            fail(str(error), EXIT_FAILED)
