@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROMPT ?= a slice of pizza
 STUBS := $(wildcard protos/synerdiff/v1/*.proto)
-CHECKED := synerdiff services synerdiff_cli tests bench docs/settings_reference.py
+CHECKED := synerdiff services synerdiff_cli deploy tests bench docs/settings_reference.py
 
 # OpenMP teams of several processes that spin while they wait for each other take the cores from each other's work.
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu pytest lint typecheck format protos docs clean
+.PHONY: help setup demo test test-gpu pytest lint typecheck manifests format protos docs clean
 
 help:
 	@echo "make demo [PROMPT='a red car']  set everything up, start it all, make one picture, stop"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-gpu                   what needs a real NVIDIA GPU; in an environment with a CUDA build of torch"
 	@echo "make setup                      only make .venv with everything in it"
 	@echo "make lint | typecheck | pytest  one part of make test"
+	@echo "make manifests                  render and check the Kubernetes manifests of deploy/k8s"
 	@echo "make format                     let ruff format the code"
 	@echo "make protos                     generate the Python stubs from protos/"
 	@echo "make docs                       generate docs/configuration.md from the settings classes"
@@ -42,6 +43,9 @@ typecheck: $(INSTALLED)
 
 pytest: $(INSTALLED)
 	@$(BIN)/pytest
+
+manifests: $(INSTALLED)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m deploy.checks
 
 # PYTHON: an interpreter of your own with a CUDA build of torch and `pip install -e '.[worker,local,gpu,dev]'`.
 PYTHON ?= $(BIN)/python

@@ -1,0 +1,93 @@
+"""The variables of every service's container against its settings class: names, values, and what they refer to."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+from unittest.mock import patch
+
+from pydantic import ValidationError
+
+from deploy.checks.findings import Finding
+from deploy.checks.workloads import POD_IP, Container, pods
+from deploy.kustomize import Manifest
+from services.scheduler.settings import SchedulerSettings
+from services.unet_worker.settings import UnetWorkerSettings
+from services.vae_worker.settings import VaeWorkerSettings
+from synerdiff.settings import ServiceSettings
+
+CHECK = "environment"
+SETTINGS: Mapping[str, type[ServiceSettings]] = {
+    "scheduler": SchedulerSettings,
+    "unet_worker": UnetWorkerSettings,
+    "vae_worker": VaeWorkerSettings,
+}
+PREFIX = "SYNERDIFF_"
+# Variables that others than SynerDiff's settings read, or that further variables are made of.
+OTHERS = re.compile(
+    r"POD_IP|HOME|REDIS_PASSWORD|OMP_\w+|GOMP_\w+|CUDA_MPS_(PIPE_DIRECTORY|ACTIVE_THREAD_PERCENTAGE"
+    r"|PINNED_DEVICE_MEM_LIMIT)|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)|PYTORCH_\w+|OTEL_\w+"
+)
+# Where the images keep what is baked into them.
+IN_THE_IMAGE = "/app/"
+
+
+def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
+    """Names that nobody reads, values that a service refuses, files that no volume brings, unknown references."""
+    for pod in pods(manifests):
+        for container in pod.containers:
+            for name, value in container.environment.items():
+                if "$(" in value:
+                    yield Finding(CHECK, container.title, f"{name}={value} refers to a variable that is not set before")
+            if container.service:
+                yield from (Finding(CHECK, container.title, message) for message in _wrong(container))
+
+
+def settings_of(container: Container) -> ServiceSettings:
+    """The settings that the container's process would load, but for its files. Raises ValidationError."""
+    settings_class: Any = SETTINGS[container.service]
+    files = {PREFIX + name.upper() for name in _file_fields(settings_class)}
+    environment = {name: value for name, value in container.environment.items() if name not in files}
+    with patch.dict(os.environ, environment, clear=True):
+        settings: ServiceSettings = settings_class()
+    return settings
+
+
+def _wrong(container: Container) -> Iterator[str]:
+    settings_class = SETTINGS.get(container.service)
+    if settings_class is None:
+        yield f"services.{container.service} has no settings"
+        return
+    known = {PREFIX + name.upper() for name in settings_class.model_fields}
+    for name in container.environment:
+        if name not in known and not OTHERS.fullmatch(name):
+            yield f"{name} is no setting of services.{container.service}"
+    try:
+        settings = settings_of(container)
+    except ValidationError as error:
+        yield from (f"{PREFIX}{'.'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        return
+    yield from _missing_files(container, settings_class)
+    if settings.listen.startswith(("127.", "localhost")):
+        yield f"listens on {settings.listen}, where no other pod reaches it"
+    if container.is_worker and not settings.advertise.startswith(f"{POD_IP}:"):
+        yield f"advertises {settings.advertise!r}, not the address of its pod"
+
+
+def _missing_files(container: Container, settings_class: type[ServiceSettings]) -> Iterator[str]:
+    for field in _file_fields(settings_class):
+        name = PREFIX + field.upper()
+        path = container.environment.get(name, "")
+        if path and not path.startswith(IN_THE_IMAGE) and container.volume_at(path) is None:
+            yield f"{name}={path}: no volume brings it"
+    if container.is_worker and PREFIX + "MODEL" not in container.environment:
+        yield f"{PREFIX}MODEL is not set"
+
+
+def _file_fields(settings_class: type[ServiceSettings]) -> list[str]:
+    return [
+        name
+        for name, field in settings_class.model_fields.items()
+        if Path in (field.annotation, *get_args(field.annotation))
+    ]

@@ -1,0 +1,93 @@
+"""NetworkPolicies, played through: every flow that the processes need is let through, and no other between pods."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from deploy.checks.findings import Finding
+from deploy.checks.workloads import Container, Pod, matches, of_kind, pods
+from deploy.kustomize import Manifest
+
+CHECK = "network"
+# Who calls whom: the leader both workers, a VAE worker the latents arena of a UNet worker.
+_CALLS = {("scheduler", "unet_worker"), ("scheduler", "vae_worker"), ("vae_worker", "unet_worker")}
+# Ports that are for clients, kubelets and monitoring: whom they are open to is not between these pods.
+_OUTWARD = ("health", "metrics")
+_DNS = 53
+
+
+def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
+    """Pods without a default of nothing, flows that are cut, flows that nobody needs."""
+    policies = of_kind(manifests, "NetworkPolicy")
+    if not policies:
+        yield Finding(CHECK, "NetworkPolicy", "there is none")
+        return
+    every_pod = pods(manifests)
+    for pod in every_pod:
+        for direction in ("Ingress", "Egress"):
+            if not _rules(policies, pod, direction):
+                yield Finding(CHECK, pod.title, f"no policy is for its {direction.lower()}: everything goes")
+        if not _allowed_out(policies, pod, {}, _DNS):
+            yield Finding(CHECK, pod.title, "cannot ask for names")
+    for source in every_pod:
+        for target in every_pod:
+            for container in target.containers:
+                yield from _flows(policies, source, container)
+
+
+def _flows(policies: Sequence[Manifest], source: Pod, target: Container) -> Iterator[Finding]:
+    for port in target.item.get("ports") or ():
+        number, name = port["containerPort"], port.get("name", "")
+        if name.endswith(_OUTWARD):
+            continue
+        needed = any(_needs(caller, target, number) for caller in source.containers)
+        out = _allowed_out(policies, source, target.pod.labels, number)
+        into = _allowed_in(policies, target.pod, source.labels, number)
+        if needed and not (out and into):
+            side = "not let in" if out else "not let out"
+            yield Finding(CHECK, source.title, f"needs {target.title} port {number}, and is {side}")
+        elif out and into and not needed:
+            yield Finding(CHECK, source.title, f"may call {target.title} port {number} without needing to")
+
+
+def _needs(caller: Container, target: Container, port: int) -> bool:
+    if target.service:
+        return (caller.service, target.service) in _CALLS and port == target.port_of("SYNERDIFF_LISTEN")
+    redis = urlsplit(caller.environment.get("SYNERDIFF_REDIS_URL", "")) if caller.service else None
+    return bool(redis and redis.hostname == target.pod.workload["metadata"]["name"] and (redis.port or 6379) == port)
+
+
+def _allowed_out(policies: Sequence[Manifest], source: Pod, to: Mapping[str, str], port: int) -> bool:
+    return any(
+        _lets(rule, "to", to, port)
+        for rules in _rules(policies, source, "Egress")
+        for rule in rules.get("egress") or ()
+    )
+
+
+def _allowed_in(policies: Sequence[Manifest], target: Pod, source: Mapping[str, str], port: int) -> bool:
+    return any(
+        _lets(rule, "from", source, port)
+        for rules in _rules(policies, target, "Ingress")
+        for rule in rules.get("ingress") or ()
+    )
+
+
+def _rules(policies: Sequence[Manifest], pod: Pod, direction: str) -> list[Mapping[str, Any]]:
+    return [
+        policy["spec"]
+        for policy in policies
+        if direction in (policy["spec"].get("policyTypes") or ["Ingress"])
+        and matches(policy["spec"].get("podSelector"), pod.labels)
+    ]
+
+
+def _lets(rule: Mapping[str, Any], side: str, labels: Mapping[str, str], port: int) -> bool:
+    """Whether a rule lets a pod with these labels, of the same namespace, through. No labels: anybody's DNS."""
+    ports = rule.get("ports")
+    if ports is not None and port not in [entry.get("port") for entry in ports]:
+        return False
+    peers = rule.get(side)
+    if not peers or port == _DNS:
+        return True
+    return any("podSelector" in p and "namespaceSelector" not in p and matches(p["podSelector"], labels) for p in peers)

@@ -1,0 +1,62 @@
+"""All checks over one set of manifests, and the sets that are checked."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import ModuleType
+
+from deploy.checks import (
+    environment,
+    grace,
+    kubernetes_schemas,
+    network,
+    ports,
+    probes,
+    programs,
+    references,
+    scaling,
+    security,
+    selectors,
+    sharing,
+)
+from deploy.checks.findings import Finding
+from deploy.kustomize import Manifest, overlays, render, render_composition
+
+CHECKS: Sequence[ModuleType] = (
+    kubernetes_schemas,
+    environment,
+    ports,
+    probes,
+    grace,
+    sharing,
+    security,
+    references,
+    selectors,
+    programs,
+    network,
+    scaling,
+)
+
+# What the overlays leave out: name -> what it is made on, and with which components, each as below deploy/k8s.
+COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "dev-cpu with TLS and a password": ("overlays/dev-cpu", ["tls", "redis-password"]),
+    "colocated by an MPS daemon": ("base", ["redis", "colocated", "gpu", "mps-daemon", "weights-pvc"]),
+    "colocated by DRA, weights from an image": ("base", ["redis", "colocated", "gpu", "dra", "weights-image"]),
+    "colocated with TLS and a password": ("overlays/colocated", ["tls", "redis-password"]),
+    "split by an MPS daemon": ("base", ["redis", "gpu", "mps-daemon", "weights-pvc"]),
+    "split with an HPA": ("overlays/split", ["hpa"]),
+    "split-keda with TLS and a password": ("overlays/split-keda", ["tls", "redis-password", "keda-redis-password"]),
+}
+
+
+def findings(manifests: Sequence[Manifest]) -> list[Finding]:
+    """Everything that any check has to say. A set whose schemas are violated is looked at no further."""
+    found = sorted(set(kubernetes_schemas.check(manifests)))
+    return found or sorted({finding for module in CHECKS for finding in module.check(manifests)})
+
+
+def sets() -> Mapping[str, Callable[[], list[Manifest]]]:
+    """Every overlay and composition by name, rendered when called."""
+    found: dict[str, Callable[[], list[Manifest]]] = {
+        f"overlays/{overlay.name}": partial(render, overlay) for overlay in overlays()
+    }
+    return found | {name: partial(render_composition, *made_of) for name, made_of in COMPOSITIONS.items()}

@@ -1,0 +1,108 @@
+"""Autoscalers against the code: the queue's keys, the metrics' names, and workers that may start late or not at all."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from prometheus_client import REGISTRY
+
+import services.scheduler.metrics
+from deploy.checks.findings import Finding
+from deploy.checks.workloads import Pod, of_kind, pods, title
+from deploy.kustomize import Manifest
+from services.scheduler.store import keys
+from synerdiff.requests import Priority
+
+CHECK = "scaling"
+_METRIC = re.compile(r"\bsynerdiff_\w+")
+_ADDRESS = re.compile(r"(?P<service>[^.:]+)\.(?P<namespace>[^.:]+)\.svc(\.[\w.]+)?:(?P<port>\d+)")
+_COUNTS = ("lagCount", "pendingEntriesCount")
+
+
+def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
+    """Triggers that would never fire, or start and stop the wrong workers."""
+    scalers = of_kind(manifests, "ScaledObject", "HorizontalPodAutoscaler")
+    targets = [scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers]
+    by_name = {pod.workload["metadata"]["name"]: pod for pod in pods(manifests)}
+    for scaler in scalers:
+        name = scaler["spec"]["scaleTargetRef"]["name"]
+        for message in _wrong(scaler, by_name.get(name), manifests):
+            yield Finding(CHECK, title(scaler), message)
+        if targets.count(name) > 1:
+            yield Finding(CHECK, title(scaler), f"is not the only one that scales {name}")
+
+
+def _wrong(scaler: Manifest, target: Pod | None, manifests: Sequence[Manifest]) -> Iterator[str]:
+    if target is None:
+        return  # a finding of `references`
+    if "replicas" in target.workload["spec"]:
+        yield f"{target.title} has a number of replicas of its own, which every apply would set again"
+    model = target.services[0].environment.get("SYNERDIFF_MODEL_NAME", "") if target.services else ""
+    if scaler["kind"] == "ScaledObject":
+        yield from _wrong_triggers(scaler["spec"]["triggers"], model, manifests)
+        yield from _wrong_zero(scaler["spec"], target)
+        return
+    for metric in scaler["spec"]["metrics"]:
+        external = metric["external"]["metric"]
+        yield from _unknown_metrics(external["name"])
+        if ((external.get("selector") or {}).get("matchLabels") or {}).get("model") != model:
+            yield f"goes by {external['name']} of another model than {model!r}"
+
+
+def _wrong_triggers(triggers: Sequence[Mapping[str, Any]], model: str, manifests: Sequence[Manifest]) -> Iterator[str]:
+    streams = [trigger["metadata"] for trigger in triggers if trigger["type"] == "redis-streams"]
+    known = {keys.queue(model, priority) for priority in Priority}
+    for metadata in streams:
+        if metadata.get("stream") not in known:
+            yield f"no stream of {model!r} is called {metadata.get('stream')}"
+        if metadata.get("consumerGroup") != keys.GROUP:
+            yield f"no group of the queue is called {metadata.get('consumerGroup')}"
+        if sum(count in metadata for count in _COUNTS) != 1:
+            yield f"goes by neither or both of {' and '.join(_COUNTS)} of {metadata.get('stream')}"
+        if not _address_is_there(metadata.get("address", ""), manifests):
+            yield f"no Service of these manifests is at {metadata.get('address')}"
+    for count in _COUNTS:
+        for missing in sorted(known - {metadata.get("stream") for metadata in streams if count in metadata}):
+            yield f"does not go by the {count} of {missing}"
+    for query in (trigger["metadata"].get("query", "") for trigger in triggers if trigger["type"] == "prometheus"):
+        yield from _unknown_metrics(query)
+        if f'model="{model}"' not in query:
+            yield f"goes by {query}, which is not of {model!r}"
+
+
+def _wrong_zero(spec: Mapping[str, Any], target: Pod) -> Iterator[str]:
+    """The first worker tells schedulers of its model; so it has to have started once before it may be taken away."""
+    if "fallback" not in spec:
+        yield "has no fallback for when its triggers cannot be read"
+    windows_s = [
+        probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+        for container in target.services
+        if (probe := container.item.get("startupProbe"))
+    ]
+    if spec.get("minReplicaCount", 0) == 0 and spec.get("initialCooldownPeriod", 0) < max(windows_s, default=0):
+        yield f"may scale to zero before the first worker has had its {max(windows_s)} s to start"
+
+
+def _address_is_there(address: str, manifests: Sequence[Manifest]) -> bool:
+    """KEDA runs in a namespace of its own: a name without ours leads nowhere."""
+    match = _ADDRESS.fullmatch(address)
+    return match is not None and any(
+        (service["metadata"]["name"], service["metadata"].get("namespace")) == (match["service"], match["namespace"])
+        and int(match["port"]) in [port["port"] for port in service["spec"]["ports"]]
+        for service in of_kind(manifests, "Service")
+    )
+
+
+def _unknown_metrics(expression: str) -> Iterator[str]:
+    for name in _METRIC.findall(expression):
+        if name not in _metrics_of_the_scheduler():
+            yield f"the scheduler has no metric {name}"
+
+
+@cache
+def _metrics_of_the_scheduler() -> frozenset[str]:
+    services.scheduler.metrics.PoolMetrics.of_process()
+    collected = list(REGISTRY.collect())
+    samples = (sample.name for metric in collected for sample in metric.samples)
+    return frozenset({*(metric.name for metric in collected), *samples})

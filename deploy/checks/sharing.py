@@ -1,0 +1,69 @@
+"""What workers that share a GPU must have in common: the user, the pod's process ids, /dev/shm, the MPS daemon."""
+
+from collections.abc import Iterator, Sequence
+
+from deploy.checks.findings import Finding
+from deploy.checks.workloads import Container, Pod, pods
+from deploy.kustomize import Manifest
+
+CHECK = "sharing"
+SHM = "/dev/shm"
+SHARED_GPU = "nvidia.com/gpu.shared"
+PIPE = "CUDA_MPS_PIPE_DIRECTORY"
+PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
+
+
+def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
+    """Workers that could not hand latents over on one GPU, or not use it at all."""
+    every_pod = pods(manifests)
+    yield from _several_users(every_pod)
+    daemons = {volumes for pod in every_pod if not pod.services for c in pod.containers if (volumes := _mps_paths(c))}
+    for pod in every_pod:
+        workers = [container for container in pod.containers if container.is_worker]
+        if len(workers) > 1 and not pod.spec.get("shareProcessNamespace"):
+            yield Finding(CHECK, pod.title, "its workers do not share process ids: CUDA IPC between equal ids fails")
+        if sum(int(worker.environment.get(PERCENTAGE, 0)) for worker in workers) > 100:
+            yield Finding(CHECK, pod.title, "its workers' shares of the GPU are more than 100 %")
+        for worker in workers:
+            yield from (Finding(CHECK, worker.title, message) for message in _wrong_share(worker, daemons))
+
+
+def _several_users(every_pod: Sequence[Pod]) -> Iterator[Finding]:
+    first: tuple[str, tuple[object, object]] | None = None
+    for worker in (container for pod in every_pod for container in pod.containers if container.is_worker):
+        user = _user(worker)
+        if not all(isinstance(part, int) for part in user):
+            yield Finding(CHECK, worker.title, "runs as no fixed user and group")
+        first = first or (worker.title, user)
+        if user != first[1]:
+            yield Finding(CHECK, worker.title, f"runs as {user}, but {first[0]} as {first[1]}: MPS serves one user")
+
+
+def _user(container: Container) -> tuple[object, object]:
+    merged = {**(container.pod.spec.get("securityContext") or {}), **(container.item.get("securityContext") or {})}
+    return merged.get("runAsUser"), merged.get("runAsGroup")
+
+
+def _wrong_share(worker: Container, daemons: set[tuple[str, str]]) -> Iterator[str]:
+    if SHARED_GPU in worker.limits and str(worker.limits[SHARED_GPU]) != "1":
+        yield f"takes {worker.limits[SHARED_GPU]} shares of a GPU: more than one gives no more of it"
+    if not _uses_mps(worker):
+        return
+    if PIPE not in worker.environment:
+        if worker.volume_at(SHM) is not None:
+            yield f"mounts a volume over {SHM}, which whoever shares the GPU mounts itself"
+    elif _mps_paths(worker) not in daemons:
+        yield f"shares neither its MPS pipe nor {SHM} with an MPS daemon of these manifests"
+
+
+def _uses_mps(worker: Container) -> bool:
+    claims = (worker.item.get("resources") or {}).get("claims")
+    return bool(SHARED_GPU in worker.limits or claims or PIPE in worker.environment)
+
+
+def _mps_paths(container: Container) -> tuple[str, str] | None:
+    """The node's folders behind the MPS pipe and /dev/shm, where both are the node's."""
+    pipe = container.environment.get(PIPE)
+    volumes = [container.volume_at(path) or {} for path in (pipe or "/", SHM)]
+    paths = [str((volume.get("hostPath") or {}).get("path", "")) for volume in volumes]
+    return (paths[0], paths[1]) if pipe and all(paths) else None
