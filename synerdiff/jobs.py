@@ -46,7 +46,10 @@ SkippedSteps = tuple[tuple[int, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as Redis holds it. Times are Unix ms; `images_done` are the indices whose files are stored."""
+    """A job as Redis holds it. Times are Unix ms; `images_done` are the indices whose files are stored.
+
+    `traceparent`: the W3C context of the call that made it; empty where nobody traces.
+    """
 
     job_id: str
     state: JobState
@@ -57,3 +60,4 @@ class JobRecord:
     images_done: tuple[int, ...] = ()
     error_code: int = 0
     error_message: str = ""
+    traceparent: str = ""

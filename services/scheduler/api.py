@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from prometheus_client import Counter
 
 from services.scheduler.admission import AdmissionLimits, body_digest, resolve
+from services.scheduler.request_traces import Deliveries, RequestTrace, trace_id_of
 from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import NotFound, SynerDiffError, Unavailable
@@ -16,6 +17,7 @@ from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRegistry
 from synerdiff.rpc import ServiceHost
 from synerdiff.telemetry import get_logger
+from synerdiff.tracing import Tracer, now_ns
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 from synerdiff.wire.public import job_to_pb, model_card_to_pb
 
@@ -40,12 +42,18 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
     """
 
     def __init__(
-        self, store: JobStore, registry: WorkerRegistry, limits: AdmissionLimits, draining: asyncio.Event
+        self,
+        store: JobStore,
+        registry: WorkerRegistry,
+        limits: AdmissionLimits,
+        draining: asyncio.Event,
+        tracer: Tracer | None = None,
     ) -> None:
         self._store = store
         self._registry = registry
         self._limits = limits
         self._draining = draining
+        self._tracer = tracer or Tracer()
 
     def add_to(self, host: ServiceHost) -> None:
         """Serve on `host`."""
@@ -55,19 +63,22 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         self, request: images_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[images_pb2.GenerateEvent]:
         """Accept durably, then follow to the end."""
-        job_id = await self._accept(request, abandonable=True)
-        async with contextlib.aclosing(self._follow(job_id, 0, context)) as events:
+        job_id, deliveries = await self._accept(request, context, abandonable=True)
+        async with contextlib.aclosing(self._follow(job_id, 0, context, deliveries)) as events:
             async for event in events:
                 yield event
 
     async def Submit(self, request: images_pb2.GenerateRequest, context: Any) -> images_pb2.Job:
         """Accept durably and return."""
-        return await self._job_message(await self._known(await self._accept(request, abandonable=False)))
+        job_id, _ = await self._accept(request, context, abandonable=False)
+        return await self._job_message(await self._known(job_id))
 
     async def Watch(self, request: images_pb2.WatchRequest, context: Any) -> AsyncIterator[images_pb2.GenerateEvent]:
         """Follow a job from after `after_sequence` to its end."""
         record = await self._known(request.job_id)
-        async with contextlib.aclosing(self._follow(record.job_id, request.after_sequence, context)) as events:
+        deliveries = Deliveries(self._tracer, record.job_id, record.traceparent)
+        following = self._follow(record.job_id, request.after_sequence, context, deliveries)
+        async with contextlib.aclosing(following) as events:
             async for event in events:
                 yield event
 
@@ -80,7 +91,8 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         record = await self._store.cancel(request.job_id, "a client cancelled it")
         if record is None:
             raise _unknown_job(request.job_id)
-        _log.info("cancelled", job_id=record.job_id, request_id=record.request.request_id, state=record.state.name)
+        ids = {"job_id": record.job_id, "request_id": record.request.request_id} | trace_id_of(record)
+        _log.info("cancelled", state=record.state.name, **ids)
         return await self._job_message(record)
 
     async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
@@ -94,20 +106,30 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             ]
         )
 
-    async def _accept(self, pb: images_pb2.GenerateRequest, *, abandonable: bool) -> str:
+    async def _accept(
+        self, pb: images_pb2.GenerateRequest, context: Any, *, abandonable: bool
+    ) -> tuple[str, Deliveries]:
+        method = "Generate" if abandonable else "Submit"
+        trace = RequestTrace(self._tracer, f"{SERVICE}/{method}", context.invocation_metadata())
         try:
             request = resolve(pb, await self._store.models(), self._limits)
-            acceptance = await self._store.accept(request, body_digest(pb), abandonable)
+            acceptance = await self._store.accept(request, body_digest(pb), abandonable, trace.traceparent)
         except SynerDiffError as error:
             _refused.labels(error.code.name).inc()
+            trace.refused(error.message)
             raise
+        job_id, traceparent = acceptance.job_id, trace.traceparent
+        trace.accepted(job_id, request.request_id, acceptance.created)
         if acceptance.created:
-            _accepted.labels(request.model, "generate" if abandonable else "submit").inc()
-            _log.info("accepted", job_id=acceptance.job_id, request_id=request.request_id, model=request.model)
-        return acceptance.job_id
+            _accepted.labels(request.model, method.lower()).inc()
+            ids = {"job_id": job_id, "request_id": request.request_id} | trace.log_fields
+            _log.info("accepted", model=request.model, **ids)
+        elif self._tracer.enabled:
+            traceparent = (await self._known(job_id)).traceparent  # of the call that made the job
+        return job_id, Deliveries(self._tracer, job_id, traceparent)
 
     async def _follow(
-        self, job_id: str, after_sequence: int, context: Any
+        self, job_id: str, after_sequence: int, context: Any, deliveries: Deliveries
     ) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
         # Tells the client that the job is there, however long its next event takes.
         await context.send_initial_metadata(())
@@ -115,7 +137,9 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         events = self._store.follow(job_id, after_sequence)
         try:
             while (event := await _next_unless(draining, events)) is not None:
+                began_ns = now_ns()
                 yield event
+                deliveries.delivered(event, began_ns)
         finally:
             draining.cancel()
             await events.aclose()

@@ -21,6 +21,7 @@ from services.scheduler.effects import (
     SendVaePlan,
 )
 from services.scheduler.engine import Engine
+from services.scheduler.job_traces import JobTraces
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
 from services.scheduler.planner.cold_plans import ColdPlans
@@ -37,6 +38,7 @@ from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, Tas
 from synerdiff.profiles import Profile
 from synerdiff.registry import WorkerRegistry
 from synerdiff.telemetry import get_logger
+from synerdiff.tracing import Tracer
 
 log = get_logger("leader")
 
@@ -69,6 +71,7 @@ class Leader:
         store: JobStore,
         registry: WorkerRegistry,
         ticks: TickLog,
+        tracer: Tracer | None = None,
     ) -> None:
         self.thresholds = conduct.thresholds()
         self.engine = Engine(conduct.policy, lease.token, conduct.bounds, self.thresholds)
@@ -78,6 +81,8 @@ class Leader:
         self._registry = registry
         self._metrics = PoolMetrics.of_process()
         self.observer = Observer(self.engine.holdings, ticks, self._metrics)
+        self._traces = JobTraces(tracer or Tracer(), self.engine.holdings, lease.token)
+        self._leaving = False
         self.writer = StoreWriter(store, lease, self)
         self.streams = WorkerStreams(lease.token, self, conduct.worker_tls)
         self.keeper = ProfileKeeper(conduct.profiles, self.engine, self.streams.send, self._due)
@@ -110,6 +115,8 @@ class Leader:
                 if loop.done():
                     loop.result()
         finally:
+            self._leaving = True
+            self._traces.left()
             await cancel_and_wait(ended, *loops)
             await self.keeper.close()
             await self.streams.close()
@@ -143,6 +150,7 @@ class Leader:
         """A job to be done: probes leave the workers before its first task comes there."""
         self.keeper.job_arrived()
         self.engine.job_arrived(record, now_ms())
+        self._traces.job_arrived(record)
         self._due()
 
     async def _claim_stale(self) -> None:
@@ -187,6 +195,7 @@ class Leader:
     def unet_attached(self, lane: UnetLaneState, resident: list[ResidentTask]) -> None:
         """A UNet worker is there."""
         self.engine.unet_attached(lane, resident)
+        self._traces.all_moved()
         self._due()
 
     def vae_attached(self, lane: VaeLaneState) -> None:
@@ -196,9 +205,14 @@ class Leader:
 
     def worker_lost(self, worker_id: str) -> None:
         """A worker's stream has ended."""
+        holdings = self.engine.holdings
+        lane = holdings.unet.get(worker_id) or holdings.vae.get(worker_id)
+        if lane and not lane.draining and not self._leaving:
+            self._metrics.worker_lost("unet" if worker_id in holdings.unet else "vae")
         self.keeper.worker_lost(worker_id)
         self.engine.unet_lost(worker_id)
         self.engine.vae_lost(worker_id)
+        self._traces.all_moved()
         self._due()
 
     def worker_announced(self, worker_id: str, announced: bool) -> None:
@@ -210,12 +224,14 @@ class Leader:
         """A task is prepared."""
         self.keeper.task_ready(ready)
         self.engine.task_ready(worker_id, ready)
+        self._traces.moved((ready.task_id,))
         self._due()
 
     def task_failed(self, worker_id: str, failed: TaskFailed) -> None:
         """A task cannot be done."""
         self.keeper.task_failed(failed)
         self.engine.task_failed(worker_id, failed)
+        self._traces.moved((failed.task_id,))
         self._due()
 
     def unet_tick_done(self, worker_id: str, done: UnetTickDone) -> None:
@@ -224,6 +240,7 @@ class Leader:
         self.engine.unet_tick_done(worker_id, done, now_ms())
         self._pump()
         self.observer.reported(worker_id, "unet", done, planned)
+        self._trace(worker_id, "unet", done, planned)
         self.keeper.unet_tick_done(worker_id, done)
 
     def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
@@ -232,11 +249,13 @@ class Leader:
         self.engine.vae_tick_done(worker_id, done)
         self._pump()
         self.observer.reported(worker_id, "vae", done, planned)
+        self._trace(worker_id, "vae", done, planned)
         self.keeper.vae_tick_done(worker_id, done)
 
     def image_decoded(self, worker_id: str, image: DecodedImage) -> None:
         """An image file has come."""
         self.engine.image_decoded(worker_id, image, now_ms())
+        self._traces.decoded(image)
         self._due()
 
     def preview_drawn(self, preview: Preview) -> None:
@@ -251,13 +270,17 @@ class Leader:
     def image_stored(self, task_id: str) -> None:
         """Redis holds an image."""
         self.engine.image_stored(task_id, now_ms())
+        self._traces.moved((task_id,))
         self._due()
 
     def job_ended_elsewhere(self, job_id: str) -> None:
         """A job was cancelled, swept or claimed: its tasks are nobody's business here any more."""
         job = self.engine.holdings.jobs.get(job_id)
         if job:
-            self._metrics.job_ended("cancelled", now_ms() - job.record.accepted_at_ms)
+            record, now = job.record, now_ms()
+            outcome = "expired" if record.deadline_ms and record.deadline_ms <= now else "cancelled"
+            self._metrics.job_ended(outcome, now - record.accepted_at_ms)
+            self._traces.job_ended(job_id, outcome)
         self.engine.job_dropped(job_id)
         self._due()
 
@@ -265,6 +288,15 @@ class Leader:
         """What a worker was asked to do in a tick, while its report has not been taken."""
         lane = self.engine.holdings.unet.get(worker_id) or self.engine.holdings.vae.get(worker_id)
         return lane.plans.get(tick) if lane else None
+
+    def _trace(self, worker_id: str, kind: str, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None) -> None:
+        """A tick's share of the traces; of those tasks that it moved, the stage ends with it."""
+        lane = self.engine.holdings.unet.get(worker_id) or self.engine.holdings.vae.get(worker_id)
+        if lane:
+            self._traces.ticked(lane, kind, done, planned)
+        if isinstance(done, UnetTickDone):
+            self._traces.moved(task_id for task_id, _ in done.finished)
+        self._traces.moved(entry.task_id for entry in done.skipped)
 
     # ---- the engine's wishes
 
@@ -280,8 +312,11 @@ class Leader:
         for effect in self.engine.take_effects():
             if isinstance(effect, _WORKER_EFFECTS):
                 self.streams.send(effect)
+                if isinstance(effect, Admit):
+                    self._traces.moved((effect.task.task_id,))
             else:
                 self._metrics.observe_effect(effect, now_ms())
+                self._traces.effect(effect)
                 self.writer.submit(effect)
         for profile, query in self._plans.take_missing():
             self._cold_plans.submit(profile, [query])

@@ -28,6 +28,13 @@ class PoolMetrics:
         self.slots_used = Gauge("synerdiff_slots_used", "arena slots that hold a task", ["model"])
         self.workers = Gauge("synerdiff_workers", "attached workers", ["model", "kind"])
         self.write_backlog = Gauge("synerdiff_store_backlog", "results not yet in Redis")
+        self.decode_backlog = Gauge(
+            "synerdiff_decode_backlog_seconds", "decodes ready or under way, in seconds of one VAE worker", ["model"]
+        )
+        self._losses = Counter("synerdiff_worker_losses", "workers lost that had not said that they drain", ["kind"])
+        for kind in ("unet", "vae"):
+            self._losses.labels(kind)
+        self._halved = Counter("synerdiff_halved_items", "items run in halves for want of memory", ["kind"])
         self._ticks = Counter("synerdiff_ticks", "plans that workers have run", ["kind"])
         self._skipped = Counter("synerdiff_skipped_entries", "plan entries that no longer fitted", ["kind", "reason"])
         self._rows = Histogram("synerdiff_batch_rows", "UNet rows or decodes per batch", ["kind"], buckets=_ROWS)
@@ -51,7 +58,12 @@ class PoolMetrics:
         self._ratios = {kind: ratio.labels(kind) for kind in ("unet", "vae", "beside")}
         self._skipped_steps = Counter("synerdiff_skipped_steps", "UNet steps without guidance by plan", ["model"])
         self._set_aside = Counter("synerdiff_set_aside", "running tasks that made way for others", ["model"])
-        self._jobs = Counter("synerdiff_jobs_ended", "jobs ended by this leader", ["outcome"])
+        self._jobs = Counter(
+            "synerdiff_jobs_ended",
+            "jobs that this leader held to their end: finished, failed, cancelled, expired",
+            ["outcome"],
+        )
+        self._expired = Counter("synerdiff_jobs_expired", "jobs whose time ran out, waiting or held, found by a sweep")
         self._images = Counter("synerdiff_images", "images made")
         self._latency = Histogram(
             "synerdiff_job_seconds", "acceptance to end, by outcome", ["outcome"], buckets=_LATENCY_S
@@ -73,6 +85,8 @@ class PoolMetrics:
         for item in done.items:
             rows.observe(item.rows)
             seconds.observe((item.end_unix_ns - item.start_unix_ns) / 1e9)
+            if item.halved:
+                self._halved.labels(kind).inc()
         for entry in done.skipped:
             self._skipped.labels(kind, entry.reason.name.lower()).inc()
 
@@ -100,6 +114,14 @@ class PoolMetrics:
                     self._stages.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1000)
             case FailJob(accepted_at_ms=accepted_at_ms):
                 self.job_ended("failed", now_ms - accepted_at_ms)
+
+    def worker_lost(self, kind: str) -> None:
+        """Count a worker that is gone."""
+        self._losses.labels(kind).inc()
+
+    def jobs_expired(self, jobs: int) -> None:
+        """Count what a sweep ended."""
+        self._expired.inc(jobs)
 
     def job_ended(self, outcome: str, latency_ms: int) -> None:
         """Count a job that this leader held to its end."""

@@ -1,5 +1,6 @@
 """What a leader learns from reports once the next plans are out: trace, metrics, corrections of profiles."""
 
+from services.scheduler.decode_backlog import DecodeTimes
 from services.scheduler.holdings import Holdings
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.profiler.corrections import ProfileCorrection
@@ -15,12 +16,13 @@ class Observer:
     """One per leadership. Reads the holdings and changes nothing of them.
 
     `corrections`: by domain and batch key, of every profile that plans go by and items were measured of.
-    `thresholds`: what each domain's last reported tick was planned with.
+    `thresholds`: what each domain's last reported tick was planned with. `decode_times`: of decodes as they ran.
     """
 
     def __init__(self, holdings: Holdings, ticks: TickLog, metrics: PoolMetrics) -> None:
         self.corrections: dict[tuple[str, BatchKey], ProfileCorrection] = {}
         self.thresholds: dict[str, float] = {}
+        self.decode_times = DecodeTimes()
         self._holdings = holdings
         self._ticks = ticks
         self._metrics = metrics
@@ -40,6 +42,8 @@ class Observer:
         record = TickRecord.of((lane.domain, worker_id, kind), done, planned, queues)
         self._ticks.add(record)
         self._metrics.observe_tick(kind, done)
+        if isinstance(done, VaeTickDone):
+            self.decode_times.reported(done, planned)
         if planned is None:
             return
         self.thresholds[lane.domain] = planned.threshold

@@ -10,12 +10,14 @@ from redis.exceptions import RedisError
 from services.scheduler.conduct import Conduct
 from services.scheduler.leader import Leader
 from services.scheduler.leadership import Leadership
+from services.scheduler.metrics import PoolMetrics
 from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.ticks import TickLog
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.registry import WorkerRegistry
 from synerdiff.telemetry import get_logger
+from synerdiff.tracing import Tracer
 
 log = get_logger("pool")
 
@@ -33,6 +35,7 @@ class Pool:
         registry: WorkerRegistry,
         leadership: Leadership,
         leader_ttl_s: float = 3.0,
+        tracer: Tracer | None = None,
     ) -> None:
         self.name = name
         self.conduct = conduct
@@ -42,6 +45,7 @@ class Pool:
         self.leader: Leader | None = None
         self.ticks = TickLog()
         self._beat_s = leader_ttl_s / 3
+        self._tracer = tracer
 
     async def run(self) -> None:
         """Wait for the lock, lead, and again, until cancelled. The lock is given up on the way out."""
@@ -55,7 +59,7 @@ class Pool:
             log.info("not leading any more", pool=self.name, token=lease.token)
 
     async def _lead(self, lease: Lease) -> None:
-        leader = Leader(lease, self.conduct, self.store, self.registry, self.ticks)
+        leader = Leader(lease, self.conduct, self.store, self.registry, self.ticks, self._tracer)
         self.leader = leader
         renewing = asyncio.create_task(self._renew(lease, leader))
         try:
@@ -78,7 +82,7 @@ class Pool:
     async def sweep(self) -> None:
         """End jobs whose time is up or whose followers are gone, wherever they are held; trim the queues."""
         while True:
-            await self._try(self.store.sweep_expired)
+            PoolMetrics.of_process().jobs_expired(await self._try(self.store.sweep_expired) or 0)
             await self._try(self.store.sweep_abandoned)
             await self._try(self.store.trim)
             await asyncio.sleep(0.5)

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable
 
+from services.scheduler.decode_backlog import decode_backlog_s
 from services.scheduler.holdings import Holdings
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.planning_status import planning_statuses, set_planning_gauges
@@ -67,6 +68,11 @@ class PoolStatus:
         for gauge in (metrics.tasks, metrics.slots, metrics.slots_used, metrics.workers):
             gauge.clear()
         metrics.write_backlog.set(leader.writer.backlog if leader else 0)
+        backlog_s = {card.name: 0.0 for card in await self._pool.registry.cards()}
+        if leader:
+            backlog_s = decode_backlog_s(leader.engine.holdings, leader.observer.decode_times, backlog_s)
+        for model, seconds in backlog_s.items():
+            metrics.decode_backlog.labels(model).set(seconds)
         if leader:
             _set_gauges(metrics, leader.engine.holdings)
             set_planning_gauges(metrics, leader.engine.holdings, leader.observer, leader.thresholds)
@@ -116,10 +122,11 @@ def _as_held(status: operations_pb2.WorkerStatus, holdings: Holdings | None) -> 
         lane = holdings.unet[status.worker_id]
         status.attached, status.draining = True, lane.draining
         status.slots, status.slots_used = lane.slots, len(lane.tasks)
-        status.running = sum(task.phase in _UNDER_WAY for task in lane.tasks.values())
+        status.running, status.rows = sum(task.phase in _UNDER_WAY for task in lane.tasks.values()), lane.rows
     elif holdings and status.worker_id in holdings.vae:
         vae_lane = holdings.vae[status.worker_id]
         status.attached, status.running, status.draining = True, len(vae_lane.tasks), vae_lane.draining
+        status.rows = vae_lane.rows
     return status
 
 

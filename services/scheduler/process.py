@@ -23,9 +23,10 @@ from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.redis_client import AWAY, connect, patiently
 from synerdiff.registry import WorkerRegistry
 from synerdiff.rpc import ServiceHost
-from synerdiff.settings import load
+from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.stopping import stop_signal
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
+from synerdiff.tracing import MissingTracing, Tracer, Value, start_tracing
 
 log = get_logger("process")
 
@@ -33,28 +34,43 @@ GAUGES_EVERY_S = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a scheduler until SIGTERM or SIGINT. Returns the exit status: 1 when it could not start or a part died."""
+    """Run a scheduler until SIGTERM or SIGINT. Returns the exit status.
+
+    1 when it could not start or a part died, EXIT_BAD_SETTINGS when traces are asked for and cannot be sent.
+    """
     settings = load(SchedulerSettings, argv)
     configure_logging("scheduler", settings.log_level)
-    try:
-        return uvloop.run(serve(settings))
-    except SynerDiffError as error:
-        log.critical("cannot start", reason=str(error))
-        return 1
+    with contextlib.ExitStack() as on_exit:
+        try:
+            tracer = _tracer(settings)
+            on_exit.callback(tracer.close)
+            return uvloop.run(serve(settings, tracer))
+        except SynerDiffError as error:
+            log.critical("cannot start", reason=str(error))
+            return EXIT_BAD_SETTINGS if isinstance(error, MissingTracing) else 1
 
 
-async def serve(settings: SchedulerSettings) -> int:
+def _tracer(settings: SchedulerSettings) -> Tracer:
+    resource: dict[str, Value] = {
+        "service.name": "synerdiff-scheduler",
+        "service.instance.id": settings.instance_id or f"{socket.gethostname()}/{os.getpid()}",
+        "synerdiff.pool": settings.pool,
+    }
+    return start_tracing(settings.otlp_endpoint, settings.trace_ratio, resource)
+
+
+async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
     """Serve until told to stop. Returns the exit status. Raises SynerDiffError when a port cannot be had."""
     stop = stop_signal()
     serve_metrics(settings.metrics_port)
-    async with _store(settings) as (store, registry, pool):
+    async with _store(settings, tracer) as (store, registry, pool):
         status = PoolStatus(pool)
         host = ServiceHost(
             max_receive_bytes=MAX_REQUEST_BYTES,
             max_connection_age_s=settings.connection_age_s,
             tls=settings.server_tls(),
         )
-        ImageGenerationService(store, registry, settings.admission_limits(), host.draining).add_to(host)
+        ImageGenerationService(store, registry, settings.admission_limits(), host.draining, tracer).add_to(host)
         OperationsService(status).add_to(host)
         await host.start(settings.listen, settings.health_listen)
         parts = [
@@ -74,14 +90,14 @@ async def serve(settings: SchedulerSettings) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _store(settings: SchedulerSettings) -> AsyncIterator[tuple[JobStore, WorkerRegistry, Pool]]:
+async def _store(settings: SchedulerSettings, tracer: Tracer) -> AsyncIterator[tuple[JobStore, WorkerRegistry, Pool]]:
     redis = connect(settings.redis_url)
     instance = settings.instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     store, registry = JobStore(redis, settings.store_settings()), WorkerRegistry(redis)
     leadership = Leadership(redis, settings.pool, f"{instance}/{os.getpid()}", settings.leader_ttl_s)
     try:
         conduct = settings.conduct(ProfileStore(redis))
-        yield store, registry, Pool(settings.pool, conduct, store, registry, leadership, settings.leader_ttl_s)
+        yield store, registry, Pool(settings.pool, conduct, store, registry, leadership, settings.leader_ttl_s, tracer)
     finally:
         await store.close()
         await redis.aclose()

@@ -5,7 +5,7 @@ from enum import Enum, auto
 
 from services.scheduler.snapshots import BatchKey
 from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
-from synerdiff.plans import ItemRef, SlotRef
+from synerdiff.plans import ItemRef, ItemTiming, SlotRef
 from synerdiff.profiles import Setting
 from synerdiff.requests import TaskSpec
 
@@ -162,7 +162,8 @@ class PlannedPart:
 class Lane:
     """A worker with a stream. `plans` holds its parts of the ticks under way.
 
-    `last_in_step`: the pace and the place of the last item that was planned in step.
+    `last_in_step`: the pace and the place of the last item that was planned in step. `rows`: UNet rows or decodes of
+    the last item that ran.
     """
 
     worker_id: str
@@ -171,6 +172,13 @@ class Lane:
     plans: dict[int, PlannedPart] = field(default_factory=dict)
     draining: bool = False
     last_in_step: tuple[str, ItemRef] | None = None
+    rows: int = 0
+
+    def tick_done(self, tick: int, items: tuple[ItemTiming, ...]) -> PlannedPart | None:
+        """One of its plans has run. Returns what was planned; None where this leader did not plan it."""
+        if items:
+            self.rows = items[-1].rows
+        return self.plans.pop(tick, None)
 
 
 @dataclass

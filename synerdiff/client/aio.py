@@ -21,6 +21,7 @@ from synerdiff.client.results import (
     job_from_pb,
     model_from_pb,
 )
+from synerdiff.client.tracing import Metadata, client_span
 from synerdiff.errors import SynerDiffError
 from synerdiff.rpc import open_channel
 from synerdiff.tls import ClientTls
@@ -81,14 +82,16 @@ class AsyncClient:
     async def stream(self, prompt: str, **options: Unpack[GenerateOptions]) -> AsyncGenerator[Event, None]:
         """Like `generate`, as an iterator of events: Queued, Started, Progress, ImageReady, and at last Finished."""
         request = generate_request(prompt, options)
-        async with aclosing(self._follow(request, options.get("timeout"))) as events:
-            async for event in events:
-                yield event
+        with client_span("Generate", request) as metadata:
+            async with aclosing(self._follow(request, options.get("timeout"), metadata)) as events:
+                async for event in events:
+                    yield event
 
     async def submit(self, prompt: str, **options: Unpack[GenerateOptions]) -> "AsyncJobHandle":
         """Have pictures made by a job that outlives this client. Returns once it is accepted durably."""
         request = generate_request(prompt, options)
-        return AsyncJobHandle(self, job_from_pb(await self._unary(self._stub.Submit, request)).job_id)
+        with client_span("Submit", request) as metadata:
+            return AsyncJobHandle(self, job_from_pb(await self._unary(self._stub.Submit, request, metadata)).job_id)
 
     async def watch(self, job_id: str, *, after_sequence: int = 0) -> AsyncGenerator[Event, None]:
         """Follow a job to its end, from its first event or from the one after `after_sequence`."""
@@ -110,18 +113,22 @@ class AsyncClient:
         reply = await self._unary(self._stub.ListModels, images_pb2.ListModelsRequest())
         return tuple(model_from_pb(card) for card in reply.models)
 
-    async def _unary(self, method: Any, request: Any) -> Any:
+    async def _unary(self, method: Any, request: Any, metadata: Metadata = ()) -> Any:
         # Safe to repeat, all of them: a Submit carries its request_id.
         async def attempt(left: float | None) -> Any:
-            return await method(request, timeout=_UNARY_TIMEOUT_S if left is None else min(left, _UNARY_TIMEOUT_S))
+            timeout_s = _UNARY_TIMEOUT_S if left is None else min(left, _UNARY_TIMEOUT_S)
+            return await method(request, timeout=timeout_s, metadata=metadata)
 
         return await persist(attempt, self._policy, None)
 
     async def _follow(
-        self, start: images_pb2.GenerateRequest | images_pb2.WatchRequest, timeout_s: float | None
+        self,
+        start: images_pb2.GenerateRequest | images_pb2.WatchRequest,
+        timeout_s: float | None,
+        metadata: Metadata = (),
     ) -> AsyncGenerator[Event, None]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s + _DEADLINE_MARGIN_S
-        async with aclosing(follow(self._stub, start, self._policy, deadline)) as events:
+        async with aclosing(follow(self._stub, start, self._policy, deadline, metadata)) as events:
             async for pb in events:
                 event = event_from_pb(pb)
                 if event is not None:

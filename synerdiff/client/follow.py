@@ -9,6 +9,7 @@ import grpc
 from grpc_status import rpc_status
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from synerdiff.client.tracing import Metadata
 from synerdiff.errors import QueueFull, SynerDiffError, Unavailable
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import images_pb2
@@ -68,15 +69,17 @@ async def follow(
     start: images_pb2.GenerateRequest | images_pb2.WatchRequest,
     policy: RetryPolicy,
     deadline: float | None,
+    metadata: Metadata = (),
 ) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
     """Every event of a job, each once and in order, to its terminal one.
 
     Starts a job from a GenerateRequest, or goes on with one from a WatchRequest. Until the job's id is known the same
     request is sent again, whose request_id makes it the same job; from then on Watch goes on after the last event seen.
+    `metadata` goes with every call.
     """
     request, last = start, start.after_sequence if isinstance(start, images_pb2.WatchRequest) else 0
     while True:
-        call = await persist(lambda left, request=request: _attach(stub, request, left), policy, deadline)  # type: ignore[misc]
+        call = await persist(lambda left, request=request: _attach(stub, request, left, metadata), policy, deadline)  # type: ignore[misc]
         try:
             async for event in call:
                 if event.sequence <= last:
@@ -93,10 +96,12 @@ async def follow(
             call.cancel()
 
 
-async def _attach(stub: Any, request: images_pb2.GenerateRequest | images_pb2.WatchRequest, left: float | None) -> Any:
+async def _attach(
+    stub: Any, request: images_pb2.GenerateRequest | images_pb2.WatchRequest, left: float | None, metadata: Metadata
+) -> Any:
     """An open stream that the server has answered: it sends its initial metadata once the job is accepted or found."""
     method = stub.Generate if isinstance(request, images_pb2.GenerateRequest) else stub.Watch
-    call = method(request, timeout=left)
+    call = method(request, timeout=left, metadata=metadata)
     try:
         await call.wait_for_connection()
     except BaseException:

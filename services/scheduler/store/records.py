@@ -52,6 +52,7 @@ def record_from_fields(job_id: str, fields: Mapping[bytes, bytes], image_indices
         images_done=tuple(sorted(int(index) for index in image_indices)),
         error_code=int(fields.get(b"error_code", 0)),
         error_message=fields.get(b"error_message", b"").decode(),
+        traceparent=fields.get(b"traceparent", b"").decode(),
     )
 
 

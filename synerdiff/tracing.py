@@ -1,0 +1,167 @@
+"""Traces: spans as plain values, made after the fact with explicit times, and sent to an OTLP collector where asked.
+
+Nothing here imports the OpenTelemetry SDK; `start_tracing` does, and only with an endpoint. Contexts travel between
+processes as W3C traceparent.
+"""
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from synerdiff.errors import SynerDiffError
+
+TRACEPARENT = "traceparent"
+INSTRUMENTATION = "synerdiff"
+
+Value = str | int | float | bool
+SpanKind = Literal["internal", "server"]
+
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+
+
+class MissingTracing(SynerDiffError):
+    """The packages that send traces are not installed; the message says how to get them."""
+
+
+class TraceContext(NamedTuple):
+    """A span's place in its trace. `sampled`: whether the trace is recorded, as its first process decided."""
+
+    trace_id: int
+    span_id: int
+    sampled: bool = True
+
+    @property
+    def trace_flags(self) -> "TraceContext":
+        """What the SDK's span processors ask for `sampled`."""
+        return self
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C header."""
+        return f"00-{self.trace_hex}-{self.span_id:016x}-{self.sampled:02x}"
+
+    @property
+    def trace_hex(self) -> str:
+        """The trace's id as logs and backends write it."""
+        return f"{self.trace_id:032x}"
+
+    def named(self, *names: object) -> "TraceContext":
+        """A span of this trace whose id follows from its names: whoever makes it, it is the same one."""
+        return self._replace(span_id=_digest(8, *names))
+
+    def child(self) -> "TraceContext":
+        """A new span of this trace."""
+        return self._replace(span_id=random.getrandbits(64) or 1)
+
+
+def named_trace(*names: object) -> TraceContext:
+    """The first span of a trace, both ids of which follow from its names."""
+    return TraceContext(_digest(16, *names), _digest(8, *names))
+
+
+def _digest(size: int, *names: object) -> int:
+    return int.from_bytes(hashlib.blake2b(" ".join(map(str, names)).encode(), digest_size=size).digest(), "big") or 1
+
+
+def parse_traceparent(text: str | bytes | None) -> TraceContext | None:
+    """The context of a W3C traceparent; None for what is none, which is ignored as the standard asks."""
+    match = _TRACEPARENT.fullmatch(text.decode("ascii", "replace") if isinstance(text, bytes) else text or "")
+    if match is None:
+        return None
+    trace_id, span_id = int(match[1], 16), int(match[2], 16)
+    return TraceContext(trace_id, span_id, bool(int(match[3], 16) & 1)) if trace_id and span_id else None
+
+
+def context_of_call(metadata: Iterable[tuple[str, str | bytes]] | None) -> TraceContext | None:
+    """The context that a gRPC call brings in its metadata."""
+    return next((parse_traceparent(value) for key, value in metadata or () if key == TRACEPARENT), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One span that has ended. Times are Unix ns. `error`: what went wrong; empty where nothing did.
+
+    `dropped_links`: links past what a span may carry.
+    """
+
+    name: str
+    context: TraceContext
+    parent: TraceContext | None
+    start_ns: int
+    end_ns: int
+    attributes: Mapping[str, Value] = field(default_factory=dict)
+    links: Sequence[TraceContext] = ()
+    kind: SpanKind = "internal"
+    error: str = ""
+    dropped_links: int = 0
+
+
+class Tracer:
+    """Where a process's spans go. Made without `send` it records nothing and costs nothing.
+
+    `ratio`: share of requests that are traced where the client did not decide.
+    """
+
+    def __init__(
+        self, send: Callable[[Span], None] | None = None, ratio: float = 1.0, close: Callable[[], None] | None = None
+    ) -> None:
+        self.enabled = send is not None
+        self._send = send
+        self._bound = round(ratio * 2**64)
+        self._close = close
+
+    def begin(self, parent: TraceContext | None) -> TraceContext | None:
+        """The context of a request's first span here: in its client's trace, else in a new one that may be sampled.
+
+        Where nothing is recorded the client's own context is handed on, for processes that do record.
+        """
+        if not self.enabled:
+            return parent
+        if parent is not None:
+            return parent.child()
+        drawn = random.getrandbits(128) or 1
+        return TraceContext(drawn, random.getrandbits(64) or 1, drawn % 2**64 < self._bound)
+
+    def wants(self, context: TraceContext | None) -> bool:
+        """Whether spans of this trace are recorded here."""
+        return self.enabled and context is not None and context.sampled
+
+    def record(self, span: Span) -> None:
+        """Have a span sent. Never blocks: spans that the collector does not take in time are dropped."""
+        if self._send is not None:
+            self._send(span)
+
+    def close(self) -> None:
+        """Send what is left, for at most a few seconds."""
+        if self._close is not None:
+            self._close()
+
+
+def start_tracing(endpoint: str, ratio: float, resource: Mapping[str, Value]) -> Tracer:
+    """A tracer that sends to the OTLP/gRPC collector at `endpoint` ("http://host:4317"), or one that records nothing.
+
+    `resource` says which process this is. Raises MissingTracing.
+    """
+    if not endpoint:
+        return Tracer()
+    try:
+        from synerdiff.otlp import SpanSender
+    except ImportError as error:
+        raise MissingTracing(
+            f"--otlp-endpoint needs OpenTelemetry's SDK ({error.name} is missing); "
+            "install it with: pip install 'synerdiff[tracing]'"
+        ) from error
+    sender = SpanSender(endpoint, resource)
+    return Tracer(sender.send, ratio, sender.close)
+
+
+def unix_ns(unix_ms: int) -> int:
+    """Unix ms, as jobs carry their times, in ns."""
+    return unix_ms * 1_000_000
+
+
+now_ns = time.time_ns
