@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from synerdiff.host import boot_id
 from synerdiff.plans import (
     DecodedImage,
     ItemTiming,
+    ResidentTask,
     SkippedEntry,
     SkipReason,
     SlotRef,
@@ -33,7 +34,7 @@ from synerdiff.plans import (
     VaeTickDone,
 )
 from synerdiff.redis_client import connect
-from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
+from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.requests import TaskSpec
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
@@ -70,6 +71,12 @@ class SimulatedTask:
         """Whether its last call is done."""
         return self.next_call >= self.spec.num_inference_steps
 
+    @property
+    def resident(self) -> ResidentTask:
+        """What a leader that attaches is told of it."""
+        slot = self.slot if self.finished else None
+        return ResidentTask(self.spec.task_id, self.next_call, self.spec.num_inference_steps, slot)
+
 
 @dataclass
 class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
@@ -92,7 +99,7 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
         """The stream of one leader."""
         plans: asyncio.Queue[UnetPlan] = asyncio.Queue()
         reports: asyncio.Queue[stages_pb2.UnetReport] = asyncio.Queue()
-        residents = [stages_pb2.ResidentTask(task_id=t, next_call=r.next_call) for t, r in self.tasks.items()]
+        residents = [stages.resident_task_to_pb(task.resident) for task in self.tasks.values()]
         await reports.put(
             stages_pb2.UnetReport(
                 attached=stages_pb2.UnetAttached(
@@ -196,6 +203,39 @@ class SimulatedVae(stages_pb2_grpc.VaeStageServicer):
             yield stages.decoded_image_to_pb(await self.images.get())
 
 
+@dataclass
+class SimulatedWorker:
+    """A simulated UNet or VAE worker as a service that announces itself; `domain` is the device it claims to share."""
+
+    servicer: SimulatedUnet | SimulatedVae
+    domain: str
+    pool: str = "default"
+    listen: str = "127.0.0.1:0"
+    health_listen: str = ""
+    advertise: str = ""
+    host: ServiceHost = field(default_factory=ServiceHost)
+    announcing: "asyncio.Task[None]" = field(init=False)
+
+    async def start(self, registry: WorkerRegistry) -> None:
+        """Serve, ready, and announced from now on by the task `announcing`. Raises SynerDiffError for a taken port."""
+        kind: WorkerKind
+        add: Callable[[Any, Any], None]
+        if isinstance(self.servicer, SimulatedUnet):
+            kind, name, add = "unet", "UnetStage", stages_pb2_grpc.add_UnetStageServicer_to_server
+        else:
+            kind, name, add = "vae", "VaeStage", stages_pb2_grpc.add_VaeStageServicer_to_server
+        self.host.add(f"synerdiff.v1.{name}", add, self.servicer)
+        bound = await self.host.start(self.listen, self.health_listen)
+        address = self.advertise or bound
+        if isinstance(self.servicer, SimulatedUnet):
+            self.servicer.address = address
+        await self.host.set_ready(True)
+        record = WorkerRecord(
+            self.servicer.worker_id, kind, address, CARD, self.pool, self.domain, boot_id(), os.getpid()
+        )
+        self.announcing = asyncio.create_task(keep_announced(registry, record))
+
+
 async def serve(redis_url: str, domains: int, tick_s: float, decode_s: float, slots: int) -> dict[str, float]:
     """Run until SIGTERM. Returns totals over the UNet workers."""
     stop = asyncio.Event()
@@ -209,28 +249,11 @@ async def serve(redis_url: str, domains: int, tick_s: float, decode_s: float, sl
             unet = SimulatedUnet(f"unet-{os.getpid()}-{index}", tick_s, slots)
             vae = SimulatedVae(f"vae-{os.getpid()}-{index}", decode_s)
             unets.append(unet)
-            for kind, name, add, servicer in (
-                ("unet", "UnetStage", stages_pb2_grpc.add_UnetStageServicer_to_server, unet),
-                ("vae", "VaeStage", stages_pb2_grpc.add_VaeStageServicer_to_server, vae),
-            ):
-                host = ServiceHost()
-                host.add(f"synerdiff.v1.{name}", add, servicer)
-                address = await host.start("127.0.0.1:0")
-                await host.set_ready(True)
-                hosts.push_async_callback(host.drain, 0.0)
-                record = WorkerRecord(
-                    servicer.worker_id,
-                    kind,  # type: ignore[arg-type]
-                    address,
-                    CARD,
-                    "default",
-                    f"simulated-{os.getpid()}-{index}",
-                    boot_id(),
-                    os.getpid(),
-                )
-                if kind == "unet":
-                    unet.address = address
-                announcing.append(asyncio.create_task(keep_announced(registry, record)))
+            for servicer in (unet, vae):
+                worker = SimulatedWorker(servicer, f"simulated-{os.getpid()}-{index}")
+                hosts.push_async_callback(worker.host.drain, 0.0)
+                await worker.start(registry)
+                announcing.append(worker.announcing)
         await stop.wait()
         for task in announcing:
             task.cancel()

@@ -16,12 +16,16 @@ _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 @dataclass(frozen=True)
 class Image:
-    """What a container finds: `visible` folders of this machine, `links` to them, its working folder and variables."""
+    """What a container finds: `visible` folders of this machine, `links` to them, its working folder and variables.
+
+    `built_in`: options that a program has from the start in the image and not on this machine, by its name.
+    """
 
     visible: tuple[str, ...]
     links: Mapping[str, str]
     working_dir: str
     environment: Mapping[str, str] = field(default_factory=dict)
+    built_in: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def stand_in(name: str) -> Image:
@@ -53,6 +57,8 @@ def _redis() -> Image:
         },
         working_dir="/data",
         environment={"PATH": f"/image/bin:{Path(sys.prefix, 'bin')}:{_SYSTEM_PATH}"},
+        # Redis' own image is built to take clients from other addresses without a password.
+        built_in={"redis-server": ("--protected-mode", "no")},
     )
 
 

@@ -1,0 +1,110 @@
+"""What clients of the rehearsal got: one answer per request, as a line of JSON, and what can be wrong with them."""
+
+import base64
+import dataclasses
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+# Batches of another size round otherwise: float32 pictures differ by this much at most, of 255 levels.
+LEVELS = 2
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request's end. `number`: which of the load's requests; `images`: index -> file, as base64.
+
+    `image_events` counts the events that brought one. Times are Unix s.
+    """
+
+    number: int
+    job_id: str = ""
+    error: str = ""
+    images: Mapping[int, str] = field(default_factory=dict)
+    image_events: int = 0
+    sent_at: float = 0.0
+    ended_at: float = 0.0
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(dataclasses.asdict(self))
+
+    def pixels(self) -> dict[int, npt.NDArray[np.int16]]:
+        """The pictures by index."""
+        return {index: _pixels(base64.b64decode(data)) for index, data in self.images.items()}
+
+
+def read(path: Path) -> list[Answer]:
+    """The answers in a file, none where there is no file; a line still being written is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [_answer(json.loads(line)) for line in lines]
+
+
+def errors(answers: Iterable[Answer]) -> list[str]:
+    """What failed requests were told."""
+    return [f"request {answer.number}: {answer.error}" for answer in answers if answer.error]
+
+
+def repeated(answers: Sequence[Answer]) -> list[str]:
+    """Jobs that two requests share, and images that came more than once."""
+    jobs = Counter(answer.job_id for answer in answers if answer.job_id)
+    found = [f"job {job_id} answered {count} requests" for job_id, count in jobs.items() if count > 1]
+    return found + [
+        f"job {answer.job_id}: {answer.image_events} image events for {len(answer.images)} images"
+        for answer in answers
+        if answer.image_events != len(answer.images)
+    ]
+
+
+def differing(answers: Iterable[Answer], quiet: Iterable[Answer]) -> list[str]:
+    """Pictures that are not those made alone of the same request: none, or further off than rounding goes."""
+    expected = {answer.number: answer.pixels() for answer in quiet}
+    found = []
+    for answer in answers:
+        if not answer.error:
+            found += _differences(answer, expected[answer.number])
+    return found
+
+
+def farthest(answers: Iterable[Answer], quiet: Iterable[Answer]) -> int:
+    """The largest difference of any pixel in levels of 255; 0 where nothing can be compared."""
+    expected = {answer.number: answer.pixels() for answer in quiet}
+    return max(
+        (
+            _levels(picture, expected[answer.number][index])
+            for answer in answers
+            for index, picture in answer.pixels().items()
+        ),
+        default=0,
+    )
+
+
+def _differences(answer: Answer, expected: Mapping[int, npt.NDArray[np.int16]]) -> list[str]:
+    pictures = answer.pixels()
+    if pictures.keys() != expected.keys():
+        return [f"request {answer.number}: images {sorted(pictures)} instead of {sorted(expected)}"]
+    levels = {index: _levels(picture, expected[index]) for index, picture in pictures.items()}
+    return [f"request {answer.number}, image {i}: {n} levels off" for i, n in levels.items() if n > LEVELS]
+
+
+def _levels(one: npt.NDArray[np.int16], other: npt.NDArray[np.int16]) -> int:
+    return int(np.abs(one - other).max()) if one.shape == other.shape else 255
+
+
+def _pixels(data: bytes) -> npt.NDArray[np.int16]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.int16)
+
+
+def _answer(fields: dict[str, object]) -> Answer:
+    images = fields.pop("images")
+    assert isinstance(images, dict)
+    return Answer(**fields, images={int(index): data for index, data in images.items()})  # type: ignore[arg-type]

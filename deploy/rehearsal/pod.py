@@ -1,0 +1,268 @@
+"""One pod's life, as a kubelet leads it: containers, probes, restarts, and an end with a grace."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from deploy.rehearsal.manifests import Container, PodTemplate, Probe
+from deploy.rehearsal.probes import Tally, Verdict, ask
+from deploy.rehearsal.runtime import Identity, Runtime
+
+# A container that ends is started again at once, then after these delays; one that lived this long begins anew.
+_FIRST_DELAY_S, _LONGEST_DELAY_S, _LIVED_WELL_S = 10.0, 300.0, 600.0
+# How long a node goes on sending new connections to a pod that has just left its Services: news takes its time.
+ENDPOINT_DELAY_S = 1.0
+# What a container gets after SIGTERM where preStop has used up the whole grace.
+_LEAST_GRACE_S = 2.0
+
+OnEvent = Callable[[str], None]
+
+
+class ContainerLife:
+    """One container of a pod, life after life until the pod is stopped."""
+
+    def __init__(self, pod: "Pod", spec: Container, log: Path) -> None:
+        self.spec = spec
+        self.log = log
+        self.restarts = 0
+        self.ready = False
+        self._pod = pod
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.returncode is None
+
+    async def keep(self) -> None:
+        """Run it, and again when it ends, until `stop`."""
+        delay_s = 0.0
+        while not self._stopping:
+            began = time.monotonic()
+            status = await self._live()
+            if self._stopping:
+                return
+            if time.monotonic() - began > _LIVED_WELL_S:
+                delay_s = 0.0
+            self._pod.tell(f"container {self.spec.name} ended with status {status}; again in {delay_s:g} s")
+            await asyncio.sleep(delay_s)
+            delay_s = min(max(2 * delay_s, _FIRST_DELAY_S), _LONGEST_DELAY_S)
+            self.restarts += 1
+
+    async def stop(self, grace_s: float) -> None:
+        """Have it end: preStop, SIGTERM, and SIGKILL when the grace is over."""
+        self._stopping = True
+        if not self.alive:
+            return
+        give_up_at = time.monotonic() + grace_s
+        if self.spec.pre_stop_s:
+            await self._ended_within(min(self.spec.pre_stop_s, grace_s))
+        self.signal(signal.SIGTERM)
+        if not await self._ended_within(max(give_up_at - time.monotonic(), _LEAST_GRACE_S)):
+            self._pod.killed_after_grace += 1
+            self._pod.tell(f"container {self.spec.name} did not end within {grace_s:g} s: SIGKILL")
+            self.signal(signal.SIGKILL)
+            await self._ended_within(None)
+
+    async def kill(self) -> None:
+        """SIGKILL, for good."""
+        self._stopping = True
+        if self.alive:
+            self.signal(signal.SIGKILL)
+            await self._ended_within(None)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send its process a signal; one that has ended gets none."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _live(self) -> int:
+        """One life. Returns its exit status."""
+        self._process = await self._pod.runtime.start(self._pod.identity, self.spec, self.log)
+        if self._stopping:
+            self.signal(signal.SIGKILL)
+        probing = asyncio.create_task(self._probe())
+        try:
+            return await self._process.wait()
+        finally:
+            probing.cancel()
+            self._set_ready(False)
+
+    async def _ended_within(self, seconds: float | None) -> bool:
+        assert self._process is not None
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), seconds)
+        return not self.alive
+
+    async def _probe(self) -> None:
+        """The startup probe to its success, then readiness and liveness beside each other."""
+        spec = self.spec
+        if spec.startup:
+            async for verdict in self._verdicts(spec.startup):
+                if verdict is Verdict.PASSED:
+                    break
+                if verdict is Verdict.FAILED:
+                    await self._unfit("startup")
+        self._pod.tell(f"container {spec.name} has started")
+        if not spec.readiness:
+            self._set_ready(True)
+        async with asyncio.TaskGroup() as probes:
+            if spec.readiness:
+                probes.create_task(self._follow_readiness(spec.readiness))
+            if spec.liveness:
+                probes.create_task(self._follow_liveness(spec.liveness))
+
+    async def _follow_readiness(self, probe: Probe) -> None:
+        async for verdict in self._verdicts(probe):
+            if verdict is not Verdict.UNKNOWN:
+                self._set_ready(verdict is Verdict.PASSED)
+
+    async def _follow_liveness(self, probe: Probe) -> None:
+        async for verdict in self._verdicts(probe):
+            if verdict is Verdict.FAILED:
+                await self._unfit("liveness")
+
+    async def _verdicts(self, probe: Probe) -> AsyncIterator[Verdict]:
+        tally = Tally(probe)
+        await asyncio.sleep(probe.initial_delay_s)
+        while not self._stopping:
+            began = time.monotonic()
+            yield tally.count(await ask(probe, self._pod.ip, self._execute))
+            await asyncio.sleep(max(0.0, began + probe.period_s - time.monotonic()))
+
+    async def _unfit(self, probe: str) -> None:
+        """End a container that failed a probe, with its pod's grace; `keep` starts it again."""
+        self._pod.unfit += 1
+        self._pod.tell(f"container {self.spec.name} failed its {probe} probe")
+        self.signal(signal.SIGTERM)
+        if not await self._ended_within(self._pod.template.grace_s):
+            self.signal(signal.SIGKILL)
+
+    async def _execute(self, command: tuple[str, ...], timeout_s: float) -> bool:
+        """Run a command beside the container: same image, volumes, user and network, process ids of its own."""
+        process = await self._pod.runtime.start(self._pod.identity, self.spec, self.log, command)
+        try:
+            return await asyncio.wait_for(process.wait(), timeout_s) == 0
+        except TimeoutError:
+            return False
+        finally:
+            if process.returncode is None:
+                process.kill()
+
+    def _set_ready(self, ready: bool) -> None:
+        if ready != self.ready:
+            self.ready = ready
+            self._pod.readiness_changed()
+
+
+class Pod:
+    """A pod from its creation to its end. `on_change` hears when it becomes ready, unready, or is being stopped."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        workload: str,
+        template: PodTemplate,
+        runtime: Runtime,
+        logs: Path,
+        *,
+        on_change: Callable[[], None],
+        on_event: OnEvent,
+    ) -> None:
+        self.identity = identity
+        self.workload = workload
+        self.template = template
+        self.runtime = runtime
+        self.created_at = time.monotonic()
+        self.ready_at: float | None = None
+        self._left_at = -ENDPOINT_DELAY_S
+        self.terminating = False
+        self.killed_after_grace = 0
+        self.unfit = 0
+        self.gone = asyncio.Event()
+        self.containers = [
+            ContainerLife(self, spec, logs / f"{identity.name}-{spec.name}.log") for spec in template.containers
+        ]
+        self._on_change = on_change
+        self._on_event = on_event
+        self._keepers: list[asyncio.Task[None]] = []
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.identity.name
+
+    @property
+    def ip(self) -> str:
+        """Its address."""
+        return self.identity.place.ip
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes part in its Services."""
+        return self.ready_at is not None and not self.terminating
+
+    @property
+    def in_service(self) -> bool:
+        """Whether its Services send new connections to it: while it is ready, and a little longer."""
+        return self.ready or time.monotonic() < self._left_at + ENDPOINT_DELAY_S
+
+    @property
+    def restarts(self) -> int:
+        """How often its containers were started again."""
+        return sum(container.restarts for container in self.containers)
+
+    def start(self) -> None:
+        """Run its containers."""
+        self._keepers = [asyncio.create_task(container.keep()) for container in self.containers]
+
+    def kill9(self) -> None:
+        """Kill its containers as a crash would; they are started again."""
+        self.tell("kill -9")
+        for container in self.containers:
+            container.signal(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Take it out of its Services, end its containers within its grace, and wait until they are gone."""
+        if not self.terminating:
+            self._left_at = time.monotonic() if self.ready else self._left_at
+            self.terminating = True
+            self.tell("is being stopped")
+            self._on_change()
+            began = time.monotonic()
+            await asyncio.gather(*(container.stop(self.template.grace_s) for container in self.containers))
+            for keeper in self._keepers:
+                keeper.cancel()
+            await asyncio.gather(*self._keepers, return_exceptions=True)
+            self.tell(f"is gone after {time.monotonic() - began:.1f} s")
+            self.gone.set()
+        await self.gone.wait()
+
+    async def kill(self) -> None:
+        """End it at once, with everything in it."""
+        self.terminating = True
+        for container in self.containers:
+            await container.kill()
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        self.gone.set()
+
+    def readiness_changed(self) -> None:
+        """To be called when a container became ready or unready."""
+        ready = all(container.ready for container in self.containers)
+        if ready != (self.ready_at is not None):
+            self._left_at = self._left_at if self.terminating or ready else time.monotonic()
+            self.ready_at = time.monotonic() if ready else None
+            if not self.terminating:
+                self.tell("is ready" if ready else "is not ready")
+            self._on_change()
+
+    def tell(self, what: str) -> None:
+        """Something worth a line has happened."""
+        self._on_event(f"{self.name}: {what}")

@@ -1,0 +1,52 @@
+"""What was checked and measured, as one table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Line:
+    """A check (`passed` says how it ended) or, where that is None, a number."""
+
+    scenario: str
+    what: str
+    value: str
+    passed: bool | None = None
+
+
+@dataclass
+class Report:
+    """Lines in the order they came."""
+
+    lines: list[Line] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was checked and nothing failed."""
+        checks = [line.passed for line in self.lines if line.passed is not None]
+        return bool(checks) and all(checks)
+
+    def check(self, scenario: str, what: str, passed: bool, value: str = "") -> None:
+        """Note how a check ended."""
+        self.lines.append(Line(scenario, what, value, passed))
+
+    def none_of(self, scenario: str, what: str, found: Sequence[str]) -> None:
+        """Check that nothing was found; of what was, the first few are named."""
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        self.check(scenario, what, not found, "; ".join(found[:_SHOWN]) + more if found else "none")
+
+    def measured(self, scenario: str, what: str, value: str) -> None:
+        """Note a number."""
+        self.lines.append(Line(scenario, what, value))
+
+    def table(self) -> str:
+        """All lines."""
+        signs = {True: "ok", False: "FAILED", None: ""}
+        rows = [(signs[line.passed], line.scenario, line.what, line.value) for line in self.lines]
+        widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
+            for row in rows
+        )

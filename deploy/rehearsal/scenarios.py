@@ -1,0 +1,175 @@
+"""What is rehearsed. Each scenario leaves the cluster as it found it: schedulers x2, one UNet and one VAE worker."""
+
+import asyncio
+import random
+import time
+from dataclasses import replace
+
+from deploy.rehearsal import answers
+from deploy.rehearsal.manifests import Workload
+from deploy.rehearsal.pod import Pod
+from deploy.rehearsal.stage import REDIS, SCHEDULER, UNET, VAE, WORKERS, Load, Stage
+from synerdiff.host import usable_cores
+
+_SIMULATED_CLIENTS = 48
+_LEAST_RISE = 2.7
+
+
+async def first_picture(stage: Stage) -> None:
+    """From rendered manifests to a picture, with every kind of worker twice."""
+    scenario, began = "first picture", time.monotonic()
+    for name in WORKERS:
+        stage.cluster.scale(name, 2)
+    await stage.cluster.settled(within_s=stage.options.patience_s)
+    stage.report.measured(scenario, "every pod ready", f"{time.monotonic() - began:.1f} s")
+    answered = await stage.finish(await stage.send(1, "--requests", "1"))
+    stage.report.none_of(scenario, "requests failed", answers.errors(answered))
+    pictures = [picture.shape for answer in answered for picture in answer.pixels().values()]
+    seconds = f"{time.monotonic() - began:.1f} s after the manifests"
+    stage.report.check(scenario, "a picture came", bool(pictures), f"{pictures}, {seconds}")
+    for name in WORKERS:
+        stage.cluster.scale(name, 1)
+    await stage.cluster.settled(within_s=stage.options.patience_s)
+
+
+async def scaling(stage: Stage) -> None:
+    """UNet workers 1 -> 3 -> 1 and VAE workers 1 -> 2 -> 1 under load, each by itself."""
+    async with stage.under_load("scaling"):
+        for name, replicas in ((UNET, 3), (UNET, 1), (VAE, 2), (VAE, 1)):
+            await _scaled(stage, name, replicas)
+
+
+async def short_scaling(stage: Stage) -> None:
+    """UNet workers 1 -> 2 -> 1 under load."""
+    async with stage.under_load("short scaling"):
+        for replicas in (2, 1):
+            await _scaled(stage, UNET, replicas)
+
+
+async def rolling_restart(stage: Stage) -> None:
+    """Every Deployment restarted under load, one after the other and then all at once; Redis killed."""
+    async with stage.under_load("rolling restart"):
+        for names in ((SCHEDULER,), (UNET,), (VAE,), (SCHEDULER, UNET, VAE)):
+            for name in names:
+                stage.cluster.restart(name)
+            began = time.monotonic()
+            await stage.cluster.settled(*names, within_s=stage.options.patience_s)
+            seconds = f"{time.monotonic() - began:.1f} s"
+            stage.report.measured("rolling restart", " + ".join(names), seconds)
+            await asyncio.sleep(stage.options.hold_s)
+        stage.cluster.pods(REDIS)[0].kill9()
+        await asyncio.sleep(1.0)
+        await stage.cluster.settled(within_s=stage.options.patience_s)
+        await asyncio.sleep(stage.options.hold_s)
+
+
+async def chaos(stage: Stage) -> None:
+    """Pods killed with SIGKILL, and drained, at random under load, with every kind of worker twice."""
+    draw = random.Random(stage.options.seed)
+    for name in WORKERS:
+        stage.cluster.scale(name, 2)
+    await stage.cluster.settled(within_s=stage.options.patience_s)
+    done: list[str] = []
+    async with stage.under_load("chaos"):
+        until = time.monotonic() + stage.options.chaos_s
+        while time.monotonic() < until:
+            await asyncio.sleep(draw.uniform(0.5, 1.5) * stage.options.kill_every_s)
+            done.append(_disturb(stage, draw))
+        await stage.cluster.settled(within_s=stage.options.patience_s)
+    stage.report.measured("chaos", "disturbances", ", ".join(sorted(f"{done.count(d)} x {d}" for d in set(done))))
+    for name in WORKERS:
+        stage.cluster.scale(name, 1)
+    await stage.cluster.settled(within_s=stage.options.patience_s)
+
+
+def _disturb(stage: Stage, draw: random.Random) -> str:
+    """Kill or drain one pod that is ready. Redis is killed only: one pod cannot be replaced while it serves."""
+    kind = draw.choice((SCHEDULER, UNET, UNET, VAE, VAE, REDIS))
+    ready = [pod for pod in stage.cluster.pods(kind) if pod.ready]
+    if not ready:
+        return "nothing ready to disturb"
+    pod: Pod = draw.choice(ready)
+    if kind == REDIS or draw.random() < 0.5:
+        pod.kill9()
+        return f"kill -9 {kind}"
+    stage.cluster.stop(pod)
+    return f"drain {kind}"
+
+
+async def simulated_throughput(stage: Stage) -> None:
+    """Simulated workers, 20 ms a tick, in the place of the real ones: what three UNet workers do more than one."""
+    real = {name: stage.cluster.workload(name) for name in WORKERS}
+    for name, kind in ((UNET, "unet"), (VAE, "vae")):
+        stage.cluster.put(_simulated(real[name], kind))
+    await stage.cluster.settled(within_s=stage.options.patience_s)
+    load = await stage.send(
+        _SIMULATED_CLIENTS, "--endless", "--simulated", "--requests", "40", "--least-steps", "30", "--most-steps", "60"
+    )
+    rates = {}
+    for replicas in (1, 3):
+        stage.cluster.scale(UNET, replicas)
+        await stage.cluster.settled(UNET, within_s=stage.options.patience_s)
+        rates[replicas] = await _steps_per_s(stage, load)
+        stage.report.measured("simulated workers", f"UNet workers: {replicas}", f"{rates[replicas]:.0f} steps/s")
+    load.errand.process.terminate()
+    found = await stage.finish(load)
+    stage.report.none_of("simulated workers", "requests failed", answers.errors(found))
+    rise = rates[3] / rates[1]
+    stage.report.check("simulated workers", f"rise of at least {_LEAST_RISE}", rise >= _LEAST_RISE, f"{rise:.2f}")
+    for workload in real.values():
+        stage.cluster.put(workload)
+    await stage.cluster.settled(within_s=stage.options.patience_s)
+
+
+async def real_throughput(stage: Stage) -> None:
+    """What real UNet workers do more than one, as far as this machine's cores allow."""
+    rates = {}
+    await stage.quiet()
+    load = await stage.send(12, "--endless")
+    await stage.cluster.until(lambda: load.answered() > 0, "a first answer", stage.options.patience_s)
+    for replicas in (1, 3):
+        stage.cluster.scale(UNET, replicas)
+        await stage.cluster.settled(UNET, within_s=stage.options.patience_s)
+        rates[replicas] = await _steps_per_s(stage, load)
+        stage.report.measured("real workers", f"UNet workers: {replicas}", f"{rates[replicas]:.1f} steps/s")
+    load.errand.process.terminate()
+    stage.report.none_of("real workers", "requests failed", answers.errors(await stage.finish(load)))
+    rise = f"{rates[3] / rates[1]:.2f} on {usable_cores()} cores"
+    stage.report.measured("real workers", "rise", rise)
+    stage.cluster.scale(UNET, 1)
+    await stage.cluster.settled(within_s=stage.options.patience_s)
+
+
+async def _scaled(stage: Stage, name: str, replicas: int) -> None:
+    stage.cluster.scale(name, replicas)
+    await stage.cluster.settled(name, within_s=stage.options.patience_s)
+    await asyncio.sleep(stage.options.hold_s)
+
+
+async def _steps_per_s(stage: Stage, load: Load) -> float:
+    """Steps that clients are told of a second, once what there is has taken its share."""
+    await asyncio.sleep(stage.options.hold_s)
+    steps, began = load.steps(), time.monotonic()
+    await asyncio.sleep(stage.options.measure_s)
+    return (load.steps() - steps) / (time.monotonic() - began)
+
+
+def _simulated(workload: Workload, kind: str) -> Workload:
+    """The workload with a simulated worker in the place of its own; all else of its pods stays."""
+    template = workload.template
+    container = replace(template.containers[0], command=("python", "-m", "deploy.rehearsal.simulated", kind), args=())
+    template = replace(template, containers=(container, *template.containers[1:]), revision=f"simulated-{kind}")
+    return replace(workload, template=template)
+
+
+SCENARIOS = {
+    "first-picture": first_picture,
+    "scaling": scaling,
+    "rolling-restart": rolling_restart,
+    "chaos": chaos,
+    "simulated-throughput": simulated_throughput,
+    "real-throughput": real_throughput,
+    "short-scaling": short_scaling,
+}
+FULL = tuple(name for name in SCENARIOS if name != "short-scaling")
+SHORT = ("short-scaling",)
