@@ -7,8 +7,11 @@ PROMPT ?= a slice of pizza
 STUBS := $(wildcard protos/synerdiff/v1/*.proto)
 CHECKED := synerdiff services synerdiff_cli deploy tests bench docs/settings_reference.py
 
-# OpenMP teams of several processes that spin while they wait for each other take the cores from each other's work.
-export OMP_WAIT_POLICY := passive
+# pytest processes at once; each takes one core and about a gigabyte.
+WORKERS ?= logical
+
+# Every process of a test run would compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -19,7 +22,7 @@ help:
 	@echo "make test                       set everything up, then every check and every test"
 	@echo "make test-gpu                   what needs a real NVIDIA GPU; in an environment with a CUDA build of torch"
 	@echo "make setup                      only make .venv with everything in it"
-	@echo "make lint | typecheck | pytest  one part of make test"
+	@echo "make lint | typecheck | pytest  one part of make test; WORKERS=n: pytest processes at once"
 	@echo "make manifests                  render and check the Kubernetes manifests of deploy/k8s"
 	@echo "make format                     let ruff format the code"
 	@echo "make protos                     generate the Python stubs from protos/"
@@ -42,7 +45,10 @@ typecheck: $(INSTALLED)
 	@$(BIN)/mypy $(CHECKED)
 
 pytest: $(INSTALLED)
-	@$(BIN)/pytest
+	@status=0; \
+	$(BIN)/pytest -m "not alone and not gpu" --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal || status=$$?; \
+	$(BIN)/pytest -m "alone and not gpu" || status=$$?; \
+	exit $$status
 
 manifests: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m deploy.checks
@@ -64,6 +70,7 @@ docs: $(INSTALLED)
 	@$(BIN)/python docs/settings_reference.py > docs/configuration.md
 
 clean:
+	find $(CHECKED) -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # The stamp is written last, so an interrupted set-up is taken up again by the next make.

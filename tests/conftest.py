@@ -1,13 +1,25 @@
-"""Fixtures for every test that needs a Redis: always a real one, durable as in production."""
+"""Fixtures for every test that needs a Redis: always a real one, durable as in production. And who runs beside whom."""
 
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from synerdiff.openmp import prepare_openmp
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
+
+prepare_openmp()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Several pytest processes share the cores: torch keeps to one in each, where tests do not say otherwise."""
+    torch = sys.modules.get("torch")
+    if torch is not None and os.environ.get("PYTEST_XDIST_WORKER"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -40,6 +40,7 @@ _SCHEDULERS: dict[Sampler, tuple[str, dict[str, Any]]] = {
 }
 
 
+@lru_cache(maxsize=64)
 def reference_image(
     model_path: Path | str,
     *,
@@ -54,7 +55,7 @@ def reference_image(
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """The picture [height, width, 3] that the model's diffusers pipeline makes of these settings, made alone."""
+    """The picture [height, width, 3] that the model's diffusers pipeline makes of these settings, made alone. Kept."""
     pipeline = reference_pipeline(Path(model_path), dtype, variant)
     own_scheduler = pipeline.scheduler
     class_name, options = _SCHEDULERS[sampler]
@@ -72,7 +73,9 @@ def reference_image(
         ).images[0]
     finally:
         pipeline.scheduler = own_scheduler
-    return np.asarray(picture)
+    image = np.asarray(picture)
+    image.flags.writeable = False
+    return image
 
 
 @lru_cache(maxsize=4)

@@ -1,7 +1,12 @@
 """Running the installed `synerdiff` command, and finding every process that came of it."""
 
 import contextlib
+import os
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -22,3 +27,66 @@ def processes(home: Path) -> dict[int, str]:
             if process.environ().get("HOME") == str(home):
                 found[process.pid] = " ".join(process.cmdline())
     return found
+
+
+@dataclass(frozen=True)
+class Up:
+    """`synerdiff up` while it serves, seen from outside. `addresses`: of its schedulers."""
+
+    process: "subprocess.Popen[str]"
+    home: Path
+    addresses: tuple[str, ...]
+
+    @property
+    def logs(self) -> Path:
+        """The folder that its processes log to."""
+        return self.home / "data" / "logs"
+
+    def said(self) -> str:
+        """What it has said on stderr so far."""
+        return (self.home / "stderr").read_text()
+
+    def pids(self) -> dict[str, int]:
+        """The process ids of what it runs, by the names that `up` gives them."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.Error):
+                found[_name(child.cmdline())] = child.pid
+        return dict(sorted(found.items()))
+
+    def kill(self, *kinds: str) -> dict[str, int]:
+        """SIGKILL to the first process of each kind, with nothing in between. Returns them as `pids` does."""
+        running = self.pids()
+        names = [next(name for name in running if name.startswith(kind)) for kind in kinds]
+        for name in names:
+            os.kill(running[name], signal.SIGKILL)
+        return {name: running[name] for name in names}
+
+
+@contextlib.contextmanager
+def running_up(home: Path, *, schedulers: int, **variables: str) -> Iterator[Up]:
+    """Run `synerdiff up` with the bundled model in `home`, and end it at once if it is still there afterwards."""
+    options = ("--listen", "127.0.0.1:0", "--data-dir", str(home / "data"), "--dtype", "float32", "--no-idle-profile")
+    with (home / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            [SYNERDIFF, "up", *options, "--schedulers", str(schedulers)],
+            env=environment(home) | variables,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        addresses = tuple(process.stdout.readline().strip() for _ in range(schedulers))
+        assert all(addresses), (home / "stderr").read_text()
+        yield Up(process, home, addresses)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _name(command: list[str]) -> str:
+    for flag in ("--instance-id", "--worker-id"):
+        if flag in command:
+            return command[command.index(flag) + 1]
+    return "redis" if "redis-server" in " ".join(command) else f"starting: {command}"

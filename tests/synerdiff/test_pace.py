@@ -13,6 +13,8 @@ from synerdiff.pace import PATIENCE_LOST, Pacer, PaceSide, PaceUnusable, SharedP
 from synerdiff.plans import Execution, ItemRef
 from tests.synerdiff.pace_process import partner
 
+pytestmark = pytest.mark.alone
+
 SHM = Path("/dev/shm")
 FOREVER_MS = 20_000.0
 
@@ -132,10 +134,11 @@ def test_names_that_could_lead_elsewhere_are_refused(directory: Path, name: str)
 
 
 def test_the_file_is_its_users_alone_and_goes_with_the_last_of_them(directory: Path) -> None:
-    first = SharedPace("a", PaceSide.UNET, SHM)
-    [path] = SHM.glob("synerdiff-pace-*-a")
+    name = f"test-{os.getpid()}"
+    first = SharedPace(name, PaceSide.UNET, SHM)
+    [path] = SHM.glob(f"synerdiff-pace-*-{name}")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    second = SharedPace("a", PaceSide.VAE, SHM)
+    second = SharedPace(name, PaceSide.VAE, SHM)
     first.close()
     assert path.exists()
     second.close()
