@@ -64,10 +64,10 @@ async def load_unless_stopped(load: Callable[[], T], stop: asyncio.Event) -> T:
     return loaded.result()
 
 
-def leave_now() -> NoReturn:
+def leave_now(status: int = 0) -> NoReturn:
     """End the process without waiting for its threads."""
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[T], None], what: T) -> None:
