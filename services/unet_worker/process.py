@@ -28,7 +28,7 @@ from synerdiff.models.family import UnetSide
 from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_unet_side
 from synerdiff.models.threads import limit_torch_threads
-from synerdiff.mps import device_share
+from synerdiff.mps import DeviceShare, device_share
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.requests import TaskSpec
@@ -52,13 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = load(UnetWorkerSettings, argv)
     configure_logging("unet_worker", settings.log_level)
     try:
-        return asyncio.run(serve(settings))
+        status = asyncio.run(serve(settings))
     except StoppedWhileLoading:
         log.info("stopped while loading")
         leave_now()
     except (ModelLoadError, SynerDiffError) as error:
         log.critical("cannot start", reason=str(error))
         return EXIT_BAD_SETTINGS if isinstance(error, ModelLoadError) else 1
+    if status:
+        leave_now(status)  # on a GPU that failed, what the interpreter frees at its end could abort it
+    return status
 
 
 async def serve(settings: UnetWorkerSettings) -> int:
@@ -74,7 +77,8 @@ async def serve(settings: UnetWorkerSettings) -> int:
         limit_torch_threads(settings.threads)
     host = ServiceHost(tls=settings.server_tls())
     await host.start_health(settings.health_listen)
-    unet_side, card = await load_unless_stopped(partial(_load, settings), stop)
+    share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes)
+    unet_side, card = await load_unless_stopped(partial(_load, settings, share), stop)
     arena = create_arena(
         settings.slots,
         slot_bytes(unet_side, card.max_side),
@@ -85,7 +89,6 @@ async def serve(settings: UnetWorkerSettings) -> int:
         unet_side, arena, threads=settings.threads, embedding_cache_bytes=settings.embedding_cache_bytes
     )
     worker_id = settings.worker_id or f"unet-{uuid.uuid4().hex[:12]}"
-    share = device_share(settings.device, settings.memory_limit_bytes)
     try:
         serve_metrics(settings.metrics_port)
         address = await start_services(host, worker, arena, worker_id, settings)
@@ -149,9 +152,9 @@ def warm_up(unet_side: UnetSide, card: ModelCard) -> None:
     Denoiser(unet_side).step([prepared[0].task])
 
 
-def _load(settings: UnetWorkerSettings) -> tuple[UnetSide, ModelCard]:
+def _load(settings: UnetWorkerSettings, share: DeviceShare) -> tuple[UnetSide, ModelCard]:
     started = time.perf_counter()
-    device = open_device(settings.device, DeviceOptions(settings.cuda_graphs, settings.memory_limit_bytes))
+    device = open_device(settings.device, DeviceOptions(settings.cuda_graphs, share.memory_limit_bytes))
     dtype = dtype_from_name(settings.dtype, device)
     unet_side = load_unet_side(settings.model, dtype, device=device)
     config = unet_side.scheduler_config

@@ -21,7 +21,7 @@ from synerdiff.cards import ModelCard, Sampler
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.host import boot_id
 from synerdiff.latents.client import ArenaClient
-from synerdiff.models.device import DeviceFailed, DeviceOptions, open_device
+from synerdiff.models.device import DeviceFailed, DeviceOptions, Fault, fault_of, open_device
 from synerdiff.models.digest import model_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
@@ -29,7 +29,7 @@ from synerdiff.models.family import VaeSide
 from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_vae_side
 from synerdiff.models.threads import ThreadShare
-from synerdiff.mps import device_share
+from synerdiff.mps import DeviceShare, device_share
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
@@ -110,7 +110,8 @@ async def serve(settings: VaeWorkerSettings) -> int:
     host = ServiceHost(tls=settings.server_tls())
     try:
         await host.start_health(settings.health_listen)
-        side = await load_unless_stopped(partial(_load, settings), stop)
+        share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes)
+        side = await load_unless_stopped(partial(_load, settings, share), stop)
     except (ModelLoadError, SynerDiffError) as error:
         log.error("cannot serve", reason=str(error))
         return EXIT_BAD_SETTINGS if isinstance(error, ModelLoadError) else 1
@@ -127,7 +128,7 @@ async def serve(settings: VaeWorkerSettings) -> int:
     try:
         await worker.warm_up()
         address = await host.start(settings.listen)
-        record = _record(settings, side, worker_id, settings.advertise or address)
+        record = _record(settings, side, share, worker_id, settings.advertise or address)
         return await _serve_until(stop, worker, host, record, settings)
     except (DeviceFailed, SynerDiffError) as error:
         log.error("cannot serve", reason=str(error))
@@ -151,12 +152,19 @@ async def _serve_until(
         log.info("draining", grace_s=settings.drain_grace_s)
         await worker.drain(settings.drain_grace_s)
     else:
-        log.critical("the decode loop died", exc_info=failure)
+        _tell_of(failure)
     worker.servicer.end_streams(Unavailable("the VAE worker's device failed") if failure else None)
     await host.drain(_CLOSE_GRACE_S)
     working.cancel()
     stopping.cancel()
     return 1 if failure else 0
+
+
+def _tell_of(failure: BaseException) -> None:
+    if fault_of(failure) is Fault.FATAL:
+        log.critical("the device failed: this process ends, its decodes run again", reason=str(failure))
+    else:
+        log.critical("the decode loop died", exc_info=failure)
 
 
 @contextlib.asynccontextmanager
@@ -180,14 +188,15 @@ async def _first_of(*waits: Coroutine[object, object, None]) -> None:
             task.cancel()
 
 
-def _load(settings: VaeWorkerSettings) -> VaeSide:
-    device = open_device(settings.device, DeviceOptions(memory_limit_bytes=settings.memory_limit_bytes))
+def _load(settings: VaeWorkerSettings, share: DeviceShare) -> VaeSide:
+    device = open_device(settings.device, DeviceOptions(memory_limit_bytes=share.memory_limit_bytes))
     dtype = dtype_from_name(settings.dtype, device)
     return load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=device)
 
 
-def _record(settings: VaeWorkerSettings, side: VaeSide, worker_id: str, address: str) -> WorkerRecord:
-    share = device_share(settings.device, settings.memory_limit_bytes)
+def _record(
+    settings: VaeWorkerSettings, side: VaeSide, share: DeviceShare, worker_id: str, address: str
+) -> WorkerRecord:
     return WorkerRecord(
         worker_id=worker_id,
         kind="vae",
