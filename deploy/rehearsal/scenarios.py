@@ -11,7 +11,7 @@ from deploy.rehearsal.pod import Pod
 from deploy.rehearsal.stage import REDIS, SCHEDULER, UNET, VAE, WORKERS, Load, Stage
 from synerdiff.host import usable_cores
 
-_SIMULATED_CLIENTS = 48
+_SIMULATED_CLIENTS, _REAL_CLIENTS = 48, 12
 _LEAST_RISE = 2.7
 
 
@@ -105,12 +105,7 @@ async def simulated_throughput(stage: Stage) -> None:
     load = await stage.send(
         _SIMULATED_CLIENTS, "--endless", "--simulated", "--requests", "40", "--least-steps", "30", "--most-steps", "60"
     )
-    rates = {}
-    for replicas in (1, 3):
-        stage.cluster.scale(UNET, replicas)
-        await stage.cluster.settled(UNET, within_s=stage.options.patience_s)
-        rates[replicas] = await _steps_per_s(stage, load)
-        stage.report.measured("simulated workers", f"UNet workers: {replicas}", f"{rates[replicas]:.0f} steps/s")
+    rates = await _rates(stage, load, "simulated workers")
     load.errand.process.terminate()
     found = await stage.finish(load)
     stage.report.none_of("simulated workers", "requests failed", answers.errors(found))
@@ -123,15 +118,8 @@ async def simulated_throughput(stage: Stage) -> None:
 
 async def real_throughput(stage: Stage) -> None:
     """What real UNet workers do more than one, as far as this machine's cores allow."""
-    rates = {}
-    await stage.quiet()
-    load = await stage.send(12, "--endless")
-    await stage.cluster.until(lambda: load.answered() > 0, "a first answer", stage.options.patience_s)
-    for replicas in (1, 3):
-        stage.cluster.scale(UNET, replicas)
-        await stage.cluster.settled(UNET, within_s=stage.options.patience_s)
-        rates[replicas] = await _steps_per_s(stage, load)
-        stage.report.measured("real workers", f"UNet workers: {replicas}", f"{rates[replicas]:.1f} steps/s")
+    load = await stage.send(_REAL_CLIENTS, "--endless")
+    rates = await _rates(stage, load, "real workers")
     load.errand.process.terminate()
     stage.report.none_of("real workers", "requests failed", answers.errors(await stage.finish(load)))
     rise = f"{rates[3] / rates[1]:.2f} on {usable_cores()} cores"
@@ -144,6 +132,18 @@ async def _scaled(stage: Stage, name: str, replicas: int) -> None:
     stage.cluster.scale(name, replicas)
     await stage.cluster.settled(name, within_s=stage.options.patience_s)
     await asyncio.sleep(stage.options.hold_s)
+
+
+async def _rates(stage: Stage, load: Load, scenario: str) -> dict[int, float]:
+    """Steps a second with one UNet worker and with three, from when the load is fully there."""
+    await stage.cluster.until(lambda: load.answered() > 0, "a first answer", stage.options.patience_s)
+    rates = {}
+    for replicas in (1, 3):
+        stage.cluster.scale(UNET, replicas)
+        await stage.cluster.settled(UNET, within_s=stage.options.patience_s)
+        rates[replicas] = await _steps_per_s(stage, load)
+        stage.report.measured(scenario, f"UNet workers: {replicas}", f"{rates[replicas]:.1f} steps/s")
+    return rates
 
 
 async def _steps_per_s(stage: Stage, load: Load) -> float:
