@@ -19,9 +19,10 @@ CHECK = "schemas"
 RELEASES = 3
 
 
-def releases() -> list[str]:
+@cache
+def releases() -> tuple[str, ...]:
     """The newest releases of Kubernetes that the validator knows, oldest first, as "1.37.0"."""
-    return list(dict.fromkeys(all_versions()))[-RELEASES:]
+    return tuple(dict.fromkeys(all_versions()))[-RELEASES:]
 
 
 def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:

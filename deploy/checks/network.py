@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from deploy.checks.environment import SETTINGS
 from deploy.checks.findings import Finding
-from deploy.checks.workloads import Container, Pod, matches, of_kind, pods
+from deploy.checks.workloads import Container, Pod, matches, of_kind, pods, title
 from deploy.kustomize import Manifest
 
 CHECK = "network"
@@ -14,25 +15,33 @@ _CALLS = {("scheduler", "unet_worker"), ("scheduler", "vae_worker"), ("vae_worke
 # Ports that are for clients, kubelets and monitoring: whom they are open to is not between these pods.
 _OUTWARD = ("health", "metrics")
 _DNS = 53
+_DENY_ALL = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
 def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
-    """Pods without a default of nothing, flows that are cut, flows that nobody needs."""
+    """Manifests without a default of nothing, rules too wide, flows that are cut, flows that nobody needs."""
     policies = of_kind(manifests, "NetworkPolicy")
-    if not policies:
-        yield Finding(CHECK, "NetworkPolicy", "there is none")
-        return
+    if not any(policy["spec"] == _DENY_ALL for policy in policies):
+        yield Finding(CHECK, "NetworkPolicy", "none denies everything to every pod, for others to allow")
+    for policy in policies:
+        yield from (Finding(CHECK, title(policy), message) for message in _too_wide(policy["spec"]))
     every_pod = pods(manifests)
     for pod in every_pod:
-        for direction in ("Ingress", "Egress"):
-            if not _rules(policies, pod, direction):
-                yield Finding(CHECK, pod.title, f"no policy is for its {direction.lower()}: everything goes")
         if not _allowed_out(policies, pod, {}, _DNS):
             yield Finding(CHECK, pod.title, "cannot ask for names")
+    if any(container.service not in SETTINGS for pod in every_pod for container in pod.services):
+        return  # a finding of `programs`
     for source in every_pod:
         for target in every_pod:
             for container in target.containers:
                 yield from _flows(policies, source, container)
+
+
+def _too_wide(spec: Mapping[str, Any]) -> Iterator[str]:
+    for direction, side in (("ingress", "from"), ("egress", "to")):
+        for rule in spec.get(direction) or ():
+            if not rule.get(side) or not rule.get("ports"):
+                yield f"its {direction} has a rule for everybody or every port"
 
 
 def _flows(policies: Sequence[Manifest], source: Pod, target: Container) -> Iterator[Finding]:
