@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROMPT ?= a slice of pizza
 STUBS := $(wildcard protos/synerdiff/v1/*.proto)
-CHECKED := synerdiff services synerdiff_cli deploy tests bench docs/settings_reference.py
+CHECKED := synerdiff services synerdiff_cli deploy tests bench docs/settings_reference.py docs/metrics_reference.py
 
 # pytest processes at once; each takes one core and about a gigabyte.
 WORKERS ?= logical
@@ -26,7 +26,7 @@ help:
 	@echo "make manifests                  render and check the Kubernetes manifests of deploy/k8s"
 	@echo "make format                     let ruff format the code"
 	@echo "make protos                     generate the Python stubs from protos/"
-	@echo "make docs                       generate docs/configuration.md from the settings classes"
+	@echo "make docs                       generate docs/configuration.md and docs/metrics.md from the code"
 	@echo "make clean                      remove .venv and caches"
 
 setup: $(INSTALLED)
@@ -68,6 +68,7 @@ protos: $(INSTALLED)
 
 docs: $(INSTALLED)
 	@$(BIN)/python docs/settings_reference.py > docs/configuration.md
+	@$(BIN)/python -m docs.metrics_reference > docs/metrics.md
 
 clean:
 	find $(CHECKED) -name __pycache__ -prune -exec rm -rf {} +

@@ -8,6 +8,7 @@ from deploy.checks import (
     environment,
     grace,
     kubernetes_schemas,
+    monitoring,
     network,
     ports,
     probes,
@@ -34,6 +35,7 @@ CHECKS: Sequence[ModuleType] = (
     programs,
     network,
     scaling,
+    monitoring,
 )
 
 # What the overlays leave out: name -> what it is made on, and with which components, each as below deploy/k8s.
@@ -44,6 +46,8 @@ COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
     "colocated with TLS and a password": ("overlays/colocated", ["tls", "redis-password"]),
     "split by an MPS daemon": ("base", ["redis", "gpu", "mps-daemon", "weights-pvc"]),
     "split with an HPA": ("overlays/split", ["hpa"]),
+    "split with monitoring": ("overlays/split", ["monitoring"]),
+    "colocated with monitoring": ("overlays/colocated", ["monitoring"]),
     "split-keda with TLS and a password": ("overlays/split-keda", ["tls", "redis-password", "keda-redis-password"]),
 }
 

@@ -52,10 +52,10 @@ class PoolMetrics:
             ["domain", "model", "size"],
         )
         self.controller = Gauge("synerdiff_controller", "state of the threshold controller", ["domain", "term"])
-        ratio = Histogram(
+        self._ratio = Histogram(
             "synerdiff_item_predicted_ratio", "measured over predicted time of an item", ["kind"], buckets=_RATIOS
         )
-        self._ratios = {kind: ratio.labels(kind) for kind in ("unet", "vae", "beside")}
+        self._ratios = {kind: self._ratio.labels(kind) for kind in ("unet", "vae", "beside")}
         self._skipped_steps = Counter("synerdiff_skipped_steps", "UNet steps without guidance by plan", ["model"])
         self._set_aside = Counter("synerdiff_set_aside", "running tasks that made way for others", ["model"])
         self._jobs = Counter(
@@ -71,6 +71,10 @@ class PoolMetrics:
         self._stages = Histogram(
             "synerdiff_stage_seconds", "where a finished job's time went", ["stage"], buckets=_LATENCY_S
         )
+        # Sums over outcomes need every one of them, and a rate its first event, from the start.
+        for outcome in ("finished", "failed", "cancelled", "expired"):
+            self._jobs.labels(outcome)
+            self._latency.labels(outcome)
 
     @classmethod
     @cache
