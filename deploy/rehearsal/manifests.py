@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
+from deploy.kustomize import CannotRender, render_text
 
 ProbeKind = Literal["grpc", "tcpSocket", "exec"]
 VolumeKind = Literal["emptyDir", "configMap", "claim"]
@@ -139,12 +140,9 @@ class Manifests:
 def render(overlay: Path) -> str:
     """The overlay's manifests. Raises NotRehearsed where kubectl is missing or refuses them."""
     try:
-        done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True)
-    except FileNotFoundError:
-        raise NotRehearsed("no kubectl on the PATH to render the manifests with") from None
-    except subprocess.CalledProcessError as error:
-        raise NotRehearsed(f"kubectl kustomize {overlay}: {error.stderr.strip()}") from None
-    return done.stdout
+        return render_text(overlay)
+    except CannotRender as error:
+        raise NotRehearsed(str(error)) from error
 
 
 def parse(text: str) -> Manifests:
