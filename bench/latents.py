@@ -244,7 +244,8 @@ class Experiment:
             self.findings.unreachable += 1
             await asyncio.sleep(0.1)
         if answer["outcome"] == "whole":
-            self.findings.transports[answer["transport"]] += 1
+            if answer["transport"]:
+                self.findings.transports[answer["transport"]] += 1
             self.findings.read_ms.append(answer["read_ms"])
         self._judge(answer["outcome"] != "torn", f"torn: {slot}")
         return str(answer["outcome"])

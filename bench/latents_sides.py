@@ -98,7 +98,7 @@ class ReaderSide:
         except ArenaUnreachable as error:
             return {"outcome": "unreachable", "reason": str(error)}
         read_ms = (time.perf_counter() - started) * 1000
-        [transport] = self._client.transports()
+        transport = next(iter(self._client.transports()), "")  # none while another read opens the next arena
         return {"outcome": self._outcome(latents, seed), "transport": transport, "read_ms": read_ms}
 
     def _outcome(self, latents: Latents | None, seed: int) -> str:

@@ -36,6 +36,10 @@ class CudaCommands(Commands):
         self.chosen: LatentsReader | None = None
         self.clones: list[memoryview | CudaClone | None] = []
 
+    def look_at_device(self) -> str:
+        """Load the driver, as a worker has before it opens an arena; the device's UUID."""
+        return CudaDevice(0).uuid
+
     def own_on_device(
         self, slots: int, slot_bytes: int, directory: str, transports: Sequence[str], faults: dict[str, str]
     ) -> dict[str, Any]:
@@ -45,16 +49,23 @@ class CudaCommands(Commands):
             self.arena = create_arena(slots, slot_bytes, "float16", Path(directory), choice)
         return {"description": described_to(self.arena.describe()), "logs": _plain(logs)}
 
-    def write_from_device(self, fill: int) -> dict[str, Any]:
-        """Take a slot and fill it with one byte from device memory, as a GPU worker does."""
+    def acquire(self) -> dict[str, Any]:
+        """Take a slot."""
+        assert self.arena
+        return vars(self.arena.acquire())
+
+    def write_from_device(self, slot: dict[str, Any], fill: int, faults: dict[str, str]) -> str | None:
+        """Fill a slot with one byte from device memory, as a GPU worker does. What whoever reads inline is given."""
         assert self.arena
         device = CudaDevice(0)
         source = CudaClone(device, device.allocate(self.arena.slot_bytes), self.arena.slot_bytes)
         device.copy_in(source.pointer, bytes([fill]) * len(source))
-        slot = self.arena.acquire()
-        self.arena.write(slot, source)
-        inline = self.arena.read(slot)
-        return {"slot": vars(slot), "inline": inline.hex() if inline else None}
+        ref = SlotRef(**slot)
+        with _meeting(faults):
+            self.arena.write(ref, source)
+        inline = self.arena.read(ref)
+        device.free(source.pointer)
+        return inline.hex() if inline else None
 
     def release(self, slot: dict[str, Any]) -> None:
         assert self.arena

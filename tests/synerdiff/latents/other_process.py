@@ -36,9 +36,15 @@ class OtherProcess:
         )
 
     def ask(self, command: str, **arguments: Any) -> Any:
+        self.send(command, **arguments)
+        return self.answer()
+
+    def send(self, command: str, **arguments: Any) -> None:
         assert self.process.stdin
-        assert self.process.stdout
         print(json.dumps({"command": command, **arguments}), file=self.process.stdin, flush=True)
+
+    def answer(self) -> Any:
+        assert self.process.stdout
         return json.loads(self.process.stdout.readline())
 
     def open(self, description: ArenaDescription) -> None:

@@ -1,6 +1,5 @@
 """The life of a slot, seen by its owner and by a reader in another process at once."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,9 +103,7 @@ def test_bytes_are_never_torn_or_stale(tmp_path: Path) -> None:
         described = described_from(owner.ask("own", slots=1, slot_bytes=slot_bytes, directory="/dev/shm"))
         reader = SharedMemoryReader(described.offers[0], described)
         whole = missed = 0
-        assert owner.process.stdin
-        print(json.dumps({"command": "hammer", "counter": str(counter), "rounds": rounds}), file=owner.process.stdin)
-        owner.process.stdin.flush()
+        owner.send("hammer", counter=str(counter), rounds=rounds)
         epoch = 0
         while epoch < rounds:
             epoch = int.from_bytes(counter.read_bytes(), "little")

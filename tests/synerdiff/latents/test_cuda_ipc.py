@@ -5,6 +5,7 @@ The stand-in is no GPU: see tests/cuda_driver/standin.c, and tests/gpu for the s
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from ctypes.util import find_library
 from dataclasses import replace
@@ -44,18 +45,28 @@ def started(stand_in: StandIn, *prefix: str, **settings: str) -> OtherProcess:
     return OtherProcess(*prefix, *module(cuda_process.MODULE), environment=stand_in.environment(**settings))
 
 
-@pytest.fixture(scope="module")
-def owner(stand_in: StandIn) -> Iterator[OtherProcess]:
-    process = started(stand_in)
-    yield process
-    process.close()
+def ready(*processes: OtherProcess) -> None:
+    for process in processes:
+        assert process.ask("look_at_device") == "GPU-57a4d1c0-de00-0000-0000-000000000001"
 
 
 @pytest.fixture(scope="module")
-def reader(stand_in: StandIn) -> Iterator[OtherProcess]:
-    process = started(stand_in, pause_us="200")
-    yield process
-    process.close()
+def sides(stand_in: StandIn) -> Iterator[tuple[OtherProcess, OtherProcess]]:
+    owner, reader = started(stand_in), started(stand_in, pause_us="200")
+    ready(owner, reader)
+    yield owner, reader
+    owner.close()
+    reader.close()
+
+
+@pytest.fixture(scope="module")
+def owner(sides: tuple[OtherProcess, OtherProcess]) -> OtherProcess:
+    return sides[0]
+
+
+@pytest.fixture(scope="module")
+def reader(sides: tuple[OtherProcess, OtherProcess]) -> OtherProcess:
+    return sides[1]
 
 
 @pytest.fixture(scope="module")
@@ -79,19 +90,47 @@ def test_latents_stay_on_the_device_and_are_there_for_every_transport(
     owner: OtherProcess, reader: OtherProcess, stand_in: StandIn, described: Any
 ) -> None:
     assert [offer["transport"] for offer in described["offers"]] == ["cuda_ipc", "shm"]
-    written = owner.ask("write_from_device", fill=7)
-    assert written["inline"] == FULL
+    slot = owner.ask("acquire")
+    assert owner.ask("write_from_device", slot=slot, fill=7, faults={}) == FULL
     reader.ask("forget")
     before = stand_in.mapped_by(reader.process.pid)
     assert reader.ask("choose", description=described, faults={})["transport"] == "cuda_ipc"
-    assert reader.ask("read_chosen", slot=written["slot"], faults={}) == FULL
+    assert reader.ask("read_chosen", slot=slot, faults={}) == FULL
     from_host = owner.ask("write", fill=9)
     assert reader.ask("read_chosen", slot=from_host, faults={}) == (bytes([9]) * SLOT_BYTES).hex()
-    for slot in (written["slot"], from_host):
-        owner.ask("release", slot=slot)
-        assert reader.ask("read_chosen", slot=slot, faults={}) is None
+    for released in (slot, from_host):
+        owner.ask("release", slot=released)
+        assert reader.ask("read_chosen", slot=released, faults={}) is None
     reader.ask("forget")
     assert stand_in.mapped_by(reader.process.pid) == before, "a mapping or a copy is left"
+
+
+def test_a_slot_that_changes_hands_within_a_copy_is_not_given_out(
+    owner: OtherProcess, reader: OtherProcess, described: Any
+) -> None:
+    """The copy takes 0.3 s in its middle, and the slot's next holder writes meanwhile."""
+    assert reader.ask("choose", description=described, faults={})["transport"] == "cuda_ipc"
+    for _ in range(10):
+        slot = owner.ask("write", fill=7)
+        reader.send("read_chosen", slot=slot, faults={"pause_us": "300000"})
+        time.sleep(0.1)
+        owner.ask("release", slot=slot)
+        owner.ask("release", slot=owner.ask("write", fill=8))
+        found = reader.answer()
+        if found is None:
+            return
+        assert found == FULL, "torn"
+    pytest.fail("this machine is too busy for the test to mean anything")
+
+
+def test_a_slot_is_not_given_out_before_it_is_whole(owner: OtherProcess, reader: OtherProcess, described: Any) -> None:
+    assert reader.ask("choose", description=described, faults={})["transport"] == "cuda_ipc"
+    slot = owner.ask("acquire")
+    owner.send("write_from_device", slot=slot, fill=7, faults={"pause_us": "300000"})
+    time.sleep(0.1)
+    assert reader.ask("read_chosen", slot=slot, faults={}) in (None, FULL)
+    owner.answer()
+    assert reader.ask("read_chosen", slot=slot, faults={}) == FULL
 
 
 @pytest.mark.parametrize(
@@ -215,8 +254,8 @@ def test_transports_are_what_the_settings_leave(reader: OtherProcess, directory:
 
     assert offered("cuda_ipc") == ["cuda_ipc"]
     assert offered("shm") == ["shm"]
-    written = own(reader, directory, "cuda_ipc") and reader.ask("write_from_device", fill=7)
-    assert written["inline"] == FULL
+    own(reader, directory, "cuda_ipc")
+    assert reader.ask("write_from_device", slot=reader.ask("acquire"), fill=7, faults={}) == FULL
 
 
 def test_owner_and_reader_of_one_process_id_are_told_what_to_do(library: StandIn, tmp_path: Path) -> None:
@@ -225,6 +264,7 @@ def test_owner_and_reader_of_one_process_id_are_told_what_to_do(library: StandIn
         pytest.skip("this user may not make process id namespaces")
     stand_in = replace(library, memory=tmp_path)
     owner, reader = started(stand_in, *NAMESPACE), started(stand_in, *NAMESPACE)
+    ready(owner, reader)
     described = own(owner, tmp_path)["description"]
     chosen = reader.ask("choose", description=described, faults={})
     owner.close()
@@ -268,7 +308,7 @@ async def test_nothing_is_torn_stale_lost_or_leaked_whoever_is_killed(
 ) -> None:
     """SYNERDIFF_TEST_TRANSFERS=10000 SYNERDIFF_TEST_KILLS=40 make it the long one."""
     stand_in = replace(library, memory=tmp_path)
-    for name, value in stand_in.environment(pause_us="200").items():
+    for name, value in stand_in.environment(pause_us="1000").items():
         monkeypatch.setenv(name, value)
     findings: Findings = await Watched(Trial(transfers=TRANSFERS, kills=KILLS), stand_in).run()
     print(findings.summary())
