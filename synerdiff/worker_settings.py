@@ -6,6 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from synerdiff.latents.transports import TransportChoice
+from synerdiff.mps import device_ordinal
 from synerdiff.settings import ServiceSettings
 
 
@@ -44,6 +45,5 @@ class WorkerSettings(ServiceSettings):
 
     def transport_choice(self) -> TransportChoice:
         """How this worker's latents may travel."""
-        kind, _, number = self.device.partition(":")
         names = tuple(name for name in self.latents_transports.split(",") if name)
-        return TransportChoice(names, int(number or 0) if kind == "cuda" else None)
+        return TransportChoice(names, device_ordinal(self.device) if self.device.startswith("cuda") else None)

@@ -136,7 +136,7 @@ class Residents:
             task = resident.task
             if task is None or not task.done:
                 continue
-            latents = _handed_over(task.sample, self._model_dtype, self._arena.on_device)
+            latents = handed_over(task.sample, self._model_dtype, self._arena.on_device)
             with self._lock:
                 if self._holds(resident):
                     self._arena.write(resident.slot, latents)
@@ -171,7 +171,7 @@ def _misfit(resident: Resident | None, entry: UnetEntry, twice: bool) -> Skipped
     return None
 
 
-def _handed_over(sample: Tensor, dtype: torch.dtype, on_device: bool) -> memoryview | DeviceArray:
+def handed_over(sample: Tensor, dtype: torch.dtype, on_device: bool) -> memoryview | DeviceArray:
     """[C, h, w] in `dtype`, as contiguous bytes: on its own GPU when the arena is there, else in host memory.
 
     What the GPU still had to do for them is done when this returns.

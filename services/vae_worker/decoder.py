@@ -95,7 +95,7 @@ class BatchDecoder:
             return DecodeFailure(_INTERNAL, f"{size}; its slot holds {len(latents.data)}")
         # A copy: the test for finite values waits for it, and after that the latents' own memory may be used again.
         tensor = (
-            _elements(latents, dtype, self._side.device)
+            elements(latents, dtype, self._side.device)
             .reshape(shape)
             .to(self._side.device, self._side.dtype, copy=True)
         )
@@ -213,7 +213,7 @@ class DecodeInProgress:
             self._close_part({part.places[0]: DecodeFailure(_INTERNAL, f"decode failed: {failure}")})
 
 
-def _elements(latents: Latents, dtype: torch.dtype, device: torch.device) -> Tensor:
+def elements(latents: Latents, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The latents where they are: of those on the GPU, this is a view that must not outlive them."""
     if isinstance(latents.data, CudaClone) and device.type == "cuda":
         return torch.as_tensor(latents.data, device=device).view(dtype)
