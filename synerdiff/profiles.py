@@ -80,6 +80,10 @@ class ItemCaps:
         """Most UNet rows of one item."""
         return 2 * self.unet
 
+    def within(self, others: "ItemCaps") -> "ItemCaps":
+        """The lower of each."""
+        return ItemCaps(min(self.unet, others.unet), min(self.vae, others.vae))
+
 
 @dataclass(frozen=True)
 class Mechanisms:

@@ -23,11 +23,12 @@ from services.scheduler.effects import (
 )
 from services.scheduler.holdings import Holdings
 from services.scheduler.snapshots import BatchKey, Policy, Thresholds
-from services.scheduler.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
+from services.scheduler.tasks import Job, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.views import domain_snapshot, has_room, pool_snapshot
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import (
     DecodedImage,
+    ItemTiming,
     Preview,
     ResidentTask,
     SkippedEntry,
@@ -150,11 +151,18 @@ class Engine:
 
     def profile_known(self, domain: str, key: BatchKey, profile: Profile) -> None:
         """How long items of `key` take on a domain: from its next tick on, plans go by it."""
-        self.holdings.profiles[domain, key] = profile
+        self.holdings.profiles[domain, key] = self.holdings.memory.within(domain, key, profile)
         self.holdings.admission_changed = True
         self.holdings.changed_domains.add(domain)
         if profile.skip_cfg:
             self.budget_known(key.model, profile.skip_cfg)
+
+    def _learn_memory(self, domain: str, kind: str, items: tuple[ItemTiming, ...], planned: PlannedPart | None) -> None:
+        """Where memory did not suffice, smaller items are planned from now on."""
+        for key in self.holdings.memory.learn(domain, kind, items, planned) if planned else ():
+            profile = self.holdings.profiles.get((domain, key))
+            if profile:
+                self.profile_known(domain, key, profile)
 
     def profile_unknown(self, domain: str, key: BatchKey) -> None:
         """The domain's device is another one now, or is being measured."""
@@ -269,7 +277,8 @@ class Engine:
             return
         self.holdings.changed_domains.add(lane.domain)
         skipped = {entry.task_id: entry for entry in done.skipped}
-        part = lane.plans.pop(done.tick, None)
+        part = lane.tick_done(done.tick, done.items)
+        self._learn_memory(lane.domain, "unet", done.items, part)
         for task_id in part.task_ids if part else ():
             task = lane.tasks.get(task_id)
             if task and task.phase is Phase.RUNNING:
@@ -300,7 +309,8 @@ class Engine:
         if lane is None:
             return
         self.holdings.changed_domains.add(lane.domain)
-        lane.plans.pop(done.tick, None)
+        part = lane.tick_done(done.tick, done.items)
+        self._learn_memory(lane.domain, "vae", done.items, part)
         for entry in done.skipped:
             task = lane.tasks.get(entry.task_id)
             if task and task.phase is Phase.DECODING:

@@ -11,6 +11,7 @@ from services.scheduler.effects import (
     MarkDecoding,
     ReleaseSlots,
 )
+from services.scheduler.memory_bounds import MemoryBounds
 from services.scheduler.snapshots import BatchKey
 from services.scheduler.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
 from synerdiff.profiles import Profile
@@ -35,6 +36,7 @@ class Holdings:
         self.waiting: dict[str, Task] = {}
         self.ready: dict[str, Task] = {}
         self.profiles: dict[tuple[str, BatchKey], Profile] = {}
+        self.memory = MemoryBounds()
         self.budgets: dict[str, SkipCfgBudget] = {}
         self.effects: list[Effect] = []
         # What has changed since the last plans were made: only there is planning worth the time.

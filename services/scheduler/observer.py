@@ -10,6 +10,9 @@ from services.scheduler.tasks import Phase, PlannedPart, UnetLaneState
 from services.scheduler.ticks import TickLog, TickRecord
 from synerdiff.plans import UnetTickDone, VaeTickDone
 from synerdiff.profiles import Profile
+from synerdiff.telemetry import get_logger
+
+log = get_logger("observer")
 
 
 class Observer:
@@ -52,6 +55,8 @@ class Observer:
             self._count_set_aside(lane, frozenset(planned.task_ids))
         for item in self._pairing.add(record):
             self._measured(item)
+        if any(timing.halved for timing in done.items):
+            self._tell_shortage(worker_id, kind, lane.domain, done, planned)
 
     def due(self, now_s: float) -> list[tuple[str, BatchKey, ProfileCorrection]]:
         """The profiles that have drifted far enough; what is of workers and profiles that are gone is forgotten."""
@@ -59,6 +64,14 @@ class Observer:
         self._stepped = {worker_id: ids for worker_id, ids in self._stepped.items() if worker_id in held.unet}
         self.corrections = {place: c for place, c in self.corrections.items() if place in held.profiles}
         return [(*place, c) for place, c in self.corrections.items() if c.due(now_s)]
+
+    def _tell_shortage(
+        self, worker_id: str, kind: str, domain: str, done: UnetTickDone | VaeTickDone, planned: PlannedPart
+    ) -> None:
+        fewest = min(timing.halved for timing in done.items if timing.halved)
+        caps = self._holdings.memory.of(domain, planned.key) if planned.key else None
+        now = {"most_tasks": caps.unet} if caps and kind == "unet" else {"most_decodes": caps.vae} if caps else {}
+        log.warning("memory did not suffice: smaller items from now on", worker_id=worker_id, at_once=fewest, **now)
 
     def _measured(self, item: MeasuredItem) -> None:
         ratio, key = item.ratio, item.planned.key

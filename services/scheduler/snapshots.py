@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from synerdiff.profiles import Profile
+from synerdiff.profiles import ItemCaps, Profile
 from synerdiff.skip_cfg import SkipCfgBudget
 
 
@@ -143,7 +143,8 @@ class DomainSnapshot:
 
     `waiting` counts the pool's tasks without a worker. `threshold`: the least share of the fastest round's UNet
     throughput that the tick has to keep. `profiles`: of this domain, by batch key; none where nothing was measured.
-    `budgets`: by model, how much guidance its pictures can do without.
+    `budgets`: by model, how much guidance its pictures can do without. `memory`: by batch key, what items have to stay
+    within since memory did not suffice for more; the caps of `profiles` are within it.
     """
 
     now_ms: int
@@ -155,6 +156,7 @@ class DomainSnapshot:
     threshold: float = 1.0
     profiles: Mapping[BatchKey, Profile] = field(default_factory=dict)
     budgets: Mapping[str, SkipCfgBudget] = field(default_factory=dict)
+    memory: Mapping[BatchKey, ItemCaps] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ def domain_snapshot(holdings: Holdings, domain: str, plan_ahead: int, now_ms: in
         len(holdings.waiting),
         profiles=profiles,
         budgets=holdings.budgets,
+        memory=holdings.memory.of_domain(domain),
     )
 
 

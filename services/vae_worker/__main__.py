@@ -19,10 +19,13 @@ def main() -> int:
 
     serve_metrics(settings.metrics_port)
     try:
-        return asyncio.run(serve(settings))
+        status = asyncio.run(serve(settings))
     except StoppedWhileLoading:
         get_logger("process").info("stopped while loading")
         leave_now()
+    if status:
+        leave_now(status)  # on a GPU that failed, what the interpreter frees at its end could abort it
+    return status
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from services.scheduler.snapshots import (
     VaeBatch,
     VaeLane,
 )
-from synerdiff.profiles import Profile
+from synerdiff.profiles import ItemCaps, Profile
 
 __all__ = ["POLICIES", "ConfiguredPolicy", "PolicyBounds", "PolicySpec"]
 
@@ -150,7 +150,7 @@ class _Tick:
                 running = self._running_set(lane)
                 for key in running.batch_keys():
                     work = self._work(_Pair(lane, None), running, key, ())
-                    steps += plain_unet_batches(work, self._bounds.unet_batch)
+                    steps += plain_unet_batches(work, self._caps(key).unet)
         return [Item(u, v) for u, v in zip_longest(steps, self._plain_decodes(vae, decodes))]
 
     def _plain_decodes(self, lanes: Iterable[VaeLane], decodes: list[ReadyDecode]) -> list[VaeBatch]:
@@ -158,7 +158,7 @@ class _Tick:
         batches, left = [], list(decodes)
         for lane in lanes:
             if left and lane.wants_plan:
-                together = [d for d in left if d.key == left[0].key][: self._bounds.vae_batch]
+                together = [d for d in left if d.key == left[0].key][: self._caps(left[0].key).vae]
                 left = [d for d in left if d not in together]
                 batches.append(VaeBatch(lane.worker_id, tuple(DecodePart(d.task_id) for d in together)))
         return batches
@@ -213,9 +213,9 @@ class _Tick:
         profile = self._snapshot.profiles.get(key)
         mechanisms = self._spec.mechanisms(profile)
         self._in_step.append(mechanisms.in_step)
-        bounds, prices = self._bounds, self._spec.skip_prices
+        prices = self._spec.skip_prices
         if self._spec.planning != "programme" or profile is None or self._rounds is None:
-            return decodes_first(work, None, bounds.unet_batch, bounds.vae_batch)
+            return decodes_first(work, None, self._caps(key))
         query = PlanQuery(
             unet=len(work.seats),
             vae=len(work.decodes),
@@ -229,10 +229,15 @@ class _Tick:
         )
         planned = self._rounds.lookup(profile, query)
         if planned is None:
-            return decodes_first(work, profile, bounds.unet_batch, bounds.vae_batch)
+            return decodes_first(work, profile, profile.caps)
         return filled(planned, work)
 
     # ---- both
+
+    def _caps(self, key: BatchKey) -> ItemCaps:
+        """Most of one item where no profile says it."""
+        most = ItemCaps(self._bounds.unet_batch, self._bounds.vae_batch)
+        return most.within(self._snapshot.memory.get(key, most))
 
     def _running_set(self, lane: UnetLane) -> RunningSet:
         return running_set(lane, self._snapshot.waiting, self._snapshot.now_ms, self._rules)

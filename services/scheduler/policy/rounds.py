@@ -9,7 +9,7 @@ from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, 
 from services.scheduler.policy.running_set import Seat
 from services.scheduler.policy.skip_policy import Stance
 from services.scheduler.snapshots import DecodePart, Item, ReadyDecode, UnetBatch, VaeBatch
-from synerdiff.profiles import Profile, Setting
+from synerdiff.profiles import ItemCaps, Profile, Setting
 
 
 class RoundSource(Protocol):
@@ -60,19 +60,18 @@ def filled(planned: PlannedRound, work: Work) -> list[Item]:
     return items
 
 
-def decodes_first(work: Work, profile: Profile | None, unet_batch: int, vae_batch: int) -> list[Item]:
-    """Every decode alone, then the UNet steps alone, in batches up to the profile's caps or else these."""
+def decodes_first(work: Work, profile: Profile | None, caps: ItemCaps) -> list[Item]:
+    """Every decode alone, then the UNet steps alone, in batches up to `caps`."""
     one_row = {seat.task.task_id for seat in work.skipping(work.skips)}
-    most_unet, most_vae = (profile.caps.unet, profile.caps.vae) if profile else (unet_batch, vae_batch)
     items = []
-    for start in range(0, len(work.decodes), most_vae):
-        together = work.decodes[start : start + most_vae]
+    for start in range(0, len(work.decodes), caps.vae):
+        together = work.decodes[start : start + caps.vae]
         choice = profile.choice(0, len(together), 1) if profile else None
         parts = tuple(DecodePart(decode.task_id) for decode in together)
         threads = choice.setting.vae_threads if choice else 0
         items.append(Item(None, VaeBatch(work.vae_worker, parts, threads), choice.ms if choice else 0.0))
-    for start in range(0, len(work.seats), most_unet):
-        seats = work.seats[start : start + most_unet]
+    for start in range(0, len(work.seats), caps.unet):
+        seats = work.seats[start : start + caps.unet]
         rows = sum(1 if seat.task.task_id in one_row else 2 for seat in seats)
         choice = profile.choice(rows, 0) if profile else None
         batch = _unet_batch(work.unet_worker, seats, one_row, choice.setting if choice else Setting())
@@ -82,7 +81,7 @@ def decodes_first(work: Work, profile: Profile | None, unet_batch: int, vae_batc
 
 def plain_unet_batches(work: Work, unet_batch: int) -> list[UnetBatch]:
     """The UNet steps alone, run as the worker likes."""
-    return [item.unet for item in decodes_first(work, None, unet_batch, 1) if item.unet]
+    return [item.unet for item in decodes_first(work, None, ItemCaps(unet_batch, 1)) if item.unet]
 
 
 def _unet_batch(worker_id: str, seats: Sequence[Seat], one_row: set[str], setting: Setting) -> UnetBatch:

@@ -15,8 +15,9 @@ KEPT_HALVES = 512
 class MeasuredItem:
     """One item of a tick with each side's own times; None for a side it does not have.
 
-    `intact`: nothing that it named was stale, so it did what it was planned to do. `in_step`: it began when the item
-    before it had ended on both workers; only then is its time the one that a profile speaks of.
+    `intact`: nothing that it named was stale and memory sufficed, so it did at once what it was planned to do.
+    `in_step`: it began when the item before it had ended on both workers; only then is its time the one that a profile
+    speaks of.
     """
 
     domain: str
@@ -79,7 +80,8 @@ class Pairing:
             return []
         whole = []
         for item, timing in zip(planned.items, record.items, strict=True):
-            intact = not record.stale and (record.kind == "vae" or timing.rows == item.rows)
+            as_planned = record.kind == "vae" or timing.rows == item.rows
+            intact = not record.stale and not timing.halved and as_planned
             measured = self._join(record, item, timing, intact)
             if measured:
                 whole.append(measured)

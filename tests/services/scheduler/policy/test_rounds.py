@@ -57,7 +57,7 @@ def test_units_become_the_bands_of_each_decode() -> None:
 
 def test_decodes_first_keeps_to_the_caps_and_says_how_long_it_takes() -> None:
     profile = straight_line_profile(caps=ItemCaps(3, 1))
-    items = decodes_first(WORK, profile, unet_batch=8, vae_batch=8)
+    items = decodes_first(WORK, profile, profile.caps)
     assert [len(item.vae.parts) for item in items if item.vae] == [1, 1]
     assert stepped(items)[2:] == [("a/0", "b/0", "unguided/0"), ("c/0",)]
     assert [item.unet.skipping for item in items if item.unet] == [{"a/0"}, {"c/0"}]

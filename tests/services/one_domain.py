@@ -1,0 +1,171 @@
+"""The engine with a real UNet and a real VAE worker in one process: no scheduler process, no Redis, no Run streams."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from services.scheduler.effects import (
+    Admit,
+    CancelOnWorker,
+    Effect,
+    FailJob,
+    FinishJob,
+    ForgetImages,
+    ReleaseSlots,
+    SendUnetPlan,
+    SendVaePlan,
+    StoreImage,
+)
+from services.scheduler.engine import Engine
+from services.scheduler.metrics import PoolMetrics
+from services.scheduler.observer import Observer
+from services.scheduler.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.ticks import TickLog
+from services.unet_worker.process import slot_bytes
+from services.unet_worker.worker import Leader, UnetWorker
+from services.vae_worker.worker import VaeWorker
+from synerdiff.cancellation import cancel_and_wait
+from synerdiff.latents.arena import Arena
+from synerdiff.latents.memory import ProcessMemory
+from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.models.family import UnetSide, VaeSide
+from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
+from synerdiff.rpc import ServiceHost
+from synerdiff.v1 import stages_pb2_grpc
+
+DOMAIN, TOKEN = "here", 1
+WAIT_S = 60.0
+
+
+@dataclass
+class OneDomain:
+    """`finished`: ids of jobs; `failed_jobs`: why; `failed`: what workers said of tasks; `reports`: of ticks."""
+
+    engine: Engine
+    unet: UnetWorker
+    vae: VaeWorker
+    arena_address: str
+    slots: int
+    finished: set[str] = field(default_factory=set)
+    failed_jobs: list[str] = field(default_factory=list)
+    failed: list[TaskFailed] = field(default_factory=list)
+    reports: list[UnetTickDone | VaeTickDone] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.observer = Observer(self.engine.holdings, TickLog(), PoolMetrics.of_process())
+        self._changed = asyncio.Event()
+
+    async def attach(self, model: str) -> list[asyncio.Task[None]]:
+        """Open both lanes; the tasks to cancel at the end."""
+        leader = await self.unet.attach(TOKEN)
+        unet = UnetLaneState("unet", DOMAIN, model, slots=self.slots, arena_address=self.arena_address)
+        self.engine.unet_attached(unet, leader.residents)
+        self.engine.vae_attached(VaeLaneState("vae", DOMAIN, model))
+        return [
+            asyncio.create_task(self._hear_unet(leader)),
+            asyncio.create_task(self._hear_images()),
+            asyncio.create_task(self.vae.loop.run()),
+        ]
+
+    async def until_ended(self, jobs: int) -> None:
+        """Pump until so many jobs have ended."""
+        async with asyncio.timeout(WAIT_S):
+            while len(self.finished) + len(self.failed_jobs) < jobs:
+                self.pump()
+                self._changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), 0.1)
+                self.engine.beat(_now_ms())
+
+    def pump(self) -> None:
+        """Carry out what the engine wishes."""
+        self.engine.pump(_now_ms())
+        while effects := self.engine.take_effects():
+            for effect in effects:
+                self._carry_out(effect)
+            self.engine.pump(_now_ms())
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Admit(task=spec):
+                self.unet.admit(spec)
+            case SendUnetPlan(plan=plan):
+                self.unet.run_plan(plan)
+            case SendVaePlan(plan=plan):
+                self.vae.loop.submit(plan, self._heard_vae)
+            case CancelOnWorker() | ReleaseSlots() | ForgetImages():
+                self._let_go(effect)
+            case StoreImage(image=image):
+                self.engine.image_stored(image.task_id, _now_ms())
+            case FinishJob(job_id=job_id):
+                self.finished.add(job_id)
+            case FailJob(message=message):
+                self.failed_jobs.append(message)
+
+    def _let_go(self, effect: CancelOnWorker | ReleaseSlots | ForgetImages) -> None:
+        if effect.worker_id == "unet":
+            self.unet.drop(effect.task_ids, "not wanted any more")
+        elif isinstance(effect, CancelOnWorker):
+            self.vae.loop.cancel(effect.task_ids)
+        else:
+            self.vae.outbox.forget(effect.task_ids)
+
+    async def _hear_unet(self, leader: Leader) -> None:
+        async for message in leader.outbox.messages():
+            if isinstance(message, TaskReady):
+                self.engine.task_ready("unet", message)
+            elif isinstance(message, TaskFailed):
+                self.failed.append(message)
+                self.engine.task_failed("unet", message)
+            elif isinstance(message, UnetTickDone):
+                planned = self.engine.holdings.unet["unet"].plans.get(message.tick)
+                self.engine.unet_tick_done("unet", message, _now_ms())
+                self.observer.reported("unet", "unet", message, planned)
+                self.reports.append(message)
+            self._changed.set()
+
+    def _heard_vae(self, message: VaeTickDone | TaskFailed) -> None:
+        if isinstance(message, TaskFailed):
+            self.failed.append(message)
+            self.engine.task_failed("vae", message)
+        else:
+            planned = self.engine.holdings.vae["vae"].plans.get(message.tick)
+            self.engine.vae_tick_done("vae", message)
+            self.observer.reported("vae", "vae", message, planned)
+            self.reports.append(message)
+        self._changed.set()
+
+    async def _hear_images(self) -> None:
+        async for image in self.vae.outbox.follow(TOKEN):
+            self.engine.image_decoded("vae", image, _now_ms())
+            self._changed.set()
+
+
+@asynccontextmanager
+async def one_domain(
+    engine: Engine, unet_side: UnetSide, vae_side: VaeSide, model: str, slots: int = 8
+) -> AsyncIterator[OneDomain]:
+    """A domain that serves `model` with `slots` slots of pictures up to 64 x 64 pixels."""
+    arena = Arena(slots, slot_bytes(unet_side, 64), "float32", ProcessMemory())
+    host = ServiceHost()
+    host.add("arena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
+    address = await host.start("127.0.0.1:0")
+    unet = UnetWorker(unet_side, arena, threads=1)
+    vae = VaeWorker(vae_side, "vae", encode_threads=1, outbox_bytes=1 << 24, threads=1)
+    unet.start()
+    made = OneDomain(engine, unet, vae, address, slots)
+    tasks = await made.attach(model)
+    try:
+        yield made
+    finally:
+        await cancel_and_wait(*tasks)
+        await unet.close()
+        await vae.close()
+        await host.drain(0)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
