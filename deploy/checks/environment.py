@@ -30,6 +30,8 @@ OTHERS = re.compile(
     r"POD_IP|HOME|REDIS_PASSWORD|OMP_\w+|GOMP_\w+|CUDA_MPS_(PIPE_DIRECTORY|ACTIVE_THREAD_PERCENTAGE"
     r"|PINNED_DEVICE_MEM_LIMIT)|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)|PYTORCH_\w+|OTEL_\w+"
 )
+# One is of no use without the others.
+TLS = frozenset({"SYNERDIFF_TLS_CERTIFICATE", "SYNERDIFF_TLS_KEY", "SYNERDIFF_TLS_CA"})
 # Where the images keep what is baked into them.
 IN_THE_IMAGE = "/app/"
 
@@ -86,6 +88,8 @@ def _missing_files(container: Container, settings_class: type[ServiceSettings]) 
         path = container.environment.get(name, "")
         if path and not path.startswith(IN_THE_IMAGE) and container.volume_at(path) is None:
             yield f"{name}={path}: no volume brings it"
+    if TLS & container.environment.keys() not in (set(), TLS):
+        yield f"sets some of {', '.join(sorted(TLS))}, and not all"
     if container.is_worker and PREFIX + "MODEL" not in container.environment:
         yield f"{PREFIX}MODEL is not set"
 

@@ -2,13 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
-from prometheus_client import REGISTRY
-
-import services.scheduler.metrics
 from deploy.checks.findings import Finding
+from deploy.checks.metric_names import by_series
 from deploy.checks.workloads import Pod, of_kind, pods, title
 from deploy.kustomize import Manifest
 from services.scheduler.store import keys
@@ -96,13 +93,5 @@ def _address_is_there(address: str, manifests: Sequence[Manifest]) -> bool:
 
 def _unknown_metrics(expression: str) -> Iterator[str]:
     for name in _METRIC.findall(expression):
-        if name not in _metrics_of_the_scheduler():
-            yield f"the scheduler has no metric {name}"
-
-
-@cache
-def _metrics_of_the_scheduler() -> frozenset[str]:
-    services.scheduler.metrics.PoolMetrics.of_process()
-    collected = list(REGISTRY.collect())
-    samples = (sample.name for metric in collected for sample in metric.samples)
-    return frozenset({*(metric.name for metric in collected), *samples})
+        if by_series().get(name) is None:
+            yield f"no metric is called {name}"

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 from deploy.checks.findings import Finding
 from deploy.checks.workloads import Container, Pod, pods
 from deploy.kustomize import Manifest
+from synerdiff.mps import MEMORY_LIMIT, PIPE_DIRECTORY, THREAD_PERCENTAGE, parse_memory_limits, parse_thread_percentage
 
 CHECK = "sharing"
 SHM = "/dev/shm"
 SHARED_GPU = "nvidia.com/gpu.shared"
-PIPE = "CUDA_MPS_PIPE_DIRECTORY"
-PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 
 
 def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
@@ -22,7 +21,7 @@ def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
         workers = [container for container in pod.containers if container.is_worker]
         if len(workers) > 1 and not pod.spec.get("shareProcessNamespace"):
             yield Finding(CHECK, pod.title, "its workers do not share process ids: CUDA IPC between equal ids fails")
-        if sum(int(worker.environment.get(PERCENTAGE, 0)) for worker in workers) > 100:
+        if sum(_percentage(worker) for worker in workers) > 100:
             yield Finding(CHECK, pod.title, "its workers' shares of the GPU are more than 100 %")
         for worker in workers:
             yield from (Finding(CHECK, worker.title, message) for message in _wrong_share(worker, daemons))
@@ -47,23 +46,41 @@ def _user(container: Container) -> tuple[object, object]:
 def _wrong_share(worker: Container, daemons: set[tuple[str, str]]) -> Iterator[str]:
     if SHARED_GPU in worker.limits and str(worker.limits[SHARED_GPU]) != "1":
         yield f"takes {worker.limits[SHARED_GPU]} shares of a GPU: more than one gives no more of it"
+    yield from _unreadable(worker)
     if not _uses_mps(worker):
         return
-    if PIPE not in worker.environment:
+    if PIPE_DIRECTORY not in worker.environment:
         if worker.volume_at(SHM) is not None:
             yield f"mounts a volume over {SHM}, which whoever shares the GPU mounts itself"
     elif _mps_paths(worker) not in daemons:
         yield f"shares neither its MPS pipe nor {SHM} with an MPS daemon of these manifests"
 
 
+def _unreadable(worker: Container) -> Iterator[str]:
+    for name, parse in ((THREAD_PERCENTAGE, parse_thread_percentage), (MEMORY_LIMIT, parse_memory_limits)):
+        if name not in worker.environment:
+            continue
+        try:
+            parse(worker.environment[name])
+        except ValueError as error:
+            yield f"{name}={worker.environment[name]}: {error}"
+
+
+def _percentage(worker: Container) -> int:
+    try:
+        return parse_thread_percentage(worker.environment.get(THREAD_PERCENTAGE, ""))
+    except ValueError:
+        return 0
+
+
 def _uses_mps(worker: Container) -> bool:
     claims = (worker.item.get("resources") or {}).get("claims")
-    return bool(SHARED_GPU in worker.limits or claims or PIPE in worker.environment)
+    return bool(SHARED_GPU in worker.limits or claims or PIPE_DIRECTORY in worker.environment)
 
 
 def _mps_paths(container: Container) -> tuple[str, str] | None:
     """The node's folders behind the MPS pipe and /dev/shm, where both are the node's."""
-    pipe = container.environment.get(PIPE)
+    pipe = container.environment.get(PIPE_DIRECTORY)
     volumes = [container.volume_at(path) or {} for path in (pipe or "/", SHM)]
     paths = [str((volume.get("hostPath") or {}).get("path", "")) for volume in volumes]
     return (paths[0], paths[1]) if pipe and all(paths) else None

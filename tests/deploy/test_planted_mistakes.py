@@ -91,6 +91,12 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     (DEV, "environment", "no other pod", lambda m: set_variable(m, UNET, "SYNERDIFF_LISTEN", "127.0.0.1:50052")),
     (DEV, "environment", "not the address", lambda m: set_variable(m, UNET, "SYNERDIFF_ADVERTISE", None)),
     (DEV, "environment", "no volume brings", lambda m: set_variable(m, UNET, "SYNERDIFF_MODEL", "/weights/x")),
+    (
+        "dev-cpu with TLS and a password",
+        "environment",
+        "and not all",
+        lambda m: get(m, "ConfigMap/services")["data"].pop("SYNERDIFF_TLS_CA"),
+    ),
     # Ports.
     (DEV, "ports", "serves 50059", lambda m: set_variable(m, SCHEDULER, "SYNERDIFF_LISTEN", "0.0.0.0:50059")),
     (DEV, "ports", "ports named metrics", lambda m: container(m, UNET)["ports"][2].update(containerPort=9099)),
@@ -129,6 +135,8 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     ),
     (DAEMON, "sharing", "with an MPS daemon", lambda m: pod(m, GPU)["volumes"][-2].update(_empty_directory())),
     (DAEMON, "sharing", "more than 100 %", lambda m: set_variable(m, GPU, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "80")),
+    (DAEMON, "sharing", "at most 100", lambda m: set_variable(m, GPU, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "70%")),
+    (DAEMON, "sharing", "MEM_LIMIT", lambda m: set_variable(m, GPU, "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", "14Gi")),
     # Rights.
     (
         DEV,
@@ -190,7 +198,7 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     (
         KEDA,
         "scaling",
-        "no metric synerdiff_decode_seconds",
+        "is called synerdiff_decode_seconds",
         lambda m: _query(m, 'max(synerdiff_decode_seconds{model="sdxl"})'),
     ),
     (KEDA, "scaling", "not of 'sdxl'", lambda m: _query(m, "max(synerdiff_decode_backlog_seconds)")),
@@ -203,7 +211,7 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     (KEDA, "scaling", "no fallback", lambda m: get(m, "ScaledObject/unet")["spec"].pop("fallback")),
     (KEDA, "scaling", "replicas of its own", lambda m: get(m, UNET)["spec"].update(replicas=2)),
     (KEDA, "scaling", "only one that scales", lambda m: m.append(_copy_of_scaler(m))),
-    (HPA, "scaling", "no metric synerdiff_queue", lambda m: _metric(m).update(name="synerdiff_queue_length")),
+    (HPA, "scaling", "is called synerdiff_queue", lambda m: _metric(m).update(name="synerdiff_queue_length")),
     (HPA, "scaling", "of another model", lambda m: _metric(m)["selector"]["matchLabels"].update(model="emoji")),
 ]
 
