@@ -463,6 +463,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.world = World(2, 2, 2, self.max_deaths, self.policy, self.profile)
         self.records: dict[str, JobRecord] = {}
         self.dropped: set[str] = set()
+        self.away: set[str] = set()
         self.world.attach_all()
 
     @rule(
@@ -479,7 +480,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(worker=WORKERS, times=st.integers(1, 6))
     def work(self, worker: str, times: int) -> None:
-        for _ in range(times):
+        for _ in range(times if worker not in self.away else 0):
             self.world.act(worker)
 
     @rule()
@@ -488,20 +489,26 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(lost=st.lists(WORKERS, min_size=1, unique=True), breaks=st.booleans(), data=st.data())
     def lose(self, lost: list[str], breaks: bool, data: st.DataObject) -> None:
-        """Workers die at the same instant, or only their streams break.
+        """Workers die at the same instant, or only their streams break; some stay away for a while.
 
         The leader hears of each death and of each return in any order, and who is back may work before it hears more.
         """
         if not breaks:
             self.world.die(lost)
-        heard: set[str] = set()
+        stay_away = data.draw(st.sets(st.sampled_from(lost)))
         for worker in data.draw(st.permutations(lost * 2)):
-            if worker in heard:
-                self.world.attach(worker)
-                self.work(worker, data.draw(st.integers(0, 2)))
-            else:
+            if worker not in self.away:
                 self.world.lose(worker)
-                heard.add(worker)
+                self.away.add(worker)
+            elif worker not in stay_away:
+                self.come_back(worker)
+                self.work(worker, data.draw(st.integers(0, 2)))
+
+    @rule(worker=WORKERS)
+    def come_back(self, worker: str) -> None:
+        if worker in self.away:
+            self.away.remove(worker)
+            self.world.attach(worker)
 
     @precondition(lambda self: self.records)
     @rule(data=st.data())
@@ -524,6 +531,7 @@ class AnyOrder(RuleBasedStateMachine):
                     JobRecord(job_id, state, record.request, 0, record.deadline_ms, False, images_done=done)
                 )
         world.attach_all()
+        self.away.clear()
 
     @invariant()
     def slots_are_never_oversubscribed(self) -> None:
@@ -546,6 +554,8 @@ class AnyOrder(RuleBasedStateMachine):
                 assert task_id in holdings.unet[task.unet_worker].tasks
 
     def teardown(self) -> None:
+        for worker in sorted(self.away):
+            self.come_back(worker)
         self.world.settle()
         for job_id, record in self.records.items():
             if job_id in self.dropped:
