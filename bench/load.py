@@ -28,6 +28,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import grpc
 import numpy as np
 
 from bench.mixed_requests import LoadRequest, mixed_requests
@@ -88,9 +89,10 @@ async def send_all(
 
 @dataclass(frozen=True)
 class Killing:
-    """What is killed while a load runs: an entry of `turns` every `every_s` seconds and up to `jitter_s` more.
+    """What is killed while a load runs: an entry of `turns` `every_s` seconds and up to `jitter_s` more after the last.
 
-    An entry is a tuple of kinds, whose processes are signalled at the same instant. No turns, no signals.
+    The seconds begin when the workers are attached again. An entry is a tuple of kinds, whose processes are signalled
+    at the same instant. No turns, no signals.
     """
 
     turns: tuple[tuple[str, ...], ...]
@@ -107,6 +109,7 @@ async def kill_in_turn(deployed: Running, killing: Killing, kills: list[str]) ->
         await asyncio.sleep(killing.every_s + draw.uniform(0, killing.jitter_s))
         if victims := kill_together(deployed, kinds, killing.sign):
             kills.append("+".join(victims))
+            await attached_again(deployed.deployment.addresses)
 
 
 def kill_together(deployed: Running, kinds: Sequence[str], sign: signal.Signals = signal.SIGKILL) -> list[str]:
@@ -121,17 +124,36 @@ def kill_together(deployed: Running, kinds: Sequence[str], sign: signal.Signals 
     return signalled
 
 
-async def slots_used(addresses: tuple[str, ...]) -> int:
+async def leaders_status(addresses: Sequence[str]) -> operations_pb2.GetStatusResponse | None:
+    """The pool as its leader sees it; None where no scheduler answers that leads."""
+    for address in addresses:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            async with open_channel(address) as channel:
+                stub = operations_pb2_grpc.OperationsStub(channel)
+                status: operations_pb2.GetStatusResponse = await stub.GetStatus(operations_pb2.GetStatusRequest())
+                if status.leader:
+                    return status
+    return None
+
+
+async def attached_again(addresses: Sequence[str], dead_s: float = 0.5) -> None:
+    """Return once the leader has a worker of each kind; `dead_s` seconds are for it to hear of a death before."""
+    await asyncio.sleep(dead_s)
+    kinds: set[str] = set()
+    while kinds != {"unet", "vae"}:
+        await asyncio.sleep(0.1)
+        status = await leaders_status(addresses)
+        kinds = {worker.kind for worker in status.workers if worker.attached} if status else set()
+
+
+async def slots_used(addresses: Sequence[str]) -> int:
     """Slots that hold a task, as the leader counts them, once what ends has ended (15 s at most)."""
     used = -1
     for _ in range(150):
-        for address in addresses:
-            async with open_channel(address) as channel:
-                stub = operations_pb2_grpc.OperationsStub(channel)
-                status = await stub.GetStatus(operations_pb2.GetStatusRequest())
-            unets = [worker for worker in status.workers if worker.kind == "unet"]
-            if status.leader and unets and all(worker.attached for worker in unets):
-                used = sum(worker.slots_used for worker in unets)
+        status = await leaders_status(addresses)
+        unets = [worker for worker in status.workers if worker.kind == "unet"] if status else []
+        if unets and all(worker.attached for worker in unets):
+            used = sum(worker.slots_used for worker in unets)
         if used == 0:
             return 0
         await asyncio.sleep(0.1)
