@@ -4,12 +4,14 @@ import sys
 import time
 from pathlib import Path
 
+import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from deploy.checks import kubernetes_schemas
 from deploy.checks.environment import settings_of
 from deploy.checks.kubernetes_schemas import releases
-from deploy.checks.run import findings
+from deploy.checks.run import COMPOSITIONS, findings
 from deploy.checks.workloads import Container, of_kind, pods
 from deploy.kustomize import K8S, CannotRender, render
 from services.unet_worker.settings import UnetWorkerSettings
@@ -24,8 +26,6 @@ def test_nothing_is_wrong_with(name: str) -> None:
 
 def test_every_component_is_in_a_set_that_is_checked() -> None:
     used = "\n".join(path.read_text() for path in K8S.rglob("kustomization.yaml"))
-    from deploy.checks.run import COMPOSITIONS
-
     in_sets = {component for _, components in COMPOSITIONS.values() for component in components}
     in_overlays = {
         Path(component).name
@@ -42,6 +42,15 @@ def test_three_releases_of_kubernetes_are_the_newest_known_and_differ() -> None:
     found = releases()
     assert len(set(found)) == 3
     assert list(found) == sorted(found, key=lambda release: [int(part) for part in release.split(".")])
+
+
+def test_the_validator_itself_says_the_same_as_our_faster_way_of_asking_it() -> None:
+    deployment = of_kind(rendered("overlays/colocated"), "Deployment")[0]
+    assert kubernetes_validate.validate(deployment, releases()[-1], strict=True) == releases()[-1].removesuffix(".0")
+    deployment["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["periodSecond"] = 5
+    with pytest.raises(kubernetes_validate.ValidationError, match="periodSecond") as refusal:
+        kubernetes_validate.validate(deployment, releases()[-1], strict=True)
+    assert any(str(refusal.value.message) in finding.message for finding in kubernetes_schemas.check([deployment]))
 
 
 def test_a_folder_that_cannot_be_rendered_says_why(tmp_path: Path) -> None:
