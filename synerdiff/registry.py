@@ -31,7 +31,8 @@ class WorkerRecord:
 
     `device`, `dtype`, `model_digest`, `threads` (CPU threads; 0 on GPUs) and `mps_thread_percent` (its share of the
     GPU's threads under CUDA MPS; 0: not under MPS) say which profile is of this worker. `memory_limit_bytes` of device
-    memory are what it may take; 0: all there is.
+    memory are what it may take; 0: all there is. `draining`: it takes nothing new; what it holds, a new leader has to
+    find.
     """
 
     worker_id: str
@@ -48,6 +49,7 @@ class WorkerRecord:
     threads: int = 0
     mps_thread_percent: int = 0
     memory_limit_bytes: int = 0
+    draining: bool = False
 
 
 def default_domain(gpu_uuid: str | None = None) -> str:

@@ -98,7 +98,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
     async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
         """Every model known, and whether a UNet and a VAE worker serve it just now."""
         workers = await patiently(self._registry.workers, REDIS_PATIENCE_S)
-        serving = {(worker.model_card.name, worker.kind) for worker in workers}
+        serving = {(worker.model_card.name, worker.kind) for worker in workers if not worker.draining}
         return images_pb2.ListModelsResponse(
             models=[
                 model_card_to_pb(card, available={(card.name, "unet"), (card.name, "vae")} <= serving)

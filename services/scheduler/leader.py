@@ -138,7 +138,7 @@ class Leader:
 
     async def _follow_workers(self) -> None:
         records = await self._registry.workers(self._lease.pool)
-        self.keeper.announced(records)
+        self.keeper.announced(record for record in records if not record.draining)
         self.streams.reconcile(records)
 
     async def _read_jobs(self) -> None:

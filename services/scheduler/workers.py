@@ -201,14 +201,15 @@ class WorkerStreams:
             stream.send(effect)
 
     def reconcile(self, announced: list[WorkerRecord]) -> None:
-        """Open a stream to each announced worker without one; say which of the others are announced no longer.
+        """Open a stream to each announced worker without one; say which of the others take nothing new any more.
 
-        A worker that drains withdraws. One whose record ran out while Redis was away comes back, and is told of again.
+        A worker that drains says so and withdraws in the end. One whose record ran out while Redis was away comes back,
+        and is told of again.
         """
         known = {record.worker_id: record for record in announced}
         for worker_id, stream in list(self._streams.items()):
             record = known.get(worker_id)
-            self._events.worker_announced(worker_id, record is not None)
+            self._events.worker_announced(worker_id, record is not None and not record.draining)
             if record is None:
                 continue
             if record.address != stream.record.address or record.pid != stream.record.pid:

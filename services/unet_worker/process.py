@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from services.unet_worker.denoiser import Denoiser
@@ -184,7 +185,12 @@ async def _serve_announced(
         await cancel_and_wait(announcing)
         await host.withdraw()
         if not worker.crashed.is_set():
+            # Still to be found: a leader that is new meanwhile has these tasks end here.
+            leaving = asyncio.create_task(
+                keep_announced(registry, replace(record, draining=True), settings.registry_ttl_s)
+            )
             await _until_empty(worker, settings.drain_grace_s)
+            await cancel_and_wait(leaving)
         await host.drain(grace_s=1.0)
     log.info("stopped", worker_id=record.worker_id, residents_left=len(worker.residents))
 

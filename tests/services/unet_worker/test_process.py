@@ -61,10 +61,14 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
 
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(10):
-                while await registry.workers("test"):
+                while [record.draining for record in await registry.workers("test")] != [True]:
                     await asyncio.sleep(0.02)
             assert not await serving(channel)
-            assert (await leader.run([("a/0", 1)], [("a/0", 2)])).finished
+            assert not (await leader.run([("a/0", 1)])).finished
+        # A leader that comes now finds the worker, and what it holds.
+        async with open_channel(record.address) as channel, leading(channel, token=2) as leader:
+            assert [task.task_id for task in leader.attached.resident] == ["a/0"]
+            assert (await leader.run([("a/0", 2)])).finished
             await leader.release("a/0")
             assert await asyncio.wait_for(process.wait(), 10) == 0
     assert [card.name for card in await registry.cards()] == ["tiny"]
