@@ -1,0 +1,58 @@
+#!/bin/sh
+# Installs SynerDiff, whose source tree is the working directory, into the virtual environment TARGET, step by step:
+#
+#     install.sh TARGET dependencies [EXTRA...]  makes TARGET, with what the base and the extras need
+#     install.sh TARGET slim                     takes out the tests that packages ship
+#     install.sh TARGET project                  SynerDiff itself; lists all that is there in share/synerdiff
+#     install.sh TARGET bytecode [MODULE...]     what `python -m MODULE` imports, or else all there is, into pycache
+#
+# Bytecode is kept apart, for PYTHONPYCACHEPREFIX=TARGET/pycache, since images of Python come without that of its own
+# library, and a container with a read-only root would compile it at every start. No pip is left in TARGET.
+# PYTHON: the interpreter, which needs pip. TORCH_INDEX_URL: where the build of torch for the device comes from; empty:
+# where all else does.
+set -eu
+target=$1
+step=$2
+shift 2
+python=${PYTHON:-python3}
+
+install() {
+    "$python" -m pip --disable-pip-version-check --python "$target/bin/python" \
+        install --quiet --no-cache-dir --no-compile --root-user-action=ignore "$@"
+}
+
+case $step in
+dependencies)
+    "$python" -m venv --without-pip "$target"
+    mkdir -p "$target/share/synerdiff"
+    "$python" deploy/docker/requirements.py pyproject.toml "$@" > "$target/share/synerdiff/requirements.txt"
+    if [ -n "${TORCH_INDEX_URL:-}" ]; then
+        install --index-url "$TORCH_INDEX_URL" --no-deps -c constraints.txt torch
+    fi
+    install -c constraints.txt -r "$target/share/synerdiff/requirements.txt"
+    ;;
+slim)
+    find "$target"/lib/python*/site-packages -type d -name tests -prune -exec rm -rf {} +
+    ;;
+project)
+    install --no-deps .
+    "$python" -m pip --disable-pip-version-check --python "$target/bin/python" inspect --local \
+        > "$target/share/synerdiff/packages.json"
+    ;;
+bytecode)
+    unset PYTHONDONTWRITEBYTECODE
+    export PYTHONPYCACHEPREFIX="$target/pycache"
+    for module in "$@"; do
+        "$target/bin/python" -P -m "$module" --help > "$target/share/synerdiff/$module.txt"
+    done
+    if [ $# -eq 0 ]; then
+        library=$("$target/bin/python" -c "import sysconfig; print(sysconfig.get_path('stdlib'))")
+        # Python's own library and some packages hold files that are meant not to compile.
+        "$target/bin/python" -m compileall -qq -j 0 "$library" "$target/lib" || true
+    fi
+    ;;
+*)
+    echo "error: '$step' is no step: dependencies, slim, project or bytecode" >&2
+    exit 2
+    ;;
+esac
