@@ -16,7 +16,7 @@ from synerdiff.latents.arena import create_arena
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable, Latents, RemoteArena
 from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.latents.cuda_driver import CudaDevice
-from synerdiff.latents.cuda_ipc import TRANSPORT, CudaIpcReader
+from synerdiff.latents.cuda_ipc import TRANSPORT, CudaIpcReader, whole_gpu
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.latents.transports import TransportChoice
 from synerdiff.plans import SlotRef
@@ -87,7 +87,9 @@ class ReaderSide:
         self._client = ArenaClient(choice)
 
     async def start(self, listen: str) -> Answer:
-        """Nothing to serve."""
+        """Nothing to serve; the driver is there before anything is read, as in a worker that has warmed up."""
+        if TRANSPORT in self._choice.names and self._choice.cuda_device is not None:
+            whole_gpu(self._choice.cuda_device)
         return {"address": ""}
 
     async def read(self, address: str, slot: Answer, seed: int) -> Answer:

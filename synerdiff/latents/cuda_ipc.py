@@ -57,6 +57,15 @@ READ_TIMEOUT_S = 5.0
 
 T = TypeVar("T")
 
+
+class StillOpening(TransportUnusable):
+    """Opening takes too long to wait for. It goes on: `reader.opened` tells when it is done, if ever."""
+
+    def __init__(self, reason: str, reader: "CudaIpcReader") -> None:
+        super().__init__(reason)
+        self.reader = reader
+
+
 log = get_logger("latents")
 
 
@@ -155,19 +164,23 @@ class CudaIpcReader:
         self._device_ordinal = device_ordinal
         self._thread = DeviceThread("cuda-ipc")
         self._mapping: int | None = None
+        self.opened = False
 
     @classmethod
     async def open(cls, offer: TransportOffer, arena: ArenaDescription, device_ordinal: int | None) -> "CudaIpcReader":
         """A reader on the CUDA device `device_ordinal`, None if this process uses none.
 
         Raises:
-            TransportUnusable: the offer does not lead to the arena it was made for, or not within OPEN_TIMEOUT_S.
+            TransportUnusable: the offer does not lead to the arena it was made for.
+            StillOpening: it has not within OPEN_TIMEOUT_S. The caller has a reader to close.
         """
         ordinal = _check_without_driver(offer, device_ordinal)
         reader = cls(offer, arena, ordinal)
         try:
             await reader._on_thread(reader._open, OPEN_TIMEOUT_S, "the arena's memory was not opened")
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise StillOpening(str(error), reader) from error
             reader.close()
             raise
         return reader
@@ -200,6 +213,7 @@ class CudaIpcReader:
         header = expected_header(self._arena, self._offer)
         if device.copy_out(self._mapping, len(header)) != header:
             raise TransportUnusable("the memory opened does not hold the pattern offered")
+        self.opened = True
 
     def _clone(self, slots: Sequence[SlotRef]) -> list[CudaClone | None]:
         """Of each slot a whole clone, or None; see the module for why none is torn."""

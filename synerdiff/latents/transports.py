@@ -44,6 +44,30 @@ class LatentsReader(Protocol):
         """Let go of the arena."""
 
 
+class _UntilOpened:
+    """Reads over one transport until a better one, slow to open, is there. See LatentsReader."""
+
+    def __init__(self, now: LatentsReader, awaited: cuda_ipc.CudaIpcReader) -> None:
+        self._now = now
+        self._awaited: cuda_ipc.CudaIpcReader | None = awaited
+
+    @property
+    def transport(self) -> str:
+        return self._now.transport
+
+    async def read(self, slots: Sequence[SlotRef]) -> Sequence[memoryview | CudaClone | None]:
+        if self._awaited is not None and self._awaited.opened:
+            self._now.close()
+            self._now, self._awaited = self._awaited, None
+            log.info("latents transport opened late", transport=self.transport)
+        return await self._now.read(slots)
+
+    def close(self) -> None:
+        self._now.close()
+        if self._awaited is not None:
+            self._awaited.close()
+
+
 _Opener = Callable[[TransportOffer, ArenaDescription, TransportChoice], Coroutine[Any, Any, LatentsReader]]
 
 
@@ -71,12 +95,16 @@ async def open_arena(
     """
     reasons = dict(failed or {})
     reader: LatentsReader = InlineReader(fetch_inline)
+    awaited: cuda_ipc.CudaIpcReader | None = None
     for offer in _in_order(arena.offers, choice, reasons):
         try:
             reader = await _OPENERS[offer.transport](offer, arena, choice)
             break
         except TransportUnusable as error:
             reasons[offer.transport] = str(error)
+            awaited = error.reader if isinstance(error, cuda_ipc.StillOpening) else awaited
+    if awaited is not None:
+        reader = _UntilOpened(reader, awaited)
     log.info("latents transport chosen", arena_id=arena.arena_id, transport=reader.transport, failed=reasons)
     return reader
 

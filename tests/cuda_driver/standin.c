@@ -11,6 +11,7 @@
  *   STANDIN_CUDA_MEMORY  its bytes, shared by all processes of one STANDIN_CUDA_DIR
  *   STANDIN_CUDA_FAIL    errors to return: "cuIpcOpenMemHandle=205,cuMemAlloc=2"
  *   STANDIN_CUDA_HANG    a call that never returns
+ *   STANDIN_CUDA_DELAY_MS  milliseconds before a call begins: "cuIpcOpenMemHandle=800"
  *   STANDIN_CUDA_PAUSE_US  microseconds to wait in the middle of each copy
  */
 #define _GNU_SOURCE
@@ -86,16 +87,23 @@ static const char *setting(const char *name, const char *otherwise)
 
 static const char *directory(void) { return setting("STANDIN_CUDA_DIR", "/dev/shm"); }
 
+/* The number that a setting of the form "cuA=1,cuB=2" has for a call; 0 without one. */
+static int number_of(const char *settings, const char *call)
+{
+    size_t length = strlen(call);
+    for (const char *at = setting(settings, ""); (at = strstr(at, call)); at += length)
+        if (at[length] == '=')
+            return atoi(at + length + 1);
+    return 0;
+}
+
 static CUresult fault(const char *call)
 {
     if (!strcmp(setting("STANDIN_CUDA_HANG", ""), call))
         for (;;)
             pause();
-    size_t length = strlen(call);
-    for (const char *at = setting("STANDIN_CUDA_FAIL", ""); (at = strstr(at, call)); at += length)
-        if (at[length] == '=')
-            return atoi(at + length + 1);
-    return SUCCESS;
+    usleep(1000 * (useconds_t)number_of("STANDIN_CUDA_DELAY_MS", call));
+    return number_of("STANDIN_CUDA_FAIL", call);
 }
 
 #define CALL(name)                          \

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from services.vae_worker.decoder import BatchDecoder, DecodeFailure, Picture
 from synerdiff.latents.client import Latents
+from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.models.loading import load_vae_side
@@ -82,12 +83,30 @@ def test_one_picture_too_large_for_memory_fails_alone(vae_side: VaeSide) -> None
     assert "CUDA out of memory" in outcome.message
 
 
+class FakeDevice:
+    """Stands for a CudaDevice whose memory holds one image's latents."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+
+    def copy_out(self, pointer: int, size_bytes: int) -> bytearray:
+        return bytearray(self.data[:size_bytes])
+
+
+def test_latents_on_a_gpu_reach_a_decoder_on_the_cpu(vae_side: VaeSide) -> None:
+    stored = as_stored(latents_of(2, SIDE, SIDE))
+    clones = [CudaClone(FakeDevice(one.host()), 0, len(one.data)) for one in stored]  # type: ignore[arg-type]
+    batch = [Latents(clone, "float32") for clone in clones]
+    expected = pixels(BatchDecoder(vae_side).decode(stored, SIDE, SIDE))
+    np.testing.assert_array_equal(pixels(BatchDecoder(vae_side).decode(batch, SIDE, SIDE)), expected)
+
+
 def test_latents_at_fault_fail_alone(vae_side: VaeSide) -> None:
     latents = latents_of(5, SIDE, SIDE)
     latents[1, 0, 0, 0] = float("nan")
     latents[3, 0, 0, 0] = 7  # what the flaky VAE cannot digest
     batch = as_stored(latents)
-    batch[4] = Latents(batch[4].data[:-4], "float32")
+    batch[4] = Latents(batch[4].host()[:-4], "float32")
     outcomes = flaky(vae_side, RuntimeError("odd input")).decode(batch, SIDE, SIDE)
     failures = {i: o.message for i, o in enumerate(outcomes) if isinstance(o, DecodeFailure)}
     assert set(failures) == {1, 3, 4}

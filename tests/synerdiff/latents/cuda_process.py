@@ -92,13 +92,18 @@ class CudaCommands(Commands):
     def read_chosen(self, slot: dict[str, Any], faults: dict[str, str]) -> str | None:
         """What the reader chosen last finds; an error by its message."""
         assert self.chosen
-        with _meeting(faults):
+        with _meeting(faults), capture_logs():
             try:
                 [data] = self.loop.run_until_complete(self.chosen.read([SlotRef(**slot)]))
             except Exception as error:
                 return f"{type(error).__name__}: {error}"
         found = data.host() if isinstance(data, CudaClone) else data
         return None if found is None else found.hex()
+
+    def transport(self) -> str:
+        """What the reader chosen last reads over now."""
+        assert self.chosen
+        return self.chosen.transport
 
     def forget(self) -> None:
         """Close the reader chosen last; it is closed when this returns."""

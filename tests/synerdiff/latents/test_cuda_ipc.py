@@ -157,6 +157,23 @@ def test_a_reader_names_what_failed_and_goes_on_to_shared_memory(
     assert chosen["longest_pause_s"] < 0.4, "opening held the event loop"
 
 
+def test_memory_that_is_slow_to_open_is_read_once_it_is_there(
+    owner: OtherProcess, reader: OtherProcess, stand_in: StandIn, described: Any
+) -> None:
+    slot = owner.ask("write", fill=7)
+    chosen = reader.ask("choose", description=described, faults={"delay_ms": "cuIpcOpenMemHandle=800"})
+    assert chosen["transport"] == "shm"
+    assert chosen["seconds"] < 1
+    for _ in range(100):
+        assert reader.ask("read_chosen", slot=slot, faults={}) == FULL
+        if reader.ask("transport") == "cuda_ipc":
+            break
+        time.sleep(0.05)
+    assert reader.ask("transport") == "cuda_ipc"
+    reader.ask("forget")
+    assert memory_of(stand_in, described).name not in stand_in.mapped_by(reader.process.pid)
+
+
 def logged_reason(chosen: Any) -> str:
     """What the one line says of cuda_ipc."""
     [line] = chosen["logs"]

@@ -11,14 +11,16 @@ from structlog.testing import capture_logs
 
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable
-from synerdiff.latents.description import TransportOffer
+from synerdiff.latents.description import TransportOffer, TransportUnusable
 from synerdiff.latents.messages import arena_description_from_pb, arena_description_to_pb
 from synerdiff.latents.service import LatentsArenaServicer
-from synerdiff.latents.shared_memory import sweep_stale_files
-from synerdiff.latents.transports import HOST_TRANSPORTS, open_arena
+from synerdiff.latents.shared_memory import SharedMemoryReader, sweep_stale_files
+from synerdiff.latents.transports import HOST_TRANSPORTS, TransportChoice, open_arena
 from synerdiff.plans import SlotRef
 from synerdiff.rpc import ServiceHost
+from synerdiff.settings import load
 from synerdiff.v1 import stages_pb2_grpc
+from synerdiff.worker_settings import WorkerSettings
 from tests.synerdiff.latents.other_process import described_from, other_process
 
 SLOT_BYTES = 64
@@ -145,6 +147,48 @@ async def test_arenas_that_nobody_asks_for_are_let_go() -> None:
         await client.read(second.address, [other])
         assert client.transports() == {"shm": 1}
         assert await filled(client, first.address, slot) == [1]
+        await client.close()
+
+
+async def test_a_transport_that_fails_while_reading_is_given_up_for_the_next(
+    client: ArenaClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: SharedMemoryReader, slots: Sequence[SlotRef]) -> list[memoryview | None]:
+        raise TransportUnusable("gone")
+
+    async with owner() as unet:
+        first, second = unet.written(1), unet.written(2)
+        assert await filled(client, unet.address, first) == [1]
+        monkeypatch.setattr(SharedMemoryReader, "read", broken)
+        with capture_logs() as logs:
+            assert await filled(client, unet.address, second, first) == [2, 1]
+        monkeypatch.undo()
+        assert client.transports() == {"inline": 1}
+        assert [line["failed"] for line in logs] == [{"shm": "gone"}]
+        assert await filled(client, unet.address, first) == [1]
+        assert client.transports() == {"inline": 1}, "what failed was tried again"
+
+
+@pytest.mark.parametrize(
+    ("device", "setting", "choice"),
+    [
+        ("cpu", "cuda_ipc,shm", TransportChoice(("cuda_ipc", "shm"), None)),
+        ("cuda", "shm,cuda_ipc", TransportChoice(("shm", "cuda_ipc"), 0)),
+        ("cuda:3", "", TransportChoice((), 3)),
+    ],
+)
+def test_the_settings_say_what_may_be_used(device: str, setting: str, choice: TransportChoice) -> None:
+    settings = load(WorkerSettings, [f"--device={device}", f"--latents-transports={setting}"])
+    assert settings.transport_choice() == choice
+
+
+async def test_a_transport_that_the_settings_leave_out_is_not_used() -> None:
+    async with owner() as unet:
+        client = ArenaClient(TransportChoice(("cuda_ipc",), None))
+        with capture_logs() as logs:
+            assert await filled(client, unet.address, unet.written(1)) == [1]
+        assert client.transports() == {"inline": 1}
+        assert logs[0]["failed"] == {"shm": "not among this process's latents_transports"}
         await client.close()
 
 
