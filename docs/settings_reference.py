@@ -21,10 +21,14 @@ by `--config FILE` or `SYNERDIFF_CONFIG`, whose keys are the names below. A sett
 process with exit status 2 and one line that names it.
 
 `synerdiff up` sets addresses, Redis, models, dtype and threads of what it starts by flags; any other setting reaches
-the processes through the environment, as in `SYNERDIFF_LOG_LEVEL=debug synerdiff up`.
+the processes through the environment, as in `SYNERDIFF_LOG_LEVEL=debug synerdiff up`. TLS is the exception: what `up`
+starts speaks plaintext.
 
-The command line itself reads two variables: `SYNERDIFF_ADDRESS`, where `generate`, `jobs`, `models` and `status` find a
-scheduler, and `REDIS_SERVER`, the Redis binary that `up` and `demo` start.
+The command line itself reads `SYNERDIFF_ADDRESS`, where the commands that ask a running system find a scheduler, and
+`SYNERDIFF_TLS_CA`, with `SYNERDIFF_TLS_CERTIFICATE` and `SYNERDIFF_TLS_KEY`, to call one that serves TLS; `up` and
+`demo` read `REDIS_SERVER`, the Redis binary that they start.
+
+What TLS asks of certificates, and what becomes of renewed ones: [deploy/docker](../deploy/docker/README.md#tls).
 
 Workers set what OpenMP's own variables leave open, in a container as anywhere: `OMP_WAIT_POLICY=passive` with
 `GOMP_SPINCOUNT=2000`, so that threads without work soon leave their core to the other worker. A worker that has its
