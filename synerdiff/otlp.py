@@ -7,12 +7,12 @@ from the ticks, although it runs on another thread.
 import logging
 import threading
 from collections.abc import Mapping, MutableSequence, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -69,12 +69,15 @@ class SpanExporter(OTLPSpanExporter):
 
 def request(spans: Sequence[Span], resource: Mapping[str, Any]) -> ExportTraceServiceRequest:
     """The export request of some spans."""
-    message = ResourceMessage()
-    _set_attributes(message.attributes, resource)
-    scope = trace_pb2.ScopeSpans(scope=InstrumentationScope(name=INSTRUMENTATION))
+    message = ExportTraceServiceRequest()
+    of_resource = message.resource_spans.add()  # filled where it is: put in later, every span would be copied
+    _set_attributes(of_resource.resource.attributes, resource)
+    scope = of_resource.scope_spans.add()
+    scope.scope.name = INSTRUMENTATION
+    add_span = scope.spans.add
     for span in spans:
-        _fill(scope.spans.add(), span)
-    return ExportTraceServiceRequest(resource_spans=[trace_pb2.ResourceSpans(resource=message, scope_spans=[scope])])
+        _fill(add_span(), span)
+    return message
 
 
 def _fill(message: trace_pb2.Span, span: Span) -> None:
@@ -97,16 +100,24 @@ def _fill(message: trace_pb2.Span, span: Span) -> None:
 def _set_attributes(messages: MutableSequence[KeyValue], attributes: Mapping[str, Value]) -> None:
     add = cast(Any, messages).add
     for key, value in attributes.items():
-        pair = add()
-        pair.key = key
-        if isinstance(value, str):
-            pair.value.string_value = value
-        elif isinstance(value, bool):
-            pair.value.bool_value = value
-        elif isinstance(value, int):
-            pair.value.int_value = value
+        kind = type(value)
+        if kind is str:
+            messages.append(_text(key, cast(str, value)))
         else:
-            pair.value.double_value = value
+            pair = add()
+            pair.key = key
+            if kind is int:
+                pair.value.int_value = value
+            elif kind is bool:
+                pair.value.bool_value = value
+            else:
+                pair.value.double_value = value
+
+
+@lru_cache(4096)
+def _text(key: str, value: str) -> KeyValue:
+    """Domains, workers and models come again and again."""
+    return KeyValue(key=key, value=AnyValue(string_value=value))
 
 
 class _ServiceLog(logging.Handler):

@@ -9,7 +9,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from synerdiff.errors import SynerDiffError
@@ -51,16 +51,17 @@ class TraceContext(NamedTuple):
 
     def named(self, *names: object) -> "TraceContext":
         """A span of this trace whose id follows from its names: whoever makes it, it is the same one."""
-        return self._replace(span_id=_digest(8, *names))
+        return TraceContext(self.trace_id, _digest(8, *names), self.sampled)
 
     def child(self) -> "TraceContext":
         """A new span of this trace."""
-        return self._replace(span_id=random.getrandbits(64) or 1)
+        return TraceContext(self.trace_id, random.getrandbits(64) or 1, self.sampled)
 
 
 def named_trace(*names: object) -> TraceContext:
     """The first span of a trace, both ids of which follow from its names."""
-    return TraceContext(_digest(16, *names), _digest(8, *names))
+    drawn = _digest(24, *names)
+    return TraceContext(drawn >> 64 or 1, drawn % 2**64 or 1)
 
 
 def _digest(size: int, *names: object) -> int:
@@ -81,8 +82,7 @@ def context_of_call(metadata: Iterable[tuple[str, str | bytes]] | None) -> Trace
     return next((parse_traceparent(value) for key, value in metadata or () if key == TRACEPARENT), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One span that has ended. Times are Unix ns. `error`: what went wrong; empty where nothing did.
 
     `dropped_links`: links past what a span may carry.
@@ -93,7 +93,7 @@ class Span:
     parent: TraceContext | None
     start_ns: int
     end_ns: int
-    attributes: Mapping[str, Value] = field(default_factory=dict)
+    attributes: Mapping[str, Value] = MappingProxyType({})
     links: Sequence[TraceContext] = ()
     kind: SpanKind = "internal"
     error: str = ""

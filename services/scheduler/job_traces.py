@@ -8,8 +8,9 @@ Workers make no spans. What they do is in their reports (a prompt's encoding, an
 spans of their own would say the same once more, beside the step loop and by a clock of another host.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, repeat
 
 from services.scheduler.effects import FailJob, FinishJob, StoreEffect
 from services.scheduler.holdings import Holdings
@@ -76,7 +77,9 @@ class _TracedTask:
 
     def in_stage(self, name: str) -> _Stage | None:
         """Its stage of that name: an image file may come before the report of the tick that decoded it."""
-        return next((stage for stage in (self.stage, self.before) if stage and stage.name == name), None)
+        if self.stage.name == name:
+            return self.stage
+        return self.before if self.before and self.before.name == name else None
 
 
 @dataclass
@@ -202,7 +205,7 @@ class JobTraces:
         task, stage = traced.task, traced.stage
         if not stage.name:
             return
-        attributes: dict[str, Value] = {"synerdiff.job_id": task.job_id, "synerdiff.image": task.index}
+        attributes: dict[str, Value] = {"synerdiff.image": task.index}
         worker_id = (not error and _worker_of(task, stage.name)) or stage.worker
         if worker_id:
             attributes["synerdiff.worker"] = worker_id
@@ -223,7 +226,7 @@ class JobTraces:
                 traced.job,
                 stage.since_ns,
                 end_ns,
-                attributes | stage.attributes,
+                attributes | stage.attributes if stage.attributes else attributes,
                 stage.ticks,
                 error=error,
                 dropped_links=stage.dropped_ticks,
@@ -237,8 +240,16 @@ class JobTraces:
         if planned is None or not self._tasks or not done.items:
             return
         stage_name = "denoise" if kind == "unet" else "decode"
-        traced_tasks = (self._tasks.get(task_id) for task_id in planned.task_ids)
-        stages = [stage for traced in traced_tasks if traced and (stage := traced.in_stage(stage_name))]
+        stale = {entry.task_id for entry in done.skipped}
+        stages: list[_Stage] = []
+        named = _rows_by_task(planned) if kind == "unet" else zip(planned.task_ids, repeat(0), strict=False)
+        for task_id, rows in named:
+            traced = self._tasks.get(task_id)
+            stage = traced.in_stage(stage_name) if traced else None
+            if stage:
+                stages.append(stage)
+                stage.steps += task_id not in stale
+                stage.rows += 0 if task_id in stale else rows
         if not stages:
             return
         tick = named_trace(self._leader_token, lane.domain, done.tick)
@@ -246,35 +257,29 @@ class JobTraces:
         for stage in stages:
             stage.link(context)
             stage.worker = lane.worker_id
-        if kind == "unet":
-            self._count_steps(planned, {entry.task_id for entry in done.skipped})
         links = [stage.context for stage in stages[:MOST_LINKS]]
         attributes: dict[str, Value] = {
             "synerdiff.domain": lane.domain,
             "synerdiff.worker": lane.worker_id,
             "synerdiff.tick": done.tick,
-            "synerdiff.items": len(done.items),
             "synerdiff.rows": sum(item.rows for item in done.items),
-            "synerdiff.stale": len(done.skipped),
             "synerdiff.predicted_ms": sum(item.predicted_ms for item in planned.items),
-            "synerdiff.threshold": planned.threshold,
         }
+        if done.skipped:
+            attributes["synerdiff.stale"] = len(done.skipped)
         start_ns, end_ns = done.items[0].start_unix_ns, done.items[-1].end_unix_ns
         dropped = len(stages) - len(links)
         self._tracer.record(
             Span(f"{kind} tick", context, parent, start_ns, end_ns, attributes, links, dropped_links=dropped)
         )
 
-    def _count_steps(self, planned: PlannedPart, stale: Collection[str]) -> None:
-        """Count a step of every traced task that was stepped, and the rows of its batch."""
-        first = 0
-        for item in planned.items:
-            for task_id in planned.task_ids[first : first + item.tasks]:
-                traced = self._tasks.get(task_id)
-                if traced and task_id not in stale:
-                    traced.stage.steps += 1
-                    traced.stage.rows += item.rows
-            first += item.tasks
+
+def _rows_by_task(planned: PlannedPart) -> Iterator[tuple[str, int]]:
+    """The tasks that step in a UNet worker's part, each with the rows of the batch that it is in."""
+    task_ids = iter(planned.task_ids)
+    for item in planned.items:
+        for task_id in islice(task_ids, item.tasks):
+            yield task_id, item.rows
 
 
 def _stage(job: TraceContext, task: Task, since_ns: int) -> _Stage:

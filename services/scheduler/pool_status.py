@@ -74,11 +74,12 @@ class PoolStatus:
         for model, seconds in backlog_s.items():
             metrics.decode_backlog.labels(model).set(seconds)
         if leader:
-            _set_gauges(metrics, leader.engine.holdings)
+            set_holdings_gauges(metrics, leader.engine.holdings)
             set_planning_gauges(metrics, leader.engine.holdings, leader.observer, leader.thresholds)
 
 
-def _set_gauges(metrics: PoolMetrics, holdings: Holdings) -> None:
+def set_holdings_gauges(metrics: PoolMetrics, holdings: Holdings) -> None:
+    """Tasks by phase, slots and workers."""
     for (model, phase), count in Counter((t.key.model, t.phase) for t in holdings.tasks.values()).items():
         metrics.tasks.labels(model, phase.name.lower()).set(count)
     for lane in holdings.unet.values():

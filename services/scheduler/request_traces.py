@@ -54,7 +54,6 @@ class Deliveries:
     def __init__(self, tracer: Tracer, job_id: str, traceparent: str) -> None:
         context = parse_traceparent(traceparent)
         self._tracer = tracer
-        self._job_id = job_id
         self._job = job_context(context, job_id) if context and tracer.wants(context) else None
 
     def delivered(self, event: Any, began_ns: int) -> None:
@@ -62,7 +61,6 @@ class Deliveries:
         if self._job is None or not event.HasField("image"):
             return
         attributes: dict[str, Value] = {
-            "synerdiff.job_id": self._job_id,
             "synerdiff.image": event.image.index,
             "synerdiff.bytes": len(event.image.data),
         }

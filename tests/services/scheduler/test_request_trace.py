@@ -122,8 +122,15 @@ async def test_one_trace_from_client_to_picture_and_over_a_change_of_leader(
     assert first.parent == page.context
     trace_id = page.context.trace_id
     spans = [span for span in collector.spans if int.from_bytes(span.trace_id) == trace_id]
-    jobs = [attributes(span)["synerdiff.job_id"] for span in spans if span.name == "job"]
-    by_job = [[span for span in spans if attributes(span).get("synerdiff.job_id") == job_id] for job_id in jobs]
+    by_job = [
+        [
+            span
+            for span in spans
+            if span.span_id in (job.span_id, job.parent_span_id) or span.parent_span_id == job.span_id
+        ]
+        for job in spans
+        if job.name == "job"
+    ]
     undisturbed, led_twice = sorted(by_job, key=lambda of_job: min(span.start_time_unix_nano for span in of_job))
     counts = check_tree(undisturbed)
     assert counts == {"accept": 1, "job": 1} | dict.fromkeys(STAGES, 2)
