@@ -7,7 +7,7 @@ import asyncio
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -21,6 +21,8 @@ WorkerKind = Literal["unet", "vae"]
 
 WORKERS = "synerdiff:workers"  # set of ids, some of them gone
 MODELS = "synerdiff:models"  # hash: model name -> card as JSON
+
+T = TypeVar("T")
 
 log = get_logger("registry")
 
@@ -66,15 +68,17 @@ def card_to_json(card: ModelCard) -> str:
 
 
 def card_from_json(text: str | bytes) -> ModelCard:
-    """The card that `card_to_json` wrote."""
+    """The card that `card_to_json` wrote. Fields and samplers that only a newer version knows are left out."""
     fields: dict[str, Any] = json.loads(text)
     fields["default_sampler"] = Sampler[fields["default_sampler"]]
     fields["samplers"] = tuple(
-        SamplerLimits(**limits | {"sampler": Sampler[limits["sampler"]]}) for limits in fields["samplers"]
+        _known(SamplerLimits, limits | {"sampler": Sampler[limits["sampler"]]})
+        for limits in fields["samplers"]
+        if limits["sampler"] in Sampler.__members__
     )
     if fields.get("skip_cfg"):
-        fields["skip_cfg"] = SkipCfgBudget(**fields["skip_cfg"])
-    return ModelCard(**fields)
+        fields["skip_cfg"] = _known(SkipCfgBudget, fields["skip_cfg"])
+    return _known(ModelCard, fields)
 
 
 def record_to_json(record: WorkerRecord) -> str:
@@ -85,10 +89,13 @@ def record_to_json(record: WorkerRecord) -> str:
 
 
 def record_from_json(text: str | bytes) -> WorkerRecord:
-    """The record that `record_to_json` wrote."""
+    """The record that `record_to_json` wrote. Fields that only a newer version knows are left out.
+
+    In a rolling upgrade schedulers read the records of workers that are newer than they are.
+    """
     fields: dict[str, Any] = json.loads(text)
     fields["model_card"] = card_from_json(json.dumps(fields["model_card"]))
-    return WorkerRecord(**fields)
+    return _known(WorkerRecord, fields)
 
 
 class WorkerRegistry:
@@ -145,6 +152,11 @@ async def keep_announced(registry: WorkerRegistry, record: WorkerRecord, ttl_s: 
             await registry.withdraw(record.worker_id)
         except (RedisError, OSError) as error:
             log.warning("could not withdraw the worker", worker=record.worker_id, error=str(error))
+
+
+def _known(kind: type[T], fields: dict[str, Any]) -> T:
+    names = {field.name for field in dataclasses.fields(cast(Any, kind))}
+    return kind(**{name: value for name, value in fields.items() if name in names})
 
 
 def _worker_key(worker_id: str) -> str:

@@ -12,6 +12,7 @@ from synerdiff.host import boot_id
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
+from synerdiff.skip_cfg import SkipCfgBudget
 
 CARD = ModelCard(
     name="emoji",
@@ -51,6 +52,22 @@ async def test_a_record_comes_back_as_it_was_and_reads_as_text(registry: WorkerR
     assert await registry.cards() == [CARD]
     stored: Any = await redis.get("synerdiff:worker:unet-1")
     assert json.loads(stored)["model_card"]["default_sampler"] == "DPMSOLVER_MULTISTEP"
+
+
+async def test_what_only_a_newer_worker_knows_is_left_out(registry: WorkerRegistry, redis: Redis) -> None:
+    """As in a rolling upgrade, where schedulers may be older than a worker."""
+    worker = dataclasses.replace(WORKER, model_card=dataclasses.replace(CARD, skip_cfg=SkipCfgBudget("reuse", 0.5, 2)))
+    await registry.announce(worker, ttl_s=60)
+    stored: Any = await redis.get("synerdiff:worker:unet-1")
+    newer = json.loads(stored) | {"seats": 2}
+    card = newer["model_card"]
+    card |= {"mood": "blue", "samplers": [*card["samplers"], {**card["samplers"][0], "sampler": "SAMPLER_OF_TOMORROW"}]}
+    card["samplers"][0]["fastest"] = True
+    card["skip_cfg"]["taste"] = 1
+    await redis.set("synerdiff:worker:unet-1", json.dumps(newer))
+    await redis.hset("synerdiff:models", "emoji", json.dumps(card))
+    assert await registry.workers() == [worker]
+    assert await registry.cards() == [worker.model_card]
 
 
 async def test_workers_are_listed_by_pool(registry: WorkerRegistry) -> None:
