@@ -15,7 +15,6 @@ from typing import Any
 HANDLE_BYTES = 64
 """The size of a CUipcMemHandle."""
 
-OUT_OF_MEMORY = 2
 INVALID_CONTEXT = 201
 
 _STREAM_NON_BLOCKING = 1
@@ -79,7 +78,7 @@ class CudaDevice:
             return int(self._call("cuMemGetInfo")[0])
 
     def allocate(self, size_bytes: int) -> int:
-        """The address of new device memory. Raises DriverError, of code OUT_OF_MEMORY where there is too little."""
+        """The address of new device memory. Raises DriverError where there is too little."""
         with self._current():
             return int(self._call("cuMemAlloc", size_bytes))
 
