@@ -215,6 +215,7 @@ class Cluster:
     def stop(self, pod: Pod) -> None:
         """`kubectl delete pod`, or an eviction: its workload makes another one at once."""
         if not pod.terminating:
+            pod.leave()
             task = asyncio.create_task(self._end(pod))
             self._stopping.add(task)
             task.add_done_callback(self._stopping.discard)

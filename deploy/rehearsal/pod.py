@@ -184,7 +184,6 @@ class Pod:
         self.terminating = False
         self.killed_after_grace = 0
         self.unfit = 0
-        self.gone = asyncio.Event()
         self.containers = [
             ContainerLife(self, spec, logs / f"{identity.name}-{spec.name}.log") for spec in template.containers
         ]
@@ -227,31 +226,33 @@ class Pod:
         for container in self.containers:
             container.signal(signal.SIGKILL)
 
+    def leave(self) -> None:
+        """Take it out of its Services; `stop` is to follow."""
+        self._left_at = time.monotonic() if self.ready else self._left_at
+        self.terminating = True
+        self.tell("is being stopped")
+        self._on_change()
+
     async def stop(self) -> None:
-        """Take it out of its Services, end its containers within its grace, and wait until they are gone."""
+        """End its containers within its grace, and wait until they are gone."""
         if not self.terminating:
-            self._left_at = time.monotonic() if self.ready else self._left_at
-            self.terminating = True
-            self.tell("is being stopped")
-            self._on_change()
-            began = time.monotonic()
-            await asyncio.gather(*(container.stop(self.template.grace_s) for container in self.containers))
-            for keeper in self._keepers:
-                keeper.cancel()
-            await asyncio.gather(*self._keepers, return_exceptions=True)
-            self.tell(f"is gone after {time.monotonic() - began:.1f} s")
-            self.gone.set()
-        await self.gone.wait()
+            self.leave()
+        began = time.monotonic()
+        await asyncio.gather(*(container.stop(self.template.grace_s) for container in self.containers))
+        await self._end_keepers()
+        self.tell(f"is gone after {time.monotonic() - began:.1f} s")
 
     async def kill(self) -> None:
         """End it at once, with everything in it."""
         self.terminating = True
         for container in self.containers:
             await container.kill()
+        await self._end_keepers()
+
+    async def _end_keepers(self) -> None:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        self.gone.set()
 
     def readiness_changed(self) -> None:
         """To be called when a container became ready or unready."""

@@ -63,6 +63,16 @@ async def rolling_restart(stage: Stage) -> None:
         await asyncio.sleep(stage.options.hold_s)
 
 
+async def lost_leader(stage: Stage) -> None:
+    """A UNet worker drains while the leader is killed: whoever leads next has to let it end its tasks."""
+    async with stage.under_load("lost leader"):
+        leader, began = await stage.leader(), time.monotonic()
+        stage.cluster.stop(stage.cluster.pods(UNET)[0])
+        leader.kill9()
+        await stage.cluster.settled(within_s=stage.options.patience_s)
+        stage.report.measured("lost leader", "drained and replaced", f"{time.monotonic() - began:.1f} s")
+
+
 async def chaos(stage: Stage) -> None:
     """Pods killed with SIGKILL, and drained, at random under load, with every kind of worker twice."""
     draw = random.Random(stage.options.seed)
@@ -166,6 +176,7 @@ SCENARIOS = {
     "first-picture": first_picture,
     "scaling": scaling,
     "rolling-restart": rolling_restart,
+    "lost-leader": lost_leader,
     "chaos": chaos,
     "simulated-throughput": simulated_throughput,
     "real-throughput": real_throughput,

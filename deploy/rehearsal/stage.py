@@ -1,6 +1,7 @@
 """What the scenarios share: a cluster, clients in front of it, and what is asked of every load."""
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from redis.asyncio import Redis
 from deploy.rehearsal import answers
 from deploy.rehearsal.answers import Answer
 from deploy.rehearsal.cluster import Cluster, Errand, NotInTime
+from deploy.rehearsal.pod import Pod
 from deploy.rehearsal.report import Report
 from services.scheduler.store import keys
 from synerdiff.redis_client import connect
@@ -127,22 +129,33 @@ class Stage:
             return int(await redis.zcard(keys.PATTERNS["deadlines"]))
 
     async def slots_used(self) -> int:
-        """Slots that hold a task by the leader's books, once what ends has ended; -1 where nobody leads."""
+        """Slots that hold a task by the leader's books, once what ends has ended; -1 where no worker is attached."""
         give_up_at, used = time.monotonic() + _SLOTS_FREE_WITHIN_S, -1
         while used != 0 and time.monotonic() < give_up_at:
             await asyncio.sleep(0.2)
-            used = await self._slots_by_the_leader()
+            for _, status in await self._leading():
+                unets = [worker for worker in status.workers if worker.kind == "unet"]
+                attached = bool(unets) and all(worker.attached for worker in unets)
+                used = sum(worker.slots_used for worker in unets) if attached else -1
         return used
 
-    async def _slots_by_the_leader(self) -> int:
+    async def leader(self) -> Pod:
+        """The scheduler that leads. Raises NotInTime."""
+        give_up_at = time.monotonic() + self.options.patience_s
+        while time.monotonic() < give_up_at:
+            for pod, _ in await self._leading():
+                return pod
+            await asyncio.sleep(0.2)
+        raise NotInTime(f"a leader: not within {self.options.patience_s:g} s")
+
+    async def _leading(self) -> list[tuple[Pod, operations_pb2.GetStatusResponse]]:
+        """The scheduler that says that it leads, with its status; none while a new one is being found."""
+        leading = []
         for pod in self.cluster.pods(SCHEDULER):
             async with open_channel(f"{pod.ip}:{_SCHEDULER_PORT}") as channel:
                 stub = operations_pb2_grpc.OperationsStub(channel)
-                try:
+                with contextlib.suppress(grpc.aio.AioRpcError):
                     status = await stub.GetStatus(operations_pb2.GetStatusRequest(), timeout=2)
-                except grpc.aio.AioRpcError:
-                    continue
-            unets = [worker for worker in status.workers if worker.kind == "unet"]
-            if status.leader and unets and all(worker.attached for worker in unets):
-                return sum(worker.slots_used for worker in unets)
-        return -1
+                    if status.leader:
+                        leading.append((pod, status))
+        return leading
