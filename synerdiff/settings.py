@@ -60,8 +60,6 @@ class ServiceSettings(BaseSettings):
     tls_ca: OptionalFile = Field(
         None, description="PEM file of the CA of this system's processes; workers obey only who has a certificate of it"
     )
-    otlp_endpoint: str = Field("", description="OTLP/gRPC collector of traces, as http://host:4317; empty: none")
-    trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced where the client did not decide")
 
     @model_validator(mode="after")
     def _check_tls(self) -> Self:

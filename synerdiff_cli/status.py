@@ -1,31 +1,39 @@
 """`synerdiff status` and `synerdiff models`: what runs where, and what can be asked for."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import grpc
 import typer
 from google.protobuf.json_format import MessageToJson
+from rich.console import Console
 from rich.table import Table
 
 from synerdiff.client import Model
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
-from synerdiff_cli.console import errors_as_lines, out
+from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
 from synerdiff_cli.interruption import run
 from synerdiff_cli.making import connected
 from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server_at
+from synerdiff_cli.status_watch import watch
 
 _TIMEOUT_S = 10.0
 
 
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with the proto's field names.")] = False,
+    watching: Annotated[bool, typer.Option("--watch", help="Show it live, until Ctrl-C.")] = False,
     address: Address = DEFAULT_ADDRESS,
     tls_ca: TlsCa = "",
 ) -> None:
     """Show the workers and queues of a running system, and what its leader plans by."""
+    if as_json and watching:
+        fail("--json shows what is now: leave out --watch", EXIT_INVALID)
     with errors_as_lines():
+        if watching:
+            run(watch(partial(_status, server_at(address, tls_ca)), Console(highlight=False), address))
         reply = run(_status(server_at(address, tls_ca)))
     if as_json:
         out.print(MessageToJson(reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True))

@@ -66,6 +66,12 @@ class SchedulerSettings(ServiceSettings):
     abandonment_s: float = Field(10.0, ge=1, description="seconds after which a job of Generate without followers ends")
     leader_ttl_s: float = Field(3.0, ge=0.5, le=60, description="seconds after which a silent leader is replaced")
     connection_age_s: float = Field(300.0, ge=10, description="age at which clients are asked to connect anew")
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^/\s]+)?$",
+        description="OTLP/gRPC collector of traces, as http://host:4317; empty: none",
+    )
+    trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced where the client did not decide")
     tls_client_ca: OptionalFile = Field(
         None,
         description="PEM file of the CA that clients must show a certificate of; none: anybody may call",
