@@ -3,13 +3,18 @@
 import asyncio
 from typing import Any, cast
 
+from prometheus_client import REGISTRY
+
 from services.scheduler.conduct import Conduct
 from services.scheduler.leader import Leader
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.pool_status import worker_statuses
 from services.scheduler.store.queue import Lease
-from services.scheduler.tasks import PlannedPart, UnetLaneState
+from services.scheduler.tasks import PlannedPart, UnetLaneState, VaeLaneState
 from services.scheduler.ticks import TickLog
 from synerdiff.plans import UnetTickDone
+from synerdiff.registry import WorkerRecord
+from tests.services.scheduler.harness import CARD
 from tests.services.scheduler.reports import KEY, planned, profile, timing
 
 NOBODY = cast(Any, None)
@@ -50,3 +55,37 @@ async def test_a_profile_that_is_taken_away_meanwhile_is_not_brought_back() -> N
     leading.engine.profile_unknown("d", KEY)
     await correcting
     assert leading.engine.holdings.profiles == {}
+
+
+def lost(kind: str) -> float:
+    return REGISTRY.get_sample_value("synerdiff_worker_losses_total", {"kind": kind}) or 0.0
+
+
+def test_a_worker_that_goes_without_a_word_is_counted_and_one_that_drained_is_not() -> None:
+    async def lose(*, draining: bool) -> None:
+        leading = leader()
+        leading.engine.vae_attached(VaeLaneState("v", "d", "m"))
+        leading.worker_announced("v", not draining)
+        for worker_id in ("v", "unknown"):
+            leading.worker_lost(worker_id)
+
+    before = lost("vae"), lost("unet")
+    asyncio.run(lose(draining=False))
+    assert (lost("vae"), lost("unet")) == (before[0] + 1, before[1])
+    asyncio.run(lose(draining=True))
+    assert (lost("vae"), lost("unet")) == (before[0] + 1, before[1])
+
+
+async def test_workers_that_a_leaving_leader_lets_go_are_not_lost() -> None:
+    leading, before = leader(), lost("unet")
+    leading._leaving = True
+    leading.worker_lost("u")
+    assert lost("unet") == before
+
+
+async def test_the_rows_of_a_workers_last_item_are_told() -> None:
+    leading = leader()
+    report(leading, 1, 80.0)
+    record = WorkerRecord("u", "unet", "h:1", CARD, "default", "d", "boot", 1)
+    (status,) = worker_statuses([record], leading.engine.holdings)
+    assert status.rows == 8
