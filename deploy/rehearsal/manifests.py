@@ -2,14 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-
-import yaml
-
-from deploy.kustomize import CannotRender, render_text
 
 ProbeKind = Literal["grpc", "tcpSocket", "exec"]
 VolumeKind = Literal["emptyDir", "configMap", "claim"]
@@ -137,17 +132,8 @@ class Manifests:
     not_rehearsed: tuple[str, ...]
 
 
-def render(overlay: Path) -> str:
-    """The overlay's manifests. Raises NotRehearsed where kubectl is missing or refuses them."""
-    try:
-        return render_text(overlay)
-    except CannotRender as error:
-        raise NotRehearsed(str(error)) from error
-
-
-def parse(text: str) -> Manifests:
+def parse(objects: Sequence[Mapping[str, Any]]) -> Manifests:
     """The rendered manifests as values. Raises NotRehearsed for what cannot be run as it is written."""
-    objects = [item for item in yaml.safe_load_all(text) if item]
     left_out: set[str] = set()
     config_maps = {
         item["metadata"]["name"]: dict(item.get("data") or {}) for item in objects if item["kind"] == "ConfigMap"

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from deploy.kustomize import CannotRender, render
 from deploy.rehearsal import manifests
 from deploy.rehearsal.cluster import Cluster, Event, NotInTime
 from deploy.rehearsal.manifests import Manifests, NotRehearsed
@@ -27,8 +28,8 @@ def play(given: argparse.Namespace, sandbox: Sandbox, folder: Path) -> int:
         print(f"--only: {unknown[0]!r} is none of: {', '.join(SCENARIOS)}", file=sys.stderr)
         return 2
     try:
-        rendered = manifests.parse(manifests.render(given.overlay))
-    except NotRehearsed as error:
+        rendered = manifests.parse(render(given.overlay))
+    except (CannotRender, NotRehearsed) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"pods:          {sandbox.description}")

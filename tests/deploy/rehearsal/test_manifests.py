@@ -4,7 +4,6 @@ import copy
 from typing import Any
 
 import pytest
-import yaml
 
 from deploy.rehearsal.manifests import NotRehearsed, Probe, Variable, parse
 
@@ -48,8 +47,8 @@ DEPLOYMENT: dict[str, Any] = {
 CONFIG = {"kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"SYNERDIFF_POOL": "default"}}
 
 
-def rendered(deployment: dict[str, Any], *more: dict[str, Any]) -> str:
-    return yaml.safe_dump_all([deployment, CONFIG, *more])
+def rendered(deployment: dict[str, Any], *more: dict[str, Any]) -> list[dict[str, Any]]:
+    return [deployment, CONFIG, *more]
 
 
 def changed(where: str, value: object) -> dict[str, Any]:
