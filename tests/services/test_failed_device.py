@@ -1,0 +1,197 @@
+"""A device that is lost to its process: no task is blamed, the worker ends and says why. The errors are injected."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from services.unet_worker.preparation import TaskPreparer
+from services.vae_worker.decoder import BatchDecoder
+from services.vae_worker.item_runner import ItemRunner, ItemWork, PlanDecodes
+from synerdiff.latents.arena import create_arena
+from synerdiff.latents.client import Latents
+from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.models.device import DeviceFailed
+from synerdiff.models.family import UnetSide, VaeSide
+from synerdiff.models.threads import ThreadShare
+from synerdiff.pace import Pacer, PaceSide
+from synerdiff.plans import DecodeEntry, Execution, SlotRef, VaeItem
+from synerdiff.redis_process import RedisProcess
+from synerdiff.registry import WorkerRegistry
+from synerdiff.requests import ImageFormat
+from synerdiff.rpc import ServiceHost, open_channel
+from synerdiff.v1 import stages_pb2_grpc
+from tests.parity import unet_side, vae_side
+from tests.services.unet_worker.conftest import ServedWorker, served_worker
+from tests.services.unet_worker.leader import leading
+from tests.services.unet_worker.specs import spec
+from tests.services.vae_worker.test_service import Leader as VaeLeader
+from tests.tiny_models import tiny_model
+
+POISONED = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might ...")
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1")
+
+
+@pytest.fixture
+async def served(model: Path) -> AsyncIterator[ServedWorker]:
+    async with served_worker(unet_side(model), threads=1) as worker:
+        yield worker
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise POISONED
+
+
+async def test_a_unet_worker_ends_and_blames_no_task(served: ServedWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with leading(served.channel) as leader:
+        await leader.admit(spec("a/0"), spec("b/0"))
+        monkeypatch.setattr(UnetSide, "predict", fail)
+        with capture_logs() as logs:
+            await leader.plan([("a/0", 0), ("b/0", 0)])
+            await asyncio.wait_for(served.worker.crashed.wait(), 20)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(leader.report(), 0.2)
+    assert {held.task_id for held in served.worker.residents.describe()} == {"a/0", "b/0"}
+    (told,) = [log for log in logs if log["log_level"] == "critical"]
+    assert told["event"] == "the device failed: this process ends, its tasks run again"
+    assert "illegal memory access" in told["reason"]
+
+
+async def test_a_device_that_fails_while_a_task_is_prepared_is_noticed(
+    served: ServedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TaskPreparer, "prepare", fail)
+    async with leading(served.channel) as leader:
+        for task_id in ("a/0", "b/0"):
+            served.worker.admit(spec(task_id))
+        await asyncio.wait_for(served.worker.crashed.wait(), 20)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(leader.report(), 0.2)
+    assert len(served.worker.residents) == 2
+
+
+async def test_a_device_that_computes_nothing_is_not_blamed_on_the_only_task(
+    served: ServedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an error that is not known to be fatal: not even zeros can be stepped after it."""
+    unknown = RuntimeError("CUDA error: in words that nobody knows yet")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise unknown
+
+    async with leading(served.channel) as leader:
+        await leader.admit(spec("a/0"))
+        monkeypatch.setattr(UnetSide, "predict", broken)
+        await leader.plan([("a/0", 0)])
+        await asyncio.wait_for(served.worker.crashed.wait(), 20)
+        assert len(served.worker.residents) == 1
+
+
+class Dying(BatchDecoder):
+    """Fails where `where` says: as latents come, or as they are decoded. Counts the decodes that were tried."""
+
+    def __init__(self, side: VaeSide, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(side)
+        self.tried = 0
+        if where == "latents":
+            monkeypatch.setattr(self, "_tensor", fail)
+
+        def decode(_: VaeSide, latents: torch.Tensor) -> Any:
+            self.tried += 1
+            raise POISONED
+
+        monkeypatch.setattr(VaeSide, "decode", decode)
+
+
+@pytest.mark.parametrize("where", ["latents", "decode"])
+def test_a_vae_worker_fails_as_a_whole(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    side = vae_side(model)
+    decoder = Dying(side, where, monkeypatch)
+    runner = ItemRunner(decoder, Pacer(PaceSide.VAE, tmp_path), ThreadShare(1))
+    entries = [
+        DecodeEntry(task_id, "", SlotRef("a", 0, 1), SIDE, SIDE, ImageFormat.PNG, "{}") for task_id in ("a", "b")
+    ]
+    decodes = PlanDecodes.of([VaeItem(tuple(entries))], set(), lambda: False)
+    data = bytes(4 * 8 * 8 * 4)
+    fresh = tuple((entry, Latents(memoryview(bytearray(data)), "float32")) for entry in entries)
+    with pytest.raises((DeviceFailed, torch.AcceleratorError), match="illegal memory access"):
+        runner.run(ItemWork(1, Execution(), fresh, ()), decodes)
+    assert decoder.tried <= 1, "a poisoned context is not tried again"
+    runner.close()
+
+
+async def test_both_processes_end_with_status_one(redis: Redis, redis_server: RedisProcess, model: Path) -> None:
+    ended = await asyncio.gather(*(_run_to_its_end(kind, redis, redis_server.url, model) for kind in ("unet", "vae")))
+    for status, reports, stderr in ended:
+        assert status == 1
+        assert not reports, "a task was blamed, or a report made"
+        (told,) = [line for line in stderr.splitlines() if '"level": "critical"' in line]
+        assert "the device failed: this process ends" in told
+        assert "unspecified launch failure" in told
+
+
+async def _run_to_its_end(kind: str, redis: Redis, redis_url: str, model: Path) -> tuple[int, list[object], str]:
+    """Start a worker whose first real work fails, and give it some. Its exit status, its reports and its log."""
+    flags = ("--model", str(model), "--redis-url", redis_url, "--pool", kind, "--threads", "1")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.services.poisoned_worker", kind, *flags), stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(100):
+            while not (records := await WorkerRegistry(redis).workers(kind)):
+                await asyncio.sleep(0.05)
+        async with open_channel(records[0].address) as channel:
+            reports = await (_step(channel) if kind == "unet" else _decode(channel))
+        _, stderr = await asyncio.wait_for(process.communicate(), 30)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, reports, stderr.decode()
+
+
+async def _step(channel: grpc.aio.Channel) -> list[object]:
+    async with leading(channel) as leader:
+        await leader.admit(spec("a/0"))
+        await leader.plan([("a/0", 0)])
+        return await _until_the_end(leader.report)
+
+
+async def _decode(channel: grpc.aio.Channel) -> list[object]:
+    arena, host = create_arena(1, 4 * 8 * 8 * 4, "float32"), ServiceHost()
+    host.add("arena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
+    address = await host.start("127.0.0.1:0")
+    slot = arena.acquire()
+    arena.write(slot, bytes(4 * 8 * 8 * 4))
+    leader = VaeLeader(channel, 1)
+    await leader.attach()
+    await leader.plan(1, [DecodeEntry("a/0", address, slot, SIDE, SIDE, ImageFormat.PNG, "{}")])
+    try:
+        return await _until_the_end(leader.report)
+    finally:
+        await host.drain(0)
+        arena.close()
+
+
+async def _until_the_end(report: Callable[[], Awaitable[object]]) -> list[object]:
+    reports: list[object] = []
+    with contextlib.suppress(grpc.aio.AioRpcError, AssertionError):  # the stream ends, one way or the other
+        while True:
+            reports.append(await report())
+    return reports

@@ -1,0 +1,81 @@
+"""A fake of the device interface: the CPU, with the duties of a GPU written down instead of done. No GPU is simulated.
+
+It shows what workers ask of a device and in which order. What a GPU makes of that, it cannot show.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from synerdiff.models.device.contract import Capture, Lend, Mark, Timeline
+from synerdiff.models.device.cpu import CpuDevice
+
+
+@dataclass(frozen=True)
+class FakeCapture:
+    """Computes the call again where a graph would be replayed; writes into the same buffer."""
+
+    call: Callable[[], Tensor]
+    output: Tensor
+    asked: list[str]
+
+    def replay(self) -> None:
+        self.asked.append("replay")
+        self.output.copy_(self.call())
+
+
+@dataclass(frozen=True)
+class FakeTimeline:
+    """Moments are numbers of ns from 1 on; the work before one is not done until somebody waits."""
+
+    asked: list[str]
+
+    def mark(self) -> Mark:
+        self.asked.append("mark")
+        return self.asked.count("mark")
+
+    def wait(self, mark: Mark) -> None:
+        self.asked.append(f"wait {mark}")
+
+    def unix_ns(self, mark: Mark) -> int:
+        return int(mark)
+
+
+class FakeGpu(CpuDevice):
+    """`asked` is what was asked of it, in order. `refuses`: what captures fail with; `peak`: what it says was held."""
+
+    def __init__(self, captures: bool = True, peak: int = 0) -> None:
+        self.captures = captures
+        self.asked: list[str] = []
+        self.refuses: Exception | None = None
+        self.peak = peak
+
+    def peak_bytes(self) -> int:
+        return self.peak
+
+    def free_caches(self) -> None:
+        self.asked.append("free")
+
+    def upload(self, host: Tensor) -> Tensor:
+        self.asked.append("upload")
+        return host.clone()
+
+    def download(self, tensor: Tensor) -> Tensor:
+        self.asked.append("download")
+        return tensor.clone()
+
+    def timeline(self) -> Timeline:
+        return FakeTimeline(self.asked)
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Lend]:
+        self.asked.append("beside")
+        yield lambda tensors: self.asked.extend("lend" for _ in tensors)
+
+    def capture(self, call: Callable[[], Tensor]) -> Capture:
+        self.asked.append("capture")
+        if self.refuses is not None:
+            raise self.refuses
+        return FakeCapture(call, call(), self.asked)

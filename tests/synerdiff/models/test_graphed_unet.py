@@ -1,0 +1,122 @@
+"""UNet calls replayed from captures, on a fake of the device interface: keys, padding, bound and fall-back."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from synerdiff.models.device import DeviceFailed
+from synerdiff.models.family import Conditioning, UnetSide
+from synerdiff.models.graphed_unet import GraphedUnet, padded_rows
+from synerdiff.models.loading import load_unet_side
+from tests.synerdiff.models.fake_gpu import FakeGpu
+from tests.tiny_models import FamilyName, tiny_model
+
+Call = tuple[torch.Tensor, torch.Tensor, Conditioning]
+
+
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> UnetSide:
+    family: FamilyName = request.param
+    return load_unet_side(tiny_model(family, tmp_path_factory.mktemp("models") / family), torch.float32)
+
+
+@pytest.fixture
+def gpu() -> FakeGpu:
+    return FakeGpu()
+
+
+@pytest.fixture
+def graphed(plain: UnetSide, gpu: FakeGpu) -> GraphedUnet:
+    return GraphedUnet(replace(plain, compute=gpu), most=2)
+
+
+def call(side: UnetSide, rows: int, seed: int = 0, size: int = 64) -> Call:
+    draw = torch.Generator().manual_seed(seed)
+    latents = torch.randn(rows, *side.latent_shape(size, size), generator=draw)
+    prompts = side.encode([f"prompt {row} of {seed}" for row in range(rows)])
+    return latents, torch.arange(rows) * 10.0 + seed, side.conditioning(prompts, size, size)
+
+
+@pytest.mark.parametrize(("rows", "padded"), [(1, 1), (2, 2), (3, 3), (5, 6), (7, 8), (9, 12), (13, 16), (17, 24)])
+def test_few_batch_sizes_serve_all(rows: int, padded: int) -> None:
+    assert padded_rows(rows) == padded
+
+
+def test_padding_never_doubles_a_batch_and_keeps_the_order() -> None:
+    sizes = [padded_rows(rows) for rows in range(1, 129)]
+    assert sizes == sorted(sizes)
+    assert all(rows <= size <= 1.5 * rows for rows, size in enumerate(sizes, start=1))
+    assert len(set(sizes)) == 14
+
+
+def test_a_padded_batch_changes_no_row_beyond_rounding(plain: UnetSide, graphed: GraphedUnet) -> None:
+    for rows in (5, 6, 5):  # the last one pads with what the one before has left there
+        arguments = call(plain, rows, seed=rows)
+        torch.testing.assert_close(graphed.predict(*arguments), plain.predict(*arguments), rtol=1e-4, atol=1e-5)
+    assert graphed.captures == 1
+
+
+def test_a_capture_is_made_once_per_size_and_shape_and_those_used_last_are_kept(
+    plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu
+) -> None:
+    for rows, size in ((2, 64), (2, 64), (1, 64), (2, 64), (2, 128)):
+        graphed.predict(*call(plain, rows, size=size))
+    assert gpu.asked.count("capture") == 3
+    assert gpu.asked.count("replay") == 5
+    assert graphed.captures == 2
+    graphed.predict(*call(plain, 2))
+    assert gpu.asked.count("capture") == 3, "the one used last was dropped"
+    graphed.predict(*call(plain, 1))
+    assert gpu.asked.count("capture") == 4
+
+
+def test_what_it_answers_is_the_callers_own(plain: UnetSide, graphed: GraphedUnet) -> None:
+    first = graphed.predict(*call(plain, 2, seed=1))
+    kept = first.clone()
+    graphed.predict(*call(plain, 2, seed=2))
+    assert torch.equal(first, kept)
+
+
+def test_a_capture_that_fails_is_said_once_and_done_without(
+    plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu
+) -> None:
+    gpu.refuses = RuntimeError("CUDA error: operation not permitted when stream is capturing")
+    with capture_logs() as logs:
+        for _ in range(3):
+            arguments = call(plain, 2)
+            assert torch.equal(graphed.predict(*arguments), plain.predict(*arguments))
+    assert gpu.asked == ["capture"]
+    (log,) = logs
+    assert (log["log_level"], log["rows"]) == ("warning", 2)
+    assert "stream is capturing" in log["reason"]
+
+
+def test_a_capture_that_poisons_the_device_is_not_fallen_back_from(
+    plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu
+) -> None:
+    gpu.refuses = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(DeviceFailed, match="illegal memory access"):
+        graphed.predict(*call(plain, 2))
+
+
+def test_without_captures_calls_are_made_as_they_come(plain: UnetSide) -> None:
+    off = FakeGpu(captures=False)
+    graphed = GraphedUnet(replace(plain, compute=off))
+    arguments = call(plain, 3)
+    assert torch.equal(graphed.predict(*arguments), plain.predict(*arguments))
+    assert off.asked == []
+
+
+def test_freed_captures_are_made_anew(plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu) -> None:
+    graphed.predict(*call(plain, 2))
+    graphed.free()
+    assert graphed.captures == 0
+    graphed.predict(*call(plain, 2))
+    assert gpu.asked.count("capture") == 2
+
+
+def test_attention_is_torchs_own(plain: UnetSide) -> None:
+    assert {type(processor).__name__ for processor in plain.unet.attn_processors.values()} == {"AttnProcessor2_0"}
+    assert plain.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
