@@ -36,6 +36,8 @@ class Cell:
     """One measured item: `rows` UNet rows beside `decodes` decodes, each in `chunks` bands. Times in ms from its start.
 
     `unet_ms` and `vae_ms` are medians of when each side ended, `median_ms` and `p90_ms` of the whole item.
+    `peak_bytes`: most that both workers held at once; `unet_bytes` and `vae_bytes`: each one's device memory, where the
+    device counts it. 0: not known.
     """
 
     rows: int
@@ -48,6 +50,8 @@ class Cell:
     peak_bytes: int = 0
     samples: int = 0
     origin: str = "measured"
+    unet_bytes: int = 0
+    vae_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -325,7 +329,8 @@ def _cell(fields: dict[str, Any]) -> Cell:
 
 def _check(profile: Profile) -> None:
     for number, cell in enumerate(profile.cells):
-        counts = (cell.rows, cell.decodes, *cell.setting, cell.peak_bytes, cell.samples)
+        sizes = (cell.peak_bytes, cell.unet_bytes, cell.vae_bytes)
+        counts = (cell.rows, cell.decodes, *cell.setting, *sizes, cell.samples)
         if any(type(count) is not int or count < 0 for count in counts):
             raise _refused(f"cells[{number}]", "a count that is not a whole number of at least 0")
         if cell.rows + cell.decodes == 0 or cell.setting.chunks < 1:

@@ -15,6 +15,15 @@ class ProbeFailed(Exception):
     """An item could not be measured; the message says why."""
 
 
+class MemoryRanOut(ProbeFailed):
+    """A worker, "unet" or "vae", had no memory for `at_once` rows or decodes at once."""
+
+    def __init__(self, kind: str, at_once: int) -> None:
+        super().__init__(f"the {kind} worker has no memory for {at_once} {'rows' if kind == 'unet' else 'decodes'}")
+        self.kind = kind
+        self.at_once = at_once
+
+
 class ProbeItem(NamedTuple):
     """An item to run: `rows` beside the chunks from `first` up to `end` of `decodes` decodes."""
 
@@ -65,7 +74,14 @@ class RoundTimes(NamedTuple):
 def round_times(
     items: Sequence[ProbeItem], unet: UnetTickDone | None, vae: VaeTickDone | None, turnaround_ms: float
 ) -> RoundTimes:
-    """What the reports of a round's two parts say. Raises ProbeFailed where they did not do what was asked."""
+    """What the reports of a round's two parts say.
+
+    Raises ProbeFailed where they did not do what was asked, MemoryRanOut where they could not do it at once.
+    """
+    for kind, done in (("unet", unet), ("vae", vae)):
+        halved = [timing.halved for timing in done.items if timing.halved] if done else []
+        if halved:
+            raise MemoryRanOut(kind, min(halved))
     skipped = [*(unet.skipped if unet else ()), *(vae.skipped if vae else ())]
     if skipped:
         raise ProbeFailed(f"{skipped[0].task_id} was skipped: {skipped[0].reason.name.lower()}")
@@ -86,4 +102,5 @@ def _timing(unet: ItemTiming | None, vae: ItemTiming | None) -> Timing:
     sides = [side for side in (unet, vae) if side]
     start = min(side.start_unix_ns for side in sides)
     unet_ms, vae_ms = ((side.end_unix_ns - start) / 1e6 if side else 0.0 for side in (unet, vae))
-    return Timing(max(unet_ms, vae_ms), unet_ms, vae_ms)
+    unet_bytes, vae_bytes = (side.peak_bytes if side else 0 for side in (unet, vae))
+    return Timing(max(unet_ms, vae_ms), unet_ms, vae_ms, unet_bytes, vae_bytes)

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from services.scheduler.effects import WorkerEffect
 from services.scheduler.engine import Engine
+from services.scheduler.profiler.memory_plan import within_memory
 from services.scheduler.profiler.probe_rounds import ProbeFailed
 from services.scheduler.profiler.probing import ProbePair, Prober
 from services.scheduler.profiler.profile_findings import subject_of
@@ -183,7 +184,7 @@ class ProfileKeeper:
 
     def _know(self, place: _Place, profile: Profile) -> None:
         place.known = True
-        self._engine.profile_known(place.domain, place.key, profile)
+        self._engine.profile_known(place.domain, place.key, within_memory(profile, place.pair.unet, place.pair.vae))
         self._changed()
 
     # ---- measuring

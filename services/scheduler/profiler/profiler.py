@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import median
 
-from services.scheduler.profiler.probe_rounds import ProbeItem
+from services.scheduler.profiler.memory_plan import within_memory
+from services.scheduler.profiler.probe_rounds import MemoryRanOut, ProbeItem
 from services.scheduler.profiler.probing import Prober
 from services.scheduler.profiler.profile_findings import subject_of, with_findings
 from services.scheduler.profiler.profiling import Extent, ProfileCourse, extent_for
@@ -45,6 +46,7 @@ class Profiler:
         self._extent: Extent | None = None
         self._samples = 0
         self._outliers = 0
+        self._shortages: list[str] = []
 
     @property
     def measurements(self) -> int:
@@ -56,7 +58,11 @@ class Profiler:
         course = self.course = self.course or self._begin(prober)
         while (probe := course.next()) is not None:
             started = time.monotonic()
-            measured = await prober.measure(probe, self._options.effort)
+            try:
+                measured = await prober.measure(probe, self._options.effort)
+            except MemoryRanOut as short:
+                course = self.course = self._smaller(short)
+                continue
             course.measured(measured.cell, time.monotonic() - started)
             self._samples += measured.cell.samples
             self._outliers += measured.outliers
@@ -73,10 +79,22 @@ class Profiler:
         extent = self._extent = extent_for(rows, decodes, options.chunks, unet, vae, cores)
         return ProfileCourse(extent, bound=options.bound, budget_s=options.budget_s)
 
+    def _smaller(self, short: MemoryRanOut) -> ProfileCourse:
+        """Begin anew, with items that stay under what memory did not suffice for. Raises it where none is left."""
+        assert self._extent is not None
+        fits = short.at_once - 1
+        if fits < 1:
+            raise short
+        rows, decodes = self._extent.max_rows, self._extent.max_decodes
+        rows, decodes = (min(rows, fits), decodes) if short.kind == "unet" else (rows, min(decodes, fits))
+        self._shortages.append(f"{short}: measured without such items")
+        self._extent = replace(self._extent, max_rows=rows, max_decodes=decodes)
+        return ProfileCourse(self._extent, bound=self._options.bound, budget_s=self._options.budget_s)
+
     def _profile(self, prober: Prober, course: ProfileCourse) -> Profile:
         assert self._extent is not None
         pair = prober.pair
-        notes = [f"{self._outliers} of {self._samples} runs took over 1.5 times their item's median"]
+        notes = [*self._shortages, f"{self._outliers} of {self._samples} runs took over 1.5 times their item's median"]
         if not prober.in_step_works:
             notes.append("the workers share no pace: items were sent to both at once, not run in step")
         if math.isinf(course.error):
@@ -92,7 +110,7 @@ class Profiler:
             interpolation_error=round(course.error, 4) if math.isfinite(course.error) else 1.0,
             notes=tuple(notes),
         )
-        return with_findings(profile, pair.slots)
+        return within_memory(with_findings(profile, pair.slots), pair.unet, pair.vae)
 
     async def _compared(self, prober: Prober, profile: Profile) -> Mechanisms:
         """The mechanisms, each measured with and without in a round that is typical of this profile."""

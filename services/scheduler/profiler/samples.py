@@ -29,11 +29,16 @@ QUICK = Effort(least=3, most=8, spread=0.05, longest_s=1.0)
 
 @dataclass(frozen=True)
 class Timing:
-    """One run of an item, in ms from its start: when it ended, and when each side did (0 for one without a part)."""
+    """One run of an item, in ms from its start: when it ended, and when each side did (0 for one without a part).
+
+    `unet_bytes`, `vae_bytes`: most device memory that each held; 0 where it is not counted.
+    """
 
     ms: float
     unet_ms: float
     vae_ms: float
+    unet_bytes: int = 0
+    vae_bytes: int = 0
 
 
 def enough(timings: Sequence[Timing], effort: Effort) -> bool:
@@ -65,7 +70,11 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def cell_of(probe: Probe, timings: Sequence[Timing], peak_bytes: int) -> Cell:
-    """What the timings of an item say of it. Times are rounded to the microsecond."""
+    """What the timings of an item say of it. Times are rounded to the microsecond.
+
+    `peak_bytes`: as seen from outside, for devices that do not count.
+    """
+    unet_bytes, vae_bytes = (max(getattr(timing, side) for timing in timings) for side in ("unet_bytes", "vae_bytes"))
     whole = [timing.ms for timing in timings]
     middle = round(median(whole), 3)
     return Cell(
@@ -76,8 +85,10 @@ def cell_of(probe: Probe, timings: Sequence[Timing], peak_bytes: int) -> Cell:
         setting=probe.setting,
         unet_ms=round(median(timing.unet_ms for timing in timings), 3),
         vae_ms=round(median(timing.vae_ms for timing in timings), 3),
-        peak_bytes=peak_bytes,
+        peak_bytes=unet_bytes + vae_bytes or peak_bytes,
         samples=len(timings),
+        unet_bytes=unet_bytes,
+        vae_bytes=vae_bytes,
     )
 
 

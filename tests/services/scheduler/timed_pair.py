@@ -48,7 +48,8 @@ class TimedPair:
     """Answers commands in the next turn of the event loop. `told` hears of each report and the worker it comes from.
 
     `held` are the tasks with a slot, `images` those whose image a VAE worker keeps. `step_free`: nobody waits for
-    anybody. `broken`: a UNet row count that cannot be computed.
+    anybody. `broken`: a UNet row count that cannot be computed. `most_rows`, `most_decodes`: what memory suffices for,
+    0 for any; `row_bytes`: what each row and decode takes.
     """
 
     def __init__(self, told: Callable[[str, Report], None], slots: int = 32) -> None:
@@ -58,6 +59,7 @@ class TimedPair:
         self.plans = 0
         self.step_free = False
         self.broken = 0
+        self.most_rows = self.most_decodes = self.row_bytes = 0
         self.paused = False
         self.ticks: list[int] = []
         self._told = told
@@ -116,6 +118,10 @@ class TimedPair:
             if part:
                 self._report(part.worker_id, report)
 
+    def _timing(self, start_ns: int, end_ns: int, count: int, most: int) -> ItemTiming:
+        halved = count if most and count > most else 0
+        return ItemTiming(start_ns, end_ns, count, halved=halved, peak_bytes=count * self.row_bytes)
+
     def _run_item(
         self,
         stepping: UnetItem | None,
@@ -135,10 +141,10 @@ class TimedPair:
         begun = tuple(clocks)
         if stepping:
             clocks[0] += round(ms * 1e6)
-            unet = replace(unet, items=(*unet.items, ItemTiming(begun[0], clocks[0], rows)))
+            unet = replace(unet, items=(*unet.items, self._timing(begun[0], clocks[0], rows, self.most_rows)))
         if decoding:
             clocks[1] += round(ms * 1e6 * (VAE_SHARE if stepping else 1))
-            vae = replace(vae, items=(*vae.items, ItemTiming(begun[1], clocks[1], len(decodes))))
+            vae = replace(vae, items=(*vae.items, self._timing(begun[1], clocks[1], len(decodes), self.most_decodes)))
             self.images |= {entry.task_id for entry in decodes}
         return replace(unet, skipped=(*unet.skipped, *skipped), finished=(*unet.finished, *finished)), vae
 

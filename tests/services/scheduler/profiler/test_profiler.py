@@ -152,3 +152,24 @@ async def test_a_report_that_does_not_match_is_no_measurement() -> None:
     bench.pair.held[task.task_id] = replace(task, guidance_scale=1.0)
     with pytest.raises(ProbeFailed, match="4 UNet rows were asked for, 3 were computed"):
         await bench.prober.run_round([ProbeItem(4, 0, Setting())], in_step=False)
+
+
+async def test_what_there_is_no_memory_for_is_left_out_and_said() -> None:
+    bench = Bench()
+    bench.pair.most_rows, bench.pair.most_decodes, bench.pair.row_bytes = 9, 3, 1000
+    profile = await bench.profile(max_rows=16, max_decodes=4)
+    assert max(cell.rows for cell in profile.cells) <= 9
+    assert max(cell.decodes for cell in profile.cells) == 3
+    assert profile.caps.rows <= 9
+    assert any("no memory for 16 rows" in note for note in profile.notes)
+    assert any("no memory for 4 decodes" in note for note in profile.notes)
+    cell = next(cell for cell in profile.cells if cell.rows and cell.decodes)
+    assert (cell.unet_bytes, cell.vae_bytes) == (cell.rows * 1000, cell.decodes * 1000)
+    assert cell.peak_bytes == cell.unet_bytes + cell.vae_bytes
+
+
+async def test_a_worker_without_memory_for_the_least_item_cannot_be_measured() -> None:
+    bench = Bench()
+    bench.pair.most_decodes = -1
+    with pytest.raises(ProbeFailed, match="no memory for 1 decodes"):
+        await bench.profile(max_rows=2, max_decodes=1)
