@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--most-steps", type=int, default=12)
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--endless", action="store_true")
+    parser.add_argument("--model", default="", help="the model's name; empty: the only one there is")
     parser.add_argument("--simulated", action="store_true", help="ask the simulated workers, for pictures of no use")
     asyncio.run(_send(parser.parse_args()))
 
@@ -63,7 +64,7 @@ class Crowd:
         """Send one request and follow it to its end, whatever that is."""
         sent_at, job_id, image_events = time.time(), "", 0
         steps, images = dict[int, int](), dict[int, str]()
-        options = asdict(self._requests[number])
+        options = asdict(self._requests[number]) | {"model": self._options.model}
         if self._options.simulated:
             options |= {"model": SIMULATED_MODEL, "width": 512, "height": 512, "num_images": 1, "sampler": "ddim"}
         try:

@@ -78,7 +78,7 @@ class Stage:
         numbers = {"requests": self.options.requests, "seed": self.options.seed, "clients": clients}
         words = ["--address", f"{SCHEDULER}:{_SCHEDULER_PORT}", "--out", "/out"]
         words += [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
-        words += ["--least-steps", str(lowest), "--most-steps", str(highest), *more]
+        words += ["--model", self._model_name(), "--least-steps", str(lowest), "--most-steps", str(highest), *more]
         command = ("python", "-m", "deploy.rehearsal.load", *words)
         return Load(await self.cluster.run(f"client-{self._errands}", _IMAGE, command))
 
@@ -120,6 +120,11 @@ class Stage:
         self.report.check(scenario, "slots left in use", used == 0, str(used))
         killed = self.cluster.killed_after_grace - stopped_before
         self.report.check(scenario, "pods killed after their grace", killed == 0, str(killed))
+
+    def _model_name(self) -> str:
+        """What the manifests call the workers' model; simulated workers leave another one behind."""
+        variables = self.cluster.workload(UNET).template.containers[0].environment
+        return next((variable.value for variable in variables if variable.name == "SYNERDIFF_MODEL_NAME"), "")
 
     async def jobs_left(self) -> int:
         """Jobs that have not ended, as Redis has it."""
