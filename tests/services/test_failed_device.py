@@ -58,12 +58,19 @@ def fail(*_: Any, **__: Any) -> Any:
 async def test_a_unet_worker_ends_and_blames_no_task(served: ServedWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     async with leading(served.channel) as leader:
         await leader.admit(spec("a/0"), spec("b/0"))
-        monkeypatch.setattr(UnetSide, "predict", fail)
+        tried: list[int] = []
+
+        def counted(_: UnetSide, latents: torch.Tensor, *__: Any) -> Any:
+            tried.append(len(latents))
+            raise POISONED
+
+        monkeypatch.setattr(UnetSide, "predict", counted)
         with capture_logs() as logs:
             await leader.plan([("a/0", 0), ("b/0", 0)])
             await asyncio.wait_for(served.worker.crashed.wait(), 20)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(leader.report(), 0.2)
+    assert tried == [4], "a poisoned context is not tried again"
     assert {held.task_id for held in served.worker.residents.describe()} == {"a/0", "b/0"}
     (told,) = [log for log in logs if log["log_level"] == "critical"]
     assert told["event"] == "the device failed: this process ends, its tasks run again"

@@ -1,0 +1,187 @@
+"""The CUDA path of the workers on a real GPU. Never been run on one: expect the tests to need a repair or two at first.
+
+With the bundled model, or the one in SYNERDIFF_GPU_TEST_MODEL (a directory in diffusers' layout).
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.preparation import TaskPreparer
+from services.vae_worker.decoder import BatchDecoder, Picture
+from synerdiff.latents.client import Latents
+from synerdiff.models.device import Device, DeviceFailed, DeviceOptions, Fault, fault_of, open_device
+from synerdiff.models.dtypes import dtype_name
+from synerdiff.models.loading import load_unet_side, load_vae_side
+from tests.services.unet_worker.specs import spec
+from tests.tiny_models import EMOJI_MODEL
+
+MODEL = Path(os.environ.get("SYNERDIFF_GPU_TEST_MODEL", EMOJI_MODEL))
+STEPS = 10
+TASKS = 5  # ten rows, padded to twelve
+LEAST_PSNR_DB = 30.0  # of a float16 picture against a float32 one of the CPU: other rounding, the same picture
+
+
+@pytest.fixture(scope="module")
+def device(cuda: Any) -> Device:
+    return open_device("cuda")
+
+
+def specs(side: Any, count: int = TASKS) -> list[Any]:
+    width, height = side.native_size
+    fields = {"width": width, "height": height, "num_inference_steps": STEPS}
+    return [spec(f"a/{seed}", seed=seed, guidance_scale=5.0, **fields) for seed in range(count)]
+
+
+def denoised(device: Device, dtype: Any, count: int = TASKS) -> Any:
+    """Finished latents [count, C, h, w] of tasks stepped in one batch, on the CPU in fp32; one wait, at the end."""
+    import torch
+
+    side = load_unet_side(MODEL, dtype, device=device)
+    denoiser = Denoiser(side)
+    tasks = [prepared.task for prepared in TaskPreparer(side).prepare(specs(side, count))]
+    timeline = device.timeline()
+    begin = timeline.mark()
+    while not tasks[0].done:
+        denoiser.step(tasks)
+    end = timeline.mark()
+    ms = (timeline.unix_ns(end) - timeline.unix_ns(begin)) / 1e6
+    print(f"{dtype_name(dtype)} on {device.name}, graphs {device.captures}: {ms / tasks[0].num_calls:.2f} ms a call")
+    return torch.stack([device.download(task.sample).float() for task in tasks])
+
+
+def decoded(device: Device, dtype: Any, latents: Any) -> list[Any]:
+    """Pictures [H, W, 3] of latents, in one batch."""
+    side = load_vae_side(MODEL, dtype, safety_checker=False, device=device)
+    height, width = (size * side.scale_factor for size in latents.shape[-2:])
+    stored = [
+        Latents(memoryview(bytearray(one.to(dtype).contiguous().view(-1).numpy().tobytes())), dtype_name(dtype))
+        for one in latents
+    ]
+    outcomes = BatchDecoder(side).decode(stored, width, height)
+    return [outcome.pixels for outcome in outcomes if isinstance(outcome, Picture)]
+
+
+def psnr_db(picture: Any, reference: Any) -> float:
+    error = np.square(picture.astype(float) - reference.astype(float)).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def test_a_graph_computes_what_the_calls_it_was_captured_from_compute(device: Device) -> None:
+    import torch
+
+    eager = open_device("cuda", DeviceOptions(cuda_graphs=False))
+    by_graph, by_calls = denoised(device, torch.float16), denoised(eager, torch.float16)
+    off = (by_graph - by_calls).abs().max().item() / by_calls.abs().max().item()
+    print(f"a graph with two padding rows is off by {off:.2e} of the largest value")
+    assert off < 0.05, "padding may change rounding, and nothing else"
+
+
+def test_float16_pictures_are_those_of_the_cpu(device: Device) -> None:
+    import torch
+
+    reference = decoded(open_device("cpu"), torch.float32, denoised(open_device("cpu"), torch.float32, 2))
+    pictures = decoded(device, torch.float16, denoised(device, torch.float16, 2))
+    found = [psnr_db(picture, other) for picture, other in zip(pictures, reference, strict=True)]
+    print("PSNR against float32 on the CPU, dB:", [round(db, 1) for db in found])
+    assert min(found) > LEAST_PSNR_DB
+
+
+def test_decoding_in_bands_is_decoding(device: Device) -> None:
+    import torch
+
+    side = load_vae_side(MODEL, torch.float16, safety_checker=False, device=device)
+    latents = torch.randn(2, *side.latent_shape(256, 256), generator=torch.Generator().manual_seed(0))
+    stored = [Latents(memoryview(bytearray(one.half().numpy().tobytes())), "float16") for one in latents]
+    decoder = BatchDecoder(side)
+    whole = decoder.decode(stored, 256, 256)
+    progress = decoder.begin(stored, 256, 256, bands=4)
+    while not progress.advance(1.0):
+        pass
+    for one, other in zip(progress.outcomes(), whole, strict=True):
+        assert isinstance(one, Picture)
+        assert isinstance(other, Picture)
+        assert psnr_db(one.pixels, other.pixels) > 40
+
+
+def test_memory_that_does_not_suffice_is_recognised_and_the_device_lives_on(device: Device, cuda: Any) -> None:
+    with pytest.raises(Exception) as caught:
+        cuda.empty(1 << 60, dtype=cuda.uint8, device=device.torch_device)
+    assert fault_of(caught.value) is Fault.OUT_OF_MEMORY
+    device.free_caches()
+    assert float(cuda.ones(1, device=device.torch_device)) == 1
+
+
+def test_a_batch_that_does_not_fit_is_decoded_in_halves(device: Device, cuda: Any) -> None:
+    """A cap on the allocator stands for a small GPU: it is set below what the batch took at its highest."""
+    side = load_vae_side(MODEL, cuda.float16, safety_checker=False, device=device)
+    latents = cuda.randn(8, *side.latent_shape(512, 512))
+    stored = [Latents(memoryview(bytearray(one.half().numpy().tobytes())), "float16") for one in latents]
+    decoder = BatchDecoder(side)
+    decoder.decode(stored[:1], 512, 512)
+    rest = cuda.cuda.memory_allocated()
+    device.restart_peak()
+    decoder.decode(stored, 512, 512)
+    needed = device.peak_bytes()
+    device.free_caches()
+    total = cuda.cuda.get_device_properties(device.torch_device).total_memory
+    cuda.cuda.set_per_process_memory_fraction((rest + (needed - rest) * 0.6) / total)
+    try:
+        progress = decoder.begin(stored, 512, 512, bands=1)
+        assert progress.advance(1.0)
+        assert all(isinstance(outcome, Picture) for outcome in progress.outcomes())
+        assert 0 < progress.take_halved() <= 8
+    finally:
+        cuda.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_the_memory_of_a_full_batch_is_counted_and_grows_with_it(device: Device) -> None:
+    import torch
+
+    side = load_unet_side(MODEL, torch.float16, device=open_device("cuda", DeviceOptions(cuda_graphs=False)))
+    held = []
+    for count in (1, 8, 16):
+        tasks = [prepared.task for prepared in TaskPreparer(side).prepare(specs(side, count))]
+        device.free_caches()
+        device.restart_peak()
+        Denoiser(side).step(tasks)
+        torch.cuda.synchronize()
+        held.append(device.peak_bytes())
+    print("bytes held at most with 2, 16 and 32 rows:", held)
+    assert 0 < held[0] < held[1] < held[2] <= device.memory_limit_bytes()
+
+
+def test_a_poisoned_context_is_recognised(device: Device) -> None:
+    """In a process of its own, since nothing else runs in one whose context is poisoned."""
+    import subprocess
+    import sys
+
+    script = (
+        "import torch\n"
+        "from synerdiff.models.device import Fault, fault_of\n"
+        "try:\n"
+        "    torch.zeros(4, device='cuda')[torch.tensor([99], device='cuda')].cpu()\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, getattr(error, 'error_code', None), str(error).splitlines()[0])\n"
+        "    assert fault_of(error) is Fault.FATAL\n"
+        "else:\n"
+        "    raise SystemExit('no error')\n"
+        "import os; os._exit(0)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    print(found.stdout)
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
+def test_zeros_tell_a_living_device_from_a_dead_one(device: Device) -> None:
+    import torch
+
+    denoiser = Denoiser(load_unet_side(MODEL, torch.float16, device=device))
+    try:
+        denoiser.check_device()
+    except DeviceFailed as failure:
+        pytest.fail(str(failure))
