@@ -106,11 +106,10 @@ class CudaCommands(Commands):
         return self.chosen.transport
 
     def forget(self) -> None:
-        """Close the reader chosen last; it is closed when this returns."""
+        """Close the reader chosen last; it does so on a thread of its own."""
         if self.chosen:
             self.chosen.close()
             self.chosen = None
-            time.sleep(0.05)
 
 
 async def _nobody(slots: Sequence[SlotRef]) -> list[bytes | None]:
