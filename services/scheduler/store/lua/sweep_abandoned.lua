@@ -4,11 +4,11 @@
 local now, lease_ms, event, retention_ms = given_or_now(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
 -- Sweeps come every second or so. After a longer gap Redis or all schedulers were away, and nobody could have renewed:
--- followers get one lease time to come back.
+-- all followers get one lease time to come back, those too whose leases have some of theirs left.
 local last = tonumber(redis.call('GET', key('leases_swept')) or 0)
 redis.call('SET', key('leases_swept'), now)
 if now - last > lease_ms / 2 then
-  for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', now)) do
+  for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', now + lease_ms)) do
     redis.call('ZADD', key('leases'), 'XX', now + lease_ms, job_id)
   end
   return 0

@@ -228,6 +228,19 @@ async def test_a_pause_in_sweeping_abandons_nobody(store: JobStore) -> None:
     assert await store.sweep_abandoned(back_ms + 10_100) == 1
 
 
+async def test_a_pause_shorter_than_the_lease_gives_followers_a_whole_lease_again(store: JobStore) -> None:
+    """All schedulers away for most of a lease: what is left of it would be too short to come back in."""
+    job_id = await accept(store, abandonable=True)
+    record = await store.job(job_id)
+    assert record is not None
+    back_ms = record.accepted_at_ms + 9_000
+    await store.sweep_abandoned(record.accepted_at_ms)
+    assert await store.sweep_abandoned(back_ms) == 0
+    assert await store.sweep_abandoned(back_ms + 4_900) == 0
+    assert await store.sweep_abandoned(back_ms + 9_800) == 0
+    assert await store.sweep_abandoned(back_ms + 10_100) == 1
+
+
 async def test_an_ended_job_goes_after_its_retention_and_a_live_one_never(redis: Redis) -> None:
     store = JobStore(redis, JobStoreSettings(retention_s=0.2))
     lease = await new_leader(redis)
