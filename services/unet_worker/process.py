@@ -79,7 +79,11 @@ async def serve(settings: UnetWorkerSettings) -> int:
     host = ServiceHost(tls=settings.server_tls())
     await host.start_health(settings.health_listen)
     share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes)
-    unet_side, card = await load_unless_stopped(partial(_load, settings, share), stop)
+    try:
+        unet_side, card = await load_unless_stopped(partial(_load, settings, share), stop)
+    except (ModelLoadError, SynerDiffError):
+        await host.drain(0)
+        raise
     arena = create_arena(
         settings.slots,
         slot_bytes(unet_side, card.max_side),

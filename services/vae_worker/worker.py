@@ -113,6 +113,7 @@ async def serve(settings: VaeWorkerSettings) -> int:
         share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes)
         side = await load_unless_stopped(partial(_load, settings, share), stop)
     except (ModelLoadError, SynerDiffError) as error:
+        await host.drain(0)
         log.error("cannot serve", reason=str(error))
         return EXIT_BAD_SETTINGS if isinstance(error, ModelLoadError) else 1
     worker_id = settings.worker_id or f"vae-{uuid.uuid4().hex[:12]}"

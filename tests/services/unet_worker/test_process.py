@@ -75,7 +75,7 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tmp_path: Path) -> None:
-    async with worker_process("--model", str(tmp_path)) as process:
+    async with worker_process("--model", str(tmp_path), "--health-listen", "127.0.0.1:0") as process:
         _, stderr = await asyncio.wait_for(process.communicate(), STARTS_WITHIN_S)
     assert process.returncode == EXIT_BAD_SETTINGS
     last = stderr.decode().splitlines()[-1]
