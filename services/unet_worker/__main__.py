@@ -1,7 +1,5 @@
 """`python -m services.unet_worker`: one UNet worker."""
 
-import sys
-
 from synerdiff.openmp import prepare_openmp
 from synerdiff.stopping import exit_at_stop_signal
 
@@ -10,4 +8,4 @@ if __name__ == "__main__":
     prepare_openmp()
     from services.unet_worker.process import main
 
-    sys.exit(main())
+    main()

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NoReturn
 
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
@@ -45,8 +46,8 @@ LATENTS_ARENA = "synerdiff.v1.LatentsArena"
 log = get_logger("process")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a worker until SIGTERM or SIGINT. Returns the exit status.
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a worker until SIGTERM or SIGINT, and leave with the exit status.
 
     1 when it could not start or its loop died, EXIT_BAD_SETTINGS when the model directory is refused.
     """
@@ -56,13 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = asyncio.run(serve(settings))
     except StoppedWhileLoading:
         log.info("stopped while loading")
-        leave_now()
+        status = 0
     except (ModelLoadError, SynerDiffError) as error:
         log.critical("cannot start", reason=str(error))
-        return EXIT_BAD_SETTINGS if isinstance(error, ModelLoadError) else 1
-    if status:
-        leave_now(status)  # on a GPU that failed, what the interpreter frees at its end could abort it
-    return status
+        status = EXIT_BAD_SETTINGS if isinstance(error, ModelLoadError) else 1
+    leave_now(status)
 
 
 async def serve(settings: UnetWorkerSettings) -> int:

@@ -1,6 +1,7 @@
 """`python -m services.vae_worker`: one VAE worker as a process of its own."""
 
 import asyncio
+from typing import NoReturn
 
 from services.vae_worker.settings import VaeWorkerSettings
 from synerdiff.openmp import prepare_openmp
@@ -9,8 +10,8 @@ from synerdiff.stopping import StoppedWhileLoading, exit_at_stop_signal, leave_n
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
 
 
-def main() -> int:
-    """Serve until SIGTERM or SIGINT; the exit status."""
+def main() -> NoReturn:
+    """Serve until SIGTERM or SIGINT, and leave with the exit status."""
     exit_at_stop_signal()
     settings = load(VaeWorkerSettings)
     configure_logging("vae_worker", settings.log_level)
@@ -22,11 +23,9 @@ def main() -> int:
         status = asyncio.run(serve(settings))
     except StoppedWhileLoading:
         get_logger("process").info("stopped while loading")
-        leave_now()
-    if status:
-        leave_now(status)  # on a GPU that failed, what the interpreter frees at its end could abort it
-    return status
+        status = 0
+    leave_now(status)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
