@@ -42,7 +42,10 @@ WAIT_S = 60.0
 
 @dataclass
 class OneDomain:
-    """`finished`: ids of jobs; `failed_jobs`: why; `failed`: what workers said of tasks; `reports`: of ticks."""
+    """`finished`: ids of jobs; `failed_jobs`: why; `failed`: what workers said of tasks; `reports`: of ticks.
+
+    The engine hears of prepared tasks once `slots` of them are: they begin, and end, together.
+    """
 
     engine: Engine
     unet: UnetWorker
@@ -53,6 +56,7 @@ class OneDomain:
     failed_jobs: list[str] = field(default_factory=list)
     failed: list[TaskFailed] = field(default_factory=list)
     reports: list[UnetTickDone | VaeTickDone] = field(default_factory=list)
+    ready: list[TaskReady] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.observer = Observer(self.engine.holdings, TickLog(), PoolMetrics.of_process())
@@ -116,7 +120,7 @@ class OneDomain:
     async def _hear_unet(self, leader: Leader) -> None:
         async for message in leader.outbox.messages():
             if isinstance(message, TaskReady):
-                self.engine.task_ready("unet", message)
+                self._one_more_ready(message)
             elif isinstance(message, TaskFailed):
                 self.failed.append(message)
                 self.engine.task_failed("unet", message)
@@ -126,6 +130,13 @@ class OneDomain:
                 self.observer.reported("unet", "unet", message, planned)
                 self.reports.append(message)
             self._changed.set()
+
+    def _one_more_ready(self, ready: TaskReady) -> None:
+        self.ready.append(ready)
+        if len(self.ready) == self.slots:
+            for each in self.ready:
+                self.engine.task_ready("unet", each)
+            self.ready.clear()
 
     def _heard_vae(self, message: VaeTickDone | TaskFailed) -> None:
         if isinstance(message, TaskFailed):
