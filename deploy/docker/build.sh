@@ -4,7 +4,7 @@
 #     TAG            their tag; default: what git calls this state
 #     REGISTRY       HOST[/PATH] before their names; default: none
 #     PYTHON_IMAGE, PYTHON_DIGEST, PIP_INDEX_URL, TORCH_INDEX_URL    build arguments of that name, where set
-#     WORKER_EXTRAS  EXTRAS of the two workers, where set: "worker gpu tracing" for GPUs
+#     WORKER_EXTRAS  EXTRAS of the two workers, where set: "worker gpu" for GPUs
 set -eu
 docker=${DOCKER:-docker}
 if ! "$docker" info > /dev/null 2>&1; then

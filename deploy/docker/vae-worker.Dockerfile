@@ -9,8 +9,8 @@ WORKDIR /source
 # Where packages come from, and where torch does, if not from pip's own default.
 ARG PIP_INDEX_URL
 ARG TORCH_INDEX_URL
-# For GPUs: "worker gpu tracing", with a CUDA build of torch. An image made so has never been run on a GPU.
-ARG EXTRAS="worker tracing"
+# For GPUs: "worker gpu", with a CUDA build of torch. An image made so has never been run on a GPU.
+ARG EXTRAS="worker"
 COPY pyproject.toml constraints.txt ./
 COPY deploy/docker/install.sh deploy/docker/requirements.py deploy/docker/
 RUN sh deploy/docker/install.sh /opt/synerdiff dependencies ${EXTRAS}
