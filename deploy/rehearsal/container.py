@@ -82,6 +82,7 @@ def _image(spec: dict[str, Any]) -> str:
     # A folder, not the file: the names in it change while the container runs, by a rename.
     _bind(spec["hosts"], f"{root}/run/cluster", read_only=True)
     _make_link(f"{root}/etc/hosts", "/run/cluster/hosts")
+    _make_link(f"{root}/etc/resolv.conf", "/run/cluster/resolv.conf")
     for source, target, read_only in spec["binds"]:
         _bind(source, root + target, read_only)
     if spec["read_only"]:

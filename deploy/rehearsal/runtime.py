@@ -121,7 +121,9 @@ class IsolatedRuntime:
         del self._templates[pod.name]
 
     def write_hosts(self, text: str) -> None:
-        """What /etc/hosts reads in every container from now on."""
+        """What /etc/hosts reads in every container from now on; there is no other source of names."""
+        # Nobody listens there: a name that hosts lack is refused at once, not once a resolver has run out of patience.
+        (self._folders.hosts / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         coming = self._folders.hosts / "coming"
         coming.write_text(text)
         coming.rename(self._folders.hosts / "hosts")
