@@ -58,21 +58,25 @@ class PoolMetrics:
         self._ratios = {kind: self._ratio.labels(kind) for kind in ("unet", "vae", "beside")}
         self._skipped_steps = Counter("synerdiff_skipped_steps", "UNet steps without guidance by plan", ["model"])
         self._set_aside = Counter("synerdiff_set_aside", "running tasks that made way for others", ["model"])
-        jobs = Counter(
+        self._jobs = Counter(
             "synerdiff_jobs_ended",
             "jobs that this leader held to their end: finished, failed, cancelled, expired",
             ["outcome"],
         )
         self._expired = Counter("synerdiff_jobs_expired", "jobs whose time ran out, waiting or held, found by a sweep")
         self._images = Counter("synerdiff_images", "images made")
-        latency = Histogram("synerdiff_job_seconds", "acceptance to end, by outcome", ["outcome"], buckets=_LATENCY_S)
-        stages = Histogram("synerdiff_stage_seconds", "where a finished job's time went", ["stage"], buckets=_LATENCY_S)
+        self._latency = Histogram(
+            "synerdiff_job_seconds", "acceptance to end, by outcome", ["outcome"], buckets=_LATENCY_S
+        )
+        self._stages = Histogram(
+            "synerdiff_stage_seconds", "where a finished job's time went", ["stage"], buckets=_LATENCY_S
+        )
         # Sums over outcomes need every one of them, and a rate its first event, from the start.
         self._of_outcome = {
-            outcome: (jobs.labels(outcome), latency.labels(outcome))
+            outcome: (self._jobs.labels(outcome), self._latency.labels(outcome))
             for outcome in ("finished", "failed", "cancelled", "expired")
         }
-        self._of_stage = {stage: stages.labels(stage) for stage in ("queue", "encode", "denoise", "decode")}
+        self._of_stage = {stage: self._stages.labels(stage) for stage in ("queue", "encode", "denoise", "decode")}
 
     @classmethod
     @cache
