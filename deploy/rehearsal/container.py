@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,9 @@ def _image(spec: dict[str, Any]) -> str:
         os.makedirs(f"{scratch}/{name}", exist_ok=True)
     root = f"{scratch}/root"
     ns.mount("overlay", root, "overlay", options=f"lowerdir=/,upperdir={scratch}/upper,workdir={scratch}/work")
-    for path in spec["visible"]:
-        _let_through(root, path)
-        _bind(path, root + path, read_only=True)
+    volumes = [target for _, target, _ in spec["binds"]]
+    hidden = [path for path in spec["visible"] if any(Path(path).is_relative_to(target) for target in volumes)]
+    _show(root, (path for path in spec["visible"] if path not in hidden))
     for link, target in spec["links"].items():
         _make_link(root + link, target)
     ns.mount("proc", f"{root}/proc", "proc")
@@ -85,9 +86,16 @@ def _image(spec: dict[str, Any]) -> str:
     _make_link(f"{root}/etc/resolv.conf", "/run/cluster/resolv.conf")
     for source, target, read_only in spec["binds"]:
         _bind(source, root + target, read_only)
+    _show(root, hidden)  # a working tree in /tmp, say, where the container has a volume
     if spec["read_only"]:
         ns.mount("", root, flags=ns.REMOUNT | ns.BIND | ns.READ_ONLY)
     return root
+
+
+def _show(root: str, paths: Iterable[str]) -> None:
+    for path in paths:
+        _let_through(root, path)
+        _bind(path, root + path, read_only=True)
 
 
 def _let_through(root: str, path: str) -> None:
