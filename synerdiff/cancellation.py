@@ -1,6 +1,7 @@
 """Ending tasks for certain."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 ASK_AGAIN_S = 0.1
@@ -17,3 +18,13 @@ async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
         for task in left:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=ASK_AGAIN_S)
+
+
+async def first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    """Run coroutines until one has ended, and cancel the others."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

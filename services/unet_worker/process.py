@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -16,18 +15,16 @@ from services.unet_worker.samplers import default_sampler, sampler_limits
 from services.unet_worker.service import UnetStageServicer
 from services.unet_worker.settings import UnetWorkerSettings
 from services.unet_worker.worker import UnetWorker
-from synerdiff.cancellation import cancel_and_wait
+from synerdiff.cancellation import cancel_and_wait, first_of
 from synerdiff.cards import ModelCard
 from synerdiff.errors import SynerDiffError
-from synerdiff.host import boot_id
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.models.announcement import worker_record
 from synerdiff.models.device import DeviceOptions, open_device
-from synerdiff.models.digest import model_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
-from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_unet_side
 from synerdiff.models.threads import limit_torch_threads
 from synerdiff.mps import DeviceShare, device_share
@@ -96,22 +93,7 @@ async def serve(settings: UnetWorkerSettings) -> int:
     try:
         serve_metrics(settings.metrics_port)
         address = await start_services(host, worker, arena, worker_id, settings)
-        record = WorkerRecord(
-            worker_id=worker_id,
-            kind="unet",
-            address=address,
-            model_card=card,
-            pool=settings.pool,
-            domain=settings.domain or unet_side.compute.domain,
-            boot_id=boot_id(),
-            pid=os.getpid(),
-            device=unet_side.compute.name,
-            dtype=dtype_name(unet_side.dtype),
-            model_digest=model_digest(read_layout(settings.model)),
-            threads=unet_side.compute.cpu_threads(settings.threads),
-            mps_thread_percent=share.mps_thread_percent,
-            memory_limit_bytes=share.memory_limit_bytes,
-        )
+        record = worker_record("unet", worker_id, address, card, unet_side, share, settings)
         await _serve_announced(host, worker, record, settings, stop)
         return 1 if worker.crashed.is_set() else 0
     finally:
@@ -183,7 +165,7 @@ async def _serve_announced(
         announcing = asyncio.create_task(keep_announced(registry, record, settings.registry_ttl_s))
         await host.set_ready(True)
         log.info("serving", worker_id=record.worker_id, address=record.address, domain=record.domain)
-        await _first_of(stop, worker.crashed)
+        await first_of(stop.wait(), worker.crashed.wait())
         worker.draining = True
         await cancel_and_wait(announcing)
         await host.withdraw()
@@ -202,10 +184,3 @@ async def _until_empty(worker: UnetWorker, grace_s: float) -> None:
     log.info("draining", residents=len(worker.residents), grace_s=grace_s)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(worker.until_empty(), grace_s)
-
-
-async def _first_of(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()

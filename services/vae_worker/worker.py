@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import os
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -16,17 +15,15 @@ from services.vae_worker.item_runner import ItemRunner
 from services.vae_worker.outbox import Outbox
 from services.vae_worker.service import VaeStageServicer
 from services.vae_worker.settings import VaeWorkerSettings
-from synerdiff.cancellation import cancel_and_wait
+from synerdiff.cancellation import cancel_and_wait, first_of
 from synerdiff.cards import ModelCard, Sampler
 from synerdiff.errors import SynerDiffError, Unavailable
-from synerdiff.host import boot_id
 from synerdiff.latents.client import ArenaClient
+from synerdiff.models.announcement import worker_record
 from synerdiff.models.device import DeviceFailed, DeviceOptions, Fault, fault_of, open_device
-from synerdiff.models.digest import model_digest
-from synerdiff.models.dtypes import dtype_from_name, dtype_name
+from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
-from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_vae_side
 from synerdiff.models.threads import ThreadShare
 from synerdiff.mps import DeviceShare, device_share
@@ -51,8 +48,8 @@ _CLOSE_GRACE_S = 2.0
 class VaeWorker:
     """The parts of one worker: `servicer` to put on a server, `loop` to run beside it.
 
-    `threads` CPU threads decode; 0 takes as many as torch uses on the calling thread. `arena_tls`: how UNet workers are
-    called for latents.
+    `threads` CPU threads decode; 0 takes as many as torch uses on the calling thread. `arenas`: where latents
+    are read from; none: over every transport, without TLS.
     """
 
     def __init__(
@@ -84,9 +81,9 @@ class VaeWorker:
         self.servicer.start_draining()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await _first_of(asyncio.sleep(_SETTLE_S), self.servicer.leaderless())
+                await first_of(asyncio.sleep(_SETTLE_S), self.servicer.leaderless())
                 await self.loop.settled()
-                await _first_of(self.outbox.emptied(), self.servicer.leaderless())
+                await first_of(self.outbox.emptied(), self.servicer.leaderless())
         if len(self.outbox):
             log.warning("stopping before every image was stored; they will be decoded again", images=len(self.outbox))
 
@@ -129,7 +126,8 @@ async def serve(settings: VaeWorkerSettings) -> int:
     try:
         await worker.warm_up()
         address = await host.start(settings.listen)
-        record = _record(settings, side, share, worker_id, settings.advertise or address)
+        card = _card(settings.model_name or settings.model.resolve().name, side)
+        record = worker_record("vae", worker_id, settings.advertise or address, card, side, share, settings)
         return await _serve_until(stop, worker, host, record, settings)
     except (DeviceFailed, SynerDiffError) as error:
         log.error("cannot serve", reason=str(error))
@@ -180,40 +178,10 @@ async def _announced(record: WorkerRecord, settings: VaeWorkerSettings) -> Async
         await redis.aclose()
 
 
-async def _first_of(*waits: Coroutine[object, object, None]) -> None:
-    tasks = [asyncio.create_task(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
 def _load(settings: VaeWorkerSettings, share: DeviceShare) -> VaeSide:
     device = open_device(settings.device, DeviceOptions(memory_limit_bytes=share.memory_limit_bytes))
     dtype = dtype_from_name(settings.dtype, device)
     return load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=device)
-
-
-def _record(
-    settings: VaeWorkerSettings, side: VaeSide, share: DeviceShare, worker_id: str, address: str
-) -> WorkerRecord:
-    return WorkerRecord(
-        worker_id=worker_id,
-        kind="vae",
-        address=address,
-        model_card=_card(settings.model_name or settings.model.resolve().name, side),
-        pool=settings.pool,
-        domain=settings.domain or side.compute.domain,
-        boot_id=boot_id(),
-        pid=os.getpid(),
-        device=side.compute.name,
-        dtype=dtype_name(side.dtype),
-        model_digest=model_digest(read_layout(settings.model)),
-        threads=side.compute.cpu_threads(settings.threads),
-        mps_thread_percent=share.mps_thread_percent,
-        memory_limit_bytes=share.memory_limit_bytes,
-    )
 
 
 def _card(name: str, side: VaeSide) -> ModelCard:

@@ -87,8 +87,8 @@ class CpuDevice(Device):
         yield _lent
 
     def capture(self, call: Callable[[], Tensor]) -> Capture:
-        """Raises NotImplementedError."""
-        raise NotImplementedError("nothing is captured on CPUs")
+        """Impossible, as `captures` says: raises RuntimeError."""
+        raise RuntimeError("nothing is captured on CPUs")
 
 
 def _lent(tensors: Iterable[Tensor]) -> None:
