@@ -26,7 +26,7 @@ from synerdiff.cards import Sampler
 from synerdiff.requests import TaskSpec
 from synerdiff_cli.deployment import BUNDLED_MODEL
 from tests.parity import Image, served_images
-from tests.reference import reference_image
+from tests.reference import reference_image, settings_of
 from tests.tiny_models import tiny_model
 
 BATCH = 8
@@ -55,18 +55,7 @@ def tasks(samplers: list[Sampler], side: int, steps: int, seed: int) -> list[Tas
 
 def reference(model: Path, task: TaskSpec, dtype: torch.dtype) -> Image:
     """What diffusers makes of a task."""
-    return reference_image(
-        model,
-        prompt=task.prompt,
-        negative_prompt=task.negative_prompt,
-        seed=task.seed,
-        steps=task.num_inference_steps,
-        guidance_scale=task.guidance_scale,
-        sampler=task.sampler,
-        width=task.width,
-        height=task.height,
-        dtype=dtype,
-    )
+    return reference_image(model, dtype=dtype, **settings_of(task))
 
 
 def levels(a: Image, b: Image) -> int:

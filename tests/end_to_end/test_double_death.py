@@ -13,6 +13,7 @@ import pytest
 from bench.load import largest_difference, leaders_status, send_all, slots_used
 from bench.mixed_requests import mixed_requests
 from tests.end_to_end.command import Up, processes
+from tests.rounding import A_LEVEL
 
 pytestmark = [pytest.mark.timeout(180)]
 
@@ -31,7 +32,7 @@ async def test_both_workers_dying_at_once_cost_time_and_nothing_else(up: Up) -> 
     answers, errors, _ = await sending
     assert not errors
     assert len(answers) == len(REQUESTS)
-    assert max([largest_difference(*answer) for answer in answers]) <= 2
+    assert max([largest_difference(*answer) for answer in answers]) <= A_LEVEL
     assert await slots_used(up.addresses) == 0
     assert all(f"{name} died and is started again" in up.said() for name in dead)
     assert not processes(up.home).keys() & set(dead.values())

@@ -17,6 +17,7 @@ from synerdiff.errors import Cancelled, DeadlineExceeded
 from synerdiff.jobs import JobState
 from tests.end_to_end.command import Up, processes
 from tests.end_to_end.conftest import ABANDONMENT_S
+from tests.rounding import A_LEVEL
 
 pytestmark = [pytest.mark.timeout(180)]
 
@@ -44,7 +45,7 @@ async def test_every_picture_under_load_is_the_one_made_alone(up: Up) -> None:
     answers, errors, _ = await send_all(up.addresses[1], REQUESTS, clients=8)
     assert not errors
     assert len(answers) == len(REQUESTS)
-    assert max([largest_difference(*answer) for answer in answers]) <= 2
+    assert max([largest_difference(*answer) for answer in answers]) <= A_LEVEL
     assert await slots_used(up.addresses) == 0
 
 
@@ -125,7 +126,7 @@ async def test_pictures_under_way_are_made_again_with_the_same_guidance_skipped_
             steps = result.skipped_steps.get(0, ())
             again = await picture(seed, steps)
             assert again.skipped_steps == result.skipped_steps
-            assert np.abs(pixels(again) - pixels(result)).max() <= 2
+            assert np.abs(pixels(again) - pixels(result)).max() <= A_LEVEL
     assert await slots_used(up.addresses) == 0
 
 
@@ -144,6 +145,6 @@ async def load_with_a_death(up: Up, victim: str) -> None:
     answers, errors, _ = await sending
     assert not errors, f"{name} was killed"
     assert len(answers) == 8
-    assert max([largest_difference(*answer) for answer in answers]) <= 2
+    assert max([largest_difference(*answer) for answer in answers]) <= A_LEVEL
     assert f"{name} died and is started again" in up.said()
     assert pid not in processes(up.home)

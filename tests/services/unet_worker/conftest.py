@@ -1,6 +1,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import grpc
 import pytest
@@ -31,9 +32,15 @@ class ServedWorker:
 
 
 @pytest.fixture(scope="session")
-def tiny_side(tmp_path_factory: pytest.TempPathFactory) -> UnetSide:
-    """The UNet side of a tiny model, with a preview projection."""
-    side = unet_side(tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1"))
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model."""
+    return tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1")
+
+
+@pytest.fixture(scope="session")
+def tiny_side(tiny_path: Path) -> UnetSide:
+    """The UNet side of the tiny model, with a preview projection."""
+    side = unet_side(tiny_path)
     projection = PreviewProjection(torch.full((3, 4), 0.1), torch.full((3,), 0.5))
     return replace(side, preview=projection)
 

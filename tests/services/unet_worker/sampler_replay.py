@@ -1,14 +1,19 @@
 """Denoises with a made-up model: by diffusers' own scheduler, and by a SamplerTable."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from services.unet_worker.noise import TaskNoise
 from services.unet_worker.sampler_table import SamplerTable
+from tests.reference import drawing_in
+from tests.rounding import assert_rounded
 
 LATENT_SHAPE = (4, 6, 6)
 
@@ -31,10 +36,7 @@ def made_up_model(model_input: Tensor, timestep: float) -> Tensor:
 
 def by_diffusers(scheduler: Any, num_inference_steps: int, seed: int, dtype: torch.dtype) -> Run:
     """As a diffusers pipeline with a CPU generator runs it."""
-    generator = torch.Generator().manual_seed(seed)
-    scheduler.set_timesteps(num_inference_steps)
-    latents = torch.randn((1, *LATENT_SHAPE), generator=generator, dtype=dtype) * scheduler.init_noise_sigma
-    options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    latents, options = _begun(scheduler, num_inference_steps, seed, dtype)
     run = Run(latents=[latents[0]])
     for timestep in scheduler.timesteps:
         model_input = scheduler.scale_model_input(latents, timestep)
@@ -47,12 +49,44 @@ def by_diffusers(scheduler: Any, num_inference_steps: int, seed: int, dtype: tor
     return run
 
 
-def by_table(table: SamplerTable, seed: int, dtype: torch.dtype, given: Run) -> Run:
-    """The same by one matrix product per call.
+def by_diffusers_exactly(scheduler: Any, num_inference_steps: int, seed: int, given: Run) -> Run:
+    """The calls of a run of `by_diffusers` again, each from the latents and the model's answer `given`, in float64."""
+    dtype = given.latents[0].dtype
+    run = Run(timesteps=given.timesteps, noise_preds=given.noise_preds)
+    with _keeping_float64(), drawing_in(dtype) if dtype == torch.float32 else nullcontext():
+        latents, options = _begun(scheduler, num_inference_steps, seed, torch.float64)
+        run.latents.append(latents[0])
+        for call, timestep in enumerate(scheduler.timesteps):
+            latents, noise_pred = given.latents[call].double()[None], given.noise_preds[call].double()[None]
+            run.model_inputs.append(scheduler.scale_model_input(latents, timestep)[0])
+            run.latents.append(scheduler.step(noise_pred, timestep, latents, return_dict=False, **options)[0][0])
+    return run
 
-    Each call starts from the latents and the model's answer that are `given`, as history does that was made of them:
-    so errors are those of a step, not what many steps of rounding (diffusers' more than the table's) have grown to.
-    """
+
+def _begun(scheduler: Any, num_inference_steps: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    """The initial latents, and the options of a step."""
+    generator = torch.Generator().manual_seed(seed)
+    scheduler.set_timesteps(num_inference_steps)
+    latents = torch.randn((1, *LATENT_SHAPE), generator=generator, dtype=dtype) * scheduler.init_noise_sigma
+    options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    return latents, options
+
+
+@contextmanager
+def _keeping_float64() -> Iterator[None]:
+    """Some schedulers cast to float32, lest half precisions lose digits, and lose digits of float64 by it."""
+    to = Tensor.to
+
+    def kept(tensor: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        narrows = tensor.dtype == torch.float64 and torch.float32 in (*arguments, options.get("dtype"))
+        return tensor if narrows else to(tensor, *arguments, **options)
+
+    with patch.object(Tensor, "to", kept):
+        yield
+
+
+def by_table(table: SamplerTable, seed: int, dtype: torch.dtype, given: Run) -> Run:
+    """The same calls by one matrix product each, in float32: from the latents and the model's answer `given`."""
     noise_source = TaskNoise(seed, LATENT_SHAPE, dtype, table)
     registers = torch.zeros(table.num_registers, *LATENT_SHAPE)
     run = Run(table.timesteps.tolist(), noise_preds=given.noise_preds, latents=[noise_source.initial_latents()])
@@ -67,11 +101,8 @@ def by_table(table: SamplerTable, seed: int, dtype: torch.dtype, given: Run) -> 
     return run
 
 
-def worst_error(run: Run, expected: Run) -> float:
-    """Over all calls, the largest difference of latents, model inputs and timesteps, relative to the largest value."""
-    pairs = [
-        *zip(run.latents, expected.latents, strict=True),
-        *zip(run.model_inputs, expected.model_inputs, strict=True),
-        *zip(torch.tensor(run.timesteps) / 1000, torch.tensor(expected.timesteps) / 1000, strict=True),
-    ]
-    return max(float((a.double() - e.double()).abs().max() / e.double().abs().max().clamp(min=1e-3)) for a, e in pairs)
+def assert_same_calls(run: Run, exact: Run) -> None:
+    """That calls in float32 are those in float64 but for the rounding of one call's few terms."""
+    assert run.timesteps == torch.tensor(exact.timesteps, dtype=torch.float32).tolist()
+    for found, expected in zip(run.model_inputs + run.latents, exact.model_inputs + exact.latents, strict=True):
+        assert_rounded(found, expected)

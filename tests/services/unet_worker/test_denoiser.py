@@ -10,12 +10,11 @@ from services.unet_worker.preparation import TaskPreparer
 from synerdiff.cards import Sampler
 from synerdiff.models.family import UnetSide
 from synerdiff.requests import TaskSpec
-from tests.parity import Image, served_images, unet_side
-from tests.reference import reference_image
+from tests.parity import served_images, unet_side
+from tests.reference import reference_levels, settings_of
+from tests.rounding import assert_same_picture
 from tests.services.unet_worker.specs import spec
 from tests.tiny_models import EMOJI_MODEL, FamilyName, tiny_model
-
-ALONE, TOGETHER = 1, 2  # levels of 255
 
 
 def mixed_eight(size: int) -> list[TaskSpec]:
@@ -46,35 +45,14 @@ def mixed_eight(size: int) -> list[TaskSpec]:
     ]
 
 
-def pipeline_image(model_path: Path, task: TaskSpec) -> Image:
-    return reference_image(
-        model_path,
-        prompt=task.prompt,
-        negative_prompt=task.negative_prompt,
-        seed=task.seed,
-        steps=task.num_inference_steps,
-        guidance_scale=task.guidance_scale,
-        sampler=task.sampler,
-        width=task.width,
-        height=task.height,
-    )
-
-
-def levels_off(image: Image, reference: Image) -> int:
-    assert image.shape == reference.shape
-    return int(np.abs(image.astype(int) - reference.astype(int)).max())
-
-
 def assert_equal_to_pipeline(model_path: Path, tasks: list[TaskSpec]) -> None:
-    references = [pipeline_image(model_path, task) for task in tasks]
-    assert np.mean([reference.std() for reference in references]) > 10, "flat pictures would prove nothing"
-    for together, bound in ((False, ALONE), (True, TOGETHER)):
+    exact = [reference_levels(model_path, dtype=torch.float64, **settings_of(task)) for task in tasks]
+    rounded = [reference_levels(model_path, **settings_of(task)) for task in tasks]
+    assert np.mean([float(levels.std()) for levels in exact]) > 10, "flat pictures would prove nothing"
+    for together in (False, True):
         images = served_images(model_path, tasks, together=together)
-        off = {
-            task.sampler.name: levels_off(image, ref)
-            for task, image, ref in zip(tasks, images, references, strict=True)
-        }
-        assert max(off.values()) <= bound, f"together={together}: {off}"
+        for image, expected, by_diffusers in zip(images, exact, rounded, strict=True):
+            assert_same_picture(image, expected, by_diffusers)
 
 
 def test_the_bundled_model_alone_and_in_a_mixed_batch_of_eight() -> None:

@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.testing import assert_close
 
 from services.unet_worker.guidance import GuidanceRows
+from tests.rounding import assert_rounded
 
 
 @given(guided=st.lists(st.booleans(), min_size=1, max_size=6), seed=st.integers(0, 2**32))
@@ -23,7 +23,7 @@ def test_each_task_gets_what_it_would_get_alone(guided: list[bool], seed: int) -
     for task, is_guided in enumerate(guided):
         x, w = latents[task], scales[task]
         expected = -x + w * (x**2 + x) if is_guided else x**2
-        assert_close(mixed[task], expected, rtol=0, atol=0)
+        assert torch.equal(mixed[task], expected)
 
 
 def test_rows_of_a_guided_task_are_in_the_order_of_a_diffusers_pipeline() -> None:
@@ -42,8 +42,8 @@ def test_a_predicted_task_has_the_difference_put_onto_its_one_row() -> None:
     mixed = rows.mix(answered, torch.tensor([3.0, 5.0, float("nan")]), predicted)
 
     assert rows.count == 4
-    assert_close(mixed[0], conditional[0] + 2 * predicted[0])
-    assert_close(mixed[1], unconditional[0] + 5 * (conditional[1] - unconditional[0]))
+    assert_rounded(mixed[0], conditional[0].double() + 2 * predicted[0].double())
+    assert_rounded(mixed[1], -4 * unconditional[0].double() + 5 * conditional[1].double())
     assert torch.equal(mixed[2], conditional[2])
     assert torch.equal(rows.differences(answered), conditional[1:2] - unconditional)
 

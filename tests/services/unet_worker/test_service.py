@@ -2,6 +2,7 @@ import asyncio
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -29,7 +30,8 @@ from synerdiff.plans import (
 from synerdiff.requests import TaskSpec
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
-from tests.parity import served_latents
+from tests.reference import reference_latents, settings_of
+from tests.rounding import assert_rounded
 from tests.services.unet_worker.conftest import SLOTS, ServedWorker, served_worker
 from tests.services.unet_worker.leader import Leader, leading
 from tests.services.unet_worker.specs import spec
@@ -75,7 +77,7 @@ async def finish(leader: Leader, task_id: str, calls: int) -> UnetTickDone:
     return await leader.run(*[[(task_id, call)] for call in range(calls)])
 
 
-async def test_a_task_from_admission_to_release(served: ServedWorker, tiny_side: UnetSide) -> None:
+async def test_a_task_from_admission_to_release(served: ServedWorker, tiny_path: Path) -> None:
     request = spec("job/0", sampler=Sampler.EULER_ANCESTRAL)
     async with leading(served.channel) as leader:
         assert leader.attached.worker_id == "unet-test"
@@ -99,8 +101,11 @@ async def test_a_task_from_admission_to_release(served: ServedWorker, tiny_side:
         arena = stages_pb2_grpc.LatentsArenaStub(served.channel)
         read = await arena.Read(stages_pb2.ReadLatentsRequest(slots=[stages.slot_ref_to_pb(slot)]))
         latents = torch.frombuffer(bytearray(read.slots[0].data), dtype=torch.float32).view(4, 8, 8)
-        (expected,) = served_latents(tiny_side, [request])
-        torch.testing.assert_close(latents, expected, rtol=0, atol=1e-4)
+        exact, rounded = (
+            reference_latents(tiny_path, dtype=dtype, **settings_of(request))
+            for dtype in (torch.float64, torch.float32)
+        )
+        assert_rounded(latents, exact, rounded)
 
         await leader.release("job/0")
         await eventually(lambda: served.arena.free_slots == SLOTS)

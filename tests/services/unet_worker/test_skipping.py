@@ -9,7 +9,6 @@ import diffusers
 import pytest
 import torch
 from torch import Tensor
-from torch.testing import assert_close
 
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
@@ -21,6 +20,7 @@ from synerdiff.models.loading import load_unet_side
 from synerdiff.requests import TaskSpec
 from tests.parity import unet_side
 from tests.reference import reference_pipeline
+from tests.rounding import assert_rounded
 from tests.services.unet_worker.specs import spec
 from tests.tiny_models import tiny_model
 
@@ -76,12 +76,13 @@ class Reference:
 
 
 @torch.no_grad()
-def reference(model_path: Path, task: TaskSpec, told: Set[int]) -> Reference:
-    pipeline = reference_pipeline(model_path)
+def reference(model_path: Path, task: TaskSpec, told: Set[int], dtype: torch.dtype = torch.float32) -> Reference:
+    pipeline = reference_pipeline(model_path, dtype)
     conditional, unconditional = pipeline.encode_prompt(task.prompt, "cpu", 1, True, task.negative_prompt or None)
     scheduler = getattr(diffusers, SCHEDULERS[task.sampler]).from_config(pipeline.scheduler.config)
     scheduler.set_timesteps(STEPS)
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(task.seed)) * scheduler.init_noise_sigma
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(task.seed))
+    latents = noise.to(dtype) * scheduler.init_noise_sigma
     made = Reference(latents, [], {})
     predicts_noise = scheduler.config.prediction_type == "epsilon"
     known: list[tuple[int, Tensor]] = []  # call and D in units of noise, newest last
@@ -140,20 +141,64 @@ def finish(
     return [replace(answer, latents=task.sample.clone()) for answer, task in zip(made, tasks, strict=True)]
 
 
-def test_skips_equal_a_plain_loop_that_predicts_the_difference(side: UnetSide, model: Path) -> None:
+def assert_same(answers: Sequence[Reference], exact: Sequence[Reference], rounded: Sequence[Reference]) -> None:
+    """That what was made of tasks is the plain loop's in float64, `exact`, but for what fp32 makes of it, `rounded`."""
+    assert [answer.rows for answer in answers] == [loop.rows for loop in exact]
+    assert [answer.drifts.keys() for answer in answers] == [loop.drifts.keys() for loop in exact]
+    for answer, in_float64, in_float32 in zip(answers, exact, rounded, strict=True):
+        assert_rounded(answer.latents, in_float64.latents, in_float32.latents)
+    assert_rounded(*(all_drifts(made) for made in (answers, exact, rounded)))
+
+
+def all_drifts(made: Sequence[Reference]) -> Tensor:
+    return torch.tensor([drift for one in made for _, drift in sorted(one.drifts.items())], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Loops:
+    """The mixed tasks, and the plain loop's answers in float64 and in float32."""
+
+    specs: list[TaskSpec]
+    told: list[set[int]]
+    exact: list[Reference]
+    rounded: list[Reference]
+
+
+@pytest.fixture(scope="module")
+def loops(model: Path) -> Loops:
     specs, told = mixed_specs(), [skips for *_, skips in MIXED]
-    expected = [reference(model, task, skips) for task, skips in zip(specs, told, strict=True)]
-    full = finish(side, specs, [set()] * len(specs))
-    alone = [finish(side, [task], [skips])[0] for task, skips in zip(specs, told, strict=True)]
-    together = finish(side, specs, told, joins=[0, 2, 0, 1, 3, 1])
-    for k, wanted in enumerate(expected):
-        for answer in (alone[k], together[k]):
-            assert_close(answer.latents, wanted.latents, rtol=1e-4, atol=1e-4)
-            assert answer.rows == wanted.rows
-            assert answer.drifts == pytest.approx(wanted.drifts, rel=1e-2)
-        moved = float((wanted.latents - full[k].latents).abs().max())
-        assert (moved > 1e-2) == (1 in wanted.rows and specs[k].guidance_scale > 1), "a skip that changes nothing"
-    assert [len(answer.drifts) for answer in expected] == [2, 3, 2, 0, 0, 0]
+    exact, rounded = (
+        [reference(model, task, skips, dtype) for task, skips in zip(specs, told, strict=True)]
+        for dtype in (torch.float64, torch.float32)
+    )
+    return Loops(specs, told, exact, rounded)
+
+
+def test_skips_equal_a_plain_loop_that_predicts_the_difference(side: UnetSide, loops: Loops) -> None:
+    alone = [finish(side, [task], [skips])[0] for task, skips in zip(loops.specs, loops.told, strict=True)]
+    assert_same(alone, loops.exact, loops.rounded)
+    together = finish(side, loops.specs, loops.told, joins=[0, 2, 0, 1, 3, 1])
+    assert_same(together, loops.exact, loops.rounded)
+    assert [len(answer.drifts) for answer in together] == [2, 3, 2, 0, 0, 0]
+
+
+def test_another_loop_would_be_found(side: UnetSide, loops: Loops) -> None:
+    """Each skip matters, and each number that goes into a prediction."""
+
+    def assert_found(specs: Sequence[TaskSpec], told: Sequence[Set[int]]) -> None:
+        places = [k for k, loop in enumerate(loops.exact) if 1 in loop.rows and 2 in loop.rows]
+        for k, answer in enumerate(finish(side, [specs[k] for k in places], [told[k] for k in places])):
+            place = places[k]
+            with pytest.raises(AssertionError, match="off by"):
+                assert_rounded(answer.latents, loops.exact[place].latents, loops.rounded[place].latents)
+
+    assert_found(loops.specs, [set()] * len(loops.specs))
+    assert_found(loops.specs, [skips - {max(skips)} for skips in loops.told])
+    assert_found([replace(task, guidance_scale=task.guidance_scale * 1.001) for task in loops.specs], loops.told)
+    others = {"reuse": "drop", "extrapolate:0.5": "extrapolate:0.6", "extrapolate:1": "extrapolate:0.9", "drop": ""}
+    assert_found(
+        [replace(task, skip_predictor=others.get(task.skip_predictor, "")) for task in loops.specs], loops.told
+    )
 
 
 def test_a_model_of_velocities_is_predicted_in_units_of_noise(tmp_path: Path) -> None:
@@ -161,9 +206,8 @@ def test_a_model_of_velocities_is_predicted_in_units_of_noise(tmp_path: Path) ->
     side = unet_side(model)
     assert side.prediction_type == "v_prediction"
     task, told = replace(mixed_specs()[0], skip_predictor="extrapolate:0.5"), {2, 4, 5}
-    expected, (answer,) = reference(model, task, told), finish(side, [task], [told])
-    assert_close(answer.latents, expected.latents, rtol=1e-4, atol=1e-4)
-    assert answer.drifts == pytest.approx(expected.drifts, rel=1e-2)
+    exact, rounded = (reference(model, task, told, dtype) for dtype in (torch.float64, torch.float32))
+    assert_same(finish(side, [task], [told]), [exact], [rounded])
 
 
 def test_the_same_skips_make_the_same_latents(side: UnetSide) -> None:

@@ -14,10 +14,9 @@ from bench.live_bytes import LiveBytes
 from services.vae_worker import band_layers, bands, chunked_decoder, group_statistics
 from services.vae_worker.chunked_decoder import ChunkedDecoder
 from services.vae_worker.decoder_walk import NotChunkable
+from tests.reference import in_float64
+from tests.rounding import assert_rounded
 from tests.services.vae_worker.conftest import MODEL
-
-# Of the largest value of the image.
-TOLERANCE = 1e-5
 
 
 @pytest.fixture(autouse=True)
@@ -76,12 +75,11 @@ def vae_of(name: str) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def error(vae: AutoencoderKL, latents: Tensor, count: int) -> float:
-    """The largest difference to `vae.decode`, over the largest value."""
-    expected = vae.decode(latents).sample
-    found = ChunkedDecoder(vae).decode(latents, count)
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
+def assert_decodes(vae: AutoencoderKL, latents: Tensor, *counts: int) -> None:
+    """That bands, as many as each of `counts` says, give what `vae.decode` gives."""
+    exact, whole = in_float64(vae).decode(latents.double()).sample, vae.decode(latents).sample
+    for count in counts:
+        assert_rounded(ChunkedDecoder(vae).decode(latents, count), exact, whole)
 
 
 def latents_of(*shape: int) -> Tensor:
@@ -92,24 +90,27 @@ def latents_of(*shape: int) -> Tensor:
 @pytest.mark.parametrize("shape", [(1, 4, 7, 6), (2, 4, 5, 3), (4, 4, 3, 2)])
 @pytest.mark.usefixtures("every_layer_in_bands")
 def test_equals_the_unchunked_decode(name: str, shape: tuple[int, ...]) -> None:
-    for count in (1, 3, 16, 100):
-        assert error(vae_of(name), latents_of(*shape), count) <= TOLERANCE, count
+    assert_decodes(vae_of(name), latents_of(*shape), 1, 3, 16, 100)
 
 
 @pytest.mark.parametrize("name", ["bundled", "sd1"])
 @pytest.mark.usefixtures("every_layer_in_bands", "merged_statistics")
 def test_merged_statistics_are_those_of_the_whole(name: str) -> None:
-    for count in (2, 13):
-        assert error(vae_of(name), latents_of(3, 4, 5, 5), count) <= TOLERANCE, count
+    assert_decodes(vae_of(name), latents_of(3, 4, 5, 5), 2, 13)
 
 
-@pytest.mark.parametrize("count", range(1, 17))
-def test_the_bundled_model_at_its_own_cuts(count: int) -> None:
-    assert error(vae_of("bundled"), latents_of(1, 4, 11, 6), count) <= TOLERANCE
+def test_the_bundled_model_at_its_own_cuts() -> None:
+    assert_decodes(vae_of("bundled"), latents_of(1, 4, 11, 6), *range(1, 17))
 
 
 def test_at_the_true_widths() -> None:
-    assert error(random_vae(128, 256, 512, 512, groups=32), latents_of(1, 4, 5, 4), 4) <= TOLERANCE
+    assert_decodes(random_vae(128, 256, 512, 512, groups=32), latents_of(1, 4, 5, 4), 4)
+
+
+def assert_found(count: int) -> None:
+    """That what has been broken shows."""
+    with pytest.raises(AssertionError, match="off by"):
+        assert_decodes(vae_of("sd1"), latents_of(1, 4, 9, 8), count)
 
 
 def window_without_halo(top: bool, below: bool) -> Callable[..., Tensor]:
@@ -127,13 +128,13 @@ def window_without_halo(top: bool, below: bool) -> Callable[..., Tensor]:
 @pytest.mark.parametrize(("top", "below"), [(True, False), (False, True)])
 def test_a_missing_halo_would_be_found(monkeypatch: pytest.MonkeyPatch, top: bool, below: bool) -> None:
     monkeypatch.setattr(band_layers, "window", window_without_halo(top, below))
-    assert error(vae_of("sd1"), latents_of(1, 4, 9, 8), 2) > 100 * TOLERANCE
+    assert_found(2)
 
 
 def test_statistics_of_single_bands_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     of_all = group_statistics.gathered
     monkeypatch.setattr(group_statistics, "gathered", lambda norm, parts: of_all(norm, parts[:1]))
-    assert error(vae_of("sd1"), latents_of(1, 4, 9, 8), 2) > 100 * TOLERANCE
+    assert_found(2)
 
 
 @pytest.mark.usefixtures("merged_statistics")
@@ -150,7 +151,7 @@ def test_a_wrong_merge_would_be_found(monkeypatch: pytest.MonkeyPatch, fault: st
         return right([group_statistics.Moments(1, part.mean, part.var) for part in parts])
 
     monkeypatch.setattr(group_statistics, "merge", wrong)
-    assert error(vae_of("sd1"), latents_of(1, 4, 9, 8), 5) > 3 * TOLERANCE
+    assert_found(5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 16])

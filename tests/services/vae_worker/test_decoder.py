@@ -15,7 +15,7 @@ from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.models.loading import load_vae_side
-from tests.services.vae_worker.conftest import MODEL, diffusers_decode, latents_of
+from tests.services.vae_worker.conftest import MODEL, assert_decoded, latents_of
 from tests.tiny_models import tiny_model
 
 SIDE = 32
@@ -61,18 +61,14 @@ def pixels(outcomes: list[Picture | DecodeFailure]) -> list[np.ndarray[Any, Any]
 def test_pictures_equal_those_of_diffusers(vae_side: VaeSide, dtype: torch.dtype) -> None:
     latents = latents_of(3, SIDE, SIDE).to(dtype)
     found = pixels(BatchDecoder(vae_side).decode(as_stored(latents), SIDE, SIDE))
-    expected = diffusers_decode(latents.float())
-    for picture, reference in zip(found, expected, strict=True):
-        assert np.abs(picture.astype(int) - reference).max() <= 1
+    assert_decoded(found, latents.float())
 
 
 @pytest.mark.parametrize("most", [2, 1])
 def test_a_batch_too_large_for_memory_is_halved(vae_side: VaeSide, most: int) -> None:
     latents = latents_of(5, SIDE, SIDE)
     decoder = flaky(vae_side, RuntimeError("DefaultCPUAllocator: can't allocate memory"), most=most)
-    found = pixels(decoder.decode(as_stored(latents), SIDE, SIDE))
-    for picture, reference in zip(found, diffusers_decode(latents), strict=True):
-        assert np.abs(picture.astype(int) - reference).max() <= 1
+    assert_decoded(pixels(decoder.decode(as_stored(latents), SIDE, SIDE)), latents)
 
 
 def test_one_picture_too_large_for_memory_fails_alone(vae_side: VaeSide) -> None:
@@ -166,10 +162,7 @@ def in_pieces(side: Any, batch: list[Latents], chunks: int = 4) -> list[Picture 
 
 def test_a_decode_in_pieces_makes_the_same_pictures(vae_side: VaeSide) -> None:
     latents = latents_of(3, SIDE, SIDE)
-    for picture, reference in zip(
-        pixels(in_pieces(vae_side, as_stored(latents))), diffusers_decode(latents), strict=True
-    ):
-        assert np.abs(picture.astype(int) - reference).max() <= 1
+    assert_decoded(pixels(in_pieces(vae_side, as_stored(latents))), latents)
 
 
 def test_a_decode_pauses_where_it_is_told_to(vae_side: VaeSide) -> None:
@@ -201,9 +194,7 @@ def test_failures_in_bands_are_laid_where_they_belong(vae_side: VaeSide) -> None
     failures = {i: o.message for i, o in enumerate(outcomes) if isinstance(o, DecodeFailure)}
     assert set(failures) == {1, 2}
     assert "odd input" in failures[2]
-    references = diffusers_decode(latents[[0, 3]])
-    for picture, reference in zip(pixels([outcomes[0], outcomes[3]]), references, strict=True):
-        assert np.abs(picture.astype(int) - reference).max() <= 1
+    assert_decoded(pixels([outcomes[0], outcomes[3]]), latents[[0, 3]])
 
 
 def test_no_memory_in_bands_halves_the_batch(vae_side: VaeSide) -> None:

@@ -39,7 +39,7 @@ def parts(embeds: Any) -> list[Tensor]:
 def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
     assert len(ours) == len(theirs)
     for our_part, their_part in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(our_part, their_part, rtol=0, atol=0)
+        assert torch.equal(our_part, their_part)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

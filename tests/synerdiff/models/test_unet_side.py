@@ -1,7 +1,8 @@
 """One UNet call, the model card and the geometry of each family."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,34 @@ import torch
 from torch import Tensor
 
 from synerdiff.cards import Sampler, SamplerLimits
-from synerdiff.models.family import UnetSide
+from synerdiff.models.family import Conditioning, UnetSide
 from synerdiff.models.loading import load_unet_side
-from tests.reference import reference_pipeline
+from tests.reference import exact_call, reference_pipeline
+from tests.rounding import assert_rounded
 from tests.tiny_models import EMOJI_MODEL, FamilyName, edit_json
 
 SAMPLERS = (SamplerLimits(Sampler.DDIM, 1, 1000),)
 
 
-def record_pipeline_calls(model_path: Path, width: int, height: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(model input, timestep, noise_pred), uncond above cond, of each UNet call of a short run."""
+@dataclass(frozen=True)
+class RecordedCall:
+    """What a pipeline's UNet was told and answered, uncond above cond; and what it answers in float64."""
+
+    latents: Tensor
+    timestep: Tensor
+    noise_pred: Tensor
+    exact: Tensor
+
+
+def record_pipeline_calls(model_path: Path, width: int, height: int) -> list[RecordedCall]:
+    """The UNet calls of a short run."""
     pipeline = reference_pipeline(model_path)
-    calls: list[tuple[Tensor, Tensor, Tensor]] = []
+    calls: list[tuple[tuple[Tensor, Tensor], dict[str, Any], Tensor]] = []
 
-    def record(_: Any, arguments: tuple[Tensor, Tensor], answer: tuple[Tensor]) -> None:
-        calls.append((*arguments, answer[0]))
+    def record(_: Any, arguments: tuple[Tensor, Tensor], told: dict[str, Any], answer: tuple[Tensor]) -> None:
+        calls.append((arguments, told, answer[0]))
 
-    hook = pipeline.unet.register_forward_hook(record)
+    hook = pipeline.unet.register_forward_hook(record, with_kwargs=True)
     try:
         pipeline(
             "a slice of pizza",
@@ -41,16 +53,41 @@ def record_pipeline_calls(model_path: Path, width: int, height: int) -> list[tup
     finally:
         hook.remove()
     assert len(calls) >= 3
-    return calls
+    return [
+        RecordedCall(
+            *arguments,
+            noise_pred,
+            exact_call(pipeline.unet, *arguments, told["encoder_hidden_states"], told["added_cond_kwargs"]),
+        )
+        for arguments, told, noise_pred in calls
+    ]
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 64)])
 def test_one_call_equals_the_pipelines(unet_side: UnetSide, model_path: Path, width: int, height: int) -> None:
     rows = unet_side.encode_negative(["blue"]) + unet_side.encode(["a slice of pizza"])
     conditioning = unet_side.conditioning(rows, width, height)
-    for latents, timestep, noise_pred in record_pipeline_calls(model_path, width, height):
-        ours = unet_side.predict(latents, timestep.expand(2), conditioning)
-        torch.testing.assert_close(ours, noise_pred, rtol=1e-5, atol=1e-5)
+    for call in record_pipeline_calls(model_path, width, height):
+        ours = unet_side.predict(call.latents, call.timestep.expand(2), conditioning)
+        assert_rounded(ours, call.exact, call.noise_pred)
+
+
+def test_a_call_told_wrongly_would_be_found(unet_side: UnetSide, model_path: Path) -> None:
+    negative, positive = unet_side.encode_negative(["blue"]), unet_side.encode(["a slice of pizza"])
+    told = unet_side.conditioning(negative + positive, 64, 64)
+    swapped = unet_side.conditioning(positive + negative, 64, 64)
+    (call, *_) = record_pipeline_calls(model_path, 64, 64)
+    half = replace(unet_side, unet=deepcopy(unet_side.unet).bfloat16(), dtype=torch.bfloat16)
+    half_told = Conditioning(
+        told.hidden.bfloat16(), told.added and {name: rows.bfloat16() for name, rows in told.added.items()}
+    )
+    for wrong in (
+        unet_side.predict(call.latents, call.timestep.expand(2) + 1, told),
+        unet_side.predict(call.latents, call.timestep.expand(2), swapped),
+        half.predict(call.latents, call.timestep.expand(2), half_told),
+    ):
+        with pytest.raises(AssertionError, match="off by"):
+            assert_rounded(wrong, call.exact, call.noise_pred)
 
 
 def test_rows_at_different_timesteps_equal_each_alone(unet_side: UnetSide) -> None:
@@ -60,8 +97,10 @@ def test_rows_at_different_timesteps_equal_each_alone(unet_side: UnetSide) -> No
     together = unet_side.predict(latents, timesteps, unet_side.conditioning(embeds, 64, 64))
     for row in range(3):
         one = slice(row, row + 1)
-        alone = unet_side.predict(latents[one], timesteps[one], unet_side.conditioning(embeds[one], 64, 64))
-        torch.testing.assert_close(together[one], alone, rtol=1e-4, atol=1e-5)
+        told = unet_side.conditioning(embeds[one], 64, 64)
+        alone = unet_side.predict(latents[one], timesteps[one], told)
+        exact = exact_call(unet_side.unet, latents[one], timesteps[one], told.hidden, told.added)
+        assert_rounded(together[one], exact, alone)
 
 
 def test_the_answer_depends_on_prompt_and_timestep(unet_side: UnetSide) -> None:

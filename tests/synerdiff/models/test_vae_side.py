@@ -1,5 +1,6 @@
 """Decoding and the safety checker, against the diffusers pipelines."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,61 +13,86 @@ from torch import Tensor
 from synerdiff.cards import Sampler
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import load_vae_side
-from tests.reference import reference_image, reference_pipeline
+from tests.reference import in_float64, reference_image, reference_pipeline
+from tests.rounding import COARSEST, assert_same_picture
 from tests.tiny_models import edit_json, tiny_model
 
 Images = npt.NDArray[np.uint8]
 
 
-def final_latents_and_picture(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Images]:
-    """The latents [1, C, h, w] that a short pipeline run ends with, and the picture [H, W, 3] it makes of them."""
+@dataclass(frozen=True)
+class PipelineRun:
+    """The latents [1, C, h, w] that a short pipeline run ends with, and the picture that it makes of them.
+
+    `levels` [H, W, 3], 0 to 255: as the pipeline has them before they are made whole. `exact`: of the same latents and
+    weights, in float64.
+    """
+
+    latents: Tensor
+    levels: Tensor
+    exact: Tensor
+
+
+def pipeline_run(path: Path, dtype: torch.dtype = torch.float32) -> PipelineRun:
     pipeline: Any = reference_pipeline(path, dtype)
 
     def run(output_type: str) -> Any:
         generator = torch.Generator().manual_seed(0)
         return pipeline("a dog", num_inference_steps=2, generator=generator, output_type=output_type).images
 
-    return run("latent"), np.asarray(run("pil")[0])
+    latents, levels = run("latent"), torch.from_numpy(run("np")[0]) * 255
+    return PipelineRun(latents, levels, decoded(in_float64(pipeline.vae), latents.double())[0])
 
 
-def assert_same_picture(ours: Images, theirs: Images, levels: int = 1) -> None:
-    """Equal but for rounding: another memory format sums in another order. `levels` of 255."""
-    difference = np.abs(ours.astype(int) - theirs)
-    assert difference.max() <= levels
-    assert difference.mean() < levels / 20
+@torch.no_grad()
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """Levels [n, H, W, 3], 0 to 255, not yet whole, of latents [n, C, h, w] as a UNet leaves them."""
+    latents = latents / vae.config.scaling_factor
+    if vae.config.latents_mean is not None:
+        mean, deviation = (
+            torch.tensor(values, dtype=latents.dtype).view(1, -1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        latents = latents * deviation + mean
+    levels: Tensor = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255
+    return levels
 
 
 def test_decode_equals_the_pipelines(vae_side: VaeSide, model_path: Path) -> None:
-    latents, picture = final_latents_and_picture(model_path)
-    (ours,) = vae_side.decode(latents)
+    run = pipeline_run(model_path)
+    (ours,) = vae_side.decode(run.latents)
     assert ours.dtype == np.uint8
-    assert_same_picture(ours, picture)
-    assert 20 < picture.std() < 80
+    assert_same_picture(ours, run.exact, run.levels)
+    assert 20 < run.exact.std() < 80
 
 
 def test_decode_of_a_batch_equals_each_alone(vae_side: VaeSide) -> None:
     latents = torch.randn(3, *vae_side.latent_shape(96, 64), generator=torch.Generator().manual_seed(0))
-    together = vae_side.decode(latents).astype(int)
+    together = vae_side.decode(latents)
     assert together.shape == (3, 64, 96, 3)
     for row in range(3):
-        assert np.abs(together[row] - vae_side.decode(latents[row : row + 1])[0]).max() <= 1
+        one = latents[row : row + 1]
+        (exact,), (rounded,) = decoded(in_float64(vae_side.vae), one.double()), decoded(vae_side.vae, one)
+        for ours in (together[row], vae_side.decode(one)[0]):
+            assert_same_picture(ours, exact, rounded)
 
 
 def test_latents_mean_and_deviation_of_an_sdxl_vae(tmp_path: Path) -> None:
     path = tiny_model("sdxl", tmp_path / "model")
     edit_json(path / "vae" / "config.json", latents_mean=[-1.6, 1.1, 3.3, -2.5], latents_std=[8.5, 5.5, 6.6, 5.2])
-    latents, picture = final_latents_and_picture(path)
-    assert_same_picture(load_vae_side(path, torch.float32).decode(latents)[0], picture)
+    run = pipeline_run(path)
+    assert_same_picture(load_vae_side(path, torch.float32).decode(run.latents)[0], run.exact, run.levels)
 
 
 @pytest.mark.parametrize("force_upcast", [True, False])
 def test_sdxl_in_float16_upcasts_its_vae_when_told_to(tmp_path: Path, force_upcast: bool) -> None:
     path = tiny_model("sdxl", tmp_path / "model")
     edit_json(path / "vae" / "config.json", force_upcast=force_upcast)
-    latents, picture = final_latents_and_picture(path, torch.float16)
+    run = pipeline_run(path, torch.float16)
     side = load_vae_side(path, torch.float16)
     assert side.vae.dtype == (torch.float32 if force_upcast else torch.float16)
-    assert_same_picture(side.decode(latents)[0], picture, levels=1 if force_upcast else 4)
+    coarsest = COARSEST if force_upcast else 1 / 32  # 8 levels
+    assert_same_picture(side.decode(run.latents)[0], run.exact, run.levels, coarsest=coarsest)
 
 
 def test_sd_in_float16_keeps_its_dtype(tiny_models: dict[str, Path]) -> None:
@@ -85,16 +111,17 @@ def test_flagged_pictures_are_black_as_the_pipeline_makes_them(
     tmp_path: Path, threshold: float, is_flagged: bool
 ) -> None:
     path = tiny_model("sd1", tmp_path / "model", safety_checker=True, safety_threshold=threshold)
-    latents, picture = final_latents_and_picture(path)
+    run = pipeline_run(path)
     side = load_vae_side(path, torch.float32)
-    decoded = side.decode(latents)
-    before = decoded.copy()
-    checked, flagged = side.check(decoded)
+    pictures = side.decode(run.latents)
+    before = pictures.copy()
+    checked, flagged = side.check(pictures)
     assert flagged == [is_flagged]
-    assert picture.any() != is_flagged
+    assert run.levels.any() != is_flagged
     assert checked.any() != is_flagged
-    assert_same_picture(checked[0], picture)
-    np.testing.assert_array_equal(decoded, before)
+    if not is_flagged:
+        assert_same_picture(checked[0], run.exact, run.levels)
+    np.testing.assert_array_equal(pictures, before)
 
 
 def test_each_picture_gets_the_verdict_it_gets_alone(tmp_path: Path) -> None:
