@@ -11,11 +11,20 @@ def test_by_name(name: str) -> None:
     assert dtype_from_name(name) == getattr(torch, name)
 
 
-@pytest.mark.parametrize(("has_amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+@pytest.mark.parametrize(
+    ("has_amx", "kernels", "dtype"),
+    [
+        (True, "AVX512", torch.bfloat16),
+        (False, "AVX512", torch.float32),
+        (True, "AVX2", torch.float32),
+        (True, "DEFAULT", torch.float32),
+    ],
+)
 def test_auto_is_bfloat16_only_where_the_cpu_does_it(
-    monkeypatch: pytest.MonkeyPatch, has_amx: bool, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, has_amx: bool, kernels: str, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
     assert dtype_from_name("auto") == dtype
 
 
