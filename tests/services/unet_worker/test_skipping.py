@@ -260,8 +260,8 @@ def test_what_was_measured_is_kept_as_long_as_it_is_needed(side: UnetSide) -> No
 
 
 def test_differences_of_a_half_precision_model_are_kept_in_fp32(model: Path) -> None:
-    task = prepared(load_unet_side(model, torch.bfloat16), skip_predictor="reuse")
-    half = Denoiser(load_unet_side(model, torch.bfloat16))
+    task = prepared(load_unet_side(model, torch.float16), skip_predictor="reuse")
+    half = Denoiser(load_unet_side(model, torch.float16))
     half.step([task])
     (difference,) = task.guidance.differences
     assert difference.dtype == torch.float32

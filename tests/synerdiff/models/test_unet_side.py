@@ -77,10 +77,9 @@ def test_a_call_told_wrongly_would_be_found(unet_side: UnetSide, model_path: Pat
     told = unet_side.conditioning(negative + positive, 64, 64)
     swapped = unet_side.conditioning(positive + negative, 64, 64)
     (call, *_) = record_pipeline_calls(model_path, 64, 64)
-    half = replace(unet_side, unet=deepcopy(unet_side.unet).bfloat16(), dtype=torch.bfloat16)
-    half_told = Conditioning(
-        told.hidden.bfloat16(), told.added and {name: rows.bfloat16() for name, rows in told.added.items()}
-    )
+    half = replace(unet_side, unet=deepcopy(unet_side.unet).half(), dtype=torch.float16)
+    added = told.added and {name: rows.half() for name, rows in told.added.items()}
+    half_told = Conditioning(told.hidden.half(), added)
     for wrong in (
         unet_side.predict(call.latents, call.timestep.expand(2) + 1, told),
         unet_side.predict(call.latents, call.timestep.expand(2), swapped),
