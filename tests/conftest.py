@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from synerdiff.openmp import prepare_openmp
@@ -13,6 +14,9 @@ from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 
 prepare_openmp()
+# Examples take as long as the machine makes them take.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

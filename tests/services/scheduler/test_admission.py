@@ -248,13 +248,13 @@ def generate_requests(draw: st.DrawFn) -> images_pb2.GenerateRequest:
 
 
 @given(generate_requests())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_arbitrary_requests_are_resolved_within_bounds_or_refused(pb: images_pb2.GenerateRequest) -> None:
     check_bounds_or_refusal(pb)
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_whatever_parses_is_resolved_within_bounds_or_refused(data: bytes) -> None:
     pb = images_pb2.GenerateRequest()
     try:

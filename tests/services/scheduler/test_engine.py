@@ -591,10 +591,10 @@ class AnyOrderOneByOne(AnyOrder):
 
 
 TestAnyOrderOneByOne = AnyOrderOneByOne.TestCase
-TestAnyOrderOneByOne.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
+TestAnyOrderOneByOne.settings = settings(max_examples=20, stateful_step_count=30)
 TestAnyOrderPlanned = AnyOrderPlanned.TestCase
-TestAnyOrderPlanned.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestAnyOrderPlanned.settings = settings(max_examples=40, stateful_step_count=40)
 TestAnyOrderMortal = AnyOrderMortal.TestCase
-TestAnyOrderMortal.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrderMortal.settings = settings(max_examples=60, stateful_step_count=40)
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40)

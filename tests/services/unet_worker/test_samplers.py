@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.unet_worker.sampler_recipes import RECIPES
@@ -87,7 +87,7 @@ def test_replays_as_diffusers_runs(config_name: str, sampler: Sampler) -> None:
     assert len(refused) <= 1
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(
     config_name=st.sampled_from(FOR_ALL),
     sampler=st.sampled_from(Sampler),

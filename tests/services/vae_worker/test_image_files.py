@@ -54,7 +54,7 @@ def test_pixels_and_parameters_come_back(image_format: ImageFormat) -> None:
     assert read_parameters(data) == PARAMETERS
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(ImageFormat), st.text(max_size=300))
 def test_any_prompt_comes_back(image_format: ImageFormat, prompt: str) -> None:
     data = encode_image(picture(), image_format, json.dumps({"prompt": prompt}))

@@ -12,7 +12,7 @@ from tests.tiny_models import EMOJI_MODEL
 HALF_A_LEVEL = 0.5 / 255  # what pictures of whole levels say of a colour
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), channels=st.sampled_from([4, 16]))
 def test_a_linear_decoder_is_found_again(seed: int, channels: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -154,7 +154,7 @@ def possible(profile: Profile, query: PlanQuery) -> bool:
     return (query.chunking and query.vae > 0) or query.vae == 0 or 1 in profile.chunk_counts
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(profiles(), queries())
 def test_no_sequence_of_items_is_better(profile: Profile, query: PlanQuery) -> None:
     if not possible(profile, query):
@@ -193,7 +193,7 @@ def test_a_round_of_many_items_is_that_of_the_plain_programme(seed: int) -> None
     assert (planned.skips, len(planned.items)) == (best.skips, best.items)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(profiles(), st.integers(0, 9), st.integers(0, 5), queries())
 def test_a_round_does_all_that_was_asked_and_is_never_worse_than_a_baseline(
     profile: Profile, unet: int, vae: int, query: PlanQuery

@@ -92,7 +92,7 @@ def test_a_closer_bound_takes_more_points_and_gives_less_error() -> None:
     max_decodes=st.integers(1, 8),
     bound=st.floats(0.01, 0.5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_ends_within_the_bound_on_whole_grids(
     base: float, bend: int, per_row: float, max_rows: int, max_decodes: int, bound: float
 ) -> None:

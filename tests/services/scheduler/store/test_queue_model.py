@@ -379,7 +379,6 @@ def test_the_queue_keeps_its_promises(own_redis: RedisProcess) -> None:
         settings=settings(
             max_examples=25,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             phases=[Phase.reuse, Phase.generate],  # shrinking replays for minutes; add Phase.shrink to hunt a failure
         ),
