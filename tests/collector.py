@@ -1,6 +1,5 @@
 """An OTLP/gRPC collector for tests: a real server on a real port that keeps what it is sent."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +8,8 @@ from typing import Any
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
+
+from tests.waiting import until
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -35,13 +36,11 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def named(self, name: str) -> list[trace_pb2.Span]:
         return [span for span in self.spans if span.name == name]
 
-    async def until(self, enough: Callable[["Collector"], object], seconds: float = 15.0) -> None:
+    async def until(self, enough: Callable[["Collector"], object]) -> None:
         """Return once what has come is enough."""
         try:
-            async with asyncio.timeout(seconds):
-                while not enough(self):
-                    await asyncio.sleep(0.05)
-        except TimeoutError:
+            await until(lambda: enough(self))
+        except AssertionError:
             raise AssertionError(f"only these came: {Counter(span.name for span in self.spans)}") from None
 
 

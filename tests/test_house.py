@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_S
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("synerdiff", "services", "synerdiff_cli")
 HEAVY = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
@@ -32,7 +34,7 @@ def test_the_generated_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
     outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     plugins = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", *outputs, *protos]
-    subprocess.run(command, check=True, env=plugins, timeout=60)
+    subprocess.run(command, check=True, env=plugins, timeout=HANG_S)
     generated = {path.name: path.read_text() for path in (tmp_path / "synerdiff/v1").iterdir()}
     checked_in = {path.name: path.read_text() for path in (ROOT / "synerdiff/v1").glob("*_pb2*")}
     stale = sorted(name for name in generated | checked_in if generated.get(name) != checked_in.get(name))
@@ -41,7 +43,7 @@ def test_the_generated_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
 
 def test_the_configuration_reference_is_that_of_the_settings() -> None:
     command = [sys.executable, str(ROOT / "docs/settings_reference.py")]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=HANG_S)
     assert done.stdout == (ROOT / "docs/configuration.md").read_text(), "run `make docs`"
 
 
@@ -53,7 +55,8 @@ def test_all_but_model_code_runs_without_torch() -> None:
         "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
         f"print(json.dumps(sorted({HEAVY!r} & set(sys.modules))))"
     )
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(light)], cwd=ROOT, capture_output=True, timeout=60)
+    command = [sys.executable, "-c", code, json.dumps(light)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads(done.stdout) == []
 

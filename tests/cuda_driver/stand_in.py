@@ -9,6 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.waiting import HANG_S
+
 SOURCE = Path(__file__).with_name("standin.c")
 NO_COMPILER = "the stand-in CUDA driver needs a C compiler (cc), and there is none"
 
@@ -52,5 +54,5 @@ def build(library: Path, memory: Path) -> StandIn:
         raise FileNotFoundError(NO_COMPILER)
     built = library / "libcuda.so.1"
     flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([cc, *flags, "-o", str(built), str(SOURCE), "-lpthread", "-ldl"], check=True, timeout=60)
+    subprocess.run([cc, *flags, "-o", str(built), str(SOURCE), "-lpthread", "-ldl"], check=True, timeout=HANG_S)
     return StandIn(built, memory)

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from deploy.docker.requirements import requirements
 from tests.deploy.dockerfiles import Dockerfile, read_dockerfile
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"
@@ -179,7 +180,7 @@ def test_a_scheduler_installs_no_torch_and_less_than_150_mb() -> None:
 def make_images(docker: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "DOCKER": str(docker), **variables}
     command = ["sh", str(DOCKER / "build.sh")]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG_S)
 
 
 def test_where_docker_cannot_run_one_line_says_so(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from deploy.kustomize import K8S, CannotRender, render
 from services.unet_worker.settings import UnetWorkerSettings
 from synerdiff.tls import WORKER_NAME
 from tests.deploy.rendered import SETS, rendered
+from tests.waiting import HANG_S
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -103,11 +104,11 @@ def test_a_vae_container_told_to_stop_waits_until_the_unet_worker_beside_it_has_
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = arguments[-1].replace(str(port), str(server.getsockname()[1]))
         waiting = subprocess.Popen([sys.executable, *arguments[:-1], here])
-        server.settimeout(20)
+        server.settimeout(HANG_S)
         server.accept()[0].close()
         time.sleep(0.2)
         assert waiting.poll() is None
-    assert waiting.wait(20) == 0
+    assert waiting.wait(HANG_S) == 0
 
 
 def _numbers(text: str) -> set[int]:

@@ -1,13 +1,15 @@
 """The dress rehearsal in its short form, and that nothing of one is left when it is killed."""
 
+import contextlib
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.waiting import HANG_S, wait_until
 
 pytestmark = pytest.mark.alone
 
@@ -18,12 +20,18 @@ LOAD = ["--requests", "2", "--clients", "2", "--least-steps", "16", "--most-step
 
 def test_from_manifests_to_pictures_and_from_one_unet_worker_to_two_and_back(tmp_path: Path) -> None:
     done = subprocess.run(
-        [*REHEARSAL, *LOAD, "--logs", str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, timeout=110
+        [*REHEARSAL, *LOAD, "--logs", str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert re.search(r"ok +short scaling +requests failed +none", done.stdout)
     assert re.search(r"ok +short scaling +pictures unlike the quiet ones +none", done.stdout)
     assert "unet-worker: 1 -> 2 replicas wanted" in done.stdout
+
+
+def runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.mark.parametrize("how", [[], ["--loopback"]])
@@ -39,8 +47,5 @@ def test_nothing_of_a_rehearsal_survives_its_death(tmp_path: Path, how: list[str
         left = psutil.Process(rehearsal.pid).children(recursive=True)
         assert {"redis-server"} <= {process.name() for process in left}
         rehearsal.kill()
-    give_up_at = time.monotonic() + 5
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left):
-        assert time.monotonic() < give_up_at, [process.cmdline() for process in left if process.is_running()]
-        time.sleep(0.02)
+    wait_until(lambda: not any(runs(process) for process in left))
     assert "cluster0" not in Path("/proc/net/dev").read_text()

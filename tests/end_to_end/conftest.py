@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.end_to_end.command import Up, processes, running_up
+from tests.waiting import HANG_S
 
 ABANDONMENT_S = 8  # longer than a scheduler that was killed takes to come back, and its clients to find it
 
@@ -24,7 +25,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     with running_up(home, schedulers=2, SYNERDIFF_ABANDONMENT_S=str(ABANDONMENT_S)) as deployment:
         yield deployment
         deployment.process.send_signal(signal.SIGINT)
-        assert deployment.process.wait(timeout=30) == 130
+        assert deployment.process.wait(timeout=HANG_S) == 130
         assert processes(home) == {}
         assert {path.name for path in deployment.logs.iterdir()} == {
             *("redis.log", "scheduler-0.log", "scheduler-1.log", "unet-emoji-0.log", "vae-emoji-0.log")

@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from synerdiff.cards import Sampler
@@ -13,9 +12,9 @@ from synerdiff_cli.deployment import BUNDLED_MODEL
 from tests.end_to_end.command import SYNERDIFF, environment, processes
 from tests.reference import reference_image
 from tests.rounding import A_LEVEL
+from tests.waiting import HANG_S
 
 
-@pytest.mark.timeout(180)
 def test_the_demo_makes_the_picture_and_leaves_nothing_behind(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -25,7 +24,7 @@ def test_the_demo_makes_the_picture_and_leaves_nothing_behind(tmp_path: Path) ->
         env=environment(tmp_path),
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

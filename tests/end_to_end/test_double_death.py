@@ -8,14 +8,10 @@ import asyncio
 import os
 import random
 
-import pytest
-
 from bench.load import largest_difference, leaders_status, send_all, slots_used
 from bench.mixed_requests import mixed_requests
 from tests.end_to_end.command import Up, processes
 from tests.rounding import A_LEVEL
-
-pytestmark = [pytest.mark.timeout(180)]
 
 DEATHS = int(os.environ.get("SYNERDIFF_TEST_DOUBLE_DEATHS", "1"))
 REQUESTS = mixed_requests(8 * DEATHS, seed=23)

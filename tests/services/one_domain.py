@@ -35,9 +35,9 @@ from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2_grpc
+from tests.waiting import HANG_S
 
 DOMAIN, TOKEN = "here", 1
-WAIT_S = 60.0
 
 
 @dataclass
@@ -76,7 +76,7 @@ class OneDomain:
 
     async def until_ended(self, jobs: int) -> None:
         """Pump until so many jobs have ended."""
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(HANG_S):
             while len(self.finished) + len(self.failed_jobs) < jobs:
                 self.pump()
                 self._changed.clear()

@@ -35,6 +35,7 @@ from tests.services.unet_worker.leader import leading
 from tests.services.unet_worker.specs import spec
 from tests.services.vae_worker.test_service import Leader as VaeLeader
 from tests.tiny_models import tiny_model
+from tests.waiting import HANG_S
 
 POISONED = torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might ...")
 SIDE = 64
@@ -67,7 +68,7 @@ async def test_a_unet_worker_ends_and_blames_no_task(served: ServedWorker, monke
         monkeypatch.setattr(UnetSide, "predict", counted)
         with capture_logs() as logs:
             await leader.plan([("a/0", 0), ("b/0", 0)])
-            await asyncio.wait_for(served.worker.crashed.wait(), 20)
+            await asyncio.wait_for(served.worker.crashed.wait(), HANG_S)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(leader.report(), 0.2)
     assert tried == [4], "a poisoned context is not tried again"
@@ -84,7 +85,7 @@ async def test_a_device_that_fails_while_a_task_is_prepared_is_noticed(
     async with leading(served.channel) as leader:
         for task_id in ("a/0", "b/0"):
             served.worker.admit(spec(task_id))
-        await asyncio.wait_for(served.worker.crashed.wait(), 20)
+        await asyncio.wait_for(served.worker.crashed.wait(), HANG_S)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(leader.report(), 0.2)
     assert len(served.worker.residents) == 2
@@ -103,7 +104,7 @@ async def test_a_device_that_computes_nothing_is_not_blamed_on_the_only_task(
         await leader.admit(spec("a/0"))
         monkeypatch.setattr(UnetSide, "predict", broken)
         await leader.plan([("a/0", 0)])
-        await asyncio.wait_for(served.worker.crashed.wait(), 20)
+        await asyncio.wait_for(served.worker.crashed.wait(), HANG_S)
         assert len(served.worker.residents) == 1
 
 
@@ -159,12 +160,12 @@ async def _run_to_its_end(kind: str, redis: Redis, redis_url: str, model: Path) 
         *(sys.executable, "-m", "tests.services.poisoned_worker", kind, *flags), stderr=asyncio.subprocess.PIPE
     )
     try:
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(HANG_S):
             while not (records := await WorkerRegistry(redis).workers(kind)):
                 await asyncio.sleep(0.05)
         async with open_channel(records[0].address) as channel:
             reports = await (_step(channel) if kind == "unet" else _decode(channel))
-        _, stderr = await asyncio.wait_for(process.communicate(), 30)
+        _, stderr = await asyncio.wait_for(process.communicate(), HANG_S)
     finally:
         if process.returncode is None:
             process.kill()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import select
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from synerdiff.pace import PaceSide, SharedPace
 from synerdiff.plans import ItemRef
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,13 +35,18 @@ class PartnerProcess:
         assert self.process.stdout
         return json.loads(self.process.stdout.readline())
 
+    def has_answered(self, within_s: float) -> bool:
+        """Whether there is something to read."""
+        assert self.process.stdout
+        return bool(select.select([self.process.stdout], [], [], within_s)[0])
+
     def ask(self, command: str, **arguments: Any) -> Any:
         self.tell(command, **arguments)
         return self.answer()
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=HANG_S)
 
 
 @contextlib.contextmanager
@@ -50,7 +57,7 @@ def partner(name: str, directory: Path) -> Iterator[PartnerProcess]:
     finally:
         assert other.process.stdin
         other.process.stdin.close()
-        other.process.wait(timeout=10)
+        other.process.wait(timeout=HANG_S)
         assert other.process.stdout
         other.process.stdout.close()
 
@@ -65,20 +72,25 @@ class _Commands:
     def wait(self, tick: int, place: int, patience_ms: float) -> float:
         return self._pace.wait(ItemRef(tick, place), patience_ms)
 
-    def count(self, rounds: int) -> None:
+    def count(self, first: int, rounds: int) -> None:
         """Write ever larger words, whose two halves agree, as fast as it goes."""
-        for k in range(1, rounds + 1):
+        for k in range(first, first + rounds):
             self._pace.ended(ItemRef(k << 16 | (k & 0xFFFF), k & 0xFFFF))
 
-    def take_turns(self, rounds: int, work_ms: float) -> list[int]:
-        """Work and end an item, then wait for the other side's of the same tick. Returns when each wait was over."""
-        ended_ns = []
+    def take_turns(self, rounds: int, work_ms: float, nap_ms: float) -> dict[str, list[float]]:
+        """Work and end an item, wait for the other side's of the same tick, and take a nap, for comparison.
+
+        Returns when each wait was over, and how long each nap was.
+        """
+        woke_ns, naps_ms = list[float](), list[float]()
         for tick in range(1, rounds + 1):
             time.sleep(work_ms / 1000)
             self._pace.ended(ItemRef(tick, 1))
-            self._pace.wait(ItemRef(tick, 1), 5000)
-            ended_ns.append(time.monotonic_ns())
-        return ended_ns
+            self._pace.wait(ItemRef(tick, 1), HANG_S * 1000)
+            woke_ns.append(time.monotonic_ns())
+            time.sleep(nap_ms / 1000)
+            naps_ms.append((time.monotonic_ns() - woke_ns[-1]) / 1e6)
+        return {"woke_ns": woke_ns, "naps_ms": naps_ms}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 from synerdiff.cancellation import cancel_and_wait
+from tests.waiting import HANG_S
 
 
 async def stubborn(deaf_times: int) -> None:
@@ -16,7 +17,7 @@ async def stubborn(deaf_times: int) -> None:
 async def test_lost_cancellations_are_asked_for_again() -> None:
     tasks = [asyncio.create_task(stubborn(deaf_times)) for deaf_times in (0, 1, 3)]
     await asyncio.sleep(0)
-    await asyncio.wait_for(cancel_and_wait(*tasks), 5)
+    await asyncio.wait_for(cancel_and_wait(*tasks), HANG_S)
     assert all(task.cancelled() for task in tasks)
 
 

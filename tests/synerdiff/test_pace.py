@@ -9,14 +9,17 @@ from statistics import median
 
 import pytest
 
+from synerdiff import pace as pace_module
 from synerdiff.pace import PATIENCE_LOST, Pacer, PaceSide, PaceUnusable, SharedPace, check_paced
 from synerdiff.plans import Execution, ItemRef
 from tests.synerdiff.pace_process import partner
+from tests.waiting import HANG_S, VirtualTime
 
 pytestmark = pytest.mark.alone
 
 SHM = Path("/dev/shm")
-FOREVER_MS = 20_000.0
+FOREVER_MS = HANG_S * 1000
+LONGEST_SLEEP_MS = pace_module._LONGEST_SLEEP_S * 1000
 
 
 @pytest.fixture
@@ -31,6 +34,14 @@ def pace(directory: Path) -> Iterator[SharedPace]:
     made.close()
 
 
+@pytest.fixture
+def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    """What this side's waits go by."""
+    virtual = VirtualTime()
+    monkeypatch.setattr(pace_module, "time", virtual)
+    return virtual
+
+
 def lost() -> float:
     return float(PATIENCE_LOST._value.get())
 
@@ -39,9 +50,9 @@ def test_a_wait_ends_when_the_other_process_has_ended_the_item(pace: SharedPace,
     with partner("pair-1", directory) as other:
         other.tell("wait", tick=7, place=2, patience_ms=FOREVER_MS)
         pace.ended(ItemRef(7, 1))
-        time.sleep(0.05)
+        assert not other.has_answered(within_s=0.05), "it went on before the item had ended"
         pace.ended(ItemRef(7, 2))
-        assert 30 < other.answer() < FOREVER_MS / 2, "it went on before, or long after, the item had ended"
+        assert other.answer() < FOREVER_MS, "it lost its patience"
         other.ask("ended", tick=8, place=1)
         assert pace.wait(ItemRef(7, 9), 0) == 0, "a later tick says that all items of the earlier ones have ended"
         assert pace.wait(ItemRef(8, 1), 0) == 0
@@ -63,58 +74,62 @@ def test_progress_never_goes_back(pace: SharedPace, directory: Path) -> None:
     other.close()
 
 
-def test_an_absent_partner_costs_one_patience(pace: SharedPace) -> None:
+def test_an_absent_partner_costs_one_patience(pace: SharedPace, virtual_time: VirtualTime) -> None:
     before = lost()
-    assert 40 <= pace.wait(ItemRef(1, 1), 40) < 400
+    assert pace.wait(ItemRef(1, 1), 40) == pytest.approx(40)
     assert pace.wait(ItemRef(1, 2), FOREVER_MS) == 0
     assert lost() - before == 2
 
 
-def test_a_killed_partner_costs_one_patience_and_may_come_back(pace: SharedPace, directory: Path) -> None:
+def test_a_killed_partner_costs_one_patience_and_may_come_back(
+    pace: SharedPace, directory: Path, virtual_time: VirtualTime
+) -> None:
     with partner("pair-1", directory) as other:
         other.ask("ended", tick=3, place=1)
         other.kill()
-        assert 30 <= pace.wait(ItemRef(3, 2), 30) < 400
+        assert pace.wait(ItemRef(3, 2), 30) == pytest.approx(30)
         assert pace.wait(ItemRef(4, 1), FOREVER_MS) == 0
     with partner("pair-1", directory) as again:
         again.ask("ended", tick=4, place=2)
-        assert pace.wait(ItemRef(4, 2), 0) < 5
-        assert 30 <= pace.wait(ItemRef(5, 1), 30) < 400, "one that moves is waited for again"
+        assert pace.wait(ItemRef(4, 2), 0) == 0
+        assert pace.wait(ItemRef(5, 1), 30) == pytest.approx(30), "one that moves is waited for again"
 
 
-def test_an_abandoned_wait_ends_at_once(pace: SharedPace) -> None:
-    until = time.monotonic() + 0.03
-    waited_ms = pace.wait(ItemRef(1, 1), FOREVER_MS, lambda: time.monotonic() > until)
-    assert 20 < waited_ms < 1000
+def test_an_abandoned_wait_ends_at_once(pace: SharedPace, virtual_time: VirtualTime) -> None:
+    waited_ms = pace.wait(ItemRef(1, 1), FOREVER_MS, lambda: virtual_time.now_s > 0.03)
+    assert 30 < waited_ms <= 30 + LONGEST_SLEEP_MS
 
 
 def test_words_are_read_whole(pace: SharedPace, directory: Path) -> None:
-    rounds = 100_000
+    rounds, reads, word = 100_000, set[int](), 0
     with partner("pair-1", directory) as other:
-        other.tell("count", rounds=rounds)
-        reads, word = set(), 0
-        while (word >> 32) < rounds:
-            word = pace._words[pace._other]
-            assert word >> 32 == 0 or (word >> 32) & 0xFFFF == (word >> 16) & 0xFFFF == word & 0xFFFF, hex(word)
-            reads.add(word)
-        other.answer()
-    assert len(reads) > 5, "it was not read while it was written"
+        while len(reads) <= 100:  # a busy machine may let the writer run alone
+            first = (word >> 32) + 1
+            other.tell("count", first=first, rounds=rounds)
+            while (word >> 32) < first + rounds - 1:
+                word = pace._words[pace._other]
+                assert word >> 32 == 0 or (word >> 32) & 0xFFFF == (word >> 16) & 0xFFFF == word & 0xFFFF, hex(word)
+                reads.add(word)
+            other.answer()
 
 
-def test_the_handover_between_two_processes_takes_less_than_a_few_milliseconds(
-    pace: SharedPace, directory: Path
-) -> None:
-    """The partner ends each item while this side sleeps in its wait; both read the same monotonic clock."""
-    rounds, woke_ns = 60, []
+def test_the_handover_between_two_processes_takes_no_longer_than_a_nap(pace: SharedPace, directory: Path) -> None:
+    """Whoever waits looks between naps of half a millisecond: how long those are on this machine just now is measured.
+
+    Both read the same monotonic clock.
+    """
+    assert LONGEST_SLEEP_MS < 1
+    rounds, ended_ns = 60, []
     with partner("pair-1", directory) as other:
-        other.tell("take_turns", rounds=rounds, work_ms=2)
+        other.tell("take_turns", rounds=rounds, work_ms=2, nap_ms=LONGEST_SLEEP_MS)
         for tick in range(1, rounds + 1):
             pace.wait(ItemRef(tick, 1), FOREVER_MS)
+            time.sleep(0.002)
+            ended_ns.append(time.monotonic_ns())
             pace.ended(ItemRef(tick, 1))
-            woke_ns.append(time.monotonic_ns())
-        theirs_ns = other.answer()
-    handovers_ms = [abs(mine - theirs) / 1e6 for mine, theirs in zip(woke_ns, theirs_ns, strict=True)]
-    assert median(handovers_ms) < 5
+        turns = other.answer()
+    handovers_ms = [(theirs - mine) / 1e6 for mine, theirs in zip(ended_ns, turns["woke_ns"], strict=True)]
+    assert median(handovers_ms) < 3 * median(turns["naps_ms"])
 
 
 @pytest.mark.parametrize("item", [ItemRef(1 << 48, 0), ItemRef(0, 1 << 16), ItemRef(-1, 0)])

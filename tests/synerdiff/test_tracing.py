@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 
 import pytest
+from opentelemetry.sdk.trace.export import SpanExportResult
 
 from synerdiff.otlp import SpanExporter
 from synerdiff.tracing import (
@@ -20,6 +21,7 @@ from synerdiff.tracing import (
     start_tracing,
 )
 from tests.collector import Collector, attributes
+from tests.waiting import HANG_S, wait_until
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -99,15 +101,24 @@ def test_the_exporter_makes_its_requests_as_ours_expects() -> None:
     assert "_translate_data" in vars(SpanExporter.__base__)
 
 
-def test_a_collector_that_is_away_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_does_not_answer_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    def export(exporter: SpanExporter, spans: Sequence[object]) -> SpanExportResult:
+        asked.set()
+        assert answers.wait(HANG_S)
+        return SpanExportResult.FAILURE
+
+    monkeypatch.setattr(SpanExporter, "export", export)
     monkeypatch.setattr("synerdiff.otlp.CLOSE_S", 0.3)
     tracer = start_tracing("http://127.0.0.1:1", 1.0, {})
-    began = time.monotonic()
     for _ in range(2000):
         tracer.record(Span("lost", TraceContext(1, 2), None, 1, 2))
-    assert time.monotonic() - began < 1.0
+    assert asked.wait(HANG_S)
     tracer.close()
-    assert time.monotonic() - began < 2.0
+    # Nothing has answered so far: neither recording nor closing has waited for it.
+    answers.set()
+    wait_until(lambda: not {"close-tracing", "OtelBatchSpanRecordProcessor"} & {t.name for t in threading.enumerate()})
 
 
 def test_a_missing_sdk_is_said_in_one_line_and_ends_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +130,7 @@ def test_a_missing_sdk_is_said_in_one_line_and_ends_the_scheduler(monkeypatch: p
         "from services.scheduler.process import main\n"
         "sys.exit(main(['--otlp-endpoint', 'http://127.0.0.1:4317']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "pip install 'synerdiff[tracing]'" in line
@@ -134,5 +145,5 @@ def test_nothing_that_sends_traces_is_loaded_where_no_collector_is_asked_for() -
         "heavy = ('opentelemetry.sdk.trace', 'opentelemetry.exporter', 'opentelemetry.proto', 'synerdiff.otlp')\n"
         "print([name for name in sys.modules if name.startswith(heavy)])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert done.stdout.strip() == "[]"

@@ -13,6 +13,7 @@ from synerdiff.errors import SynerDiffError
 from synerdiff.rpc import ServiceHost
 from synerdiff.tls import ServerTls
 from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
+from tests.waiting import HANG_S
 
 
 def png(color: tuple[int, int, int] = (200, 30, 30)) -> bytes:
@@ -96,7 +97,7 @@ class _Images(images_pb2_grpc.ImageGenerationServicer):
         for event in self._script.events:
             yield event
         if self._script.hangs:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
 
 
 class _Operations(operations_pb2_grpc.OperationsServicer):
@@ -134,12 +135,12 @@ class FakeScheduler:
 
     def start(self) -> None:
         self._thread.start()
-        self._host, self.address = asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result(10)
+        self._host, self.address = asyncio.run_coroutine_threadsafe(self._serve(), self._loop).result(HANG_S)
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._host.drain(0), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._host.drain(0), self._loop).result(HANG_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(HANG_S)
         self._loop.close()
 
     async def _serve(self) -> tuple[ServiceHost, str]:

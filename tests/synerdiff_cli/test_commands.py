@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +27,7 @@ from synerdiff.redis_process import free_port
 from synerdiff.v1 import images_pb2, operations_pb2
 from synerdiff_cli.main import app
 from tests.synerdiff_cli.fake_scheduler import FakeScheduler, Script
+from tests.waiting import HANG_S, wait_until
 
 
 @pytest.fixture
@@ -170,17 +170,17 @@ def test_an_unknown_sampler_names_those_there_are(script: Script) -> None:
 
 
 def test_ctrl_c_cancels_the_job(script: Script, tmp_path: Path) -> None:
-    script.happen(started=images_pb2.Started())
+    script.succeed()
+    script.events.pop()
     script.hangs = True
-    command = [sys.executable, "-m", "synerdiff_cli.main", "generate", "a cat"]
+    command = [sys.executable, "-m", "synerdiff_cli.main", "generate", "a cat", "-n", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    give_up = time.monotonic() + 20
-    while not script.requests and time.monotonic() < give_up:
-        time.sleep(0.05)
-    time.sleep(0.5)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: (tmp_path / "a-cat-7.png").exists(), "the first of two pictures")
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=HANG_S)
     assert process.returncode == 130
     assert script.cancelled == ["job-1"]
     assert stderr == "job job-1 is cancelled\n"

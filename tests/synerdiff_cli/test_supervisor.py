@@ -8,14 +8,17 @@ import sys
 import textwrap
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from synerdiff_cli.supervisor import ChildGaveUp, ChildSpec, ChildState, RestartPolicy, Supervisor, log_tail
+from tests.waiting import HANG_S, until
 
-FAST = RestartPolicy(quick_s=0.5, first_delay_s=0.01, longest_delay_s=0.05, probe_interval_s=0.02, stop_grace_s=1.0)
+# On a busy machine, too, whatever dies in a test dies quickly.
+FAST = RestartPolicy(quick_s=600, first_delay_s=0.01, longest_delay_s=0.05, probe_interval_s=0.02, stop_grace_s=1.0)
 
 
 def stand_in(
@@ -36,13 +39,7 @@ def stand_in(
     return ChildSpec(name, command, tmp_path / f"{name}.log", probe or there, stage=stage)
 
 
-SERVES = "print('up', flush=True); marker.touch(); time.sleep(60)"
-
-
-async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.02)
+SERVES = "print('up', flush=True); marker.touch(); time.sleep(600)"
 
 
 async def test_a_child_runs_inside_the_block_and_is_gone_after_it(tmp_path: Path) -> None:
@@ -61,8 +58,8 @@ async def test_a_child_that_dies_is_started_again(tmp_path: Path) -> None:
         await supervisor.start()
         first = supervisor.pids()["child"]
         os.kill(first, signal.SIGKILL)
-        await eventually(lambda: supervisor.pids().get("child", first) != first)
-        await eventually(lambda: changes[-1] is ChildState.READY)
+        await until(lambda: supervisor.pids().get("child", first) != first)
+        await until(lambda: changes[-1] is ChildState.READY)
     assert changes == [
         ChildState.STARTING,
         ChildState.READY,
@@ -86,13 +83,21 @@ async def test_five_quick_deaths_give_up_with_the_end_of_the_log(tmp_path: Path)
 
 
 async def test_deaths_after_a_good_life_are_not_counted_together(tmp_path: Path) -> None:
-    policy = RestartPolicy(
-        quick_deaths=2, quick_s=0.05, first_delay_s=0.01, longest_delay_s=0.01, probe_interval_s=0.01, stop_grace_s=1.0
-    )
-    spec = stand_in(tmp_path, "marker.touch(); print('life', flush=True); time.sleep(0.3); os._exit(1)")
-    async with Supervisor([spec], policy=policy) as supervisor:
+    policy = replace(FAST, quick_deaths=2, quick_s=0.05)
+    changes: list[ChildState] = []
+    async with Supervisor(
+        [stand_in(tmp_path, SERVES)], policy=policy, on_change=lambda _, state: changes.append(state)
+    ) as supervisor:
+
+        async def live_and_die() -> None:
+            for _ in range(4):
+                await until(lambda: changes[-1:] == [ChildState.READY])
+                changes.clear()
+                await asyncio.sleep(2 * policy.quick_s)
+                os.kill(supervisor.pids()["child"], signal.SIGKILL)
+
         await supervisor.start()
-        await supervisor.guard(eventually(lambda: len(log_tail(spec.log)) > 3))
+        await supervisor.guard(live_and_die())
 
 
 async def test_bad_settings_are_not_tried_again(tmp_path: Path) -> None:
@@ -114,13 +119,13 @@ async def test_a_command_that_does_not_exist_says_so(tmp_path: Path) -> None:
 
 
 async def test_a_child_that_ignores_sigterm_is_killed_after_the_grace(tmp_path: Path) -> None:
-    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); marker.touch(); time.sleep(60)"
+    stubborn = "signal.signal(signal.SIGTERM, signal.SIG_IGN); marker.touch(); time.sleep(600)"
     async with Supervisor([stand_in(tmp_path, stubborn)], policy=FAST) as supervisor:
         await supervisor.start()
         pid = supervisor.pids()["child"]
         began = time.monotonic()
     assert not psutil.pid_exists(pid)
-    assert FAST.stop_grace_s <= time.monotonic() - began < FAST.stop_grace_s + 2
+    assert time.monotonic() - began >= FAST.stop_grace_s
 
 
 async def test_stages_start_in_order_and_stop_in_reverse(tmp_path: Path) -> None:
@@ -142,7 +147,7 @@ async def test_guarded_work_ends_when_a_child_is_given_up(tmp_path: Path) -> Non
 
 async def _start_and_wait(supervisor: Supervisor) -> None:
     await supervisor.start()
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 
 
 SUPERVISING = """
@@ -155,7 +160,7 @@ async def main():
     async with Supervisor(specs, policy=FAST) as supervisor:
         await supervisor.start()
         print(*supervisor.pids().values(), flush=True)
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
 run(main())
 """
@@ -179,7 +184,7 @@ async def test_signals_take_everything_down(tmp_path: Path, number: signal.Signa
     process, pids = start_supervising(tmp_path)
     assert len(pids) == 2
     process.send_signal(number)
-    _, stderr = await asyncio.to_thread(process.communicate, timeout=10)
+    _, stderr = await asyncio.to_thread(process.communicate, timeout=HANG_S)
     assert process.returncode == 128 + number
     assert stderr == ""
     assert not any(psutil.pid_exists(pid) for pid in pids)
@@ -190,8 +195,8 @@ async def test_no_orphans_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     process, pids = start_supervising(tmp_path)
     assert len(pids) == 2
     process.kill()
-    await asyncio.to_thread(process.communicate, timeout=10)
-    await eventually(lambda: not any(_runs(pid) for pid in pids))
+    await asyncio.to_thread(process.communicate, timeout=HANG_S)
+    await until(lambda: not any(_runs(pid) for pid in pids))
 
 
 def _runs(pid: int) -> bool:

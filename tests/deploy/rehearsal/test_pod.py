@@ -1,9 +1,11 @@
 """A pod's life with real processes and a real health service; probes a hundred times as fast as Kubernetes' own."""
 
 import asyncio
+import signal as signals
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,11 @@ from deploy.rehearsal.pod import Pod
 from deploy.rehearsal.probes import Tally, Verdict
 from deploy.rehearsal.runtime import Identity
 from synerdiff.rpc import ServiceHost
+from tests.waiting import HANG_S, until
 
 QUICK = Probe("grpc", service="readiness", period_s=0.02, failure_threshold=2)
 OBEYS = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.01; done")
-REFUSES = ("sh", "-c", "trap '' TERM; while :; do sleep 0.01; done")
+REFUSES = "trap '' TERM; echo > {deaf}; while :; do sleep 0.01; done"
 
 
 class BareRuntime:
@@ -45,7 +48,7 @@ async def host() -> AsyncIterator[ServiceHost]:
     await host.drain(0.0)
 
 
-def make_pod(tmp_path: Path, container: Container, grace_s: float = 5.0) -> Pod:
+def make_pod(tmp_path: Path, container: Container, grace_s: float = HANG_S) -> Pod:
     identity = Identity("pod", "here", "uid", "node", "127.0.0.1", Place("127.0.0.1"), tmp_path)
     template = PodTemplate({}, (container,), (), grace_s, "a")
     return Pod(
@@ -53,11 +56,8 @@ def make_pod(tmp_path: Path, container: Container, grace_s: float = 5.0) -> Pod:
     )
 
 
-async def until(condition: object, within_s: float = 5.0) -> None:
-    give_up_at = time.monotonic() + within_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < give_up_at, "not in time"
-        await asyncio.sleep(0.005)
+def restarted(pod: Pod, times: int) -> bool:
+    return pod.restarts == times and pod.containers[0].alive
 
 
 def port_of(host: ServiceHost) -> int:
@@ -105,25 +105,35 @@ async def test_a_container_that_ends_is_started_again_at_once_then_later(
     monkeypatch.setattr(pod_module, "_FIRST_DELAY_S", 0.3)
     pod = make_pod(tmp_path, Container("c", "image", OBEYS))
     pod.start()
-    for restarts in (1, 2):
+    for _ in range(2):
         await until(lambda: pod.containers[0].alive and pod.ready)
-        began = time.monotonic()
+        began, restarts = time.monotonic(), pod.restarts
         pod.kill9()
-        await until(lambda restarts=restarts: pod.restarts == restarts and pod.containers[0].alive)
-    assert time.monotonic() - began > 0.25
+        await until(partial(restarted, pod, restarts + 1))
+    assert time.monotonic() - began >= 0.3
     await pod.kill()
 
 
-async def test_stopping_sleeps_first_and_takes_the_pod_out_of_service_meanwhile(tmp_path: Path) -> None:
+async def test_stopping_sleeps_first_and_takes_the_pod_out_of_service_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pod = make_pod(tmp_path, Container("c", "image", OBEYS, pre_stop_s=0.3))
     pod.start()
     await until(lambda: pod.ready)
-    stopping, began = asyncio.create_task(pod.stop()), time.monotonic()
-    await asyncio.sleep(0.1)
-    assert not pod.ready
-    assert pod.containers[0].alive
-    await stopping
-    assert 0.25 < time.monotonic() - began < 3
+    signalled_after_s = []
+    signal = pod.containers[0].signal
+
+    def watched_signal(number: signals.Signals) -> None:
+        assert not pod.ready
+        assert pod.containers[0].alive
+        signalled_after_s.append(time.monotonic() - began)
+        signal(number)
+
+    monkeypatch.setattr(pod.containers[0], "signal", watched_signal)
+    began = time.monotonic()
+    await pod.stop()
+    (slept_s,) = signalled_after_s
+    assert slept_s >= 0.3
     assert pod.killed_after_grace == 0
 
 
@@ -131,10 +141,10 @@ async def test_what_does_not_end_within_its_grace_is_killed_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pod_module, "_LEAST_GRACE_S", 0.1)
-    pod = make_pod(tmp_path, Container("c", "image", REFUSES), grace_s=0.3)
+    deaf = tmp_path / "deaf"
+    pod = make_pod(tmp_path, Container("c", "image", ("sh", "-c", REFUSES.format(deaf=deaf))), grace_s=0.3)
     pod.start()
-    await until(lambda: pod.ready)
-    await asyncio.sleep(0.1)
+    await until(lambda: pod.ready and deaf.exists())
     await pod.stop()
     assert pod.killed_after_grace == 1
     assert not pod.containers[0].alive

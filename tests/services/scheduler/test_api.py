@@ -18,6 +18,7 @@ from synerdiff.rpc import open_channel
 from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
 from tests.services.scheduler.harness import CARD, Leader, Scheduler, announce, background, start_scheduler
 from tests.services.scheduler.test_admission import BAD, Spoil
+from tests.waiting import HANG_S, until
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ async def leader(redis: Redis, scheduler: Scheduler) -> Leader:
 
 @pytest.fixture
 async def client(scheduler: Scheduler) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(scheduler.address, patience_s=5) as client:
+    async with AsyncClient(scheduler.address, patience_s=HANG_S) as client:
         yield client
 
 
@@ -51,7 +52,7 @@ async def test_a_generated_job_tells_its_whole_story(client: AsyncClient, leader
     generating = asyncio.create_task(client.generate("pizza", num_images=2, seed=41, on_event=events.append))
     job = await leader.take()
     await leader.progress(job, 3, b"preview")
-    await asyncio.sleep(0.3)
+    await until(lambda: any(isinstance(event, Progress) for event in events))
     await leader.complete(job)
     result = await generating
     kinds = [type(event) for event in events]
@@ -81,7 +82,7 @@ async def test_any_scheduler_serves_any_job(redis: Redis, client: AsyncClient, l
     other = await start_scheduler(redis)
     async with AsyncClient(other.address) as elsewhere:
         job_id = (await client.submit("pizza")).job_id
-        watching = asyncio.create_task(asyncio.wait_for(_sequences(elsewhere, job_id), 10))
+        watching = asyncio.create_task(asyncio.wait_for(_sequences(elsewhere, job_id), HANG_S))
         job = await leader.take()
         await leader.complete(job)
         sequences = await watching
@@ -111,7 +112,7 @@ async def test_cancel_is_immediate_and_known_to_followers(client: AsyncClient, l
     await leader.take()
     assert (await client.cancel(job_id)).state is JobState.CANCELLED
     with pytest.raises(Cancelled, match=job_id):
-        await asyncio.wait_for(watching, 5)
+        await asyncio.wait_for(watching, HANG_S)
 
 
 async def test_cancelling_an_ended_job_returns_it_as_it_is(client: AsyncClient, leader: Leader) -> None:
@@ -176,14 +177,14 @@ async def test_refusals_reach_the_client_typed(client: AsyncClient) -> None:
 
 async def test_a_followed_job_lives_and_a_left_one_is_cancelled(redis: Redis) -> None:
     await announce(redis, "unet")
-    scheduler = await start_scheduler(redis, settings=JobStoreSettings(follower_lease_s=0.6))
+    scheduler = await start_scheduler(redis, settings=JobStoreSettings(follower_lease_s=3.0))
     async with AsyncClient(scheduler.address) as client, background(sweep(scheduler.store)):
         kept, left = client.stream("kept"), client.stream("left")
         kept_id, left_id = (await anext(kept)).job_id, (await anext(left)).job_id
         await left.aclose()
         assert (await client.job(left_id)).state is JobState.QUEUED, "leaving alone cancels nothing"
-        await asyncio.sleep(1.5)
-        assert (await client.job(left_id)).state is JobState.CANCELLED
+        while (await client.job(left_id)).state is not JobState.CANCELLED:
+            await asyncio.sleep(0.05)
         assert (await client.job(kept_id)).state is JobState.QUEUED
         await kept.aclose()
     await scheduler.stop()
@@ -191,7 +192,7 @@ async def test_a_followed_job_lives_and_a_left_one_is_cancelled(redis: Redis) ->
 
 async def test_a_client_comes_back_when_its_scheduler_is_restarted_mid_stream(redis: Redis) -> None:
     await announce(redis, "unet")
-    settings = JobStoreSettings(follower_lease_s=5)
+    settings = JobStoreSettings(follower_lease_s=HANG_S)
     scheduler = await start_scheduler(redis, settings=settings)
     store = JobStore(redis)
     leader = await Leader.of(redis, store)
@@ -199,14 +200,13 @@ async def test_a_client_comes_back_when_its_scheduler_is_restarted_mid_stream(re
         events: list[Event] = []
         generating = asyncio.create_task(client.generate("pizza", on_event=events.append))
         job = await leader.take()
-        while not any(isinstance(event, Started) for event in events):
-            await asyncio.sleep(0.02)
+        await until(lambda: any(isinstance(event, Started) for event in events))
         address = scheduler.address
         await scheduler.stop()
         await asyncio.sleep(0.3)
         scheduler = await start_scheduler(redis, listen=address, settings=settings)
         await leader.complete(job)
-        result = await asyncio.wait_for(generating, 10)
+        result = await asyncio.wait_for(generating, HANG_S)
     assert result.job_id == job.job_id
     assert [type(event) for event in events if not isinstance(event, Progress)] == [
         Queued,
@@ -228,10 +228,9 @@ async def test_a_draining_scheduler_sends_its_followers_elsewhere_at_once(redis:
             stream = client.stream("pizza")
             await anext(stream)
             streams.append(asyncio.create_task(_finish(stream)))
-        draining = asyncio.create_task(first.stop(grace_s=30))
-        await asyncio.wait_for(draining, 3)
+        await asyncio.wait_for(first.stop(grace_s=10 * HANG_S), HANG_S)
         async with background(leader.work()):
-            assert await asyncio.wait_for(asyncio.gather(*streams), 10) == [True] * 4
+            assert await asyncio.wait_for(asyncio.gather(*streams), HANG_S) == [True] * 4
     await second.stop()
 
 

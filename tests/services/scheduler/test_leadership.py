@@ -10,10 +10,12 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from services.scheduler.leadership import Leadership
+from services.scheduler.store import keys
 from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease, Scripts, script_sources
 from synerdiff.errors import StaleLeader
 from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, a_request, new_leader
+from tests.waiting import HANG_S
 
 LEADER_SCRIPTS = sorted(name for name in script_sources() if name.startswith("leader/"))
 
@@ -59,13 +61,22 @@ async def test_tokens_rise_and_only_one_leads(redis: Redis) -> None:
 
 
 async def test_a_silent_leader_is_followed_after_its_ttl(redis: Redis) -> None:
-    one, two = (Leadership(redis, "default", name, ttl_s=0.6) for name in ("one", "two"))
+    one, two = (Leadership(redis, "default", name, ttl_s=60.0) for name in ("one", "two"))
+    key = keys.PATTERNS["leader"] % "default"
+
+    async def ttl_runs_out() -> None:
+        assert 0 < await redis.pttl(key) <= 60_000
+        await redis.pexpire(key, 1)
+        async with asyncio.timeout(HANG_S):
+            while await redis.exists(key):
+                await asyncio.sleep(0.01)
+
     first = await one.acquire()
     assert first is not None
-    await asyncio.sleep(0.7)
+    await ttl_runs_out()
     assert await one.renew(first), "late, but nobody took the pool meanwhile"
     assert await two.acquire() is None
-    await asyncio.sleep(0.7)
+    await ttl_runs_out()
     assert await two.acquire() == Lease("default", 2)
     assert not await one.renew(first)
 

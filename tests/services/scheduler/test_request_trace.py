@@ -22,6 +22,7 @@ from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 from tests.collector import Collector, attributes
+from tests.waiting import HANG_S
 
 STAGES = {"queue", "encode", "denoise", "decode", "store", "deliver"}
 
@@ -40,7 +41,7 @@ def schedulers(
     """Two scheduler processes by address, with simulated workers of one domain."""
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     python = [sys.executable, "-m"]
-    flags = ["--redis-url", redis_server.url, "--otlp-endpoint", collector.endpoint, "--leader-ttl-s", "0.5"]
+    flags = ["--redis-url", redis_server.url, "--otlp-endpoint", collector.endpoint]
     processes = {
         address: subprocess.Popen(
             [*python, "services.scheduler", "--listen", address, *flags, "--log-level", "warning"]
@@ -104,12 +105,13 @@ async def test_one_trace_from_client_to_picture_and_over_a_change_of_leader(
     monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
     leading = await leader_of(list(schedulers))
     (other,) = set(schedulers) - {leading}
-    async with AsyncClient(other, patience_s=30) as client:
+    async with AsyncClient(other, patience_s=HANG_S) as client:
         with provider.get_tracer("application").start_as_current_span("page"):
             await client.generate("a car", num_inference_steps=20, num_images=2)
             async for event in client.stream("a car", num_inference_steps=400, num_images=2):
                 if isinstance(event, Progress) and event.step > 30 and schedulers[leading].poll() is None:
-                    await asyncio.sleep(1.2)  # an export later the queue and encode spans are out
+                    # Of both jobs: what is not exported yet, a scheduler that is killed takes with it.
+                    await collector.until(lambda c: len(c.named("queue")) == len(c.named("encode")) == 4)
                     os.kill(schedulers[leading].pid, signal.SIGKILL)
                     schedulers[leading].wait()
         with monkeypatch.context() as patch:

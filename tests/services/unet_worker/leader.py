@@ -12,8 +12,8 @@ from synerdiff.plans import Preview, ResidentTask, TaskFailed, TaskReady, UnetEn
 from synerdiff.requests import TaskSpec
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
+from tests.waiting import HANG_S
 
-TIMEOUT_S = 20.0
 Entry = tuple[str, int] | tuple[str, int, bool]  # task id, call, and whether it skips guidance
 Report = TaskReady | TaskFailed | UnetTickDone | Preview
 
@@ -81,13 +81,13 @@ class Leader:
     async def ended(self) -> grpc.StatusCode:
         """The status that the worker ends the stream with, whatever it still sends before."""
         with contextlib.suppress(grpc.aio.AioRpcError):
-            while await asyncio.wait_for(self.call.read(), TIMEOUT_S) is not grpc.aio.EOF:
+            while await asyncio.wait_for(self.call.read(), HANG_S) is not grpc.aio.EOF:
                 pass
         code: grpc.StatusCode = await self.call.code()
         return code
 
     async def _read(self) -> stages_pb2.UnetReport:
-        report = await asyncio.wait_for(self.call.read(), TIMEOUT_S)
+        report = await asyncio.wait_for(self.call.read(), HANG_S)
         assert report is not grpc.aio.EOF, await self.call.details()
         assert isinstance(report, stages_pb2.UnetReport)
         return report

@@ -19,6 +19,7 @@ from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import Execution, UnetEntry, UnetItem, UnetPlan, UnetTickDone
 from tests.services.unet_worker.specs import spec
 from tests.synerdiff.models.fake_gpu import FakeGpu
+from tests.waiting import HANG_S, wait_until
 
 CALLS = 3
 
@@ -53,7 +54,7 @@ class OnDevice:
             for call in range(CALLS)
         ]
         self.loop.submit(UnetPlan(1, 1, tuple(items)), self.reports.put)
-        report = self.reports.get(timeout=20)
+        report = self.reports.get(timeout=HANG_S)
         assert isinstance(report, UnetTickDone), (report, self.crashed)
         return report
 
@@ -99,7 +100,7 @@ def test_a_device_that_fails_late_ends_the_loop(device: OnDevice, monkeypatch: p
 
     monkeypatch.setattr("tests.synerdiff.models.fake_gpu.FakeTimeline.wait", late)
     device.loop.submit(UnetPlan(1, 1, (UnetItem((UnetEntry("a/0", 0),)),)), device.reports.put)
-    with pytest.raises(queue.Empty):
-        device.reports.get(timeout=1)
+    wait_until(lambda: device.crashed)
+    assert device.reports.empty()
     (error,) = device.crashed
     assert "launch failure" in str(error)

@@ -19,6 +19,7 @@ from synerdiff.plans import Preview
 from tests.parity import served_latents
 from tests.rounding import assert_rounded
 from tests.services.unet_worker.specs import spec
+from tests.waiting import HANG_S
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -62,7 +63,7 @@ class Gated(PreviewProjection):
 
     def images(self, latents: torch.Tensor) -> npt.NDArray[np.uint8]:
         self.entered.set()
-        assert self.open.wait(10)
+        assert self.open.wait(HANG_S)
         return super().images(latents)
 
 
@@ -76,13 +77,13 @@ def test_an_encoder_that_is_behind_leaves_previews_out_and_never_blocks(tiny_sid
     dropped_before = dropped()
 
     encoder.submit("a/0", 0, outcome, 0)
-    assert gated.entered.wait(10)
+    assert gated.entered.wait(HANG_S)
     for call in (*waiting, *range(too_many)):
         encoder.submit("a/0", call, outcome, 0)
     assert dropped() - dropped_before == too_many
     gated.open.set()
 
-    calls = [delivered.get(timeout=10).call for _ in (0, *waiting)]
+    calls = [delivered.get(timeout=HANG_S).call for _ in (0, *waiting)]
     assert calls == [0, *waiting]
     encoder.close()
     assert delivered.empty()

@@ -18,8 +18,7 @@ from synerdiff.settings import EXIT_BAD_SETTINGS
 from tests.services.unet_worker.leader import leading
 from tests.services.unet_worker.specs import spec
 from tests.tiny_models import tiny_model
-
-STARTS_WITHIN_S = 60.0
+from tests.waiting import HANG_S
 
 
 @asynccontextmanager
@@ -36,7 +35,7 @@ async def worker_process(*flags: str) -> AsyncIterator[asyncio.subprocess.Proces
 
 
 async def announced(registry: WorkerRegistry) -> WorkerRecord:
-    async with asyncio.timeout(STARTS_WITHIN_S):
+    async with asyncio.timeout(HANG_S):
         while not (workers := await registry.workers("test")):
             await asyncio.sleep(0.05)
     return workers[0]
@@ -60,7 +59,7 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
             await leader.run([("a/0", 0)])
 
             process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_S):
                 while [record.draining for record in await registry.workers("test")] != [True]:
                     await asyncio.sleep(0.02)
             assert not await serving(channel)
@@ -70,13 +69,13 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
             assert [task.task_id for task in leader.attached.resident] == ["a/0"]
             assert (await leader.run([("a/0", 2)])).finished
             await leader.release("a/0")
-            assert await asyncio.wait_for(process.wait(), 10) == 0
+            assert await asyncio.wait_for(process.wait(), HANG_S) == 0
     assert [card.name for card in await registry.cards()] == ["tiny"]
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tmp_path: Path) -> None:
     async with worker_process("--model", str(tmp_path), "--health-listen", "127.0.0.1:0") as process:
-        _, stderr = await asyncio.wait_for(process.communicate(), STARTS_WITHIN_S)
+        _, stderr = await asyncio.wait_for(process.communicate(), HANG_S)
     assert process.returncode == EXIT_BAD_SETTINGS
     last = stderr.decode().splitlines()[-1]
     assert str(tmp_path) in last

@@ -1,7 +1,7 @@
 import asyncio
 import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from tests.rounding import assert_rounded
 from tests.services.unet_worker.conftest import SLOTS, ServedWorker, served_worker
 from tests.services.unet_worker.leader import Leader, leading
 from tests.services.unet_worker.specs import spec
+from tests.waiting import HANG_S, until
 
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 INVALID_ARGUMENT = grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -49,7 +50,7 @@ class Gate:
         self.open = threading.Event()
 
     async def wait_until_reached(self) -> None:
-        assert await asyncio.to_thread(self.reached.wait, 10)
+        assert await asyncio.to_thread(self.reached.wait, HANG_S)
 
 
 @pytest.fixture
@@ -58,18 +59,12 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
     def gated(denoiser: Denoiser, tasks: Sequence[DenoisingTask], skipping: Sequence[bool]) -> StepOutcome:
         gate.reached.set()
-        assert gate.open.wait(10)
+        assert gate.open.wait(HANG_S)
         return step(denoiser, tasks, skipping)
 
     monkeypatch.setattr(Denoiser, "step", gated)
     yield gate
     gate.open.set()
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def finish(leader: Leader, task_id: str, calls: int) -> UnetTickDone:
@@ -108,7 +103,7 @@ async def test_a_task_from_admission_to_release(served: ServedWorker, tiny_path:
         assert_rounded(latents, exact, rounded)
 
         await leader.release("job/0")
-        await eventually(lambda: served.arena.free_slots == SLOTS)
+        await until(lambda: served.arena.free_slots == SLOTS)
         assert served.arena.read(slot) is None
 
 
@@ -168,7 +163,7 @@ async def test_cancel_frees_the_slot_during_a_call_and_the_next_plan_skips(serve
         await leader.plan([("a/0", 0), ("b/0", 0)], [("a/0", 1), ("b/0", 1)])
         await gate.wait_until_reached()
         await leader.cancel("a/0", "never-heard-of/0")
-        await eventually(lambda: served.arena.free_slots == SLOTS - 1)
+        await until(lambda: served.arena.free_slots == SLOTS - 1)
         gate.open.set()
         done = await leader.report()
         assert isinstance(done, UnetTickDone)
@@ -182,7 +177,7 @@ async def test_a_task_cancelled_in_its_last_call_leaves_nothing(served: ServedWo
         await leader.plan([("a/0", 0)])
         await gate.wait_until_reached()
         await leader.cancel("a/0")
-        await eventually(lambda: served.arena.free_slots == SLOTS)
+        await until(lambda: served.arena.free_slots == SLOTS)
         gate.open.set()
         done = await leader.report()
         assert isinstance(done, UnetTickDone)
@@ -414,7 +409,7 @@ async def test_a_broken_step_loop_is_told(served: ServedWorker, monkeypatch: pyt
     async with leading(served.channel) as leader:
         monkeypatch.setattr(served.worker.residents, "select", None)
         await leader.plan([("a/0", 0)])
-        await asyncio.wait_for(served.worker.crashed.wait(), 5)
+        await asyncio.wait_for(served.worker.crashed.wait(), HANG_S)
 
 
 async def test_a_draining_worker_takes_nothing_new_and_finishes_what_it_has(served: ServedWorker) -> None:
@@ -428,4 +423,4 @@ async def test_a_draining_worker_takes_nothing_new_and_finishes_what_it_has(serv
         assert (await finish(leader, "a/0", 3)).finished
         assert not emptied.done()
         await leader.release("a/0")
-        await asyncio.wait_for(emptied, 5)
+        await asyncio.wait_for(emptied, HANG_S)

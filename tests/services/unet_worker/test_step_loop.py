@@ -15,6 +15,7 @@ from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.residents import Residents
 from services.unet_worker.step_loop import StepLoop, StepReport
 from services.unet_worker.tasks import DenoisingTask
+from synerdiff import pace
 from synerdiff.host import usable_cores
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
@@ -22,8 +23,9 @@ from synerdiff.models.family import UnetSide
 from synerdiff.pace import Pacer, PaceSide, SharedPace
 from synerdiff.plans import Execution, ItemRef, UnetEntry, UnetItem, UnetPlan, UnetTickDone
 from tests.services.unet_worker.specs import spec
+from tests.waiting import HANG_S, VirtualTime, WatchedTime
 
-FOREVER_MS = 20_000
+FOREVER_MS = 10_000 * int(HANG_S)
 
 
 class WatchedDenoiser(Denoiser):
@@ -61,7 +63,7 @@ class Loop:
         self.loop.submit(UnetPlan(1, tick, items), self.reports.put)
 
     def done(self) -> UnetTickDone:
-        report = self.reports.get(timeout=20)
+        report = self.reports.get(timeout=HANG_S)
         assert isinstance(report, UnetTickDone), report
         return report
 
@@ -81,14 +83,18 @@ def in_step(place: int, after: ItemRef | None, patience_ms: int = FOREVER_MS, **
     return Execution(place=place, after=after, patience_ms=patience_ms, pace="pair", **how)
 
 
-def test_items_wait_for_the_vae_workers_and_say_when_they_have_ended(loop: Loop) -> None:
+def test_items_wait_for_the_vae_workers_and_say_when_they_have_ended(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "time", watched := WatchedTime())
     loop.submit(in_step(1, None), in_step(2, ItemRef(1, 1)), in_step(4, ItemRef(1, 3)))
-    assert loop.vae.wait(ItemRef(1, 1), FOREVER_MS) < FOREVER_MS / 2
+    assert loop.vae.wait(ItemRef(1, 1), FOREVER_MS) < FOREVER_MS
+    watched.until_somebody_sleeps()
     time.sleep(0.05)
     assert len(loop.denoiser.began_ns) == 1, "the second item did not wait"
     first_ended_ns = time.time_ns()
     loop.vae.ended(ItemRef(1, 1))
-    assert loop.vae.wait(ItemRef(1, 2), FOREVER_MS) < FOREVER_MS / 2
+    assert loop.vae.wait(ItemRef(1, 2), FOREVER_MS) < FOREVER_MS
     third_ended_ns = time.time_ns()
     loop.vae.ended(ItemRef(1, 3))
     done = loop.done()
@@ -96,24 +102,26 @@ def test_items_wait_for_the_vae_workers_and_say_when_they_have_ended(loop: Loop)
     assert began[1] >= first_ended_ns
     assert began[2] >= third_ended_ns
     assert done.items[0].waited_ms == 0
-    assert done.items[1].waited_ms > 30
+    assert done.items[1].waited_ms >= 50
     assert [item.rows for item in done.items] == [2, 2, 2]
     assert loop.vae.wait(ItemRef(1, 4), 0) == 0
 
 
-def test_patience_with_the_vae_worker_ends(loop: Loop) -> None:
+def test_patience_with_the_vae_worker_ends(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "time", VirtualTime())
     loop.submit(in_step(1, ItemRef(0, 9), patience_ms=50), in_step(2, ItemRef(1, 1)))
     first, second = loop.done().items
-    assert 50 <= first.waited_ms < 1000
+    assert first.waited_ms == pytest.approx(50)
     assert second.waited_ms == 0, "one that does not move is waited for once"
 
 
-def test_a_new_reign_does_not_wait_for_the_old_ones_patience(loop: Loop) -> None:
+def test_a_new_reign_does_not_wait_for_the_old_ones_patience(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "time", watched := WatchedTime())
     loop.submit(in_step(1, ItemRef(9, 1)), tick=9)
-    time.sleep(0.02)
+    watched.until_somebody_sleeps()
     reached = threading.Event()
     loop.loop.begin_reign(reached.set)
-    assert reached.wait(5)
+    assert reached.wait(HANG_S)
     loop.submit(in_step(1, None), tick=1)
     assert loop.done().tick == 1
     assert len(loop.denoiser.began_ns) == 1

@@ -9,6 +9,7 @@ from services.vae_worker.outbox import Outbox
 from synerdiff.errors import StaleLeader
 from synerdiff.plans import DecodedImage
 from synerdiff.requests import ImageFormat
+from tests.waiting import HANG_S
 
 
 def image(task_id: str, size: int = 10) -> DecodedImage:
@@ -16,7 +17,7 @@ def image(task_id: str, size: int = 10) -> DecodedImage:
 
 
 async def next_ids(stream: AsyncIterator[DecodedImage], count: int) -> list[str]:
-    return [(await asyncio.wait_for(anext(stream), 2)).task_id for _ in range(count)]
+    return [(await asyncio.wait_for(anext(stream), HANG_S)).task_id for _ in range(count)]
 
 
 async def nothing_comes(stream: AsyncIterator[DecodedImage]) -> None:
@@ -94,4 +95,4 @@ async def test_emptied_waits_for_the_last_one() -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     outbox.forget(["b"])
-    await asyncio.wait_for(waiting, 2)
+    await asyncio.wait_for(waiting, HANG_S)

@@ -22,9 +22,9 @@ from synerdiff.rpc import ServiceHost, open_channel, serving
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.v1 import stages_pb2_grpc
 from tests.services.vae_worker.test_service import Leader, Stage
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 60
 
 
 async def start(*flags: str) -> asyncio.subprocess.Process:
@@ -33,7 +33,7 @@ async def start(*flags: str) -> asyncio.subprocess.Process:
 
 
 async def announced(registry: WorkerRegistry) -> WorkerRecord:
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(HANG_S):
         while not (workers := await registry.workers("testing")):
             await asyncio.sleep(0.05)
     return workers[0]
@@ -62,13 +62,13 @@ async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -
             assert (await leader.done()).decoded == ("a/0",)
             process.send_signal(signal.SIGTERM)
             assert set(await leader.images(1)) == {"a/0"}
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(HANG_S):
                 while await registry.workers("testing"):
                     await asyncio.sleep(0.02)
             assert not await serving(channel, SERVICE_NAME)
             assert process.returncode is None, "it went before its image was stored"
             await leader.stored("a/0")
-            assert await asyncio.wait_for(process.wait(), WAIT_S) == 0
+            assert await asyncio.wait_for(process.wait(), HANG_S) == 0
     finally:
         if process.returncode is None:
             process.kill()
@@ -79,7 +79,7 @@ async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -
 
 async def test_a_bad_setting_is_named_at_once() -> None:
     process = await start("--encode-threads", "0")
-    _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    _, errors = await asyncio.wait_for(process.communicate(), HANG_S)
     assert process.returncode == 2
     assert "--encode-threads" in errors.decode()
 

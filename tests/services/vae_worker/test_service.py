@@ -54,9 +54,9 @@ from synerdiff.wire.stages import (
     vae_tick_done_from_pb,
 )
 from tests.services.vae_worker.conftest import assert_decoded, assert_decoded_as_jpeg, latents_of
+from tests.waiting import HANG_S, until
 
 SIDE = 32
-WAIT_S = 20
 
 
 class Leader:
@@ -86,7 +86,7 @@ class Leader:
         await self.call.write(stages_pb2.VaeCommand(stored=stages_pb2.CancelTasks(task_ids=task_ids)))
 
     async def report(self) -> stages_pb2.VaeReport:
-        report: stages_pb2.VaeReport = await asyncio.wait_for(self.call.read(), WAIT_S)
+        report: stages_pb2.VaeReport = await asyncio.wait_for(self.call.read(), HANG_S)
         if report is grpc.aio.EOF:
             raise EOFError
         return report
@@ -105,7 +105,7 @@ class Leader:
         """The next images of its stream; with `again`, of a new stream."""
         if self._images is None or again:
             self._images = self._stub.Images(stages_pb2.ImagesRequest(leader_token=self.token))
-        images = [decoded_image_from_pb(await asyncio.wait_for(self._images.read(), WAIT_S)) for _ in range(count)]
+        images = [decoded_image_from_pb(await asyncio.wait_for(self._images.read(), HANG_S)) for _ in range(count)]
         return {image.task_id: image for image in images}
 
     async def no_image(self) -> None:
@@ -343,7 +343,7 @@ async def test_images_come_again_until_they_are_stored(stage: Stage) -> None:
     assert set(await newer.images(2)) == {"b/0", "c/0"}
     await newer.no_image()
     await newer.stored("b/0", "c/0")
-    await asyncio.wait_for(stage.worker.outbox.emptied(), WAIT_S)
+    await asyncio.wait_for(stage.worker.outbox.emptied(), HANG_S)
 
 
 class GatedDecoder(BatchDecoder):
@@ -356,11 +356,11 @@ class GatedDecoder(BatchDecoder):
 
     def begin(self, batch: Sequence[Latents], width: int, height: int, bands: int) -> DecodeInProgress:
         self.begun.release()
-        assert self.gate.acquire(timeout=WAIT_S)
+        assert self.gate.acquire(timeout=HANG_S)
         return super().begin(batch, width, height, bands)
 
     async def decoding(self) -> None:
-        assert await asyncio.to_thread(self.begun.acquire, timeout=WAIT_S)
+        assert await asyncio.to_thread(self.begun.acquire, timeout=HANG_S)
 
 
 @pytest.fixture
@@ -378,7 +378,7 @@ async def test_a_cancel_counts_from_the_next_item_on(stage: Stage, gated: GatedD
     await gated.decoding()
     stage.worker.outbox.put(DecodedImage("decoy/0", ImageFormat.PNG, SIDE, SIDE, b"png", False, 0, 0))
     await leader.cancel("a/0", "b/0", "decoy/0")
-    await asyncio.wait_for(stage.worker.outbox.emptied(), WAIT_S)  # so the cancel has been carried out
+    await asyncio.wait_for(stage.worker.outbox.emptied(), HANG_S)  # so the cancel has been carried out
     gated.gate.release(2)
     done = await leader.done()
     assert done.decoded == ("c/0",)
@@ -399,9 +399,7 @@ async def test_latents_are_read_while_the_item_before_is_decoded(stage: Stage, g
     await gated.decoding()
     reads = READ_SECONDS._sum.get()
     await leader.plan(2, [second])
-    async with asyncio.timeout(WAIT_S):
-        while READ_SECONDS._sum.get() == reads:
-            await asyncio.sleep(0.01)
+    await until(lambda: READ_SECONDS._sum.get() > reads)
     stage.arena.release(second.slot)
     gated.gate.release(2)
     assert [(await leader.done()).decoded for _ in range(2)] == [("a/0",), ("b/0",)]
@@ -427,7 +425,7 @@ async def test_a_leader_that_goes_away_leaves_no_plans_behind(stage: Stage, gate
     await gone.plan(1, [first], [second])
     await gated.decoding()
     gone.call.cancel()
-    await asyncio.wait_for(stage.worker.servicer.leaderless(), WAIT_S)
+    await asyncio.wait_for(stage.worker.servicer.leaderless(), HANG_S)
     leader = await stage.attached()
     await leader.plan(2, [third])
     gated.gate.release(2)
@@ -451,7 +449,7 @@ async def test_a_dead_device_ends_the_work(vae_side: VaeSide) -> None:
         entry = DecodeEntry("a/0", "nowhere", SlotRef("a", 0, 1), SIDE, SIDE, ImageFormat.PNG, "")
         loop.submit(VaePlan(1, 1, (VaeItem((entry,)),)), reports.append)
         with pytest.raises(DeviceFailed):
-            await asyncio.wait_for(loop.run(), WAIT_S)
+            await asyncio.wait_for(loop.run(), HANG_S)
     assert reports == [], "no task is to blame"
 
 
@@ -459,7 +457,7 @@ async def test_files_are_encoded_beside_the_next_decode(stage: Stage, monkeypatc
     release = threading.Event()
 
     def slow(pixels: npt.NDArray[np.uint8], image_format: ImageFormat, parameters_json: str) -> bytes:
-        assert release.wait(WAIT_S)
+        assert release.wait(HANG_S)
         return encode_image(pixels, image_format, parameters_json)
 
     monkeypatch.setattr(decode_loop, "encode_image", slow)
@@ -477,11 +475,11 @@ async def test_draining_waits_until_images_are_stored(stage: Stage) -> None:
     leader = await stage.attached()
     await leader.plan(1, stage.entries("a/0"))
     await leader.done()
-    draining = asyncio.create_task(stage.worker.drain(WAIT_S))
+    draining = asyncio.create_task(stage.worker.drain(HANG_S))
     assert set(await leader.images(1)) == {"a/0"}
     await asyncio.sleep(1.2)
     assert not draining.done()
     again = stage.leader()
     assert (await again.attach()).draining
     await again.stored("a/0")
-    await asyncio.wait_for(draining, WAIT_S)
+    await asyncio.wait_for(draining, HANG_S)

@@ -14,6 +14,7 @@ from synerdiff.client import AsyncClient, Finished, Progress
 from synerdiff.errors import AlreadyExists, DeadlineExceeded, NotFound, QueueFull, SynerDiffError, Unavailable
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import images_pb2, images_pb2_grpc
+from tests.waiting import HANG_S
 
 EVENTS = 12
 
@@ -88,7 +89,7 @@ async def host(servicer: Breaking) -> AsyncIterator[ServiceHost]:
 
 @pytest.fixture
 async def client(host: ServiceHost) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(host.address, patience_s=5) as client:
+    async with AsyncClient(host.address, patience_s=HANG_S) as client:
         yield client
 
 
@@ -96,7 +97,7 @@ async def sequences(client: AsyncClient) -> Sequence[int]:
     return [event.sequence async for event in client.stream("x")]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.lists(st.integers(0, EVENTS), max_size=4),
     code=st.sampled_from([grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED]),
@@ -162,18 +163,18 @@ async def test_nobody_there_is_unavailable_after_the_patience() -> None:
             await client.generate("x")
         with pytest.raises(Unavailable, match="no answer for"):
             await client.models()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20, "as long as by default"
 
 
 async def test_the_clients_deadline_ends_a_job_that_the_server_does_not_end(
     servicer: Breaking, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synerdiff.client.aio._DEADLINE_MARGIN_S", 0.1)
-    servicer.pause_s = 10
+    servicer.pause_s = HANG_S
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await client.generate("x", timeout=0.2)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < HANG_S, "it waited for the server"
 
 
 async def test_leaving_a_stream_ends_its_call(servicer: Breaking, client: AsyncClient) -> None:

@@ -17,6 +17,7 @@ from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.description import ArenaDescription, TransportOffer
 from synerdiff.latents.shared_memory import SharedMemoryReader
 from synerdiff.plans import SlotRef
+from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[3]
 
@@ -57,7 +58,7 @@ class OtherProcess:
     def close(self) -> None:
         assert self.process.stdin
         self.process.stdin.close()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=HANG_S)
         assert self.process.stdout
         self.process.stdout.close()
 
@@ -125,14 +126,14 @@ class Commands:
         self.arena.write(slot, bytes([fill]) * self.arena.slot_bytes)
         return asdict(slot)
 
-    def hammer(self, counter: str, rounds: int) -> int:
+    def hammer(self, counter: str, enough: str) -> None:
         """Write and release one slot as fast as it goes, with the epoch that is current in the file `counter`.
 
-        Every fiftieth life lasts a while: a reader on a machine that is busy otherwise wins now and then, too.
+        Until there is a file `enough`. Every fiftieth life lasts a while: a reader wins now and then, too.
         """
         assert self.arena
         with open(counter, "r+b", buffering=0) as file:
-            for _ in range(rounds):
+            while not Path(enough).exists():
                 slot = self.arena.acquire()
                 file.seek(0)
                 file.write(slot.epoch.to_bytes(8, "little"))
@@ -140,7 +141,6 @@ class Commands:
                 if slot.epoch % 50 == 0:
                     time.sleep(0.01)
                 self.arena.release(slot)
-        return rounds
 
 
 def obey(commands: Commands) -> None:

@@ -90,22 +90,22 @@ def test_slot_life_with_a_reader_in_another_process() -> None:
     with other_process() as other:
         SlotLife.other = other
         case = SlotLife.TestCase
-        case.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+        case.settings = settings(max_examples=60, stateful_step_count=30)
         case("runTest").runTest()
 
 
 def test_bytes_are_never_torn_or_stale(tmp_path: Path) -> None:
     """An owner that rewrites one slot without pause, against a reader that always asks for the newest epoch."""
-    slot_bytes, rounds = 1 << 20, 1500
-    counter = tmp_path / "epoch"
+    slot_bytes, least = 1 << 20, 50
+    counter, enough = tmp_path / "epoch", tmp_path / "enough"
     counter.write_bytes(bytes(8))
     with other_process() as owner:
         described = described_from(owner.ask("own", slots=1, slot_bytes=slot_bytes, directory="/dev/shm"))
         reader = SharedMemoryReader(described.offers[0], described)
         whole = missed = 0
-        owner.send("hammer", counter=str(counter), rounds=rounds)
+        owner.send("hammer", counter=str(counter), enough=str(enough))
         epoch = 0
-        while epoch < rounds:
+        while epoch < 1500 or whole < least or missed < least:
             epoch = int.from_bytes(counter.read_bytes(), "little")
             data = reader.load(SlotRef(described.arena_id, 0, epoch))
             if data is None:
@@ -113,9 +113,9 @@ def test_bytes_are_never_torn_or_stale(tmp_path: Path) -> None:
             else:
                 whole += 1
                 assert data == pattern(epoch, slot_bytes), f"epoch {epoch}: torn"
+        enough.touch()
+        owner.answer()
         reader.close()
-    assert whole, "the reader never won: this machine is too busy for the test to mean anything"
-    assert missed, "the reader never lost: nothing was tested"
 
 
 @pytest.fixture(params=["shared", "process"])

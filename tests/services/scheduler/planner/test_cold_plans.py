@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +19,7 @@ from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
 from services.scheduler.planner.planner import plan_round
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.profiles import Profile, dump, load
+from tests.waiting import until
 
 PROFILES = Path(__file__).parents[4] / "bench" / "profiles"
 IN_A_SCRIPT = (sys.executable, "-c")
@@ -47,12 +48,6 @@ async def running(plans: Plans, *command: str) -> AsyncIterator[ColdPlans]:
         yield cold
     finally:
         await cancel_and_wait(task)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def solvers() -> list[psutil.Process]:

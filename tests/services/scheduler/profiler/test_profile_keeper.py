@@ -24,6 +24,7 @@ from synerdiff.skip_cfg import SkipCfgBudget
 from tests.services.scheduler.measured_profiles import profile
 from tests.services.scheduler.test_engine import job
 from tests.services.scheduler.timed_pair import Report, TimedPair, pair
+from tests.waiting import HANG_S
 
 KEY = BatchKey("emoji", 256, 256)
 SHORT = ProfilerOptions(max_rows=8, max_decodes=2, chunks=(1,), effort=Effort(least=3, most=4))
@@ -59,7 +60,7 @@ class Led:
             await asyncio.sleep(0)
 
     async def until_profiled(self) -> Profile:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_S):
             while self.known is None:
                 await self.follow()
                 await asyncio.sleep(0.01)
@@ -126,7 +127,9 @@ async def test_a_card_says_its_budget_where_the_profile_does_not() -> None:
 async def test_an_idle_pool_measures_what_nobody_has_and_keeps_it(redis: Redis) -> None:
     led = Led(replace(AT_ONCE, store=ProfileStore(redis)))
     made = await led.until_profiled()
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(HANG_S):
+        while await ProfileStore(redis).get(made.subject) is None:
+            await asyncio.sleep(0.01)
     assert await ProfileStore(redis).get(made.subject) == made
     assert led.workers.held == {}
     later = Led(KeeperOptions(store=ProfileStore(redis)))

@@ -16,6 +16,7 @@ from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone
 from synerdiff.profiles import Profile, Setting, dump, parse
 from tests.services.scheduler.measured_profiles import two_cores
 from tests.services.scheduler.timed_pair import Report, TimedPair, pair
+from tests.waiting import HANG_S
 
 FEW = Effort(least=3, most=4)
 
@@ -130,7 +131,7 @@ async def test_giving_way_ends_a_measurement_at_once_and_leaves_nothing() -> Non
     bench.prober.give_way()
     assert bench.pair.held == {}
     with pytest.raises(ProbeFailed, match="gave way"):
-        await asyncio.wait_for(measuring, 1)
+        await asyncio.wait_for(measuring, HANG_S)
 
 
 async def test_giving_way_takes_along_tasks_that_are_still_on_their_way() -> None:
@@ -141,7 +142,7 @@ async def test_giving_way_takes_along_tasks_that_are_still_on_their_way() -> Non
     bench.prober.give_way()
     assert bench.pair.held == {}
     with pytest.raises(ProbeFailed, match="gave way"):
-        await asyncio.wait_for(measuring, 1)
+        await asyncio.wait_for(measuring, HANG_S)
     assert bench.pair.held == {}
 
 

@@ -1,6 +1,4 @@
 import asyncio
-import time
-from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
@@ -14,8 +12,9 @@ from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 from synerdiff.v1 import images_pb2
 from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, a_request, new_leader
+from tests.waiting import HANG_S, until
 
-SHORT_LEASES = JobStoreSettings(follower_lease_s=1.5)
+SHORT_LEASES = JobStoreSettings(follower_lease_s=3.0)
 
 
 async def running_job(store: JobStore, lease: Lease, num_images: int = 1, abandonable: bool = False) -> str:
@@ -34,20 +33,12 @@ async def collect(store: JobStore, job_id: str, after: int, into: list[images_pb
         into.append(event)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < give_up_at, "did not come to pass"
-        await asyncio.sleep(0.01)
-
-
 async def subscribed(redis: Redis, job_id: str) -> None:
     """Return once somebody hears the wake-ups of a job."""
     channel = keys.wake(job_id)
-    give_up_at = time.monotonic() + 10
-    while not dict(await redis.pubsub_numsub(channel))[channel.encode()]:
-        assert time.monotonic() < give_up_at, "nobody subscribes"
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(HANG_S):
+        while not dict(await redis.pubsub_numsub(channel))[channel.encode()]:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_follower_sees_the_whole_life_of_a_job(store: JobStore, lease: Lease) -> None:
@@ -63,7 +54,7 @@ async def test_a_follower_sees_the_whole_life_of_a_job(store: JobStore, lease: L
     await store.decoding(lease, job_id)
     await store.store_image(lease, job_id, a_picture(b"zero"), 0, 7)
     await store.finish(lease, job_id, TIMINGS, ["the prompt was cut"])
-    await asyncio.wait_for(following, 10)
+    await asyncio.wait_for(following, HANG_S)
 
     assert kinds(seen) == ["queued", "started", "progress", "progress", "image", "image", "finished"]
     assert [event.sequence for event in seen] == sorted({event.sequence for event in seen})
@@ -95,10 +86,10 @@ async def test_a_late_follower_gets_what_matters_and_resumes_where_it_was(store:
 
     await store.cancel(job_id, "enough")
     seen: list[images_pb2.GenerateEvent] = []
-    await asyncio.wait_for(collect(store, job_id, events[3].sequence, seen), 10)
+    await asyncio.wait_for(collect(store, job_id, events[3].sequence, seen), HANG_S)
     assert kinds(seen) == ["cancelled"]
     assert seen[0].cancelled.reason == "enough"
-    await asyncio.wait_for(collect(store, job_id, seen[0].sequence, seen), 10)
+    await asyncio.wait_for(collect(store, job_id, seen[0].sequence, seen), HANG_S)
     assert len(seen) == 1, "nothing comes after the end, and following does not hang"
 
 
@@ -122,7 +113,7 @@ async def test_an_event_wakes_its_followers_over_one_connection(
     assert len(await redis.client_list(_type="pubsub")) == 1
     await until(lambda: all(kinds(events) == ["queued", "started"] for events in seen))
     await store.cancel(job_id, "stop")
-    await asyncio.wait_for(asyncio.gather(*following), 10)
+    await asyncio.wait_for(asyncio.gather(*following), HANG_S)
     assert all(kinds(events)[-1] == "cancelled" for events in seen)
 
 
@@ -133,7 +124,7 @@ async def test_without_pubsub_the_poll_finds_everything(store: JobStore, lease: 
     await asyncio.sleep(0.2)
     await store._notifications.close()
     await store.cancel(job_id, "stop")
-    await asyncio.wait_for(following, 10)
+    await asyncio.wait_for(following, HANG_S)
 
 
 async def test_progress_counts_all_images_and_may_go_back(store: JobStore, lease: Lease) -> None:
@@ -186,13 +177,14 @@ async def test_a_waiting_follower_hears_when_its_position_moves(store: JobStore,
     await until(lambda: len(seen) == 1)
     for first in ahead:
         await store.cancel(first, "make way")
-    await until(lambda: len(seen) == 2)
-    assert [event.queued.position for event in seen] == [2, 0]
+    await until(lambda: seen[-1].queued.position == 0)
+    positions = [event.queued.position for event in seen]
+    assert positions in ([2, 0], [2, 1, 0]), "it may look between the two"
     await asyncio.sleep(1.2)
-    assert len(seen) == 2, "a position that did not move is not told again"
+    assert len(seen) == len(positions), "a position that did not move is not told again"
     assert await redis.xlen(keys.events(job_id)) == 1, "and none but the first is kept"
     await store.cancel(job_id, "done")
-    await asyncio.wait_for(following, 10)
+    await asyncio.wait_for(following, HANG_S)
     assert [event.sequence for event in seen] == sorted({event.sequence for event in seen})
 
 
@@ -211,14 +203,14 @@ async def test_following_outlives_a_restart_of_redis(own_redis: RedisProcess) ->
     await until(lambda: len(seen) == 3)
     await subscribed(redis, job_id)
     await store.finish(lease, job_id, TIMINGS)
-    await asyncio.wait_for(following, 10)
+    await asyncio.wait_for(following, HANG_S)
     assert kinds(seen) == ["queued", "started", "image", "finished"]
     await store.close()
     await redis.aclose()
 
 
 async def test_a_followed_job_is_not_abandoned_and_a_left_one_is(redis: Redis) -> None:
-    """On real time: leases of 1.5 s, swept every 0.1 s, followed for 2 s by a store other than the accepting one."""
+    """On real time: leases of 3 s, swept every 0.1 s, followed for 4 s by a store other than the accepting one."""
     accepting, other = JobStore(redis, SHORT_LEASES), JobStore(redis, SHORT_LEASES)
     job_id, _ = await accepting.accept(a_request(), DIGEST, abandonable=True)
 
@@ -230,13 +222,11 @@ async def test_a_followed_job_is_not_abandoned_and_a_left_one_is(redis: Redis) -
     sweeping = asyncio.create_task(sweep())
     async with aclosing(other.follow(job_id)) as events:
         assert (await anext(events)).HasField("queued")
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(4.0)
         assert await accepting.ended([job_id]) == set(), "a follower that is slow to take events still follows"
-    left_at = time.monotonic()
-    while not await accepting.ended([job_id]):
-        assert time.monotonic() - left_at < 10.0
-        await asyncio.sleep(0.02)
-    assert time.monotonic() - left_at > 0.5, "not before its lease ran out"
+    async with asyncio.timeout(HANG_S):
+        while not await accepting.ended([job_id]):
+            await asyncio.sleep(0.02)
     sweeping.cancel()
     assert kinds(await accepting.events(job_id)) == ["queued", "cancelled"]
     await other.close()
@@ -248,7 +238,6 @@ async def test_following_leaves_nothing_behind(store: JobStore, lease: Lease, re
     async with aclosing(store.follow(job_id)) as events:
         await anext(events)
     assert store._follower_leases._followed == {}
-    give_up_at = time.monotonic() + 10
-    while await redis.pubsub_channels():
-        assert time.monotonic() < give_up_at, "still subscribed"
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(HANG_S):
+        while await redis.pubsub_channels():
+            await asyncio.sleep(0.02)
