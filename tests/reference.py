@@ -50,7 +50,7 @@ _SCHEDULERS: dict[Sampler, tuple[str, dict[str, Any]]] = {
 def reference_image(model_path: Path | str, **settings: Any) -> npt.NDArray[np.uint8]:
     """The picture [height, width, 3] that the model's diffusers pipeline makes of settings, made alone. Kept.
 
-    Settings: those of `_run`, and `settings_of` a task.
+    Settings: those of a task (`settings_of`), and `dtype` and `variant` of the model.
     """
     image = np.asarray(_run(Path(model_path), "pil", **settings))
     image.flags.writeable = False

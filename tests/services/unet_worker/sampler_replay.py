@@ -50,7 +50,10 @@ def by_diffusers(scheduler: Any, num_inference_steps: int, seed: int, dtype: tor
 
 
 def by_diffusers_exactly(scheduler: Any, num_inference_steps: int, seed: int, given: Run) -> Run:
-    """The calls of a run of `by_diffusers` again, each from the latents and the model's answer `given`, in float64."""
+    """The calls of a run of `by_diffusers` again, each from the latents and the model's answer `given`, in float64.
+
+    So errors are those of one call, not what the rounding of many has grown to.
+    """
     dtype = given.latents[0].dtype
     run = Run(timesteps=given.timesteps, noise_preds=given.noise_preds)
     with _keeping_float64(), drawing_in(dtype) if dtype == torch.float32 else nullcontext():
