@@ -18,6 +18,8 @@ UNIT = torch.finfo(torch.float32).eps / 2
 MULTIPLE = 16.0
 # Of the largest value. A bound above it would let answers pass that were computed in half precision.
 COARSEST = torch.finfo(torch.float16).eps / 2
+# Fewer numbers may be right by chance, and would then say nothing of how far others may be off.
+FEWEST = 8
 # Of 255. Values that lie apart by no more than this round to the same level or to neighbours.
 A_LEVEL = 1
 
@@ -33,9 +35,10 @@ def rounding(exact: Tensor, *references: Tensor, coarsest: float = COARSEST) -> 
 
     Without references, or with ones that are exact, a unit of the largest value stands for them.
 
-    Raises AssertionError when that is more than `coarsest` of the largest value.
+    Raises AssertionError when that is more than `coarsest` of the largest value, and for references of too few numbers.
     """
     assert exact.dtype == torch.float64
+    assert not references or exact.numel() >= FEWEST
     largest = float(exact.abs().max())
     bound = MULTIPLE * max(UNIT * largest, *(off(reference, exact) for reference in references), 0.0)
     assert bound < coarsest * largest, f"a bound of {bound:.1e} for values up to {largest:.1e} would prove nothing"

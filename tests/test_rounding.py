@@ -61,16 +61,23 @@ def test_one_wrong_element_is_found(question: Question) -> None:
 
 def test_without_a_reference_a_few_units_pass() -> None:
     exact = torch.tensor([8.0, 1.0], dtype=torch.float64)
-    assert rounding(exact) == rounding(exact, exact) == 16 * 8 * UNIT
+    assert rounding(exact) == 16 * 8 * UNIT
+    assert rounding(exact.repeat(4), exact.repeat(4)) == rounding(exact)
     assert_rounded(exact.float() + torch.tensor([1e-6, 5e-6]), exact)
     with pytest.raises(AssertionError, match="off by"):
         assert_rounded(exact.float() + torch.tensor([0, 1e-5]), exact)
 
 
+def test_a_reference_of_a_few_numbers_is_refused() -> None:
+    exact = torch.ones(7, dtype=torch.float64)
+    with pytest.raises(AssertionError):
+        rounding(exact, exact)
+
+
 def test_pictures_of_values_that_rounding_moves_are_a_level_apart_at_most() -> None:
-    exact = torch.tensor([99.5, 100.2, 255.0], dtype=torch.float64).view(1, 1, 3)
+    exact = torch.tensor([99.5, 100.2, 255.0], dtype=torch.float64).repeat(4, 1, 1)
     reference = exact.float() + 1e-4
-    up, down = (torch.tensor([[[whole, 100, 255]]], dtype=torch.uint8).numpy() for whole in (100, 99))
+    up, down = (torch.tensor([whole, 100, 255], dtype=torch.uint8).repeat(4, 1, 1).numpy() for whole in (100, 99))
     for picture in (up, down):
         assert_same_picture(picture, exact, reference)
     assert int(up[0, 0, 0]) - int(down[0, 0, 0]) == A_LEVEL
