@@ -121,10 +121,10 @@ def test_the_handover_between_two_processes_takes_no_longer_than_a_nap(pace: Sha
     assert LONGEST_SLEEP_MS < 1
     rounds, ended_ns = 60, []
     with partner("pair-1", directory) as other:
-        other.tell("take_turns", rounds=rounds, work_ms=2, nap_ms=LONGEST_SLEEP_MS)
+        other.tell("take_turns", rounds=rounds, work_ms=10, nap_ms=LONGEST_SLEEP_MS)
         for tick in range(1, rounds + 1):
             pace.wait(ItemRef(tick, 1), FOREVER_MS)
-            time.sleep(0.002)
+            time.sleep(0.01)
             ended_ns.append(time.monotonic_ns())
             pace.ended(ItemRef(tick, 1))
         turns = other.answer()
