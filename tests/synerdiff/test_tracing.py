@@ -117,8 +117,14 @@ def test_a_collector_that_does_not_answer_holds_nothing_up(monkeypatch: pytest.M
     assert asked.wait(HANG_S)
     tracer.close()
     # Nothing has answered so far: neither recording nor closing has waited for it.
+    assert "close-tracing" in threads()
     answers.set()
-    wait_until(lambda: not {"close-tracing", "OtelBatchSpanRecordProcessor"} & {t.name for t in threading.enumerate()})
+    wait_until(lambda: not {"close-tracing", "OtelBatchSpanRecordProcessor"} & threads())
+
+
+def threads() -> set[str]:
+    """The names of those that run."""
+    return {thread.name for thread in threading.enumerate()}
 
 
 def test_a_missing_sdk_is_said_in_one_line_and_ends_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
