@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.reporting import markdown_table, percentile, save
-from bench.serving import Arrival, Outcome, add_only, add_settings, burst, deployment, poisson, serve
+from bench.reporting import markdown_table, save
+from bench.serving import MIXED, Outcome, add_only, add_settings, deployment, equal_requests, serve
+from synerdiff.client.load.arrivals import Arrival, bursts, poisson
+from synerdiff.client.load.summary import percentile
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "static": {"policy": "static"},
@@ -54,24 +56,23 @@ HEADINGS = (
 
 def workload(capacity: float, seconds: float, seed: int) -> dict[str, tuple[Arrival, ...]]:
     """The requests of each load, the same for the same arguments."""
-    return {name: poisson(share * capacity, seconds, seed) for name, share in LOADS.items()}
+    return {name: poisson(share * capacity, MIXED, seed, seconds=seconds) for name, share in LOADS.items()}
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
     """The numbers of one configuration under one load."""
-    ends = [served.end_to_end_s for served in outcome.served]
-    decodes = [served.decode_s * 1000 for served in outcome.served]
-    steps = sum(served.arrival.num_inference_steps for served in outcome.served)
+    ends = outcome.latencies_s
+    decodes = [answer.decode_s * 1000 for answer in outcome.window.served]
     ratios = [run.ratio for run in outcome.items]
     return {
-        "requests": len(outcome.served),
-        "errors": list(outcome.errors),
-        "images_per_s": outcome.images_per_s,
+        "requests": len(ends),
+        "errors": outcome.errors,
+        "images_per_s": outcome.window.images_per_s,
         "end_to_end_mean_s": statistics.fmean(ends) if ends else None,
         "end_to_end_p99_s": percentile(ends, 99) if ends else None,
         "decode_mean_ms": statistics.fmean(decodes) if decodes else None,
         "decode_p99_ms": percentile(decodes, 99) if decodes else None,
-        "skipped_share": sum(served.skipped_steps for served in outcome.served) / steps if steps else 0.0,
+        "skipped_share": outcome.skipped_share,
         "items_compared": len(ratios),
         "item_ratio_median": statistics.median(ratios) if ratios else None,
         "item_ratio_largest": max(ratios, default=None),
@@ -103,16 +104,14 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 async def warm_up(address: str) -> None:
     """Let every worker do each of its kinds of work, and the planner meet common counts."""
     for count in (1, 4, 12):
-        await serve(address, burst(count, seed=count, num_inference_steps=6))
+        await serve(address, bursts(count, equal_requests(6), seed=count))
 
 
 async def measured_capacity(dtype: str) -> float:
     """Images per second of `continuous` on a burst of the workload's requests."""
-    arrivals = poisson(1.0, CAPACITY_BURST, seed=0)
-    together = [Arrival(0.0, a.prompt, a.seed, a.num_inference_steps, a.guidance_scale, a.sampler) for a in arrivals]
     async with deployment({"policy": "continuous"}, dtype=dtype) as address:
         await warm_up(address)
-        return (await serve(address, together)).images_per_s
+        return (await serve(address, bursts(CAPACITY_BURST, MIXED, seed=0))).window.images_per_s
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:

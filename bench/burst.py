@@ -19,7 +19,8 @@ from typing import Any
 
 from bench.ablation import warm_up
 from bench.reporting import save
-from bench.serving import Outcome, add_only, add_settings, burst, deployment, poisson, serve
+from bench.serving import MIXED, Outcome, add_only, add_settings, deployment, equal_requests, serve
+from synerdiff.client.load.arrivals import bursts, poisson
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "synerdiff": {"policy": "synerdiff"},
@@ -32,15 +33,15 @@ TRICKLE_PER_S = 0.7
 
 def summary(before: Outcome, outcome: Outcome, after: Outcome) -> dict[str, Any]:
     """One burst: latencies in s, throughput in images/s, and the threshold in the trickles before and after it."""
-    ends = [served.end_to_end_s for served in outcome.served]
+    ends = outcome.latencies_s
     values = [value for _, value in outcome.thresholds]
     return {
         "requests": len(ends),
         "errors": [*before.errors, *outcome.errors, *after.errors],
         "end_to_end_mean_s": statistics.fmean(ends),
         "end_to_end_last_s": max(ends),
-        "images_per_s": outcome.images_per_s,
-        "decode_mean_ms": statistics.fmean(served.decode_s * 1000 for served in outcome.served),
+        "images_per_s": outcome.window.images_per_s,
+        "decode_mean_ms": statistics.fmean(answer.decode_s * 1000 for answer in outcome.window.served),
         "threshold_before": before.thresholds[-1][1] if before.thresholds else None,
         "threshold_highest": max(values, default=None),
         "threshold_after": after.thresholds[-1][1] if after.thresholds else None,
@@ -58,9 +59,10 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 CONFIGURATIONS[name] | dict(options.settings), options.profile, options.dtype
             ) as address:
                 await warm_up(address)
-                before = await serve(address, poisson(TRICKLE_PER_S, TRICKLE_S, seed=number))
-                outcome = await serve(address, burst(options.requests, seed=number, num_inference_steps=options.steps))
-                after = await serve(address, poisson(TRICKLE_PER_S, TRICKLE_S, seed=number))
+                trickle = poisson(TRICKLE_PER_S, MIXED, number, seconds=TRICKLE_S)
+                before = await serve(address, trickle)
+                outcome = await serve(address, bursts(options.requests, equal_requests(options.steps), seed=number))
+                after = await serve(address, trickle)
                 done.append(summary(before, outcome, after))
                 print(f"{name}: {done[-1]}", file=sys.stderr, flush=True)
     return {

@@ -20,20 +20,19 @@ import random
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import grpc
 import numpy as np
 
-from bench.mixed_requests import LoadRequest, mixed_requests
+from bench.mixed_requests import MixedRequest, mixed_requests
 from synerdiff.client import AsyncClient
-from synerdiff.client.results import GenerateResult
+from synerdiff.client.load.sending import Answer, ClosedLoop, Window, send
+from synerdiff.client.load.summary import percentile
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
@@ -43,10 +42,14 @@ from tests.reference import reference_image
 KINDS = ("unet", "vae", "scheduler", "redis")
 
 
-def largest_difference(request: LoadRequest, result: GenerateResult) -> int:
-    """Levels of 255 between the served pictures and those made alone, the worst pixel of all."""
+def largest_differences(requests: Sequence[MixedRequest], answers: Iterable[Answer]) -> list[int]:
+    """Levels of 255 between the pictures of each answer and those made alone, the worst pixel of all."""
+    return [_difference(requests[answer.number], answer) for answer in answers]
+
+
+def _difference(request: MixedRequest, answer: Answer) -> int:
     worst = 0
-    for image in result.images:
+    for image in answer.pictures:
         expected = reference_image(
             BUNDLED_MODEL,
             prompt=request.prompt,
@@ -63,28 +66,10 @@ def largest_difference(request: LoadRequest, result: GenerateResult) -> int:
     return worst
 
 
-async def send_all(
-    address: str, requests: list[LoadRequest], clients: int
-) -> tuple[list[tuple[LoadRequest, GenerateResult]], list[str], list[float]]:
-    """Send every request from `clients` concurrent clients. Returns answers, errors and latencies in s."""
-    todo = iter(requests)
-    answers: list[tuple[LoadRequest, GenerateResult]] = []
-    errors: list[str] = []
-    latencies: list[float] = []
-
-    async def client_loop() -> None:
-        async with AsyncClient(address, patience_s=120.0) as client:
-            for request in todo:
-                began = time.monotonic()
-                options: dict[str, Any] = asdict(request)
-                try:
-                    answers.append((request, await client.generate(options.pop("prompt"), skip_cfg=False, **options)))
-                except Exception as error:  # every way to fail is counted; none is expected
-                    errors.append(f"{type(error).__name__}: {error}")
-                latencies.append(time.monotonic() - began)
-
-    await asyncio.gather(*(client_loop() for _ in range(clients)))
-    return answers, errors, latencies
+async def send_all(address: str, requests: Sequence[MixedRequest], clients: int) -> Window:
+    """Send every request from `clients` concurrent clients, and keep the pictures."""
+    async with AsyncClient(address, patience_s=120.0) as client:
+        return await send(client, ClosedLoop(requests, clients), keep_pictures=True)
 
 
 @dataclass(frozen=True)
@@ -174,32 +159,28 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         )
         async with running(local) as deployed:
             killing = asyncio.create_task(kill_in_turn(deployed, killing_of(options), kills))
-            began = time.monotonic()
             address = deployed.deployment.addresses[-1]
-            answers, errors, latencies = await send_all(address, requests, options.clients)
-            took_s = time.monotonic() - began
+            window = await send_all(address, requests, options.clients)
             killing.cancel()
             leaked = await slots_used(deployed.deployment.addresses)
         if options.keep_logs:
             options.keep_logs.mkdir(parents=True, exist_ok=True)
             for log in (Path(folder) / "logs").iterdir():
                 (options.keep_logs / log.name).write_bytes(log.read_bytes())
-    differences = [largest_difference(request, result) for request, result in answers]
-    latencies.sort()
+    differences = largest_differences(requests, window.served)
+    latencies = [answer.latency_s for answer in window.answers]
     return {
         "requests": len(requests),
         "clients": options.clients,
-        "answered": len(answers),
-        "errors": errors,
-        "pictures": sum(len(result.images) for _, result in answers),
+        "answered": len(window.served),
+        "errors": [f"{answer.error}: {answer.message}" for answer in window.answers if answer.error],
+        "pictures": sum(answer.images for answer in window.served),
         "largest_difference_levels": max(differences, default=None),
         "pictures_over_2_levels": sum(difference > 2 for difference in differences),
         "slots_used_after": leaked,
         "killed": kills,
-        "seconds": round(took_s, 1),
-        "latency_s": {
-            f"p{p}": round(latencies[min(len(latencies) - 1, len(latencies) * p // 100)], 2) for p in (50, 99)
-        },
+        "seconds": round(window.seconds, 1),
+        "latency_s": {f"p{p}": round(percentile(latencies, p), 2) for p in (50, 99)},
     }
 
 

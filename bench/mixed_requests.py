@@ -4,37 +4,35 @@ import random
 from dataclasses import dataclass
 
 from synerdiff.cards import Sampler
+from synerdiff.client.load.requests import LoadRequest, prompts_of_words
 from synerdiff_cli.deployment import BUNDLED_MODEL
 
 SAMPLERS = [sampler for sampler in Sampler if sampler not in (Sampler.DDPM, Sampler.LCM)]
 
 
 @dataclass(frozen=True)
-class LoadRequest:
-    """One request of the load."""
+class MixedRequest(LoadRequest):
+    """A request that leaves nothing to the server."""
 
-    prompt: str
-    negative_prompt: str
-    seed: int
     num_inference_steps: int
     guidance_scale: float
     sampler: Sampler
     width: int
     height: int
-    num_images: int
 
 
-def mixed_requests(count: int, seed: int, steps: tuple[int, int] = (4, 12)) -> list[LoadRequest]:
-    """Requests to the bundled model of `steps[0]` to `steps[1]` steps, the same for the same arguments."""
+def mixed_requests(count: int, seed: int, steps: tuple[int, int] = (4, 12)) -> list[MixedRequest]:
+    """Requests to the bundled model, never skipping guidance, of `steps[0]` to `steps[1]` steps; the same for the same
+    arguments."""
     draw = random.Random(seed)
-    subjects = (BUNDLED_MODEL.parent / "core.txt").read_text().replace("\n", "").strip("|").split("|")
+    prompts = prompts_of_words(BUNDLED_MODEL.parent / "core.txt")
     sizes = [(128, 128)] * 6 + [(128, 160), (96, 128)]
     requests = []
     for _ in range(count):
         width, height = draw.choice(sizes)
         requests.append(
-            LoadRequest(
-                prompt=f"a {draw.choice(subjects)}",
+            MixedRequest(
+                prompt=draw.choice(prompts),
                 negative_prompt=draw.choice(["", "", "blue"]),
                 seed=draw.randrange(2**32),
                 num_inference_steps=draw.randint(*steps),
@@ -43,6 +41,7 @@ def mixed_requests(count: int, seed: int, steps: tuple[int, int] = (4, 12)) -> l
                 width=width,
                 height=height,
                 num_images=draw.choice([1, 1, 1, 2]),
+                skip_cfg=False,
             )
         )
     return requests

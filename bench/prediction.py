@@ -14,12 +14,17 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.ablation import warm_up
-from bench.reporting import percentile, save
-from bench.serving import Arrival, ItemRun, add_settings, deployment, item_runs, poisson, serve, trace_events
+from bench.reporting import save
+from bench.serving import MIXED, ItemRun, add_settings, deployment, item_runs, serve
+from synerdiff.client.load.arrivals import Arrival, poisson
+from synerdiff.client.load.summary import percentile
+from synerdiff.client.load.trace import trace_events
+from synerdiff.rpc import open_channel
 
 WINDOW_S = 10.0
 
@@ -56,7 +61,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     runs: list[ItemRun] = []
     failed: list[str] = []
     whole_s = options.settle + options.seconds
-    arrivals = poisson(options.rate, whole_s, options.seed)
+    arrivals = poisson(options.rate, MIXED, options.seed, seconds=whole_s)
     async with deployment(dict(options.settings), options.profile, options.dtype) as address:
         await warm_up(address)
         began_s, passed_s = asyncio.get_running_loop().time(), 0.0
@@ -82,16 +87,13 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _piece(arrivals: Sequence[Arrival], start_s: float, end_s: float) -> list[Arrival]:
     """The arrivals of a window, with times from its start."""
-    return [
-        Arrival(a.at_s - start_s, a.prompt, a.seed, a.num_inference_steps, a.guidance_scale, a.sampler)
-        for a in arrivals
-        if start_s <= a.at_s < end_s
-    ]
+    return [replace(arrival, at_s=arrival.at_s - start_s) for arrival in arrivals if start_s <= arrival.at_s < end_s]
 
 
 async def look(address: str) -> dict[str, Any]:
     """The errors of a running scheduler's last ticks."""
-    return {"settled": by_kind(item_runs(await trace_events(address), 0.0))}
+    async with open_channel(address) as channel:
+        return {"settled": by_kind(item_runs(await trace_events(channel), 0.0))}
 
 
 def main() -> int:

@@ -1,17 +1,19 @@
 """What a measurement says of itself: the machine, the date, tables for documents, files under bench/results."""
 
 import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+# What of a CPU decides how fast torch is on it.
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 
 
 def machine() -> dict[str, object]:
@@ -20,13 +22,17 @@ def machine() -> dict[str, object]:
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return {
         "cpu": model,
         "cores": cores,
+        "flags": [flag for flag in flags if flag in FLAGS],
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "diffusers": version("diffusers"),
     }
 
 
@@ -37,14 +43,6 @@ def save(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     whole = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), **result}
     path.write_text(json.dumps(whole, indent=1) + "\n")
     return path
-
-
-def percentile(values: Iterable[float], p: float) -> float:
-    """The smallest value that at least p percent of `values` do not exceed; NaN of none."""
-    ordered = sorted(values)
-    if not ordered:
-        return float("nan")
-    return ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)]
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -1,76 +1,73 @@
-"""A deployment under settings of its own, an open-loop load on it, and what came of both.
-
-Arrival times are drawn ahead from a seed and kept to whatever the system does: latency counts from when a request was
-due, so a system that falls behind cannot hide it.
-"""
+"""A deployment under settings of its own, a load on it, and what came of both."""
 
 import argparse
 import asyncio
 import contextlib
-import json
 import os
-import random
 import tempfile
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from services.scheduler.settings import SchedulerSettings
+from services.unet_worker.settings import UnetWorkerSettings
+from services.vae_worker.settings import VaeWorkerSettings
 from synerdiff import profiles
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
-from synerdiff.errors import SynerDiffError
+from synerdiff.client.load import trace
+from synerdiff.client.load.arrivals import Arrival
+from synerdiff.client.load.requests import LoadRequest, Mix, prompts_of_words
+from synerdiff.client.load.sending import OpenLoop, Window, send
+from synerdiff.client.load.summary import summarise
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
-from synerdiff_cli.running import running
+from synerdiff_cli.running import Running, running
 
 SAMPLERS = (Sampler.DDIM, Sampler.EULER, Sampler.DPMSOLVER_MULTISTEP)
 PROFILE_KNOWN_WITHIN_S = 15.0
+SETTINGS = frozenset(
+    name for of in (SchedulerSettings, UnetWorkerSettings, VaeWorkerSettings) for name in of.model_fields
+)
+
+# Requests of mixed steps and samplers, and equal ones; all for one image of the model's native size.
+PROMPTS = prompts_of_words(BUNDLED_MODEL.parent / "core.txt")
+MIXED = Mix(PROMPTS, steps=(8, 12, 20, 20), guidance_scales=(3.0, 4.0, 5.0), samplers=SAMPLERS)
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """A request for one image of the model's native size, due `at_s` after the load's start."""
-
-    at_s: float
-    prompt: str
-    seed: int
-    num_inference_steps: int
-    guidance_scale: float = 4.0
-    sampler: Sampler = Sampler.DDIM
-    skip_cfg: bool | None = None
-
-
-@dataclass(frozen=True)
-class Served:
-    """A finished request. `end_to_end_s` from when it was due, `decode_s` from its last step to its image stored."""
-
-    arrival: Arrival
-    end_to_end_s: float
-    decode_s: float
-    skipped_steps: int
+def equal_requests(num_inference_steps: int = 20, skip_cfg: bool | None = None) -> Mix:
+    """Requests that differ in prompt and seed alone."""
+    like = LoadRequest("", 0, num_inference_steps, guidance_scale=4.0, sampler=Sampler.DDIM, skip_cfg=skip_cfg)
+    return Mix(PROMPTS, like)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a load. `seconds` from its first arrival to its last end, `items` as its trace has them."""
+    """What came of a load: its window, and the items and the thresholds (s from its start, value) of its trace."""
 
-    served: tuple[Served, ...]
-    errors: tuple[str, ...]
-    seconds: float
+    window: Window
     items: "tuple[ItemRun, ...]"
     thresholds: tuple[tuple[float, float], ...]
 
     @property
-    def images_per_s(self) -> float:
-        """Throughput over the whole load."""
-        return len(self.served) / self.seconds
+    def latencies_s(self) -> list[float]:
+        """End to end, from when requests were due, of those with an image."""
+        return [answer.latency_s for answer in self.window.served]
+
+    @property
+    def errors(self) -> list[str]:
+        """Why requests failed."""
+        return [f"{answer.error}: {answer.message}" for answer in self.window.answers if answer.error]
+
+    @property
+    def skipped_share(self) -> float:
+        """Share of the UNet calls that went without guidance."""
+        return summarise([self.window]).skipped_share
 
 
 @dataclass(frozen=True)
@@ -82,101 +79,43 @@ class ItemRun:
     end_s: float
 
 
-def poisson(
-    rate_per_s: float, seconds: float, seed: int, steps: Sequence[int] = (8, 12, 20, 20), **options: Any
-) -> tuple[Arrival, ...]:
-    """Requests of mixed steps and samplers arriving at random for `seconds`, the same for the same arguments."""
-    draw = random.Random(f"{rate_per_s:.6f} {seconds} {seed}")
-    arrivals, at_s = [], draw.expovariate(rate_per_s)
-    while at_s < seconds:
-        arrivals.append(
-            Arrival(
-                at_s,
-                prompt=f"a {draw.choice(_subjects())}",
-                seed=draw.randrange(2**32),
-                num_inference_steps=draw.choice(steps),
-                guidance_scale=draw.choice((3.0, 4.0, 5.0)),
-                sampler=draw.choice(SAMPLERS),
-                **options,
-            )
-        )
-        at_s += draw.expovariate(rate_per_s)
-    return tuple(arrivals)
-
-
-def burst(count: int, seed: int, num_inference_steps: int = 20) -> tuple[Arrival, ...]:
-    """Requests that differ in prompt and seed alone, all due at once."""
-    draw = random.Random(seed)
-    return tuple(
-        Arrival(0.0, f"a {draw.choice(_subjects())}", draw.randrange(2**32), num_inference_steps) for _ in range(count)
-    )
-
-
 @contextlib.asynccontextmanager
 async def deployment(
     settings: Mapping[str, str], profile: Path | None = None, dtype: str = "float32"
 ) -> AsyncIterator[str]:
-    """A scheduler with `settings`, a UNet and a VAE worker of the bundled model; yields the scheduler's address.
+    """The address of `deployed`, with the bundled model."""
+    async with deployed(settings, profile, dtype) as system:
+        yield system.deployment.addresses[0]
 
-    `profile`: a file that its domain is to plan by. Raises ValueError for a setting that the scheduler does not have,
-    RuntimeError where it does not take the profile.
+
+@contextlib.asynccontextmanager
+async def deployed(
+    settings: Mapping[str, str], profile: Path | None = None, dtype: str = "float32", model: Path = BUNDLED_MODEL
+) -> AsyncIterator[Running]:
+    """A scheduler, a UNet and a VAE worker under `settings`, each by the name that the service has for it.
+
+    `profile`: a file that its domain is to plan by. Raises ValueError for a setting that none of them has,
+    RuntimeError where the scheduler does not take the profile.
     """
     for name in settings:
-        if name not in SchedulerSettings.model_fields:
-            raise ValueError(f"{name}: no setting of the scheduler")
+        if name not in SETTINGS:
+            raise ValueError(f"{name}: no setting of scheduler or workers")
     variables = {f"SYNERDIFF_{name.upper()}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as folder, _environment(variables):
-        async with running(_local_options(Path(folder), profile, dtype)) as deployed:
-            address = deployed.deployment.addresses[0]
+        async with running(_local_options(Path(folder), profile, dtype, model)) as system:
             if profile:
-                await _takes_profile(address, profile)
-            yield address
+                await _takes_profile(system.deployment.addresses[0], profile)
+            yield system
 
 
 async def serve(address: str, arrivals: Sequence[Arrival]) -> Outcome:
     """Send every request when it is due and wait for all of them."""
-    served: list[Served] = []
-    errors: list[str] = []
-    began_unix_us = time.time() * 1e6
     async with AsyncClient(address, patience_s=60.0) as client:
-        began = time.monotonic()
-
-        async def one(arrival: Arrival) -> None:
-            await asyncio.sleep(began + arrival.at_s - time.monotonic())
-            try:
-                result = await client.generate(
-                    arrival.prompt,
-                    seed=arrival.seed,
-                    num_inference_steps=arrival.num_inference_steps,
-                    guidance_scale=arrival.guidance_scale,
-                    sampler=arrival.sampler,
-                    skip_cfg=arrival.skip_cfg,
-                )
-            except SynerDiffError as error:
-                errors.append(f"{type(error).__name__}: {error}")
-                return
-            end_to_end_s = time.monotonic() - began - arrival.at_s
-            skipped = sum(map(len, result.skipped_steps.values()))
-            served.append(Served(arrival, end_to_end_s, result.timings.decode_s, skipped))
-
-        await asyncio.gather(*map(one, arrivals))
-        seconds = time.monotonic() - began - min(arrival.at_s for arrival in arrivals)
-    events = [event for event in await trace_events(address) if event.get("ts", 0) >= began_unix_us]
-    thresholds = tuple(
-        ((event["ts"] - began_unix_us) / 1e6, event["args"]["threshold"])
-        for event in events
-        if event["ph"] == "C" and event["name"] == "threshold"
-    )
-    return Outcome(tuple(served), tuple(errors), seconds, item_runs(events, began_unix_us), thresholds)
-
-
-async def trace_events(address: str) -> list[dict[str, Any]]:
-    """The last ticks of a running scheduler, as trace events."""
+        window = await send(client, OpenLoop(tuple(arrivals)))
     async with open_channel(address) as channel:
-        stub = operations_pb2_grpc.OperationsStub(channel)
-        reply = await stub.GetTrace(operations_pb2.GetTraceRequest(), timeout=60)
-    events: list[dict[str, Any]] = json.loads(reply.trace_json)["traceEvents"]
-    return events
+        events = await trace.trace_events(channel, window.began_unix_s)
+    since_s = window.began_unix_s
+    return Outcome(window, item_runs(events, since_s * 1e6), trace.thresholds(events, since_s))
 
 
 def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tuple[ItemRun, ...]:
@@ -207,12 +146,12 @@ def add_only(parser: argparse.ArgumentParser, configurations: Collection[str]) -
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Let a bench be told the scheduler's settings: `--set NAME=VALUE`, any number of them, in `options.settings`."""
+    """Let a bench be told settings of scheduler and workers: `--set NAME=VALUE`, any number, in `options.settings`."""
 
     def pair(text: str) -> tuple[str, str]:
         name, separator, value = text.partition("=")
-        if not separator or name not in SchedulerSettings.model_fields:
-            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE of a setting of the scheduler")
+        if not separator or name not in SETTINGS:
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE of a setting of scheduler or workers")
         return name, value
 
     parser.add_argument(
@@ -220,14 +159,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _local_options(folder: Path, profile: Path | None, dtype: str) -> LocalOptions:
-    absolute = profile.resolve() if profile else None
-    return LocalOptions(folder, (ModelSource("emoji", BUNDLED_MODEL),), dtype=dtype, profile=absolute)
-
-
-@cache
-def _subjects() -> list[str]:
-    return (BUNDLED_MODEL.parent / "core.txt").read_text().replace("\n", "").strip("|").split("|")
+def _local_options(folder: Path, profile: Path | None, dtype: str, model: Path) -> LocalOptions:
+    source = ModelSource("emoji" if model == BUNDLED_MODEL else model.name, model)
+    return LocalOptions(folder, (source,), dtype=dtype, profile=profile.resolve() if profile else None)
 
 
 @contextlib.contextmanager

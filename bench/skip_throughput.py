@@ -12,41 +12,39 @@ import asyncio
 import json
 import statistics
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.ablation import warm_up
 from bench.reporting import save
-from bench.serving import Outcome, add_settings, burst, deployment, serve
+from bench.serving import Outcome, add_settings, deployment, equal_requests, serve
+from synerdiff.client.load.arrivals import bursts
+from synerdiff.client.load.rounds import in_turns
 
 MODES: dict[str, bool | None] = {"default": None, "off": False}
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
     """One burst: images/s, and the share of steps that skipped guidance."""
-    steps = sum(served.arrival.num_inference_steps for served in outcome.served)
     return {
-        "images_per_s": outcome.images_per_s,
-        "skipped_share": sum(served.skipped_steps for served in outcome.served) / steps if steps else 0.0,
-        "errors": list(outcome.errors),
+        "images_per_s": outcome.window.images_per_s,
+        "skipped_share": outcome.skipped_share,
+        "errors": outcome.errors,
     }
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the rounds."""
-    rounds: list[dict[str, dict[str, Any]]] = []
     async with deployment(dict(options.settings), options.profile, options.dtype) as address:
+
+        async def burst(mode: str, number: int) -> dict[str, Any]:
+            mix = equal_requests(options.steps, skip_cfg=MODES[mode])
+            done = summary(await serve(address, bursts(options.requests, mix, seed=number)))
+            print(f"round {number}, {mode}: {done}", file=sys.stderr, flush=True)
+            return done
+
         await warm_up(address)
-        for number in range(options.rounds):
-            arrivals = burst(options.requests, seed=number, num_inference_steps=options.steps)
-            order = list(MODES) if number % 2 == 0 else list(reversed(MODES))
-            one: dict[str, dict[str, Any]] = {}
-            for mode in order:
-                asked = [replace(arrival, skip_cfg=MODES[mode]) for arrival in arrivals]
-                one[mode] = summary(await serve(address, asked))
-                print(f"round {number}, {mode}: {one[mode]}", file=sys.stderr, flush=True)
-            rounds.append(one)
+        rounds = await in_turns(list(MODES), options.rounds, burst)
     gains = [one["default"]["images_per_s"] / one["off"]["images_per_s"] for one in rounds]
     return {
         "command": "python -m bench.skip_throughput " + " ".join(sys.argv[1:]),

@@ -2,7 +2,7 @@
 
 import typer
 
-from synerdiff_cli import generate, jobs, local, plan, profile, simulate, status, trace
+from synerdiff_cli import bench, generate, jobs, local, plan, profile, simulate, status, trace
 from synerdiff_cli.console import EXIT_CODES_HELP
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command()(simulate.simulate)
 app.command()(status.models)
 app.command()(status.status)
 app.command()(trace.trace)
+app.command()(bench.bench)
 
 
 if __name__ == "__main__":

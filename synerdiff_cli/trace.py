@@ -16,7 +16,7 @@ from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server
 
 _TIMEOUT_S = 60.0
 _DEFAULT_FILE = Path("synerdiff-trace.json")
-_PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def trace(
@@ -31,8 +31,8 @@ def trace(
     tls_ca: TlsCa = "",
 ) -> None:
     """Fetch the last ticks from the scheduler that leads, for https://ui.perfetto.dev or chrome://tracing."""
-    if plot is not None and plot.suffix.lower() not in _PICTURE_SUFFIXES:
-        fail(f"--plot: {plot} has no suffix of a picture: one of {', '.join(_PICTURE_SUFFIXES)}", EXIT_INVALID)
+    if plot is not None and plot.suffix.lower() not in PICTURE_SUFFIXES:
+        fail(f"--plot: {plot} has no suffix of a picture: one of {', '.join(PICTURE_SUFFIXES)}", EXIT_INVALID)
     for option, path in (("-o", output), ("--plot", plot)):
         if path is not None and not path.parent.is_dir():
             fail(f"{option}: there is no folder {path.parent}", EXIT_INVALID)

@@ -11,14 +11,16 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from bench.mixed_requests import mixed_requests
 from bench.simulated_workers import MODEL as SIMULATED_MODEL
 from deploy.rehearsal.answers import Answer
+from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
+from synerdiff.client.load.requests import LoadRequest
 from synerdiff.client.results import ImageReady, Progress
 from synerdiff.stopping import stop_signal
 
@@ -64,11 +66,12 @@ class Crowd:
         """Send one request and follow it to its end, whatever that is."""
         sent_at, job_id, image_events = time.time(), "", 0
         steps, images = dict[int, int](), dict[int, str]()
-        options = asdict(self._requests[number]) | {"model": self._options.model}
+        request: LoadRequest = replace(self._requests[number], model=self._options.model)
         if self._options.simulated:
-            options |= {"model": SIMULATED_MODEL, "width": 512, "height": 512, "num_images": 1, "sampler": "ddim"}
+            request = replace(request, model=SIMULATED_MODEL, num_images=1, sampler=Sampler.DDIM)
+            request = replace(request, width=512, height=512)
         try:
-            async with contextlib.aclosing(client.stream(options.pop("prompt"), skip_cfg=False, **options)) as events:
+            async with contextlib.aclosing(client.stream(request.prompt, **request.options())) as events:
                 async for event in events:
                     job_id = event.job_id
                     if isinstance(event, Progress):

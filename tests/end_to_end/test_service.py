@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.load import largest_difference, send_all, slots_used
+from bench.load import largest_differences, send_all, slots_used
 from bench.mixed_requests import mixed_requests
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
@@ -41,10 +41,9 @@ async def steps_done(client: AsyncClient, job_id: str, least: int) -> None:
 
 
 async def test_every_picture_under_load_is_the_one_made_alone(up: Up) -> None:
-    answers, errors, _ = await send_all(up.addresses[1], REQUESTS, clients=8)
-    assert not errors
-    assert len(answers) == len(REQUESTS)
-    assert max([largest_difference(*answer) for answer in answers]) <= A_LEVEL
+    window = await send_all(up.addresses[1], REQUESTS, clients=8)
+    assert len(window.served) == len(REQUESTS), window.answers
+    assert max(largest_differences(REQUESTS, window.served)) <= A_LEVEL
     assert await slots_used(up.addresses) == 0
 
 
@@ -142,9 +141,8 @@ async def load_with_a_death(up: Up, victim: str) -> None:
     await asyncio.sleep(0.8)
     assert not sending.done()
     ((name, pid),) = up.kill(victim).items()
-    answers, errors, _ = await sending
-    assert not errors, f"{name} was killed"
-    assert len(answers) == 8
-    assert max([largest_difference(*answer) for answer in answers]) <= A_LEVEL
+    window = await sending
+    assert len(window.served) == 8, f"{name} was killed: {window.answers}"
+    assert max(largest_differences(REQUESTS, window.served)) <= A_LEVEL
     assert f"{name} died and is started again" in up.said()
     assert pid not in processes(up.home)

@@ -1,0 +1,147 @@
+"""`python -m bench.peers.process`: one pipeline, served one request at a time, in batches, and looped over bare.
+
+All three in one process and over one pipeline, so that they differ in nothing else; only one is asked at a time. It
+finds its best batch size first, and then writes a line of JSON to stdout: both addresses and the sweep. A line of JSON
+on stdin runs the bare loop, whose times come back as a line. It ends when stdin does.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from bench.peers.line import Line
+from bench.peers.painter import Alike, Asked, Painter
+from bench.peers.service import PeerService
+from bench.peers.sizes import SIZES, sizes_of
+from bench.peers.sweep import Sweep, sweep
+from synerdiff.rpc import ServiceHost
+from synerdiff.v1 import images_pb2_grpc
+
+T = TypeVar("T")
+
+# Requests that come at once, over one connection, are a few milliseconds apart.
+_GATHER_S = 0.005
+
+
+class Studio:
+    """The pipeline and the thread it runs on. `sizes`: the only ones it draws at a time, where it is compiled."""
+
+    def __init__(self, painter: Painter, found: Sweep, sizes: Sequence[int] = ()) -> None:
+        self.best_size = found.best_size()
+        self._painter = painter
+        self._found = found
+        self._sizes = sizes
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pipeline")
+
+    async def draw_one(self, asked: Sequence[Asked]) -> Sequence[Any]:
+        """One picture."""
+        return await self._run(lambda: self._draw(asked, 1, "pil"))
+
+    async def draw_batch(self, asked: Sequence[Asked]) -> Sequence[Any]:
+        """As many as there are, at most the best size."""
+        return await self._run(lambda: self._draw(asked, self.best_size, "pil"))
+
+    async def loop(
+        self,
+        size: int,
+        calls: int | None,
+        seconds: float,
+        prompts: Sequence[str],
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> list[float]:
+        """Seconds of each call of a bare loop over batches of `size`: so many calls, or those begun in `seconds`."""
+        alike = Alike(num_inference_steps, guidance_scale, None, None, False)
+        numbers, endless = itertools.count(), itertools.cycle(prompts)
+
+        def loop() -> list[float]:
+            taken: list[float] = []
+            while len(taken) < calls if calls else sum(taken) < seconds:
+                asked = [Asked(next(endless), next(numbers), alike) for _ in range(size)]
+                began = time.perf_counter()
+                self._draw(asked, size, "pt")
+                taken.append(time.perf_counter() - began)
+            return taken
+
+        return await self._run(loop)
+
+    def _draw(self, asked: Sequence[Asked], laid_out_for: int, output_type: str) -> Sequence[Any]:
+        size = next((size for size in self._sizes if size >= len(asked)), len(asked))
+        self._painter.use_format(self._found.best_format(laid_out_for))
+        return self._painter.draw(asked, size, output_type)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Load, sweep, serve, until stdin ends."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    alike = Alike(options.steps, options.guidance_scale, None, None, False)
+    began = time.perf_counter()
+    painter = Painter(options.model, getattr(torch, options.dtype), compiled=options.compiled)
+    found = sweep(painter, options.sizes, alike, compiled=options.compiled)
+    studio = Studio(painter, found, options.sizes if options.compiled else ())
+    lines = Line(studio.draw_one, 1), Line(studio.draw_batch, studio.best_size, _GATHER_S)
+    async with asyncio.TaskGroup() as running:
+        tasks = [running.create_task(line.run()) for line in lines]
+        hosts = [await _host(line) for line in lines]
+        ready = {
+            "one": hosts[0].address,
+            "batched": hosts[1].address,
+            "best_size": studio.best_size,
+            "start_s": time.perf_counter() - began,
+            "threads": torch.get_num_threads(),
+            "sweep": asdict(found),
+        }
+        print(json.dumps(ready), flush=True)
+        async for line in _lines_of_stdin():
+            print(json.dumps(await studio.loop(**json.loads(line))), flush=True)
+        for host in hosts:
+            await host.drain(0)
+        for task in tasks:
+            task.cancel()
+
+
+async def _host(line: Line) -> ServiceHost:
+    host = ServiceHost()
+    service = PeerService(line)  # type: ignore[abstract]  # what it does not serve is UNIMPLEMENTED
+    host.add("synerdiff.v1.ImageGeneration", images_pb2_grpc.add_ImageGenerationServicer_to_server, service)
+    await host.start("127.0.0.1:0")
+    await host.set_ready(True)
+    return host
+
+
+async def _lines_of_stdin() -> AsyncIterator[bytes]:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        yield line
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
+    parser.add_argument("--steps", type=int, default=20, help="of the sweep's requests")
+    parser.add_argument("--guidance-scale", type=float, default=5.0)
+    parser.add_argument("--sizes", type=sizes_of, default=SIZES, help="batch sizes to try, by comma")
+    asyncio.run(serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Sending a load to one server, and when every request of it was due, sent and answered.
+
+Latency counts from when a request was due, not from when it was sent: a client or server that falls behind cannot
+hide it. In an open loop that is the time of its arrival, in a closed loop the end of the request before it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from synerdiff.client import AsyncClient, Event, GeneratedImage, Progress
+from synerdiff.client.load.arrivals import Arrival
+from synerdiff.client.load.requests import LoadRequest
+from synerdiff.errors import SynerDiffError
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """Requests that are sent when they are due, however many are unanswered."""
+
+    arrivals: tuple[Arrival, ...]
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """Clients that send a request each, and the next when it is answered; for at most `seconds`, where given."""
+
+    requests: Iterable[LoadRequest]
+    concurrency: int
+    seconds: float | None = None
+
+
+Load = OpenLoop | ClosedLoop
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a request ended: with images, or with an error, named by its gRPC code. Times in s from its window's start.
+
+    `number`: its place in the load. `unet_calls`: of all its images, 0 where nobody said how many; `skipped_calls` of
+    them went without guidance. `queue_s`, `decode_s`: as the server says. `pictures`: where they were to be kept.
+    """
+
+    number: int
+    due_s: float
+    sent_s: float
+    ended_s: float
+    error: str = ""
+    message: str = ""
+    images: int = 0
+    unet_calls: int = 0
+    skipped_calls: int = 0
+    queue_s: float = 0.0
+    decode_s: float = 0.0
+    pictures: tuple[GeneratedImage, ...] = ()
+
+    @property
+    def latency_s(self) -> float:
+        """From when it was due to its end."""
+        return self.ended_s - self.due_s
+
+
+@dataclass(frozen=True)
+class Window:
+    """A load as one server answered it, in order of `number`. `concurrency`: of a closed loop, else 0."""
+
+    answers: tuple[Answer, ...]
+    began_unix_s: float
+    concurrency: int = 0
+
+    @property
+    def served(self) -> tuple[Answer, ...]:
+        """The answers with images."""
+        return tuple(answer for answer in self.answers if not answer.error)
+
+    @property
+    def seconds(self) -> float:
+        """From when the first request was due to the last end."""
+        if not self.answers:
+            return 0.0
+        return max(answer.ended_s for answer in self.answers) - min(answer.due_s for answer in self.answers)
+
+    @property
+    def images_per_s(self) -> float:
+        """Images over the window's seconds.
+
+        Of a closed loop that went round three times or more: over the time in which nobody was beginning or ending,
+        from the end of as many requests as there are clients to the end of all but as many. There every client has a
+        request under way, as in a run without end; a server that works in batches is seen at whole ones.
+        """
+        ends = sorted((answer.ended_s, answer.images) for answer in self.answers)
+        if self.concurrency and len(ends) >= 3 * self.concurrency:
+            first, last = self.concurrency - 1, len(ends) - self.concurrency - 1
+            images = sum(images for _, images in ends[first + 1 : last + 1])
+            return images / max(ends[last][0] - ends[first][0], 1e-9)
+        return sum(images for _, images in ends) / max(self.seconds, 1e-9)
+
+
+async def send(
+    client: AsyncClient,
+    load: Load,
+    *,
+    on_answer: Callable[[Answer], object] | None = None,
+    keep_pictures: bool = False,
+) -> Window:
+    """Send a load and wait for every answer; `on_answer` hears each as it comes."""
+    sender = _Sender(client, on_answer, keep_pictures)
+    if isinstance(load, OpenLoop):
+        await sender.open_loop(load.arrivals)
+    else:
+        await sender.closed_loop(load)
+    answers = tuple(sorted(sender.answers, key=lambda answer: answer.number))
+    return Window(answers, sender.began_unix_s, load.concurrency if isinstance(load, ClosedLoop) else 0)
+
+
+class _Sender:
+    """One window under way."""
+
+    def __init__(self, client: AsyncClient, on_answer: Callable[[Answer], object] | None, keep_pictures: bool) -> None:
+        self.answers: list[Answer] = []
+        self.began_unix_s = time.time()
+        self._client = client
+        self._on_answer = on_answer
+        self._keep_pictures = keep_pictures
+        self._began = time.monotonic()
+
+    async def open_loop(self, arrivals: Iterable[Arrival]) -> None:
+        async with asyncio.TaskGroup() as under_way:
+            for number, arrival in enumerate(sorted(arrivals, key=lambda arrival: arrival.at_s)):
+                await asyncio.sleep(max(0.0, arrival.at_s - self._now()))
+                under_way.create_task(self._one(number, arrival.request, arrival.at_s))
+
+    async def closed_loop(self, load: ClosedLoop) -> None:
+        waiting = enumerate(load.requests)
+
+        async def client_loop(numbered: Iterator[tuple[int, LoadRequest]]) -> None:
+            while load.seconds is None or self._now() < load.seconds:
+                number, request = next(numbered, (-1, None))
+                if request is None:
+                    return
+                await self._one(number, request, self._now())
+
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(load.concurrency):
+                clients.create_task(client_loop(waiting))
+
+    async def _one(self, number: int, request: LoadRequest, due_s: float) -> None:
+        sent_s, calls = self._now(), dict[int, int]()
+
+        def hear(event: Event) -> None:
+            if isinstance(event, Progress):
+                calls[event.index] = event.num_inference_steps
+
+        try:
+            result = await self._client.generate(request.prompt, on_event=hear, **request.options())
+        except SynerDiffError as error:
+            answer = Answer(number, due_s, sent_s, self._now(), error.code.name, error.message)
+        else:
+            answer = Answer(
+                number,
+                due_s,
+                sent_s,
+                self._now(),
+                images=len(result.images),
+                unet_calls=sum(calls.get(image.index, request.num_inference_steps or 0) for image in result.images),
+                skipped_calls=sum(map(len, result.skipped_steps.values())),
+                queue_s=result.timings.queue_s,
+                decode_s=result.timings.decode_s,
+                pictures=result.images if self._keep_pictures else (),
+            )
+        self.answers.append(answer)
+        if self._on_answer is not None:
+            self._on_answer(answer)
+
+    def _now(self) -> float:
+        return time.monotonic() - self._began

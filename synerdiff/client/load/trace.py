@@ -1,0 +1,45 @@
+"""The scheduler's own account of its last ticks, as far as a load's picture shows it."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import grpc
+
+from synerdiff.status import from_rpc_error
+from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+
+_TIMEOUT_S = 60.0
+
+TraceEvent = dict[str, Any]
+
+
+async def trace_events(channel: grpc.aio.Channel, since_unix_s: float = 0.0) -> list[TraceEvent]:
+    """The events of a running scheduler's last ticks that began after a time; raises the SynerDiffError answered."""
+    stub = operations_pb2_grpc.OperationsStub(channel)
+    try:
+        reply = await stub.GetTrace(operations_pb2.GetTraceRequest(), timeout=_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    events: list[TraceEvent] = json.loads(reply.trace_json)["traceEvents"]
+    return [event for event in events if event.get("ts", 0) >= since_unix_s * 1e6]
+
+
+def thresholds(events: Iterable[Mapping[str, Any]], since_unix_s: float) -> tuple[tuple[float, float], ...]:
+    """The threshold over time: (s since then, value)."""
+    return tuple(
+        (event["ts"] / 1e6 - since_unix_s, event["args"]["threshold"])
+        for event in events
+        if event["ph"] == "C" and event["name"] == "threshold"
+    )
+
+
+def unet_rows(events: Iterable[Mapping[str, Any]], since_unix_s: float) -> tuple[tuple[float, float], ...]:
+    """The rows of every UNet call: (s since then, rows), by when it began."""
+    return tuple(
+        sorted(
+            (event["ts"] / 1e6 - since_unix_s, event["args"]["ran_rows"])
+            for event in events
+            if event["ph"] == "X" and event["cat"] == "unet"
+        )
+    )

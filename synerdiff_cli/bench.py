@@ -1,0 +1,167 @@
+"""`synerdiff bench`: a load on one or several servers, latencies counted from when each request was due."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synerdiff.client.load.requests import LoadRequest
+from synerdiff.client.load.summary import Ratio, Summary, summarise, window_ratios
+from synerdiff.client.options import generate_request
+from synerdiff.errors import FieldViolation, InvalidRequest
+from synerdiff_cli.bench_display import BenchDisplay, errors_of, ratio_table, slowness, summary_table
+from synerdiff_cli.bench_file import write_results
+from synerdiff_cli.bench_load import Shape, mix_of
+from synerdiff_cli.bench_plot import plot_bench
+from synerdiff_cli.bench_run import Measured, Plan, Target, run_bench
+from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, err, errors_as_lines, fail, out
+from synerdiff_cli.deployment import OptionError
+from synerdiff_cli.interruption import run
+from synerdiff_cli.profile_plot import check_can_plot
+from synerdiff_cli.server import DEFAULT_ADDRESS, TlsCa, server_at
+from synerdiff_cli.trace import PICTURE_SUFFIXES
+
+_ROUNDS_OF_SEVERAL = 3
+
+
+def bench(
+    concurrency: Annotated[int | None, typer.Option(min=1, help="So many clients, one request each at a time.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Poisson arrivals, requests per second.")] = None,
+    burst: Annotated[int | None, typer.Option(min=1, help="So many requests at once.")] = None,
+    every_s: Annotated[float | None, typer.Option(min=0.01, help="The next burst after so many seconds.")] = None,
+    times: Annotated[
+        Path | None, typer.Option(help="Arrivals, one a line: seconds, or JSON with at_s, prompt, steps.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests of a round. Default: 100.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.1, help="Send for so long in a round.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help=f"Default: 1, or {_ROUNDS_OF_SEVERAL} with several addresses.")
+    ] = None,
+    warm_up: Annotated[int, typer.Option(min=0, help="Requests to each server before, all at once, not counted.")] = 8,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same requests at the same times.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.", min=1)] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Default: the model's.")] = None,
+    sampler: Annotated[str, typer.Option(help="Default: the model's.")] = "",
+    width: Annotated[int | None, typer.Option(help="Pixels.", min=1)] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.", min=1)] = None,
+    no_skip_cfg: Annotated[bool, typer.Option("--no-skip-cfg", help="Guidance on every step.")] = False,
+    model: Annotated[str, typer.Option(help="The model's name. Default: the server's.")] = "",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts to draw from, one a line. Default: what the bundled model knows.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Draw from the first so many prompts only.")] = None,
+    address: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HOST:PORT of a server, or NAME=HOST:PORT; several get the same requests, in turns.",
+            envvar="SYNERDIFF_ADDRESS",
+            metavar="HOST:PORT",
+        ),
+    ] = None,
+    tls_ca: TlsCa = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every answer there, as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw latencies and throughput: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Send a load and say how it was answered. Without --rate, --burst or --times: from 8 clients.
+
+    Latency counts from when a request was due. With several addresses the servers take turns, and the ratios are of
+    rounds. The exit code is 1 where a request failed.
+    """
+    _check_files(json_file, plot)
+    with errors_as_lines():
+        like = LoadRequest(
+            prompt="",
+            seed=0,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler or None,
+            width=width,
+            height=height,
+            skip_cfg=False if no_skip_cfg else None,
+            model=model or None,
+        )
+        generate_request("", like.options())  # what cannot be asked for is refused before anything is sent
+        mix = mix_of(like, prompts, num_prompts)
+        shape = Shape(concurrency, rate, burst, every_s, times, requests, seconds)
+        shape.load(mix, seed)
+        targets = _targets(address or [DEFAULT_ADDRESS], tls_ca)
+        plan = Plan(
+            targets,
+            rounds=rounds or (1 if len(targets) == 1 else _ROUNDS_OF_SEVERAL),
+            warm_up=warm_up,
+            mix=mix,
+            load=lambda number: shape.load(mix, seed + number),
+            traced=json_file is not None or plot is not None,
+        )
+        with BenchDisplay(plan.rounds) as display:
+            measured = run(run_bench(plan, display))
+        summaries = _tell(measured)
+        if json_file is not None:
+            about = {"load": asdict(shape), "requests_like": asdict(like), "seed": seed, "warm_up": warm_up}
+            write_results(json_file, _about(about, targets), measured, _ratios(measured))
+        if plot is not None:
+            plot_bench(measured, plot)
+    raise typer.Exit(EXIT_FAILED if any(summary.errors for summary in summaries.values()) else 0)
+
+
+def _tell(measured: Mapping[str, Sequence[Measured]]) -> dict[str, Summary]:
+    """Print the tables; returns what they are of."""
+    summaries = {name: summarise([one.window for one in windows]) for name, windows in measured.items()}
+    out.print(summary_table(summaries))
+    if ratios := _ratios(measured):
+        out.print()
+        out.print(ratio_table(next(iter(measured)), ratios))
+    for name, summary in summaries.items():
+        if summary.errors:
+            err.print(f"{name}, failed: {errors_of(summary)}", markup=False)
+    if warning := slowness(list(summaries.values())):
+        err.print(f"[yellow]warning:[/] {warning}")
+    return summaries
+
+
+def _ratios(measured: Mapping[str, Sequence[Measured]]) -> dict[str, dict[str, Ratio]]:
+    """Every other server over the first."""
+    (_, base), *others = measured.items()
+    return {name: window_ratios([a.window for a in own], [b.window for b in base]) for name, own in others}
+
+
+def _about(load: dict[str, Any], targets: Sequence[Target]) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["synerdiff", *sys.argv[1:]]),
+        "addresses": {target.name: target.server.address for target in targets},
+        **load,
+    }
+
+
+def _targets(addresses: Sequence[str], tls_ca: str) -> tuple[Target, ...]:
+    """The servers by name, each its address where none was given. Raises InvalidRequest for a name that comes twice."""
+    targets = []
+    for given in addresses:
+        name, _, named = given.rpartition("=")
+        targets.append(Target(name or named, server_at(named, tls_ca)))
+    names = [target.name for target in targets]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidRequest(FieldViolation("--address", f"{name!r} comes twice; name them apart: NAME=HOST:PORT"))
+    return tuple(targets)
+
+
+def _check_files(json_file: Path | None, plot: Path | None) -> None:
+    """Refuse what could not be written at the end, before anything is sent."""
+    for option, path in (("--json", json_file), ("--plot", plot)):
+        if path is not None and not path.parent.is_dir():
+            fail(f"{option}: there is no folder {path.parent}", EXIT_INVALID)
+    if plot is None:
+        return
+    if plot.suffix.lower() not in PICTURE_SUFFIXES:
+        fail(f"--plot: {plot} has no suffix of a picture: one of {', '.join(PICTURE_SUFFIXES)}", EXIT_INVALID)
+    try:
+        check_can_plot()
+    except OptionError as error:
+        fail(str(error), EXIT_INVALID)

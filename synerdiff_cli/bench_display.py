@@ -1,0 +1,101 @@
+"""What a person sees while a load is sent, and of it afterwards."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from synerdiff.client.load.sending import Answer, Load, Window
+from synerdiff.client.load.summary import Ratio, Summary, summarise
+from synerdiff_cli.bench_load import requests_of
+from synerdiff_cli.bench_run import Listener, Target
+from synerdiff_cli.console import err
+
+_RATIO_HEADINGS = {"images_per_s": "images/s", "mean_s": "mean", "p50_s": "P50", "p99_s": "P99"}
+
+
+class BenchDisplay(Progress, Listener):
+    """`with BenchDisplay(rounds) as display`, and `display` as the run's listener.
+
+    Where stderr is no terminal, a line per window.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        failed = TextColumn("[red]{task.fields[failed]}[/]")
+        super().__init__(*columns, failed, console=err, disable=not err.is_terminal, transient=True)
+        self._rounds = rounds
+        self._task: TaskID | None = None
+        self._failed = 0
+
+    def begins(self, target: Target, number: int, load: Load) -> None:
+        """A bar of its own for each window."""
+        if self._task is not None:
+            self.remove_task(self._task)
+        title = f"{target.name}, {'warming up' if number < 0 else f'round {number + 1} of {self._rounds}'}"
+        self._failed = 0
+        self._task = self.add_task(title, total=requests_of(load), failed="")
+
+    def answered(self, answer: Answer) -> None:
+        """One more."""
+        assert self._task is not None
+        self._failed += bool(answer.error)
+        self.update(self._task, advance=1, failed=f"{self._failed} failed" if self._failed else "")
+
+    def ended(self, target: Target, number: int, window: Window) -> None:
+        """A line where there is no bar."""
+        if not err.is_terminal:
+            done = summarise([window])
+            failed = f", failed: {errors_of(done)}" if done.errors else ""
+            err.print(
+                f"{target.name}, round {number + 1} of {self._rounds}: {done.images} images, "
+                f"{done.images_per_s:.2f} images/s, mean {_number(done.mean_s, 2)} s{failed}",
+                markup=False,
+            )
+
+
+def errors_of(summary: Summary) -> str:
+    """The errors by code, as people read them; empty where there is none."""
+    return ", ".join(f"{count} {code}" for code, count in sorted(summary.errors.items()))
+
+
+def summary_table(summaries: Mapping[str, Summary]) -> Table:
+    """A row per server; latencies in s."""
+    table = _table("server", "images/s", "mean s", "P50", "P90", "P99", "max", "skipped", "failed")
+    for name, s in summaries.items():
+        times = (_number(value, 3) for value in (s.mean_s, s.p50_s, s.p90_s, s.p99_s, s.max_s))
+        failed = str(sum(s.errors.values()))
+        table.add_row(name, f"{s.images_per_s:.2f}", *times, f"{s.skipped_share:.0%}", failed)
+    return table
+
+
+def ratio_table(base: str, ratios: Mapping[str, Mapping[str, Ratio]]) -> Table:
+    """The other servers over the first: medians of the rounds, with the quartiles."""
+    table = _table(f"over {base}", *_RATIO_HEADINGS.values())
+    for name, of in ratios.items():
+        table.add_row(name, *(_ratio(of[value]) for value in _RATIO_HEADINGS))
+    return table
+
+
+def _ratio(of: Ratio) -> str:
+    lower, upper = _number(of.lower_quartile, 2), _number(of.upper_quartile, 2)
+    return f"{_number(of.median, 2)} ({lower} to {upper})"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading)
+    return table
+
+
+def slowness(summaries: Sequence[Summary]) -> str:
+    """A warning where the client itself was late by more than a tenth of the mean latency; empty where it was not."""
+    late = max((s.late_s for s in summaries if s.late_s > 0.1 * s.mean_s), default=0.0)
+    return f"this client sent requests up to {late:.2f} s late: part of the latencies is its own" if late else ""

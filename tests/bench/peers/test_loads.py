@@ -1,0 +1,30 @@
+"""The loads of the comparison."""
+
+from bench.peers.loads import ALONE, BURST, LOADS, POISSON, SATURATED, Amounts, load_of
+from synerdiff.client.load.requests import Mix
+from synerdiff.client.load.sending import ClosedLoop, OpenLoop
+
+AMOUNTS = Amounts(saturated_s=5, clients=48, clients_of_one=4, alone=6, poisson_s=100, burst=64)
+MIX = Mix(("a cat", "a dog"))
+
+
+def test_everybody_gets_the_same() -> None:
+    for name in LOADS:
+        assert load_of(name, AMOUNTS, MIX, 3, rate_per_s=2.0) == load_of(name, AMOUNTS, MIX, 3, rate_per_s=2.0)
+
+
+def test_what_each_load_is() -> None:
+    saturated, fewer = load_of(SATURATED, AMOUNTS, MIX, 3), load_of(SATURATED, AMOUNTS, MIX, 3, one=True)
+    assert isinstance(saturated, ClosedLoop)
+    assert isinstance(fewer, ClosedLoop)
+    assert (saturated.concurrency, fewer.concurrency, saturated.seconds) == (48, 4, 5)
+    alone = load_of(ALONE, AMOUNTS, MIX, 3)
+    assert isinstance(alone, ClosedLoop)
+    assert (alone.concurrency, len(list(alone.requests))) == (1, 6)
+    burst = load_of(BURST, AMOUNTS, MIX, 3)
+    assert isinstance(burst, OpenLoop)
+    assert {arrival.at_s for arrival in burst.arrivals} == {0.0}
+    for name in POISSON:
+        arrivals = load_of(name, AMOUNTS, MIX, 3, rate_per_s=10.0)
+        assert isinstance(arrivals, OpenLoop)
+        assert 800 < len(arrivals.arrivals) < 1200

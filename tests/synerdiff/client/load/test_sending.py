@@ -1,0 +1,110 @@
+"""Sending: who is sent when, and latencies that a server, or this client, cannot hide by being slow."""
+
+import time
+
+import pytest
+
+from synerdiff.client.load.arrivals import Arrival, bursts
+from synerdiff.client.load.requests import Drawn, LoadRequest, Mix
+from synerdiff.client.load.sending import Answer, ClosedLoop, OpenLoop, Window, send
+from synerdiff.errors import FieldViolation, InvalidRequest, QueueFull, SynerDiffError
+from tests.synerdiff.client.load.slow_server import STEPS, serving, slow_server
+
+MIX = Mix(("a cat", "a dog"))
+
+
+def every(gap_s: float, number: int) -> OpenLoop:
+    return OpenLoop(tuple(Arrival(k * gap_s, LoadRequest("a cat", k)) for k in range(number)))
+
+
+async def test_a_server_that_falls_behind_cannot_hide_it() -> None:
+    server = slow_server(seconds=0.05, at_once=1)
+    async with serving(server) as client:
+        window = await send(client, every(0.01, 12))
+    # The last was due after 0.11 s and is served as the twelfth: a client that waits for answers would see 0.05 s.
+    assert window.answers[-1].latency_s >= 12 * 0.05 - 0.11
+    assert [answer.latency_s for answer in window.answers] == sorted(answer.latency_s for answer in window.answers)
+    assert server.most_at_once > 2
+
+
+async def test_latency_counts_from_when_a_request_was_due_though_this_client_was_late() -> None:
+    stalled: list[float] = []
+
+    def stall(answer: Answer) -> None:
+        if not stalled:
+            stalled.append(answer.ended_s)
+            time.sleep(0.4)
+
+    async with serving(slow_server(seconds=0.01)) as client:
+        window = await send(client, every(0.05, 20), on_answer=stall)
+    during = [answer for answer in window.answers if stalled[0] < answer.due_s < stalled[0] + 0.4]
+    assert [answer.due_s for answer in window.answers] == pytest.approx([k * 0.05 for k in range(20)])
+    assert during
+    for answer in during:
+        assert answer.sent_s >= stalled[0] + 0.4
+        assert answer.latency_s >= stalled[0] + 0.4 - answer.due_s
+
+
+async def test_a_closed_loop_keeps_as_many_under_way_as_it_has_clients() -> None:
+    server = slow_server(seconds=0.02)
+    async with serving(server) as client:
+        window = await send(client, ClosedLoop(Drawn(MIX, 1, 20), 4))
+    assert len(window.served) == 20
+    assert server.most_at_once == 4
+    assert sorted(request.seed for request in server.requests) == sorted(one.seed for one in Drawn(MIX, 1, 20))
+    assert all(answer.due_s == pytest.approx(answer.sent_s, abs=0.001) for answer in window.answers)
+
+
+async def test_a_closed_loop_ends_sending_after_its_seconds_and_waits_for_what_is_under_way() -> None:
+    async with serving(slow_server(seconds=0.2)) as client:
+        window = await send(client, ClosedLoop(Drawn(MIX, 1), 3, seconds=0.5))
+    assert len(window.served) == len(window.answers) >= 3
+    assert all(answer.sent_s < 0.5 for answer in window.answers)
+    assert max(answer.ended_s for answer in window.answers) > 0.5
+
+
+async def test_errors_are_counted_by_code_and_cost_nobody_else_anything() -> None:
+    def fails(prompt: str) -> SynerDiffError | None:
+        errors: dict[str, SynerDiffError] = {
+            "bad": InvalidRequest(FieldViolation("steps", "0")),
+            "full": QueueFull("full", 1.0),
+        }
+        return errors.get(prompt)
+
+    prompts = ("a cat", "bad", "a dog", "full", "full")
+    load = OpenLoop(tuple(Arrival(0.0, LoadRequest(prompt, 1)) for prompt in prompts))
+    async with serving(slow_server(0.0, fails=fails)) as client:
+        window = await send(client, load)
+    assert [answer.error for answer in window.answers] == [
+        *("", "INVALID_ARGUMENT", ""),
+        *("RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED"),
+    ]
+    assert "steps: 0" in window.answers[1].message
+    assert len(window.served) == 2
+
+
+async def test_what_the_server_says_of_a_picture_is_kept_and_the_picture_where_asked_for() -> None:
+    async with serving(slow_server(0.0)) as client:
+        (answer,) = (await send(client, OpenLoop(bursts(1, MIX, 1)))).answers
+        (kept,) = (await send(client, OpenLoop(bursts(1, MIX, 1)), keep_pictures=True)).answers
+    assert (answer.images, answer.unet_calls, answer.skipped_calls, answer.pictures) == (1, STEPS, 3, ())
+    assert [picture.data for picture in kept.pictures] == [b"picture"]
+
+
+def window_of(ends: list[float], concurrency: int = 0) -> Window:
+    return Window(tuple(Answer(k, 0.0, 0.0, end, images=1) for k, end in enumerate(ends)), 0.0, concurrency)
+
+
+def test_throughput_of_a_closed_loop_is_that_of_its_middle() -> None:
+    # Batches of 4 each second, for 8 clients, from 1 s to 6 s; the last ones are waited for without new ones.
+    batches = [float(second) for second in range(1, 7) for _ in range(4)]
+    assert window_of(batches, concurrency=8).images_per_s == pytest.approx(4.0)
+    # A slow beginning and end do not count.
+    ragged = [5.0, 5.0, *(5.0 + k / 10 for k in range(1, 21)), 20.0, 30.0]
+    assert window_of(ragged, concurrency=2).images_per_s == pytest.approx(10.0)
+
+
+def test_throughput_of_a_short_or_open_load_is_over_the_whole_of_it() -> None:
+    assert window_of([1.0, 2.0, 4.0], concurrency=2).images_per_s == pytest.approx(0.75)
+    assert window_of([1.0] * 8 + [4.0]).images_per_s == pytest.approx(9 / 4)
+    assert window_of([]).images_per_s == 0.0
