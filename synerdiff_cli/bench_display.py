@@ -80,7 +80,7 @@ def ratio_table(base: str, ratios: Mapping[str, Mapping[str, Ratio]]) -> Table:
 
 def _ratio(of: Ratio) -> str:
     lower, upper = _number(of.lower_quartile, 2), _number(of.upper_quartile, 2)
-    return f"{_number(of.median, 2)} ({lower} to {upper})"
+    return f"{_number(of.median, 2)} ({lower}-{upper})"
 
 
 def _number(value: float, digits: int) -> str:

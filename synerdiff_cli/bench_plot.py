@@ -81,7 +81,7 @@ def _draw_trace(axes: "Axes", name: str, windows: Sequence[Measured], began_s: f
             right.step([start_s + at_s for at_s in times], values, where="post", color="tab:red", linewidth=1)
     axes.set_title(name, fontsize=9)
     axes.set_ylabel("UNet rows of a call", color="tab:blue")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(rows for one in windows for _, rows in one.unet_rows))
     right.set_ylabel("threshold", color="tab:red")
     right.set_ylim(0, 1.05)
 

@@ -28,9 +28,11 @@ async def trace_events(channel: grpc.aio.Channel, since_unix_s: float = 0.0) -> 
 def thresholds(events: Iterable[Mapping[str, Any]], since_unix_s: float) -> tuple[tuple[float, float], ...]:
     """The threshold over time: (s since then, value)."""
     return tuple(
-        (event["ts"] / 1e6 - since_unix_s, event["args"]["threshold"])
-        for event in events
-        if event["ph"] == "C" and event["name"] == "threshold"
+        sorted(
+            (event["ts"] / 1e6 - since_unix_s, event["args"]["threshold"])
+            for event in events
+            if event["ph"] == "C" and event["name"] == "threshold"
+        )
     )
 
 
