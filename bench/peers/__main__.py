@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.contenders import SKIPS, Wanted, started
-from bench.peers.loads import LOADS, Amounts
+from bench.peers.loads import LOADS, POISSON, SATURATED, Amounts
 from bench.peers.measuring import Course, field
 from bench.peers.sizes import SIZES, sizes_of
 from bench.reporting import save
@@ -75,9 +75,9 @@ def course_of(options: argparse.Namespace, best_sizes: list[int]) -> Course:
     """What the options ask to be measured."""
     clients = options.clients or max(_LEAST_CLIENTS, _CLIENTS_PER_BEST_SIZE * max(best_sizes, default=0))
     amounts = Amounts(
-        saturated_s=options.saturated_s,
         clients=clients,
         clients_of_one=min(_CLIENTS_OF_ONE, clients),
+        turns=options.turns,
         alone=options.alone,
         poisson_s=options.poisson_s,
         burst=options.burst,
@@ -128,8 +128,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def command_line() -> argparse.ArgumentParser:
+    """What can be asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="model directory in diffusers layout")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=5.0)
     parser.add_argument("--clients", type=int, help="of the saturated load; default: twice the best size, or 32")
-    parser.add_argument("--saturated-s", type=float, default=12.0, help="seconds of sending in the saturated load")
+    parser.add_argument("--turns", type=int, default=4, help="requests of each of these clients; 3 at least")
     parser.add_argument("--alone", type=int, default=6, help="requests one after the other")
     parser.add_argument("--poisson-s", type=float, default=30.0, help="seconds of Poisson arrivals")
     parser.add_argument("--burst", type=int, default=64, help="requests at once")
@@ -163,7 +163,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     """Parse the command line and measure. The exit status is 1 when a request failed."""
-    result = asyncio.run(measure(parser().parse_args()))
+    options = command_line().parse_args()
+    if options.capacity is None and SATURATED not in options.loads and set(POISSON) & set(options.loads):
+        command_line().error(f"--loads: Poisson arrivals need {SATURATED} too, or --capacity")
+    result = asyncio.run(measure(options))
     windows = [w for each in result["rounds"] for load in each["loads"].values() for w in load["results"].values()]
     return int(any(window["errors"] for window in windows))
 

@@ -15,12 +15,12 @@ LOADS = (SATURATED, ALONE, *POISSON, BURST)
 
 @dataclass(frozen=True)
 class Amounts:
-    """How long and how many. `clients`: who send one after the other in the saturated load, but `clients_of_one` of
-    them where requests are served one at a time, which is as busy with fewer."""
+    """How long and how many. In the saturated load `clients` send `turns` requests each, one after the other, but
+    `clients_of_one` of them where requests are served one at a time, which is as busy with fewer."""
 
-    saturated_s: float
     clients: int
     clients_of_one: int
+    turns: int
     alone: int
     poisson_s: float
     burst: int
@@ -29,7 +29,8 @@ class Amounts:
 def load_of(name: str, amounts: Amounts, mix: Mix, seed: int, *, rate_per_s: float = 0.0, one: bool = False) -> Load:
     """A load, the same for the same arguments. `rate_per_s`: of Poisson arrivals; `one`: served one at a time."""
     if name == SATURATED:
-        return ClosedLoop(Drawn(mix, seed), amounts.clients_of_one if one else amounts.clients, amounts.saturated_s)
+        clients = amounts.clients_of_one if one else amounts.clients
+        return ClosedLoop(Drawn(mix, seed, amounts.turns * clients), clients)
     if name == ALONE:
         return ClosedLoop(Drawn(mix, seed, amounts.alone), 1)
     if name == BURST:

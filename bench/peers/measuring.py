@@ -109,12 +109,13 @@ class Field:
     async def _loop(self, contender: Contender, name: str) -> dict[str, Any]:
         assert contender.peer is not None
         like, amounts = self._course.mix.like, self._course.amounts
-        size = 1 if name == ALONE else contender.peer.about["best_size"]
+        best = contender.peer.about["best_size"]
+        # As many pictures as throughput is taken over where there are clients: all but their first and last turns.
+        size, calls = (1, amounts.alone) if name == ALONE else (best, (amounts.turns - 2) * amounts.clients // best)
         prompts = [request.prompt for request in Drawn(self._course.mix, self._course.seed, _LOOP_PROMPTS)]
         taken = await contender.peer.loop(
             size=size,
-            calls=amounts.alone if name == ALONE else None,
-            seconds=amounts.saturated_s,
+            calls=max(2, calls),
             prompts=prompts,
             num_inference_steps=like.num_inference_steps,
             guidance_scale=like.guidance_scale,

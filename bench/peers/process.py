@@ -23,7 +23,7 @@ from bench.peers.line import Line
 from bench.peers.painter import Alike, Asked, Painter
 from bench.peers.service import PeerService
 from bench.peers.sizes import SIZES, sizes_of
-from bench.peers.sweep import Sweep, sweep
+from bench.peers.sweep import Sweep, call_s, sweep
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import images_pb2_grpc
 
@@ -54,19 +54,18 @@ class Studio:
     async def loop(
         self,
         size: int,
-        calls: int | None,
-        seconds: float,
+        calls: int,
         prompts: Sequence[str],
         num_inference_steps: int,
         guidance_scale: float,
     ) -> list[float]:
-        """Seconds of each call of a bare loop over batches of `size`: so many calls, or those begun in `seconds`."""
+        """Seconds of each call of a bare loop over batches of `size`."""
         alike = Alike(num_inference_steps, guidance_scale, None, None, False)
         numbers, endless = itertools.count(), itertools.cycle(prompts)
 
         def loop() -> list[float]:
             taken: list[float] = []
-            while len(taken) < calls if calls else sum(taken) < seconds:
+            while len(taken) < calls:
                 asked = [Asked(next(endless), next(numbers), alike) for _ in range(size)]
                 began = time.perf_counter()
                 self._draw(asked, size, "pt")
@@ -93,6 +92,10 @@ async def serve(options: argparse.Namespace) -> None:
     painter = Painter(options.model, getattr(torch, options.dtype), compiled=options.compiled)
     found = sweep(painter, options.sizes, alike, compiled=options.compiled)
     studio = Studio(painter, found, options.sizes if options.compiled else ())
+    if not options.compiled:
+        painter.use_format(found.best_format(studio.best_size))
+        for size in range(1, studio.best_size + 1):  # what oneDNN makes anew for each
+            call_s(painter, alike._replace(num_inference_steps=1), size)
     lines = Line(studio.draw_one, 1), Line(studio.draw_batch, studio.best_size, _GATHER_S)
     async with asyncio.TaskGroup() as running:
         tasks = [running.create_task(line.run()) for line in lines]

@@ -76,8 +76,8 @@ def _about(result: Result) -> str:
     amounts = result["amounts"]
     loads = (
         f"{result['model'].capitalize()}, {result['steps']} steps, guidance {result['guidance_scale']:g}, its own "
-        f"sampler; {len(result['rounds'])} rounds. Saturated: {amounts['clients']} clients for "
-        f"{amounts['saturated_s']:g} s ({amounts['clients_of_one']} where one is served at a time). Alone: "
+        f"sampler; {len(result['rounds'])} rounds. Saturated: {amounts['clients']} clients "
+        f"({amounts['clients_of_one']} where one is served at a time), {amounts['turns']} requests each. Alone: "
         f"{amounts['alone']} requests. Poisson arrivals: for {amounts['poisson_s']:g} s, as shares of what the best "
         f"baseline had just served saturated; a baseline that serves less than arrives is left out. Burst: "
         f"{amounts['burst']} at once."

@@ -148,7 +148,7 @@ async def peer(name: str, arguments: Sequence[str], cache: Path, log: Path) -> A
         yield Peer(System(name, (process.pid,)), about, process, log)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # its compilers as well
         await process.wait()
 
 

@@ -4,7 +4,7 @@ from bench.peers.loads import ALONE, BURST, LOADS, POISSON, SATURATED, Amounts, 
 from synerdiff.client.load.requests import Mix
 from synerdiff.client.load.sending import ClosedLoop, OpenLoop
 
-AMOUNTS = Amounts(saturated_s=5, clients=48, clients_of_one=4, alone=6, poisson_s=100, burst=64)
+AMOUNTS = Amounts(clients=48, clients_of_one=4, turns=3, alone=6, poisson_s=100, burst=64)
 MIX = Mix(("a cat", "a dog"))
 
 
@@ -17,7 +17,8 @@ def test_what_each_load_is() -> None:
     saturated, fewer = load_of(SATURATED, AMOUNTS, MIX, 3), load_of(SATURATED, AMOUNTS, MIX, 3, one=True)
     assert isinstance(saturated, ClosedLoop)
     assert isinstance(fewer, ClosedLoop)
-    assert (saturated.concurrency, fewer.concurrency, saturated.seconds) == (48, 4, 5)
+    assert (saturated.concurrency, len(list(saturated.requests))) == (48, 144)
+    assert (fewer.concurrency, len(list(fewer.requests))) == (4, 12)
     alone = load_of(ALONE, AMOUNTS, MIX, 3)
     assert isinstance(alone, ClosedLoop)
     assert (alone.concurrency, len(list(alone.requests))) == (1, 6)

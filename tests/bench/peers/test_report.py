@@ -59,7 +59,7 @@ def result_of(ours_images_per_s: float, ours_mean_s: float, dtype: str = "float3
         "dtype": dtype,
         "steps": 20,
         "guidance_scale": 5.0,
-        "amounts": {"saturated_s": 12, "clients": 48, "clients_of_one": 4, "alone": 6, "poisson_s": 30, "burst": 64},
+        "amounts": {"clients": 48, "clients_of_one": 4, "turns": 4, "alone": 6, "poisson_s": 30, "burst": 64},
         "peers": {
             "eager": {
                 "best_size": 16,
