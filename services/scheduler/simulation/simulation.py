@@ -48,12 +48,22 @@ _FOREVER_MS = 10**12
 
 @dataclass(frozen=True)
 class SimulatedPool:
-    """What a simulation runs on: domains of one device each, all of one profile."""
+    """What a simulation runs on: domains of one device each, all of which take as long as `profile` says.
+
+    `planned_by`: the profile that plans go by, where it is another; `unprofiled`: they go by none.
+    """
 
     profile: Profile
     domains: int = 1
     overheads: Overheads = field(default_factory=Overheads)
     bounds: EngineBounds = field(default_factory=EngineBounds)
+    planned_by: Profile | None = None
+    unprofiled: bool = False
+
+    @property
+    def known(self) -> Profile | None:
+        """The profile that plans go by."""
+        return None if self.unprofiled else self.planned_by or self.profile
 
 
 def simulate(
@@ -121,6 +131,7 @@ class _Simulation:
         self._agenda = Agenda()
         self._recorded = _RecordedThresholds(thresholds) if thresholds else None
         self._engine = Engine(policy, 1, pool.bounds, self._recorded)
+        self._known = pool.known
         self._overheads = pool.overheads
         self._domains = [
             SimulatedWorkers(f"d{index}", pool.profile, pool.overheads, self._agenda, self._report)
@@ -137,7 +148,8 @@ class _Simulation:
         for workers in self._domains:
             self._engine.unet_attached(workers.unet_lane(), ())
             self._engine.vae_attached(workers.vae_lane())
-            self._engine.profile_known(workers.domain, KEY, workers.profile)
+            if self._known:
+                self._engine.profile_known(workers.domain, KEY, self._known)
         for job_id, request in self._requests.items():
             self._agenda.at(request.arrival.at_ms, partial(self._arrive, job_id))
             if request.record.request.timed:
