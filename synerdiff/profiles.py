@@ -8,8 +8,7 @@ L(r, 0), L(0, v) and L(r, v) are grids of their own.
 
 import hashlib
 import json
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from synerdiff.errors import FieldViolation, InvalidRequest
+from synerdiff.latency_grids import Grids
 from synerdiff.skip_cfg import SkipCfgBudget
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
+KNEE_WITHIN = 0.05  # of the best throughput: more rows than that takes only add latency
 ORIGINS = ("measured", "given", "fitted", "interpolated", "assumed")
 
 
@@ -35,7 +36,8 @@ class Setting(NamedTuple):
 class Cell:
     """One measured item: `rows` UNet rows beside `decodes` decodes, each in `chunks` bands. Times in ms from its start.
 
-    `unet_ms` and `vae_ms` are medians of when each side ended, `median_ms` and `p90_ms` of the whole item.
+    `median_ms` is of the whole item while nothing slows the machine down, `unet_ms` and `vae_ms` are when each side
+    ends then; `p90_ms` is the 90th percentile of all runs. `error`: standard error of the time relative to others'.
     `peak_bytes`: most that both workers held at once; `unet_bytes` and `vae_bytes`: each one's device memory, where the
     device counts it. 0: not known.
     """
@@ -52,6 +54,7 @@ class Cell:
     origin: str = "measured"
     unet_bytes: int = 0
     vae_bytes: int = 0
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,34 @@ class Mechanisms:
     plan_ahead: int = 2
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """Why something is on or off: the time with it over the time without, in `pairs` runs that took turns.
+
+    The ratio is between `low` and `high` at 95 %. `taken`: whether it is on.
+    """
+
+    choice: str
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+    taken: bool
+
+
+@dataclass(frozen=True)
+class KneeFound:
+    """The fewest rows whose throughput is within KNEE_WITHIN of the best, between `low` and `high` at 95 %.
+
+    `error`: how far off the throughput there, relative to the best, may be at 95 %.
+    """
+
+    rows: int
+    low: int
+    high: int
+    error: float
+
+
 class Choice(NamedTuple):
     """The fastest known way to run an item, and how long it takes."""
 
@@ -114,7 +145,7 @@ class Choice(NamedTuple):
 class Profile:
     """How long items take for one subject. Values are frozen: a correction makes a new profile with a new digest.
 
-    `interpolation_error`: largest relative error of interpolation found at points that were measured to check it.
+    `knee` and `evidence`: how sure the measurement was of what it decided.
     """
 
     subject: ProfileSubject
@@ -123,16 +154,17 @@ class Profile:
     made_at: str
     skip_cfg: SkipCfgBudget | None = None
     mechanisms: Mechanisms = field(default_factory=Mechanisms)
-    interpolation_error: float = 0.0
+    knee: KneeFound | None = None
+    evidence: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
     version: int = PROFILE_VERSION
-    _grids: "dict[Setting, _Grids]" = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
+    _grids: dict[Setting, Grids] = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
 
     def __post_init__(self) -> None:
         by_setting: dict[Setting, list[Cell]] = {}
         for cell in self.cells:
             by_setting.setdefault(cell.setting, []).append(cell)
-        self._grids.update({setting: _Grids.of(cells) for setting, cells in sorted(by_setting.items())})
+        self._grids.update({setting: Grids.of(cells) for setting, cells in sorted(by_setting.items())})
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -171,12 +203,17 @@ class Profile:
             raise KeyError(f"the profile has no item of {rows} UNet rows beside {decodes:g} decodes")
         return best.ms
 
-    def knee_rows(self, within: float = 0.05) -> int:
-        """Fewest rows whose throughput alone is within `within` of the best up to the cap: more only adds latency."""
-        counts = range(1, 2 * self.caps.unet + 1)
+    def knee_rows(self, within: float = KNEE_WITHIN) -> int:
+        """Fewest rows whose throughput alone is surely within `within` of the best up to the cap: more add latency.
+
+        A row count that was measured, or the cap: what lies between need not lie on a line. As far as throughput may be
+        off, more rows are taken: too many cost a little latency, too few throughput.
+        """
+        measured = {cell.rows for cell in self.cells if cell.rows and not cell.decodes}
+        counts = sorted({*(rows for rows in measured if rows <= self.caps.rows), self.caps.rows})
         throughput = {rows: rows / self.latency_ms(rows, 0) for rows in counts}
-        best = max(throughput.values())
-        return min(rows for rows in counts if throughput[rows] >= (1 - within) * best)
+        least = (1 - max(0.0, within - (self.knee.error if self.knee else 0.0))) * max(throughput.values())
+        return min(rows for rows in counts if throughput[rows] >= least)
 
     def overlap_gain(self, rows: int, decodes: float) -> float:
         """1 - L(r, v) / (L(r, 0) + L(0, v)): the share of time that running side by side saves; negative: costs."""
@@ -188,101 +225,22 @@ class Profile:
         return replace(self, cells=tuple(cells))
 
 
-class _Line(NamedTuple):
-    """Latency over one axis, at ascending points."""
-
-    points: tuple[int, ...]
-    ms: tuple[float, ...]
-
-    def at(self, x: float) -> float:
-        return _along(self.points, self.ms.__getitem__, x)
-
-    def part(self, x: float) -> float:
-        """As `at`, but a part of the smallest item that was measured takes that part of its time."""
-        return self.ms[0] * x / self.points[0] if x < self.points[0] else self.at(x)
-
-
-class _Beside(NamedTuple):
-    """Latency of some UNet rows over the decodes beside them; `unet_ms` of it are the steps' own."""
-
-    line: _Line
-    unet_ms: float
-
-    def at(self, decodes: float) -> float:
-        """Beside less than the fewest decodes measured, steps take no less than their own time in that item."""
-        return max(self.line.part(decodes), self.unet_ms) if decodes < self.line.points[0] else self.line.at(decodes)
-
-
-class _Grids(NamedTuple):
-    """The grids of one setting: UNet alone, decodes alone, and both."""
-
-    unet: _Line | None
-    vae: _Line | None
-    rows: tuple[int, ...]
-    beside: tuple[_Beside, ...]
-
-    @classmethod
-    def of(cls, cells: Sequence[Cell]) -> "_Grids":
-        unet = _line([(c.rows, c.median_ms) for c in cells if not c.decodes])
-        vae = _line([(c.decodes, c.median_ms) for c in cells if not c.rows])
-        by_rows: dict[int, list[Cell]] = {}
-        for cell in sorted(cells, key=lambda c: (c.rows, c.decodes)):
-            if cell.rows and cell.decodes:
-                by_rows.setdefault(cell.rows, []).append(cell)
-        beside = tuple(_beside(of_rows) for of_rows in by_rows.values())
-        if len({row.line.points for row in beside}) > 1:
-            raise _refused("cells", "an uneven grid; every row count must stand beside the same decode counts")
-        return cls(unet, vae, tuple(by_rows), beside)
-
-    def latency_ms(self, rows: int, decodes: float) -> float | None:
-        if decodes <= 0:
-            return self.unet.at(max(rows, self.unet.points[0])) if self.unet else None
-        if rows <= 0:
-            return self.vae.part(decodes) if self.vae else None
-        if not self.beside:
-            return None
-        return _along(self.rows, lambda k: self.beside[k].at(decodes), max(rows, self.rows[0]))
-
-
-def _beside(of_rows: Sequence[Cell]) -> _Beside:
-    line = _line([(cell.decodes, cell.median_ms) for cell in of_rows])
-    assert line is not None
-    return _Beside(line, min(of_rows[0].unet_ms or of_rows[0].median_ms, of_rows[0].median_ms))
-
-
-def _line(places: Iterable[tuple[int, float]]) -> _Line | None:
-    ordered = sorted(places)
-    if len({x for x, _ in ordered}) < len(ordered):
-        raise _refused("cells", "an item that stands there twice")
-    return _Line(tuple(x for x, _ in ordered), tuple(ms for _, ms in ordered)) if ordered else None
-
-
-def _along(points: Sequence[int], ms: Callable[[int], float], x: float) -> float:
-    """Latency at x by that at each point's index: interpolated, and beyond the last point with the last slope.
-
-    With one point in proportion to it. More work is never faster: a last slope that falls counts as level.
-    """
-    if len(points) == 1:
-        return ms(0) * max(1.0, x / points[0])
-    k = min(max(bisect_right(points, x) - 1, 0), len(points) - 2)
-    weight = (x - points[k]) / (points[k + 1] - points[k])
-    if weight == 0:
-        return ms(k)
-    here, there = ms(k), ms(k + 1)
-    return (1 - weight) * here + weight * there if weight <= 1 else there + (weight - 1) * max(0.0, there - here)
-
-
 # ---- as a file
 
 
 def dump(profile: Profile) -> str:
-    """The profile as JSON for people: a line a cell."""
+    """The profile as JSON for people: a line a cell, and a line for each piece of evidence."""
     fields = {name: value for name, value in asdict(profile.with_cells(())).items() if not name.startswith("_")}
     del fields["cells"]
     cells = [vars(cell) | {"setting": cell.setting._asdict()} for cell in profile.cells]
-    head = json.dumps(fields, indent=2, ensure_ascii=False)
-    lines = ",\n".join(f"    {json.dumps(cell)}" for cell in cells)
-    return head[:-2] + f',\n  "cells": [\n{lines}\n  ]\n}}\n'
+    rows = {"evidence": fields.pop("evidence"), "cells": cells}
+    head = json.dumps(fields, indent=2, ensure_ascii=False)[:-2]
+    return head + "".join(f',\n  "{name}": {_a_line_each(listed)}' for name, listed in rows.items()) + "\n}\n"
+
+
+def _a_line_each(listed: Sequence[dict[str, Any]]) -> str:
+    lines = ",\n".join(f"    {json.dumps(each)}" for each in listed)
+    return f"[\n{lines}\n  ]" if lines else "[]"
 
 
 def load(path: Path) -> Profile:
@@ -305,13 +263,15 @@ def parse(text: str | bytes) -> Profile:
                 "version", f"{version}; this SynerDiff reads version {PROFILE_VERSION}: profile the device anew"
             )
         subject = fields.pop("subject")
-        skip_cfg = fields.pop("skip_cfg", None)
+        skip_cfg, knee = fields.pop("skip_cfg", None), fields.pop("knee", None)
         profile = Profile(
             subject=ProfileSubject(**subject | {"latent_shape": tuple(subject["latent_shape"])}),
             cells=tuple(_cell(cell) for cell in fields.pop("cells")),
             caps=ItemCaps(**fields.pop("caps")),
             skip_cfg=SkipCfgBudget(**skip_cfg) if skip_cfg else None,
             mechanisms=Mechanisms(**fields.pop("mechanisms", {})),
+            knee=KneeFound(**knee) if knee else None,
+            evidence=tuple(Evidence(**each) for each in fields.pop("evidence", ())),
             notes=tuple(fields.pop("notes", ())),
             **fields,
         )
@@ -344,6 +304,9 @@ def _check(profile: Profile) -> None:
             raise _refused(f"cells[{number}]", f"unet_ms {cell.unet_ms} and vae_ms {cell.vae_ms}: at least 0, finite")
         if cell.origin not in ORIGINS:
             raise _refused(f"cells[{number}].origin", f"{cell.origin!r}; one of {', '.join(ORIGINS)}")
+    knee = profile.knee
+    if knee and not (1 <= knee.low <= knee.rows <= knee.high and 0 <= knee.error < inf):
+        raise _refused("knee", f"{knee}: whole rows, 1 <= low <= rows <= high, and a finite error of at least 0")
     if profile.caps.unet < 1 or profile.caps.vae < 1:
         raise _refused("caps", f"{profile.caps.unet} tasks and {profile.caps.vae} decodes; both at least 1")
     if profile.choice(1, 0) is None or profile.choice(0, 1) is None:

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from services.scheduler.profiler.profiler import ProfilerOptions
+from services.scheduler.profiler.profiler import MOST_ROWS, ProfilerOptions
 from services.scheduler.profiler.profiling import DEFAULT_BOUND
-from services.scheduler.profiler.samples import QUICK, Effort
 from synerdiff.profiles import dump
 from synerdiff.settings import load
 from synerdiff.telemetry import configure_logging
@@ -23,7 +22,7 @@ from synerdiff_cli.profile_display import shares_table, summary
 from synerdiff_cli.profile_plot import check_can_plot, plot_profile
 from synerdiff_cli.shares import Split, parse_shares, splits_of
 
-_QUICK_BOUND = 0.2
+_QUICK_BOUND = 0.05
 _QUICK_S = 60.0
 
 
@@ -34,12 +33,14 @@ def profile(
     ] = None,
     redis_url: Annotated[str, typer.Option(help="A Redis to keep the profile in too, for workers to come.")] = "",
     bound: Annotated[
-        float, typer.Option(help="Relative error of interpolation that is good enough.", min=0.005, max=1)
+        float, typer.Option(help="How far off throughput may be by what the profile decides.", min=0.005, max=1)
     ] = DEFAULT_BOUND,
     budget_s: Annotated[
-        float, typer.Option(help="Most seconds to measure for, if the bound is not met before.", min=1)
-    ] = 600,
-    max_rows: Annotated[int, typer.Option(help="Most UNet rows of an item; two a guided task.", min=1, max=512)] = 32,
+        float, typer.Option(help="Most seconds to measure for, if all is sure to the bound before.", min=1)
+    ] = 240,
+    max_rows: Annotated[
+        int, typer.Option(help="Most UNet rows of an item, two a guided task; slots may allow fewer.", min=2, max=512)
+    ] = MOST_ROWS,
     max_decodes: Annotated[int, typer.Option(help="Most decodes of an item.", min=1, max=64)] = 6,
     chunks: Annotated[str, typer.Option(help="Band counts to try, by commas.")] = "1,2,4",
     width: Annotated[int, typer.Option(help="Width of the pictures. Default: the model's own.", min=0)] = 0,
@@ -51,7 +52,7 @@ def profile(
     ] = "",
     fidelity: Annotated[bool, typer.Option(help="Also measure how much guidance pictures can do without.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the profile into this PNG file.", dir_okay=False)] = None,
-    quick: Annotated[bool, typer.Option(help="At most a minute: fewer samples, no bands, a bound of 0.2.")] = False,
+    quick: Annotated[bool, typer.Option(help=f"At most a minute: no bands, a bound of {_QUICK_BOUND:g}.")] = False,
 ) -> None:
     """Measure how long batches of this model take on this machine, alone and side by side. The file goes to stdout.
 
@@ -71,7 +72,6 @@ def profile(
             chunks=(1,) if quick else _band_counts(chunks),
             bound=max(bound, _QUICK_BOUND) if quick else bound,
             budget_s=min(budget_s, _QUICK_S) if quick else budget_s,
-            effort=QUICK if quick else Effort(),
         )
         with tempfile.TemporaryDirectory(prefix="synerdiff-profile-") as folder:
             local = LocalOptions(Path(folder), sources, schedulers=0, dtype=dtype, threads=threads)

@@ -8,14 +8,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from services.scheduler.profiler.profiling import ProfileCourse
-from synerdiff.profiles import Profile
+from synerdiff.profiles import KNEE_WITHIN, Evidence, Profile
 from synerdiff_cli.console import err
 
 _TELL_EVERY_S = 10.0
 
 
 class ProfileDisplay(Progress):
-    """`with ProfileDisplay() as display`, and `display.show(course)` after every measurement.
+    """`with ProfileDisplay() as display`, and `display.show(course)` after every sweep.
 
     Where stderr is no terminal, a line every few seconds.
     """
@@ -27,17 +27,20 @@ class ProfileDisplay(Progress):
         self._told_at = time.monotonic()
 
     def show(self, course: ProfileCourse) -> None:
-        """How far the measurements are, and how far off interpolation was where it was checked."""
-        done = course.measurements
-        error = f", error so far {course.error:.0%}" if math.isfinite(course.error) else ""
-        self._show(f"measuring{error}", done, done + course.measurements_left, course.seconds_left)
+        """What is being measured, the knee so far, and the time that this may take at most, in seconds."""
+        knee = course.stages.curve().knee(KNEE_WITHIN) if course.ready else None
+        so_far = f", knee at {knee.rows} rows ({knee.low} to {knee.high})" if knee else ""
+        limited = math.isfinite(course.budget_s)
+        total = round(course.budget_s) if limited else course.runs
+        done = min(total, round(course.spent_s)) if limited else course.runs
+        self._show(f"measuring {course.part}{so_far}", done, total, course.seconds_left)
 
     def show_fidelity(self, done: int, total: int, seconds_left: float) -> None:
         """How far the comparison of pictures is."""
         self._show("comparing pictures", done, total, seconds_left)
 
     def _show(self, what: str, done: int, total: int, seconds_left: float) -> None:
-        left = f"about {_duration(seconds_left)} left" if math.isfinite(seconds_left) else ""
+        left = f"at most {_duration(seconds_left)} left" if math.isfinite(seconds_left) else ""
         if self._task is None:
             self._task = self.add_task(what, total=total, left=left)
         self.update(self._task, description=what, completed=done, total=total, left=left)
@@ -47,12 +50,13 @@ class ProfileDisplay(Progress):
 
 
 def summary(profile: Profile) -> Table:
-    """What a profile says, in a few lines."""
+    """What a profile says, in a few lines, and how sure that is."""
     caps, mechanisms = profile.caps, profile.mechanisms
-    rows = 2 * caps.unet
+    rows = caps.rows
     lines = [
         ("device", profile.subject.device or "unknown"),
-        ("cells", f"{len(profile.cells)}, interpolated to {profile.interpolation_error:.1%}"),
+        ("rows/s", _curve(profile)),
+        ("knee", _knee(profile)),
         ("most tasks of an item", f"{caps.unet} ({rows} rows in {profile.latency_ms(rows, 0):.1f} ms)"),
         ("most decodes of an item", f"{caps.vae} ({profile.latency_ms(0, caps.vae):.1f} ms alone)"),
         ("side by side", _side_by_side(profile, rows, caps.vae)),
@@ -62,6 +66,7 @@ def summary(profile: Profile) -> Table:
             or "nothing",
         ),
         ("plans ahead", str(mechanisms.plan_ahead)),
+        *((each.choice, _evidence(each)) for each in profile.evidence),
         ("skips of guidance", _budget(profile)),
     ]
     table = Table.grid(padding=(0, 2))
@@ -87,6 +92,23 @@ def shares_table(found: Sequence[tuple[str, Profile, float]]) -> Table:
             f"{beside.ms:.1f}" if beside else "",
         )
     return table
+
+
+def _curve(profile: Profile) -> str:
+    """Throughput at the row counts that were measured."""
+    rows = sorted({cell.rows for cell in profile.cells if not cell.decodes})
+    return ", ".join(f"{1000 * count / profile.latency_ms(count, 0):.0f} at {count}" for count in rows)
+
+
+def _knee(profile: Profile) -> str:
+    knee = profile.knee_rows()
+    sure = f", surely {profile.knee.low} to {profile.knee.high}" if profile.knee else ""
+    return f"{knee} rows in {profile.latency_ms(knee, 0):.1f} ms{sure}"
+
+
+def _evidence(found: Evidence) -> str:
+    interval = f"{found.low:.2f} to {found.high:.2f}"
+    return f"{'on' if found.taken else 'off'}: {found.ratio:.2f} of the time ({interval}, {found.pairs} pairs)"
 
 
 def _side_by_side(profile: Profile, rows: int, decodes: int) -> str:

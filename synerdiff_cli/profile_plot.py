@@ -43,11 +43,16 @@ def _draw_throughput(axes: "Axes", profile: Profile, *, of_unet: bool) -> None:
         threads = setting.unet_threads if of_unet else setting.vae_threads
         names = [f"{threads} thread{'s' * (threads > 1)}"] if threads else ["alone"]
         names += [f"{setting.chunks} bands"] if setting.chunks > 1 else []
-        axes.plot(
-            sizes, [1000 * n / c.median_ms for n, c in zip(sizes, cells, strict=True)], "o-", label=", ".join(names)
-        )
-    cap = 2 * profile.caps.unet if of_unet else profile.caps.vae
+        per_s = [1000 * n / c.median_ms for n, c in zip(sizes, cells, strict=True)]
+        sure = [1.96 * c.error * value for c, value in zip(cells, per_s, strict=True)]
+        axes.errorbar(sizes, per_s, yerr=sure, fmt="o-", capsize=2, label=", ".join(names))
+    cap = profile.caps.rows if of_unet else profile.caps.vae
     axes.axvline(cap, color="grey", linestyle=":", label=f"most of an item: {cap}")
+    if of_unet:
+        axes.axvline(profile.knee_rows(), color="black", linestyle="--", label=f"knee: {profile.knee_rows()} rows")
+    if of_unet and profile.knee:
+        low, high = profile.knee.low, profile.knee.high
+        axes.axvspan(low, high, color="grey", alpha=0.2, label=f"knee at 95 %: {low} to {high}")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("UNet rows" if of_unet else "decodes")
     axes.set_ylabel("rows per second" if of_unet else "decodes per second")

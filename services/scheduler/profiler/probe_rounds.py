@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from services.scheduler.profiler.profiling import Probe
-from services.scheduler.profiler.samples import Timing
 from synerdiff.plans import ItemTiming, UnetTickDone, VaeTickDone
 from synerdiff.profiles import Setting
 
@@ -24,6 +22,31 @@ class MemoryRanOut(ProbeFailed):
         self.at_once = at_once
 
 
+class Probe(NamedTuple):
+    """An item to be measured."""
+
+    rows: int
+    decodes: int
+    setting: Setting
+
+
+class Run(NamedTuple):
+    """One run of an item: ms from its start to its end, and to when each side ended (0 for one without a part)."""
+
+    probe: Probe
+    ms: float
+    unet_ms: float
+    vae_ms: float
+
+
+class Footprint(NamedTuple):
+    """Most bytes held while an item ran: by each worker as its device counts it, by both as seen from outside; or 0."""
+
+    unet_bytes: int = 0
+    vae_bytes: int = 0
+    both_bytes: int = 0
+
+
 class ProbeItem(NamedTuple):
     """An item to run: `rows` beside the chunks from `first` up to `end` of `decodes` decodes."""
 
@@ -40,23 +63,34 @@ class ProbeItem(NamedTuple):
 
 
 class RoundTimes(NamedTuple):
-    """A plan as it ran: each item's timing on either side, None where it has no part.
-
-    `turnaround_ms`: from when it was sent to when the last report of it was there.
-    """
+    """A plan as it ran: each item's timing on either side, None where it has no part."""
 
     items: tuple[tuple[ItemTiming | None, ItemTiming | None], ...]
-    turnaround_ms: float
+
+    @property
+    def start_unix_ns(self) -> int:
+        """When its first item began."""
+        return min(timing.start_unix_ns for item in self.items for timing in item if timing)
+
+    @property
+    def end_unix_ns(self) -> int:
+        """When its last item ended."""
+        return max(timing.end_unix_ns for item in self.items for timing in item if timing)
 
     @property
     def ms(self) -> float:
         """From the start of the first item to the end of the last."""
-        both = [timing for item in self.items for timing in item if timing]
-        return (max(t.end_unix_ns for t in both) - min(t.start_unix_ns for t in both)) / 1e6
+        return (self.end_unix_ns - self.start_unix_ns) / 1e6
 
-    def timings(self) -> list[Timing]:
+    def runs(self, probes: Sequence[Probe]) -> list[Run]:
         """Each item by itself."""
-        return [_timing(unet, vae) for unet, vae in self.items]
+        return [_run(probe, unet, vae) for probe, (unet, vae) in zip(probes, self.items, strict=True)]
+
+    def footprint(self, outside_bytes: int) -> Footprint:
+        """What it held. `outside_bytes`: both workers together, for devices that do not count."""
+        sides = zip(*self.items, strict=True)
+        unet, vae = (max((timing.peak_bytes for timing in side if timing), default=0) for side in sides)
+        return Footprint(unet, vae, unet + vae or outside_bytes)
 
     @property
     def in_step(self) -> bool:
@@ -71,9 +105,7 @@ class RoundTimes(NamedTuple):
         )
 
 
-def round_times(
-    items: Sequence[ProbeItem], unet: UnetTickDone | None, vae: VaeTickDone | None, turnaround_ms: float
-) -> RoundTimes:
+def round_times(items: Sequence[ProbeItem], unet: UnetTickDone | None, vae: VaeTickDone | None) -> RoundTimes:
     """What the reports of a round's two parts say.
 
     Raises ProbeFailed where they did not do what was asked, MemoryRanOut where they could not do it at once.
@@ -95,12 +127,10 @@ def round_times(
         if of_vae and of_vae.rows != item.decodes:
             raise ProbeFailed(f"{item.decodes} decodes were asked for, {of_vae.rows} were made")
         timed.append((of_unet, of_vae))
-    return RoundTimes(tuple(timed), turnaround_ms)
+    return RoundTimes(tuple(timed))
 
 
-def _timing(unet: ItemTiming | None, vae: ItemTiming | None) -> Timing:
-    sides = [side for side in (unet, vae) if side]
-    start = min(side.start_unix_ns for side in sides)
+def _run(probe: Probe, unet: ItemTiming | None, vae: ItemTiming | None) -> Run:
+    start = min(side.start_unix_ns for side in (unet, vae) if side)
     unet_ms, vae_ms = ((side.end_unix_ns - start) / 1e6 if side else 0.0 for side in (unet, vae))
-    unet_bytes, vae_bytes = (side.peak_bytes if side else 0 for side in (unet, vae))
-    return Timing(max(unet_ms, vae_ms), unet_ms, vae_ms, unet_bytes, vae_bytes)
+    return Run(probe, max(unet_ms, vae_ms), unet_ms, vae_ms)

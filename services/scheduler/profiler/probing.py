@@ -1,17 +1,17 @@
-"""Measures items on a real pair of workers, through whatever holds their streams.
+"""Runs items on a real pair of workers, through whatever holds their streams.
 
 The driver of the streams passes commands on (`send`), gives numbers of ticks that no plan has had (`next_tick`), and
-tells the prober of every report. A measured item is part of a plan in step: each of its items begins on both workers
-when the one before has ended on both, as in service. The first item of a plan is not counted. Where the two workers
-share no pace (other hosts), every item is a plan of its own, sent to both at once.
+tells the prober of every report. Items of a sweep are a plan in step: each begins on both workers when the one before
+has ended on both, as in service. Not counted are the first item of a plan, and an item that runs for the first time: it
+does so by itself, which shows what memory it takes. Where the two workers share no pace (other hosts), every item is a
+plan of its own, sent to both at once.
 """
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from services.scheduler.effects import (
     Admit,
@@ -23,10 +23,16 @@ from services.scheduler.effects import (
     WorkerEffect,
 )
 from services.scheduler.profiler.peak_memory import PeakMemory
-from services.scheduler.profiler.probe_rounds import ProbeFailed, ProbeItem, RoundTimes, round_times
+from services.scheduler.profiler.probe_rounds import (
+    Footprint,
+    Probe,
+    ProbeFailed,
+    ProbeItem,
+    RoundTimes,
+    Run,
+    round_times,
+)
 from services.scheduler.profiler.probe_tasks import ProbeTask, ProbeTasks
-from services.scheduler.profiler.profiling import Probe
-from services.scheduler.profiler.samples import Effort, Timing, cell_of, enough, outliers
 from synerdiff.plans import (
     DecodeEntry,
     Execution,
@@ -40,13 +46,10 @@ from synerdiff.plans import (
     VaePlan,
     VaeTickDone,
 )
-from synerdiff.profiles import Cell
 from synerdiff.registry import WorkerRecord
 from synerdiff.requests import ImageFormat
 
 REPORT_TIMEOUT_S = 120.0
-PLAN_MS = 300.0  # a plan of probes is not to be much longer: it is what a request that comes may have to wait for
-_FIRST_ITEMS = 2
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,11 @@ class ProbePair:
     arena_address: str
 
 
-class MeasuredCell(NamedTuple):
-    """A cell, and how many of its runs took much longer than the others."""
-
-    cell: Cell
-    outliers: int
-
-
 class Prober:
-    """Measures one item at a time. After `close` (or `give_way`) the workers hold nothing of it any more."""
+    """Runs sweeps and rounds. After `close` (or `give_way`) the workers hold nothing of it any more.
+
+    `footprints`: of every item that has run.
+    """
 
     def __init__(
         self,
@@ -80,6 +79,7 @@ class Prober:
         self.pair = pair
         self.width, self.height = size
         self.in_step_works = True
+        self.footprints: dict[Probe, Footprint] = {}
         self._token = leader_token
         self._send = send
         self._next_tick = next_tick
@@ -126,43 +126,56 @@ class Prober:
 
     # ---- measuring
 
-    async def measure(self, probe: Probe, effort: Effort) -> MeasuredCell:
-        """One cell of a profile. Raises ProbeFailed."""
-        self._memory.restart()
-        timings: list[Timing] = []
-        items = _FIRST_ITEMS
-        while not enough(timings, effort):
-            timings += await self._repeat(ProbeItem.whole(probe), items)
-            fastest = min(timing.ms for timing in timings)
-            items = max(_FIRST_ITEMS, min(effort.least, int(PLAN_MS / fastest)))
-        timings = timings[: effort.most]
-        return MeasuredCell(cell_of(probe, timings, self._memory.peak_bytes()), outliers(timings))
-
-    async def _repeat(self, item: ProbeItem, times: int) -> list[Timing]:
-        """Timings of an item run `times` times, after once more that is not counted."""
-        both = bool(item.rows and item.decodes)
-        if not both or self.in_step_works:
-            ran = await self.run_round([item] * (times + 1), in_step=both)
-            if ran.in_step:
-                return ran.timings()[1:]
+    async def sweep(self, probes: Sequence[Probe]) -> list[Run]:
+        """Run items one right after the other. Raises ProbeFailed."""
+        for probe in probes:
+            if probe not in self.footprints:
+                self._memory.restart()
+                first = await self.run_round([ProbeItem.whole(probe)], in_step=False)
+                self.footprints[probe] = first.footprint(self._memory.peak_bytes())
+        lead = min(probes, key=lambda probe: probe.rows + probe.decodes)
+        items = [ProbeItem.whole(probe) for probe in (lead, *probes)]
+        sides = {bool(probe.rows) for probe in probes} | {not probe.decodes for probe in probes}
+        if self.in_step_works or len(sides) == 1:
+            ran = await self.run_round(items, in_step=len(sides) > 1)
+            if len(sides) == 1 or ran.in_step:
+                return ran.runs((lead, *probes))[1:]
             self.in_step_works = False
-        rounds = [await self.run_round([item], in_step=False) for _ in range(times + 1)]
-        return [ran.timings()[0] for ran in rounds[1:]]
+        rounds = [await self.run_round([item], in_step=False) for item in items]
+        return [run for ran, probe in zip(rounds[1:], probes, strict=True) for run in ran.runs([probe])]
 
     async def run_round(self, items: Sequence[ProbeItem], in_step: bool) -> RoundTimes:
         """Run items in order as one plan for each worker. Raises ProbeFailed."""
+        return (await self.run_rounds([items], in_step, ahead=1))[0]
+
+    async def run_rounds(self, rounds: Sequence[Sequence[ProbeItem]], in_step: bool, ahead: int) -> list[RoundTimes]:
+        """Run rounds one after the other, `ahead` of them under way at a time. Raises ProbeFailed."""
+        items = [item for items in rounds for item in items]
         calls = sum(bool(item.rows) for item in items)
         await self._provide(max(item.rows for item in items), calls, max(item.decodes for item in items))
+        under_way: list[asyncio.Task[RoundTimes]] = []
+        try:
+            for number, each in enumerate(rounds):
+                if number >= ahead:
+                    await under_way[number - ahead]
+                under_way.append(asyncio.create_task(self._run(each, in_step)))
+                await asyncio.sleep(0)
+            return [await each for each in under_way]
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _run(self, items: Sequence[ProbeItem], in_step: bool) -> RoundTimes:
         tick = self._next_tick()
         unet, vae = self._plans(items, tick, in_step)
         waits = [self._expect("unet", tick) if unet else None, self._expect("vae", tick) if vae else None]
-        sent = time.perf_counter()
         if vae:
             self._send(SendVaePlan(self.pair.vae.worker_id, VaePlan(self._token, tick, vae)))
         if unet:
             self._send(SendUnetPlan(self.pair.unet.worker_id, UnetPlan(self._token, tick, unet)))
         unet_done, vae_done = await asyncio.gather(*(_soon(wait) for wait in waits))
-        return round_times(items, unet_done, vae_done, (time.perf_counter() - sent) * 1000)
+        return round_times(items, unet_done, vae_done)
 
     def give_way(self) -> None:
         """Let go of both workers at once: what still waits there for the device is dropped at the next item."""

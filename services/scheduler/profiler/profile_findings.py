@@ -3,12 +3,12 @@
 import math
 from dataclasses import replace
 
-from synerdiff.profiles import ItemCaps, Profile, ProfileSubject
+from synerdiff.profiles import Profile, ProfileSubject
 from synerdiff.registry import WorkerRecord
 
-USEFUL_GAIN = 0.05  # of time saved by running side by side, below which it is not worth the company
-_LEVEL = 0.05  # throughput within this of the best is as good
-_LONGEST_ITEM = 2.0  # an item with decodes takes at most this many times one without: steps must not wait for more
+LEVEL_WITHIN = 0.01  # throughput within this of the best is as good: rows past that are of no use to anybody
+_MORE_DECODES = 0.05  # per ms, that one more in an item has to bring
+LONGEST_ITEM = 2.0  # an item with decodes takes at most this many times one without: steps must not wait for more
 
 
 def subject_of(unet: WorkerRecord, vae: WorkerRecord, width: int, height: int) -> ProfileSubject:
@@ -37,15 +37,14 @@ def _both(of_unet: str, of_vae: str) -> str:
     return of_unet if of_unet == of_vae else f"{of_unet} + {of_vae}"
 
 
-def with_findings(profile: Profile, slots: int) -> Profile:
-    """The profile with caps, and `beside` among its mechanisms, as its cells say.
+def with_caps(profile: Profile, slots: int) -> Profile:
+    """The profile with the largest items that are of use; before, its caps are how far it was measured.
 
-    Before, its caps are how far it was measured. `slots`: of the UNet worker, more tasks than which cannot run.
+    `slots`: of the UNet worker, more tasks than which cannot run.
     """
-    tasks = min(max(1, math.ceil(profile.knee_rows() / 2)), slots)
-    caps = ItemCaps(tasks, decodes_at_once(profile, 2 * tasks))
-    beside = best_gain(profile, caps) > USEFUL_GAIN
-    return replace(profile, caps=caps, mechanisms=replace(profile.mechanisms, beside=beside))
+    tasks = min(max(1, math.ceil(profile.knee_rows(LEVEL_WITHIN) / 2)), slots)
+    capped = replace(profile, caps=replace(profile.caps, unet=tasks))
+    return replace(capped, caps=replace(capped.caps, vae=decodes_at_once(capped, capped.knee_rows())))
 
 
 def decodes_at_once(profile: Profile, rows: int) -> int:
@@ -54,15 +53,8 @@ def decodes_at_once(profile: Profile, rows: int) -> int:
     for decodes in range(1, profile.caps.vae + 1):
         beside = profile.choice(rows, decodes)
         ms = beside.ms if beside else profile.latency_ms(0, decodes)
-        if decodes > 1 and ms > _LONGEST_ITEM * profile.latency_ms(rows, 0):
+        if decodes > 1 and ms > LONGEST_ITEM * profile.latency_ms(rows, 0):
             break
-        if decodes / ms > best * (1 + _LEVEL):
+        if decodes / ms > best * (1 + _MORE_DECODES):
             best, most = decodes / ms, decodes
     return most
-
-
-def best_gain(profile: Profile, caps: ItemCaps) -> float:
-    """The largest overlap gain of a measured item within caps; of any where none is within; -1 where none was."""
-    beside = {(cell.rows, cell.decodes) for cell in profile.cells if cell.rows and cell.decodes}
-    within = {at for at in beside if at[0] <= 2 * caps.unet and at[1] <= caps.vae}
-    return max((profile.overlap_gain(*at) for at in within or beside), default=-1.0)

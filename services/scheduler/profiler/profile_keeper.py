@@ -1,10 +1,12 @@
 """Gives the engine the profiles it plans by: from a file, from Redis, or measured while the pool has nothing to do.
 
 One per leadership, driven by the leader: it is told which workers there are, of every report, and when a job arrives.
-What was measured before a job came is kept, and measuring goes on from there once the pool is idle again.
+What was measured before a job came is kept, and measuring goes on from there once the pool is idle again. Plans go by a
+first draft of the profile as soon as all that is essential was measured.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from synerdiff.telemetry import get_logger
 log = get_logger("profile_keeper")
 
 _IDLE_BUDGET_S = 120.0
+_DRAFT_EVERY_S = 20.0
 _MOST_FAILURES = 3
 
 
@@ -51,17 +54,25 @@ class KeeperOptions:
 
 @dataclass
 class _Place:
-    """A domain and batch key that plans go by a profile of, and whose workers it has to be of."""
+    """A domain and batch key that plans go by a profile of, and whose workers it has to be of.
+
+    `known`: it has a profile that nothing is to be added to.
+    """
 
     pair: ProbePair
     key: BatchKey
     subject: ProfileSubject
     known: bool = False
+    drafted_at_s: float = -math.inf
     failures: int = 0
 
     @property
     def domain(self) -> str:
         return self.pair.unet.domain
+
+    @property
+    def at(self) -> tuple[str, str]:
+        return self.domain, self.key.model
 
 
 class ProfileKeeper:
@@ -171,7 +182,8 @@ class ProfileKeeper:
         if profile is None and self._store:
             profile = await self._store.get(subject)
         if profile:
-            self._know(place, profile)
+            place.known = True
+            self._plan_by(place, profile)
             log.info("profile found", model=subject.model, domain=place.domain, made_at=profile.made_at)
 
     def _fitting_given(self, subject: ProfileSubject) -> Profile | None:
@@ -182,8 +194,7 @@ class ProfileKeeper:
             log.warning("the given profile is refused", model=subject.model, reason=error.message)
             return None
 
-    def _know(self, place: _Place, profile: Profile) -> None:
-        place.known = True
+    def _plan_by(self, place: _Place, profile: Profile) -> None:
         self._engine.profile_known(place.domain, place.key, within_memory(profile, place.pair.unet, place.pair.vae))
         self._changed()
 
@@ -215,26 +226,37 @@ class ProfileKeeper:
             self._send,
             lambda: self._engine.next_tick(place.domain),
         )
-        log.info("profiling while idle", model=subject.model, domain=place.domain, measured=profiler.measurements)
+        log.info("profiling while idle", model=subject.model, domain=place.domain, measured=profiler.runs)
         try:
-            profile = await profiler.run(prober)
+            profile = await profiler.run(prober, lambda course: self._draft(place, profiler, prober))
         except ProbeFailed as error:
             if self._prober is prober:
                 place.failures += 1
-            log.info("profiling stopped", model=subject.model, reason=str(error), measured=profiler.measurements)
+            log.info("profiling stopped", model=subject.model, reason=str(error), measured=profiler.runs)
         except Exception:  # a fault of ours in measuring must not end the serving
             place.failures += 1
             log.exception("profiling failed", model=subject.model)
         else:
-            log.info("profiled", model=subject.model, cells=len(profile.cells), error=profile.interpolation_error)
+            log.info("profiled", model=subject.model, cells=len(profile.cells), knee=profile.knee_rows())
             self._profilers.pop(subject)
-            if self._places.get((place.domain, key.model)) is place:
-                self._know(place, profile)
+            place.known = True
+            if self._places.get(place.at) is place:
+                self._plan_by(place, profile)
             await self._keep(profile)
         finally:
             if self._prober is prober:
                 self._prober = None
                 prober.close()
+
+    def _draft(self, place: _Place, profiler: Profiler, prober: Prober) -> None:
+        """Let plans go by what was measured so far, now and then."""
+        if time.monotonic() - place.drafted_at_s < _DRAFT_EVERY_S or self._places.get(place.at) is not place:
+            return
+        draft = profiler.draft(prober)
+        if draft:
+            place.drafted_at_s = time.monotonic()
+            self._plan_by(place, draft)
+            log.info("drafted a profile", model=place.subject.model, knee=draft.knee_rows(), measured=profiler.runs)
 
     async def _keep(self, profile: Profile) -> None:
         if self._store is None:

@@ -1,6 +1,7 @@
 """Profiles and the records of their workers, for tests that measure nothing."""
 
-from services.scheduler.profiler.profiling import Probe, ProfileCourse, extent_for
+from services.scheduler.profiler.extent import extent_for
+from services.scheduler.profiler.probe_rounds import Probe
 from synerdiff.host import boot_id
 from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject
 from synerdiff.registry import WorkerKind, WorkerRecord
@@ -38,11 +39,13 @@ def two_cores(probe: Probe) -> float:
 
 def profile(subject: ProfileSubject = SUBJECT, max_rows: int = 16, max_decodes: int = 6) -> Profile:
     """What measuring `two_cores` gives."""
-    course = ProfileCourse(extent_for(max_rows, max_decodes, [1], 2, 2, 2))
-    while (probe := course.next()) is not None:
-        course.measured(cell(probe), 0.0)
-    caps = ItemCaps(max_rows // 2, max_decodes)
-    return Profile(subject, course.cells(), caps, "2026-11-22T00:00:00+00:00", interpolation_error=course.error)
+    extent = extent_for(max_rows, max_decodes, [1], 2, 2, 2)
+    rows, decodes = sorted({1, 2, max_rows // 2, max_rows} - {0}), sorted({1, max_decodes})
+    probes = [Probe(r, 0, setting) for setting in extent.unet for r in rows]
+    probes += [Probe(0, v, setting) for setting in extent.vae for v in decodes]
+    probes += [Probe(r, v, setting) for setting in extent.beside for r in rows for v in decodes]
+    caps = ItemCaps(max(1, max_rows // 2), max_decodes)
+    return Profile(subject, tuple(map(cell, probes)), caps, "2026-11-22T00:00:00+00:00")
 
 
 def cell(probe: Probe) -> Cell:

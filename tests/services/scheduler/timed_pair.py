@@ -13,8 +13,8 @@ from services.scheduler.effects import (
     SendVaePlan,
     WorkerEffect,
 )
+from services.scheduler.profiler.probe_rounds import Probe
 from services.scheduler.profiler.probing import ProbePair
-from services.scheduler.profiler.profiling import Probe
 from synerdiff.plans import (
     ItemTiming,
     SkippedEntry,
@@ -36,6 +36,7 @@ Report = TaskReady | TaskFailed | UnetTickDone | VaeTickDone
 
 CALLS_OF_LONG_TASKS = 200
 VAE_SHARE = 0.7  # of an item's time, after which its decodes beside steps end
+TURNS = 12  # of the event loop, in which whoever hears of a report answers it
 
 
 def pair(slots: int = 32, device: str = "EPYC") -> ProbePair:
@@ -45,17 +46,24 @@ def pair(slots: int = 32, device: str = "EPYC") -> ProbePair:
 
 
 class TimedPair:
-    """Answers commands in the next turn of the event loop. `told` hears of each report and the worker it comes from.
+    """Answers commands some turns of the event loop later. `told` hears of each report and the worker it comes from.
 
     `held` are the tasks with a slot, `images` those whose image a VAE worker keeps. `step_free`: nobody waits for
     anybody. `broken`: a UNet row count that cannot be computed. `most_rows`, `most_decodes`: what memory suffices for,
-    0 for any; `row_bytes`: what each row and decode takes.
+    0 for any; `row_bytes`: what each row and decode takes. `item_ms`: of an item and when it begins, in virtual ms;
+    `plan_ms`: from the end of what a worker has to do to the beginning of a plan that comes then.
     """
 
-    def __init__(self, told: Callable[[str, Report], None], slots: int = 32) -> None:
+    def __init__(
+        self,
+        told: Callable[[str, Report], None],
+        slots: int = 32,
+        item_ms: Callable[[Probe, float], float] = lambda probe, now_ms: two_cores(probe),
+        plan_ms: float = 0.001,
+    ) -> None:
         self.held: dict[str, TaskSpec] = {}
         self.images: set[str] = set()
-        self.most_held = 0
+        self.admitted = self.most_held = 0
         self.plans = 0
         self.step_free = False
         self.broken = 0
@@ -63,14 +71,18 @@ class TimedPair:
         self.paused = False
         self.ticks: list[int] = []
         self._told = told
-        self._slots = slots
+        self._item_ms = item_ms
+        self._plan_ns = round(plan_ms * 1e6)
+        self._heard_ns = 0
+        self._sent_ns: dict[int, int] = {}
         self._calls: dict[str, int] = {}
         self._now_ns = 0
-        self._half: dict[int, SendUnetPlan | SendVaePlan] = {}
+        self._waiting: dict[int, list[SendUnetPlan | SendVaePlan]] = {}
 
     def send(self, effect: WorkerEffect) -> None:
         match effect:
             case Admit(worker_id=worker_id, task=task):
+                self.admitted += 1
                 self.held[task.task_id] = task
                 self._calls[task.task_id] = 0
                 self.most_held = max(self.most_held, len(self.held))
@@ -83,25 +95,33 @@ class TimedPair:
                     self.images.discard(task_id)
             case SendUnetPlan() | SendVaePlan():
                 self.plans += 1
-                if not self.paused:
-                    asyncio.get_running_loop().call_soon(self._take, effect)
+                self._sent_ns[effect.plan.tick] = self._heard_ns
+                if not self._waiting and not self.paused:
+                    self._later(TURNS)
+                self._waiting.setdefault(effect.plan.tick, []).append(effect)
+
+    @property
+    def now_s(self) -> float:
+        """The virtual time at which all is done that was asked for."""
+        return self._now_ns / 1e9
 
     def _report(self, worker_id: str, report: Report) -> None:
-        asyncio.get_running_loop().call_soon(self._told, worker_id, report)
+        def deliver(at_ns: int = self._now_ns) -> None:
+            self._heard_ns = at_ns
+            self._told(worker_id, report)
 
-    def _take(self, effect: SendUnetPlan | SendVaePlan) -> None:
-        """Run a plan; the two parts of a tick together, once the other one may have come."""
-        tick = effect.plan.tick
-        if tick in self._half:
-            self._run(tick, [self._half.pop(tick), effect])
-        else:
-            self._half[tick] = effect
-            asyncio.get_running_loop().call_soon(self._alone, tick)
+        asyncio.get_running_loop().call_soon(deliver)
 
-    def _alone(self, tick: int) -> None:
-        effect = self._half.pop(tick, None)
-        if effect:
-            self._run(tick, [effect])
+    def _later(self, turns: int) -> None:
+        """Run the next plan after so many turns, and then the one that waits behind it."""
+        if turns:
+            asyncio.get_running_loop().call_soon(self._later, turns - 1)
+            return
+        tick = next(iter(self._waiting))
+        self._run(tick, self._waiting[tick])
+        del self._waiting[tick]
+        if self._waiting:
+            self._later(TURNS)
 
     def _run(self, tick: int, parts: list[SendUnetPlan | SendVaePlan]) -> None:
         self.ticks.append(tick)
@@ -110,10 +130,11 @@ class TimedPair:
         stepping = {item.execution.place: item for item in unet.plan.items} if unet else {}
         decoding = {item.execution.place: item for item in vae.plan.items} if vae else {}
         done = UnetTickDone(tick, (), (), ()), VaeTickDone(tick, (), (), ())
-        clocks = [self._now_ns, self._now_ns]
+        begin_ns = max(self._now_ns, self._sent_ns.pop(tick) + self._plan_ns)
+        clocks = [begin_ns, begin_ns]
         for place in sorted({*stepping, *decoding}):
             done = self._run_item(stepping.get(place), decoding.get(place), clocks, *done)
-        self._now_ns = max(clocks) + 1000
+        self._now_ns = max(clocks)
         for part, report in ((unet, done[0]), (vae, done[1])):
             if part:
                 self._report(part.worker_id, report)
@@ -135,9 +156,9 @@ class TimedPair:
         decodes = decoding.entries if decoding else ()
         threads = [item.execution.threads if item else 0 for item in (stepping, decoding)]
         probe = Probe(rows, len(decodes), Setting(decodes[0].chunks if decodes else 1, *threads))
-        ms = two_cores(probe) if rows or decodes else 0.001
         if not self.step_free:
             clocks[:] = [max(clocks)] * 2
+        ms = self._item_ms(probe, max(clocks) / 1e6) if rows or decodes else 0.001
         begun = tuple(clocks)
         if stepping:
             clocks[0] += round(ms * 1e6)

@@ -1,7 +1,9 @@
 """Where a leader's profiles come from, on a real engine and Redis with workers whose times are known."""
 
 import asyncio
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -14,7 +16,7 @@ from services.scheduler.profiler.profile_findings import subject_of
 from services.scheduler.profiler.profile_keeper import KeeperOptions, ProfileKeeper
 from services.scheduler.profiler.profile_store import ProfileStore
 from services.scheduler.profiler.profiler import Profiler, ProfilerOptions
-from services.scheduler.profiler.samples import Effort
+from services.scheduler.profiler.profiling import ProfileCourse
 from services.scheduler.snapshots import BatchKey
 from services.scheduler.tasks import UnetLaneState, VaeLaneState
 from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone
@@ -27,7 +29,7 @@ from tests.services.scheduler.timed_pair import Report, TimedPair, pair
 from tests.waiting import HANG_S
 
 KEY = BatchKey("emoji", 256, 256)
-SHORT = ProfilerOptions(max_rows=8, max_decodes=2, chunks=(1,), effort=Effort(least=3, most=4))
+SHORT = ProfilerOptions(max_rows=8, max_decodes=2, chunks=(1,))
 AT_ONCE = KeeperOptions(when_idle=True, idle_s=0, profiler=SHORT)
 
 
@@ -59,11 +61,19 @@ class Led:
             await self.keeper.follow()
             await asyncio.sleep(0)
 
+    async def until(self, logged: str) -> list[MutableMapping[str, Any]]:
+        """Follow until something is logged; all that was."""
+        with capture_logs() as lines:
+            async with asyncio.timeout(HANG_S):
+                while not any(line["event"] == logged for line in lines):
+                    await self.follow()
+                    await asyncio.sleep(0)
+        return list(lines)
+
     async def until_profiled(self) -> Profile:
-        async with asyncio.timeout(HANG_S):
-            while self.known is None:
-                await self.follow()
-                await asyncio.sleep(0.01)
+        await self.until("profiled")
+        await self.follow()
+        assert self.known
         return self.known
 
     def _told(self, worker_id: str, report: Report) -> None:
@@ -156,10 +166,25 @@ async def test_a_job_stops_it_at_once_and_it_goes_on_from_there() -> None:
     await led.follow(3)
     assert led.workers.plans == plans
     led.engine.job_dropped("a")
-    with capture_logs() as lines:
-        await led.until_profiled()
-    (began,) = [line for line in lines if line["event"] == "profiling while idle"]
+    (began,) = [line for line in await led.until("profiled") if line["event"] == "profiling while idle"]
     assert began["measured"] > 0
+
+
+async def test_plans_go_by_a_draft_until_all_is_measured_and_a_job_does_not_take_it_away(redis: Redis) -> None:
+    led = Led(replace(AT_ONCE, store=ProfileStore(redis)))
+    (drafted,) = [line for line in await led.until("drafted a profile") if line["event"] == "drafted a profile"]
+    draft = led.known
+    assert draft
+    assert draft.caps.unet <= 4
+    led.keeper.job_arrived()
+    led.engine.job_arrived(job("a"), 0)
+    await led.follow(3)
+    assert led.known is draft
+    assert await ProfileStore(redis).get(draft.subject) is None
+    led.engine.job_dropped("a")
+    made = await led.until_profiled()
+    assert sum(cell.samples for cell in made.cells) > sum(cell.samples for cell in draft.cells)
+    assert drafted["measured"] < sum(cell.samples for cell in made.cells)
 
 
 async def test_numbers_of_ticks_rise_over_probes_and_plans() -> None:
@@ -189,7 +214,7 @@ async def test_what_cannot_be_measured_is_given_up_after_a_few_tries() -> None:
 
 
 async def test_a_fault_in_measuring_is_logged_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(profiler: Profiler, prober: Prober) -> Profile:
+    async def broken(profiler: Profiler, prober: Prober, told: Callable[[ProfileCourse], None]) -> Profile:
         raise KeyError("a fault")
 
     monkeypatch.setattr(Profiler, "run", broken)

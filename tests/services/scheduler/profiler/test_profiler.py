@@ -1,77 +1,73 @@
 """Probing and profiling against workers whose times are known: what comes out, what is left behind, what fails."""
 
 import asyncio
-import itertools
 from dataclasses import replace
 
 import pytest
 
-from services.scheduler.profiler.probe_rounds import ProbeFailed, ProbeItem
-from services.scheduler.profiler.probing import Prober
+from services.scheduler.profiler.probe_rounds import Probe, ProbeFailed, ProbeItem
 from services.scheduler.profiler.profile_findings import subject_of
 from services.scheduler.profiler.profiler import Profiler, ProfilerOptions
-from services.scheduler.profiler.profiling import Probe
-from services.scheduler.profiler.samples import Effort
-from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone
-from synerdiff.profiles import Profile, Setting, dump, parse
+from synerdiff.profiles import Setting, dump, parse
 from tests.services.scheduler.measured_profiles import two_cores
-from tests.services.scheduler.timed_pair import Report, TimedPair, pair
+from tests.services.scheduler.probe_bench import Bench
 from tests.waiting import HANG_S
 
-FEW = Effort(least=3, most=4)
-
-
-class Bench:
-    """A prober with its pair."""
-
-    def __init__(self, slots: int = 32) -> None:
-        self.pair = TimedPair(self._told, slots)
-        ticks = itertools.count(1)
-        self.prober = Prober(pair(slots), (256, 256), 7, self.pair.send, lambda: next(ticks))
-
-    def _told(self, worker_id: str, report: Report) -> None:
-        match report:
-            case TaskReady():
-                self.prober.task_ready(report)
-            case TaskFailed():
-                self.prober.task_failed(report)
-            case UnetTickDone():
-                self.prober.unet_tick_done(report)
-            case _:
-                self.prober.vae_tick_done(report)
-
-    async def profile(self, **options: object) -> Profile:
-        made = await Profiler(ProfilerOptions(effort=FEW, **options)).run(self.prober)  # type: ignore[arg-type]
-        self.prober.close()
-        return made
+UNET, VAE, BESIDE = Setting(1, 2, 0), Setting(1, 0, 2), Setting(1, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("rows", "decodes", "setting"),
     [(1, 0, Setting(1, 2, 0)), (7, 0, Setting(1, 1, 0)), (0, 3, Setting(2, 0, 2)), (5, 2, Setting(1, 1, 1))],
 )
-async def test_a_cell_is_measured_as_it_was_asked_for(rows: int, decodes: int, setting: Setting) -> None:
+async def test_an_item_is_run_as_it_was_asked_for(rows: int, decodes: int, setting: Setting) -> None:
     bench, probe = Bench(), Probe(rows, decodes, setting)
-    cell, outliers = await bench.prober.measure(probe, FEW)
-    assert cell.median_ms == pytest.approx(two_cores(probe), rel=1e-3)
-    assert (cell.rows, cell.decodes, cell.setting, outliers) == (rows, decodes, setting, 0)
-    assert cell.samples >= 3
-    assert (cell.unet_ms > 0, cell.vae_ms > 0) == (rows > 0, decodes > 0)
+    (run,) = await bench.prober.sweep([probe])
+    assert run.probe == probe
+    assert run.ms == pytest.approx(two_cores(probe), rel=1e-3)
+    assert (run.unet_ms > 0, run.vae_ms > 0) == (rows > 0, decodes > 0)
+
+
+async def test_a_sweep_runs_its_items_in_order_and_new_ones_by_themselves_before() -> None:
+    bench = Bench()
+    probes = [Probe(8, 0, UNET), Probe(0, 1, VAE), Probe(4, 2, BESIDE), Probe(2, 0, UNET)]
+    runs = await bench.prober.sweep(probes)
+    assert [run.probe for run in runs] == probes
+    assert [run.ms for run in runs] == pytest.approx([two_cores(probe) for probe in probes], rel=1e-3)
+    assert set(bench.prober.footprints) == set(probes)
+    plans = bench.pair.plans
+    await bench.prober.sweep(probes)
+    assert bench.pair.plans == plans + 2  # one for each worker
+
+
+@pytest.mark.parametrize(("ahead", "waits"), [(1, 3), (2, 0), (4, 0)])
+async def test_plans_that_run_ahead_spare_a_worker_the_wait(ahead: int, waits: int) -> None:
+    bench = Bench(plan_ms=5.0)
+    item = ProbeItem(4, 0, UNET)
+    rounds = await bench.prober.run_rounds([[item]] * 4, in_step=False, ahead=ahead)
+    span_ms = (rounds[-1].end_unix_ns - rounds[0].start_unix_ns) / 1e6
+    assert span_ms == pytest.approx(4 * two_cores(Probe(4, 0, UNET)) + 5 * waits, rel=1e-3)
 
 
 async def test_a_profile_is_what_was_measured_with_what_follows_from_it() -> None:
     bench = Bench()
     made = await bench.profile(max_rows=16, max_decodes=4, chunks=(1, 2))
-    for rows, decodes in ((1, 0), (16, 0), (9, 0), (12, 3), (16, 4)):
-        best = min(
-            two_cores(Probe(rows, decodes, setting))
-            for setting in ([Setting(1, 1, 1)] if decodes else [Setting(1, 2, 0), Setting(1, 1, 0)])
-        )
-        assert made.latency_ms(rows, decodes) == pytest.approx(best, rel=0.1)
-    assert made.interpolation_error <= 0.1
+    for rows, decodes in ((2, 0), (16, 0), (9, 0), (12, 3), (16, 4)):
+        expected = two_cores(Probe(rows, decodes, BESIDE if decodes else UNET))
+        assert made.latency_ms(rows, decodes) == pytest.approx(expected, rel=0.1)
+    assert made.knee is not None
+    assert (made.knee.low, made.knee.rows, made.knee.high) == (8, 8, 8)  # in 52 ms, where 16 take 100
     assert made.subject == subject_of(bench.prober.pair.unet, bench.prober.pair.vae, 256, 256)
     assert made.mechanisms.beside
     assert not made.mechanisms.chunking
+    assert {cell.setting for cell in made.cells} == {UNET, VAE, BESIDE}  # one thread alone is slower
+    assert {found.choice: found.taken for found in made.evidence} == {
+        "one plan at a time": True,  # this pair knows no way from one process to another
+        "items in step": True,
+        "side by side": True,
+        "threads: UNet 1": False,
+        "threads: VAE 1": False,
+    }
     assert parse(dump(made)) == made
 
 
@@ -91,9 +87,9 @@ async def test_no_more_tasks_than_there_are_slots() -> None:
 
 async def test_tasks_that_are_through_are_replaced() -> None:
     bench = Bench()
-    many = Effort(least=250, most=250)
-    cell, _ = await bench.prober.measure(Probe(4, 0, Setting(1, 2, 0)), many)
-    assert cell.samples == 250
+    for _ in range(60):
+        await bench.prober.sweep([Probe(4, 0, UNET)] * 5)
+    assert bench.pair.admitted > 2
     assert len(bench.pair.held) == 2
 
 
@@ -103,29 +99,30 @@ async def test_workers_that_do_not_wait_for_each_other_get_an_item_a_plan() -> N
     made = await bench.profile(max_rows=4, max_decodes=2, chunks=(1,))
     assert not made.mechanisms.in_step
     assert any("no pace" in note for note in made.notes)
-    assert made.latency_ms(4, 2) == pytest.approx(two_cores(Probe(4, 2, Setting(1, 1, 1))), rel=1e-3)
+    assert made.latency_ms(4, 2) == pytest.approx(two_cores(Probe(4, 2, BESIDE)), rel=1e-3)
 
 
 async def test_a_call_that_fails_is_said_and_the_rest_can_go_on() -> None:
-    bench, profiler = Bench(), Profiler(ProfilerOptions(max_rows=8, max_decodes=2, chunks=(1,), effort=FEW))
+    bench, profiler = Bench(), Profiler(ProfilerOptions(max_rows=8, max_decodes=2, chunks=(1,)))
     bench.pair.broken = 8
     with pytest.raises(ProbeFailed, match="the UNet call failed"):
         await profiler.run(bench.prober)
-    measured = profiler.measurements
-    assert measured > 0
+    before = profiler.runs
+    assert before > 0
     bench.pair.broken = 0
     bench.prober.close()
     again = Bench()
     made = await profiler.run(again.prober)
-    assert profiler.measurements == len(made.cells)
+    assert sum(cell.samples for cell in made.cells) < profiler.runs  # those tried and not kept have some too
+    assert profiler.runs > before
     assert made.latency_ms(8, 0) > 0
 
 
 async def test_giving_way_ends_a_measurement_at_once_and_leaves_nothing() -> None:
     bench = Bench()
-    await bench.prober.measure(Probe(4, 2, Setting(1, 1, 1)), FEW)
+    await bench.prober.sweep([Probe(4, 2, BESIDE)])
     bench.pair.paused = True
-    measuring = asyncio.create_task(bench.prober.measure(Probe(4, 2, Setting(1, 1, 1)), FEW))
+    measuring = asyncio.create_task(bench.prober.sweep([Probe(4, 2, BESIDE)]))
     await asyncio.sleep(0.01)
     assert not measuring.done()
     bench.prober.give_way()
@@ -136,7 +133,7 @@ async def test_giving_way_ends_a_measurement_at_once_and_leaves_nothing() -> Non
 
 async def test_giving_way_takes_along_tasks_that_are_still_on_their_way() -> None:
     bench = Bench()
-    measuring = asyncio.create_task(bench.prober.measure(Probe(4, 2, Setting(1, 1, 1)), FEW))
+    measuring = asyncio.create_task(bench.prober.sweep([Probe(4, 2, BESIDE)]))
     while not bench.pair.held:
         await asyncio.sleep(0)
     bench.prober.give_way()
