@@ -21,6 +21,7 @@ from synerdiff.skip_cfg import SkipCfgBudget
 
 PROFILE_VERSION = 2
 KNEE_WITHIN = 0.05  # of the best throughput: more rows than that takes only add latency
+UNPROFILED_TASKS = 8  # of an item where no profile says how many
 ORIGINS = ("measured", "given", "fitted", "interpolated", "assumed")
 
 
@@ -204,16 +205,26 @@ class Profile:
         return best.ms
 
     def knee_rows(self, within: float = KNEE_WITHIN) -> int:
-        """Fewest rows whose throughput alone is surely within `within` of the best up to the cap: more add latency.
+        """Fewest rows whose throughput alone is within `within` of the best up to the cap: more only add latency.
 
-        A row count that was measured, or the cap: what lies between need not lie on a line. As far as throughput may be
-        off, more rows are taken: too many cost a little latency, too few throughput.
+        A row count that was measured, or the cap: what lies between need not lie on a line. Where the measurement is
+        unsure, the number that would run without a profile is left only as far as the measurement knows better: for
+        more if the knee is surely past it, for fewer if those surely are enough.
         """
+        default, found = 2 * UNPROFILED_TASKS, self.knee
         measured = {cell.rows for cell in self.cells if cell.rows and not cell.decodes}
         counts = sorted({*(rows for rows in measured if rows <= self.caps.rows), self.caps.rows})
         throughput = {rows: rows / self.latency_ms(rows, 0) for rows in counts}
-        least = (1 - max(0.0, within - (self.knee.error if self.knee else 0.0))) * max(throughput.values())
-        return min(rows for rows in counts if throughput[rows] >= least)
+        best = max(throughput.values())
+
+        def enough(short: float) -> int:
+            """The fewest rows with this share less than the best; all there are where none has."""
+            return min((rows for rows in counts if throughput[rows] >= (1 - short) * best), default=counts[-1])
+
+        if found is None:
+            return enough(within)
+        likely = enough(within) if found.low > default else min(enough(within), default)
+        return sorted((likely, default, enough(within - found.error)))[1]
 
     def overlap_gain(self, rows: int, decodes: float) -> float:
         """1 - L(r, v) / (L(r, 0) + L(0, v)): the share of time that running side by side saves; negative: costs."""

@@ -15,6 +15,7 @@ from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, Polic
 from services.scheduler.profiler.profile_keeper import KeeperOptions
 from services.scheduler.profiler.profile_store import ProfileStore
 from services.scheduler.store.queue import JobStoreSettings
+from synerdiff.profiles import UNPROFILED_TASKS
 from synerdiff.profiles import load as load_profile
 from synerdiff.settings import OptionalFile, ServiceSettings
 from synerdiff.tls import BadTlsFiles, ServerTls, check_pem_files
@@ -44,7 +45,9 @@ class SchedulerSettings(ServiceSettings):
         0.0, ge=0, le=1, description="least share of the fastest round's throughput; above 0 it is kept constant"
     )
     in_step: Switch = Field("auto", description="let the items of a tick wait for each other: on, off, auto")
-    unet_batch: int = Field(8, ge=1, le=256, description="most tasks stepped together where no knee is known")
+    unet_batch: int = Field(
+        UNPROFILED_TASKS, ge=1, le=256, description="most tasks stepped together where no knee is known"
+    )
     vae_batch: int = Field(4, ge=1, le=64, description="most images decoded together on one VAE worker")
     prepare_ahead: int = Field(4, ge=0, le=256, description="tasks past unet_batch prepared before a place falls free")
     plan_ahead: int = Field(

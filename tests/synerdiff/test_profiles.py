@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 
 from synerdiff.errors import InvalidRequest
-from synerdiff.profiles import Cell, Choice, ItemCaps, Mechanisms, Profile, ProfileSubject, Setting, dump, load, parse
+from synerdiff.profiles import (
+    Cell,
+    Choice,
+    Evidence,
+    ItemCaps,
+    KneeFound,
+    Mechanisms,
+    Profile,
+    ProfileSubject,
+    Setting,
+    dump,
+    load,
+    parse,
+)
 from synerdiff.skip_cfg import SkipCfgBudget
 
 WHOLE, HALVES = Setting(1, 2, 2), Setting(2, 1, 1)
@@ -102,11 +115,33 @@ def test_overlap_gain_and_knee() -> None:
     assert overhead.knee_rows() == 16
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "error", "of_overhead", "of_none"),
+    [
+        (40, 40, 0.001, 48, 4),  # sure
+        (32, 48, 0.06, 48, 16),  # surely past the 16 of no profile, but not whether fewer were enough
+        (4, 48, 0.06, 16, 16),  # not even that
+        (4, 48, 0.03, 16, 4),
+    ],
+)
+def test_an_unsure_knee_leaves_the_default_only_as_far_as_is_sure(
+    low: int, high: int, error: float, of_overhead: int, of_none: int
+) -> None:
+    def knee(overhead_ms: float) -> int:
+        cells = [cell(rows, 0, overhead_ms + 10 * rows) for rows in (4, 8, 16, 32, 48)]
+        found = KneeFound(40, low, high, error)
+        return Profile(SUBJECT, (*cells, cell(0, 1, 5)), ItemCaps(24, 1), "now", knee=found).knee_rows()
+
+    assert (knee(200), knee(0)) == (of_overhead, of_none)
+
+
 def test_a_profile_survives_the_file(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    path.write_text(dump(profile()))
-    assert load(path) == profile()
-    assert load(path).digest == profile().digest
+    found = Evidence("side by side", 0.8, 0.7, 0.9, 7, taken=True), Evidence("items in step", 1.0, 0.9, 1.1, 28, True)
+    for each in (profile(), replace(profile(), knee=KneeFound(8, 6, 12, 0.01), evidence=found)):
+        path.write_text(dump(each))
+        assert load(path) == each
+        assert load(path).digest == each.digest
     assert sum('"rows"' in line for line in dump(profile()).splitlines()) == len(profile().cells)
     assert pickle.loads(pickle.dumps(profile())) == profile()
 
@@ -120,13 +155,17 @@ def test_the_digest_follows_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda f: f.update(version=99), "version: 99"),
+        (lambda f: f.update(version=1), "version: 1; this SynerDiff reads version 2: profile the device anew"),
         (lambda f: f.pop("version"), "version: missing"),
         (lambda f: f.pop("subject"), "subject: missing"),
         (lambda f: f.pop("caps"), "caps: missing"),
         (lambda f: f["subject"].pop("device"), "device"),
         (lambda f: f.update(surprise=1), "surprise"),
         (lambda f: f["caps"].update(unet=0), "caps: 0 tasks"),
+        (
+            lambda f: f.update(knee={"rows": 8, "low": 10, "high": 12, "error": 0.1}),
+            "knee: .* 1 <= low <= rows <= high",
+        ),
         (lambda f: f["cells"].clear(), "cells: each side"),
         (lambda f: f["cells"][0].update(rows=-2), r"cells\[0\]: a count"),
         (lambda f: f["cells"][0].update(rows=2.5), r"cells\[0\]: a count"),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from synerdiff.profiles import Mechanisms, Profile
+from synerdiff.profiles import UNPROFILED_TASKS, Mechanisms, Profile
 
 Batching = Literal["request", "cohort", "step"]
 Order = Literal["fifo", "sharing", "urgency"]
@@ -18,7 +18,7 @@ class PolicyBounds:
     `unet_batch` bounds a batch where no knee is known or asked for.
     """
 
-    unet_batch: int = 8
+    unet_batch: int = UNPROFILED_TASKS
     vae_batch: int = 4
     prepare_ahead: int = 4
 
