@@ -21,6 +21,7 @@ from services.scheduler.effects import (
     StartJob,
     StoreImage,
 )
+from services.scheduler.foresight import Foresight
 from services.scheduler.holdings import Holdings
 from services.scheduler.snapshots import BatchKey, Policy, Thresholds
 from services.scheduler.tasks import Job, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
@@ -78,6 +79,7 @@ class Engine:
         self.leader_token = leader_token
         self.bounds = bounds or EngineBounds()
         self.holdings = Holdings(self.bounds.max_deaths)
+        self._foresight = Foresight()
         self._ticks: dict[str, int] = {}
 
     def take_effects(self) -> list[Effect]:
@@ -101,23 +103,11 @@ class Engine:
             for index in range(request.num_images)
             if index not in record.images_done
         ]
-        ahead = self._calls_ahead(request.model, request.priority)
-        for place, task in enumerate(tasks):
-            task.read_at_ms, task.calls_ahead = now_ms, ahead + place * request.num_inference_steps
+        self._foresight.look(self.holdings, record, tasks, now_ms)
         started = record.state is not JobState.QUEUED
         self.holdings.add(Job(record, tasks, started, decoding=record.state is JobState.DECODING))
         self._arrived_calls += sum(task.spec.num_inference_steps for task in tasks)
         self.holdings.settle(record.job_id, record.accepted_at_ms)
-
-    def _calls_ahead(self, model: str, priority: int) -> int:
-        """UNet calls that go before those of a new job in order of acceptance, per worker of its model."""
-        workers = sum(lane.model == model and not lane.draining for lane in self.holdings.unet.values())
-        ahead = (
-            task.calls_left
-            for task in self.holdings.tasks.values()
-            if task.key.model == model and self.holdings.jobs[task.job_id].record.request.priority <= priority
-        )
-        return sum(ahead) // max(1, workers)
 
     def job_dropped(self, job_id: str) -> None:
         """Somebody else ended the job (cancelled, abandoned): its slots are free within two ticks."""

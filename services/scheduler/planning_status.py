@@ -4,6 +4,7 @@ from services.scheduler.holdings import Holdings
 from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
 from services.scheduler.policy.controller import ThresholdController
+from services.scheduler.policy.pace import Pace
 from services.scheduler.snapshots import BatchKey, Thresholds
 from synerdiff.profiles import Profile
 from synerdiff.v1 import operations_pb2
@@ -43,13 +44,14 @@ def set_planning_gauges(
 def _profiled(domain: str, key: BatchKey, profile: Profile, observer: Observer) -> operations_pb2.PlanningStatus:
     correction = observer.corrections.get((domain, key))
     original = correction.original if correction and correction.current is profile else profile
+    threshold = observer.thresholds.get(domain, 0.0)
     return operations_pb2.PlanningStatus(
         domain=domain,
         model=key.model,
         width=key.width,
         height=key.height,
-        threshold=observer.thresholds.get(domain, 0.0),
-        knee_rows=profile.knee_rows(),
+        threshold=threshold,
+        knee_rows=Pace.of(profile, threshold or 1.0).rows,
         profile_digest=original.digest,
         profile_made_at=original.made_at,
         profile_origin=", ".join(sorted({cell.origin for cell in original.cells})),

@@ -25,8 +25,9 @@ class Claim(NamedTuple):
     """What speaks for a task's turn, the same for its whole life. Times in unix ms.
 
     `priority`: a smaller number goes first. `deadline_ms`: when its request ends unanswered. `timed`: whether the
-    client asked for that deadline, not the server by default. `read_at_ms`: when the pool read it from the queue;
-    `calls_ahead`: UNet calls that stood before it then, per worker, in order of priority class and acceptance.
+    client asked for that deadline, not the server by default. `first_come_ms`: from its acceptance to its end, had
+    tasks run in order of acceptance, as predicted when the pool read it; `tail_ms`: the P98 of that over the latest
+    tasks of its model and class by then. Both are 0 where nothing was measured.
     """
 
     job_id: str
@@ -35,8 +36,8 @@ class Claim(NamedTuple):
     accepted_at_ms: int
     deadline_ms: int
     timed: bool
-    read_at_ms: int = 0
-    calls_ahead: int = 0
+    first_come_ms: float = 0.0
+    tail_ms: float = 0.0
 
 
 class WaitingTask(NamedTuple):

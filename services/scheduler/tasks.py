@@ -28,7 +28,7 @@ class Task:
 
     `skipped` are the planned calls that skip guidance, ascending. `replay`: what the calls up to `replay_until` did in
     an earlier life of the task, and have to do again for the same picture. `drift`: see `SkipState`.
-    `read_at_ms`, `calls_ahead`: see `Claim`.
+    `first_come_ms`, `tail_ms`: see `Claim`.
     """
 
     spec: TaskSpec
@@ -52,8 +52,8 @@ class Task:
     replay: frozenset[int] = frozenset()
     replay_until: int = 0
     drift: float = 0.0
-    read_at_ms: int = 0
-    calls_ahead: int = 0
+    first_come_ms: float = 0.0
+    tail_ms: float = 0.0
 
     @property
     def calls_left(self) -> int:

@@ -73,8 +73,8 @@ def _claim(task: Task, record: JobRecord) -> Claim:
         record.accepted_at_ms,
         record.deadline_ms,
         request.timed,
-        task.read_at_ms,
-        task.calls_ahead,
+        task.first_come_ms,
+        task.tail_ms,
     )
 
 

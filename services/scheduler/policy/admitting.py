@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from itertools import groupby
 
-from services.scheduler.policy.ordering import Paces, Task, UrgencyOrder, first_come_first
+from services.scheduler.policy.ordering import Task, UrgencyOrder, first_come_first
+from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
 from services.scheduler.snapshots import Admission, PoolSnapshot, UnetLane, WaitingTask
 
@@ -36,7 +37,7 @@ def joining(
     tasks: list[Task] = [*waiting, *(task for room in rooms for task in room.lane.running)]
     order: UrgencyOrder | None = None
     if spec.order == "urgency" and all(task.key in paces for task in tasks):
-        order = UrgencyOrder(tasks, paces, snapshot.now_ms, spec.urgency)
+        order = UrgencyOrder(tasks, paces, snapshot.now_ms, spec.urgency, max(1, len(rooms)))
     admissions = []
     for task in order.sorted(waiting) if order else first_come_first(waiting):
         most = _most_before(task, spec, bounds, paces, snapshot)
@@ -86,7 +87,7 @@ def _most_before(
         return bounds.unet_batch + bounds.prepare_ahead
     budget = snapshot.budgets.get(task.key.model)
     share = budget.share if spec.skip_cfg and budget and task.rows > 1 else 0.0
-    return max(1, int(pace.knee_rows / (task.rows - share))) + bounds.prepare_ahead
+    return max(1, int(pace.rows / (task.rows - share))) + bounds.prepare_ahead
 
 
 def _waiting(snapshot: PoolSnapshot, model: str) -> list[WaitingTask]:

@@ -3,40 +3,21 @@
 `Task` is a waiting or a running one: both have a batch key, rows, calls and a claim.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from math import inf
+from operator import itemgetter
 from typing import TypeVar
 
+from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import Order, Urgency
-from services.scheduler.snapshots import BatchKey, ReadyDecode, RunningTask, WaitingTask
-from synerdiff.profiles import Profile
+from services.scheduler.snapshots import ReadyDecode, RunningTask, WaitingTask
 
 Task = WaitingTask | RunningTask
 T = TypeVar("T", WaitingTask, RunningTask, Task)
 
 # A decode is pressed when its client's deadline is nearer than this.
 _PRESSED_DECODE_MS = 2000
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast tasks of a batch key advance on one worker.
-
-    A call of `knee_rows` rows takes `call_ms`; `least_call_ms` is that of a guided task which has the worker to itself.
-    """
-
-    knee_rows: int
-    call_ms: float
-    least_call_ms: float
-
-    @classmethod
-    def of(cls, profile: Profile) -> "Pace":
-        """The pace that the profile implies."""
-        knee_rows = min(profile.knee_rows(), profile.caps.rows)
-        return cls(knee_rows, profile.latency_ms(knee_rows, 0), profile.latency_ms(2, 0))
-
-
-Paces = Mapping[BatchKey, Pace]
 
 
 def ordered(tasks: Iterable[T], order: Order, paces: Paces, now_ms: int, constants: Urgency) -> list[T]:
@@ -53,52 +34,84 @@ def first_come_first(tasks: Iterable[T]) -> list[T]:
 
 
 class UrgencyOrder:
-    """Priority class first; then the pressed, least slack first; then the request with the least work left.
+    """Priority class first; then the pressed, by their bounds; then the request with the least work left.
 
-    The deadline of a task is its client's, or the fairness bound if that is earlier: `fair_factor` times what serving
-    in order of acceptance would have taken, as predicted when the task arrived. Least work first makes the mean small;
-    the bound is what keeps the long ones from starving. A client's deadline that cannot be met any more presses nobody.
-    Between equals, the one that has begun goes on.
+    Every task has a bound, a time by which it is to end: see `Urgency`. Least work first makes the mean small. A task
+    is pressed once its bound, or a later one that it has to end before, could not be kept if others went first; so
+    bounds that could be kept in order of acceptance are kept in this one. A client's deadline presses as well, its own
+    task alone, and nobody once it cannot be met any more. Between equals, the one that has begun goes on.
+    `workers`: how many work through `tasks`.
     """
 
-    def __init__(self, tasks: Sequence[Task], paces: Paces, now_ms: int, constants: Urgency) -> None:
+    def __init__(self, tasks: Sequence[Task], paces: Paces, now_ms: int, constants: Urgency, workers: int = 1) -> None:
         self._paces = paces
         self._now_ms = now_ms
         self._constants = constants
+        self._workers = workers
         self._job_ms: dict[str, float] = {}
+        self._pressed_by_ms: dict[str, float] = {}
         for task in tasks:
-            job_id, pace = task.claim.job_id, paces[task.key]
-            alone_ms = _calls_left(task) * pace.call_ms * task.rows / 2
+            job_id, alone_ms = task.claim.job_id, _calls_left(task) * paces[task.key].call_ms * task.rows / 2
             self._job_ms[job_id] = self._job_ms.get(job_id, 0.0) + alone_ms
+        work_ms = 0.0
+        for _, of_class in groupby(sorted(tasks, key=_priority), _priority):
+            work_ms = self._press(list(of_class), work_ms)
 
     def sorted(self, tasks: Iterable[T]) -> list[T]:
         """First to go first."""
         return sorted(tasks, key=self.turn)
 
     def turn(self, task: Task) -> tuple[float | str, ...]:
-        """Sorts tasks: the smallest goes first. For tasks of the jobs that this order was made from."""
-        claim, pace = task.claim, self._paces[task.key]
-        slack_ms, allowance_ms = self._slack(task, pace)
-        pressed = slack_ms < self._constants.guard_share * allowance_ms
-        quantum_ms = self._constants.slack_quantum_calls * pace.call_ms
-        rank = slack_ms // quantum_ms if pressed else self._job_ms[claim.job_id]
-        return claim.priority, not pressed, rank, not _started(task), claim.accepted_at_ms, claim.job_id, claim.image
+        """Sorts tasks: the smallest goes first. For tasks that this order was made from."""
+        pressed_by_ms, left_ms = self._pressed_by_ms[task.task_id], self._job_ms[task.claim.job_id]
+        return task.claim.priority, pressed_by_ms, left_ms, *_first_come(task)
 
-    def _slack(self, task: Task, pace: Pace) -> tuple[float, float]:
-        """How long the task could stand still, and how long it may take in all, in ms."""
-        claim, calls = task.claim, _calls_left(task)
-        allowance_ms = self._constants.fair_factor * self._first_come_ms(task, pace)
-        own_ms = claim.deadline_ms - claim.accepted_at_ms
-        reachable = self._now_ms + calls * pace.least_call_ms <= claim.deadline_ms
-        if claim.timed and reachable and own_ms < allowance_ms:
-            allowance_ms = own_ms
-        return claim.accepted_at_ms + allowance_ms - self._now_ms - calls * pace.call_ms, allowance_ms
+    def _press(self, tasks: Sequence[Task], work_ms: float) -> float:
+        """Find the bound that presses each task of a priority class, infinity for none.
 
-    def _first_come_ms(self, task: Task, pace: Pace) -> float:
-        """How long the task would take from acceptance if tasks were served in order of acceptance."""
+        `work_ms`: what the classes before it have to do. Returns that with this class's. Work that is not spread evenly
+        ends later than its sum says, by no more than the longest task takes beyond its share.
+        """
+        tail_ms = self._constants.tail_factor * max(task.claim.tail_ms for task in tasks)
+        lag_ms, due = 0.0, []
+        for bound_ms, task in sorted(((self._bound_ms(t, tail_ms), t) for t in tasks), key=itemgetter(0)):
+            share_ms = self._share_ms(task)
+            work_ms += share_ms
+            lag_ms = max(lag_ms, self._alone_ms(task) - share_ms)
+            due.append((task, bound_ms, self._tight(task, bound_ms, work_ms + lag_ms)))
+        pressed_by_ms = inf
+        for task, bound_ms, tight in reversed(due):
+            pressed_by_ms = bound_ms if tight else pressed_by_ms
+            self._pressed_by_ms[task.task_id] = min(pressed_by_ms, self._deadline_ms(task))
+        return work_ms
+
+    def _bound_ms(self, task: Task, tail_ms: float) -> float:
         claim = task.claim
-        unread_ms = max(0, claim.read_at_ms - claim.accepted_at_ms)
-        return unread_ms + (2 * claim.calls_ahead / pace.knee_rows + task.num_calls) * pace.call_ms
+        most_ms = min(self._constants.fair_factor * claim.first_come_ms, tail_ms)
+        return claim.accepted_at_ms + max(claim.first_come_ms, most_ms)
+
+    def _deadline_ms(self, task: Task) -> float:
+        """The client's, if it presses: infinity while there is time, and once it cannot be met any more."""
+        claim = task.claim
+        if not claim.timed:
+            return inf
+        reachable = self._now_ms + _calls_left(task) * self._paces[task.key].least_call_ms <= claim.deadline_ms
+        pressing = reachable and self._tight(task, claim.deadline_ms, self._alone_ms(task))
+        return claim.deadline_ms if pressing else inf
+
+    def _tight(self, task: Task, end_ms: float, work_ms: float) -> bool:
+        """Whether so much work leaves too little time until then."""
+        allowance_ms = end_ms - task.claim.accepted_at_ms
+        return end_ms - self._now_ms - work_ms < self._constants.guard_share * allowance_ms
+
+    def _share_ms(self, task: Task) -> float:
+        """What the task takes of the time of all workers."""
+        pace = self._paces[task.key]
+        return (_calls_left(task) * task.rows * pace.call_ms / pace.rows + pace.decode_ms) / self._workers
+
+    def _alone_ms(self, task: Task) -> float:
+        """What the task takes if it is never set aside."""
+        return _calls_left(task) * self._paces[task.key].call_ms
 
 
 def decodes_in_order(decodes: Sequence[ReadyDecode], now_ms: int) -> list[ReadyDecode]:
@@ -115,6 +128,10 @@ def decodes_in_order(decodes: Sequence[ReadyDecode], now_ms: int) -> list[ReadyD
 def _first_come(task: Task) -> tuple[bool, int, int, str, int]:
     claim = task.claim
     return not _started(task), claim.priority, claim.accepted_at_ms, claim.job_id, claim.image
+
+
+def _priority(task: Task) -> int:
+    return task.claim.priority
 
 
 def _started(task: Task) -> bool:

@@ -1,12 +1,13 @@
 """The policy: one code path for every `PolicySpec`. Pure: its memory holds nothing but what it worked out before."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from services.scheduler.planner.planned_round import PlanQuery
 from services.scheduler.policy.admitting import joining, whole_requests
-from services.scheduler.policy.ordering import Pace, decodes_in_order
+from services.scheduler.policy.ordering import decodes_in_order
+from services.scheduler.policy.pace import Pace
 from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec
 from services.scheduler.policy.rounds import RoundSource, Work, decodes_first, filled, plain_unet_batches
 from services.scheduler.policy.running_set import Rules, RunningSet, running_set
@@ -28,8 +29,6 @@ from synerdiff.profiles import ItemCaps, Profile
 
 __all__ = ["POLICIES", "ConfiguredPolicy", "PolicyBounds", "PolicySpec"]
 
-_REMEMBERED_PACES = 256
-
 
 class ConfiguredPolicy:
     """A policy as its spec says. `rounds` answers what the programme asks; without it, no programme is planned."""
@@ -38,7 +37,6 @@ class ConfiguredPolicy:
         self.spec = spec
         self.bounds = bounds
         self._rounds = rounds
-        self._paces: dict[str, Pace] = {}
 
     @property
     def name(self) -> str:
@@ -49,7 +47,7 @@ class ConfiguredPolicy:
         """Which waiting tasks to place, and where."""
         paces: dict[BatchKey, Pace] = {}
         for (_, key), profile in snapshot.profiles.items():
-            paces.setdefault(key, self._pace(profile))
+            paces.setdefault(key, Pace.of(profile))
         admissions: list[Admission] = []
         for model in sorted({lane.model for lane in snapshot.unet}):
             if self.spec.batching == "step":
@@ -61,19 +59,11 @@ class ConfiguredPolicy:
 
     def plan(self, snapshot: DomainSnapshot) -> TickPlan:
         """The next tick of a domain; no items when there is nothing to do."""
-        paces = {key: self._pace(profile) for key, profile in snapshot.profiles.items()}
-        return _Tick(self.spec, self.bounds, self._rounds, paces, snapshot).plan()
+        return _Tick(self.spec, self.bounds, self._rounds, snapshot).plan()
 
     def plan_ahead(self, profile: Profile | None) -> int:
         """Plans under way per worker."""
         return self.spec.mechanisms(profile).plan_ahead
-
-    def _pace(self, profile: Profile) -> Pace:
-        if profile.digest not in self._paces:
-            if len(self._paces) >= _REMEMBERED_PACES:
-                self._paces.clear()
-            self._paces[profile.digest] = Pace.of(profile)
-        return self._paces[profile.digest]
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,6 @@ class _Tick:
         spec: PolicySpec,
         bounds: PolicyBounds,
         rounds: RoundSource | None,
-        paces: Mapping[BatchKey, Pace],
         snapshot: DomainSnapshot,
     ) -> None:
         self._spec = spec
@@ -100,6 +89,7 @@ class _Tick:
         self._rounds = rounds
         self._snapshot = snapshot
         self._threshold = snapshot.threshold if spec.controller else spec.threshold
+        paces = {key: Pace.of(profile, self._threshold) for key, profile in snapshot.profiles.items()}
         self._rules = Rules(spec, bounds, paces, snapshot.budgets)
         self._in_step: list[bool] = []
         self._why: list[str] = []
@@ -223,7 +213,7 @@ class _Tick:
             one_row=work.one_row,
             threshold=self._threshold,
             skip_price_ms=(prices.busy_ms if busy else prices.idle_ms) if work.skips else 0.0,
-            round_weight=self._spec.round_weight if busy else 0.0,
+            round_weight=self._spec.round_weight * len(work.seats),
             beside=mechanisms.beside,
             chunking=mechanisms.chunking,
         )

@@ -27,14 +27,14 @@ class PolicyBounds:
 class Urgency:
     """The constants of the order of urgency.
 
-    A task is pressed when its slack is below `guard_share` of its allowance. `fair_factor`: the allowance of a task
-    without a deadline of its own, as a multiple of what serving in order of acceptance would have taken. Slack is
-    compared in steps of `slack_quantum_calls` UNet calls: finer would make pressed tasks take turns at every step.
+    A task without a deadline of its own may take up to `fair_factor` times what it would have taken in order of
+    acceptance, but no more than `tail_factor` times what 98 in 100 of the latest tasks would have. It is pressed when
+    its slack is below `guard_share` of that.
     """
 
     fair_factor: float = 2.0
-    guard_share: float = 0.1
-    slack_quantum_calls: int = 8
+    tail_factor: float = 1.0
+    guard_share: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PolicySpec:
     ready beside the UNet, "decodes_first" serves decodes alone before each round, "programme" asks the planner.
     `controller`: the threshold follows the load, else it is `threshold`. `chunking`, `plan_ahead` and `in_step`: None
     leaves them to what the profile says pays on the device. `round_weight`: ms of summed decode completion that a ms of
-    the round is worth while tasks wait. `round_decodes`: most decodes of one planned round. `await_ends`: no
+    the round is worth to each task that steps. `round_decodes`: most decodes of one planned round. `await_ends`: no
     round is planned past the last call of a task, so that its decode is in the next one.
     """
 

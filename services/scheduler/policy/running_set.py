@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import tee
 from typing import NamedTuple
 
-from services.scheduler.policy.ordering import Paces, ordered
+from services.scheduler.policy.ordering import ordered
+from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
 from services.scheduler.policy.skip_policy import Standing, even_skips, rows, standing
 from services.scheduler.snapshots import BatchKey, RunningTask, UnetLane
@@ -84,4 +85,4 @@ def _part(key: BatchKey, standings: Sequence[Standing], rules: Rules, skipping: 
     if pace is None or not rules.spec.knee:
         return len(standings) / rules.bounds.unet_batch
     skips = even_skips(standings) if skipping else 0
-    return rows(standings, skips) / pace.knee_rows
+    return rows(standings, skips) / pace.rows

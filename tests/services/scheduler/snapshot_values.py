@@ -15,9 +15,10 @@ def claim(
     accepted_ms: int = 0,
     deadline_ms: int = 10**9,
     timed: bool = False,
-    calls_ahead: int = 0,
+    first_come_ms: float = 1e6,
+    tail_ms: float = 1e6,
 ) -> Claim:
-    return Claim(job_id, image, priority, accepted_ms, deadline_ms, timed, accepted_ms, calls_ahead)
+    return Claim(job_id, image, priority, accepted_ms, deadline_ms, timed, first_come_ms, tail_ms)
 
 
 def running(
@@ -29,18 +30,18 @@ def running(
     of: int = 20,
     skip: SkipState = FREE_TO_SKIP,
     image: int = 0,
-    **claims: int,
+    **claims: float,
 ) -> RunningTask:
     return RunningTask(f"{job_id}/{image}", key, rows, at, of, claim(job_id, image=image, **claims), skip)  # type: ignore[arg-type]
 
 
 def waiting(
-    job_id: str, *, key: BatchKey = KEY, rows: int = 2, of: int = 20, image: int = 0, **claims: int
+    job_id: str, *, key: BatchKey = KEY, rows: int = 2, of: int = 20, image: int = 0, **claims: float
 ) -> WaitingTask:
     return WaitingTask(f"{job_id}/{image}", key, rows, of, claim(job_id, image=image, **claims))  # type: ignore[arg-type]
 
 
-def decode(job_id: str, *, key: BatchKey = KEY, domain: str = "d", **claims: int) -> ReadyDecode:
+def decode(job_id: str, *, key: BatchKey = KEY, domain: str = "d", **claims: float) -> ReadyDecode:
     return ReadyDecode(f"{job_id}/0", key, domain, claim(job_id, **claims))  # type: ignore[arg-type]
 
 

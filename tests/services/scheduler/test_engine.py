@@ -250,22 +250,6 @@ def test_priority_goes_first() -> None:
     assert next(iter(world.engine.holdings.unet["u0"].tasks)) == "urgent/0"
 
 
-def test_a_task_remembers_what_stood_before_it() -> None:
-    world = World(unets=2)
-    world.attach_all()
-    world.engine.job_arrived(job("low", steps=40, priority=Priority.LOW))
-    world.engine.job_arrived(job("first", steps=10))
-    world.engine.job_arrived(job("pair", steps=4, images=2), now_ms=7)
-    tasks = world.engine.holdings.tasks
-    assert {name: task.calls_ahead for name, task in tasks.items()} == {
-        "low/0": 0,
-        "first/0": 0,
-        "pair/0": 10 // 2,
-        "pair/1": 10 // 2 + 4,
-    }
-    assert [task.read_at_ms for task in tasks.values()] == [0, 0, 7, 7]
-
-
 def test_work_spreads_over_workers() -> None:
     world = World(unets=2, domains=2)
     for name in "abcd":

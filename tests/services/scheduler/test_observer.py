@@ -10,6 +10,7 @@ from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
 from services.scheduler.planning_status import planning_statuses, set_planning_gauges
 from services.scheduler.policy.controller import ThresholdController
+from services.scheduler.policy.pace import Pace
 from services.scheduler.snapshots import DomainSnapshot
 from services.scheduler.tasks import Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.ticks import TickLog
@@ -137,7 +138,7 @@ def test_operators_see_profiles_and_domains_without_one(reporter: Reporter) -> N
     reporter.unet(8, 80.0)
     profiled, bare = planning_statuses(reporter.holdings, reporter.observer)
     assert (profiled.domain, profiled.model, profiled.width, profiled.threshold) == ("d", "m", 64, 0.8)
-    assert (profiled.knee_rows, profiled.profile_origin) == (profile().knee_rows(), "measured")
+    assert (profiled.knee_rows, profiled.profile_origin) == (Pace.of(profile(), 0.8).rows, "measured")
     assert (profiled.profile_made_at, profiled.profile_corrected) == ("2026-11-22T00:00:00Z", False)
     assert (bare.domain, bare.profile_digest) == ("bare", "")
 

@@ -1,11 +1,12 @@
 """Orders: who goes first, and that nobody waits for ever."""
 
-from services.scheduler.policy.ordering import Pace, decodes_in_order, ordered
+from services.scheduler.policy.ordering import UrgencyOrder, decodes_in_order, ordered
+from services.scheduler.policy.pace import Pace
 from services.scheduler.policy.policy_spec import Urgency
 from services.scheduler.snapshots import RunningTask
 from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, decode, running
 
-PACE = Pace(knee_rows=4, call_ms=10.0, least_call_ms=6.0)
+PACE = Pace(rows=4, call_ms=10.0, least_call_ms=6.0, decode_ms=0.0)
 PACES = {KEY: PACE}
 
 
@@ -44,48 +45,61 @@ def test_of_equals_the_one_that_has_begun_goes_on_then_the_oldest() -> None:
 
 
 def test_a_task_out_of_slack_goes_before_shorter_ones() -> None:
-    # Alone in first-come order it would have taken 50 calls of 10 ms; twice that is its allowance.
-    long, short = running("long", of=50), running("short", of=8, accepted_ms=450)
+    # In order of acceptance it would have taken 500 ms; twice that is its bound, and 500 ms it still takes alone.
+    long = running("long", of=50, first_come_ms=500, tail_ms=2000)
+    short = running("short", of=8, accepted_ms=450, first_come_ms=2000, tail_ms=2000)
     assert by_urgency(long, short, now_ms=300) == ["short", "long"]
-    assert by_urgency(long, short, now_ms=450) == ["long", "short"]
+    assert by_urgency(long, short, now_ms=490) == ["long", "short"]
 
 
-def test_work_that_stood_before_a_task_gives_it_more_time() -> None:
-    # 80 calls of others, two at a time, are 400 ms more in first-come order, so 800 ms more allowance.
-    long, short = running("long", of=50, calls_ahead=80), running("short", of=8, accepted_ms=1150)
-    assert by_urgency(long, short, now_ms=1050) == ["short", "long"]
-    assert by_urgency(long, short, now_ms=1150) == ["long", "short"]
+def test_nobody_waits_longer_than_the_tail_but_who_would_have_in_order_of_acceptance() -> None:
+    short = running("short", of=8, first_come_ms=5000, tail_ms=700)
+    for first_come_ms, pressed_at_ms in ((500, 200), (1200, 700)):
+        long = running("long", of=50, first_come_ms=first_come_ms, tail_ms=700)
+        assert by_urgency(long, short, now_ms=pressed_at_ms - 150) == ["short", "long"]
+        assert by_urgency(long, short, now_ms=pressed_at_ms) == ["long", "short"]
+
+
+def test_those_who_have_to_end_before_a_pressed_one_go_before_it() -> None:
+    """Alone, the last of them would keep its bound; behind the others it cannot, so they may not be late either."""
+    queue = [running(f"long{k}", of=50, first_come_ms=900 + k, tail_ms=2000) for k in range(6)]
+    short = running("short", of=8, first_come_ms=5000, tail_ms=2000)
+    assert by_urgency(short, queue[-1], now_ms=300)[0] == "short"
+    assert by_urgency(short, *queue, now_ms=300)[-1] == "short"
+
+
+def test_a_higher_class_leaves_less_time_for_a_lower_one() -> None:
+    low = [running(name, of=50, priority=3, first_come_ms=500, tail_ms=1000) for name in ("low",)]
+    short = running("short", of=8, priority=3, first_come_ms=5000, tail_ms=1000)
+    high = [running(f"high{k}", of=50, priority=1, first_come_ms=500, tail_ms=1000) for k in range(2)]
+    assert by_urgency(*low, short, now_ms=250) == ["short", "low"]
+    assert by_urgency(*low, short, *high, now_ms=250) == ["high0", "high1", "low", "short"]
+
+
+def test_work_takes_less_time_on_more_workers() -> None:
+    queue = [running(f"long{k}", of=50, first_come_ms=900 + k, tail_ms=2000) for k in range(6)]
+    short = running("short", of=8, first_come_ms=5000, tail_ms=2000)
+    tasks = [short, *queue]
+    assert UrgencyOrder(tasks, PACES, 300, Urgency(), workers=1).sorted(tasks)[-1] is short
+    assert UrgencyOrder(tasks, PACES, 300, Urgency(), workers=3).sorted(tasks)[0] is short
 
 
 def test_a_clients_deadline_presses_while_it_can_be_met() -> None:
-    timed = running("timed", of=20, timed=True, deadline_ms=300, calls_ahead=1000)
-    untimed = running("untimed", of=20, deadline_ms=300, calls_ahead=1000)
-    short = running("short", of=8, calls_ahead=1000)
+    timed = running("timed", of=20, timed=True, deadline_ms=300)
+    untimed = running("untimed", of=20, deadline_ms=300)
+    short = running("short", of=8)
     assert by_urgency(timed, untimed, short, now_ms=0) == ["short", "timed", "untimed"]
     assert by_urgency(timed, untimed, short, now_ms=150) == ["timed", "short", "untimed"]
     assert by_urgency(timed, untimed, short, now_ms=190) == ["short", "timed", "untimed"], "it is too late for it"
 
 
-def test_pressed_tasks_do_not_take_turns_at_every_step() -> None:
-    """Least slack first, but a task that runs keeps its slack while the others lose theirs."""
-    tasks = {name: running(name, of=50, accepted_ms=k) for k, name in enumerate("ab")}
-    switches, last = 0, ""
-    for step in range(60):
-        first = by_urgency(*tasks.values(), now_ms=600 + 10 * step)[0]
-        switches += first != last
-        last = first
-        tasks[first] = tasks[first]._replace(next_call=tasks[first].next_call + 1)
-        tasks = {name: task for name, task in tasks.items() if task.next_call < task.num_calls}
-    assert switches <= 60 / 8 + 1
-
-
 def test_a_stream_of_short_tasks_does_not_starve_a_long_one() -> None:
     """One at a time, every 8 calls a new task of 8 calls: the shortest first alone would never serve the long one."""
-    now_ms, long = 0, running("long", of=50)
+    now_ms, long = 0, running("long", of=50, first_come_ms=500, tail_ms=2000)
     shorts: list[RunningTask] = []
     for step in range(1000):
         if step % 8 == 0:
-            shorts.append(running(f"short{step}", of=8, accepted_ms=now_ms, calls_ahead=50))
+            shorts.append(running(f"short{step}", of=8, accepted_ms=now_ms, first_come_ms=500, tail_ms=2000))
         first = ordered([long, *shorts], "urgency", PACES, now_ms, Urgency())[0]
         now_ms += 10
         advanced = first._replace(next_call=first.next_call + 1)

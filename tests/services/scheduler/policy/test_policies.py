@@ -28,8 +28,10 @@ from synerdiff.skip_cfg import SkipCfgBudget
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, decode, running, unet_lane, waiting
 
-# Four rows are within a twentieth of the best throughput: two tasks at once.
-PROFILE = straight_line_profile(step_ms=1.5, row_ms=5.0, caps=ItemCaps(4, 2))
+# Eight rows have the best throughput, four are within a twentieth of it.
+STRAIGHT = straight_line_profile(step_ms=1.5, row_ms=5.0, caps=ItemCaps(4, 2))
+# Four rows have the best: two tasks at once.
+PROFILE = STRAIGHT.with_cells(replace(c, median_ms=1.1 * c.median_ms) if c.rows > 4 else c for c in STRAIGHT.cells)
 CHUNKED = replace(
     straight_line_profile(step_ms=1.5, row_ms=5.0, caps=ItemCaps(4, 2), chunks=(1, 3)),
     mechanisms=Mechanisms(chunking=True, plan_ahead=1),
@@ -227,6 +229,12 @@ def test_synerdiff_runs_no_more_rows_than_the_knee_and_sets_the_others_aside() -
     assert sorted(stepped(plan)) == ["mid/0", "short/0"]
     assert stepped(policy("continuous").plan(snapshot(lane))) == ["long/0", "mid/0", "short/0"]
     assert len(stepped(policy(replace(POLICIES["synerdiff"], order="sharing")).plan(snapshot(lane)))) == 3
+
+
+def test_the_lower_the_threshold_the_fewer_tasks_run_at_once() -> None:
+    lane = unet_lane(*(running(name) for name in "abcde"))
+    assert len(stepped(policy("synerdiff").plan(replace(snapshot(lane, profile=STRAIGHT), threshold=1.0)))) == 4
+    assert len(stepped(policy("synerdiff").plan(replace(snapshot(lane, profile=STRAIGHT), threshold=0.5)))) == 2
 
 
 def test_skipping_guidance_lets_more_tasks_in_while_others_wait_and_nobody_skips_at_ease() -> None:

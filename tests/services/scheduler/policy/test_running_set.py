@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from services.scheduler.policy.ordering import Pace
+from services.scheduler.policy.pace import Pace
 from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
 from services.scheduler.policy.running_set import Rules, running_set
 from services.scheduler.snapshots import RunningTask
@@ -12,7 +12,7 @@ from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, running, un
 RULES = Rules(
     spec=POLICIES["synerdiff"],
     bounds=PolicyBounds(unet_batch=3),
-    paces={key: Pace(knee_rows=6, call_ms=10.0, least_call_ms=6.0) for key in (KEY, OTHER_KEY)},
+    paces={key: Pace(rows=6, call_ms=10.0, least_call_ms=6.0, decode_ms=0.0) for key in (KEY, OTHER_KEY)},
     budgets={"a": SkipCfgBudget("reuse", share=0.5, longest_run=1)},
 )
 UNSKIPPED = replace(RULES, budgets={})
@@ -38,7 +38,7 @@ def test_skips_make_room_while_tasks_wait() -> None:
 
 
 def test_a_task_above_the_knee_runs_alone() -> None:
-    narrow = replace(UNSKIPPED, paces={KEY: Pace(1, 10.0, 6.0)})
+    narrow = replace(UNSKIPPED, paces={KEY: Pace(1, 10.0, 6.0, 0.0)})
     assert run(running("a"), running("b"), rules=narrow) == (["a"], True, 1)
 
 
