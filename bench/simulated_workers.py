@@ -233,7 +233,7 @@ class SimulatedWorker:
         record = WorkerRecord(
             self.servicer.worker_id, kind, address, CARD, self.pool, self.domain, boot_id(), os.getpid()
         )
-        self.announcing = asyncio.create_task(keep_announced(registry, record))
+        self.announcing = asyncio.create_task(keep_announced(registry, lambda: record))
 
 
 async def serve(redis_url: str, domains: int, tick_s: float, decode_s: float, slots: int) -> dict[str, float]:

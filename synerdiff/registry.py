@@ -6,6 +6,7 @@ Model cards stay when their workers go: a known model without a worker just now 
 import asyncio
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -31,10 +32,11 @@ log = get_logger("registry")
 class WorkerRecord:
     """A worker and how to reach it. `address` is host:port; `domain` names the GPU or CPU that it shares.
 
-    `device`, `dtype`, `model_digest`, `threads` (CPU threads; 0 on GPUs) and `mps_thread_percent` (its share of the
-    GPU's threads under CUDA MPS; 0: not under MPS) say which profile is of this worker. `memory_limit_bytes` of device
-    memory are what it may take; 0: all there is. `draining`: it takes nothing new; what it holds, a new leader has to
-    find.
+    `device`, `dtype`, `model_digest`, `threads` (CPU threads; 0 on GPUs), `mps_thread_percent` (its share of the GPU's
+    threads under CUDA MPS; 0: not under MPS) and `execution` ("eager"; "compiled": a package serves the native size)
+    say which profile is of this worker. `memory_format`: how its convolution weights lie. `memory_limit_bytes` of
+    device memory are what it may take; 0: all there is. `draining`: it takes nothing new; what it holds, a new leader
+    has to find.
     """
 
     worker_id: str
@@ -51,6 +53,8 @@ class WorkerRecord:
     threads: int = 0
     mps_thread_percent: int = 0
     memory_limit_bytes: int = 0
+    execution: str = "eager"
+    memory_format: str = ""
     draining: bool = False
 
 
@@ -138,20 +142,22 @@ class WorkerRegistry:
         return sorted(cards, key=lambda card: card.name)
 
 
-async def keep_announced(registry: WorkerRegistry, record: WorkerRecord, ttl_s: float = 10.0) -> None:
-    """Announce a worker every third of the TTL until cancelled, over any trouble with Redis; then withdraw it."""
+async def keep_announced(registry: WorkerRegistry, record: Callable[[], WorkerRecord], ttl_s: float = 10.0) -> None:
+    """Announce a worker, as it is then, every third of the TTL until cancelled, over any trouble with Redis; then
+    withdraw it.
+    """
     try:
         while True:
             try:
-                await registry.announce(record, ttl_s)
+                await registry.announce(record(), ttl_s)
             except (RedisError, OSError) as error:
-                log.warning("could not announce the worker", worker=record.worker_id, error=str(error))
+                log.warning("could not announce the worker", worker=record().worker_id, error=str(error))
             await asyncio.sleep(ttl_s / 3)
     finally:
         try:
-            await registry.withdraw(record.worker_id)
+            await registry.withdraw(record().worker_id)
         except (RedisError, OSError) as error:
-            log.warning("could not withdraw the worker", worker=record.worker_id, error=str(error))
+            log.warning("could not withdraw the worker", worker=record().worker_id, error=str(error))
 
 
 def _known(kind: type[T], fields: dict[str, Any]) -> T:

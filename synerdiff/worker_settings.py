@@ -1,13 +1,15 @@
 """What every stage worker can be told, beside what every service can."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from synerdiff.latents.transports import TransportChoice
 from synerdiff.mps import device_ordinal
-from synerdiff.settings import ServiceSettings
+from synerdiff.settings import OptionalFile, ServiceSettings
+
+CompileMode = Literal["auto", "off", "wait"]
 
 
 class WorkerSettings(ServiceSettings):
@@ -22,6 +24,19 @@ class WorkerSettings(ServiceSettings):
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the model runs: cpu, cuda or cuda:N")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads it computes with; 0: as many as there are cores")
+    compile: CompileMode = Field(
+        "auto",
+        description="on CPUs: compile the model; auto: in the background, wait: before this worker serves, off: never",
+    )
+    compile_cache: OptionalFile = Field(
+        None,
+        description="where compiled models are kept; none: synerdiff/compiled in the user's cache folder",
+    )
+    compile_cache_bytes: int = Field(8 * 2**30, ge=2**20, le=2**50, description="most bytes of compiled models kept")
+    compile_limit_s: float = Field(3600.0, gt=0, le=86400, description="longest time that compiling one part may take")
+    compile_memory_bytes: int = Field(
+        8 * 2**30, ge=2**28, le=2**50, description="most memory of the process that compiles"
+    )
     cuda_graphs: bool = Field(True, description="on GPUs: replay a captured CUDA graph per batch shape")
     memory_limit_bytes: int = Field(
         0, ge=0, le=2**50, description="on GPUs: most device memory to take; 0: what CUDA MPS allows, or all there is"

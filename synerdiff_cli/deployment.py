@@ -9,6 +9,7 @@ from pathlib import Path
 from synerdiff.host import usable_cores
 from synerdiff.redis_process import answers, find_redis_server, free_port, redis_command, redis_url
 from synerdiff.rpc import READINESS, open_channel, serving
+from synerdiff.worker_settings import CompileMode
 from synerdiff_cli.supervisor import ChildSpec
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "emoji" / "model"
@@ -29,7 +30,8 @@ class ModelSource:
 class LocalOptions:
     """What `up` can be told. `threads`: CPU threads of each worker, 0 for an equal share; no `redis_url`: a Redis of
     its own. `profile`: a profile file, absolute; `idle_profile`: measure one where there is none and nothing to do.
-    `worker_threads`, `worker_environment`: threads, and further variables, by kind of worker (unet, vae)."""
+    `worker_threads`, `worker_environment`: threads, and further variables, by kind of worker (unet, vae). `compile`: as
+    workers take it; what is compiled is kept in the user's cache folder."""
 
     data_dir: Path
     models: tuple[ModelSource, ...]
@@ -43,6 +45,7 @@ class LocalOptions:
     threads: int = 0
     profile: Path | None = None
     idle_profile: bool = False
+    compile: CompileMode = "off"
     worker_threads: Mapping[str, int] = field(default_factory=dict)
     worker_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
@@ -131,7 +134,7 @@ def _worker_child(
     name = f"{kind}-{source.name}-{index}"
     arguments = ["--listen", address, "--redis-url", redis, "--worker-id", name]
     arguments += ["--model", str(source.path), "--model-name", source.name]
-    arguments += ["--dtype", options.dtype, "--threads", str(_threads(options, kind))]
+    arguments += ["--dtype", options.dtype, "--threads", str(_threads(options, kind)), "--compile", options.compile]
     child = _service(options, name, f"services.{kind}_worker", arguments, address)
     return replace(child, environment={**child.environment, **options.worker_environment.get(kind, {})})
 

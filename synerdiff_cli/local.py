@@ -40,6 +40,17 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Compile(StrEnum):
+    """Whether the workers compile their models."""
+
+    AUTO = "auto"
+    OFF = "off"
+    WAIT = "wait"
+
+
+CompileOption = Annotated[
+    Compile, typer.Option(help="Compile the model: auto in the background, wait before serving, off never.")
+]
 DtypeOption = Annotated[Dtype, typer.Option(help="What to compute in; auto: what the device does best.")]
 Threads = Annotated[int, typer.Option(help="CPU threads of each worker; 0: an equal share of the cores.", min=0)]
 Policy = Annotated[str, typer.Option(help="How batches are made. Default: the scheduler's.")]
@@ -61,6 +72,7 @@ def up(
         Path | None, typer.Option(help="Profile of this machine, as `synerdiff profile` wrote it.", dir_okay=False)
     ] = None,
     idle_profile: Annotated[bool, typer.Option(help="Measure a profile when idle where there is none.")] = True,
+    compile: CompileOption = Compile.AUTO,
     data_dir: Annotated[Path | None, typer.Option(help="For logs and Redis' data. Default: user state folder.")] = None,
 ) -> None:
     """Run everything on this machine until Ctrl-C. The address goes to stdout once requests are served.
@@ -81,6 +93,7 @@ def up(
             threads=threads,
             profile=_readable(profile),
             idle_profile=idle_profile,
+            compile=compile.value,
         )
         run(_stay_up(options))
 

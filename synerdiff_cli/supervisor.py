@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from synerdiff import lifeline
 from synerdiff.settings import EXIT_BAD_SETTINGS
-from synerdiff_cli import lifeline
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ from services.unet_worker.guidance import GuidanceRows
 from services.unet_worker.guidance_memory import drift, predict_differences
 from services.unet_worker.sampler_table import SamplerTable
 from services.unet_worker.tasks import DenoisingTask
+from synerdiff.models.compiled import CompiledUnet
 from synerdiff.models.device import Device, DeviceFailed
 from synerdiff.models.family import Conditioning, UnetSide
-from synerdiff.models.graphed_unet import GraphedUnet
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class StepOutcome:
 
 
 class Denoiser:
-    """Advances tasks by one UNet call each. One thread at a time."""
+    """Advances tasks by one UNet call each. One thread at a time. `unet`: how its calls are made."""
 
-    def __init__(self, unet_side: UnetSide) -> None:
+    def __init__(self, unet_side: UnetSide, unet: CompiledUnet | None = None) -> None:
         self._unet_side = unet_side
-        self._unet = GraphedUnet(unet_side)
+        self._unet = unet or CompiledUnet(unet_side)
 
     @property
     def compute(self) -> Device:

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
 
@@ -20,12 +20,15 @@ from synerdiff.cards import ModelCard
 from synerdiff.errors import SynerDiffError
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.service import LatentsArenaServicer
-from synerdiff.models.announcement import worker_record
+from synerdiff.models.announcement import compile_subject, worker_record
+from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, CompilerOptions, no_request
+from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
 from synerdiff.models.device import DeviceOptions, open_device
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import load_unet_side
+from synerdiff.models.memory_format import FormatChoice, settle_memory_format
 from synerdiff.models.threads import limit_torch_threads
 from synerdiff.mps import DeviceShare, device_share
 from synerdiff.redis_client import connect
@@ -39,6 +42,9 @@ from synerdiff.v1 import stages_pb2_grpc
 
 UNET_STAGE = "synerdiff.v1.UnetStage"
 LATENTS_ARENA = "synerdiff.v1.LatentsArena"
+
+# Rows of the call by which the weights' memory format is chosen.
+_TYPICAL_ROWS = 16
 
 log = get_logger("process")
 
@@ -75,11 +81,14 @@ async def serve(settings: UnetWorkerSettings) -> int:
     host = ServiceHost(tls=settings.server_tls())
     await host.start_health(settings.health_listen)
     share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes)
+    compiler = BackgroundCompiler(CompilerOptions.of(settings))
     try:
-        unet_side, card = await load_unless_stopped(partial(_load, settings, share), stop)
-    except (ModelLoadError, SynerDiffError):
+        loaded = await load_unless_stopped(partial(_load, settings, share, compiler), stop)
+    except BaseException:
+        compiler.close()
         await host.drain(0)
         raise
+    unet_side, card = loaded.unet_side, loaded.card
     arena = create_arena(
         settings.slots,
         slot_bytes(unet_side, card.max_side),
@@ -87,17 +96,23 @@ async def serve(settings: UnetWorkerSettings) -> int:
         choice=settings.transport_choice(),
     )
     worker = UnetWorker(
-        unet_side, arena, threads=settings.threads, embedding_cache_bytes=settings.embedding_cache_bytes
+        unet_side,
+        arena,
+        threads=settings.threads,
+        embedding_cache_bytes=settings.embedding_cache_bytes,
+        unet=loaded.unet,
     )
     worker_id = settings.worker_id or f"unet-{uuid.uuid4().hex[:12]}"
     try:
         serve_metrics(settings.metrics_port)
         address = await start_services(host, worker, arena, worker_id, settings)
         record = worker_record("unet", worker_id, address, card, unet_side, share, settings)
-        await _serve_announced(host, worker, record, settings, stop)
+        record = replace(record, memory_format=loaded.memory_format)
+        await _serve_announced(host, worker, lambda: replace(record, execution=loaded.unet.execution), settings, stop)
         return 1 if worker.crashed.is_set() else 0
     finally:
         await worker.close()
+        await asyncio.to_thread(compiler.close)
         arena.close()
 
 
@@ -120,8 +135,11 @@ def slot_bytes(unet_side: UnetSide, max_side: int) -> int:
     return channels * rows * columns * unet_side.dtype.itemsize
 
 
-def warm_up(unet_side: UnetSide, card: ModelCard) -> None:
-    """One guided UNet call at the native size: a model that cannot run shows before it is announced."""
+def warm_up(unet_side: UnetSide, unet: CompiledUnet, card: ModelCard) -> float:
+    """One guided UNet call at the native size: a model that cannot run shows before it is announced.
+
+    Returns the seconds that it took.
+    """
     spec = TaskSpec(
         task_id="warm-up/0",
         prompt="",
@@ -135,10 +153,22 @@ def warm_up(unet_side: UnetSide, card: ModelCard) -> None:
         preview_every=0,
     )
     prepared = TaskPreparer(unet_side, embedding_cache_bytes=0).prepare([spec])
-    Denoiser(unet_side).step([prepared[0].task])
+    started = time.perf_counter()
+    Denoiser(unet_side, unet).step([prepared[0].task])
+    return time.perf_counter() - started
 
 
-def _load(settings: UnetWorkerSettings, share: DeviceShare) -> tuple[UnetSide, ModelCard]:
+@dataclass(frozen=True)
+class _Loaded:
+    """What a worker serves with. `memory_format`: how the UNet's weights lie."""
+
+    unet_side: UnetSide
+    unet: CompiledUnet
+    card: ModelCard
+    memory_format: str
+
+
+def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: BackgroundCompiler) -> _Loaded:
     started = time.perf_counter()
     device = open_device(settings.device, DeviceOptions(settings.cuda_graphs, share.memory_limit_bytes))
     dtype = dtype_from_name(settings.dtype, device)
@@ -150,21 +180,49 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare) -> tuple[UnetSide, M
         default_sampler(config),
         settings.max_side or None,
     )
-    warm_up(unet_side, card)
+    subject = compile_subject("unet", settings.model, unet_side)
+    unet = CompiledUnet(unet_side, compiler.requests_like(subject) if device.compiles else no_request)
+    weights = _settled_format(unet_side, warm_up(unet_side, unet, card))
+    compiler.wait()
     seconds = round(time.perf_counter() - started, 2)
-    log.info("model loaded", model=card.name, family=card.family, dtype=dtype_name(dtype), seconds=seconds)
-    return unet_side, card
+    log.info(
+        "model loaded",
+        model=card.name,
+        family=card.family,
+        dtype=dtype_name(dtype),
+        memory_format=weights.name,
+        channels_last_ratio=weights.ratio,
+        execution=unet.execution,
+        seconds=seconds,
+    )
+    return _Loaded(unet_side, unet, card, weights.name)
+
+
+def _settled_format(unet_side: UnetSide, call_s: float) -> FormatChoice:
+    """The weights as they are faster with a typical batch. `call_s`: what a call of two rows takes at most."""
+    inputs = unet_inputs(unet_side, unet_side.latent_shape(*unet_side.native_size), _TYPICAL_ROWS)
+    latents, timesteps, conditioning = inputs[0], inputs[1], conditioning_of(*inputs[2:])
+    return settle_memory_format(
+        unet_side.unet,
+        lambda: unet_side.predict(latents, timesteps, conditioning),
+        unet_side.compute,
+        call_s * _TYPICAL_ROWS / 2,
+    )
 
 
 async def _serve_announced(
-    host: ServiceHost, worker: UnetWorker, record: WorkerRecord, settings: UnetWorkerSettings, stop: asyncio.Event
+    host: ServiceHost,
+    worker: UnetWorker,
+    record: Callable[[], WorkerRecord],
+    settings: UnetWorkerSettings,
+    stop: asyncio.Event,
 ) -> None:
     """Be found by schedulers until told to stop, then let the tasks in hand end."""
     async with connect(settings.redis_url) as redis:
         registry = WorkerRegistry(redis)
         announcing = asyncio.create_task(keep_announced(registry, record, settings.registry_ttl_s))
         await host.set_ready(True)
-        log.info("serving", worker_id=record.worker_id, address=record.address, domain=record.domain)
+        log.info("serving", worker_id=record().worker_id, address=record().address, domain=record().domain)
         await first_of(stop.wait(), worker.crashed.wait())
         worker.draining = True
         await cancel_and_wait(announcing)
@@ -172,12 +230,12 @@ async def _serve_announced(
         if not worker.crashed.is_set():
             # Still to be found: a leader that is new meanwhile has these tasks end here.
             leaving = asyncio.create_task(
-                keep_announced(registry, replace(record, draining=True), settings.registry_ttl_s)
+                keep_announced(registry, lambda: replace(record(), draining=True), settings.registry_ttl_s)
             )
             await _until_empty(worker, settings.drain_grace_s)
             await cancel_and_wait(leaving)
         await host.drain(grace_s=1.0)
-    log.info("stopped", worker_id=record.worker_id, residents_left=len(worker.residents))
+    log.info("stopped", worker_id=record().worker_id, residents_left=len(worker.residents))
 
 
 async def _until_empty(worker: UnetWorker, grace_s: float) -> None:

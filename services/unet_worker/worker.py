@@ -22,6 +22,7 @@ from services.unet_worker.step_loop import StepLoop
 from synerdiff.errors import StaleLeader
 from synerdiff.latents.arena import Arena, ArenaFull
 from synerdiff.leadership_guard import LeaderGuard
+from synerdiff.models.compiled import CompiledUnet
 from synerdiff.models.device import Fault, fault_of
 from synerdiff.models.family import UnetSide
 from synerdiff.pace import Pacer, PaceSide
@@ -46,11 +47,17 @@ class Leader:
 class UnetWorker:
     """Serves one leader at a time; its tasks stay when the leader goes.
 
-    `threads` CPU threads step; 0 takes as many as torch uses on the calling thread.
+    `threads` CPU threads step; 0 takes as many as torch uses on the calling thread. `unet`: how UNet calls are made.
     """
 
     def __init__(
-        self, unet_side: UnetSide, arena: Arena, *, threads: int = 0, embedding_cache_bytes: int = 64 * 2**20
+        self,
+        unet_side: UnetSide,
+        arena: Arena,
+        *,
+        threads: int = 0,
+        embedding_cache_bytes: int = 64 * 2**20,
+        unet: CompiledUnet | None = None,
     ) -> None:
         self.draining = False
         self.crashed = asyncio.Event()
@@ -65,7 +72,7 @@ class UnetWorker:
         self._preparation = PreparationThread(preparer, self.residents, self._tell_leader, self._crash)
         self._previews = PreviewEncoder(unet_side, self._tell_leader)
         self._steps = StepLoop(
-            Denoiser(unet_side),
+            Denoiser(unet_side, unet),
             self.residents,
             self._previews,
             self._crash,

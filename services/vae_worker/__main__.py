@@ -4,6 +4,7 @@ import asyncio
 from typing import NoReturn
 
 from services.vae_worker.settings import VaeWorkerSettings
+from synerdiff.allocator import keep_freed_memory
 from synerdiff.openmp import prepare_openmp
 from synerdiff.settings import load
 from synerdiff.stopping import StoppedWhileLoading, exit_at_stop_signal, leave_now
@@ -15,6 +16,7 @@ def main() -> NoReturn:
     exit_at_stop_signal()
     settings = load(VaeWorkerSettings)
     configure_logging("vae_worker", settings.log_level)
+    keep_freed_memory()
     prepare_openmp()
     from services.vae_worker.worker import serve
 

@@ -1,7 +1,7 @@
 """Batched decoding: latents as they lie in the arena in, pictures out, and every failure laid at the right door."""
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,10 +18,12 @@ from synerdiff.latents.client import Latents
 from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.models.device import Device, DeviceFailed, Fault, fault_of
 from synerdiff.models.dtypes import dtype_from_name
-from synerdiff.models.family import VaeSide
+from synerdiff.models.family import Images, VaeSide
 from synerdiff.telemetry import get_logger
 
 log = get_logger("decoder")
+
+Decode = Callable[[Tensor], Images]
 
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 _RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
@@ -44,10 +46,11 @@ class DecodeFailure:
 
 
 class BatchDecoder:
-    """Decodes on the calling thread, always the same one."""
+    """Decodes on the calling thread, always the same one. `decode`: how whole batches are decoded, if not by `side`."""
 
-    def __init__(self, side: VaeSide) -> None:
+    def __init__(self, side: VaeSide, decode: Decode | None = None) -> None:
         self._side = side
+        self._decode = decode or side.decode
 
     @property
     def compute(self) -> Device:
@@ -72,7 +75,7 @@ class BatchDecoder:
         With one band, or a VAE that is not known to be exact in bands, the decode is one piece.
         """
         outcomes = [self._tensor(latents, width, height) for latents in batch]
-        return DecodeInProgress(self._side, self._chunked if bands > 1 else None, bands, outcomes)
+        return DecodeInProgress(self._side, self._decode, self._chunked if bands > 1 else None, bands, outcomes)
 
     def warm_up(self) -> None:
         """Decode zeros of the smallest size once. Raises DeviceFailed."""
@@ -120,9 +123,15 @@ class DecodeInProgress:
     """A decode of one batch that can pause. Made by `BatchDecoder.begin`; dropping it frees all that it holds."""
 
     def __init__(
-        self, side: VaeSide, chunked: ChunkedDecoder | None, bands: int, found: Sequence[Tensor | DecodeFailure]
+        self,
+        side: VaeSide,
+        decode: Decode,
+        chunked: ChunkedDecoder | None,
+        bands: int,
+        found: Sequence[Tensor | DecodeFailure],
     ) -> None:
         self._side = side
+        self._decode = decode
         self._chunked = chunked
         self._bands = bands
         self._outcomes: dict[int, Picture | DecodeFailure] = {
@@ -178,7 +187,7 @@ class DecodeInProgress:
 
     def _pictures(self, latents: Tensor) -> Generator[float, None, list[Picture]]:
         if self._chunked is None:
-            images = self._side.decode(latents)
+            images = self._decode(latents)
         else:
             decoded = yield from self._chunked.units(self._side.unscaled(latents), self._bands)
             images = self._side.images(decoded)

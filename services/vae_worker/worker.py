@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,12 +21,15 @@ from synerdiff.cancellation import cancel_and_wait, first_of
 from synerdiff.cards import ModelCard, Sampler
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.latents.client import ArenaClient
-from synerdiff.models.announcement import worker_record
+from synerdiff.models.announcement import compile_subject, worker_record
+from synerdiff.models.compiled import BackgroundCompiler, CompiledVae, CompilerOptions, no_request
+from synerdiff.models.compiled.exported import vae_inputs
 from synerdiff.models.device import DeviceFailed, DeviceOptions, Fault, fault_of, open_device
 from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import load_vae_side
+from synerdiff.models.memory_format import FormatChoice, settle_memory_format
 from synerdiff.models.threads import ThreadShare
 from synerdiff.mps import DeviceShare, device_share
 from synerdiff.pace import Pacer, PaceSide
@@ -35,6 +40,9 @@ from synerdiff.settings import EXIT_BAD_SETTINGS
 from synerdiff.stopping import load_unless_stopped, stop_signal
 from synerdiff.telemetry import get_logger
 from synerdiff.v1 import stages_pb2_grpc
+
+# Images of the decode by which the weights' memory format is chosen.
+_TYPICAL_IMAGES = 4
 
 log = get_logger("vae_worker")
 
@@ -49,7 +57,7 @@ class VaeWorker:
     """The parts of one worker: `servicer` to put on a server, `loop` to run beside it.
 
     `threads` CPU threads decode; 0 takes as many as torch uses on the calling thread. `arenas`: where latents
-    are read from; none: over every transport, without TLS.
+    are read from; none: over every transport, without TLS. `vae`: how whole batches are decoded.
     """
 
     def __init__(
@@ -61,12 +69,15 @@ class VaeWorker:
         outbox_bytes: int,
         threads: int = 0,
         arenas: ArenaClient | None = None,
+        vae: CompiledVae | None = None,
     ) -> None:
         self._arenas = arenas or ArenaClient()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="vae-device")
         self._encoders = ThreadPoolExecutor(encode_threads, thread_name_prefix="image-files")
         self._runner = ItemRunner(
-            BatchDecoder(side), Pacer(PaceSide.VAE), ThreadShare(threads or torch.get_num_threads())
+            BatchDecoder(side, vae.decode if vae else None),
+            Pacer(PaceSide.VAE),
+            ThreadShare(threads or torch.get_num_threads()),
         )
         self.outbox = Outbox(outbox_bytes)
         self.loop = DecodeLoop(self._runner, self._arenas, self.outbox, self._device, self._encoders)
@@ -105,45 +116,54 @@ async def serve(settings: VaeWorkerSettings) -> int:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     host = ServiceHost(tls=settings.server_tls())
+    compiler = BackgroundCompiler(CompilerOptions.of(settings))
     try:
         await host.start_health(settings.health_listen)
         share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes)
-        side = await load_unless_stopped(partial(_load, settings, share), stop)
+        loaded = await load_unless_stopped(partial(_load, settings, share, compiler), stop)
     except (ModelLoadError, SynerDiffError) as error:
+        compiler.close()
         await host.drain(0)
         log.error("cannot serve", reason=str(error))
         return EXIT_BAD_SETTINGS if isinstance(error, ModelLoadError) else 1
     worker_id = settings.worker_id or f"vae-{uuid.uuid4().hex[:12]}"
     worker = VaeWorker(
-        side,
+        loaded.side,
         worker_id,
         encode_threads=settings.encode_threads,
         outbox_bytes=settings.outbox_bytes,
         threads=settings.threads,
         arenas=ArenaClient(settings.transport_choice(), tls=settings.worker_tls()),
+        vae=loaded.vae,
     )
     host.add(SERVICE_NAME, stages_pb2_grpc.add_VaeStageServicer_to_server, worker.servicer)
     try:
         await worker.warm_up()
         address = await host.start(settings.listen)
-        card = _card(settings.model_name or settings.model.resolve().name, side)
-        record = worker_record("vae", worker_id, settings.advertise or address, card, side, share, settings)
-        return await _serve_until(stop, worker, host, record, settings)
+        card = _card(settings.model_name or settings.model.resolve().name, loaded.side)
+        record = worker_record("vae", worker_id, settings.advertise or address, card, loaded.side, share, settings)
+        record = replace(record, memory_format=loaded.memory_format)
+        return await _serve_until(stop, worker, host, lambda: replace(record, execution=loaded.vae.execution), settings)
     except (DeviceFailed, SynerDiffError) as error:
         log.error("cannot serve", reason=str(error))
         return 1
     finally:
         await worker.close()
+        await asyncio.to_thread(compiler.close)
 
 
 async def _serve_until(
-    stop: asyncio.Event, worker: VaeWorker, host: ServiceHost, record: WorkerRecord, settings: VaeWorkerSettings
+    stop: asyncio.Event,
+    worker: VaeWorker,
+    host: ServiceHost,
+    record: Callable[[], WorkerRecord],
+    settings: VaeWorkerSettings,
 ) -> int:
     working = asyncio.create_task(worker.loop.run())
     stopping = asyncio.create_task(stop.wait())
     async with _announced(record, settings):
         await host.set_ready(True)
-        log.info("serving", worker_id=record.worker_id, address=record.address, model=record.model_card.name)
+        log.info("serving", worker_id=record().worker_id, address=record().address, model=record().model_card.name)
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
         await host.withdraw()
     failure = working.exception() if working.done() else None
@@ -167,7 +187,7 @@ def _tell_of(failure: BaseException) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _announced(record: WorkerRecord, settings: VaeWorkerSettings) -> AsyncIterator[None]:
+async def _announced(record: Callable[[], WorkerRecord], settings: VaeWorkerSettings) -> AsyncIterator[None]:
     """Be in the registry for as long as the body runs, whatever becomes of Redis meanwhile."""
     redis = connect(settings.redis_url)
     announcing = asyncio.create_task(keep_announced(WorkerRegistry(redis), record, settings.registry_ttl_s))
@@ -178,10 +198,35 @@ async def _announced(record: WorkerRecord, settings: VaeWorkerSettings) -> Async
         await redis.aclose()
 
 
-def _load(settings: VaeWorkerSettings, share: DeviceShare) -> VaeSide:
+@dataclass(frozen=True)
+class _Loaded:
+    """What a worker serves with. `memory_format`: how the VAE's weights lie."""
+
+    side: VaeSide
+    vae: CompiledVae
+    memory_format: str
+
+
+def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundCompiler) -> _Loaded:
     device = open_device(settings.device, DeviceOptions(memory_limit_bytes=share.memory_limit_bytes))
     dtype = dtype_from_name(settings.dtype, device)
-    return load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=device)
+    side = load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=device)
+    subject = compile_subject("vae", settings.model, side)
+    vae = CompiledVae(side, compiler.requests_like(subject) if device.compiles else no_request)
+    weights = _settled_format(side)
+    compiler.wait()
+    log.info("model loaded", memory_format=weights.name, channels_last_ratio=weights.ratio, execution=vae.execution)
+    return _Loaded(side, vae, weights.name)
+
+
+def _settled_format(side: VaeSide) -> FormatChoice:
+    """The weights as they are faster with a typical batch."""
+    shape = side.latent_shape(*side.native_size)
+    one, typical = (vae_inputs(side, shape, images)[0] for images in (1, _TYPICAL_IMAGES))
+    started = time.perf_counter()
+    side.vae.decode(one)
+    one_s = time.perf_counter() - started
+    return settle_memory_format(side.vae, lambda: side.vae.decode(typical), side.compute, one_s * _TYPICAL_IMAGES)
 
 
 def _card(name: str, side: VaeSide) -> ModelCard:

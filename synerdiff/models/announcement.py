@@ -1,9 +1,11 @@
 """How a worker with a loaded model introduces itself to schedulers."""
 
 import os
+from pathlib import Path
 
 from synerdiff.cards import ModelCard
 from synerdiff.host import boot_id
+from synerdiff.models.compiled.subject import CompileSubject, Component
 from synerdiff.models.digest import model_digest
 from synerdiff.models.dtypes import dtype_name
 from synerdiff.models.family import UnetSide, VaeSide
@@ -11,6 +13,17 @@ from synerdiff.models.layout import read_layout
 from synerdiff.mps import DeviceShare
 from synerdiff.registry import WorkerKind, WorkerRecord
 from synerdiff.worker_settings import WorkerSettings
+
+
+def compile_subject(component: Component, model: Path, side: UnetSide | VaeSide) -> CompileSubject:
+    """What a worker of a model directory has compiled, at the native size. Raises ModelLoadError."""
+    return CompileSubject(
+        component=component,
+        model=str(model.resolve()),
+        model_digest=model_digest(read_layout(model)),
+        dtype=dtype_name(side.dtype),
+        latent_shape=side.latent_shape(*side.native_size),
+    )
 
 
 def worker_record(

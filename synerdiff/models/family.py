@@ -244,6 +244,13 @@ class VaeSide:
         return self.compute.torch_device
 
     @property
+    def native_size(self) -> tuple[int, int]:
+        """The (width, height) in pixels that the VAE was trained for."""
+        sample_size = self.vae.config.sample_size
+        rows, columns = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        return columns, rows
+
+    @property
     def scale_factor(self) -> int:
         """Pixels per latent, along either side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))

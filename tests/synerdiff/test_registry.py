@@ -103,7 +103,7 @@ async def test_only_unet_workers_say_what_a_model_can_do(registry: WorkerRegistr
 async def test_a_worker_stays_announced_over_a_restart_of_redis_until_it_goes(own_redis: RedisProcess) -> None:
     redis = connect(own_redis.url)
     registry = WorkerRegistry(redis)
-    keeping = asyncio.create_task(keep_announced(registry, WORKER, ttl_s=0.9))
+    keeping = asyncio.create_task(keep_announced(registry, lambda: WORKER, ttl_s=0.9))
     while await registry.workers() != [WORKER]:
         await asyncio.sleep(0.02)
     own_redis.kill9()

@@ -46,13 +46,13 @@ class Timeline(Protocol):
 class Device(ABC):
     """One device in one process. Methods may be called from any thread, each for the work of its own thread.
 
-    `torch_device`: as torch names it. `memory_format`: how convolution weights lie best. `captures`: whether `capture`
-    works and is wanted.
+    `torch_device`: as torch names it. `captures`: whether `capture` works and is wanted. `compiles`: whether compiled
+    packages are of use here, where a call returns when its work is done.
     """
 
     torch_device: torch.device
-    memory_format: torch.memory_format = torch.channels_last
     captures: bool = False
+    compiles: bool = False
 
     # ---- what it is
 

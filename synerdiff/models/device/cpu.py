@@ -33,6 +33,7 @@ class CpuDevice(Device):
     """This host's CPU."""
 
     torch_device = torch.device("cpu")
+    compiles = True
 
     @property
     def domain(self) -> str:

@@ -1,0 +1,181 @@
+"""Has packages made beside the serving: built by a process of its own, loaded here, handed to who asked."""
+
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from synerdiff import lifeline
+from synerdiff.models.compiled.calls import Call, CompiledCall
+from synerdiff.models.compiled.components import Request
+from synerdiff.models.compiled.loading import load_package
+from synerdiff.models.compiled.store import PackageStore, StoreUnusable
+from synerdiff.models.compiled.subject import CompileSubject
+from synerdiff.telemetry import get_logger
+from synerdiff.worker_settings import CompileMode, WorkerSettings
+
+log = get_logger("compiled")
+
+_LAST_LINES = 3
+
+
+def default_directory() -> Path:
+    """`synerdiff/compiled` in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "synerdiff" / "compiled"
+
+
+@dataclass(frozen=True)
+class CompilerOptions:
+    """How packages are come by. `mode`: "auto" in the background, "wait" before the worker serves, "off" never.
+
+    `directory`: where they are kept, of `capacity_bytes` in all. `limit_s`, `memory_bytes`: most time, in wall-clock
+    seconds, and memory for making one.
+    """
+
+    mode: CompileMode
+    directory: Path
+    capacity_bytes: int = 8 * 2**30
+    limit_s: float = 3600.0
+    memory_bytes: int = 8 * 2**30
+
+    @classmethod
+    def of(cls, settings: WorkerSettings) -> Self:
+        """As a worker is told."""
+        return cls(
+            settings.compile,
+            settings.compile_cache or default_directory(),
+            settings.compile_cache_bytes,
+            settings.compile_limit_s,
+            settings.compile_memory_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class _Order:
+    subject: CompileSubject
+    install: Callable[[Call], None]
+
+
+class BackgroundCompiler:
+    """A thread that gets packages in the order they are asked for. Whatever fails is said once and left eager."""
+
+    def __init__(self, options: CompilerOptions) -> None:
+        self._options = options
+        self._store: PackageStore | None = None
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._settled = threading.Condition()
+        self._closing = threading.Event()
+        self._child: subprocess.Popen[str] | None = None
+        self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
+        try:
+            self._store = PackageStore(options.directory, options.capacity_bytes) if options.mode != "off" else None
+        except StoreUnusable as error:
+            log.warning("nothing is compiled: no place for packages", reason=str(error))
+        if self._store:
+            self._thread.start()
+
+    def request(self, subject: CompileSubject, install: Callable[[Call], None]) -> None:
+        """Have a package made, or found; `install` gets it, on this compiler's thread. Does not wait."""
+        if self._store is not None:
+            with self._settled:
+                self._waiting += 1
+            self._orders.put(_Order(subject, install))
+
+    def requests_like(self, subject: CompileSubject) -> Request:
+        """`request` for subjects that differ from this one in their latent shape."""
+        return lambda shape, install: self.request(replace(subject, latent_shape=shape), install)
+
+    def wait(self) -> None:
+        """Return once everything that was asked for is there or has failed, where the mode says so."""
+        if self._options.mode == "wait":
+            with self._settled:
+                self._settled.wait_for(lambda: not self._waiting or self._closing.is_set())
+
+    def close(self) -> None:
+        """End the thread, and a process that compiles."""
+        self._closing.set()
+        self._orders.put(None)
+        with self._settled:
+            self._settled.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (order := self._orders.get()) is not None and not self._closing.is_set():
+            try:
+                self._serve(order)
+            except Exception as error:
+                log.warning("not compiled", component=order.subject.component, reason=str(error))
+            with self._settled:
+                self._waiting -= 1
+                self._settled.notify_all()
+
+    def _serve(self, order: _Order) -> None:
+        assert self._store is not None
+        subject = order.subject
+        started, found = time.monotonic(), self._store.find(subject)
+        if found is None:
+            found = self._build(subject)
+        if found is None:
+            return
+        try:
+            package = load_package(found)
+        except Exception:
+            self._store.discard(subject)
+            raise
+        order.install(CompiledCall(package))
+        seconds = round(time.monotonic() - started, 1)
+        log.info("compiled", component=subject.component, latents=subject.latent_shape, seconds=seconds)
+
+    def _build(self, subject: CompileSubject) -> Path | None:
+        """The package from a process of its own; None, after one line in the log, where there is none."""
+        assert self._store is not None
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            log.info("not compiled: there is no C++ compiler", component=subject.component, compiler=compiler)
+            return None
+        bound_to_us = (sys.executable, "-I", "-S", str(lifeline.__file__), str(os.getpid()))
+        command = (sys.executable, "-P", "-m", "synerdiff.models.compiled.build")
+        arguments = (str(self._store.directory), subject.to_json(), "--memory-bytes", str(self._options.memory_bytes))
+        self._child = subprocess.Popen(
+            [*bound_to_us, *command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            said = self._wait_for(self._child)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()
+        if self._closing.is_set():
+            return None
+        if self._child.returncode:
+            reason = " / ".join(said.strip().splitlines()[-_LAST_LINES:])
+            log.warning("not compiled", component=subject.component, status=self._child.returncode, reason=reason)
+            return None
+        return self._store.find(subject)
+
+    def _wait_for(self, child: "subprocess.Popen[str]") -> str:
+        """What the process has said on stderr. Ends it when its time is over or this compiler is closed."""
+        give_up_at = time.monotonic() + self._options.limit_s
+        while not self._closing.is_set():
+            try:
+                return child.communicate(timeout=0.2)[1]
+            except subprocess.TimeoutExpired:
+                if time.monotonic() >= give_up_at:
+                    return f"it took over {self._options.limit_s:g} s"
+        return ""

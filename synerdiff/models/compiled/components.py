@@ -1,0 +1,109 @@
+"""The UNet and the VAE of a worker as it calls them: compiled where there is a package for the latent shape."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from synerdiff.models.compiled.calls import Call, FastestCall
+from synerdiff.models.compiled.exported import conditioning_of, in_order
+from synerdiff.models.family import Conditioning, Images, UnetSide, VaeSide
+from synerdiff.models.graphed_unet import GraphedUnet
+
+LatentShape = tuple[int, int, int]
+
+# Asks for a package of a latent shape; a call that is passed on, later and from any thread, is the answer.
+Request = Callable[[LatentShape, Callable[[Call], None]], None]
+
+# Calls of a shape other than the native one before a package is asked for, and how many such shapes at most.
+_CALLS_WORTH_COMPILING = 200
+_MOST_OTHER_SHAPES = 3
+
+
+def no_request(shape: LatentShape, install: Callable[[Call], None]) -> None:
+    """Nothing is compiled."""
+
+
+class _Shapes:
+    """A `FastestCall` per latent shape that is worth a package; None for the others. One thread asks."""
+
+    def __init__(self, eager: Call, native: LatentShape, request: Request) -> None:
+        self._eager = eager
+        self._native = native
+        self._request = request
+        self._calls: dict[LatentShape, FastestCall] = {}
+        self._seen: dict[LatentShape, int] = {}
+        self._ask_for(native)
+
+    def of(self, shape: LatentShape) -> FastestCall | None:
+        found = self._calls.get(shape)
+        if found is None and len(self._calls) <= _MOST_OTHER_SHAPES:
+            self._seen[shape] = self._seen.get(shape, 0) + 1
+            if self._seen[shape] >= _CALLS_WORTH_COMPILING:
+                self._ask_for(shape)
+        return found
+
+    @property
+    def execution(self) -> str:
+        return "compiled" if self._native in self._calls and self._calls[self._native].has_compiled else "eager"
+
+    def _ask_for(self, shape: LatentShape) -> None:
+        self._calls[shape] = FastestCall(self._eager)
+        self._request(shape, self._calls[shape].offer)
+
+
+class CompiledUnet:
+    """UNet calls, compiled, captured or eager. One thread at a time. `request`: how packages are asked for."""
+
+    def __init__(self, side: UnetSide, request: Request = no_request) -> None:
+        self._side = side
+        self._graphed = GraphedUnet(side)
+        self._shapes = _Shapes(self._eager, side.latent_shape(*side.native_size), request)
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """As `UnetSide.predict`. What it returns is the caller's own. Raises DeviceFailed, and whatever a call does."""
+        fastest = self._shapes.of(_shape(latents))
+        if fastest is None or not fastest.has_compiled:
+            return self._graphed.predict(latents, timesteps, conditioning)
+        return fastest(*in_order(latents.to(self._side.dtype), timesteps, conditioning))
+
+    def free(self) -> None:
+        """Drop what is held to save time and can be made again."""
+        self._graphed.free()
+
+    @property
+    def execution(self) -> str:
+        """How calls of the native size are made now: "eager" or "compiled"."""
+        return self._shapes.execution
+
+    def _eager(self, latents: Tensor, timesteps: Tensor, hidden: Tensor, *added: Tensor) -> Tensor:
+        return self._side.predict(latents, timesteps, conditioning_of(hidden, *added))
+
+
+class CompiledVae:
+    """Decodes of one VAE, compiled or eager. One thread at a time. `request`: how packages are asked for."""
+
+    def __init__(self, side: VaeSide, request: Request = no_request) -> None:
+        self._side = side
+        self._shapes = _Shapes(self._eager, side.latent_shape(*side.native_size), request)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Images:
+        """As `VaeSide.decode`."""
+        unscaled = self._side.unscaled(latents)
+        fastest = self._shapes.of(_shape(unscaled)) or self._eager
+        return self._side.images(fastest(unscaled))
+
+    @property
+    def execution(self) -> str:
+        """How decodes of the native size are made now: "eager" or "compiled"."""
+        return self._shapes.execution
+
+    def _eager(self, latents: Tensor) -> Tensor:
+        images: Tensor = self._side.vae.decode(latents, return_dict=False)[0]
+        return images
+
+
+def _shape(latents: Tensor) -> LatentShape:
+    channels, height, width = latents.shape[1:]
+    return channels, height, width
