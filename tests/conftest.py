@@ -14,6 +14,8 @@ from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 
 prepare_openmp()
+# Compiling takes a core for a minute: tests of it ask for it.
+os.environ.setdefault("SYNERDIFF_COMPILE", "off")
 # Examples take as long as the machine makes them take.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from deploy.rehearsal import namespaces as ns
-from synerdiff_cli import lifeline
+from synerdiff import lifeline
 
 _CANNOT_RUN = 127
 

@@ -15,7 +15,7 @@ from deploy.rehearsal import container, namespaces
 from deploy.rehearsal.images import Image, stand_in
 from deploy.rehearsal.manifests import Container, Mount, PodTemplate, Volume
 from deploy.rehearsal.network import Place
-from synerdiff_cli import lifeline
+from synerdiff import lifeline
 
 # What a container's /dev/shm has where no volume is mounted there.
 _SHM_BYTES = 64 << 20

@@ -135,11 +135,8 @@ def slot_bytes(unet_side: UnetSide, max_side: int) -> int:
     return channels * rows * columns * unet_side.dtype.itemsize
 
 
-def warm_up(unet_side: UnetSide, unet: CompiledUnet, card: ModelCard) -> float:
-    """One guided UNet call at the native size: a model that cannot run shows before it is announced.
-
-    Returns the seconds that it took.
-    """
+def warm_up(unet_side: UnetSide, unet: CompiledUnet, card: ModelCard) -> None:
+    """One guided UNet call at the native size: a model that cannot run shows before it is announced."""
     spec = TaskSpec(
         task_id="warm-up/0",
         prompt="",
@@ -153,9 +150,7 @@ def warm_up(unet_side: UnetSide, unet: CompiledUnet, card: ModelCard) -> float:
         preview_every=0,
     )
     prepared = TaskPreparer(unet_side, embedding_cache_bytes=0).prepare([spec])
-    started = time.perf_counter()
     Denoiser(unet_side, unet).step([prepared[0].task])
-    return time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -180,9 +175,10 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
         default_sampler(config),
         settings.max_side or None,
     )
-    subject = compile_subject("unet", settings.model, unet_side)
-    unet = CompiledUnet(unet_side, compiler.requests_like(subject) if device.compiles else no_request)
-    weights = _settled_format(unet_side, warm_up(unet_side, unet, card))
+    subject_of = partial(compile_subject, "unet", settings.model, unet_side)
+    unet = CompiledUnet(unet_side, compiler.requests_like(subject_of) if device.compiles else no_request)
+    warm_up(unet_side, unet, card)
+    weights = _settled_format(unet_side)
     compiler.wait()
     seconds = round(time.perf_counter() - started, 2)
     log.info(
@@ -198,16 +194,16 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
     return _Loaded(unet_side, unet, card, weights.name)
 
 
-def _settled_format(unet_side: UnetSide, call_s: float) -> FormatChoice:
-    """The weights as they are faster with a typical batch. `call_s`: what a call of two rows takes at most."""
-    inputs = unet_inputs(unet_side, unet_side.latent_shape(*unet_side.native_size), _TYPICAL_ROWS)
-    latents, timesteps, conditioning = inputs[0], inputs[1], conditioning_of(*inputs[2:])
-    return settle_memory_format(
-        unet_side.unet,
-        lambda: unet_side.predict(latents, timesteps, conditioning),
-        unet_side.compute,
-        call_s * _TYPICAL_ROWS / 2,
-    )
+def _settled_format(unet_side: UnetSide) -> FormatChoice:
+    """The weights as they are faster with a typical batch."""
+    shape = unet_side.latent_shape(*unet_side.native_size)
+    inputs = {rows: unet_inputs(unet_side, shape, rows) for rows in (1, _TYPICAL_ROWS)}
+
+    def call(rows: int) -> None:
+        latents, timesteps, *conditioning = inputs[rows]
+        unet_side.predict(latents, timesteps, conditioning_of(*conditioning))
+
+    return settle_memory_format(unet_side.unet, call, unet_side.compute, _TYPICAL_ROWS)
 
 
 async def _serve_announced(

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -211,8 +210,8 @@ def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundC
     device = open_device(settings.device, DeviceOptions(memory_limit_bytes=share.memory_limit_bytes))
     dtype = dtype_from_name(settings.dtype, device)
     side = load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=device)
-    subject = compile_subject("vae", settings.model, side)
-    vae = CompiledVae(side, compiler.requests_like(subject) if device.compiles else no_request)
+    subject_of = partial(compile_subject, "vae", settings.model, side)
+    vae = CompiledVae(side, compiler.requests_like(subject_of) if device.compiles else no_request)
     weights = _settled_format(side)
     compiler.wait()
     log.info("model loaded", memory_format=weights.name, channels_last_ratio=weights.ratio, execution=vae.execution)
@@ -222,11 +221,11 @@ def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundC
 def _settled_format(side: VaeSide) -> FormatChoice:
     """The weights as they are faster with a typical batch."""
     shape = side.latent_shape(*side.native_size)
-    one, typical = (vae_inputs(side, shape, images)[0] for images in (1, _TYPICAL_IMAGES))
-    started = time.perf_counter()
-    side.vae.decode(one)
-    one_s = time.perf_counter() - started
-    return settle_memory_format(side.vae, lambda: side.vae.decode(typical), side.compute, one_s * _TYPICAL_IMAGES)
+    inputs = {images: vae_inputs(side, shape, images) for images in (1, _TYPICAL_IMAGES)}
+    with torch.no_grad():
+        return settle_memory_format(
+            side.vae, lambda images: side.vae.decode(*inputs[images]), side.compute, _TYPICAL_IMAGES
+        )
 
 
 def _card(name: str, side: VaeSide) -> ModelCard:

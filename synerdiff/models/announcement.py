@@ -6,7 +6,7 @@ from pathlib import Path
 from synerdiff.cards import ModelCard
 from synerdiff.host import boot_id
 from synerdiff.models.compiled.subject import CompileSubject, Component
-from synerdiff.models.digest import model_digest
+from synerdiff.models.digest import component_digest, model_digest
 from synerdiff.models.dtypes import dtype_name
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.models.layout import read_layout
@@ -16,11 +16,11 @@ from synerdiff.worker_settings import WorkerSettings
 
 
 def compile_subject(component: Component, model: Path, side: UnetSide | VaeSide) -> CompileSubject:
-    """What a worker of a model directory has compiled, at the native size. Raises ModelLoadError."""
+    """What a worker of a model directory has compiled, at the native size. Reads all weights. Raises ModelLoadError."""
     return CompileSubject(
         component=component,
         model=str(model.resolve()),
-        model_digest=model_digest(read_layout(model)),
+        component_digest=component_digest(read_layout(model), component),
         dtype=dtype_name(side.dtype),
         latent_shape=side.latent_shape(*side.native_size),
     )

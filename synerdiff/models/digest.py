@@ -31,6 +31,22 @@ def model_digest(layout: ModelLayout) -> str:
     return digest.hexdigest()
 
 
+def component_digest(layout: ModelLayout, component: str) -> str:
+    """SHA-256, as 64 hex digits, over all of a component's config and weights: of two models that differ in anything it
+    differs. Reads every byte. Raises ModelLoadError for a file that cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted((layout.path / component).glob("*")):
+        if path.name == "config.json" or path.suffix == ".safetensors":
+            try:
+                with path.open("rb") as file:
+                    part = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise layout.refuse(f"{component}/{path.name} cannot be read: {error}") from error
+            digest.update(f"{path.name}:{part}\n".encode())
+    return digest.hexdigest()
+
+
 def _identity(path: Path) -> str:
     size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:

@@ -13,7 +13,7 @@ from synerdiff.models.device import Device
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
-_BUDGET_S = 0.6
+_BUDGET_S = 2.0
 _MOST_PAIRS = 4
 # Channels-last weights have to be faster by this much: less is not worth a choice that noise could make.
 _PAYS = 0.97
@@ -30,21 +30,29 @@ class FormatChoice:
     pairs: int
 
 
-def settle_memory_format(model: Any, call: Callable[[], object], device: Device, expected_s: float) -> FormatChoice:
+def settle_memory_format(model: Any, call: Callable[[int], object], device: Device, typical: int) -> FormatChoice:
     """Leave the weights of `model` in the format in which `call`, which computes with it, is faster.
 
-    The two take turns, so that what else the machine does meets both. `expected_s`: about how long a call takes. A
-    model whose calls are too slow to be compared in time keeps contiguous weights.
+    `call` takes a batch size: one of 1 says how long one of `typical` may take, and `typical` is compared. The formats
+    take turns, so that what else the machine does meets both. A model whose calls are too slow to be compared in time
+    keeps contiguous weights.
     """
-    pairs = min(_MOST_PAIRS, int(_BUDGET_S / max(2 * expected_s, 1e-6)))
+    expected_s = typical * _seconds_of_one(model, call, device)
+    pairs = min(_MOST_PAIRS, int(_BUDGET_S / (2 * expected_s)))
     ratios: list[float] = []
     for _ in range(pairs):
-        contiguous_s = _seconds(model, CONTIGUOUS, call, device)
-        ratios.append(_seconds(model, CHANNELS_LAST, call, device) / contiguous_s)
+        contiguous_s = _seconds(model, CONTIGUOUS, lambda: call(typical), device)
+        ratios.append(_seconds(model, CHANNELS_LAST, lambda: call(typical), device) / contiguous_s)
     pays = bool(ratios) and max(ratios) < 1 and statistics.median(ratios) < _PAYS
     chosen = CHANNELS_LAST if pays else CONTIGUOUS
     model.to(memory_format=_FORMATS[chosen])
     return FormatChoice(chosen, round(statistics.median(ratios), 3) if ratios else 1.0, len(ratios))
+
+
+def _seconds_of_one(model: Any, call: Callable[[int], object], device: Device) -> float:
+    """Of a second call, if the first has left time for it: the first of a process takes longer than any other."""
+    first_s = _seconds(model, CONTIGUOUS, lambda: call(1), device)
+    return first_s if first_s > _BUDGET_S else _seconds(model, CONTIGUOUS, lambda: call(1), device)
 
 
 def _seconds(model: Any, name: str, call: Callable[[], object], device: Device) -> float:

@@ -16,7 +16,7 @@ from typing import Self
 
 from synerdiff import lifeline
 from synerdiff.models.compiled.calls import Call, CompiledCall
-from synerdiff.models.compiled.components import Request
+from synerdiff.models.compiled.components import Request, no_request
 from synerdiff.models.compiled.loading import load_package
 from synerdiff.models.compiled.store import PackageStore, StoreUnusable
 from synerdiff.models.compiled.subject import CompileSubject
@@ -91,8 +91,11 @@ class BackgroundCompiler:
                 self._waiting += 1
             self._orders.put(_Order(subject, install))
 
-    def requests_like(self, subject: CompileSubject) -> Request:
-        """`request` for subjects that differ from this one in their latent shape."""
+    def requests_like(self, subject_of: Callable[[], CompileSubject]) -> Request:
+        """`request` for subjects that differ in their latent shape from the one that is given, if any can be met."""
+        if self._store is None:
+            return no_request
+        subject = subject_of()
         return lambda shape, install: self.request(replace(subject, latent_shape=shape), install)
 
     def wait(self) -> None:

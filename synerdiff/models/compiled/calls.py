@@ -64,8 +64,9 @@ class _Trial:
 class FastestCall:
     """Computes with `eager` until a compiled call is offered, then with whichever is faster at a batch's size.
 
-    One thread calls; any may offer. For each size class (up to 1, 2, 4, 8, ... rows) the first calls take turns, which
-    costs nothing: both answer the same within rounding. Only for devices on which a call returns when its work is done.
+    One thread calls; any may offer. For each size class (1, 2-3, 4-7, 8-15, ... rows) the first calls take turns,
+    which costs nothing: both answer the same within rounding. Only for devices on which a call returns when its work
+    is done.
     """
 
     def __init__(self, eager: Call) -> None:
@@ -82,27 +83,21 @@ class FastestCall:
         """Take a compiled call into the choice, from the next call on."""
         self._compiled = compiled
 
-    def withdraw(self) -> None:
-        """Compute with the eager call from the next one on."""
-        self._compiled = None
-
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The component's answer."""
         if self._compiled is None:
             return self._eager(*inputs)
-        trial = self._trials.setdefault((len(inputs[0]) - 1).bit_length(), _Trial())
+        size = len(inputs[0]).bit_length()
+        trial = self._trials.setdefault(size, _Trial())
         if trial.compiled is not None:
             return self._call_compiled(*inputs) if trial.compiled else self._eager(*inputs)
         takes_compiled = trial.next_is_compiled()
         started = time.perf_counter()
         answer = self._call_compiled(*inputs) if takes_compiled else self._eager(*inputs)
         trial.took(takes_compiled, time.perf_counter() - started)
+        if trial.compiled is not None:
+            log.info("chose", rows_below=1 << size, compiled=trial.compiled, speedup=round(trial.speedup(), 2))
         return answer
-
-    def speedups(self) -> dict[int, float]:
-        """Eager over compiled time by the largest batch of each size class that was decided."""
-        decided = ((size, trial) for size, trial in sorted(self._trials.items()) if trial.compiled is not None)
-        return {1 << size: round(trial.speedup(), 2) for size, trial in decided}
 
     def _call_compiled(self, *inputs: Tensor) -> Tensor:
         """The compiled answer; of a package that fails, the eager one, from now on. Raises what memory or device do."""

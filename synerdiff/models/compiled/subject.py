@@ -22,13 +22,13 @@ _CPU_INFO = Path("/proc/cpuinfo")
 class CompileSubject:
     """One component of a model directory, at one latent shape [C, h, w].
 
-    `model_digest` is that of the directory's files (see `digest.model_digest`): weights are folded into the package.
+    `component_digest` is that of its files (see `digest.component_digest`): weights are folded into the package.
     `variant` names the weight files, as for `loading.load_unet_side`.
     """
 
     component: Component
     model: str
-    model_digest: str
+    component_digest: str
     dtype: str
     latent_shape: tuple[int, int, int]
     variant: str = "auto"
