@@ -122,4 +122,3 @@ def test_freed_captures_are_made_anew(plain: UnetSide, graphed: GraphedUnet, gpu
 
 def test_attention_is_torchs_own(plain: UnetSide) -> None:
     assert {type(processor).__name__ for processor in plain.unet.attn_processors.values()} == {"AttnProcessor2_0"}
-    assert plain.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
