@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 
 from bench.serving import deployed
+from synerdiff import lifeline
 from synerdiff.openmp import SPIN_COUNT, WAIT_POLICY
-from synerdiff_cli import lifeline
 from synerdiff_cli.supervisor import log_tail
 
 _QUIET_CORES = 0.05
