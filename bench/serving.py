@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,8 @@ async def deployed(
             raise ValueError(f"{name}: no setting of scheduler or workers")
     variables = {f"SYNERDIFF_{name.upper()}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as folder, _environment(variables):
-        async with running(_local_options(Path(folder), profile, dtype, model)) as system:
+        local = _local_options(Path(folder), profile, dtype, model)
+        async with running(replace(local, compile=settings.get("compile", local.compile))) as system:
             if profile:
                 await _takes_profile(system.deployment.addresses[0], profile)
             yield system

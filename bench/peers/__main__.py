@@ -97,7 +97,7 @@ def course_of(options: argparse.Namespace, best_sizes: list[int]) -> Course:
 
 def default_ours() -> dict[str, dict[str, str]]:
     """As it comes, and eager where it compiles."""
-    return {"synerdiff": {}} | ({EAGER: {"compile": "off"}} if "compile" in SETTINGS else {})
+    return {"synerdiff": {"compile": "auto"}, EAGER: {"compile": "off"}}
 
 
 def our_settings(text: str) -> tuple[str, dict[str, str]]:
