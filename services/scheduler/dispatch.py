@@ -24,6 +24,8 @@ from synerdiff.profiles import Setting
 # A worker waits for the other at most this many times as long as the item before should take: a plan is conditional.
 _PATIENCE = 3
 _PATIENCE_FLOOR_MS = 50
+# Where nothing says how long an item takes.
+_PATIENCE_UNKNOWN_MS = 2000
 
 
 def send_plan(holdings: Holdings, domain: str, plan: TickPlan, tick: int, leader_token: int) -> None:
@@ -77,7 +79,8 @@ class Dispatch:
             execution = self._execution(place, item.vae.threads, vae_after)
             self._vae.setdefault(item.vae.worker_id, []).append((self._vae_item(item.vae, execution), planned))
             self._note(self._holdings.vae[item.vae.worker_id], place)
-        self._patience_ms = max(_PATIENCE_FLOOR_MS, round(_PATIENCE * item.predicted_ms))
+        expected_ms = round(_PATIENCE * item.predicted_ms) if item.predicted_ms else _PATIENCE_UNKNOWN_MS
+        self._patience_ms = max(_PATIENCE_FLOOR_MS, expected_ms)
 
     def _partners_last(self) -> tuple[ItemRef | None, ItemRef | None]:
         """What the UNet worker's part has to come after, and the VAE worker's."""

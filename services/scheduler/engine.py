@@ -6,11 +6,12 @@ ticks, so that no worker waits for the scheduler; a plan is therefore conditiona
 task's mark back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import grpc
 
+from services.scheduler.batch_growth import BatchGrowth, most_of_slots
 from services.scheduler.dispatch import send_plan
 from services.scheduler.effects import (
     Admit,
@@ -269,6 +270,8 @@ class Engine:
         skipped = {entry.task_id: entry for entry in done.skipped}
         part = lane.tick_done(done.tick, done.items)
         self._learn_memory(lane.domain, "unet", done.items, part)
+        if part and self.policy.grows_from and not done.skipped:
+            self._learn_sizes(lane, done.items, part)
         for task_id in part.task_ids if part else ():
             task = lane.tasks.get(task_id)
             if task and task.phase is Phase.RUNNING:
@@ -283,6 +286,14 @@ class Engine:
                 task.slot, task.denoised_ms, task.denoise_ms = slot, now_ms, max(0, now_ms - task.admitted_ms)
                 self.holdings.to_decode(task)
                 self.holdings.settle(task.job_id, now_ms)
+
+    def _learn_sizes(self, lane: UnetLaneState, items: Sequence[ItemTiming], part: PlannedPart) -> None:
+        """Take items that ran as planned into the growth of batches of whose times no profile speaks."""
+        for planned, ran in zip(part.items, items, strict=False):
+            key = planned.key
+            if key and (lane.domain, key) not in self.holdings.profiles and ran.rows == planned.rows and not ran.halved:
+                growth = lane.growth.setdefault(key, BatchGrowth(self.policy.grows_from, most_of_slots(lane.slots)))
+                growth.ran(planned.tasks, ran.rows, (ran.end_unix_ns - ran.start_unix_ns) / 1e6)
 
     def _advance(self, task: Task, skipped: SkippedEntry | None) -> None:
         if skipped is None:

@@ -92,13 +92,21 @@ class ReadyDecode(NamedTuple):
     claim: Claim
 
 
+class BatchSize(NamedTuple):
+    """Tasks that step together where no profile says it: in the next item, and in the largest that may come."""
+
+    now: int
+    most: int
+
+
 @dataclass(frozen=True)
 class UnetLane:
     """A UNet worker.
 
     `resident` counts the tasks that hold a slot, `preparing` those of them that are not prepared yet, `undecoded` those
     not past their last step; `running` lists the prepared ones that have calls left to plan, in order of admission.
-    `wants_plan`: there is room for one more plan ahead.
+    `wants_plan`: there is room for one more plan ahead. `sizes`: of batches, where they were tried. `shares_cores`: it
+    computes on cores on which the domain's VAE workers do as well.
     """
 
     worker_id: str
@@ -110,6 +118,8 @@ class UnetLane:
     undecoded: int
     running: tuple[RunningTask, ...]
     wants_plan: bool
+    sizes: Mapping[BatchKey, BatchSize] = field(default_factory=dict)
+    shares_cores: bool = False
 
 
 @dataclass(frozen=True)
@@ -235,6 +245,10 @@ class Policy(Protocol):
     @property
     def name(self) -> str:
         """The name it is chosen by in settings."""
+
+    @property
+    def grows_from(self) -> int:
+        """Tasks of a first batch, where batches grow; 0 where they do not."""
 
     def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
         """Which waiting tasks to place, and where."""

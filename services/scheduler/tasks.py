@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from services.scheduler.batch_growth import BatchGrowth
 from services.scheduler.snapshots import BatchKey
 from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
 from synerdiff.plans import ItemRef, ItemTiming, SlotRef
@@ -183,9 +184,14 @@ class Lane:
 
 @dataclass
 class UnetLaneState(Lane):
-    """A UNet worker: its arena, and the tasks that hold a slot there. `no_room`: it has refused a task just now."""
+    """A UNet worker: its arena, and the tasks that hold a slot there. `no_room`: it has refused a task just now.
+
+    `growth`: how large its batches are, by key. `shares_cores`: it computes on cores that VAE workers use too.
+    """
 
     slots: int = 0
+    shares_cores: bool = False
+    growth: dict[BatchKey, BatchGrowth] = field(default_factory=dict)
     no_room: bool = False
     arena_address: str = ""
     tasks: dict[str, Task] = field(default_factory=dict)

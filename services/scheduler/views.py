@@ -103,6 +103,8 @@ def _unet_view(lane: UnetLaneState, jobs: dict[str, Job], plan_ahead: int) -> Un
         undecoded=undecoded,
         running=tuple(running),
         wants_plan=bool(running) and len(lane.plans) < plan_ahead,
+        sizes={key: growth.size() for key, growth in lane.growth.items()},
+        shares_cores=lane.shares_cores,
     )
 
 

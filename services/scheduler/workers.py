@@ -111,6 +111,7 @@ class WorkerStream:
             self.record.model_card.name,
             draining=attached.draining,
             slots=attached.slots,
+            shares_cores=self.record.threads > 0,
             arena_address=attached.arena_address or self.record.address,
         )
         self._events.unet_attached(lane, [stages.resident_task_from_pb(r) for r in attached.resident])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import groupby
+from math import inf
 
 from services.scheduler.policy.ordering import Task, UrgencyOrder, first_come_first
 from services.scheduler.policy.pace import Paces
@@ -40,8 +41,12 @@ def joining(
         order = UrgencyOrder(tasks, paces, snapshot.now_ms, spec.urgency, max(1, len(rooms)))
     admissions = []
     for task in order.sorted(waiting) if order else first_come_first(waiting):
-        most = _most_before(task, spec, bounds, paces, snapshot)
-        open_rooms = [room for room in rooms if room.free > 0 and (most is None or _before(task, room, order) < most)]
+        open_rooms = [
+            room
+            for room in rooms
+            if room.free > 0
+            and _before(task, room, order) < _most_before(task, room.lane, spec, bounds, paces, snapshot)
+        ]
         if open_rooms:
             admissions.append(min(open_rooms, key=_least_loaded).take(task))
     return admissions
@@ -77,14 +82,15 @@ def _before(task: WaitingTask, room: _Room, order: UrgencyOrder | None) -> int:
 
 
 def _most_before(
-    task: WaitingTask, spec: PolicySpec, bounds: PolicyBounds, paces: Paces, snapshot: PoolSnapshot
-) -> int | None:
-    """Tasks of a batch and those prepared ahead; None without a bound, under processor sharing."""
+    task: WaitingTask, lane: UnetLane, spec: PolicySpec, bounds: PolicyBounds, paces: Paces, snapshot: PoolSnapshot
+) -> float:
+    """Tasks of a batch and those prepared ahead; without a bound under processor sharing."""
     if spec.order == "sharing":
-        return None
+        return inf
     pace = paces.get(task.key)
     if not spec.knee or pace is None:
-        return bounds.unet_batch + bounds.prepare_ahead
+        grown = lane.sizes.get(task.key)
+        return (grown.most if grown else bounds.unet_batch) + bounds.prepare_ahead
     budget = snapshot.budgets.get(task.key.model)
     share = budget.share if spec.skip_cfg and budget and task.rows > 1 else 0.0
     return max(1, int(pace.rows / (task.rows - share))) + bounds.prepare_ahead

@@ -65,6 +65,11 @@ class ConfiguredPolicy:
         """Plans under way per worker."""
         return self.spec.mechanisms(profile).plan_ahead
 
+    @property
+    def grows_from(self) -> int:
+        """Tasks of a first batch, where batches grow; 0 where they do not."""
+        return self.bounds.unet_batch if self.spec.grows else 0
+
 
 @dataclass(frozen=True)
 class _Pair:
@@ -122,10 +127,15 @@ class _Tick:
         return [decode for decode in decodes if not denoising or decode.domain != self._snapshot.domain]
 
     def _planned(self, unet: Sequence[UnetLane], decodes: Sequence[ReadyDecode]) -> bool:
-        """Whether both lanes are planned together: for the programme every batch key has to be profiled."""
+        """Whether both lanes are planned together: for the programme every batch key has to be profiled.
+
+        Of those that are not, workers that share cores take turns.
+        """
         if not unet or self._spec.planning == "none":
             return False
         if self._spec.planning == "decodes_first":
+            return True
+        if any(lane.shares_cores for lane in unet):
             return True
         keys = {task.key for lane in unet for task in lane.running} | {decode.key for decode in decodes}
         return self._rounds is not None and all(key in self._snapshot.profiles for key in keys)
@@ -140,7 +150,7 @@ class _Tick:
                 running = self._running_set(lane)
                 for key in running.batch_keys():
                     work = self._work(_Pair(lane, None), running, key, ())
-                    steps += plain_unet_batches(work, self._caps(key).unet)
+                    steps += plain_unet_batches(work, self._caps(key, lane).unet)
         return [Item(u, v) for u, v in zip_longest(steps, self._plain_decodes(vae, decodes))]
 
     def _plain_decodes(self, lanes: Iterable[VaeLane], decodes: list[ReadyDecode]) -> list[VaeBatch]:
@@ -191,7 +201,7 @@ class _Tick:
         items: list[Item] = []
         for key in (*(key for key in decode_keys if key not in keys), *keys):
             work = self._work(pair, running, key, tuple(decode for decode in decodes if decode.key == key))
-            items += self._key_round(work, key, running.busy)
+            items += self._key_round(pair.unet, work, key, running.busy)
         if items:
             self._why.append(
                 f"{pair.unet.worker_id}: {len(running.seats)} step, {running.set_aside} set aside, "
@@ -199,13 +209,13 @@ class _Tick:
             )
         return items
 
-    def _key_round(self, work: Work, key: BatchKey, busy: bool) -> list[Item]:
+    def _key_round(self, lane: UnetLane, work: Work, key: BatchKey, busy: bool) -> list[Item]:
         profile = self._snapshot.profiles.get(key)
-        mechanisms = self._spec.mechanisms(profile)
+        mechanisms = self._spec.mechanisms(profile, lane.shares_cores)
         self._in_step.append(mechanisms.in_step)
         prices = self._spec.skip_prices
         if self._spec.planning != "programme" or profile is None or self._rounds is None:
-            return decodes_first(work, None, self._caps(key))
+            return decodes_first(work, None, self._caps(key, lane))
         query = PlanQuery(
             unet=len(work.seats),
             vae=len(work.decodes),
@@ -224,9 +234,9 @@ class _Tick:
 
     # ---- both
 
-    def _caps(self, key: BatchKey) -> ItemCaps:
-        """Most of one item where no profile says it."""
-        most = ItemCaps(self._bounds.unet_batch, self._bounds.vae_batch)
+    def _caps(self, key: BatchKey, lane: UnetLane | None = None) -> ItemCaps:
+        """Most of one item, steps of this worker, where no profile says it."""
+        most = ItemCaps(self._rules.batch(lane, key) if lane else self._bounds.unet_batch, self._bounds.vae_batch)
         return most.within(self._snapshot.memory.get(key, most))
 
     def _running_set(self, lane: UnetLane) -> RunningSet:

@@ -15,7 +15,7 @@ Planning = Literal["none", "decodes_first", "programme"]
 class PolicyBounds:
     """The settings that every policy shares. Counts are tasks (images), per worker.
 
-    `unet_batch` bounds a batch where no knee is known or asked for.
+    `unet_batch` bounds a batch where no knee is known or asked for; a policy that grows begins with it.
     """
 
     unet_batch: int = UNPROFILED_TASKS
@@ -60,7 +60,8 @@ class PolicySpec:
     ready beside the UNet, "decodes_first" serves decodes alone before each round, "programme" asks the planner.
     `controller`: the threshold follows the load, else it is `threshold`. `chunking`, `plan_ahead` and `in_step`: None
     leaves them to what the profile says pays on the device. `round_weight`: ms of summed decode completion that a ms of
-    the round is worth to each task that steps. `round_decodes`: most decodes of one planned round. `await_ends`: no
+    the round is worth to each task that steps. `grows`: where no profile says how large batches should be, they grow
+    for as long as throughput does. `round_decodes`: most decodes of one planned round. `await_ends`: no
     round is planned past the last call of a task, so that its decode is in the next one.
     """
 
@@ -80,10 +81,14 @@ class PolicySpec:
     round_weight: float = 1.0
     round_decodes: int = 8
     await_ends: bool = False
+    grows: bool = False
 
-    def mechanisms(self, profile: Profile | None) -> Mechanisms:
-        """What is switched on where `profile` is in force."""
-        pays = profile.mechanisms if profile else Mechanisms(in_step=False, beside=False, chunking=False)
+    def mechanisms(self, profile: Profile | None, shares_cores: bool = False) -> Mechanisms:
+        """What is switched on where `profile` is in force.
+
+        Without one, workers that share cores take turns: two teams of threads on the same cores make each other wait.
+        """
+        pays = profile.mechanisms if profile else Mechanisms(in_step=shares_cores, beside=False, chunking=False)
         return Mechanisms(
             in_step=pays.in_step if self.in_step is None else self.in_step,
             beside=pays.beside,
@@ -111,6 +116,7 @@ POLICIES = MappingProxyType(
                 plan_ahead=None,
                 in_step=None,
                 await_ends=True,
+                grows=True,
             ),
         )
     }

@@ -46,11 +46,15 @@ class Rules:
     paces: Paces
     budgets: Mapping[str, SkipCfgBudget]
 
+    def batch(self, lane: UnetLane, key: BatchKey) -> int:
+        """Most tasks of one step where no knee is known."""
+        return lane.sizes[key].now if key in lane.sizes else self.bounds.unet_batch
+
 
 def running_set(lane: UnetLane, waiting: int, now_ms: int, rules: Rules) -> RunningSet:
     """The first tasks in order that fit in a step. `waiting`: tasks of the pool without a worker.
 
-    Of a key with a knee fit as many rows as that, of others `unet_batch` tasks; of several keys as large a part of each
+    Of a key with a knee fit as many rows as that, of others a batch of tasks; of several keys as large a part of each
     as makes one in all. Never fewer than one task. Rows are counted after the skips of this tick, while tasks wait.
     Under processor sharing everybody runs.
     """
@@ -60,29 +64,29 @@ def running_set(lane: UnetLane, waiting: int, now_ms: int, rules: Rules) -> Runn
     first, again = tee(Seat(task, standing(task, budget, spec.skip_prices.drift_gate)) for task in order)
     if spec.order == "sharing":
         return RunningSet(tuple(first), busy=waiting > 0, set_aside=0)
-    chosen = _that_fit(first, rules, skipping=False)
+    chosen = _that_fit(first, lane, rules, skipping=False)
     busy = waiting > 0 or len(chosen) < len(order)
     if busy:
-        chosen = _that_fit(again, rules, skipping=True)
+        chosen = _that_fit(again, lane, rules, skipping=True)
     return RunningSet(tuple(chosen), busy, len(order) - len(chosen))
 
 
-def _that_fit(seats: Iterable[Seat], rules: Rules, skipping: bool) -> list[Seat]:
+def _that_fit(seats: Iterable[Seat], lane: UnetLane, rules: Rules, skipping: bool) -> list[Seat]:
     chosen: list[Seat] = []
     by_key: dict[BatchKey, list[Standing]] = {}
     for seat in seats:
         standings = by_key.setdefault(seat.task.key, [])
         standings.append(seat.standing)
-        if chosen and sum(_part(key, of_key, rules, skipping) for key, of_key in by_key.items()) > 1:
+        if chosen and sum(_part(key, of_key, lane, rules, skipping) for key, of_key in by_key.items()) > 1:
             break
         chosen.append(seat)
     return chosen
 
 
-def _part(key: BatchKey, standings: Sequence[Standing], rules: Rules, skipping: bool) -> float:
+def _part(key: BatchKey, standings: Sequence[Standing], lane: UnetLane, rules: Rules, skipping: bool) -> float:
     """The part of a full batch that tasks of one key make."""
     pace = rules.paces.get(key)
     if pace is None or not rules.spec.knee:
-        return len(standings) / rules.bounds.unet_batch
+        return len(standings) / rules.batch(lane, key)
     skips = even_skips(standings) if skipping else 0
     return rows(standings, skips) / pace.rows
