@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar
 
@@ -11,6 +13,7 @@ from services.scheduler.admission import AdmissionLimits, body_digest, resolve
 from services.scheduler.request_traces import Deliveries, RequestTrace, trace_id_of
 from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
+from synerdiff.cards import ModelCard
 from synerdiff.errors import NotFound, SynerDiffError, Unavailable
 from synerdiff.jobs import JobRecord
 from synerdiff.redis_client import patiently
@@ -26,6 +29,8 @@ SERVICE = "synerdiff.v1.ImageGeneration"
 # A GenerateRequest is at most two prompts of 8 KiB and small change; nothing a stranger sends needs more room.
 MAX_REQUEST_BYTES = 1 << 20
 REDIS_PATIENCE_S = 2.0
+# A model whose limits change is judged by its old ones for this long.
+_CARDS_KEPT_S = 1.0
 
 _log = get_logger("api")
 _accepted = Counter("synerdiff_requests_accepted_total", "Requests made into jobs", ["model", "method"])
@@ -54,6 +59,8 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         self._limits = limits
         self._draining = draining
         self._tracer = tracer or Tracer()
+        self._known_cards: list[ModelCard] = []
+        self._cards_read_at_s = -math.inf
 
     def add_to(self, host: ServiceHost) -> None:
         """Serve on `host`."""
@@ -112,7 +119,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         method = "Generate" if abandonable else "Submit"
         trace = RequestTrace(self._tracer, f"{SERVICE}/{method}", context.invocation_metadata())
         try:
-            request = resolve(pb, await self._store.models(), self._limits)
+            request = resolve(pb, await self._cards(pb.model), self._limits)
             acceptance = await self._store.accept(request, body_digest(pb), abandonable, trace.traceparent)
         except SynerDiffError as error:
             _refused.labels(error.code.name).inc()
@@ -127,6 +134,14 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         elif self._tracer.enabled:
             traceparent = (await self._known(job_id)).traceparent  # of the call that made the job
         return job_id, Deliveries(self._tracer, job_id, traceparent)
+
+    async def _cards(self, model: str) -> list[ModelCard]:
+        """The known models: as they were within the last second, if `model` was among them."""
+        if time.monotonic() - self._cards_read_at_s > _CARDS_KEPT_S or all(
+            card.name != model for card in self._known_cards
+        ):
+            self._known_cards, self._cards_read_at_s = await self._store.models(), time.monotonic()
+        return self._known_cards
 
     async def _follow(
         self, job_id: str, after_sequence: int, context: Any, deliveries: Deliveries

@@ -10,7 +10,9 @@ _PAIRS = 9
 # More rows per ms by which a larger batch has to be faster: less is not worth that everybody waits for everybody.
 _PAYS = 1.04
 # Items until a size that did not pay is tried again: the worker may run compiled by then, or in better company.
-_RETRY_ITEMS = 2048
+_RETRY_ITEMS = 256
+# Of the batch: fewer tasks than this beside it say little of twice as many.
+_WIDE = 1.5
 
 # Slots are held as well by tasks that are prepared, decoded and stored.
 _STEPPING = 3 / 4
@@ -50,7 +52,7 @@ class BatchGrowth:
             return
         if tasks == self.tasks:
             self._narrow_rate, self._wide_next = rows / ms, True
-        elif self._narrow_rate is not None:
+        elif tasks >= _WIDE * self.tasks and self._narrow_rate is not None:
             self._gains.append(rows / ms / self._narrow_rate)
             self._narrow_rate, self._wide_next = None, False
             if len(self._gains) == _PAIRS:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from redis.exceptions import RedisError
@@ -26,6 +27,7 @@ from services.scheduler.metrics import PoolMetrics
 from services.scheduler.observer import Observer
 from services.scheduler.planner.cold_plans import ColdPlans
 from services.scheduler.profiler.profile_keeper import ProfileKeeper
+from services.scheduler.store.notifications import Subscription
 from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.store.store_writer import StoreWriter
 from services.scheduler.tasks import PlannedPart, UnetLaneState, VaeLaneState
@@ -51,7 +53,8 @@ CLAIM_EVERY_S = 5.0
 CORRECT_EVERY_S = 1.0
 PROFILES_EVERY_S = 0.5
 CLAIM_ABSENCE_S = 60.0  # a pool without a leader for this long is not coming back soon: others take its jobs
-READ_IDLE_S = 0.02
+WANT_IDLE_S = 0.02
+READ_AGAIN_S = 0.5  # the safety net under pub/sub
 _PLAN_AGAIN, _PLAN_AGAIN_S = 64, 2.0  # queries, and seconds that a corrected profile waits for their plans
 _WORKER_EFFECTS = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
 
@@ -98,7 +101,6 @@ class Leader:
             asyncio.create_task(self._forever(loop, every_s))
             for loop, every_s in (
                 (self._follow_workers, WORKERS_EVERY_S),
-                (self._read_jobs, READ_IDLE_S),
                 (self._beat, BEAT_EVERY_S),
                 (self._drop_ended, RECONCILE_EVERY_S),
                 (self._claim_stale, CLAIM_EVERY_S),
@@ -106,7 +108,7 @@ class Leader:
                 (self.keeper.follow, PROFILES_EVERY_S),
             )
         ]
-        endless = (self._follow_controls(), self.writer.run(), self._cold_plans.run())
+        endless = (self._follow_queue(), self._follow_controls(), self.writer.run(), self._cold_plans.run())
         loops += [asyncio.create_task(loop) for loop in endless]
         ended = asyncio.create_task(self.ended.wait())
         try:
@@ -141,10 +143,24 @@ class Leader:
         self.keeper.announced(record for record in records if not record.draining)
         self.streams.reconcile(records)
 
-    async def _read_jobs(self) -> None:
-        for model, count in self.engine.wanted_jobs().items():
-            for record in await self._store.read_new(self._lease, [model], count):
+    async def _follow_queue(self) -> None:
+        """Read what the engine wants, as it wants more and as jobs are accepted."""
+        with self._store.listen_accepted() as accepted:
+            await self._forever(partial(self._read_jobs, accepted), 0.0)
+
+    async def _read_jobs(self, accepted: Subscription) -> None:
+        """Read once, then wait for as long as reading again would find nothing."""
+        more = False
+        wanted = self.engine.wanted_jobs()
+        for model, count in wanted.items():
+            records = await self._store.read_new(self._lease, [model], count)
+            more = more or len(records) == count
+            for record in records:
                 self._job_arrived(record)
+        if not wanted:
+            await asyncio.sleep(WANT_IDLE_S)
+        elif not more:
+            await accepted.wait(READ_AGAIN_S)
 
     def _job_arrived(self, record: JobRecord) -> None:
         """A job to be done: probes leave the workers before its first task comes there."""

@@ -28,10 +28,14 @@ PATTERNS = {
     "pool": "synerdiff:pool:%s",
     "leader": "synerdiff:pool:%s:leader",
     "last_read": "synerdiff:pool:%s:last_read",
-    # Channels: "event", or progress itself, to the followers of a job; job ids to the leader of a pool.
+    # Channels: "event", or progress itself, to the followers of a job; job ids to the leader of a pool; the models of
+    # accepted jobs to all leaders.
     "wake": "synerdiff:wake:%s",
     "controls": "synerdiff:controls:%s",
+    "accepted": "synerdiff:accepted",
 }
+
+ACCEPTED = PATTERNS["accepted"]
 
 GROUP = "pools"
 

@@ -7,12 +7,14 @@ acknowledged when the job ends, so what a pool was working on is found again by 
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from services.scheduler.store import keys
+from services.scheduler.store.notifications import Subscription
 from services.scheduler.store.records import (
     cancelled_event,
     failed_event,
@@ -180,6 +182,10 @@ class JobQueue(StoreBase):
     async def ended(self, job_ids: Sequence[str], pool: str = "") -> set[str]:
         """Those that have ended; with `pool`, also those that belong to another pool by now."""
         return {job_id.decode() for job_id in await self._api("gone", pool, *job_ids)}
+
+    def listen_accepted(self) -> AbstractContextManager[Subscription]:
+        """Hear of jobs as they are accepted, while in the context. Best effort, as `controls`."""
+        return self._notifications.listen(keys.ACCEPTED)
 
     def controls(self, pool: str) -> AsyncGenerator[str, None]:
         """Ids of jobs that this pool no longer has to work on, as others end or claim them.

@@ -1,7 +1,7 @@
 """Carries out the engine's store effects beside the ticks: in order within a job, side by side across jobs.
 
 A write that Redis cannot take just now is tried again for as long as this process leads: what the engine did is kept in
-memory meanwhile, and running work goes on. Progress is coalesced: only the latest of each image, a few times a second.
+memory meanwhile, and running work goes on. Progress is coalesced: only the latest of each image, twice a second.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.requests import task_id
 
-PROGRESS_EVERY_S = 0.2
-PROGRESS_PER_S = 250  # every one of them wakes its followers, on whichever scheduler: many images are told less often
+PROGRESS_EVERY_S = 0.5
+PROGRESS_PER_S = 100  # every one of them wakes its followers, on whichever scheduler: many images are told less often
 
 _AWAY = (RedisError, Unavailable, OSError)
 

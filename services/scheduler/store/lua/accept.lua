@@ -58,4 +58,5 @@ end
 -- In the order jobs are read: by class, then by arrival.
 redis.call('ZADD', waiting, priority * 2 ^ 40 + redis.call('INCR', key('arrivals', model)), job_id)
 add_event(job_id, 'position', redis.call('ZRANK', waiting, job_id))
+redis.call('PUBLISH', key('accepted'), model)
 return job_id
