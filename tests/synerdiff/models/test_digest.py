@@ -1,4 +1,4 @@
-"""The digest of a model: what changes it, and what does not."""
+"""The digest of a model and of its components: what changes them, and what does not."""
 
 import shutil
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from synerdiff.models.digest import model_digest
+from synerdiff.models.digest import component_digest, model_digest
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.layout import read_layout
 from tests.tiny_models import tiny_model
@@ -80,3 +80,43 @@ def test_weights_that_cannot_be_read_are_refused_by_name(model: Path) -> None:
 def test_a_cut_header_is_no_crash(model: Path, original: Path) -> None:
     (model / UNET_WEIGHTS).write_bytes(b"abc")
     assert digest(model) != digest(original)
+
+
+def digest_of(path: Path, component: str) -> str:
+    return component_digest(read_layout(path), component)
+
+
+@pytest.mark.parametrize("change", [_widen, _halve, _train, _rename])
+def test_another_component_has_another(original: Path, model: Path, change: Callable[[Path], None]) -> None:
+    change(model)
+    assert digest_of(model, "unet") != digest_of(original, "unet")
+    assert digest_of(model, "vae") == digest_of(original, "vae")
+
+
+def test_a_components_config_is_part_of_it(original: Path, model: Path) -> None:
+    _configure(model)
+    assert digest_of(model, "vae") != digest_of(original, "vae")
+    assert digest_of(model, "unet") == digest_of(original, "unet")
+
+
+def test_any_byte_of_a_components_weights_is_part_of_it(original: Path, model: Path) -> None:
+    weights = model / UNET_WEIGHTS
+    whole = weights.read_bytes()
+    for place in (len(whole) // 3, len(whole) // 2 + 5000, len(whole) - 1):
+        weights.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert digest_of(model, "unet") != digest_of(original, "unet")
+    weights.write_bytes(whole)
+    assert digest_of(model, "unet") == digest_of(original, "unet")
+
+
+def test_where_a_component_lies_and_what_is_written_beside_it_do_not_change_it(original: Path, model: Path) -> None:
+    (model / "unet" / "notes.txt").write_text("notes")
+    assert digest_of(model, "unet") == digest_of(original, "unet")
+    assert len(digest_of(model, "unet")) == 64
+
+
+def test_a_components_weights_that_cannot_be_read_are_refused_by_name(model: Path) -> None:
+    (model / UNET_WEIGHTS).unlink()
+    (model / UNET_WEIGHTS).mkdir()
+    with pytest.raises(ModelLoadError, match=r"unet/diffusion_pytorch_model.safetensors"):
+        digest_of(model, "unet")

@@ -1,5 +1,6 @@
 """The name of a package: all that its machine code depends on tells it from others, and nothing else does."""
 
+import platform
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_another_cpu_has_another_key(subject: CompileSubject, monkeypatch: pytes
     less = key_on("processor\t: 0\nflags\t\t: sse avx\n")
     arm = key_on("processor\t: 0\nFeatures\t: fp asimd sve\n")
     none = key_on("processor\t: 0\n")
-    monkeypatch.setattr(module.platform, "machine", lambda: "another")
+    monkeypatch.setattr(platform, "machine", lambda: "another")
     assert len({intel, less, arm, none, key_on("processor\t: 0\n")}) == 5
 
 
