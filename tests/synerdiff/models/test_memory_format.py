@@ -1,0 +1,116 @@
+"""How weights lie: by a clock that only calls move, so that what is chosen is what the times say."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from synerdiff.models import memory_format
+from synerdiff.models.device.cpu import CpuDevice
+from synerdiff.models.memory_format import FormatChoice, settle_memory_format
+from tests.synerdiff.models.fake_gpu import FakeGpu
+from tests.waiting import VirtualTime
+
+TYPICAL = 16
+BUDGET_S = 2.0
+
+Seconds = Callable[[int], float]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    clock = VirtualTime()
+    monkeypatch.setattr(memory_format, "time", clock)
+    return clock
+
+
+class Model:
+    """A convolution whose calls take as long as they are told, and which formats and batches they had."""
+
+    def __init__(self, clock: VirtualTime, contiguous: Seconds, channels_last: Seconds) -> None:
+        self.module: Any = nn.Conv2d(4, 4, 3)
+        self.calls: list[tuple[str, int]] = []
+        self._clock = clock
+        self._seconds = {"contiguous": contiguous, "channels_last": channels_last}
+
+    @property
+    def format(self) -> str:
+        lies: Callable[..., bool] = self.module.weight.is_contiguous
+        return "channels_last" if lies(memory_format=torch.channels_last) else "contiguous"
+
+    def __call__(self, rows: int) -> None:
+        self.calls.append((self.format, rows))
+        self._clock.sleep(self._seconds[self.format](rows))
+
+    def settle(self) -> FormatChoice:
+        return settle_memory_format(self.module, self, CpuDevice(), TYPICAL)
+
+
+def a_row(seconds: float) -> Seconds:
+    return lambda rows: rows * seconds
+
+
+def in_turn(*seconds: float) -> Seconds:
+    left = iter(seconds)
+    return lambda _: next(left)
+
+
+def test_weights_lie_as_they_are_faster(clock: VirtualTime) -> None:
+    model = Model(clock, a_row(0.010), a_row(0.008))
+    assert model.settle() == FormatChoice("channels_last", 0.8, 4)
+    assert model.format == "channels_last"
+    turns = [("contiguous", TYPICAL), ("channels_last", TYPICAL)]
+    assert model.calls == [("contiguous", 1), ("contiguous", 1), *turns * 4]
+
+
+@pytest.mark.parametrize(("ratio", "chosen"), [(0.98, "contiguous"), (0.96, "channels_last"), (1.2, "contiguous")])
+def test_channels_last_has_to_be_faster_by_three_percent(clock: VirtualTime, ratio: float, chosen: str) -> None:
+    model = Model(clock, a_row(0.010), a_row(0.010 * ratio))
+    assert model.settle() == FormatChoice(chosen, ratio, 4)
+    assert model.format == chosen
+
+
+def test_channels_last_has_to_be_faster_every_time(clock: VirtualTime) -> None:
+    model = Model(clock, a_row(0.010), in_turn(0.08, 0.08, 0.161, 0.08))
+    assert model.settle() == FormatChoice("contiguous", 0.5, 4)
+    assert model.format == "contiguous"
+
+
+def test_weights_that_lay_otherwise_are_put_back(clock: VirtualTime) -> None:
+    model = Model(clock, a_row(0.010), a_row(0.020))
+    model.module.to(memory_format=torch.channels_last)
+    model.settle()
+    assert model.format == "contiguous"
+
+
+@pytest.mark.parametrize("row_s", [0.001, 0.015, 0.02, 0.03, 0.06, 0.0624, 0.07, 0.5, 1.9, 30.0])
+def test_it_takes_no_longer_than_its_budget_beside_the_first_calls(clock: VirtualTime, row_s: float) -> None:
+    model = Model(clock, a_row(row_s), a_row(row_s))
+    choice = model.settle()
+    first_calls_s = row_s * sum(rows == 1 for _, rows in model.calls)
+    assert clock.now_s - first_calls_s <= BUDGET_S * 1.0001
+    assert len(model.calls) == (1 if row_s > BUDGET_S else 2) + 2 * choice.pairs
+    assert choice.pairs == min(4, int(BUDGET_S / (2 * TYPICAL * row_s)))
+
+
+def test_a_model_that_is_too_slow_to_compare_keeps_contiguous_weights(clock: VirtualTime) -> None:
+    model = Model(clock, a_row(0.1), a_row(0.01))
+    model.module.to(memory_format=torch.channels_last)
+    assert model.settle() == FormatChoice("contiguous", 1.0, 0)
+    assert model.format == "contiguous"
+
+
+def test_a_slow_first_call_says_nothing_of_the_others(clock: VirtualTime) -> None:
+    first = in_turn(1.9)
+    later = a_row(0.01)
+    model = Model(clock, lambda rows: first(rows) if not model.calls[1:] else later(rows), a_row(0.008))
+    assert model.settle() == FormatChoice("channels_last", 0.8, 4)
+
+
+def test_calls_have_ended_before_the_clock_is_read(clock: VirtualTime) -> None:
+    gpu = FakeGpu()
+    model = Model(clock, a_row(0.010), a_row(0.008))
+    settle_memory_format(model.module, model, gpu, TYPICAL)
+    assert gpu.asked == [word for one in range(1, len(model.calls) + 1) for word in ("mark", f"wait {one}")]
