@@ -1,0 +1,245 @@
+"""Packages made beside the serving, by real processes: what is said where there is none, and what is left behind."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from structlog.testing import capture_logs
+from torch import Tensor
+
+from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions, CompileSubject, PackageStore, no_request
+from synerdiff.models.compiled.background import default_directory
+from tests.waiting import HANG_S, wait_until
+
+Call = Callable[..., Tensor]
+
+# A worker that has a package made and waits for it.
+WORKER = """
+import sys
+from pathlib import Path
+from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions, CompileSubject
+
+compiler = BackgroundCompiler(CompilerOptions("wait", Path(sys.argv[1])))
+compiler.request(CompileSubject.from_json(sys.argv[2]), print)
+compiler.wait()
+"""
+
+
+@pytest.fixture
+def told(tiny_models: dict[str, Path]) -> CompileSubject:
+    """A tiny model's UNet."""
+    return CompileSubject("unet", str(tiny_models["sd1"]), "0" * 64, "float32", (4, 8, 8))
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> CompilerOptions:
+    return CompilerOptions("wait", tmp_path / "store")
+
+
+@pytest.fixture
+def compiler_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something that is there: these tests end before it would be called."""
+    monkeypatch.setenv("CXX", sys.executable)
+
+
+@contextmanager
+def compiling(options: CompilerOptions) -> Iterator[BackgroundCompiler]:
+    compiler = BackgroundCompiler(options)
+    try:
+        yield compiler
+    finally:
+        compiler.close()
+
+
+def request_and_wait(options: CompilerOptions, *subjects: CompileSubject) -> list[Call]:
+    """The packages that come of requests."""
+    got: list[Call] = []
+    with compiling(options) as compiler:
+        for subject in subjects:
+            compiler.request(subject, got.append)
+        compiler.wait()
+    return got
+
+
+def builders(parent: int) -> list[psutil.Process]:
+    """The processes that compile for one, and all that they have started."""
+    return [
+        below
+        for child in psutil.Process(parent).children()
+        if any("synerdiff.models.compiled.build" in word for word in child.cmdline())
+        for below in (child, *child.children(recursive=True))
+    ]
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def has_begun(directory: Path) -> Callable[[], bool]:
+    """Whether a process has got as far as to have a folder to compile in."""
+    return lambda: any(directory.glob("build-*"))
+
+
+def break_package(options: CompilerOptions, subject: CompileSubject, content: bytes) -> Path:
+    store = PackageStore(options.directory)
+    path = store.directory / subject.file_name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("content", [b"", b"no package at all", b"PK\x05\x06" + bytes(18)])
+def test_a_broken_package_is_said_and_removed(options: CompilerOptions, told: CompileSubject, content: bytes) -> None:
+    path = break_package(options, told, content)
+    with capture_logs() as logs:
+        assert request_and_wait(options, told) == []
+    assert not path.exists()
+    (log,) = logs
+    assert (log["log_level"], log["component"]) == ("warning", "unet")
+    assert log["reason"]
+
+
+def test_one_request_that_fails_does_not_stop_the_next(options: CompilerOptions, told: CompileSubject) -> None:
+    others = [told, replace(told, component="vae")]
+    paths = [break_package(options, one, b"broken") for one in others]
+    with capture_logs() as logs:
+        assert request_and_wait(options, *others) == []
+    assert [path.exists() for path in paths] == [False, False]
+    assert [log["component"] for log in logs] == ["unet", "vae"]
+
+
+def test_without_a_compiler_it_is_said_and_no_process_starts(
+    options: CompilerOptions, told: CompileSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with capture_logs() as logs:
+        assert request_and_wait(options, told) == []
+    (log,) = logs
+    assert (log["log_level"], log["component"], log["compiler"]) == ("info", "unet", "/nowhere/g++")
+    assert "no C++ compiler" in log["event"]
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(options.directory))
+    with capture_logs() as logs:
+        assert request_and_wait(options, told) == []
+    assert [(log["log_level"], log["compiler"]) for log in logs] == [("info", "g++")]
+
+
+@pytest.mark.usefixtures("compiler_at_hand")
+def test_a_compiler_that_takes_too_long_is_ended(options: CompilerOptions, told: CompileSubject) -> None:
+    with capture_logs() as logs:
+        assert request_and_wait(replace(options, limit_s=0.1), told) == []
+    (log,) = logs
+    assert (log["log_level"], log["reason"]) == ("warning", "it took over 0.1 s")
+    assert builders(os.getpid()) == []
+
+
+@pytest.mark.usefixtures("compiler_at_hand")
+def test_a_model_that_cannot_be_loaded_is_said(options: CompilerOptions, told: CompileSubject, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        assert request_and_wait(options, replace(told, model=str(tmp_path / "none"))) == []
+    (log,) = logs
+    assert (log["log_level"], log["status"]) == ("warning", 1)
+    assert str(tmp_path / "none") in log["reason"]
+    assert sorted(path.name for path in options.directory.iterdir()) == ["lock"]
+
+
+@pytest.mark.usefixtures("compiler_at_hand")
+def test_a_process_that_needs_too_much_memory_is_refused_it(options: CompilerOptions, told: CompileSubject) -> None:
+    with capture_logs() as logs:
+        assert request_and_wait(replace(options, memory_bytes=2**20), told) == []
+    (log,) = logs
+    assert log["log_level"] == "warning"
+    assert log["status"] != 0
+
+
+@pytest.mark.usefixtures("compiler_at_hand")
+def test_closing_ends_a_process_that_compiles(options: CompilerOptions, told: CompileSubject) -> None:
+    got: list[Call] = []
+    with capture_logs() as logs:
+        with compiling(options) as compiler:
+            compiler.request(told, got.append)
+            waiting = threading.Thread(target=compiler.wait, daemon=True)
+            waiting.start()
+            wait_until(has_begun(options.directory), "a process that compiles")
+            processes = builders(os.getpid())
+            assert processes
+        waiting.join(HANG_S)
+        assert not waiting.is_alive(), "it is waited for in vain"
+    assert all(map(gone, processes))
+    assert builders(os.getpid()) == []
+    assert (got, logs) == ([], [])
+
+
+def test_closing_twice_and_without_requests_is_nothing(options: CompilerOptions) -> None:
+    with compiling(options) as compiler:
+        compiler.wait()
+        compiler.close()
+
+
+@pytest.mark.usefixtures("compiler_at_hand")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes outlive their parents")
+def test_a_process_that_compiles_goes_with_its_worker(options: CompilerOptions, told: CompileSubject) -> None:
+    arguments = [str(options.directory), told.to_json()]
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, *arguments], stdin=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: has_begun(options.directory)() or worker.poll() is not None, "a process that compiles")
+        (builder, *_) = builders(worker.pid)
+    finally:
+        worker.kill()
+        worker.wait(timeout=HANG_S)
+    wait_until(lambda: gone(builder), "the end of the process that compiles")
+
+
+def test_nothing_is_compiled_where_it_is_off(options: CompilerOptions, told: CompileSubject) -> None:
+    def reads_all_weights() -> CompileSubject:
+        raise AssertionError("nobody needs to know")
+
+    with compiling(replace(options, mode="off")) as compiler:
+        assert compiler.requests_like(reads_all_weights) is no_request
+        compiler.request(told, lambda _: pytest.fail("a package"))
+        compiler.wait()
+    assert not options.directory.exists()
+
+
+def test_a_directory_of_others_is_said_once_and_nothing_is_compiled(
+    options: CompilerOptions, told: CompileSubject
+) -> None:
+    options.directory.mkdir()
+    options.directory.chmod(0o777)
+    with capture_logs() as logs:
+        assert request_and_wait(options, told, told) == []
+    (log,) = logs
+    assert log["log_level"] == "warning"
+    assert str(options.directory) in log["reason"]
+
+
+def test_in_the_background_nobody_waits(options: CompilerOptions, told: CompileSubject) -> None:
+    with compiling(replace(options, mode="auto")) as compiler, PackageStore(options.directory).compiling():
+        break_package(options, told, b"broken")
+        compiler.request(told, lambda _: None)
+        compiler.wait()
+
+
+def test_requests_like_one_differ_in_their_shape_alone(options: CompilerOptions, told: CompileSubject) -> None:
+    larger = replace(told, latent_shape=(4, 16, 16))
+    path, native = break_package(options, larger, b"broken"), break_package(options, told, b"untouched")
+    with compiling(options) as compiler, capture_logs() as logs:
+        compiler.requests_like(lambda: told)((4, 16, 16), lambda _: None)
+        compiler.wait()
+    assert len(logs) == 1
+    assert not path.exists()
+    assert native.exists()
+
+
+def test_options_are_as_a_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_directory() == tmp_path / "synerdiff" / "compiled"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert default_directory() == tmp_path / "home" / ".cache" / "synerdiff" / "compiled"
