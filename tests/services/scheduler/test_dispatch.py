@@ -28,6 +28,7 @@ class Scripted:
     """Places everything on u0 and plans as it is told; skips where a task has to, and on odd calls otherwise."""
 
     name = "scripted"
+    grows_from = 0
     bounds = PolicyBounds()
 
     def __init__(self, plan: Callable[[DomainSnapshot], TickPlan] | None = None) -> None:

@@ -117,6 +117,7 @@ class _InStep:
     """Continuous, in step: the UNet part, then the decodes, then nothing beside each other."""
 
     name = "in step"
+    grows_from = 0
 
     def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
         return CONTINUOUS.admit(snapshot)
