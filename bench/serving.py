@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -26,6 +26,7 @@ from synerdiff.client.load.sending import OpenLoop, Window, send
 from synerdiff.client.load.summary import summarise
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+from synerdiff.worker_settings import CompileMode
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
 from synerdiff_cli.running import Running, running
 
@@ -103,7 +104,7 @@ async def deployed(
     variables = {f"SYNERDIFF_{name.upper()}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as folder, _environment(variables):
         local = _local_options(Path(folder), profile, dtype, model)
-        async with running(replace(local, compile=settings.get("compile", local.compile))) as system:
+        async with running(replace(local, compile=cast(CompileMode, settings.get("compile", local.compile)))) as system:
             if profile:
                 await _takes_profile(system.deployment.addresses[0], profile)
             yield system

@@ -63,6 +63,7 @@ class ProfileSubject:
     """What a profile is of. A profile of another subject is not used.
 
     `device` names the hardware, `latent_shape` is [C, h, w], `shares` how the device is split between the two workers.
+    `execution`: "eager" or "compiled", of the UNet and the VAE if they differ.
     """
 
     model: str
@@ -71,6 +72,7 @@ class ProfileSubject:
     dtype: str
     latent_shape: tuple[int, int, int]
     shares: str
+    execution: str = "eager"
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ class WorkerSettings(ServiceSettings):
     compile_memory_bytes: int = Field(
         8 * 2**30, ge=2**28, le=2**50, description="most memory of the process that compiles"
     )
+    rehearse: bool = Field(
+        True, description="on CPUs: make the first call of every batch size, which takes longer, while there is no load"
+    )
     cuda_graphs: bool = Field(True, description="on GPUs: replay a captured CUDA graph per batch shape")
     memory_limit_bytes: int = Field(
         0, ge=0, le=2**50, description="on GPUs: most device memory to take; 0: what CUDA MPS allows, or all there is"

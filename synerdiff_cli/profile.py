@@ -16,7 +16,7 @@ from synerdiff.worker_settings import WorkerSettings
 from synerdiff_cli.console import err, out
 from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources
 from synerdiff_cli.interruption import run
-from synerdiff_cli.local import Dtype, DtypeOption, Threads, local_errors_as_lines
+from synerdiff_cli.local import Compile, CompileOption, Dtype, DtypeOption, Threads, local_errors_as_lines
 from synerdiff_cli.measuring import Wishes, measure, with_note
 from synerdiff_cli.profile_display import shares_table, summary
 from synerdiff_cli.profile_plot import check_can_plot, plot_profile
@@ -47,6 +47,7 @@ def profile(
     height: Annotated[int, typer.Option(help="Height of the pictures. Default: the model's own.", min=0)] = 0,
     dtype: DtypeOption = Dtype.AUTO,
     threads: Threads = 0,
+    compile: CompileOption = Compile.WAIT,
     shares: Annotated[
         str, typer.Option(help="Splits of the device to try, UNet:VAE in percent, as 70:30,60:40; the best is written.")
     ] = "",
@@ -74,7 +75,9 @@ def profile(
             budget_s=min(budget_s, _QUICK_S) if quick else budget_s,
         )
         with tempfile.TemporaryDirectory(prefix="synerdiff-profile-") as folder:
-            local = LocalOptions(Path(folder), sources, schedulers=0, dtype=dtype, threads=threads)
+            local = LocalOptions(
+                Path(folder), sources, schedulers=0, dtype=dtype, threads=threads, compile=compile.value
+            )
             found = run(measure(Wishes(_splits(local, shares), options, width, height, fidelity, redis_url)))
         made = with_note(found)
         target.write_text(dump(made), encoding="utf-8")

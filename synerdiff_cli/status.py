@@ -78,12 +78,13 @@ def _table(*headings: str) -> Table:
 
 
 def _workers(reply: operations_pb2.GetStatusResponse) -> Table:
-    table = _table("worker", "kind", "model", "domain", "address", "attached", "slots", "running")
+    table = _table("worker", "kind", "model", "domain", "address", "runs", "attached", "slots", "running")
     for worker in reply.workers:
         slots = f"{worker.slots_used}/{worker.slots}" if worker.slots else ""
         attached = "yes" if worker.attached else "no"
         place = (worker.worker_id, worker.kind, worker.model, worker.domain, worker.address)
-        table.add_row(*place, attached, slots, str(worker.running))
+        runs = ", ".join(filter(None, (worker.execution, worker.memory_format)))
+        table.add_row(*place, runs, attached, slots, str(worker.running))
     return table
 
 

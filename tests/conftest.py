@@ -16,6 +16,7 @@ from synerdiff.redis_process import RedisProcess
 prepare_openmp()
 # Compiling takes a core for a minute: tests of it ask for it.
 os.environ.setdefault("SYNERDIFF_COMPILE", "off")
+os.environ.setdefault("SYNERDIFF_REHEARSE", "false")
 # Examples take as long as the machine makes them take.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

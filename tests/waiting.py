@@ -57,5 +57,8 @@ class VirtualTime:
     def perf_counter(self) -> float:
         return self.now_s
 
+    def monotonic(self) -> float:
+        return self.now_s
+
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from services.scheduler.snapshots import BatchSize
+from synerdiff.telemetry import get_logger
+
+log = get_logger("batches")
 
 # Neighbouring items of either size that decide: the median of so many is not moved by a neighbour that was busy.
 _PAIRS = 9
@@ -37,6 +40,7 @@ class BatchGrowth:
     _narrow_rate: float | None = None
     _gains: list[float] = field(default_factory=list)
     _left_alone: int = 0
+    _seen: set[int] = field(default_factory=set)
 
     def size(self) -> BatchSize:
         """Tasks of the next item, and of the largest item that may come."""
@@ -45,6 +49,9 @@ class BatchGrowth:
 
     def ran(self, tasks: int, rows: int, ms: float) -> None:
         """An item of this key has run, which took the worker `ms`."""
+        if rows not in self._seen:  # the first call of a size takes longer than any other
+            self._seen.add(rows)
+            return
         if self._left_alone:
             self._left_alone -= 1
             return
@@ -59,8 +66,10 @@ class BatchGrowth:
                 self._decide()
 
     def _decide(self) -> None:
-        if median(self._gains) >= _PAYS:
-            self.tasks = min(2 * self.tasks, self.most)
+        gain, tried = median(self._gains), min(2 * self.tasks, self.most)
+        log.info("tried larger batches", tasks=self.tasks, tried=tried, gain=round(gain, 3), grown=gain >= _PAYS)
+        if gain >= _PAYS:
+            self.tasks = tried
         else:
             self._left_alone = _RETRY_ITEMS
         self._gains.clear()

@@ -113,6 +113,8 @@ def _worker_status(record: WorkerRecord, holdings: Holdings | None) -> operation
         address=record.address,
         device=record.device,
         mps_thread_percent=record.mps_thread_percent,
+        execution=record.execution,
+        memory_format=record.memory_format,
     )
     return _as_held(status, holdings)
 

@@ -23,6 +23,7 @@ from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.announcement import compile_subject, worker_record
 from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, CompilerOptions, no_request
 from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
+from synerdiff.models.compiled.rehearsal import start_at_lowest_priority
 from synerdiff.models.device import DeviceOptions, open_device
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
@@ -108,9 +109,11 @@ async def serve(settings: UnetWorkerSettings) -> int:
         address = await start_services(host, worker, arena, worker_id, settings)
         record = worker_record("unet", worker_id, address, card, unet_side, share, settings)
         record = replace(record, memory_format=loaded.memory_format)
+        start_at_lowest_priority("rehearsal", loaded.unet.rehearse, settings.threads)
         await _serve_announced(host, worker, lambda: replace(record, execution=loaded.unet.execution), settings, stop)
         return 1 if worker.crashed.is_set() else 0
     finally:
+        loaded.unet.close()
         await worker.close()
         await asyncio.to_thread(compiler.close)
         arena.close()
@@ -176,7 +179,8 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
         settings.max_side or None,
     )
     subject_of = partial(compile_subject, "unet", settings.model, unet_side)
-    unet = CompiledUnet(unet_side, compiler.requests_like(subject_of) if device.compiles else no_request)
+    request = compiler.requests_like(subject_of) if device.compiles else no_request
+    unet = CompiledUnet(unet_side, request, 2 * settings.slots if settings.rehearse and device.compiles else 0)
     warm_up(unet_side, unet, card)
     weights = _settled_format(unet_side)
     compiler.wait()

@@ -23,6 +23,7 @@ from synerdiff.latents.client import ArenaClient
 from synerdiff.models.announcement import compile_subject, worker_record
 from synerdiff.models.compiled import BackgroundCompiler, CompiledVae, CompilerOptions, no_request
 from synerdiff.models.compiled.exported import vae_inputs
+from synerdiff.models.compiled.rehearsal import start_at_lowest_priority
 from synerdiff.models.device import DeviceFailed, DeviceOptions, Fault, fault_of, open_device
 from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.errors import ModelLoadError
@@ -42,6 +43,7 @@ from synerdiff.v1 import stages_pb2_grpc
 
 # Images of the decode by which the weights' memory format is chosen.
 _TYPICAL_IMAGES = 4
+_REHEARSED_IMAGES = 8
 
 log = get_logger("vae_worker")
 
@@ -142,11 +144,13 @@ async def serve(settings: VaeWorkerSettings) -> int:
         card = _card(settings.model_name or settings.model.resolve().name, loaded.side)
         record = worker_record("vae", worker_id, settings.advertise or address, card, loaded.side, share, settings)
         record = replace(record, memory_format=loaded.memory_format)
+        start_at_lowest_priority("rehearsal", loaded.vae.rehearse, settings.threads)
         return await _serve_until(stop, worker, host, lambda: replace(record, execution=loaded.vae.execution), settings)
     except (DeviceFailed, SynerDiffError) as error:
         log.error("cannot serve", reason=str(error))
         return 1
     finally:
+        loaded.vae.close()
         await worker.close()
         await asyncio.to_thread(compiler.close)
 
@@ -211,7 +215,8 @@ def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundC
     dtype = dtype_from_name(settings.dtype, device)
     side = load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=device)
     subject_of = partial(compile_subject, "vae", settings.model, side)
-    vae = CompiledVae(side, compiler.requests_like(subject_of) if device.compiles else no_request)
+    request = compiler.requests_like(subject_of) if device.compiles else no_request
+    vae = CompiledVae(side, request, _REHEARSED_IMAGES if settings.rehearse and device.compiles else 0)
     weights = _settled_format(side)
     compiler.wait()
     log.info("model loaded", memory_format=weights.name, channels_last_ratio=weights.ratio, execution=vae.execution)

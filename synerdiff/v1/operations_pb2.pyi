@@ -148,6 +148,8 @@ class WorkerStatus(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     MPS_THREAD_PERCENT_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    MEMORY_FORMAT_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     kind: _builtins.str
     """"unet" or "vae" """
@@ -167,6 +169,10 @@ class WorkerStatus(_message.Message):
     mps_thread_percent: _builtins.int
     """its share of the GPU's threads under CUDA MPS; 0: not under MPS, or no GPU"""
     draining: _builtins.bool
+    execution: _builtins.str
+    """how pictures of the native size are computed: "eager" or "compiled" """
+    memory_format: _builtins.str
+    """how its convolution weights lie, by a measurement at its start"""
     def __init__(
         self,
         *,
@@ -183,10 +189,12 @@ class WorkerStatus(_message.Message):
         device: _builtins.str = ...,
         mps_thread_percent: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        execution: _builtins.str = ...,
+        memory_format: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attached", b"attached", "device", b"device", "domain", b"domain", "draining", b"draining", "kind", b"kind", "model", b"model", "mps_thread_percent", b"mps_thread_percent", "rows", b"rows", "running", b"running", "slots", b"slots", "slots_used", b"slots_used", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attached", b"attached", "device", b"device", "domain", b"domain", "draining", b"draining", "execution", b"execution", "kind", b"kind", "memory_format", b"memory_format", "model", b"model", "mps_thread_percent", b"mps_thread_percent", "rows", b"rows", "running", b"running", "slots", b"slots", "slots_used", b"slots_used", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,7 +66,15 @@ class Up:
 @contextlib.contextmanager
 def running_up(home: Path, *, schedulers: int, **variables: str) -> Iterator[Up]:
     """Run `synerdiff up` with the bundled model in `home`, and end it at once if it is still there afterwards."""
-    options = ("--listen", "127.0.0.1:0", "--data-dir", str(home / "data"), "--dtype", "float32", "--no-idle-profile")
+    options: tuple[str, ...] = (
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        str(home / "data"),
+        "--dtype",
+        "float32",
+        "--no-idle-profile",
+    )
     options += ("--compile", "off")
     with (home / "stderr").open("w") as stderr:
         process = subprocess.Popen(

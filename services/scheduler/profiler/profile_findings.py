@@ -21,6 +21,7 @@ def subject_of(unet: WorkerRecord, vae: WorkerRecord, width: int, height: int) -
         dtype=_both(unet.dtype, vae.dtype),
         latent_shape=(unet.model_card.latent_channels, height // scale, width // scale),
         shares=_shares(unet, vae),
+        execution=_both(unet.execution, vae.execution),
     )
 
 

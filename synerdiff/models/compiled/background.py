@@ -18,8 +18,10 @@ from synerdiff import lifeline
 from synerdiff.models.compiled.calls import Call, CompiledCall
 from synerdiff.models.compiled.components import Request, no_request
 from synerdiff.models.compiled.loading import load_package
+from synerdiff.models.compiled.rehearsal import lower_priority
 from synerdiff.models.compiled.store import PackageStore, StoreUnusable
 from synerdiff.models.compiled.subject import CompileSubject
+from synerdiff.models.threads import limit_torch_threads
 from synerdiff.telemetry import get_logger
 from synerdiff.worker_settings import CompileMode, WorkerSettings
 
@@ -38,7 +40,7 @@ class CompilerOptions:
     """How packages are come by. `mode`: "auto" in the background, "wait" before the worker serves, "off" never.
 
     `directory`: where they are kept, of `capacity_bytes` in all. `limit_s`, `memory_bytes`: most time, in wall-clock
-    seconds, and memory for making one.
+    seconds, and memory for making one. `threads`: CPU threads of calls that are rehearsed; 0: torch's own number.
     """
 
     mode: CompileMode
@@ -46,6 +48,7 @@ class CompilerOptions:
     capacity_bytes: int = 8 * 2**30
     limit_s: float = 3600.0
     memory_bytes: int = 8 * 2**30
+    threads: int = 0
 
     @classmethod
     def of(cls, settings: WorkerSettings) -> Self:
@@ -56,6 +59,7 @@ class CompilerOptions:
             settings.compile_cache_bytes,
             settings.compile_limit_s,
             settings.compile_memory_bytes,
+            settings.threads,
         )
 
 
@@ -114,6 +118,9 @@ class BackgroundCompiler:
             self._thread.join()
 
     def _run(self) -> None:
+        lower_priority()
+        if self._options.threads:
+            limit_torch_threads(self._options.threads)
         while (order := self._orders.get()) is not None and not self._closing.is_set():
             try:
                 self._serve(order)

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from synerdiff.models.compiled.calls import Call, FastestCall
-from synerdiff.models.compiled.exported import conditioning_of, in_order
+from synerdiff.models.compiled.exported import conditioning_of, in_order, unet_inputs, vae_inputs
+from synerdiff.models.compiled.rehearsal import Rehearsal, likely_first
 from synerdiff.models.family import Conditioning, Images, UnetSide, VaeSide
 from synerdiff.models.graphed_unet import GraphedUnet
+from synerdiff.telemetry import get_logger
+
+log = get_logger("compiled")
 
 LatentShape = tuple[int, int, int]
 
@@ -19,18 +23,25 @@ Request = Callable[[LatentShape, Callable[[Call], None]], None]
 _CALLS_WORTH_COMPILING = 200
 _MOST_OTHER_SHAPES = 3
 
+# A package that came under load is offered after this, whatever was rehearsed.
+_REHEARSED_WITHIN_S = 10.0
+
 
 def no_request(shape: LatentShape, install: Callable[[Call], None]) -> None:
     """Nothing is compiled."""
 
 
 class _Shapes:
-    """A `FastestCall` per latent shape that is worth a package; None for the others. One thread asks."""
+    """A `FastestCall` per latent shape that is worth a package; None for the others. One thread asks.
 
-    def __init__(self, eager: Call, native: LatentShape, request: Request) -> None:
+    `rehearse` gets a package's call of the native shape before that is offered.
+    """
+
+    def __init__(self, eager: Call, native: LatentShape, request: Request, rehearse: Callable[[Call], object]) -> None:
         self._eager = eager
         self._native = native
         self._request = request
+        self._rehearse = rehearse
         self._calls: dict[LatentShape, FastestCall] = {}
         self._seen: dict[LatentShape, int] = {}
         self._ask_for(native)
@@ -49,55 +60,101 @@ class _Shapes:
 
     def _ask_for(self, shape: LatentShape) -> None:
         self._calls[shape] = FastestCall(self._eager)
-        self._request(shape, self._calls[shape].offer)
+
+        def install(call: Call) -> None:
+            if shape == self._native:
+                self._rehearse(call)
+            self._calls[shape].offer(call)
+
+        self._request(shape, install)
 
 
 class CompiledUnet:
-    """UNet calls, compiled, captured or eager. One thread at a time. `request`: how packages are asked for."""
+    """UNet calls, compiled, captured or eager. One thread at a time.
 
-    def __init__(self, side: UnetSide, request: Request = no_request) -> None:
+    `request`: how packages are asked for. `most_rows`: of calls that `rehearse`, and a new package, make ahead of time.
+    """
+
+    def __init__(self, side: UnetSide, request: Request = no_request, most_rows: int = 0) -> None:
         self._side = side
         self._graphed = GraphedUnet(side)
-        self._shapes = _Shapes(self._eager, side.latent_shape(*side.native_size), request)
+        self._native = side.latent_shape(*side.native_size)
+        self._rehearsal = Rehearsal(likely_first(most_rows))
+        self._shapes = _Shapes(self._eager, self._native, request, self._rehearse)
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """As `UnetSide.predict`. What it returns is the caller's own. Raises DeviceFailed, and whatever a call does."""
-        fastest = self._shapes.of(_shape(latents))
-        if fastest is None or not fastest.has_compiled:
-            return self._graphed.predict(latents, timesteps, conditioning)
-        return fastest(*in_order(latents.to(self._side.dtype), timesteps, conditioning))
+        with self._rehearsal.computing():
+            fastest = self._shapes.of(_shape(latents))
+            if fastest is None or not fastest.has_compiled:
+                return self._graphed.predict(latents, timesteps, conditioning)
+            return fastest(*in_order(latents.to(self._side.dtype), timesteps, conditioning))
+
+    def rehearse(self) -> None:
+        """Make the first eager call of every row count, while nobody calls. On another thread than `predict`."""
+        if self.execution == "eager":
+            self._rehearse(self._eager)
 
     def free(self) -> None:
         """Drop what is held to save time and can be made again."""
         self._graphed.free()
+
+    def close(self) -> None:
+        """Rehearse nothing more."""
+        self._rehearsal.close()
 
     @property
     def execution(self) -> str:
         """How calls of the native size are made now: "eager" or "compiled"."""
         return self._shapes.execution
 
+    @torch.inference_mode()
+    def _rehearse(self, call: Call) -> None:
+        made = self._rehearsal.run(lambda rows: call(*unet_inputs(self._side, self._native, rows)), _REHEARSED_WITHIN_S)
+        if made:
+            log.info("rehearsed", rows=made)
+
     def _eager(self, latents: Tensor, timesteps: Tensor, hidden: Tensor, *added: Tensor) -> Tensor:
         return self._side.predict(latents, timesteps, conditioning_of(hidden, *added))
 
 
 class CompiledVae:
-    """Decodes of one VAE, compiled or eager. One thread at a time. `request`: how packages are asked for."""
+    """Decodes of one VAE, compiled or eager. One thread at a time.
 
-    def __init__(self, side: VaeSide, request: Request = no_request) -> None:
+    `request`: how packages are asked for. `most_images`: of decodes that `rehearse`, and a new package, make ahead.
+    """
+
+    def __init__(self, side: VaeSide, request: Request = no_request, most_images: int = 0) -> None:
         self._side = side
-        self._shapes = _Shapes(self._eager, side.latent_shape(*side.native_size), request)
+        self._native = side.latent_shape(*side.native_size)
+        self._rehearsal = Rehearsal(range(1, most_images + 1))
+        self._shapes = _Shapes(self._eager, self._native, request, self._rehearse)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Images:
         """As `VaeSide.decode`."""
-        unscaled = self._side.unscaled(latents)
-        fastest = self._shapes.of(_shape(unscaled)) or self._eager
-        return self._side.images(fastest(unscaled))
+        with self._rehearsal.computing():
+            unscaled = self._side.unscaled(latents)
+            fastest = self._shapes.of(_shape(unscaled)) or self._eager
+            return self._side.images(fastest(unscaled))
+
+    def rehearse(self) -> None:
+        """Make the first eager decode of every batch size, while nobody decodes. On another thread than `decode`."""
+        if self.execution == "eager":
+            self._rehearse(self._eager)
+
+    def close(self) -> None:
+        """Rehearse nothing more."""
+        self._rehearsal.close()
 
     @property
     def execution(self) -> str:
         """How decodes of the native size are made now: "eager" or "compiled"."""
         return self._shapes.execution
+
+    @torch.no_grad()
+    def _rehearse(self, call: Call) -> None:
+        self._rehearsal.run(lambda images: call(*vae_inputs(self._side, self._native, images)), _REHEARSED_WITHIN_S)
 
     def _eager(self, latents: Tensor) -> Tensor:
         images: Tensor = self._side.vae.decode(latents, return_dict=False)[0]

@@ -28,6 +28,17 @@ def test_batches_grow_as_long_as_it_pays(swing: float) -> None:
     assert grown(lambda tasks: 10.0 * max(tasks, 16), swing=swing) == 16
 
 
+def test_the_first_item_of_a_size_says_nothing() -> None:
+    seen = set[int]()
+
+    def ms_of(tasks: int) -> float:
+        first = tasks not in seen
+        seen.add(tasks)
+        return 50 + 2 * tasks + 1000 * first
+
+    assert grown(ms_of) == 24
+
+
 def test_too_few_tasks_say_nothing_of_more() -> None:
     assert grown(lambda tasks: 50 + 2 * tasks, offered=10) == 8
 

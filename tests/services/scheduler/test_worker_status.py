@@ -7,9 +7,10 @@ from tests.services.scheduler.measured_profiles import record
 
 
 def test_a_worker_is_shown_with_its_device_and_its_share() -> None:
-    unet = record("unet", device="cuda: H100, 80 GiB", threads=0, mps_thread_percent=70)
+    unet = record("unet", device="cuda: H100, 80 GiB", threads=0, mps_thread_percent=70, execution="compiled")
     shown, without_mps = worker_statuses([unet, record("vae")], None)
     assert (shown.device, shown.mps_thread_percent, shown.attached) == ("cuda: H100, 80 GiB", 70, False)
+    assert (shown.execution, without_mps.execution) == ("compiled", "eager")
     assert without_mps.mps_thread_percent == 0
 
 

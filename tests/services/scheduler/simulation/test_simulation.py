@@ -102,6 +102,7 @@ class _Idle:
     """A policy that does nothing."""
 
     name = "idle"
+    grows_from = 0
 
     def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
         return ()

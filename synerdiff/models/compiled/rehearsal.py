@@ -1,0 +1,93 @@
+"""Calls made ahead of time: the first of every batch size takes longer, since its kernels are put together for it.
+
+On a CPU that costs tens of ms a size. So the sizes are gone through while nothing else is computed here, at the lowest
+priority.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+
+from synerdiff.models.threads import limit_torch_threads
+from synerdiff.telemetry import get_logger
+
+log = get_logger("rehearsal")
+
+# Longer calls are left: of such a model the first call is hardly longer than the others.
+_LONGEST_CALL_S = 0.5
+_IDLE_AFTER_S = 0.3
+_LOOK_EVERY_S = 0.05
+_LOWEST_PRIORITY = 19
+
+
+def likely_first(most: int) -> tuple[int, ...]:
+    """Rows of a UNet call up to `most`: tasks with guidance take two each."""
+    return (*range(2, most + 1, 2), *range(1, most + 1, 2))
+
+
+class Rehearsal:
+    """Goes through `sizes`, in this order, while nobody computes. `close` ends it after the call under way."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = sizes
+        self._computed_at_s = -inf
+        self._closing = threading.Event()
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The body computes: nothing is rehearsed beside it."""
+        self._computed_at_s = inf
+        try:
+            yield
+        finally:
+            self._computed_at_s = time.monotonic()
+
+    def run(self, call: Callable[[int], object], limit_s: float) -> int:
+        """Make a call of every size within `limit_s` seconds. Returns how many were made. Raises what a call does."""
+        give_up_at = time.monotonic() + limit_s
+        for made, size in enumerate(self._sizes):
+            while self._somebody_computes() and time.monotonic() < give_up_at and not self._closing.is_set():
+                self._closing.wait(_LOOK_EVERY_S)
+            began = time.monotonic()
+            if self._closing.is_set() or began >= give_up_at:
+                return made
+            call(size)
+            if time.monotonic() - began > _LONGEST_CALL_S:
+                return made + 1
+        return len(self._sizes)
+
+    def close(self) -> None:
+        """Rehearse nothing more."""
+        self._closing.set()
+
+    def _somebody_computes(self) -> bool:
+        return time.monotonic() - self._computed_at_s < _IDLE_AFTER_S
+
+
+def start_at_lowest_priority(name: str, work: Callable[[], object], threads: int) -> threading.Thread:
+    """Run `work` beside whatever else the process does. What it raises is logged, no more.
+
+    `threads`: CPU threads of its calls; 0: torch's own number.
+    """
+
+    def run() -> None:
+        lower_priority()
+        if threads:
+            limit_torch_threads(threads)
+        try:
+            work()
+        except Exception as error:
+            log.warning("given up", what=name, reason=str(error))
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def lower_priority() -> None:
+    """Let the calling thread, and those it starts, run when nobody else wants to."""
+    if hasattr(os, "setpriority"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
