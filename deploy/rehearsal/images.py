@@ -12,6 +12,9 @@ REPOSITORY = Path(__file__).parents[2]
 # The same number of threads waits asleep in every image: see deploy/docker.
 _SERVICE_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+# float32 pictures are the same to a level or two in any batch, so that they can be compared; and like the images, which
+# have no C++ compiler, this compiles nothing.
+_COMPARABLE = {"SYNERDIFF_DTYPE": "float32", "SYNERDIFF_COMPILE": "off"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def _service() -> Image:
         visible=_interpreter(),
         links={"/app": str(REPOSITORY)},
         working_dir="/app",
-        environment={"PATH": f"{python}:{_SYSTEM_PATH}", **_SERVICE_ENVIRONMENT},
+        environment={"PATH": f"{python}:{_SYSTEM_PATH}", **_SERVICE_ENVIRONMENT, **_COMPARABLE},
     )
 
 

@@ -181,8 +181,9 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
     subject_of = partial(compile_subject, "unet", settings.model, unet_side)
     request = compiler.requests_like(subject_of) if device.compiles else no_request
     unet = CompiledUnet(unet_side, request, 2 * settings.slots if settings.rehearse and device.compiles else 0)
-    warm_up(unet_side, unet, card)
+    # Before any graph is captured, which would go on with the weights where they lay.
     weights = _settled_format(unet_side)
+    warm_up(unet_side, unet, card)
     compiler.wait()
     seconds = round(time.perf_counter() - started, 2)
     log.info(

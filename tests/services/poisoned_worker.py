@@ -1,4 +1,4 @@
-"""A worker process whose model fails at its second call as in a poisoned CUDA context: `unet` or `vae`, then flags."""
+"""A worker process whose model fails as in a poisoned CUDA context once it is warm: `unet` or `vae`, then flags."""
 
 import sys
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from synerdiff.models.family import UnetSide, VaeSide
+from synerdiff.models.compiled import CompiledUnet, CompiledVae
 
 
-def poisoned(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The first call, the worker's own warm-up, is let through."""
+def poisoned(call: Callable[..., Any], let_through: int) -> Callable[..., Any]:
+    """As many calls are let through, which are the worker's own."""
     calls = 0
 
     def failing(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls > 1:
+        if calls > let_through:
             raise torch.AcceleratorError("CUDA error: unspecified launch failure")
         return call(*arguments)
 
@@ -27,11 +27,11 @@ def main() -> int:
     """Run the worker; its exit status."""
     kind = sys.argv.pop(1)
     if kind == "unet":
-        UnetSide.predict = poisoned(UnetSide.predict)  # type: ignore[method-assign]
+        CompiledUnet.predict = poisoned(CompiledUnet.predict, 1)  # type: ignore[method-assign]
         from services.unet_worker import process
 
         return process.main()
-    VaeSide.decode = poisoned(VaeSide.decode)  # type: ignore[method-assign]
+    CompiledVae.decode = poisoned(CompiledVae.decode, 0)  # type: ignore[method-assign]
     from services.vae_worker import __main__ as vae_process
 
     return vae_process.main()

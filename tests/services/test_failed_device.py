@@ -112,16 +112,15 @@ class Dying(BatchDecoder):
     """Fails where `where` says: as latents come, or as they are decoded. Counts the decodes that were tried."""
 
     def __init__(self, side: VaeSide, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__(side)
         self.tried = 0
         if where == "latents":
             monkeypatch.setattr(self, "_tensor", fail)
 
-        def decode(_: VaeSide, latents: torch.Tensor) -> Any:
+        def decode(latents: torch.Tensor) -> Any:
             self.tried += 1
             raise POISONED
 
-        monkeypatch.setattr(VaeSide, "decode", decode)
+        super().__init__(side, decode)
 
 
 @pytest.mark.parametrize("where", ["latents", "decode"])
