@@ -60,5 +60,8 @@ class VirtualTime:
     def monotonic(self) -> float:
         return self.now_s
 
+    def process_time(self) -> float:
+        return self.now_s
+
     def sleep(self, seconds: float) -> None:
         self.now_s += seconds

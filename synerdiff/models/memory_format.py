@@ -14,7 +14,7 @@ CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 _BUDGET_S = 2.0
-_MOST_PAIRS = 4
+_MOST_PAIRS, _LEAST_PAIRS = 6, 3
 # Channels-last weights have to be faster by this much: less is not worth a choice that noise could make.
 _PAYS = 0.97
 
@@ -22,7 +22,7 @@ _PAYS = 0.97
 @dataclass(frozen=True)
 class FormatChoice:
     """The format that the weights are in now. `ratio`: time of a call with channels-last weights over that with
-    contiguous ones, the median of `pairs` neighbouring calls; 1 where there was no time for any.
+    contiguous ones, the median of `pairs` neighbouring calls; 1 where there was no time for enough.
     """
 
     name: str
@@ -33,32 +33,49 @@ class FormatChoice:
 def settle_memory_format(model: Any, call: Callable[[int], object], device: Device, typical: int) -> FormatChoice:
     """Leave the weights of `model` in the format in which `call`, which computes with it, is faster.
 
-    `call` takes a batch size: one of 1 says how long one of `typical` may take, and `typical` is compared. The formats
-    take turns, so that what else the machine does meets both. A model whose calls are too slow to be compared in time
-    keeps contiguous weights.
+    `call` takes a batch size; calls of `typical` are compared. The formats take turns at going first, so that what else
+    the machine does meets both; the first pair, in which each is met for the first time, does not count. A model whose
+    calls are too slow to be compared in time keeps contiguous weights.
     """
-    expected_s = typical * _seconds_of_one(model, call, device)
-    pairs = min(_MOST_PAIRS, int(_BUDGET_S / (2 * expected_s)))
-    ratios: list[float] = []
-    for _ in range(pairs):
-        contiguous_s = _seconds(model, CONTIGUOUS, lambda: call(typical), device)
-        ratios.append(_seconds(model, CHANNELS_LAST, lambda: call(typical), device) / contiguous_s)
-    pays = bool(ratios) and max(ratios) < 1 and statistics.median(ratios) < _PAYS
+    ratios = [] if _is_slow(model, call, device, typical) else _ratios(model, lambda: call(typical), device)
+    compared = len(ratios) >= _LEAST_PAIRS
+    pays = compared and max(ratios) < 1 and statistics.median(ratios) < _PAYS
     chosen = CHANNELS_LAST if pays else CONTIGUOUS
     model.to(memory_format=_FORMATS[chosen])
-    return FormatChoice(chosen, round(statistics.median(ratios), 3) if ratios else 1.0, len(ratios))
+    return FormatChoice(chosen, round(statistics.median(ratios), 3) if compared else 1.0, len(ratios))
 
 
-def _seconds_of_one(model: Any, call: Callable[[int], object], device: Device) -> float:
-    """Of a second call, if the first has left time for it: the first of a process takes longer than any other."""
-    first_s = _seconds(model, CONTIGUOUS, lambda: call(1), device)
-    return first_s if first_s > _BUDGET_S else _seconds(model, CONTIGUOUS, lambda: call(1), device)
+def _is_slow(model: Any, call: Callable[[int], object], device: Device, typical: int) -> bool:
+    """Whether a call of the typical size may take the whole budget, by the time of the smallest.
+
+    By a second call, if the first has left time for it: the first of a process takes longer than any other.
+    """
+    one_s = _seconds(model, CONTIGUOUS, lambda: call(1), device)
+    if one_s < _BUDGET_S:
+        one_s = min(one_s, _seconds(model, CONTIGUOUS, lambda: call(1), device))
+    return one_s * typical > _BUDGET_S
+
+
+def _ratios(model: Any, call: Callable[[], object], device: Device) -> list[float]:
+    """Time with channels-last over time with contiguous weights, of as many pairs as the budget has room for."""
+    give_up_at, ratios = time.monotonic() + _BUDGET_S, list[float]()
+    for place in range(_MOST_PAIRS + 1):
+        began = time.monotonic()
+        order = (CONTIGUOUS, CHANNELS_LAST) if place % 2 else (CHANNELS_LAST, CONTIGUOUS)
+        taken_s = {name: _seconds(model, name, call, device) for name in order}
+        if place:
+            ratios.append(taken_s[CHANNELS_LAST] / taken_s[CONTIGUOUS])
+        if 2 * time.monotonic() - began > give_up_at:
+            break
+    return ratios
 
 
 def _seconds(model: Any, name: str, call: Callable[[], object], device: Device) -> float:
+    """Of a call: on a CPU those that this process computed, since another worker may just be starting beside it."""
+    clock = time.process_time if device.torch_device.type == "cpu" else time.perf_counter
     model.to(memory_format=_FORMATS[name])
-    started = time.perf_counter()
+    started = clock()
     call()
     timeline = device.timeline()
     timeline.wait(timeline.mark())
-    return time.perf_counter() - started
+    return clock() - started

@@ -12,6 +12,7 @@ from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, Polic
 from services.scheduler.snapshots import (
     Admission,
     BatchKey,
+    BatchSize,
     DecodePart,
     DomainSnapshot,
     PoolSnapshot,
@@ -254,6 +255,31 @@ def test_synerdiff_without_a_profile_is_continuous() -> None:
     assert policy("synerdiff").plan(seen) == replace(policy("continuous").plan(seen), why="")
     pool = PoolSnapshot(0, tuple(waiting(name) for name in "abcdef"), (unet_lane(),))
     assert policy("synerdiff").admit(pool) == policy("continuous").admit(pool)
+
+
+def test_without_a_profile_workers_that_share_cores_take_turns() -> None:
+    lane = replace(unet_lane(running("a")), shares_cores=True)
+    seen = snapshot(lane, decodes=(decode("x"),), profile=None)
+    plan = policy("synerdiff").plan(seen)
+    assert plan.in_step
+    assert [(bool(item.unet), bool(item.vae)) for item in plan.items] == [(False, True), (True, False)]
+    assert not policy("synerdiff").plan(replace(seen, unet=(unet_lane(running("a")),))).in_step
+    assert not policy("continuous").plan(seen).in_step
+
+
+def test_without_a_profile_batches_are_as_large_as_they_have_grown() -> None:
+    tasks = [running(name) for name in "abcdefgh"]
+    lane = replace(unet_lane(*tasks), sizes={KEY: BatchSize(5, 6)})
+    assert len(stepped(policy("synerdiff").plan(snapshot(lane, profile=None)))) == 5
+    with_profile = policy("synerdiff").plan(replace(snapshot(lane), threshold=1.0))
+    assert len(stepped(with_profile)) == len(stepped(policy("synerdiff").plan(snapshot(unet_lane(*tasks)))))
+
+    def admitted(sizes: dict[BatchKey, BatchSize]) -> int:
+        pool = PoolSnapshot(0, tuple(waiting(f"w{k}") for k in range(30)), (replace(unet_lane(), sizes=sizes),))
+        return len(policy("synerdiff", PolicyBounds(unet_batch=2, prepare_ahead=1)).admit(pool))
+
+    assert admitted({}) == 2 + 1
+    assert admitted({KEY: BatchSize(5, 10)}) == 10 + 1
 
 
 def test_decodes_wait_for_the_tick_that_is_planned_with_the_steps() -> None:
