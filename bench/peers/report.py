@@ -69,14 +69,14 @@ def _machine(result: Result) -> str:
 
 
 def _commands(results: Sequence[Result]) -> str:
-    return "\n".join(["    " + result["command"] for result in results] + ["    python -m bench.peers.report"])
+    return "\n".join(["```sh", *(result["command"] for result in results), "python -m bench.peers.report", "```"])
 
 
 def _about(result: Result) -> str:
     amounts = result["amounts"]
     loads = (
         f"{result['model'].capitalize()}, {result['steps']} steps, guidance {result['guidance_scale']:g}, its own "
-        f"sampler; {len(result['rounds'])} rounds. Saturated: {amounts['clients']} clients "
+        f"sampler; {_rounds(result)}. Saturated: {amounts['clients']} clients "
         f"({amounts['clients_of_one']} where one is served at a time), {amounts['turns']} requests each. Alone: "
         f"{amounts['alone']} requests. Poisson arrivals: for {amounts['poisson_s']:g} s, as shares of what the best "
         f"baseline had just served saturated; a baseline that serves less than arrives is left out. Burst: "
@@ -88,6 +88,12 @@ def _about(result: Result) -> str:
     used = [window["cores_of_others"] for window in _windows(result)]
     facts.append(f"Those at rest used {max(used):.1%} of a core at most, {sum(used) / len(used):.1%} in the mean.")
     return "\n".join([loads, "", *(f"- {fact}" for fact in facts)])
+
+
+def _rounds(result: Result) -> str:
+    """Said for what it is: the ratios of one round have whatever the machine did in it."""
+    count = len(result["rounds"])
+    return f"{count} rounds" if count > 1 else "one round, whose ratios have all of the machine's noise"
 
 
 def _peer(name: str, peer: Mapping[str, Any]) -> str:
@@ -157,6 +163,8 @@ def _loss(loss: Loss) -> str:
 def _ratio(of: Ratio) -> str:
     if not math.isfinite(of.median):
         return "-"
+    if len(of.per_round) == 1:
+        return f"{of.median:.2f}"
     return f"{of.median:.2f} ({of.lower_quartile:.2f} to {of.upper_quartile:.2f})"
 
 
