@@ -104,7 +104,7 @@ def test_losses_are_what_is_worse_and_nothing_else() -> None:
 def test_the_document_says_it_all_by_numbers_alone() -> None:
     text = document([result_of(4.4, 0.6), result_of(6.0, 0.4, "bfloat16")], {"float32": "pictures/peers-float32.png"})
     assert "2 cores of an Fast CPU (amx_bf16), 24 GiB" in text
-    assert "```sh\npython -m bench.peers --dtype bfloat16\n" in text
+    assert "\npython -m bench.peers --dtype bfloat16\n" in text
     assert "best batch 16 of 1, 16, weights channels last" in text
     assert "| bare loop, eager | 4.58 | 0.80 (0.80 to 0.80) |" in text
     assert "| alone | one at a time, eager | 0.60 | 0.60 | 1.20 | best | best |" in text
