@@ -44,8 +44,12 @@ class BatchGrowth:
 
     def size(self) -> BatchSize:
         """Tasks of the next item, and of the largest item that may come."""
-        tried = self.tasks if self._left_alone else min(2 * self.tasks, self.most)
+        tried = self.tasks if self._left_alone else self._larger
         return BatchSize(tried if self._wide_next else self.tasks, tried)
+
+    @property
+    def _larger(self) -> int:
+        return min(2 * self.tasks, self.most)
 
     def ran(self, tasks: int, rows: int, ms: float) -> None:
         """An item of this key has run, which took the worker `ms`."""
@@ -66,10 +70,10 @@ class BatchGrowth:
                 self._decide()
 
     def _decide(self) -> None:
-        gain, tried = median(self._gains), min(2 * self.tasks, self.most)
-        log.info("tried larger batches", tasks=self.tasks, tried=tried, gain=round(gain, 3), grown=gain >= _PAYS)
+        gain, larger = median(self._gains), self._larger
+        log.info("tried larger batches", tasks=self.tasks, tried=larger, gain=round(gain, 3), grown=gain >= _PAYS)
         if gain >= _PAYS:
-            self.tasks = tried
+            self.tasks = larger
         else:
             self._left_alone = _RETRY_ITEMS
         self._gains.clear()

@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from synerdiff.models.layout import ModelLayout
@@ -21,13 +22,8 @@ def model_digest(layout: ModelLayout) -> str:
     """
     digest = hashlib.sha256()
     for component in _COMPONENTS:
-        for path in sorted((layout.path / component).glob("*")):
-            if path.name == "config.json" or path.suffix == ".safetensors":
-                try:
-                    part = _identity(path)
-                except OSError as error:
-                    raise layout.refuse(f"{component}/{path.name} cannot be read: {error}") from error
-                digest.update(f"{component}/{path.name}:{part}\n".encode())
+        for name, part in _files(layout, component, _identity):
+            digest.update(f"{component}/{name}:{part}\n".encode())
     return digest.hexdigest()
 
 
@@ -36,15 +32,24 @@ def component_digest(layout: ModelLayout, component: str) -> str:
     differs. Reads every byte. Raises ModelLoadError for a file that cannot be read.
     """
     digest = hashlib.sha256()
+    for name, part in _files(layout, component, _whole):
+        digest.update(f"{name}:{part}\n".encode())
+    return digest.hexdigest()
+
+
+def _files(layout: ModelLayout, component: str, identity: Callable[[Path], str]) -> Iterator[tuple[str, str]]:
+    """The name and identity of a component's config and weight files, in order. Raises ModelLoadError."""
     for path in sorted((layout.path / component).glob("*")):
         if path.name == "config.json" or path.suffix == ".safetensors":
             try:
-                with path.open("rb") as file:
-                    part = hashlib.file_digest(file, "sha256").hexdigest()
+                yield path.name, identity(path)
             except OSError as error:
                 raise layout.refuse(f"{component}/{path.name} cannot be read: {error}") from error
-            digest.update(f"{path.name}:{part}\n".encode())
-    return digest.hexdigest()
+
+
+def _whole(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(path: Path) -> str:

@@ -262,7 +262,12 @@ class VaeSide:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Images:
         """Decode latents [n, C, h, w] as the UNet left them into pictures [n, H, W, 3], uint8, on the CPU."""
-        return self.images(self.vae.decode(self.unscaled(latents), return_dict=False)[0])
+        return self.images(self.decoded(self.unscaled(latents)))
+
+    def decoded(self, unscaled: Tensor) -> Tensor:
+        """What `vae.decode` gives for latents [n, C, h, w] in its own scale: [n, 3, H, W], before any clamping."""
+        images: Tensor = self.vae.decode(unscaled, return_dict=False)[0]
+        return images
 
     def unscaled(self, latents: Tensor) -> Tensor:
         """Latents as the UNet left them -> what `vae.decode` takes: on its device, in its dtype and scale."""

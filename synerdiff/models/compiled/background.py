@@ -18,10 +18,9 @@ from synerdiff import lifeline
 from synerdiff.models.compiled.calls import Call, CompiledCall
 from synerdiff.models.compiled.components import Request, no_request
 from synerdiff.models.compiled.loading import load_package
-from synerdiff.models.compiled.rehearsal import lower_priority
+from synerdiff.models.compiled.rehearsal import compute_at_lowest_priority
 from synerdiff.models.compiled.store import PackageStore, StoreUnusable
 from synerdiff.models.compiled.subject import CompileSubject
-from synerdiff.models.threads import limit_torch_threads
 from synerdiff.telemetry import get_logger
 from synerdiff.worker_settings import CompileMode, WorkerSettings
 
@@ -79,7 +78,6 @@ class BackgroundCompiler:
         self._waiting = 0
         self._settled = threading.Condition()
         self._closing = threading.Event()
-        self._child: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
         try:
             self._store = PackageStore(options.directory, options.capacity_bytes) if options.mode != "off" else None
@@ -118,9 +116,7 @@ class BackgroundCompiler:
             self._thread.join()
 
     def _run(self) -> None:
-        lower_priority()
-        if self._options.threads:
-            limit_torch_threads(self._options.threads)
+        compute_at_lowest_priority(self._options.threads)
         while (order := self._orders.get()) is not None and not self._closing.is_set():
             try:
                 self._serve(order)
@@ -157,7 +153,7 @@ class BackgroundCompiler:
         bound_to_us = (sys.executable, "-I", "-S", str(lifeline.__file__), str(os.getpid()))
         command = (sys.executable, "-P", "-m", "synerdiff.models.compiled.build")
         arguments = (str(self._store.directory), subject.to_json(), "--memory-bytes", str(self._options.memory_bytes))
-        self._child = subprocess.Popen(
+        child = subprocess.Popen(
             [*bound_to_us, *command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -166,16 +162,16 @@ class BackgroundCompiler:
             start_new_session=True,
         )
         try:
-            said = self._wait_for(self._child)
+            said = self._wait_for(child)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._child.pid, signal.SIGKILL)
-            self._child.wait()
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
         if self._closing.is_set():
             return None
-        if self._child.returncode:
+        if child.returncode:
             reason = " / ".join(said.strip().splitlines()[-_LAST_LINES:])
-            log.warning("not compiled", component=subject.component, status=self._child.returncode, reason=reason)
+            log.warning("not compiled", component=subject.component, status=child.returncode, reason=reason)
             return None
         return self._store.find(subject)
 

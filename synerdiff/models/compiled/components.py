@@ -1,6 +1,8 @@
 """The UNet and the VAE of a worker as it calls them: compiled where there is a package for the latent shape."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,7 +58,7 @@ class _Shapes:
 
     @property
     def execution(self) -> str:
-        return "compiled" if self._native in self._calls and self._calls[self._native].has_compiled else "eager"
+        return "compiled" if self._calls[self._native].has_compiled else "eager"
 
     def _ask_for(self, shape: LatentShape) -> None:
         self._calls[shape] = FastestCall(self._eager)
@@ -69,7 +71,53 @@ class _Shapes:
         self._request(shape, install)
 
 
-class CompiledUnet:
+class _Component(ABC):
+    """A component with its packages, and its first calls made ahead of time in batches of `sizes`.
+
+    `request`: how packages are asked for. `inputs_of`: example inputs of a call of so many rows, which may be cut.
+    """
+
+    def __init__(
+        self,
+        native: LatentShape,
+        inputs_of: Callable[[LatentShape, int], tuple[Tensor, ...]],
+        request: Request,
+        sizes: Sequence[int],
+    ) -> None:
+        self._native = native
+        self._inputs_of = inputs_of
+        self._sizes = sizes
+        self._rehearsal = Rehearsal(sizes)
+        self._shapes = _Shapes(self._eager, native, request, self._rehearse)
+
+    @property
+    def execution(self) -> str:
+        """How calls of the native size are made now: "eager" or "compiled"."""
+        return self._shapes.execution
+
+    def rehearse(self) -> None:
+        """Make the first eager call of every size, while nobody calls. On another thread than those who call."""
+        if self.execution == "eager":
+            self._rehearse(self._eager)
+
+    def close(self) -> None:
+        """Rehearse nothing more."""
+        self._rehearsal.close()
+
+    @abstractmethod
+    def _eager(self, *inputs: Tensor) -> Tensor:
+        """The component's own answer to the tensors of an exported call."""
+
+    @torch.no_grad()
+    def _rehearse(self, call: Call) -> None:
+        if not self._sizes:
+            return
+        inputs = self._inputs_of(self._native, max(self._sizes))
+        made = self._rehearsal.run(lambda size: call(*(one[:size] for one in inputs)), _REHEARSED_WITHIN_S)
+        log.info("rehearsed", component=type(self).__name__, sizes=made)
+
+
+class CompiledUnet(_Component):
     """UNet calls, compiled, captured or eager. One thread at a time.
 
     `request`: how packages are asked for. `most_rows`: of calls that `rehearse`, and a new package, make ahead of time.
@@ -78,9 +126,8 @@ class CompiledUnet:
     def __init__(self, side: UnetSide, request: Request = no_request, most_rows: int = 0) -> None:
         self._side = side
         self._graphed = GraphedUnet(side)
-        self._native = side.latent_shape(*side.native_size)
-        self._rehearsal = Rehearsal(likely_first(most_rows))
-        self._shapes = _Shapes(self._eager, self._native, request, self._rehearse)
+        native = side.latent_shape(*side.native_size)
+        super().__init__(native, partial(unet_inputs, side), request, likely_first(most_rows))
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """As `UnetSide.predict`. What it returns is the caller's own. Raises DeviceFailed, and whatever a call does."""
@@ -90,35 +137,16 @@ class CompiledUnet:
                 return self._graphed.predict(latents, timesteps, conditioning)
             return fastest(*in_order(latents.to(self._side.dtype), timesteps, conditioning))
 
-    def rehearse(self) -> None:
-        """Make the first eager call of every row count, while nobody calls. On another thread than `predict`."""
-        if self.execution == "eager":
-            self._rehearse(self._eager)
-
     def free(self) -> None:
         """Drop what is held to save time and can be made again."""
         self._graphed.free()
 
-    def close(self) -> None:
-        """Rehearse nothing more."""
-        self._rehearsal.close()
-
-    @property
-    def execution(self) -> str:
-        """How calls of the native size are made now: "eager" or "compiled"."""
-        return self._shapes.execution
-
-    @torch.inference_mode()
-    def _rehearse(self, call: Call) -> None:
-        made = self._rehearsal.run(lambda rows: call(*unet_inputs(self._side, self._native, rows)), _REHEARSED_WITHIN_S)
-        if made:
-            log.info("rehearsed", rows=made)
-
-    def _eager(self, latents: Tensor, timesteps: Tensor, hidden: Tensor, *added: Tensor) -> Tensor:
-        return self._side.predict(latents, timesteps, conditioning_of(hidden, *added))
+    def _eager(self, *inputs: Tensor) -> Tensor:
+        latents, timesteps, *told = inputs
+        return self._side.predict(latents, timesteps, conditioning_of(*told))
 
 
-class CompiledVae:
+class CompiledVae(_Component):
     """Decodes of one VAE, compiled or eager. One thread at a time.
 
     `request`: how packages are asked for. `most_images`: of decodes that `rehearse`, and a new package, make ahead.
@@ -126,9 +154,8 @@ class CompiledVae:
 
     def __init__(self, side: VaeSide, request: Request = no_request, most_images: int = 0) -> None:
         self._side = side
-        self._native = side.latent_shape(*side.native_size)
-        self._rehearsal = Rehearsal(range(1, most_images + 1))
-        self._shapes = _Shapes(self._eager, self._native, request, self._rehearse)
+        native = side.latent_shape(*side.native_size)
+        super().__init__(native, partial(vae_inputs, side), request, range(1, most_images + 1))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Images:
@@ -138,27 +165,8 @@ class CompiledVae:
             fastest = self._shapes.of(_shape(unscaled)) or self._eager
             return self._side.images(fastest(unscaled))
 
-    def rehearse(self) -> None:
-        """Make the first eager decode of every batch size, while nobody decodes. On another thread than `decode`."""
-        if self.execution == "eager":
-            self._rehearse(self._eager)
-
-    def close(self) -> None:
-        """Rehearse nothing more."""
-        self._rehearsal.close()
-
-    @property
-    def execution(self) -> str:
-        """How decodes of the native size are made now: "eager" or "compiled"."""
-        return self._shapes.execution
-
-    @torch.no_grad()
-    def _rehearse(self, call: Call) -> None:
-        self._rehearsal.run(lambda images: call(*vae_inputs(self._side, self._native, images)), _REHEARSED_WITHIN_S)
-
-    def _eager(self, latents: Tensor) -> Tensor:
-        images: Tensor = self._side.vae.decode(latents, return_dict=False)[0]
-        return images
+    def _eager(self, *inputs: Tensor) -> Tensor:
+        return self._side.decoded(*inputs)
 
 
 def _shape(latents: Tensor) -> LatentShape:

@@ -74,9 +74,7 @@ def start_at_lowest_priority(name: str, work: Callable[[], object], threads: int
     """
 
     def run() -> None:
-        lower_priority()
-        if threads:
-            limit_torch_threads(threads)
+        compute_at_lowest_priority(threads)
         try:
             work()
         except Exception as error:
@@ -87,7 +85,11 @@ def start_at_lowest_priority(name: str, work: Callable[[], object], threads: int
     return thread
 
 
-def lower_priority() -> None:
-    """Let the calling thread, and those it starts, run when nobody else wants to."""
+def compute_at_lowest_priority(threads: int) -> None:
+    """Let the calling thread, and those it starts, run when nobody else wants to, with so many CPU threads (0: torch's
+    own number).
+    """
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+    if threads:
+        limit_torch_threads(threads)
