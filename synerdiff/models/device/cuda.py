@@ -15,21 +15,8 @@ import torch
 from torch import Tensor
 
 from synerdiff.models.device.contract import Capture, Device, Lend, Mark, Timeline
+from synerdiff.models.device.cuda_graphs import GraphPool
 from synerdiff.registry import default_domain
-
-# Before a capture a computation runs this often: libraries choose their kernels and take their workspaces then.
-_RUNS_BEFORE_CAPTURE = 3
-
-
-@dataclass(frozen=True)
-class _CapturedGraph:
-    """A CUDA graph with the buffer that it leaves its answer in."""
-
-    graph: "torch.cuda.CUDAGraph"
-    output: Tensor
-
-    def replay(self) -> None:
-        self.graph.replay()
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ class CudaDevice(Device):
             share = memory_limit_bytes / self._properties.total_memory
             torch.cuda.set_per_process_memory_fraction(share, self.torch_device)
         self._copies, self._preparing = self._stream(), self._stream()
-        self._graph_pool = torch.cuda.graph_pool_handle()
+        self._graphs = GraphPool(self.torch_device)
         self._not_while_capturing = threading.Lock()
 
     @property
@@ -102,8 +89,10 @@ class CudaDevice(Device):
         return peak
 
     def free_caches(self) -> None:
-        """Blocks without a tensor go back to the GPU."""
-        torch.cuda.empty_cache()
+        """Blocks without a tensor go back to the GPU, those of cuBLAS among them. Waits for work beside the steps."""
+        with self._not_while_capturing:
+            self._graphs.clear_workspaces()
+            torch.cuda.empty_cache()
 
     def upload(self, host: Tensor) -> Tensor:
         """Through a pinned buffer, on the side stream for copies; the calling thread's stream waits for it, not the
@@ -150,18 +139,9 @@ class CudaDevice(Device):
 
     def capture(self, call: Callable[[], Tensor]) -> Capture:
         """A CUDA graph. All graphs share a memory pool: they are replayed one at a time, in any order."""
-        here, aside = torch.cuda.current_stream(self.torch_device), self._stream()
         with self._not_while_capturing, torch.cuda.device(self.torch_device):
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
-                for _ in range(_RUNS_BEFORE_CAPTURE):
-                    call()
-            here.wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads go on with work that a capture in the default mode would forbid them.
-            with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
-                output = call()
-        return _CapturedGraph(graph, output)
+            call()  # libraries load and choose their kernels at a first call, which a capture forbids
+            return self._graphs.capture(call)
 
     def _stream(self) -> "torch.cuda.Stream":
         stream: torch.cuda.Stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]

@@ -1,0 +1,56 @@
+"""CUDA graphs that share a memory pool. Never run on a GPU: written from torch's sources (see docs/gpu.md).
+
+What torch's CUDAGraph.cpp and CUDACachingAllocator.cpp ask for, and its documentation does not say:
+
+- A pool lives while a graph of it does. The handle of a dead one may still be known to the allocator, for a cuBLAS
+  workspace that a capture took from it; to capture into it is then an assertion. So a new round of graphs gets a new
+  handle, and the workspaces go first. (A graph kept for ever would do as well, but a pool in use gives nothing back.)
+- cuBLAS keeps a workspace per stream, and newer releases drop that of a graph's stream with the graph, whatever other
+  graphs still write to it. So captures have a stream on which nothing else is ever computed: its workspace then lies in
+  the pool, which stays mapped while any graph lives.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedGraph:
+    """A CUDA graph with the buffer that it leaves its answer in."""
+
+    graph: "torch.cuda.CUDAGraph"
+    output: Tensor
+
+    def replay(self) -> None:
+        """Queue it on the calling thread's stream."""
+        self.graph.replay()
+
+
+class GraphPool:
+    """Captures graphs that are replayed one at a time, in any order. One thread at a time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._handle = torch.cuda.graph_pool_handle()
+        self._alive: WeakSet[CapturedGraph] = WeakSet()
+
+    def capture(self, call: Callable[[], Tensor]) -> CapturedGraph:
+        """Capture a call, which has been made before. Waits for the device. Raises whatever makes that impossible."""
+        if not self._alive:
+            self.clear_workspaces()
+            self._handle = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on with work that a capture in the default mode would forbid them.
+        with torch.cuda.graph(graph, pool=self._handle, stream=self._stream, capture_error_mode="thread_local"):
+            output = call()
+        captured = CapturedGraph(graph, output)
+        self._alive.add(captured)
+        return captured
+
+    def clear_workspaces(self) -> None:
+        """Let cuBLAS take its workspaces anew. No call of another thread may be on its way to the device."""
+        torch._C._cuda_clearCublasWorkspaces()

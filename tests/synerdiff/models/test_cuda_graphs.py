@@ -1,0 +1,48 @@
+"""Captures of the CUDA device, over a fake of torch.cuda's graph API: what torch's allocator holds against them."""
+
+import pytest
+import torch
+
+from synerdiff.models.device.cuda import CudaDevice
+from tests.synerdiff.models.fake_cuda_graphs import FakeCuda
+
+
+@pytest.fixture(params=[False, True], ids=["workspaces outlive graphs", "workspaces go with graphs"])
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda(clears_at_reset=request.param)
+    fake.install(monkeypatch)
+    return fake
+
+
+@pytest.fixture
+def device(cuda: FakeCuda) -> CudaDevice:
+    return CudaDevice(torch.device("cuda", 0))
+
+
+def multiplied(cuda: FakeCuda) -> torch.Tensor:
+    return cuda.multiply(torch.ones(1))
+
+
+def test_graphs_are_captured_again_after_all_were_dropped(device: CudaDevice, cuda: FakeCuda) -> None:
+    for _ in range(3):
+        first, second = (device.capture(lambda: multiplied(cuda)) for _ in range(2))
+        first.replay()
+        second.replay()
+        del first, second
+    assert cuda.replays == 6
+
+
+def test_a_graph_that_is_dropped_takes_no_memory_from_the_others(device: CudaDevice, cuda: FakeCuda) -> None:
+    dropped, kept = (device.capture(lambda: multiplied(cuda)) for _ in range(2))
+    del dropped
+    device.free_caches()
+    kept.replay()
+
+
+def test_the_memory_of_dropped_graphs_goes_back_to_the_gpu(device: CudaDevice, cuda: FakeCuda) -> None:
+    captured = device.capture(lambda: multiplied(cuda))
+    assert cuda.pools
+    del captured
+    device.free_caches()
+    assert not cuda.pools
+    assert not cuda.segments()
