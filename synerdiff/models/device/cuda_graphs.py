@@ -8,6 +8,7 @@ What torch's CUDAGraph.cpp and CUDACachingAllocator.cpp ask for, and its documen
 - cuBLAS keeps a workspace per stream, and newer releases drop that of a graph's stream with the graph, whatever other
   graphs still write to it. So captures have a stream on which nothing else is ever computed: its workspace then lies in
   the pool, which stays mapped while any graph lives.
+- A capture that fails to begin or to end leaves the calling thread on the stream for captures.
 """
 
 from collections.abc import Callable
@@ -44,8 +45,12 @@ class GraphPool:
             self.clear_workspaces()
             self._handle = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Other threads go on with work that a capture in the default mode would forbid them.
-        with torch.cuda.graph(graph, pool=self._handle, stream=self._stream, capture_error_mode="thread_local"):
+        # The outer one restores the thread's stream whatever happens. Other threads go on with work that a capture in
+        # the default mode would forbid them.
+        with (
+            torch.cuda.stream(self._stream),
+            torch.cuda.graph(graph, pool=self._handle, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             output = call()
         captured = CapturedGraph(graph, output)
         self._alive.add(captured)

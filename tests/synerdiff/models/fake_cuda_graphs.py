@@ -7,7 +7,6 @@ show; nor whether torch's books are kept as they were read.
 
 import contextlib
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -95,6 +94,22 @@ class FakeGraph:
         self._cuda.pools[self._handle].use_count -= 1
 
 
+@dataclass
+class FakeStreamContext:
+    """As torch's: the stream before it is that of its beginning, and set again at its end alone."""
+
+    cuda: "FakeCuda"
+    stream: FakeStream
+    before: FakeStream | None = None
+
+    def __enter__(self) -> None:
+        self.before, self.cuda.stream = self.cuda.stream, self.stream
+
+    def __exit__(self, *_: object) -> None:
+        assert self.before is not None
+        self.cuda.stream = self.before
+
+
 class FakeCuda:
     """`install` puts it in torch's place. `clears_at_reset`: a graph that goes takes the workspaces of its stream along,
     as from torch 2.12 on; `begin_fails`: what captures fail with before they begin.
@@ -120,9 +135,10 @@ class FakeCuda:
             capturing.writes.append(self.workspaces[self.stream])
         return tensor * 2
 
-    def break_capture(self) -> None:
-        """What a call does that may not be captured."""
-        assert self.stream.capturing is not None
+    def break_if_captured(self, tensor: Tensor) -> Tensor:
+        """A computation that may not be captured."""
+        if self.stream.capturing is None:
+            return tensor
         self.stream.capturing.broken = True
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
@@ -170,14 +186,6 @@ class FakeCuda:
         blocks = [*self._ordinary, *(block for pool in self.pools.values() for block in pool.blocks)]
         return [{"segment_pool_id": block.handle or (0, 0), "total_size": block.size_bytes} for block in blocks]
 
-    @contextlib.contextmanager
-    def on(self, stream: FakeStream) -> Iterator[None]:
-        before, self.stream = self.stream, stream
-        try:
-            yield
-        finally:
-            self.stream = before
-
     def install(self, patch: pytest.MonkeyPatch) -> None:
         properties = SimpleNamespace(total_memory=TOTAL_BYTES, name="a fake", uuid="fake")
         stands_in: dict[str, Any] = {
@@ -192,7 +200,7 @@ class FakeCuda:
             "graph_pool_handle": lambda: (0, next(self._handles)),
             "memory_snapshot": self.segments,
             "set_device": lambda _: None,
-            "stream": self.on,
+            "stream": lambda stream: FakeStreamContext(self, stream),
             "synchronize": lambda *_: None,
         }
         for name, stand_in in stands_in.items():

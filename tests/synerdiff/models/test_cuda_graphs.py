@@ -46,3 +46,16 @@ def test_the_memory_of_dropped_graphs_goes_back_to_the_gpu(device: CudaDevice, c
     device.free_caches()
     assert not cuda.pools
     assert not cuda.segments()
+
+
+def test_a_capture_that_fails_to_begin_leaves_the_thread_on_its_own_stream(device: CudaDevice, cuda: FakeCuda) -> None:
+    cuda.begin_fails = RuntimeError("CUDA error: operation not permitted")
+    with pytest.raises(RuntimeError, match="not permitted"):
+        device.capture(lambda: multiplied(cuda))
+    assert cuda.stream is cuda.default_stream
+
+
+def test_a_capture_that_fails_to_end_leaves_the_thread_on_its_own_stream(device: CudaDevice, cuda: FakeCuda) -> None:
+    with pytest.raises(RuntimeError, match="previous error"):
+        device.capture(lambda: cuda.break_if_captured(torch.ones(1)))
+    assert cuda.stream is cuda.default_stream
