@@ -81,6 +81,11 @@ class GraphedUnet:
         """How many are kept now."""
         return len(self._captures)
 
+    @property
+    def refused(self) -> int:
+        """How many sizes are computed without a capture, since theirs failed."""
+        return len(self._refused)
+
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """As `UnetSide.predict`. What it returns is the caller's own.
 

@@ -14,6 +14,7 @@ from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
 from services.vae_worker.decoder import BatchDecoder, Picture
 from synerdiff.latents.client import Latents
+from synerdiff.models.compiled import CompiledUnet
 from synerdiff.models.device import Device, DeviceFailed, DeviceOptions, Fault, fault_of, open_device
 from synerdiff.models.dtypes import dtype_name
 from synerdiff.models.loading import load_unet_side, load_vae_side
@@ -42,7 +43,8 @@ def denoised(device: Device, dtype: Any, count: int = TASKS) -> Any:
     import torch
 
     side = load_unet_side(MODEL, dtype, device=device)
-    denoiser = Denoiser(side)
+    unet = CompiledUnet(side)
+    denoiser = Denoiser(side, unet)
     tasks = [prepared.task for prepared in TaskPreparer(side).prepare(specs(side, count))]
     timeline = device.timeline()
     begin = timeline.mark()
@@ -50,6 +52,7 @@ def denoised(device: Device, dtype: Any, count: int = TASKS) -> Any:
         denoiser.step(tasks)
     end = timeline.mark()
     ms = (timeline.unix_ns(end) - timeline.unix_ns(begin)) / 1e6
+    assert (unet.graphed.captures, unet.graphed.refused) == (int(device.captures), 0)
     print(f"{dtype_name(dtype)} on {device.name}, graphs {device.captures}: {ms / tasks[0].num_calls:.2f} ms a call")
     return torch.stack([device.download(task.sample).float() for task in tasks])
 
@@ -79,6 +82,35 @@ def test_a_graph_computes_what_the_calls_it_was_captured_from_compute(device: De
     off = (by_graph - by_calls).abs().max().item() / by_calls.abs().max().item()
     print(f"a graph with two padding rows is off by {off:.2e} of the largest value")
     assert off < 0.05, "padding may change rounding, and nothing else"
+
+
+def test_graphs_are_captured_again_after_all_were_dropped(device: Device, cuda: Any) -> None:
+    side = load_unet_side(MODEL, cuda.float16, device=device)
+    unet = CompiledUnet(side)
+    denoiser = Denoiser(side, unet)
+    tasks = [prepared.task for prepared in TaskPreparer(side).prepare(specs(side))]
+    for _ in range(3):
+        denoiser.step(tasks)
+        denoiser.step(tasks[:1])
+        assert (unet.graphed.captures, unet.graphed.refused) == (2, 0)
+        denoiser.free_memory()
+        assert unet.graphed.captures == 0
+    assert cuda.cuda.current_stream() == cuda.cuda.default_stream()
+
+
+def test_a_graph_that_is_dropped_takes_no_memory_from_the_others(device: Device, cuda: Any) -> None:
+    """cuBLAS writes to a workspace in every replay: one that went with another graph would be somebody else's."""
+    left = cuda.randn(1024, 1024, device=device.torch_device, dtype=cuda.float16)
+    wanted = (left @ left).clone()
+    dropped, kept = device.capture(lambda: left @ left), device.capture(lambda: left @ left)
+    dropped.replay()
+    del dropped
+    device.free_caches()
+    others = [cuda.zeros(1 << 20, device=device.torch_device) for _ in range(64)]
+    for _ in range(10):
+        kept.replay()
+    cuda.testing.assert_close(kept.output, wanted)
+    assert not any(other.any() for other in others), "a replay wrote where another tensor lies"
 
 
 def test_float16_pictures_are_those_of_the_cpu(device: Device) -> None:

@@ -121,11 +121,12 @@ class CompiledUnet(_Component):
     """UNet calls, compiled, captured or eager. One thread at a time.
 
     `request`: how packages are asked for. `most_rows`: of calls that `rehearse`, and a new package, make ahead of time.
+    `graphed`: calls without a package.
     """
 
     def __init__(self, side: UnetSide, request: Request = no_request, most_rows: int = 0) -> None:
         self._side = side
-        self._graphed = GraphedUnet(side)
+        self.graphed = GraphedUnet(side)
         native = side.latent_shape(*side.native_size)
         super().__init__(native, partial(unet_inputs, side), request, likely_first(most_rows))
 
@@ -134,12 +135,12 @@ class CompiledUnet(_Component):
         with self._rehearsal.computing():
             fastest = self._shapes.of(_shape(latents))
             if fastest is None or not fastest.has_compiled:
-                return self._graphed.predict(latents, timesteps, conditioning)
+                return self.graphed.predict(latents, timesteps, conditioning)
             return fastest(*in_order(latents.to(self._side.dtype), timesteps, conditioning))
 
     def free(self) -> None:
         """Drop what is held to save time and can be made again."""
-        self._graphed.free()
+        self.graphed.free()
 
     def _eager(self, *inputs: Tensor) -> Tensor:
         latents, timesteps, *told = inputs
