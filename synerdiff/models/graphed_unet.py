@@ -5,9 +5,11 @@ a batch is padded with rows that nobody reads. Rows never see each other in a UN
 as any other company does: by the rounding of kernels for another batch size.
 """
 
+import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ from synerdiff.telemetry import get_logger
 log = get_logger("graphed_unet")
 
 MOST_CAPTURES = 16
+
+# A size that memory did not suffice for is computed without a capture for so long: trying costs all other captures.
+_TRY_AGAIN_S = 600.0
 
 _Key = tuple[int, tuple[int, ...]]
 
@@ -67,7 +72,8 @@ class _Buffers:
 class GraphedUnet:
     """`UnetSide.predict`, replayed where that works. One thread at a time.
 
-    At most `most` captures are kept, those used last. One whose capture failed is computed without from then on.
+    At most `most` captures are kept, those used last. A size whose capture failed is computed without from then on; one
+    that memory did not suffice for, not even without all other captures, is tried again after ten minutes.
     """
 
     def __init__(self, side: UnetSide, most: int = MOST_CAPTURES) -> None:
@@ -75,6 +81,7 @@ class GraphedUnet:
         self._most = most
         self._captures: OrderedDict[_Key, tuple[_Buffers, Capture]] = OrderedDict()
         self._refused: set[_Key] = set()
+        self._not_before_s: dict[_Key, float] = {}
 
     @property
     def captures(self) -> int:
@@ -92,9 +99,7 @@ class GraphedUnet:
         Raises DeviceFailed, and whatever a call without a capture raises.
         """
         key = padded_rows(len(latents)), tuple(latents.shape[1:])
-        if not self._side.compute.captures or key in self._refused:
-            return self._side.predict(latents, timesteps, conditioning)
-        if key not in self._captures and not self._capture(key, latents, timesteps, conditioning):
+        if not self._has_capture(key, latents, timesteps, conditioning):
             return self._side.predict(latents, timesteps, conditioning)
         self._captures.move_to_end(key)
         buffers, capture = self._captures[key]
@@ -106,9 +111,30 @@ class GraphedUnet:
         """Drop all captures, with the memory they hold."""
         self._captures.clear()
 
-    def _capture(self, key: _Key, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> bool:
+    def _has_capture(self, key: _Key, *inputs: Any) -> bool:
+        """Whether there is a capture of `key`, made now if need be."""
+        if key in self._captures:
+            return True
+        if not self._side.compute.captures or key in self._refused:
+            return False
+        if time.monotonic() < self._not_before_s.get(key, 0.0):
+            return False
         while len(self._captures) >= self._most:
             self._captures.popitem(last=False)
+        failed = self._capture(key, *inputs)
+        if failed is not None and failed.fault is Fault.OUT_OF_MEMORY:
+            log.warning("no memory for a CUDA graph: trying again without all others", **_said(key, failed))
+            self.free()
+            self._side.compute.free_caches()
+            failed = self._capture(key, *inputs)
+        if failed is not None:
+            self._do_without(key, failed)
+        return failed is None
+
+    def _capture(
+        self, key: _Key, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> "_Failed | None":
+        """Make a capture. Raises DeviceFailed. Nothing of a failed one lives on: the next attempt needs its memory."""
         try:
             buffers = _Buffers.like(key[0], latents, timesteps, conditioning, self._side.dtype)
             buffers.fill(latents, timesteps, conditioning)
@@ -116,16 +142,45 @@ class GraphedUnet:
                 lambda: self._side.predict(buffers.latents, buffers.timesteps, buffers.conditioning)
             )
         except Exception as error:
-            self._refuse(key, error)
-            return False
+            failed = _Failed.of(error)
+            if failed.fault is Fault.FATAL:
+                raise DeviceFailed(f"capturing a UNet call: {failed.reason}") from error
+            return failed
         self._captures[key] = buffers, capture
-        return True
+        return None
 
-    def _refuse(self, key: _Key, error: Exception) -> None:
-        if fault_of(error) is Fault.FATAL:
-            raise DeviceFailed(f"capturing a UNet call: {error}") from error
-        self._refused.add(key)
-        log.warning("no CUDA graph for this batch: it runs without", rows=key[0], latents=key[1], reason=str(error))
+    def _do_without(self, key: _Key, failed: "_Failed") -> None:
+        log.warning("no CUDA graph for this batch: it runs without", **_said(key, failed))
+        if failed.fault is Fault.OUT_OF_MEMORY:
+            self._not_before_s[key] = time.monotonic() + _TRY_AGAIN_S
+        else:
+            self._refused.add(key)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """Why a capture failed."""
+
+    fault: Fault
+    reason: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """By all that was raised: a capture that cannot be ended any more hides what broke it."""
+        raised = list(_with_those_before(error))
+        faults = {fault_of(one) for one in raised}
+        worst = next((fault for fault in (Fault.FATAL, Fault.OUT_OF_MEMORY) if fault in faults), Fault.OTHER)
+        return cls(worst, "; before it: ".join(map(str, raised)))
+
+
+def _with_those_before(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
+def _said(key: _Key, failed: _Failed) -> dict[str, object]:
+    return {"rows": key[0], "latents": key[1], "reason": failed.reason}
 
 
 def _zeros(rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -113,6 +113,21 @@ def test_a_graph_that_is_dropped_takes_no_memory_from_the_others(device: Device,
     assert not any(other.any() for other in others), "a replay wrote where another tensor lies"
 
 
+def test_a_capture_that_breaks_half_way_leaves_stream_and_cache_as_they_were(device: Device, cuda: Any) -> None:
+    one = cuda.ones(1, device=device.torch_device)
+
+    def waiting() -> Any:
+        return one * one.item()  # waits for the device, which a capture forbids
+
+    with pytest.raises(RuntimeError):
+        device.capture(waiting)
+    assert cuda.cuda.current_stream() == cuda.cuda.default_stream()
+    device.free_caches()
+    captured = device.capture(lambda: one + one)
+    captured.replay()
+    assert float(captured.output) == 2
+
+
 def test_float16_pictures_are_those_of_the_cpu(device: Device) -> None:
     import torch
 

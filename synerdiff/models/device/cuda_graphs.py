@@ -8,9 +8,11 @@ What torch's CUDAGraph.cpp and CUDACachingAllocator.cpp ask for, and its documen
 - cuBLAS keeps a workspace per stream, and newer releases drop that of a graph's stream with the graph, whatever other
   graphs still write to it. So captures have a stream on which nothing else is ever computed: its workspace then lies in
   the pool, which stays mapped while any graph lives.
-- A capture that fails to begin or to end leaves the calling thread on the stream for captures.
+- A capture that fails to begin or to end leaves the calling thread on the stream for captures, and the allocator
+  believing that it goes on: emptying the cache is an assertion then, and so is the next capture into that pool.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakSet
@@ -35,9 +37,11 @@ class GraphPool:
     """Captures graphs that are replayed one at a time, in any order. One thread at a time."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._handle = torch.cuda.graph_pool_handle()
         self._alive: WeakSet[CapturedGraph] = WeakSet()
+        self._abandoned: list[torch.cuda.CUDAGraph] = []
 
     def capture(self, call: Callable[[], Tensor]) -> CapturedGraph:
         """Capture a call, which has been made before. Waits for the device. Raises whatever makes that impossible."""
@@ -45,13 +49,17 @@ class GraphPool:
             self.clear_workspaces()
             self._handle = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # The outer one restores the thread's stream whatever happens. Other threads go on with work that a capture in
-        # the default mode would forbid them.
-        with (
-            torch.cuda.stream(self._stream),
-            torch.cuda.graph(graph, pool=self._handle, stream=self._stream, capture_error_mode="thread_local"),
-        ):
-            output = call()
+        try:
+            # The outer one restores the thread's stream whatever happens. Other threads go on with work that a capture
+            # in the default mode would forbid them.
+            with (
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(graph, pool=self._handle, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                output = call()
+        except Exception:
+            self._abandon(graph)
+            raise
         captured = CapturedGraph(graph, output)
         self._alive.add(captured)
         return captured
@@ -59,3 +67,14 @@ class GraphPool:
     def clear_workspaces(self) -> None:
         """Let cuBLAS take its workspaces anew. No call of another thread may be on its way to the device."""
         torch._C._cuda_clearCublasWorkspaces()
+
+    def _abandon(self, graph: "torch.cuda.CUDAGraph") -> None:
+        """Have the allocator know that a failed capture has ended, if it was not told.
+
+        The pool then counts a graph too many, so the next captures go into another. The graph stays: the allocator for
+        pinned memory, which cannot be told, would go on asking it.
+        """
+        with contextlib.suppress(RuntimeError):  # it was told: "not currently recording to mempool_id"
+            torch._C._cuda_endAllocateToPool(self._device.index, self._handle)
+            self._abandoned.append(graph)
+            self._alive = WeakSet()

@@ -44,12 +44,14 @@ class FakeTimeline:
 
 
 class FakeGpu(CpuDevice):
-    """`asked` is what was asked of it, in order. `refuses`: what captures fail with; `peak`: what it says was held."""
+    """`asked` is what was asked of it, in order. `refusals`: what the next captures fail with, one after another;
+    `peak`: what it says was held.
+    """
 
     def __init__(self, captures: bool = True, peak: int = 0) -> None:
         self.captures = captures
         self.asked: list[str] = []
-        self.refuses: Exception | None = None
+        self.refusals: list[Exception] = []
         self.peak = peak
 
     def peak_bytes(self) -> int:
@@ -76,6 +78,6 @@ class FakeGpu(CpuDevice):
 
     def capture(self, call: Callable[[], Tensor]) -> Capture:
         self.asked.append("capture")
-        if self.refuses is not None:
-            raise self.refuses
+        if self.refusals:
+            raise self.refusals.pop(0)
         return FakeCapture(call, call(), self.asked)

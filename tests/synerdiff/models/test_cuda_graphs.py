@@ -53,9 +53,41 @@ def test_a_capture_that_fails_to_begin_leaves_the_thread_on_its_own_stream(devic
     with pytest.raises(RuntimeError, match="not permitted"):
         device.capture(lambda: multiplied(cuda))
     assert cuda.stream is cuda.default_stream
+    cuda.begin_fails = None
+    device.free_caches()
+    device.capture(lambda: multiplied(cuda)).replay()
 
 
 def test_a_capture_that_fails_to_end_leaves_the_thread_on_its_own_stream(device: CudaDevice, cuda: FakeCuda) -> None:
     with pytest.raises(RuntimeError, match="previous error"):
         device.capture(lambda: cuda.break_if_captured(torch.ones(1)))
     assert cuda.stream is cuda.default_stream
+
+
+def test_a_capture_that_fails_to_end_leaves_other_graphs_and_later_captures_alone(
+    device: CudaDevice, cuda: FakeCuda
+) -> None:
+    before = device.capture(lambda: multiplied(cuda))
+    with pytest.raises(RuntimeError, match="previous error"):
+        device.capture(lambda: cuda.break_if_captured(torch.ones(1)))
+    device.free_caches()
+    after = device.capture(lambda: multiplied(cuda))
+    del before
+    device.free_caches()
+    device.capture(lambda: multiplied(cuda)).replay()
+    after.replay()
+
+
+def test_a_call_that_fails_in_a_capture_that_ends_well_leaves_nothing_behind(
+    device: CudaDevice, cuda: FakeCuda
+) -> None:
+    def no_memory() -> torch.Tensor:
+        if cuda.stream is cuda.default_stream:
+            return torch.ones(1)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        device.capture(no_memory)
+    device.free_caches()
+    assert not cuda.pools
+    device.capture(lambda: multiplied(cuda)).replay()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from synerdiff.models import graphed_unet
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import Conditioning, UnetSide
 from synerdiff.models.graphed_unet import GraphedUnet, padded_rows
@@ -14,6 +15,7 @@ from tests.reference import exact_call
 from tests.rounding import assert_rounded
 from tests.synerdiff.models.fake_gpu import FakeGpu
 from tests.tiny_models import FamilyName, tiny_model
+from tests.waiting import VirtualTime
 
 Call = tuple[torch.Tensor, torch.Tensor, Conditioning]
 
@@ -85,7 +87,7 @@ def test_what_it_answers_is_the_callers_own(plain: UnetSide, graphed: GraphedUne
 def test_a_capture_that_fails_is_said_once_and_done_without(
     plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu
 ) -> None:
-    gpu.refuses = RuntimeError("CUDA error: operation not permitted when stream is capturing")
+    gpu.refusals = [RuntimeError("CUDA error: operation not permitted when stream is capturing")]
     with capture_logs() as logs:
         for _ in range(3):
             arguments = call(plain, 2)
@@ -99,9 +101,48 @@ def test_a_capture_that_fails_is_said_once_and_done_without(
 def test_a_capture_that_poisons_the_device_is_not_fallen_back_from(
     plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu
 ) -> None:
-    gpu.refuses = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    gpu.refusals = [torch.AcceleratorError("CUDA error: an illegal memory access was encountered")]
     with pytest.raises(DeviceFailed, match="illegal memory access"):
         graphed.predict(*call(plain, 2))
+
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_memory_that_does_not_suffice_for_a_capture_is_freed_and_the_capture_made(
+    plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu
+) -> None:
+    graphed.predict(*call(plain, 2))
+    gpu.asked.clear()
+    gpu.refusals = [NO_MEMORY]
+    graphed.predict(*call(plain, 4))
+    assert gpu.asked == ["capture", "free", "capture", "replay"]
+    assert (graphed.captures, graphed.refused) == (1, 0)
+
+
+def test_a_capture_that_memory_never_suffices_for_is_not_refused_for_good(
+    plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphed_unet, "time", clock := VirtualTime())
+    gpu.refusals = [NO_MEMORY, NO_MEMORY]
+    arguments = call(plain, 2)
+    for _ in range(3):
+        assert torch.equal(graphed.predict(*arguments), plain.predict(*arguments))
+    assert gpu.asked == ["capture", "free", "capture"], "each attempt costs all other captures"
+    assert graphed.refused == 0
+    clock.sleep(3600)
+    graphed.predict(*arguments)
+    assert gpu.asked[3:] == ["capture", "replay"]
+
+
+def test_memory_is_recognised_behind_the_error_that_a_capture_ends_with(
+    plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu
+) -> None:
+    ended = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    ended.__context__ = NO_MEMORY
+    gpu.refusals = [ended]
+    graphed.predict(*call(plain, 2))
+    assert (graphed.captures, graphed.refused) == (1, 0)
 
 
 def test_without_captures_calls_are_made_as_they_come(plain: UnetSide) -> None:
