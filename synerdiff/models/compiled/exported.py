@@ -77,8 +77,8 @@ def unet_inputs(side: UnetSide, latent_shape: tuple[int, int, int], rows: int) -
     _, height, width = latent_shape
     scale = side.vae_scale_factor
     conditioning = side.conditioning(side.encode(["a"]) * rows, width * scale, height * scale)
-    latents = torch.randn(rows, *latent_shape, generator=draw).to(side.dtype)
-    timesteps = torch.linspace(1, 999, rows)
+    latents = side.compute.upload(torch.randn(rows, *latent_shape, generator=draw).to(side.dtype))
+    timesteps = side.compute.upload(torch.linspace(1, 999, rows))
     return in_order(latents, timesteps, conditioning)
 
 

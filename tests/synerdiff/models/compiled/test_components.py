@@ -17,6 +17,7 @@ from synerdiff.models.compiled.exported import ExportedVae, conditioning_of, exp
 from synerdiff.models.family import UnetSide, VaeSide
 from tests.reference import exact_call
 from tests.rounding import assert_rounded
+from tests.synerdiff.models.fake_gpu import FakeGpu
 
 Call = Callable[..., Tensor]
 CALLS_WORTH_COMPILING = 200
@@ -193,3 +194,10 @@ def test_examples_are_the_same_for_the_same_rows_and_of_the_models_shapes(
     (latents,) = vae_inputs(vae_side, (4, 8, 16), 3)
     assert latents.shape == (3, 4, 8, 16)
     assert torch.equal(latents, vae_inputs(vae_side, (4, 8, 16), 3)[0])
+
+
+def test_example_inputs_are_made_where_the_model_is(unet_side: UnetSide) -> None:
+    gpu = FakeGpu()
+    side = replace(unet_side, compute=gpu)
+    inputs = unet_inputs(side, side.latent_shape(*side.native_size), 2)
+    assert gpu.asked == ["upload"] * (len(inputs) - 1), "prompts are encoded there"
