@@ -183,6 +183,7 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
     unet = CompiledUnet(unet_side, request, 2 * settings.slots if settings.rehearse and device.compiles else 0)
     # Before any graph is captured, which would go on with the weights where they lay.
     weights = _settled_format(unet_side)
+    unet.capture_ahead(2 * settings.slots)
     warm_up(unet_side, unet, card)
     compiler.wait()
     seconds = round(time.perf_counter() - started, 2)

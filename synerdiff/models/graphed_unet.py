@@ -20,7 +20,14 @@ from synerdiff.telemetry import get_logger
 
 log = get_logger("graphed_unet")
 
-MOST_CAPTURES = 16
+# Padding wastes at most a quarter of a batch (3 rows run as 4). A skipping task that is alone is not doubled.
+_EVERY_EVEN_TO, _THEN_EVERY = 32, 8
+
+# Larger batches are seldom, and gain least.
+_MOST_AHEAD = 64
+
+# Of the device memory that this process may take, captures hold at most so much.
+_SHARE = 1 / 4
 
 # A size that memory did not suffice for is computed without a capture for so long: trying costs all other captures.
 _TRY_AGAIN_S = 600.0
@@ -29,10 +36,14 @@ _Key = tuple[int, tuple[int, ...]]
 
 
 def padded_rows(rows: int) -> int:
-    """The batch size that a call of `rows` rows is padded to: 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ..."""
-    power = 1 << max(0, (rows - 1).bit_length())
-    three_quarters = power * 3 // 4
-    return three_quarters if power >= 4 and rows <= three_quarters else power
+    """The batch size that a call of `rows` rows is padded to: 1, 2, 4, 6, ... 30, 32, 40, 48, ..."""
+    step = _THEN_EVERY if rows > _EVERY_EVEN_TO else 2 if rows > 1 else 1
+    return -(-rows // step) * step
+
+
+def common_sizes(most_rows: int) -> tuple[int, ...]:
+    """The batch sizes of calls of up to `most_rows` rows, the largest first, none above 64."""
+    return tuple(sorted({padded_rows(rows) for rows in range(1, min(most_rows, _MOST_AHEAD) + 1)}, reverse=True))
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,13 @@ class _Buffers:
             ),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        conditioning = self.conditioning
+        tensors = [self.latents, self.timesteps, conditioning.hidden, *(conditioning.added or {}).values()]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def fill(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> None:
         """Put a call's rows first; what stands in the others stays, and is of no interest."""
         rows = len(latents)
@@ -72,13 +90,14 @@ class _Buffers:
 class GraphedUnet:
     """`UnetSide.predict`, replayed where that works. One thread at a time.
 
-    At most `most` captures are kept, those used last. A size whose capture failed is computed without from then on; one
-    that memory did not suffice for, not even without all other captures, is tried again after ten minutes.
+    Captures hold at most `most_bytes` (0: a quarter of what this process may take of the device): those used last stay.
+    A size whose capture failed, or holds more alone, is computed without from then on; one that memory did not suffice
+    for, not even without all other captures, is tried again after ten minutes.
     """
 
-    def __init__(self, side: UnetSide, most: int = MOST_CAPTURES) -> None:
+    def __init__(self, side: UnetSide, most_bytes: int = 0) -> None:
         self._side = side
-        self._most = most
+        self._most_bytes = most_bytes or int(side.compute.memory_limit_bytes() * _SHARE)
         self._captures: OrderedDict[_Key, tuple[_Buffers, Capture]] = OrderedDict()
         self._refused: set[_Key] = set()
         self._not_before_s: dict[_Key, float] = {}
@@ -107,6 +126,11 @@ class GraphedUnet:
         capture.replay()
         return capture.output[: len(latents)].clone()
 
+    def capture(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> bool:
+        """Capture calls like this one ahead of the first. Returns whether there is a capture. Raises DeviceFailed."""
+        key = padded_rows(len(latents)), tuple(latents.shape[1:])
+        return self._has_capture(key, latents, timesteps, conditioning)
+
     def free(self) -> None:
         """Drop all captures, with the memory they hold."""
         self._captures.clear()
@@ -119,21 +143,17 @@ class GraphedUnet:
             return False
         if time.monotonic() < self._not_before_s.get(key, 0.0):
             return False
-        while len(self._captures) >= self._most:
-            self._captures.popitem(last=False)
-        failed = self._capture(key, *inputs)
+        failed = self._attempt(key, *inputs)
         if failed is not None and failed.fault is Fault.OUT_OF_MEMORY:
             log.warning("no memory for a CUDA graph: trying again without all others", **_said(key, failed))
             self.free()
             self._side.compute.free_caches()
-            failed = self._capture(key, *inputs)
+            failed = self._attempt(key, *inputs)
         if failed is not None:
             self._do_without(key, failed)
         return failed is None
 
-    def _capture(
-        self, key: _Key, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
-    ) -> "_Failed | None":
+    def _attempt(self, key: _Key, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> "_Failed | None":
         """Make a capture. Raises DeviceFailed. Nothing of a failed one lives on: the next attempt needs its memory."""
         try:
             buffers = _Buffers.like(key[0], latents, timesteps, conditioning, self._side.dtype)
@@ -146,8 +166,19 @@ class GraphedUnet:
             if failed.fault is Fault.FATAL:
                 raise DeviceFailed(f"capturing a UNet call: {failed.reason}") from error
             return failed
+        others = len(self._captures)
         self._captures[key] = buffers, capture
-        return None
+        while (held_bytes := self._held_bytes()) > self._most_bytes and len(self._captures) > 1:
+            self._captures.popitem(last=False)
+        if held_bytes <= self._most_bytes:
+            return None
+        # In a pool that the others have made large it may be the only one that is left, and small.
+        del self._captures[key]
+        reason = f"captures would hold {held_bytes} bytes, more than {self._most_bytes}"
+        return _Failed(Fault.OUT_OF_MEMORY if others else Fault.OTHER, reason)
+
+    def _held_bytes(self) -> int:
+        return self._side.compute.captured_bytes() + sum(buffers.nbytes for buffers, _ in self._captures.values())
 
     def _do_without(self, key: _Key, failed: "_Failed") -> None:
         log.warning("no CUDA graph for this batch: it runs without", **_said(key, failed))

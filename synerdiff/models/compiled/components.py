@@ -11,7 +11,7 @@ from synerdiff.models.compiled.calls import Call, FastestCall
 from synerdiff.models.compiled.exported import conditioning_of, in_order, unet_inputs, vae_inputs
 from synerdiff.models.compiled.rehearsal import Rehearsal, likely_first
 from synerdiff.models.family import Conditioning, Images, UnetSide, VaeSide
-from synerdiff.models.graphed_unet import GraphedUnet
+from synerdiff.models.graphed_unet import GraphedUnet, common_sizes
 from synerdiff.telemetry import get_logger
 
 log = get_logger("compiled")
@@ -137,6 +137,19 @@ class CompiledUnet(_Component):
             if fastest is None or not fastest.has_compiled:
                 return self.graphed.predict(latents, timesteps, conditioning)
             return fastest(*in_order(latents.to(self._side.dtype), timesteps, conditioning))
+
+    @torch.inference_mode()
+    def capture_ahead(self, most_rows: int) -> None:
+        """Where the device captures: calls of the native size, in every common batch size of up to `most_rows` rows.
+
+        The largest goes first: the others find room in what it has taken. Raises DeviceFailed.
+        """
+        sizes = common_sizes(most_rows) if self._side.compute.captures else ()
+        for rows in sizes:
+            latents, timesteps, *told = self._inputs_of(self._native, rows)
+            self.graphed.capture(latents, timesteps, conditioning_of(*told))
+        if sizes:
+            log.info("captured", sizes=len(sizes), refused=self.graphed.refused)
 
     def free(self) -> None:
         """Drop what is held to save time and can be made again."""

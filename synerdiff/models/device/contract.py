@@ -122,3 +122,7 @@ class Device(ABC):
     @abstractmethod
     def capture(self, call: Callable[[], Tensor]) -> Capture:
         """Run a computation a few times and capture it. Waits. Raises whatever makes that impossible."""
+
+    @abstractmethod
+    def captured_bytes(self) -> int:
+        """Bytes that the captures alive hold, with what is kept for the next; their inputs aside."""

@@ -95,6 +95,10 @@ class CpuDevice(Device):
         """Impossible, as `captures` says: raises RuntimeError."""
         raise RuntimeError("nothing is captured on CPUs")
 
+    def captured_bytes(self) -> int:
+        """None."""
+        return 0
+
 
 def _lent(tensors: Iterable[Tensor]) -> None:
     """Memory of the CPU has no owner among streams."""

@@ -143,6 +143,10 @@ class CudaDevice(Device):
             call()  # libraries load and choose their kernels at a first call, which a capture forbids
             return self._graphs.capture(call)
 
+    def captured_bytes(self) -> int:
+        """Of the graphs' pools, and an allowance for what the driver keeps of each."""
+        return self._graphs.held_bytes
+
     def _stream(self) -> "torch.cuda.Stream":
         stream: torch.cuda.Stream = torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
         return stream

@@ -15,18 +15,25 @@ What torch's CUDAGraph.cpp and CUDACachingAllocator.cpp ask for, and its documen
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+# The driver's own memory for a graph of a few thousand launches, which torch does not see: an allowance, not measured.
+_LAUNCHES_BYTES = 16 << 20
+
+Handle = Any  # torch's, opaque
+
 
 @dataclass(frozen=True, eq=False)
 class CapturedGraph:
-    """A CUDA graph with the buffer that it leaves its answer in."""
+    """A CUDA graph with the buffer that it leaves its answer in. `handle`: of the pool that it was captured into."""
 
     graph: "torch.cuda.CUDAGraph"
     output: Tensor
+    handle: Handle
 
     def replay(self) -> None:
         """Queue it on the calling thread's stream."""
@@ -39,13 +46,20 @@ class GraphPool:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._handle = torch.cuda.graph_pool_handle()
+        self._handle: Handle = torch.cuda.graph_pool_handle()
         self._alive: WeakSet[CapturedGraph] = WeakSet()
         self._abandoned: list[torch.cuda.CUDAGraph] = []
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the pools, with what dropped graphs have left there for the next, and of the graphs' launches."""
+        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        pools: int = sum(one["total_size"] for one in segments if tuple(one["segment_pool_id"]) != (0, 0))
+        return pools + len(self._alive) * _LAUNCHES_BYTES
+
     def capture(self, call: Callable[[], Tensor]) -> CapturedGraph:
         """Capture a call, which has been made before. Waits for the device. Raises whatever makes that impossible."""
-        if not self._alive:
+        if not any(captured.handle == self._handle for captured in self._alive):
             self.clear_workspaces()
             self._handle = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
@@ -60,7 +74,7 @@ class GraphPool:
         except Exception:
             self._abandon(graph)
             raise
-        captured = CapturedGraph(graph, output)
+        captured = CapturedGraph(graph, output, self._handle)
         self._alive.add(captured)
         return captured
 
@@ -77,4 +91,4 @@ class GraphPool:
         with contextlib.suppress(RuntimeError):  # it was told: "not currently recording to mempool_id"
             torch._C._cuda_endAllocateToPool(self._device.index, self._handle)
             self._abandoned.append(graph)
-            self._alive = WeakSet()
+            self._handle = torch.cuda.graph_pool_handle()

@@ -5,18 +5,26 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 
+from services.unet_worker import process as unet_process
+from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.preparation import TaskPreparer
+from services.unet_worker.settings import UnetWorkerSettings
+from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
 from synerdiff.models.device import open_device
 from synerdiff.models.digest import model_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.layout import read_layout
+from synerdiff.mps import DeviceShare
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import open_channel, serving
-from synerdiff.settings import EXIT_BAD_SETTINGS
+from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from tests.services.unet_worker.leader import leading
 from tests.services.unet_worker.specs import spec
+from tests.synerdiff.models.fake_gpu import FakeGpu
 from tests.tiny_models import tiny_model
 from tests.waiting import HANG_S
 
@@ -71,6 +79,29 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
             await leader.release("a/0")
             assert await asyncio.wait_for(process.wait(), HANG_S) == 0
     assert [card.name for card in await registry.cards()] == ["tiny"]
+
+
+def test_no_request_pays_for_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake of the device: all that a full worker may be asked for is captured before it serves, and kept."""
+    gpu = FakeGpu()
+    monkeypatch.setattr(unet_process, "open_device", lambda *_: gpu)
+    model = tiny_model("sd1", tmp_path / "tiny")
+    settings = load(UnetWorkerSettings, ["--model", str(model), "--slots", "3", "--dtype", "float32"])
+    compiler = BackgroundCompiler(CompilerOptions.of(settings))
+    try:
+        loaded = unet_process._load(settings, DeviceShare(), compiler)
+    finally:
+        compiler.close()
+    assert loaded.unet.graphed.captures == len((6, 4, 2, 1))
+    gpu.asked.clear()
+    specs = [spec("a/0"), spec("b/0"), spec("c/0", guidance_scale=1.0)]
+    tasks = [prepared.task for prepared in TaskPreparer(loaded.unet_side).prepare(specs)]
+    denoiser = Denoiser(loaded.unet_side, loaded.unet)
+    for count in (3, 2, 1):
+        denoiser.step(tasks[:count])
+    denoiser.step(tasks[2:])
+    assert gpu.asked.count("replay") == 4
+    assert "capture" not in gpu.asked
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""A fake of torch.cuda's graph API, below torch's own `torch.cuda.graph`: streams, pools, workspaces. No GPU is simulated.
+"""A fake of torch.cuda's graph API, below torch's own `torch.cuda.graph`. No GPU is simulated.
 
-It keeps the books that torch keeps (CUDAGraph.cpp, CUDACachingAllocator.cpp, CublasHandlePool.cpp): use counts of pools,
-captures under way, and a workspace for every stream that has multiplied matrices. What a GPU makes of that, it cannot
-show; nor whether torch's books are kept as they were read.
+It keeps the books that torch keeps (CUDAGraph.cpp, CUDACachingAllocator.cpp, CublasHandlePool.cpp): use counts of
+pools, captures under way, and a workspace for every stream that has multiplied matrices. What a GPU makes of that, it
+cannot show; nor whether torch's books are kept as they were read.
 """
 
 import contextlib
@@ -111,8 +111,8 @@ class FakeStreamContext:
 
 
 class FakeCuda:
-    """`install` puts it in torch's place. `clears_at_reset`: a graph that goes takes the workspaces of its stream along,
-    as from torch 2.12 on; `begin_fails`: what captures fail with before they begin.
+    """`install` puts it in torch's place. `clears_at_reset`: a graph that goes takes the workspaces of its stream
+    along, as in newer releases; `begin_fails`: what captures fail with before they begin.
     """
 
     def __init__(self, clears_at_reset: bool) -> None:

@@ -6,6 +6,7 @@ It shows what workers ask of a device and in which order. What a GPU makes of th
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from synerdiff.models.device.contract import Capture, Lend, Mark, Timeline
 from synerdiff.models.device.cpu import CpuDevice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FakeCapture:
     """Computes the call again where a graph would be replayed; writes into the same buffer."""
 
@@ -45,14 +46,21 @@ class FakeTimeline:
 
 class FakeGpu(CpuDevice):
     """`asked` is what was asked of it, in order. `refusals`: what the next captures fail with, one after another;
-    `peak`: what it says was held.
+    `peak`: what it says was held; `capture_bytes`: what it says each capture alive holds.
     """
+
+    compiles = False
 
     def __init__(self, captures: bool = True, peak: int = 0) -> None:
         self.captures = captures
         self.asked: list[str] = []
         self.refusals: list[Exception] = []
         self.peak = peak
+        self.capture_bytes = 0
+        self._alive: WeakSet[FakeCapture] = WeakSet()
+
+    def memory_limit_bytes(self) -> int:
+        return 1 << 40
 
     def peak_bytes(self) -> int:
         return self.peak
@@ -80,4 +88,9 @@ class FakeGpu(CpuDevice):
         self.asked.append("capture")
         if self.refusals:
             raise self.refusals.pop(0)
-        return FakeCapture(call, call(), self.asked)
+        captured = FakeCapture(call, call(), self.asked)
+        self._alive.add(captured)
+        return captured
+
+    def captured_bytes(self) -> int:
+        return self.capture_bytes * len(self._alive)

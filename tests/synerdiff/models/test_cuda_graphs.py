@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from synerdiff.models.device.cuda import CudaDevice
-from tests.synerdiff.models.fake_cuda_graphs import FakeCuda
+from tests.synerdiff.models.fake_cuda_graphs import WORKSPACE_BYTES, FakeCuda
 
 
 @pytest.fixture(params=[False, True], ids=["workspaces outlive graphs", "workspaces go with graphs"])
@@ -37,6 +37,14 @@ def test_a_graph_that_is_dropped_takes_no_memory_from_the_others(device: CudaDev
     del dropped
     device.free_caches()
     kept.replay()
+
+
+def test_what_captures_hold_is_their_pool_and_an_allowance_each(device: CudaDevice, cuda: FakeCuda) -> None:
+    assert device.captured_bytes() == 0
+    captured = [device.capture(lambda: multiplied(cuda)) for _ in range(2)]
+    held = device.captured_bytes()
+    del captured[0]
+    assert WORKSPACE_BYTES < device.captured_bytes() < held
 
 
 def test_the_memory_of_dropped_graphs_goes_back_to_the_gpu(device: CudaDevice, cuda: FakeCuda) -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from services.scheduler.profiler.stages import LADDER
 from synerdiff.models import graphed_unet
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import Conditioning, UnetSide
-from synerdiff.models.graphed_unet import GraphedUnet, padded_rows
+from synerdiff.models.graphed_unet import GraphedUnet, common_sizes, padded_rows
 from synerdiff.models.loading import load_unet_side
 from tests.reference import exact_call
 from tests.rounding import assert_rounded
@@ -33,7 +34,7 @@ def gpu() -> FakeGpu:
 
 @pytest.fixture
 def graphed(plain: UnetSide, gpu: FakeGpu) -> GraphedUnet:
-    return GraphedUnet(replace(plain, compute=gpu), most=2)
+    return GraphedUnet(replace(plain, compute=gpu))
 
 
 def call(side: UnetSide, rows: int, seed: int = 0, size: int = 64) -> Call:
@@ -43,16 +44,28 @@ def call(side: UnetSide, rows: int, seed: int = 0, size: int = 64) -> Call:
     return latents, torch.arange(rows) * 10.0 + seed, side.conditioning(prompts, size, size)
 
 
-@pytest.mark.parametrize(("rows", "padded"), [(1, 1), (2, 2), (3, 3), (5, 6), (7, 8), (9, 12), (13, 16), (17, 24)])
+@pytest.mark.parametrize(
+    ("rows", "padded"), [(1, 1), (2, 2), (3, 4), (5, 6), (18, 18), (31, 32), (32, 32), (33, 40), (64, 64), (65, 72)]
+)
 def test_few_batch_sizes_serve_all(rows: int, padded: int) -> None:
     assert padded_rows(rows) == padded
 
 
-def test_padding_never_doubles_a_batch_and_keeps_the_order() -> None:
+def test_padding_wastes_at_most_a_quarter_and_keeps_the_order() -> None:
     sizes = [padded_rows(rows) for rows in range(1, 129)]
     assert sizes == sorted(sizes)
-    assert all(rows <= size <= 1.5 * rows for rows, size in enumerate(sizes, start=1))
-    assert len(set(sizes)) == 14
+    assert all(rows <= size <= rows / (1 - 1 / 4) for rows, size in enumerate(sizes, start=1))
+    assert len(set(sizes)) == 1 + 16 + 12
+
+
+def test_what_the_profiler_measures_is_not_padded() -> None:
+    assert [padded_rows(rows) for rows in LADDER] == list(LADDER)
+
+
+def test_the_common_sizes_are_those_of_full_workers_and_bounded() -> None:
+    assert common_sizes(5) == (6, 4, 2, 1)
+    assert set(common_sizes(64)) == {padded_rows(rows) for rows in range(1, 65)}
+    assert common_sizes(8192) == common_sizes(64)
 
 
 def test_a_padded_batch_changes_no_row_beyond_rounding(plain: UnetSide, graphed: GraphedUnet) -> None:
@@ -63,18 +76,41 @@ def test_a_padded_batch_changes_no_row_beyond_rounding(plain: UnetSide, graphed:
     assert graphed.captures == 1
 
 
-def test_a_capture_is_made_once_per_size_and_shape_and_those_used_last_are_kept(
-    plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu
-) -> None:
+def test_a_capture_is_made_once_per_size_and_shape(plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu) -> None:
     for rows, size in ((2, 64), (2, 64), (1, 64), (2, 64), (2, 128)):
         graphed.predict(*call(plain, rows, size=size))
     assert gpu.asked.count("capture") == 3
     assert gpu.asked.count("replay") == 5
+    assert graphed.captures == 3
+
+
+def inputs_bytes(side: UnetSide, rows: int) -> int:
+    latents, timesteps, told = call(side, rows)
+    return sum(one.nbytes for one in (latents, timesteps, told.hidden, *(told.added or {}).values()))
+
+
+def test_captures_are_bounded_by_bytes_and_those_used_last_stay(plain: UnetSide, gpu: FakeGpu) -> None:
+    gpu.capture_bytes = 1 << 30
+    two_small = 2 * gpu.capture_bytes + inputs_bytes(plain, 1) + inputs_bytes(plain, 2)
+    graphed = GraphedUnet(replace(plain, compute=gpu), most_bytes=two_small)
+    for rows in (1, 2, 1):
+        graphed.predict(*call(plain, rows))
     assert graphed.captures == 2
-    graphed.predict(*call(plain, 2))
-    assert gpu.asked.count("capture") == 3, "the one used last was dropped"
-    graphed.predict(*call(plain, 1))
-    assert gpu.asked.count("capture") == 4
+    graphed.predict(*call(plain, 4))
+    assert graphed.captures == 1, "its inputs are larger than those of the one used least recently"
+    graphed.predict(*call(plain, 4))
+    assert gpu.asked.count("capture") == 3
+
+
+def test_a_capture_that_alone_holds_more_than_the_bound_is_done_without(plain: UnetSide, gpu: FakeGpu) -> None:
+    graphed = GraphedUnet(replace(plain, compute=gpu), most_bytes=inputs_bytes(plain, 2))
+    for _ in range(2):
+        for rows in (2, 4):
+            arguments = call(plain, rows)
+            exact = exact_call(plain.unet, *arguments[:2], arguments[2].hidden, arguments[2].added)
+            assert_rounded(graphed.predict(*arguments), exact, plain.predict(*arguments))
+    assert (graphed.captures, graphed.refused) == (1, 1)
+    assert gpu.asked.count("capture") == 3 + 1
 
 
 def test_what_it_answers_is_the_callers_own(plain: UnetSide, graphed: GraphedUnet) -> None:
