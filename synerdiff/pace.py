@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable
 from enum import IntEnum
@@ -115,7 +116,8 @@ class SharedPace:
 
 
 class Pacer:
-    """A worker's pace with whichever partners its plans name. Used by its device thread alone.
+    """A worker's pace with whichever partners its plans name. `before` is for its device thread alone, `after` for any
+    thread, a few items later at most: partners that were not named for long are let go of.
 
     A pair's file that cannot be had is said once in the log, and its items run free. Plans have passed `check_paced`.
     """
@@ -123,27 +125,31 @@ class Pacer:
     def __init__(self, side: PaceSide, directory: Path = SHARED_MEMORY_DIRECTORY) -> None:
         self._side = side
         self._directory = directory
+        self._lock = threading.Lock()
         self._paces: dict[str, SharedPace | None] = {}  # the one used last comes last
 
     def before(self, execution: Execution, abandoned: Callable[[], bool]) -> float:
         """Wait for what an item is to come after. Returns for how long, in ms."""
-        pace = self._pace(execution.pace)
+        with self._lock:
+            pace = self._pace(execution.pace)
         if pace is None or execution.after is None:
             return 0.0
         return pace.wait(execution.after, execution.patience_ms, abandoned)
 
     def after(self, execution: Execution, tick: int) -> None:
         """Say that an item of a tick has ended."""
-        pace = self._pace(execution.pace)
-        if pace is not None:
-            pace.ended(ItemRef(tick, execution.place))
+        with self._lock:
+            pace = self._pace(execution.pace)
+            if pace is not None:
+                pace.ended(ItemRef(tick, execution.place))
 
     def close(self) -> None:
         """Let go of every pair's file."""
-        for pace in self._paces.values():
-            if pace is not None:
-                pace.close()
-        self._paces.clear()
+        with self._lock:
+            for pace in self._paces.values():
+                if pace is not None:
+                    pace.close()
+            self._paces.clear()
 
     def _pace(self, name: str) -> SharedPace | None:
         if not name:

@@ -3,7 +3,7 @@
 Nothing here waits for the device, or is copied between it and the CPU but by `Device.upload`: see docs/gpu.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,6 +33,23 @@ class StepOutcome:
     model_input: Tensor
     noise_pred: Tensor
     drifts: Mapping[int, Tensor]
+
+
+@dataclass(frozen=True)
+class PreparedCall:
+    """A batch up to its UNet call, which is made by `predict`. What it holds is on the model's device.
+
+    `skips`: by place, which tasks skip guidance. `timesteps` and `guidance_scales` [tasks], `model_input` [tasks, C, h,
+    w], all fp32.
+    """
+
+    tasks: Sequence[DenoisingTask]
+    rows: GuidanceRows
+    skips: Sequence[bool]
+    timesteps: Tensor
+    guidance_scales: Tensor
+    model_input: Tensor
+    predict: Callable[[], Tensor]
 
 
 class Denoiser:
@@ -65,13 +82,20 @@ class Denoiser:
         except Exception as error:
             raise DeviceFailed(f"the UNet computes nothing on {side.device}: {error}") from error
 
-    @torch.inference_mode()
     def step(self, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> StepOutcome:
         """Make the next call of every task, in one batch; none of them may be done.
 
+        See `prepare`, also for what is raised. Tasks change only once everything has been computed: a call that raises
+        may be made again.
+        """
+        return self.make(self.prepare(tasks, skipping))
+
+    @torch.inference_mode()
+    def prepare(self, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> PreparedCall:
+        """All of a step that comes before its UNet call. The next call must be this one.
+
         Task k skips guidance where `skipping[k]`, if it can: an unguided task, one without a predictor, and one whose
-        predictor goes by measured D before the first was measured, make the call as they would without. Tasks change
-        only once everything has been computed: a call that raises may be made again.
+        predictor goes by measured D before the first was measured, make the call as they would without.
 
         Raises:
             ValueError: the tasks' latents are not of one shape, or `skipping` is of another length.
@@ -84,19 +108,23 @@ class Denoiser:
         guided = [task.guided and not skip for task, skip in zip(tasks, skips, strict=True)]
         rows = GuidanceRows.of(guided, skips, self.compute.upload)
         timesteps, scales, guidance_scales = self.compute.upload(_numbers(tasks))
-
         model_input = torch.stack([task.sample for task in tasks]) * scales[:, None, None, None]
-        answered = self._unet.predict(
-            rows.expand(model_input), rows.expand(timesteps), self._conditioning(tasks, rows)
-        ).float()
-        predicted = self._predicted([tasks[k] for k in rows.predicted], model_input)
-        noise_pred = rows.mix(answered, guidance_scales, predicted)
+        predict = self._unet.prepared(rows.expand(model_input), rows.expand(timesteps), self._conditioning(tasks, rows))
+        return PreparedCall(tasks, rows, skips, timesteps, guidance_scales, model_input, predict)
+
+    @torch.inference_mode()
+    def make(self, call: PreparedCall) -> StepOutcome:
+        """Make a call, and its tasks' next step by what it answers."""
+        tasks, rows = call.tasks, call.rows
+        answered = call.predict().float()
+        predicted = self._predicted([tasks[k] for k in rows.predicted], call.model_input)
+        noise_pred = rows.mix(answered, call.guidance_scales, predicted)
         measured = _measured(tasks, rows, answered)
         drifts = self._drifts(tasks, measured)
         advanced = self._apply_samplers(tasks, noise_pred)
         for place, (task, registers) in enumerate(zip(tasks, advanced, strict=True)):
-            task.advance(registers[: len(task.registers)], measured.get(place), skips[place])
-        return StepOutcome(rows.count, timesteps, model_input, noise_pred, drifts)
+            task.advance(registers[: len(task.registers)], measured.get(place), call.skips[place])
+        return StepOutcome(rows.count, call.timesteps, call.model_input, noise_pred, drifts)
 
     def _conditioning(self, tasks: Sequence[DenoisingTask], rows: GuidanceRows) -> Conditioning:
         negative = [tasks[k].negative_embeds for k in rows.guided]

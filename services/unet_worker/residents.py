@@ -10,7 +10,7 @@ from torch import Tensor
 
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.latents.arena import Arena
-from synerdiff.latents.memory import DeviceArray
+from synerdiff.models.device import Device
 from synerdiff.plans import ResidentTask, SkippedEntry, SkipReason, SlotRef, UnetEntry
 from synerdiff.requests import TaskSpec
 
@@ -49,6 +49,17 @@ class Resident:
         slot = self.slot if self.state is ResidentState.FINISHED else None
         skipped_calls = self.task.guidance.skipped if self.task else self.skipped_calls
         return ResidentTask(self.spec.task_id, self.next_call, self.num_calls, slot, skipped_calls)
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """Finished latents of `residents`, one after another: `data` is their bytes in the model's dtype, uint8 [n].
+
+    On the arena's own GPU where it is there, else in host memory.
+    """
+
+    residents: tuple[Resident, ...]
+    data: Tensor
 
 
 class Residents:
@@ -129,17 +140,30 @@ class Residents:
                     chosen[entry.task_id] = resident
         return list(chosen.values()), skipped
 
-    def settle(self, stepped: Sequence[Resident]) -> list[tuple[str, SlotRef]]:
-        """After a call: put the latents of those that are done into their slots, and return them with these."""
-        finished = []
-        for resident in stepped:
+    def hand_over(self, stepped: Sequence[Resident], compute: Device) -> HandedOver:
+        """Begin to hand over the latents of those that are done: all at once, where the arena takes them. Waits for
+        nothing.
+        """
+        done = [resident for resident in stepped if resident.task is not None and resident.task.done]
+        samples = [resident.task.sample for resident in done if resident.task is not None]
+        if not samples:
+            return HandedOver((), torch.empty(0, dtype=torch.uint8))
+        data = bytes_of(samples, self._model_dtype)
+        on_device = self._arena.on_device and data.is_cuda
+        return HandedOver(tuple(done), data if on_device else compute.begin_download(data))
+
+    def settle(self, handed_over: HandedOver) -> list[tuple[str, SlotRef]]:
+        """Put latents into their slots, once a mark made after `hand_over` has been waited for: ids and slots."""
+        finished, place = [], 0
+        for resident in handed_over.residents:
             task = resident.task
-            if task is None or not task.done:
-                continue
-            latents = handed_over(task.sample, self._model_dtype, self._arena.on_device)
+            assert task is not None
+            size = task.sample.numel() * self._model_dtype.itemsize
+            latents = handed_over.data[place : place + size]
+            place += size
             with self._lock:
                 if self._holds(resident):
-                    self._arena.write(resident.slot, latents)
+                    self._arena.write(resident.slot, latents if latents.is_cuda else latents.numpy().data)
                     resident.skipped_calls = task.guidance.skipped
                     resident.state = ResidentState.FINISHED
                     resident.task = None
@@ -171,14 +195,6 @@ def _misfit(resident: Resident | None, entry: UnetEntry, twice: bool) -> Skipped
     return None
 
 
-def handed_over(sample: Tensor, dtype: torch.dtype, on_device: bool) -> memoryview | DeviceArray:
-    """[C, h, w] in `dtype`, as contiguous bytes: on its own GPU when the arena is there, else in host memory.
-
-    What the GPU still had to do for them is done when this returns.
-    """
-    if on_device and sample.is_cuda:
-        finished = sample.to(dtype).contiguous().view(torch.uint8).flatten()
-        torch.cuda.current_stream(sample.device).synchronize()
-        return finished
-    contiguous = sample.to("cpu", dtype).contiguous()
-    return contiguous.view(torch.uint8).numpy().data.cast("B")
+def bytes_of(samples: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Latents [C, h, w] of any sizes, in `dtype`, one after another: uint8 [n], where they are."""
+    return torch.cat([sample.to(dtype).flatten() for sample in samples]).view(torch.uint8)

@@ -7,8 +7,9 @@ as any other company does: by the rounding of kernels for another batch size.
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -117,14 +118,17 @@ class GraphedUnet:
 
         Raises DeviceFailed, and whatever a call without a capture raises.
         """
+        return self.prepared(latents, timesteps, conditioning)()
+
+    def prepared(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Tensor]:
+        """The call that `predict` makes, with all done that comes before it. To be made before any other."""
         key = padded_rows(len(latents)), tuple(latents.shape[1:])
         if not self._has_capture(key, latents, timesteps, conditioning):
-            return self._side.predict(latents, timesteps, conditioning)
+            return partial(self._side.predict, latents, timesteps, conditioning)
         self._captures.move_to_end(key)
         buffers, capture = self._captures[key]
         buffers.fill(latents, timesteps, conditioning)
-        capture.replay()
-        return capture.output[: len(latents)].clone()
+        return partial(_replayed, capture, len(latents))
 
     def capture(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> bool:
         """Capture calls like this one ahead of the first. Returns whether there is a capture. Raises DeviceFailed."""
@@ -212,6 +216,11 @@ def _with_those_before(error: BaseException | None) -> Iterator[BaseException]:
 
 def _said(key: _Key, failed: _Failed) -> dict[str, object]:
     return {"rows": key[0], "latents": key[1], "reason": failed.reason}
+
+
+def _replayed(capture: Capture, rows: int) -> Tensor:
+    capture.replay()
+    return capture.output[:rows].clone()
 
 
 def _zeros(rows: int, like: Tensor, dtype: torch.dtype) -> Tensor:

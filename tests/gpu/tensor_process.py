@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from services.unet_worker.residents import handed_over
+from services.unet_worker.residents import bytes_of
 from services.vae_worker.decoder import elements
 from synerdiff.latents.arena import create_arena
 from synerdiff.latents.client import Latents
@@ -41,7 +41,9 @@ class TensorCommands(CudaCommands):
             start = torch.tanh(start @ start)
         sample = start.flatten()[: SHAPE[0] * SHAPE[1] * SHAPE[2]].reshape(SHAPE)
         slot = self.arena.acquire()
-        self.arena.write(slot, handed_over(sample, torch.float16, self.arena.on_device))
+        data = bytes_of([sample], torch.float16)
+        torch.cuda.current_stream(DEVICE).synchronize()
+        self.arena.write(slot, data)
         return {"slot": vars(slot), "digest": _digest(sample.to(torch.float16))}
 
     def read_tensor(self, slot: dict[str, Any]) -> dict[str, Any]:

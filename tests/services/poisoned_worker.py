@@ -27,7 +27,7 @@ def main() -> int:
     """Run the worker; its exit status."""
     kind = sys.argv.pop(1)
     if kind == "unet":
-        CompiledUnet.predict = poisoned(CompiledUnet.predict, 1)  # type: ignore[method-assign]
+        CompiledUnet.prepared = poisoned(CompiledUnet.prepared, 1)  # type: ignore[method-assign]
         from services.unet_worker import process
 
         return process.main()

@@ -132,11 +132,20 @@ class CompiledUnet(_Component):
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """As `UnetSide.predict`. What it returns is the caller's own. Raises DeviceFailed, and whatever a call does."""
+        return self.prepared(latents, timesteps, conditioning)()
+
+    def prepared(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Tensor]:
+        """The call that `predict` makes, with all done that comes before it. To be made before any other."""
+        fastest = self._shapes.of(_shape(latents))
+        if fastest is None or not fastest.has_compiled:
+            call = self.graphed.prepared(latents, timesteps, conditioning)
+        else:
+            call = partial(fastest, *in_order(latents.to(self._side.dtype), timesteps, conditioning))
+        return partial(self._compute, call)
+
+    def _compute(self, call: Callable[[], Tensor]) -> Tensor:
         with self._rehearsal.computing():
-            fastest = self._shapes.of(_shape(latents))
-            if fastest is None or not fastest.has_compiled:
-                return self.graphed.predict(latents, timesteps, conditioning)
-            return fastest(*in_order(latents.to(self._side.dtype), timesteps, conditioning))
+            return call()
 
     @torch.inference_mode()
     def capture_ahead(self, most_rows: int) -> None:

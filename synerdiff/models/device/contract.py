@@ -31,7 +31,10 @@ class Capture(Protocol):
 
 
 class Timeline(Protocol):
-    """Moments in the order of a device's work, told when there is time for that."""
+    """Moments in the order of a device's work, told when there is time for that.
+
+    One thread marks; waiting for marks, in their order, and telling their times is for one thread too.
+    """
 
     def mark(self) -> Mark:
         """The moment when all work that this thread has given so far will be done."""
@@ -47,12 +50,13 @@ class Device(ABC):
     """One device in one process. Methods may be called from any thread, each for the work of its own thread.
 
     `torch_device`: as torch names it. `captures`: whether `capture` works and is wanted. `compiles`: whether compiled
-    packages are of use here, where a call returns when its work is done.
+    packages are of use here, where a call returns when its work is done. `queues`: whether calls return before that.
     """
 
     torch_device: torch.device
     captures: bool = False
     compiles: bool = False
+    queues: bool = False
 
     # ---- what it is
 
@@ -106,11 +110,15 @@ class Device(ABC):
     def download(self, tensor: Tensor) -> Tensor:
         """A tensor of the device on the CPU, complete. Waits for the work given before, and for nothing else."""
 
+    @abstractmethod
+    def begin_download(self, tensor: Tensor) -> Tensor:
+        """A tensor of the device on the CPU, complete once a mark made after this has been waited for."""
+
     # ---- work
 
     @abstractmethod
     def timeline(self) -> Timeline:
-        """A timeline of the work that this thread will give. To be asked for while nothing of it is under way."""
+        """A timeline of the work that one thread will give. To be asked for while nothing of it is under way."""
 
     @abstractmethod
     def beside(self) -> AbstractContextManager[Lend]:

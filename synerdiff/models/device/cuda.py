@@ -6,10 +6,11 @@ buffer until the copies from it are done.
 """
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,29 +19,56 @@ from synerdiff.models.device.contract import Capture, Device, Lend, Mark, Timeli
 from synerdiff.models.device.cuda_graphs import GraphPool
 from synerdiff.registry import default_domain
 
+# How far a GPU's clock and its host's may drift apart, with a margin: crystals are good to some 1e-5.
+_CLOCKS_DRIFT = 5e-5
 
-@dataclass(frozen=True)
+
+class _Moment(NamedTuple):
+    """The `number`th mark of a timeline."""
+
+    number: int
+    event: "torch.cuda.Event"
+
+    def ns_after(self, other: "_Moment") -> int:
+        """Negative when it came before: CUDA tells of two events only the later one's time after the earlier one."""
+        if other.number > self.number:
+            return -other.ns_after(self)
+        passed_ms: float = other.event.elapsed_time(self.event)
+        return round(passed_ms * 1e6)
+
+
 class _Events:
-    """Moments told from `base`, which the GPU passed at `base_unix_ns`."""
+    """Moments told from the last one that was waited for, and when the GPU passed that by this host's clock.
 
-    new_event: Callable[[], "torch.cuda.Event"]
-    base: "torch.cuda.Event"
-    base_unix_ns: int
+    A wait returns a little after its moment and never before, which bounds that clock from above; it is let run fast by
+    no more than two clocks drift apart. Times between two moments are the GPU's own.
+    """
 
-    def mark(self) -> Mark:
-        return self.new_event()
+    def __init__(self, new_event: Callable[[], "torch.cuda.Event"]) -> None:
+        self._new_event = new_event
+        self._numbers = itertools.count()
+        self._base, self._base_unix_ns = self.mark(), time.time_ns()
+
+    def mark(self) -> "_Moment":
+        return _Moment(next(self._numbers), self._new_event())
 
     def wait(self, mark: Mark) -> None:
-        mark.synchronize()  # sleeps, without the interpreter's lock
+        mark.event.synchronize()  # sleeps, without the interpreter's lock
+        now_ns, passed_ns = time.time_ns(), mark.ns_after(self._base)
+        if passed_ns > 0:
+            fast_ns = self._base_unix_ns + round(passed_ns * (1 + _CLOCKS_DRIFT))
+            self._base, self._base_unix_ns = mark, min(now_ns, fast_ns)
 
     def unix_ns(self, mark: Mark) -> int:
-        mark.synchronize()
-        passed_ms: float = self.base.elapsed_time(mark)
-        return self.base_unix_ns + round(passed_ms * 1e6)
+        mark.event.synchronize()
+        after_ns: int = mark.ns_after(self._base)
+        return self._base_unix_ns + after_ns
 
 
 class CudaDevice(Device):
     """One GPU, of which this process may take `memory_limit_bytes` (0: all there is); `captures`: use CUDA graphs."""
+
+    queues = True
 
     def __init__(self, device: torch.device, *, captures: bool = True, memory_limit_bytes: int = 0) -> None:
         torch.cuda.set_device(device)
@@ -111,16 +139,21 @@ class CudaDevice(Device):
 
     def download(self, tensor: Tensor) -> Tensor:
         """Into a pinned buffer, waiting for that copy alone."""
+        there = self.begin_download(tensor)
+        if there is not tensor:
+            self._event().synchronize()
+        return there
+
+    def begin_download(self, tensor: Tensor) -> Tensor:
+        """Into a pinned buffer, in the order of the calling thread's stream."""
         if tensor.device.type == "cpu":
             return tensor
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        pinned.copy_(tensor, non_blocking=True)
-        self._event().synchronize()
-        return pinned
+        return pinned.copy_(tensor, non_blocking=True)
 
     def timeline(self) -> Timeline:
         """Events on the calling thread's stream, told from now on: an idle stream takes an event at once."""
-        return _Events(self._event, self._event(), time.time_ns())
+        return _Events(self._event)
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[Lend]:

@@ -1,27 +1,46 @@
-"""What a step loop asks of its device, on a fake of the device interface: no waiting in a plan but where it must."""
+"""What a step loop asks of its device and when, on a fake of the device interface that records it."""
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.denoiser import Denoiser, PreparedCall, StepOutcome
 from services.unet_worker.preparation import TaskPreparer
-from services.unet_worker.residents import Residents
+from services.unet_worker.residents import HandedOver, Residents
 from services.unet_worker.step_loop import StepLoop, StepReport
+from services.unet_worker.tasks import DenoisingTask
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.family import UnetSide
 from synerdiff.pace import Pacer, PaceSide
-from synerdiff.plans import Execution, UnetEntry, UnetItem, UnetPlan, UnetTickDone
+from synerdiff.plans import Execution, ResidentTask, TaskFailed, UnetEntry, UnetItem, UnetPlan, UnetTickDone
 from tests.services.unet_worker.specs import spec
 from tests.synerdiff.models.fake_gpu import FakeGpu
 from tests.waiting import HANG_S, wait_until
 
 CALLS = 3
+
+
+class WatchedPacer(Pacer):
+    """Notes when an item is about to wait for its turn, has its turn, and is told to be over."""
+
+    def __init__(self, directory: Path, asked: list[str]) -> None:
+        super().__init__(PaceSide.UNET, directory)
+        self._asked = asked
+
+    def before(self, execution: Execution, abandoned: Callable[[], bool]) -> float:
+        self._asked.append("before")
+        waited_ms = super().before(execution, abandoned)
+        self._asked.append("turn")
+        return waited_ms
+
+    def after(self, execution: Execution, tick: int) -> None:
+        self._asked.append("told")
+        super().after(execution, tick)
 
 
 class OnDevice:
@@ -31,58 +50,182 @@ class OnDevice:
         self.gpu = FakeGpu(peak=123)
         self.reports: queue.SimpleQueue[StepReport] = queue.SimpleQueue()
         side = replace(side, compute=self.gpu)
-        residents = Residents(Arena(3, 4 * 8 * 8 * 4, "float32", ProcessMemory()), torch.float32)
+        self.residents = Residents(Arena(3, 4 * 8 * 8 * 4, "float32", ProcessMemory()), torch.float32)
         specs = [spec("a/0"), spec("b/0", guidance_scale=1.0), spec("c/0", skip_predictor="reuse")]
         for one, prepared in zip(specs, TaskPreparer(side).prepare(specs), strict=True):
-            residents.make_ready(residents.admit(one), prepared.task)
-        settle = residents.settle
+            self.residents.make_ready(self.residents.admit(one), prepared.task)
+        settle = self.residents.settle
 
-        def watched_settle(done: object) -> object:
+        def watched_settle(handed_over: HandedOver) -> object:
             self.gpu.asked.append("settle")
-            return settle(done)  # type: ignore[arg-type]
+            return settle(handed_over)
 
-        monkeypatch.setattr(residents, "settle", watched_settle)
+        monkeypatch.setattr(self.residents, "settle", watched_settle)
         self.crashed: list[Exception] = []
-        pacer = Pacer(PaceSide.UNET, directory)
-        self.loop = StepLoop(Denoiser(side), residents, None, self.crashed.append, 1, pacer)  # type: ignore[arg-type]
+        pacer = WatchedPacer(directory, self.gpu.asked)
+        self.loop = StepLoop(Denoiser(side), self.residents, None, self.crashed.append, 1, pacer)  # type: ignore[arg-type]
         self.loop.start()
 
+    def submit(self, tick: int, *calls: tuple[str, int], how: Execution = Execution()) -> None:  # noqa: B008
+        """A plan with an item of one entry for each of `calls`."""
+        items = tuple(UnetItem((UnetEntry(*call),), how) for call in calls)
+        self.loop.submit(UnetPlan(1, tick, items), self.reports.put)
+
+    def report(self) -> StepReport:
+        return self.reports.get(timeout=HANG_S)
+
     def run(self, how: Execution = Execution()) -> UnetTickDone:  # noqa: B008, a frozen value
+        """A plan that brings all three tasks to their end, in three items."""
         self.gpu.asked.clear()
         items = [
             UnetItem(tuple(UnetEntry(task_id, call, call == 1) for task_id in ("a/0", "b/0", "c/0")), how)
             for call in range(CALLS)
         ]
         self.loop.submit(UnetPlan(1, 1, tuple(items)), self.reports.put)
-        report = self.reports.get(timeout=HANG_S)
+        report = self.report()
         assert isinstance(report, UnetTickDone), (report, self.crashed)
         return report
 
-    @property
-    def waits(self) -> list[str]:
-        return [asked for asked in self.gpu.asked if asked.startswith(("wait", "settle", "download"))]
+    def places(self, asked: str) -> list[int]:
+        """Where in the order of all that was asked this was."""
+        return [place for place, one in enumerate(self.gpu.asked) if one.startswith(asked)]
 
 
 @pytest.fixture
 def device(tiny_side: UnetSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OnDevice]:
     made = OnDevice(tiny_side, tmp_path, monkeypatch)
     yield made
+    made.gpu.idle.set()
     made.loop.close()
 
 
-def test_a_plan_is_waited_for_once_at_its_end_before_its_latents_are_handed_over(device: OnDevice) -> None:
+def test_a_plan_is_settled_when_it_is_over_and_all_its_latents_come_in_one_copy(device: OnDevice) -> None:
     done = device.run()
-    assert device.waits == ["wait 6", "settle"]
     assert len(done.finished) == 3
     assert [item.rows for item in done.items] == [5, 4, 5]
     assert [(item.start_unix_ns, item.end_unix_ns) for item in done.items] == [(1, 2), (3, 4), (5, 6)]
     assert {item.peak_bytes for item in done.items} == {123}
     assert len(done.drifts) == 1
+    assert len(device.places("begin download")) == 2, "the latents of all tasks, and all drifts"
+    assert not device.places("download"), "nothing waits for a copy of its own"
+    assert device.places("begin download")[-1] < device.places("mark")[-1]
+    assert device.places("settle") == [device.places("over 7")[0] + 1]
+
+
+def test_the_next_plan_is_given_to_the_device_before_the_last_one_is_over(device: OnDevice) -> None:
+    device.gpu.idle.clear()
+    device.submit(1, ("a/0", 0))
+    device.submit(2, ("b/0", 0))
+    wait_until(lambda: device.gpu.asked.count("replay") == 2)
+    assert not device.places("over")
+    assert device.reports.empty()
+    device.gpu.idle.set()
+    first, second = device.report(), device.report()
+    assert isinstance(first, UnetTickDone)
+    assert isinstance(second, UnetTickDone)
+    assert (first.tick, second.tick) == (1, 2)
+
+
+def test_no_more_than_one_item_is_queued_behind_the_one_that_runs(device: OnDevice) -> None:
+    device.gpu.idle.clear()
+    device.submit(1, ("a/0", 0), ("b/0", 0), ("c/0", 0))
+    wait_until(lambda: device.gpu.asked.count("replay") == 2)
+    device.gpu.idle.set()
+    device.report()
+    assert device.places("replay")[2] > device.places("over")[0]
 
 
 def test_in_step_an_item_is_over_before_the_vae_worker_is_told(device: OnDevice) -> None:
     device.run(Execution(pace="pair"))
-    assert device.waits == ["wait 2", "wait 4", "wait 6", "wait 6", "settle"]
+    assert [place - 1 for place in device.places("told")] == [device.places(f"over {end}")[0] for end in (2, 4, 6)]
+    for told, before in zip(device.places("told"), device.places("before")[1:], strict=False):
+        assert told < before, "patience with the VAE worker would count from before the own last item is over"
+
+
+def test_in_step_all_is_ready_when_an_items_turn_comes(device: OnDevice) -> None:
+    device.run(Execution(pace="pair"))
+    for turn in device.places("turn"):
+        own = [one for one in device.gpu.asked[turn + 1 :] if one in ("upload", "capture", "mark", "replay")]
+        assert own[:2] == ["mark", "replay"]
+
+
+def test_a_new_leader_finds_what_is_over(device: OnDevice) -> None:
+    """What the device was given for the old one is waited for, and its latents are in their slots."""
+    for call in range(CALLS - 1):
+        device.submit(1 + call, ("a/0", call))
+        device.report()
+    device.gpu.idle.clear()
+    device.submit(CALLS, ("a/0", CALLS - 1))
+    wait_until(lambda: device.gpu.asked.count("replay") == CALLS)
+    found: queue.SimpleQueue[tuple[ResidentTask, ...]] = queue.SimpleQueue()
+    device.loop.begin_reign(lambda: found.put(device.residents.describe()))
+    device.gpu.idle.set()
+    told = {task.task_id: task for task in found.get(timeout=HANG_S)}
+    assert told["a/0"].slot is not None
+    assert device.reports.empty(), "the plans of the old leader are not reported"
+
+
+def test_a_task_that_fails_is_told_of_after_what_ran_before_it(
+    device: OnDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Denoiser.make
+
+    def failing(denoiser: Denoiser, call: PreparedCall) -> StepOutcome:
+        if call.tasks[0].spec.task_id == "b/0":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return make(denoiser, call)
+
+    monkeypatch.setattr(Denoiser, "make", failing)
+    device.gpu.idle.clear()
+    device.submit(1, ("a/0", 0))
+    device.submit(2, ("b/0", 0), ("c/0", 0))
+    wait_until(lambda: "free" in device.gpu.asked)
+    device.gpu.idle.set()
+    first, failed, second = (device.report() for _ in range(3))
+    assert isinstance(first, UnetTickDone)
+    assert isinstance(failed, TaskFailed)
+    assert isinstance(second, UnetTickDone)
+    assert (first.tick, failed.task_id, second.tick) == (1, "b/0", 2)
+    assert [item.rows for item in second.items] == [0, 2]
+
+
+def test_a_capture_whose_step_finds_no_memory_is_gone_before_the_halves_are_tried(
+    device: OnDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.gpu.capture_bytes = 1
+    held: list[int] = []
+    apply_samplers, free_caches = Denoiser._apply_samplers, FakeGpu.free_caches
+    failures = [torch.OutOfMemoryError("CUDA out of memory.")]
+
+    def failing(denoiser: Denoiser, tasks: Sequence[DenoisingTask], noise_pred: torch.Tensor) -> torch.Tensor:
+        if failures:
+            raise failures.pop()
+        return apply_samplers(denoiser, tasks, noise_pred)
+
+    def watched(gpu: FakeGpu) -> None:
+        held.append(gpu.captured_bytes())
+        free_caches(gpu)
+
+    monkeypatch.setattr(Denoiser, "_apply_samplers", failing)
+    monkeypatch.setattr(FakeGpu, "free_caches", watched)
+    assert len(device.run().finished) == 3
+    assert held == [0]
+
+
+def test_memory_that_does_not_suffice_to_prepare_a_call_fails_that_call_alone(
+    device: OnDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Denoiser.prepare
+
+    def failing(denoiser: Denoiser, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> PreparedCall:
+        if len(tasks) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return prepare(denoiser, tasks, skipping)
+
+    monkeypatch.setattr(Denoiser, "prepare", failing)
+    done = device.run()
+    assert len(done.finished) == 3
+    assert [item.halved for item in done.items] == [3, 2, 3]
 
 
 def test_preparing_stands_beside_the_steps_and_lends_what_lives_on(device: OnDevice, tiny_side: UnetSide) -> None:

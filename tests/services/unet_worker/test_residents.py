@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -9,8 +11,9 @@ from services.unet_worker.sampler_table import SamplerTable
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.latents.arena import Arena, ArenaFull
 from synerdiff.latents.memory import ProcessMemory
+from synerdiff.models.device import open_device
 from synerdiff.models.family import PromptEmbeds
-from synerdiff.plans import SkippedEntry, SkipReason, UnetEntry
+from synerdiff.plans import SkippedEntry, SkipReason, SlotRef, UnetEntry
 from tests.services.unet_worker.specs import spec
 
 SLOTS, CALLS, ELEMENTS = 3, 2, 4 * 2 * 2
@@ -38,6 +41,10 @@ def ready_task(value: float) -> DenoisingTask:
 
 def step(task: DenoisingTask) -> None:
     task.advance(task.registers * 0.5)
+
+
+def settled(residents: Residents, stepped: Sequence[Resident]) -> list[tuple[str, SlotRef]]:
+    return residents.settle(residents.hand_over(stepped, open_device("cpu")))
 
 
 class ResidentLife(RuleBasedStateMachine):
@@ -98,7 +105,7 @@ class ResidentLife(RuleBasedStateMachine):
         for resident in stepped:
             assert resident.task is not None
             step(resident.task)
-        for task_id, slot in self.residents.settle(stepped):
+        for task_id, slot in settled(self.residents, stepped):
             assert self.model[task_id].slot == slot
             data = self.arena.read(slot)
             assert data is not None
@@ -158,7 +165,7 @@ def test_a_task_dropped_while_it_is_stepped_leaves_its_slot_to_the_next_holder()
     residents.drop(["old/0"])
     others = [residents.admit(spec(f"new/{k}")) for k in range(SLOTS)]
 
-    assert residents.settle(stepping) == []
+    assert settled(residents, stepping) == []
     assert old.slot.index in {other.slot.index for other in others}
     assert all(holder.read(other.slot) is None for other in others)
 
@@ -170,7 +177,7 @@ def test_latents_go_into_their_slot_in_the_dtype_of_the_model() -> None:
     assert resident.task is not None
     for _ in range(CALLS):
         step(resident.task)
-    ((_, slot),) = residents.settle([resident])
+    ((_, slot),) = settled(residents, [resident])
     data = holder.read(slot)
     assert data is not None
     assert torch.frombuffer(bytearray(data), dtype=torch.bfloat16).tolist() == [0.5**CALLS] * ELEMENTS

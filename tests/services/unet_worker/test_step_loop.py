@@ -134,3 +134,12 @@ def test_each_item_steps_with_its_threads_and_no_other_thread_does(loop: Loop) -
     cores = usable_cores()
     assert loop.denoiser.threads == [min(2, cores), 1, cores]
     assert torch.get_num_threads() == before
+
+
+def test_a_device_that_waits_by_itself_has_all_done_by_the_thread_that_steps(loop: Loop) -> None:
+    """On a CPU another thread would only take the cores and the interpreter's lock from the next step."""
+    threads: queue.SimpleQueue[str] = queue.SimpleQueue()
+    plan = UnetPlan(1, 1, (UnetItem((UnetEntry("a/0", 0),)),))
+    loop.loop.submit(plan, lambda _: threads.put(threading.current_thread().name))
+    assert threads.get(timeout=HANG_S) == "step-loop"
+    assert "settling" not in {thread.name for thread in threading.enumerate()}

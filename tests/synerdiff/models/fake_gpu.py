@@ -4,6 +4,7 @@ It shows what workers ask of a device and in which order. What a GPU makes of th
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from weakref import WeakSet
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from synerdiff.models.device.contract import Capture, Lend, Mark, Timeline
 from synerdiff.models.device.cpu import CpuDevice
+from tests.waiting import HANG_S
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +31,10 @@ class FakeCapture:
 
 @dataclass(frozen=True)
 class FakeTimeline:
-    """Moments are numbers of ns from 1 on; the work before one is not done until somebody waits."""
+    """Moments are numbers of ns from 1 on. The work before one is done once somebody waits and `idle` is set."""
 
     asked: list[str]
+    idle: threading.Event
 
     def mark(self) -> Mark:
         self.asked.append("mark")
@@ -39,6 +42,8 @@ class FakeTimeline:
 
     def wait(self, mark: Mark) -> None:
         self.asked.append(f"wait {mark}")
+        assert self.idle.wait(HANG_S)
+        self.asked.append(f"over {mark}")
 
     def unix_ns(self, mark: Mark) -> int:
         return int(mark)
@@ -46,10 +51,12 @@ class FakeTimeline:
 
 class FakeGpu(CpuDevice):
     """`asked` is what was asked of it, in order. `refusals`: what the next captures fail with, one after another;
-    `peak`: what it says was held; `capture_bytes`: what it says each capture alive holds.
+    `peak`: what it says was held; `capture_bytes`: what it says each capture alive holds. While `idle` is not set, what
+    it was given goes on.
     """
 
     compiles = False
+    queues = True
 
     def __init__(self, captures: bool = True, peak: int = 0) -> None:
         self.captures = captures
@@ -57,6 +64,8 @@ class FakeGpu(CpuDevice):
         self.refusals: list[Exception] = []
         self.peak = peak
         self.capture_bytes = 0
+        self.idle = threading.Event()
+        self.idle.set()
         self._alive: WeakSet[FakeCapture] = WeakSet()
 
     def memory_limit_bytes(self) -> int:
@@ -76,8 +85,12 @@ class FakeGpu(CpuDevice):
         self.asked.append("download")
         return tensor.clone()
 
+    def begin_download(self, tensor: Tensor) -> Tensor:
+        self.asked.append("begin download")
+        return tensor.clone()
+
     def timeline(self) -> Timeline:
-        return FakeTimeline(self.asked)
+        return FakeTimeline(self.asked, self.idle)
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[Lend]:
