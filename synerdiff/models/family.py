@@ -78,7 +78,7 @@ class PromptEncoder(Protocol):
         ...
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
-        """Encode prompts as the diffusers pipeline of the family does, each alone."""
+        """Encode prompts as the diffusers pipeline of the family does."""
         ...
 
     def encode_negative(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
@@ -192,7 +192,7 @@ class UnetSide:
         )
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
-        """Encode prompts. An embedding depends on its prompt alone, never on its neighbours. Thread-safe."""
+        """Encode prompts. An embedding depends on its prompt alone, on a GPU within rounding. Thread-safe."""
         return self.encoder.encode(prompts)
 
     def encode_negative(self, prompts: Sequence[str]) -> list[PromptEmbeds]:

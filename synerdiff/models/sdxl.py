@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synerdiff.models.family import Family, PromptEmbeds, PromptEncoder
 from synerdiff.models.layout import ModelLayout
-from synerdiff.models.prompts import PromptTokenizer, load_tokenizer
+from synerdiff.models.prompts import PromptTokenizer, in_batches, load_tokenizer, prompts_at_once
 from synerdiff.models.weights import load_transformers_model
 
 _TIME_IDS = 6  # original height and width, crop top and left, target height and width
@@ -17,11 +17,15 @@ _TIME_IDS = 6  # original height and width, crop top and left, target height and
 
 @dataclass(frozen=True)
 class SdxlPromptEncoder:
-    """Two tokenizers and text encoders: their last but one hidden states side by side, pooled by the second."""
+    """Two tokenizers and text encoders: their last but one hidden states side by side, pooled by the second.
+
+    `at_once`: prompts that are encoded in one call, see `prompts_at_once`.
+    """
 
     tokenizers: tuple[PromptTokenizer, PromptTokenizer]
     text_encoders: tuple[Any, Any]
     zeros_for_empty_negative: bool
+    at_once: int = 1
 
     @property
     def max_tokens(self) -> int:
@@ -29,27 +33,34 @@ class SdxlPromptEncoder:
         return self.tokenizers[0].max_tokens
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
-        """Encode prompts as StableDiffusionXLPipeline does, each alone."""
-        return [self._encode_one(prompt) for prompt in prompts]
+        """Encode prompts as StableDiffusionXLPipeline does."""
+        return in_batches(prompts, self.at_once, self._encode)
 
     def encode_negative(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
         """Encode negative prompts; without one the pipeline takes zeros, if its config says so."""
-        return [
-            self._zeros() if not prompt and self.zeros_for_empty_negative else self._encode_one(prompt)
-            for prompt in prompts
-        ]
+        encoded = iter(self.encode([prompt for prompt in prompts if not self._takes_zeros(prompt)]))
+        return [self._zeros() if self._takes_zeros(prompt) else next(encoded) for prompt in prompts]
+
+    def _takes_zeros(self, negative_prompt: str) -> bool:
+        return not negative_prompt and self.zeros_for_empty_negative
 
     @torch.no_grad()
-    def _encode_one(self, prompt: str) -> PromptEmbeds:
+    def _encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:
         hidden, cut_texts, pooled = [], [], None
         for tokenizer, text_encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            tokens = tokenizer(prompt)
-            output = text_encoder(tokens.ids.to(text_encoder.device), output_hidden_states=True)
-            hidden.append(output.hidden_states[-2][0])
-            cut_texts.append(tokens.cut_text)
-            pooled = output[0][0]
-        dtype = self.text_encoders[1].dtype
-        return PromptEmbeds(hidden=torch.cat(hidden, dim=-1).to(dtype), pooled=pooled, cut_text=max(cut_texts, key=len))
+            tokens = [tokenizer(prompt) for prompt in prompts]
+            ids = torch.cat([one.ids for one in tokens]).to(text_encoder.device)
+            output = text_encoder(ids, output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+            cut_texts.append([one.cut_text for one in tokens])
+            pooled = output[0]
+        assert pooled is not None
+        together = torch.cat(hidden, dim=-1).to(self.text_encoders[1].dtype)
+        # Copies: one that is kept must not keep the others' memory.
+        return [
+            PromptEmbeds(row.clone(), pooled_row.clone(), max(texts, key=len))
+            for row, pooled_row, texts in zip(together, pooled, zip(*cut_texts, strict=True), strict=True)
+        ]
 
     def _zeros(self) -> PromptEmbeds:
         second = self.text_encoders[1]
@@ -110,7 +121,7 @@ class Sdxl(Family):
             load_transformers_model(CLIPTextModelWithProjection, layout, "text_encoder_2", dtype, variant, device),
         )
         zeros = bool(layout.index.get("force_zeros_for_empty_prompt", True))
-        return SdxlPromptEncoder(tokenizers, text_encoders, zeros_for_empty_negative=zeros)
+        return SdxlPromptEncoder(tokenizers, text_encoders, zeros, prompts_at_once(device))
 
     def added_conditions(self, embeds: Sequence[PromptEmbeds], width: int, height: int) -> dict[str, Tensor] | None:
         """Pooled prompts [rows, dim], and sizes [rows, 6]: the picture as if never scaled nor cropped."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from synerdiff.models.family import Family, PromptEmbeds, PromptEncoder
 from synerdiff.models.layout import ModelLayout
-from synerdiff.models.prompts import ClipPromptEncoder, load_tokenizer
+from synerdiff.models.prompts import ClipPromptEncoder, load_tokenizer, prompts_at_once
 from synerdiff.models.weights import load_transformers_model
 
 
@@ -49,6 +49,7 @@ class StableDiffusionFamily(Family):
         return ClipPromptEncoder(
             tokenizer=load_tokenizer(layout, "tokenizer", layout.config("text_encoder")),
             text_encoder=load_transformers_model(CLIPTextModel, layout, "text_encoder", dtype, variant, device),
+            at_once=prompts_at_once(device),
         )
 
     def added_conditions(self, embeds: Sequence[PromptEmbeds], width: int, height: int) -> dict[str, Tensor] | None:

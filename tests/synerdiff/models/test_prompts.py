@@ -3,16 +3,22 @@
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import load_unet_side
-from tests.reference import reference_pipeline
+from synerdiff.models.prompts import prompts_at_once
+from tests.parity import served_latents, vae_side
+from tests.reference import in_float64, reference_pipeline
+from tests.rounding import A_LEVEL, off, rounding
+from tests.services.unet_worker.specs import spec
 from tests.tiny_models import FamilyName, edit_json
 
 PROMPTS = ["a slice of pizza", "", "Ein Äpfel, ☃ 42% OFF!!", "word " * 80]
@@ -52,6 +58,66 @@ def test_prompt_equals_the_pipelines(unet_side: UnetSide, model_path: Path, prom
 def test_negative_prompt_equals_the_pipelines(unet_side: UnetSide, model_path: Path, negative_prompt: str) -> None:
     _, theirs = pipeline_embeds(reference_pipeline(model_path), "a dog", negative_prompt or None)
     assert_same(parts(unet_side.encode_negative([negative_prompt])[0]), theirs)
+
+
+class Counted(torch.nn.Module):
+    """A text encoder that counts the prompts of each call."""
+
+    def __init__(self, text_encoder: Any, counts: list[int]) -> None:
+        super().__init__()
+        self.text_encoder, self.counts = text_encoder, counts
+        self.config, self.dtype, self.device = text_encoder.config, text_encoder.dtype, text_encoder.device
+
+    def forward(self, ids: Tensor, **how: Any) -> Any:
+        self.counts.append(len(ids))
+        return self.text_encoder(ids, **how)
+
+
+def with_encoders(side: UnetSide, change: Callable[[Any], Any], at_once: int = 16) -> UnetSide:
+    """The side with every text encoder changed, and prompts encoded together as on a GPU."""
+    encoder: Any = side.encoder
+    if hasattr(encoder, "text_encoders"):
+        changed = replace(encoder, text_encoders=tuple(map(change, encoder.text_encoders)), at_once=at_once)
+    else:
+        changed = replace(encoder, text_encoder=change(encoder.text_encoder), at_once=at_once)
+    return replace(side, encoder=changed)
+
+
+def test_prompts_that_are_encoded_together_are_those_encoded_alone_within_rounding(unet_side: UnetSide) -> None:
+    counts: list[int] = []
+    together = with_encoders(unet_side, lambda text_encoder: Counted(text_encoder, counts)).encode(PROMPTS)
+    assert set(counts) == {len(PROMPTS)}
+    exact = with_encoders(unet_side, in_float64, at_once=1).encode(PROMPTS)
+    for place, (found, alone) in enumerate(zip(together, unet_side.encode(PROMPTS), strict=True)):
+        assert found.cut_text == alone.cut_text
+        neighbour = parts(exact[place - 1])
+        for part, alone_part, exact_part, other in zip(
+            parts(found), parts(alone), parts(exact[place]), neighbour, strict=True
+        ):
+            # The random text encoders of the tiny models make more of rounding than a trained one.
+            bound = rounding(exact_part, alone_part, coarsest=torch.finfo(torch.bfloat16).eps)
+            assert off(part, exact_part) <= bound < off(part, other)
+            assert part.untyped_storage().nbytes() == part.nbytes, "the others' memory is kept with it"
+
+
+def test_pictures_of_prompts_encoded_together_are_those_of_prompts_encoded_alone(model_path: Path) -> None:
+    side = load_unet_side(model_path, torch.float32)
+    requests = [
+        spec(f"{k}/0", prompt=prompt, negative_prompt="blue" if k % 2 else "", seed=k)
+        for k, prompt in enumerate(PROMPTS)
+    ]
+    decode = vae_side(model_path).decode
+    alone = [decode(latents[None]) for latents in served_latents(side, requests)]
+    together = [
+        decode(latents[None]) for latents in served_latents(with_encoders(side, lambda encoder: encoder), requests)
+    ]
+    for found, wanted in zip(together, alone, strict=True):
+        assert np.abs(found.astype(int) - wanted.astype(int)).max() <= A_LEVEL
+
+
+def test_only_a_gpu_encodes_prompts_together() -> None:
+    assert prompts_at_once(torch.device("cpu")) == 1
+    assert prompts_at_once(torch.device("cuda", 0)) > 1
 
 
 def test_sdxl_without_negative_prompt_gets_zeros(tiny_models: dict[str, Path]) -> None:
