@@ -3,7 +3,10 @@
 With the bundled model, or the one in SYNERDIFF_GPU_TEST_MODEL (a directory in diffusers' layout).
 """
 
+import itertools
 import os
+import queue
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,22 @@ import pytest
 
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
+from services.unet_worker.residents import Residents
+from services.unet_worker.step_loop import StepLoop
 from services.vae_worker.decoder import BatchDecoder, Picture
+from synerdiff.latents.arena import Arena
 from synerdiff.latents.client import Latents
+from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.compiled import CompiledUnet
 from synerdiff.models.device import Device, DeviceFailed, DeviceOptions, Fault, fault_of, open_device
 from synerdiff.models.dtypes import dtype_name
+from synerdiff.models.graphed_unet import common_sizes
 from synerdiff.models.loading import load_unet_side, load_vae_side
+from synerdiff.pace import Pacer, PaceSide
+from synerdiff.plans import UnetEntry, UnetItem, UnetPlan
 from tests.services.unet_worker.specs import spec
 from tests.tiny_models import EMOJI_MODEL
+from tests.waiting import HANG_S
 
 MODEL = Path(os.environ.get("SYNERDIFF_GPU_TEST_MODEL", EMOJI_MODEL))
 STEPS = 10
@@ -98,6 +109,22 @@ def test_graphs_are_captured_again_after_all_were_dropped(device: Device, cuda: 
     assert cuda.cuda.current_stream() == cuda.cuda.default_stream()
 
 
+def test_no_step_pays_for_a_capture_that_was_made_ahead(device: Device, cuda: Any) -> None:
+    side = load_unet_side(MODEL, cuda.float16, device=device)
+    unet = CompiledUnet(side)
+    began = time.perf_counter()
+    unet.capture_ahead(2 * TASKS)
+    ahead = unet.graphed.captures
+    seconds, held_mib = time.perf_counter() - began, device.captured_bytes() / 2**20
+    print(f"captured {ahead} sizes in {seconds:.1f} s; they hold {held_mib:.0f} MiB")
+    assert ahead == len(common_sizes(2 * TASKS))
+    denoiser = Denoiser(side, unet)
+    tasks = [prepared.task for prepared in TaskPreparer(side).prepare(specs(side))]
+    for count in range(1, TASKS + 1):
+        denoiser.step(tasks[:count])
+    assert (unet.graphed.captures, unet.graphed.refused) == (ahead, 0)
+
+
 def test_a_graph_that_is_dropped_takes_no_memory_from_the_others(device: Device, cuda: Any) -> None:
     """cuBLAS writes to a workspace in every replay: one that went with another graph would be somebody else's."""
     left = cuda.randn(1024, 1024, device=device.torch_device, dtype=cuda.float16)
@@ -126,6 +153,68 @@ def test_a_capture_that_breaks_half_way_leaves_stream_and_cache_as_they_were(dev
     captured = device.capture(lambda: one + one)
     captured.replay()
     assert float(captured.output) == 2
+
+
+def test_a_copy_is_complete_once_a_later_mark_has_passed(device: Device, cuda: Any) -> None:
+    timeline = device.timeline()
+    there = cuda.randn(4096, 4096, device=device.torch_device)
+    for _ in range(20):
+        there = cuda.tanh(there @ there)
+    here = device.begin_download(there)
+    timeline.wait(timeline.mark())
+    assert cuda.equal(here, there.cpu())
+
+
+def test_moments_are_told_in_their_order_by_this_hosts_clock(device: Device, cuda: Any) -> None:
+    timeline = device.timeline()
+    work = cuda.randn(4096, 4096, device=device.torch_device)
+    last_ns = time.time_ns()
+    for _ in range(20):
+        start = timeline.mark()
+        work = cuda.tanh(work @ work)
+        end = timeline.mark()
+        timeline.wait(end)
+        now_ns = time.time_ns()
+        start_ns, end_ns = timeline.unix_ns(start), timeline.unix_ns(end)
+        assert last_ns - 1_000_000 < start_ns < end_ns <= now_ns
+        last_ns = end_ns
+
+
+def test_plans_run_one_behind_the_other_and_are_reported_in_order(device: Device, cuda: Any, tmp_path: Path) -> None:
+    side = load_unet_side(MODEL, cuda.float16, device=device)
+    unet = CompiledUnet(side)
+    unet.capture_ahead(2)
+    channels, height, width = side.latent_shape(*side.native_size)
+    residents = Residents(Arena(1, channels * height * width * 2, "float16", ProcessMemory()), cuda.float16)
+    [wanted] = specs(side, 1)
+    resident = residents.admit(wanted)
+    residents.make_ready(resident, TaskPreparer(side).prepare([wanted])[0].task)
+    reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    crashed: list[Exception] = []
+    pacer = Pacer(PaceSide.UNET, tmp_path)
+    loop = StepLoop(Denoiser(side, unet), residents, None, crashed.append, 1, pacer)  # type: ignore[arg-type]
+    loop.start()
+    try:
+        for call in range(STEPS):
+            plan = UnetPlan(1, call + 1, (UnetItem((UnetEntry(wanted.task_id, call),)),))
+            loop.submit(plan, reports.put)
+        told = [reports.get(timeout=HANG_S) for _ in range(STEPS)]
+    finally:
+        loop.close()
+    assert not crashed
+    assert [report.tick for report in told] == list(range(1, STEPS + 1))
+    assert [bool(report.finished) for report in told] == [False] * (STEPS - 1) + [True]
+    timings = [report.items[0] for report in told]
+    gaps_ms = [(after.start_unix_ns - before.end_unix_ns) / 1e6 for before, after in itertools.pairwise(timings)]
+    print(f"items of {np.median([one.ms for one in timings]):.2f} ms, {np.median(gaps_ms):.2f} ms between them")
+
+
+def test_prompts_encoded_together_are_those_encoded_alone(device: Device, cuda: Any) -> None:
+    side = load_unet_side(MODEL, cuda.float32, device=device)
+    prompts = ["a slice of pizza", "a dog", "", "a red apple"]
+    for together, prompt in zip(side.encode(prompts), prompts, strict=True):
+        [alone] = side.encode([prompt])
+        cuda.testing.assert_close(together.hidden, alone.hidden, rtol=1e-3, atol=1e-3)
 
 
 def test_float16_pictures_are_those_of_the_cpu(device: Device) -> None:
