@@ -54,7 +54,11 @@ class GraphPool:
     def held_bytes(self) -> int:
         """Memory of the pools, with what dropped graphs have left there for the next, and of the graphs' launches."""
         segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        pools: int = sum(one["total_size"] for one in segments if tuple(one["segment_pool_id"]) != (0, 0))
+        pools: int = sum(
+            one["total_size"]
+            for one in segments
+            if one["device"] == self._device.index and tuple(one["segment_pool_id"]) != (0, 0)
+        )
         return pools + len(self._alive) * _LAUNCHES_BYTES
 
     def capture(self, call: Callable[[], Tensor]) -> CapturedGraph:

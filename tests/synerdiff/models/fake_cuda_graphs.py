@@ -112,7 +112,8 @@ class FakeStreamContext:
 
 class FakeCuda:
     """`install` puts it in torch's place. `clears_at_reset`: a graph that goes takes the workspaces of its stream
-    along, as in newer releases; `begin_fails`: what captures fail with before they begin.
+    along, as in newer releases; `begin_fails`: what captures fail with before they
+    begin; `others`: segments of other GPUs.
     """
 
     def __init__(self, clears_at_reset: bool) -> None:
@@ -123,6 +124,7 @@ class FakeCuda:
         self.underway: list[Handle] = []
         self.workspaces: dict[FakeStream, Block] = {}
         self.replays = 0
+        self.others: list[dict[str, Any]] = []
         self._ordinary: list[Block] = []
         self._handles = itertools.count(1)
 
@@ -184,7 +186,10 @@ class FakeCuda:
 
     def segments(self) -> list[dict[str, Any]]:
         blocks = [*self._ordinary, *(block for pool in self.pools.values() for block in pool.blocks)]
-        return [{"segment_pool_id": block.handle or (0, 0), "total_size": block.size_bytes} for block in blocks]
+        ours = [
+            {"device": 0, "segment_pool_id": block.handle or (0, 0), "total_size": block.size_bytes} for block in blocks
+        ]
+        return [*ours, *self.others]
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         properties = SimpleNamespace(total_memory=TOTAL_BYTES, name="a fake", uuid="fake")

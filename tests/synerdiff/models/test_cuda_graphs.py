@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from synerdiff.models.device.cuda import CudaDevice
-from tests.synerdiff.models.fake_cuda_graphs import WORKSPACE_BYTES, FakeCuda
+from tests.synerdiff.models.fake_cuda_graphs import TOTAL_BYTES, WORKSPACE_BYTES, FakeCuda
 
 
 @pytest.fixture(params=[False, True], ids=["workspaces outlive graphs", "workspaces go with graphs"])
@@ -40,6 +40,7 @@ def test_a_graph_that_is_dropped_takes_no_memory_from_the_others(device: CudaDev
 
 
 def test_what_captures_hold_is_their_pool_and_an_allowance_each(device: CudaDevice, cuda: FakeCuda) -> None:
+    cuda.others = [{"device": 1, "segment_pool_id": (0, 1), "total_size": TOTAL_BYTES}]
     assert device.captured_bytes() == 0
     captured = [device.capture(lambda: multiplied(cuda)) for _ in range(2)]
     held = device.captured_bytes()
