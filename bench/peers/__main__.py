@@ -6,7 +6,7 @@
 Starts a pipeline that serves one request at a time, and those that wait in batches of its best size, once eager and
 once compiled; and deployments of ours. Each round sends the same loads to one after the other while all others rest:
 as many clients as keep everybody busy; one client; Poisson arrivals at 70 and 90 % of what the best baseline served
-just before (a baseline that serves less than arrives is left out); a burst. Beside them runs the bare loop over the
+just before (who serves less than arrives is left out); a burst. Beside them runs the bare loop over the
 same pipeline, without a server. Writes bench/results/NAME.json after every round.
 """
 
@@ -149,7 +149,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=5.0)
     parser.add_argument("--clients", type=int, help="of the saturated load; default: twice the best size, or 32")
-    parser.add_argument("--turns", type=int, default=4, help="requests of each of these clients; 3 at least")
+    parser.add_argument("--turns", type=int, default=6, help="requests of each of these clients; 3 at least")
     parser.add_argument("--alone", type=int, default=6, help="requests one after the other")
     parser.add_argument("--poisson-s", type=float, default=30.0, help="seconds of Poisson arrivals")
     parser.add_argument("--burst", type=int, default=64, help="requests at once")

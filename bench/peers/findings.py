@@ -70,6 +70,14 @@ def best_baseline(result: Result, load: str, value: str) -> str | None:
     return max(known, key=known.__getitem__) if value == "images_per_s" else min(known, key=known.__getitem__)
 
 
+def overloaded(result: Result, load: str) -> list[str]:
+    """Who was left out of a load in every round, since it serves less than arrives there."""
+    if load not in POISSON or not any(load in one["loads"] for one in result["rounds"]):
+        return []
+    servers = contenders(result, OURS, BATCHED, ONE)
+    return [name for name in servers if not any(map(math.isfinite, values(result, load, name, "mean_s")))]
+
+
 def losses(result: Result) -> list[Loss]:
     """Everything that ours are worse in, the worst first: throughput against every other way to serve, and latency
     against the best baseline, of one request also against the bare loops."""

@@ -70,7 +70,7 @@ class Field:
                 if contender.kind == LOOP and name not in (SATURATED, ALONE):
                     continue
                 # A queue that only grows would be measured for as long as it is let grow.
-                if contender.is_baseline and capacities.get(contender.name, rate_per_s) < rate_per_s:
+                if capacities.get(contender.name, rate_per_s) < rate_per_s:
                     continue
                 results[contender.name] = found = await self._window(contender, name, number, rate_per_s)
                 if name == SATURATED:

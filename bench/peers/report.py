@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.contenders import BATCHED, LOOP, ONE, OURS
-from bench.peers.findings import LATENCY_LOADS, Loss, best_baseline, contenders, losses, median, over, values
-from bench.peers.loads import SATURATED
+from bench.peers.findings import LATENCY_LOADS, Loss, best_baseline, contenders, losses, median, over, overloaded, values
+from bench.peers.loads import POISSON, SATURATED
 from bench.peers.picture import draw
 from bench.reporting import RESULTS, markdown_table
 from synerdiff.client.load.summary import Ratio
@@ -79,8 +79,8 @@ def _about(result: Result) -> str:
         f"sampler; {_rounds(result)}. Saturated: {amounts['clients']} clients "
         f"({amounts['clients_of_one']} where one is served at a time), {amounts['turns']} requests each. Alone: "
         f"{amounts['alone']} requests. Poisson arrivals: for {amounts['poisson_s']:g} s, as shares of what the best "
-        f"baseline had just served saturated; a baseline that serves less than arrives is left out. Burst: "
-        f"{amounts['burst']} at once."
+        f"baseline had just served saturated; who serves less than arrives is left out, as its queue would only grow. "
+        f"Burst: {amounts['burst']} at once."
     )
     facts = [_peer(name, peer) for name, peer in result["peers"].items()]
     for name, settings in result["ours"].items():
@@ -136,6 +136,8 @@ def _latency(result: Result) -> str:
         best = {value: best_baseline(result, load, value) for value in ("mean_s", "p99_s")}
         for name in contenders(result, OURS, LOOP, BATCHED, ONE):
             if not any(map(math.isfinite, values(result, load, name, "mean_s"))):
+                if name in overloaded(result, load):
+                    rows.append((load, name, "saturated", "-", "-", "-", "-"))
                 continue
             numbers = [_number(median(result, load, name, value), 2) for value in ("mean_s", "p50_s", "p99_s")]
             compared = [_against(result, load, name, other, value) for value, other in best.items()]
@@ -150,10 +152,15 @@ def _against(result: Result, load: str, name: str, other: str | None, value: str
 
 
 def _losses(result: Result) -> str:
-    found = losses(result)
-    if not found:
+    lost = [f"{load}, {name}: serves less than arrives" for load in POISSON for name in _ours_overloaded(result, load)]
+    lost += [_loss(loss) for loss in losses(result)]
+    if not lost:
         return f"{result['dtype']}: at nothing that was measured here."
-    return "\n".join([f"{result['dtype']}:\n", *(f"- {_loss(loss)}" for loss in found)])
+    return "\n".join([f"{result['dtype']}:\n", *(f"- {each}" for each in lost)])
+
+
+def _ours_overloaded(result: Result, load: str) -> list[str]:
+    return [name for name in overloaded(result, load) if name in contenders(result, OURS)]
 
 
 def _loss(loss: Loss) -> str:

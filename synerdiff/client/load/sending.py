@@ -85,16 +85,16 @@ class Window:
     def images_per_s(self) -> float:
         """Images over the window's seconds.
 
-        Of a closed loop that went round three times or more: over the time in which nobody was beginning or ending,
-        from the end of as many requests as there are clients to the end of all but as many. There every client has a
-        request under way, as in a run without end; a server that works in batches is seen at whole ones.
+        Of a closed loop that went round three times or more, by Little's law: its clients over the mean latency, of
+        those that ended after as many requests as there are clients and before the last as many. Between two moments it
+        would depend on how many of a batch that ends at once fall into them.
         """
-        ends = sorted((answer.ended_s, answer.images) for answer in self.answers)
-        if self.concurrency and len(ends) >= 3 * self.concurrency:
-            first, last = self.concurrency - 1, len(ends) - self.concurrency - 1
-            images = sum(images for _, images in ends[first + 1 : last + 1])
-            return images / max(ends[last][0] - ends[first][0], 1e-9)
-        return sum(images for _, images in ends) / max(self.seconds, 1e-9)
+        if self.concurrency and len(self.answers) >= 3 * self.concurrency:
+            by_end = sorted(self.answers, key=lambda answer: answer.ended_s)
+            middle = by_end[self.concurrency : -self.concurrency]
+            spent_s = sum(answer.latency_s for answer in middle)
+            return self.concurrency * sum(answer.images for answer in middle) / max(spent_s, 1e-9)
+        return sum(answer.images for answer in self.answers) / max(self.seconds, 1e-9)
 
 
 async def send(

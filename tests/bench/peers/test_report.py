@@ -115,6 +115,17 @@ def test_the_document_says_it_all_by_numbers_alone() -> None:
     assert "nan" not in text
 
 
+def test_who_serves_less_than_arrives_is_said_to() -> None:
+    result = result_of(4.4, 0.6)
+    for one in result["rounds"]:
+        results = {"batched, eager": window(3.0, 0.8)}
+        one["loads"]["Poisson 70 %"] = {"rate_per_s": 3.5, "results": results}
+    text = document([result])
+    assert "| Poisson 70 % | ours, skipping off | saturated | - | - | - | - |" in text
+    assert "- Poisson 70 %, ours, skipping off: serves less than arrives" in text
+    assert "Poisson 90 %" not in text
+
+
 def test_it_is_written_with_its_pictures(tmp_path: Path) -> None:
     file, out = tmp_path / "peers-float32.json", tmp_path / "docs" / "benchmarks.md"
     file.write_text(json.dumps(result_of(4.4, 0.6)))
