@@ -1,12 +1,14 @@
 """Served pictures against diffusers' own pipelines, for every sampler of every model family.
 
-    python -m bench.parity [--steps 8] [--dtype float32|bfloat16]
+    python -m bench.parity [--steps 8] [--dtype float32|bfloat16] [--compiled]
 
 For the bundled model and a tiny randomly initialised one of each family, and every sampler: the picture made alone, and
 the one made in a batch with seven others of other samplers, steps and guidance scales that join at other steps, each
 against the picture that diffusers' pipeline of that family makes of the same seed, prompts, steps and guidance scale.
 In float32 the largest difference of any pixel counts, in levels of 255. In bfloat16 the rounding depends on the shape
 of a batch: the PSNR of the batched picture against the one made alone in the same dtype counts. Prints JSON.
+
+With --compiled every UNet call and every decode is made by a compiled package, which is made first, in a minute or two.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -23,9 +26,13 @@ import numpy as np
 import torch
 
 from synerdiff.cards import Sampler
+from synerdiff.models.announcement import compile_subject
+from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
+from synerdiff.models.compiled.calls import Call
+from synerdiff.models.compiled.subject import Component
 from synerdiff.requests import TaskSpec
 from synerdiff_cli.deployment import BUNDLED_MODEL
-from tests.parity import Image, served_images
+from tests.parity import Image, Packages, served_images, unet_side, vae_side
 from tests.reference import reference_image, settings_of
 from tests.tiny_models import tiny_model
 
@@ -69,7 +76,24 @@ def psnr_db(a: Image, b: Image) -> float:
     return 99.0 if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
-def measure(model: Path, side: int, steps: int, dtype: torch.dtype) -> dict[str, dict[str, float]]:
+def compiled(model: Path, dtype: torch.dtype, folder: Path) -> Packages:
+    """Packages of a model's UNet and VAE, made in `folder`. Raises RuntimeError where one cannot be made."""
+    got: dict[Component, Call] = {}
+    compiler = BackgroundCompiler(CompilerOptions("wait", folder))
+    try:
+        for component, side in (("unet", unet_side(model, dtype)), ("vae", vae_side(model, dtype))):
+            compiler.request(compile_subject(component, model, side), partial(got.__setitem__, component))
+        compiler.wait()
+    finally:
+        compiler.close()
+    if len(got) < 2:
+        raise RuntimeError(f"{model}: not compiled; the log says why")
+    return Packages(got["unet"], got["vae"])
+
+
+def measure(
+    model: Path, side: int, steps: int, dtype: torch.dtype, packages: Packages | None = None
+) -> dict[str, dict[str, float]]:
     """Every sampler of one model, alone and in batches of eight."""
     samplers = list(Sampler)
     rotated = itertools.cycle(samplers)
@@ -77,8 +101,8 @@ def measure(model: Path, side: int, steps: int, dtype: torch.dtype) -> dict[str,
     found: dict[str, dict[str, float]] = {}
     for number, batch in enumerate(batches):
         requests = tasks(batch, side, steps, seed=100 * number)
-        alone = served_images(model, requests, together=False, dtype=dtype)
-        together = served_images(model, requests, together=True, dtype=dtype)
+        alone = served_images(model, requests, together=False, dtype=dtype, packages=packages)
+        together = served_images(model, requests, together=True, dtype=dtype, packages=packages)
         for task, one, batched in zip(requests, alone, together, strict=True):
             if dtype is torch.float32:
                 expected = reference(model, task, dtype)
@@ -99,13 +123,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--models", default="emoji,sd1,sd2,sdxl")
+    parser.add_argument("--compiled", action="store_true", help="compute with compiled packages only")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models.split(","):
             model = BUNDLED_MODEL if name == "emoji" else tiny_model(name, Path(folder) / name)
-            results[name] = measure(model, 128 if name == "emoji" else 64, options.steps, dtype)
+            packages = compiled(model, dtype, Path(folder) / f"{name} packages") if options.compiled else None
+            results[name] = measure(model, 128 if name == "emoji" else 64, options.steps, dtype, packages)
     rows = [row for found in results.values() for row in found.values()]
     if dtype is torch.float32:
         summary: dict[str, float] = {
@@ -117,7 +143,12 @@ def main() -> int:
         summary = {"worst_batched_psnr_db": min(row["batched_psnr_db"] for row in rows)}
         well = summary["worst_batched_psnr_db"] >= 40
     summary["least_contrast"] = min(row["contrast"] for row in rows)
-    print(json.dumps({"dtype": options.dtype, **summary, "pictures": len(rows), "models": results}, indent=1))
+    print(
+        json.dumps(
+            {"dtype": options.dtype, "compiled": options.compiled, **summary, "pictures": len(rows), "models": results},
+            indent=1,
+        )
+    )
     return 0 if well else 1
 
 

@@ -1,8 +1,10 @@
 """Pictures as the product makes them, in this process: the UNet worker's denoiser, then the VAE worker's decoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +14,33 @@ from torch import Tensor
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.tasks import DenoisingTask
-from synerdiff.models.family import UnetSide, VaeSide
+from synerdiff.models.compiled import CompiledUnet
+from synerdiff.models.compiled.exported import in_order
+from synerdiff.models.family import Conditioning, UnetSide, VaeSide
 from synerdiff.models.loading import load_unet_side, load_vae_side
 from synerdiff.requests import TaskSpec
 
 Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Packages:
+    """What makes every call in the place of UNet and VAE, as `ExportedUnet` and `ExportedVae` are called."""
+
+    unet: Callable[..., Tensor]
+    vae: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """Calls of a package only: workers choose between it and the eager model by the clock."""
+
+    side: UnetSide
+    unet: Callable[..., Tensor]
+
+    def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """As `CompiledUnet.predict`."""
+        return self.unet(*in_order(latents.to(self.side.dtype), timesteps, conditioning))
 
 
 @lru_cache(maxsize=8)
@@ -32,7 +56,11 @@ def vae_side(model_path: Path, dtype: torch.dtype = torch.float32) -> VaeSide:
 
 
 def served_images(
-    model_path: Path, requests: Sequence[TaskSpec], together: bool, dtype: torch.dtype = torch.float32
+    model_path: Path,
+    requests: Sequence[TaskSpec],
+    together: bool,
+    dtype: torch.dtype = torch.float32,
+    packages: Packages | None = None,
 ) -> list[Image]:
     """The picture [H, W, 3] of each request, in order.
 
@@ -41,15 +69,20 @@ def served_images(
     """
     side = unet_side(model_path, dtype)
     groups = [list(requests)] if together else [[request] for request in requests]
-    latents = [latent for group in groups for latent in served_latents(side, group)]
+    latents = [latent for group in groups for latent in served_latents(side, group, packages)]
     decoder = vae_side(model_path, dtype)
-    return [decoder.decode(latent[None].to(dtype))[0] for latent in latents]
+    if packages is None:
+        return [decoder.decode(latent[None].to(dtype))[0] for latent in latents]
+    with torch.inference_mode():
+        decoded = [packages.vae(decoder.unscaled(latent[None].to(dtype))) for latent in latents]
+    return [decoder.images(one)[0] for one in decoded]
 
 
-def served_latents(side: UnetSide, requests: Sequence[TaskSpec]) -> list[Tensor]:
+def served_latents(side: UnetSide, requests: Sequence[TaskSpec], packages: Packages | None = None) -> list[Tensor]:
     """The finished latents [C, h, w] fp32 of requests stepped in one batch, which they join one call after another."""
     tasks = [prepared.task for prepared in TaskPreparer(side).prepare(requests)]
-    denoiser = Denoiser(side)
+    unet = cast(CompiledUnet, _Packaged(side, packages.unet)) if packages else None
+    denoiser = Denoiser(side, unet)
     waiting, running = list(tasks), list[DenoisingTask]()
     while waiting or running:
         running += waiting[:1]

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.contenders import BATCHED, LOOP, ONE, OURS
-from bench.peers.findings import LATENCY_LOADS, Loss, best_baseline, contenders, losses, median, over, overloaded, values
+from bench.peers.findings import (
+    LATENCY_LOADS,
+    Loss,
+    best_baseline,
+    contenders,
+    losses,
+    median,
+    over,
+    overloaded,
+    values,
+)
 from bench.peers.loads import POISSON, SATURATED
 from bench.peers.picture import draw
 from bench.reporting import RESULTS, markdown_table

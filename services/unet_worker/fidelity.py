@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ModelLoadError, InvalidRequest, ValueError, OSError) as error:
         print(f"fidelity: {error}", file=sys.stderr)
         return 2
-    prompts = _prompts(given.prompts_file, max(given.prompts, given.confirm_prompts))
+    prompts = prompts_of(given.prompts_file, max(given.prompts, given.confirm_prompts))
     scanned = prompts[: given.prompts]
     per_curve = len(grid.curve(0, 0))
     ends = best_ends(measurement.run(grid.ends(), scanned, per_curve + len(grid.samplers)))
@@ -138,7 +138,7 @@ def _measurement(given: argparse.Namespace) -> Measurement:
     dtype = dtype_from_name(given.dtype, device)
     unet_side = load_unet_side(given.model, dtype, device=device)
     vae_side = load_vae_side(given.model, dtype, safety_checker=False, device=device)
-    return Measurement(Studio(unet_side, vae_side), given.guidance_scale, _load_score(given.score))
+    return Measurement(Studio(unet_side, vae_side), given.guidance_scale, load_score(given.score))
 
 
 def _grid(given: argparse.Namespace) -> Grid:
@@ -156,7 +156,7 @@ def _grid(given: argparse.Namespace) -> Grid:
     )
 
 
-def _prompts(file: Path | None, count: int) -> list[str]:
+def prompts_of(file: Path | None, count: int) -> list[str]:
     """`count` prompts: those of the file in an order of their own, or of the built-in list, over again where few."""
     if file is None:
         known = list(_PROMPTS)
@@ -166,7 +166,7 @@ def _prompts(file: Path | None, count: int) -> list[str]:
     return [known[k % len(known)] for k in range(count)]
 
 
-def _load_score(file: Path | None) -> Score | None:
+def load_score(file: Path | None) -> Score | None:
     """The function `score(images, prompts)` of a Python file; None without one."""
     if file is None:
         return None

@@ -1,0 +1,81 @@
+"""How long a deployment takes to its first picture and to compiled steps: eager, with nothing compiled yet, and again.
+
+    python -m bench.compiled_start [--rounds 3] [--dtype float32|bfloat16]
+
+Each round starts the whole deployment with the bundled model three times: with `compile=off`; with `compile=auto` and
+an empty cache; and with the cache that the second start has filled. Prints JSON: seconds from the start to ready (every
+process says so), from there to the first picture of 20 steps, and from there to UNet and VAE worker running compiled.
+Nothing is asked for after the first picture, so that what is compiled in the background has the cores.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+
+from bench.reporting import machine
+from bench.serving import deployed, equal_requests
+from synerdiff.client import AsyncClient
+from synerdiff.client.load.requests import Drawn
+from synerdiff.client.load.sending import ClosedLoop, send
+from synerdiff.rpc import open_channel
+from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+
+_COMPILED_WITHIN_S = 600.0
+
+
+async def start(compile_mode: str, cache: str, dtype: str) -> dict[str, float]:
+    """The seconds of one start."""
+    began = time.monotonic()
+    async with deployed({"compile": compile_mode, "compile_cache": cache}, dtype=dtype) as system:
+        ready = time.monotonic()
+        address = system.deployment.addresses[0]
+        seconds = {"ready": ready - began}
+        async with AsyncClient(address) as client:
+            await send(client, ClosedLoop(Drawn(equal_requests(), 1, 1), 1))
+        seconds["first_picture_after_ready"] = time.monotonic() - ready
+        if compile_mode != "off":
+            await _until_compiled(address)
+            seconds["compiled_after_ready"] = time.monotonic() - ready
+            async with AsyncClient(address) as client:
+                window = await send(client, ClosedLoop(Drawn(equal_requests(), 2, 3), 1))
+            seconds["picture_then"] = min(answer.latency_s for answer in window.served)
+    return seconds
+
+
+async def _until_compiled(address: str) -> None:
+    async with open_channel(address) as channel, asyncio.timeout(_COMPILED_WITHIN_S):
+        stub = operations_pb2_grpc.OperationsStub(channel)
+        while True:
+            status = await stub.GetStatus(operations_pb2.GetStatusRequest())
+            if all(worker.execution == "compiled" for worker in status.workers):
+                return
+            await asyncio.sleep(0.1)
+
+
+async def measure(rounds: int, dtype: str) -> list[dict[str, dict[str, float]]]:
+    """All rounds."""
+    found = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            ways = {"eager": "off", "empty cache": "auto", "warm cache": "auto"}
+            found.append({name: await start(mode, cache, dtype) for name, mode in ways.items()})
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> int:
+    """Parse the command line, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    options = parser.parse_args()
+    rounds = asyncio.run(measure(options.rounds, options.dtype))
+    print(json.dumps({"machine": machine(), "dtype": options.dtype, "rounds": rounds}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
