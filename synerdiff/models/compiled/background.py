@@ -86,12 +86,17 @@ class BackgroundCompiler:
         if self._store:
             self._thread.start()
 
-    def request(self, subject: CompileSubject, install: Callable[[Call], None]) -> None:
-        """Have a package made, or found; `install` gets it, on this compiler's thread. Does not wait."""
-        if self._store is not None:
-            with self._settled:
-                self._waiting += 1
-            self._orders.put(_Order(subject, install))
+    def request(self, subject: CompileSubject, install: Callable[[Call], None]) -> bool:
+        """Have a package made, or found; `install` gets it, on this compiler's thread. Does not wait.
+
+        Returns whether it is there already.
+        """
+        if self._store is None:
+            return False
+        with self._settled:
+            self._waiting += 1
+        self._orders.put(_Order(subject, install))
+        return self._store.find(subject) is not None
 
     def requests_like(self, subject_of: Callable[[], CompileSubject]) -> Request:
         """`request` for subjects that differ in their latent shape from the one that is given, if any can be met."""

@@ -18,35 +18,43 @@ log = get_logger("compiled")
 
 LatentShape = tuple[int, int, int]
 
-# Asks for a package of a latent shape; a call that is passed on, later and from any thread, is the answer.
-Request = Callable[[LatentShape, Callable[[Call], None]], None]
+# Asks for a package of a latent shape; a call that is passed on, later and from any thread, is the answer. True: it has
+# been made before, so the answer takes seconds.
+Request = Callable[[LatentShape, Callable[[Call], None]], bool]
 
 # Calls of a shape other than the native one before a package is asked for, and how many such shapes at most.
 _CALLS_WORTH_COMPILING = 200
 _MOST_OTHER_SHAPES = 3
 
-# A package that came under load is offered after this, whatever was rehearsed.
+# A package is offered after this, whatever was rehearsed of it, and the rest is rehearsed then.
+_OFFERED_WITHIN_S = 3.0
+# For as long nothing but this is computed that could be left.
 _REHEARSED_WITHIN_S = 10.0
 
 
-def no_request(shape: LatentShape, install: Callable[[Call], None]) -> None:
+def no_request(shape: LatentShape, install: Callable[[Call], None]) -> bool:
     """Nothing is compiled."""
+    return False
+
+
+_Rehearse = Callable[[Call, int, float], int]
 
 
 class _Shapes:
     """A `FastestCall` per latent shape that is worth a package; None for the others. One thread asks.
 
-    `rehearse` gets a package's call of the native shape before that is offered.
+    `rehearse` gets a package's call of the native shape, how many sizes of it are done and for how many seconds to go
+    on; it answers with how many are done then. `soon`: the package of the native shape has only to be loaded.
     """
 
-    def __init__(self, eager: Call, native: LatentShape, request: Request, rehearse: Callable[[Call], object]) -> None:
+    def __init__(self, eager: Call, native: LatentShape, request: Request, rehearse: _Rehearse) -> None:
         self._eager = eager
         self._native = native
         self._request = request
         self._rehearse = rehearse
         self._calls: dict[LatentShape, FastestCall] = {}
         self._seen: dict[LatentShape, int] = {}
-        self._ask_for(native)
+        self.soon = self._ask_for(native)
 
     def of(self, shape: LatentShape) -> FastestCall | None:
         found = self._calls.get(shape)
@@ -60,15 +68,18 @@ class _Shapes:
     def execution(self) -> str:
         return "compiled" if self._calls[self._native].has_compiled else "eager"
 
-    def _ask_for(self, shape: LatentShape) -> None:
+    def _ask_for(self, shape: LatentShape) -> bool:
         self._calls[shape] = FastestCall(self._eager)
 
         def install(call: Call) -> None:
-            if shape == self._native:
-                self._rehearse(call)
+            if shape != self._native:
+                self._calls[shape].offer(call)
+                return
+            done = self._rehearse(call, 0, _OFFERED_WITHIN_S)
             self._calls[shape].offer(call)
+            self._rehearse(call, done, _REHEARSED_WITHIN_S)
 
-        self._request(shape, install)
+        return self._request(shape, install)
 
 
 class _Component(ABC):
@@ -96,9 +107,12 @@ class _Component(ABC):
         return self._shapes.execution
 
     def rehearse(self) -> None:
-        """Make the first eager call of every size, while nobody calls. On another thread than those who call."""
-        if self.execution == "eager":
-            self._rehearse(self._eager)
+        """Make the first eager call of every size, while nobody calls. On another thread than those who call.
+
+        Not where a package is about to come: loading it is what the idle time is for.
+        """
+        if self.execution == "eager" and not self._shapes.soon:
+            self._rehearse(self._eager, 0, _REHEARSED_WITHIN_S)
 
     def close(self) -> None:
         """Rehearse nothing more."""
@@ -109,12 +123,13 @@ class _Component(ABC):
         """The component's own answer to the tensors of an exported call."""
 
     @torch.no_grad()
-    def _rehearse(self, call: Call) -> None:
-        if not self._sizes:
-            return
+    def _rehearse(self, call: Call, done: int, limit_s: float) -> int:
+        if done == len(self._sizes):
+            return done
         inputs = self._inputs_of(self._native, max(self._sizes))
-        made = self._rehearsal.run(lambda size: call(*(one[:size] for one in inputs)), _REHEARSED_WITHIN_S)
+        made = self._rehearsal.run(lambda size: call(*(one[:size] for one in inputs)), limit_s, done)
         log.info("rehearsed", component=type(self).__name__, sizes=made)
+        return made
 
 
 class CompiledUnet(_Component):

@@ -45,10 +45,13 @@ class Rehearsal:
         finally:
             self._computed_at_s = time.monotonic()
 
-    def run(self, call: Callable[[int], object], limit_s: float) -> int:
-        """Make a call of every size within `limit_s` seconds. Returns how many were made. Raises what a call does."""
+    def run(self, call: Callable[[int], object], limit_s: float, done: int = 0) -> int:
+        """Make a call of every size but the first `done`, within `limit_s` seconds. Returns how many are done then.
+
+        Raises what a call does.
+        """
         give_up_at = time.monotonic() + limit_s
-        for made, size in enumerate(self._sizes):
+        for made, size in enumerate(self._sizes[done:], start=done):
             while self._somebody_computes() and time.monotonic() < give_up_at and not self._closing.is_set():
                 self._closing.wait(_LOOK_EVERY_S)
             began = time.monotonic()

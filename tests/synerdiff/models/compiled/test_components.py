@@ -11,13 +11,14 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from synerdiff.models.compiled import CompiledCall, CompiledUnet, CompiledVae
+from synerdiff.models.compiled import CompiledCall, CompiledUnet, CompiledVae, rehearsal
 from synerdiff.models.compiled.components import LatentShape
 from synerdiff.models.compiled.exported import ExportedVae, conditioning_of, exported_unet, unet_inputs, vae_inputs
 from synerdiff.models.family import UnetSide, VaeSide
 from tests.reference import exact_call
 from tests.rounding import assert_rounded
 from tests.synerdiff.models.fake_gpu import FakeGpu
+from tests.waiting import VirtualTime
 
 Call = Callable[..., Tensor]
 CALLS_WORTH_COMPILING = 200
@@ -26,13 +27,15 @@ CALLS_WORTH_COMPILING = 200
 class Asked:
     """The packages that were asked for, in order; `answer` gives one of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, made_before: bool = False) -> None:
         self.shapes: list[LatentShape] = []
+        self._made_before = made_before
         self._installs: list[Callable[[Call], None]] = []
 
-    def __call__(self, shape: LatentShape, install: Callable[[Call], None]) -> None:
+    def __call__(self, shape: LatentShape, install: Callable[[Call], None]) -> bool:
         self.shapes.append(shape)
         self._installs.append(install)
+        return self._made_before
 
     def answer(self, shape: LatentShape, call: Call) -> None:
         self._installs[self.shapes.index(shape)](call)
@@ -126,6 +129,34 @@ def test_execution_is_that_of_the_native_shape(quick_side: UnetSide, asked: Aske
     assert unet.execution == "eager"
     asked.answer((4, 8, 8), lambda latents, *_: latents)
     assert unet.execution == "compiled"
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+def test_eager_calls_are_not_rehearsed_where_a_package_is_about_to_come(
+    quick_side: UnetSide, made_before: bool
+) -> None:
+    eager = Counted(lambda latents, *_: latents, [])
+    unet = CompiledUnet(quick_side, Asked(made_before), most_rows=4)
+    unet._eager = eager  # type: ignore[method-assign]
+    unet.rehearse()
+    assert eager.rows == ([] if made_before else [2, 4, 1, 3])
+
+
+def test_a_package_is_offered_when_some_sizes_were_rehearsed_and_the_rest_then(
+    quick_side: UnetSide, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = VirtualTime()
+    monkeypatch.setattr(rehearsal, "time", clock)
+    unet, offered = CompiledUnet(quick_side, asked, most_rows=12), list[tuple[int, str]]()
+
+    def takes_a_while(latents: Tensor, *_: Tensor) -> Tensor:
+        offered.append((len(latents), unet.execution))
+        clock.sleep(0.45)
+        return latents
+
+    asked.answer((4, 8, 8), takes_a_while)
+    assert [rows for rows, _ in offered] == [2, 4, 6, 8, 10, 12, 1, 3, 5, 7, 9, 11]
+    assert [execution for _, execution in offered] == ["eager"] * 7 + ["compiled"] * 5, "3 s of 0.45 s each, then all"
 
 
 def test_a_package_that_fails_leaves_it_eager(unet_side: UnetSide, asked: Asked) -> None:
