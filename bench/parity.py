@@ -30,6 +30,7 @@ from synerdiff.models.announcement import compile_subject
 from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
 from synerdiff.models.compiled.calls import Call
 from synerdiff.models.compiled.subject import Component
+from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.requests import TaskSpec
 from synerdiff_cli.deployment import BUNDLED_MODEL
 from tests.parity import Image, Packages, served_images, unet_side, vae_side
@@ -81,7 +82,8 @@ def compiled(model: Path, dtype: torch.dtype, folder: Path) -> Packages:
     got: dict[Component, Call] = {}
     compiler = BackgroundCompiler(CompilerOptions("wait", folder))
     try:
-        for component, side in (("unet", unet_side(model, dtype)), ("vae", vae_side(model, dtype))):
+        sides: dict[Component, UnetSide | VaeSide] = {"unet": unet_side(model, dtype), "vae": vae_side(model, dtype)}
+        for component, side in sides.items():
             compiler.request(compile_subject(component, model, side), partial(got.__setitem__, component))
         compiler.wait()
     finally:

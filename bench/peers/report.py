@@ -141,7 +141,7 @@ def _throughput(result: Result) -> str:
 
 def _latency(result: Result) -> str:
     """Mean and P99 of all under every other load, and over those of the best baseline there."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for load in LATENCY_LOADS:
         best = {value: best_baseline(result, load, value) for value in ("mean_s", "p99_s")}
         for name in contenders(result, OURS, LOOP, BATCHED, ONE):

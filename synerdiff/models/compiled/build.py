@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,21 @@ def build(subject: CompileSubject, store: PackageStore) -> Path:
         found = store.find(subject)
         if found is not None:
             return found
-        with store.scratch() as scratch:
+        with store.scratch() as folder, _without_spaces(folder) as scratch:
             os.environ |= {"TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor", "TMPDIR": str(scratch)}
             return store.publish(_compile(subject, scratch), subject)
+
+
+@contextlib.contextmanager
+def _without_spaces(folder: Path) -> Iterator[Path]:
+    """A path of the folder that inductor can have on its command lines, where it quotes nothing."""
+    if not any(map(str.isspace, str(folder))):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="synerdiff-") as beside:
+        link = Path(beside) / "scratch"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 def _compile(subject: CompileSubject, scratch: Path) -> Path:

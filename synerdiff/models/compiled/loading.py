@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 
 from synerdiff.models.compiled.calls import Call
 
@@ -14,7 +15,9 @@ _UNPACKED = "aotinductor_"
 def load_package(path: Path) -> Call:
     """The call that a package holds. Raises whatever torch raises for a file that is none, or of another machine."""
     before = _unpacked()
-    package: Call = torch._inductor.aoti_load_package(str(path))
+    # Else inductor has a C++ compiler try out instruction sets, for seconds. Packages are found by the CPU's flags.
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+        package: Call = torch._inductor.aoti_load_package(str(path))
     # What is mapped stays mapped when its file is gone.
     for folder in _unpacked() - before:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from diffusers import UNet2DConditionModel
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 from torch import Tensor
+from torch._inductor import cpu_vec_isa
 
 from synerdiff.models.announcement import compile_subject
 from synerdiff.models.compiled import (
@@ -24,6 +26,7 @@ from synerdiff.models.compiled import (
 from synerdiff.models.compiled.build import CompiledDiffers, _check
 from synerdiff.models.compiled.calls import MOST_ROWS
 from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
+from synerdiff.models.compiled.loading import load_package
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import load_unet_side
 from synerdiff.redis_process import RedisProcess
@@ -86,7 +89,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     # Several pytest processes want the same package: one makes it, and the others wait.
     root = tmp_path_factory.getbasetemp()
     root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
-    options = CompilerOptions("wait", root / "packages", limit_s=COMPILE_LIMIT_S)
+    options = CompilerOptions("wait", root / "compiled packages", limit_s=COMPILE_LIMIT_S)
     with capture_logs() as logs:
         (package,) = packages(options, subject)
     assert [log["event"] for log in logs] == ["compiled"]
@@ -160,6 +163,16 @@ def test_what_a_package_is_unpacked_to_is_gone_while_it_computes(built: Built) -
     folders = {parent for name in unpacked for parent in Path(name).parents if parent.name.startswith("aotinductor_")}
     assert folders
     assert not any(folder.exists() for folder in folders)
+
+
+def test_loading_tries_out_no_compiler(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ran(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "run", ran)
+    for tried in (cpu_vec_isa.valid_vec_isa_list, vars(cpu_vec_isa.VecISA)["_VecISA__bool__impl"]):
+        tried.cache_clear()
+    load_package(built.path)
 
 
 @pytest.mark.usefixtures("no_compiler")
