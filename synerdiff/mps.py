@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from synerdiff.errors import SynerDiffError
 from synerdiff.telemetry import get_logger
 
 PIPE_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY"
@@ -57,6 +58,10 @@ class MpsClient:
     memory_source: str
 
 
+class MpsRequired(SynerDiffError):
+    """A worker that was told to run under CUDA MPS only, and is no client of it."""
+
+
 class Finding(NamedTuple):
     """`client`: None where this process is no client of MPS. `warnings`: sentences that name variable, value, bound."""
 
@@ -72,10 +77,11 @@ class DeviceShare:
     memory_limit_bytes: int = 0
 
 
-def device_share(device: str, memory_limit_bytes: int) -> DeviceShare:
+def device_share(device: str, memory_limit_bytes: int, require_mps: bool = False) -> DeviceShare:
     """What a worker on `device` (cpu, cuda or cuda:N) may take, told in the log. Takes 2 s at most, on a CPU none.
 
     `memory_limit_bytes` is the worker's own setting (0: none); it goes before the limit of MPS, but never above it.
+    Raises MpsRequired where `require_mps` and this process, on a GPU, is no client of MPS.
     """
     if not device.startswith("cuda"):
         return DeviceShare()
@@ -83,6 +89,11 @@ def device_share(device: str, memory_limit_bytes: int) -> DeviceShare:
     for warning in finding.warnings:
         log.warning("CUDA MPS", problem=warning)
     client = finding.client
+    if client is None and require_mps:
+        raise MpsRequired(
+            f"require_mps: no MPS control daemon at {_pipe_directory(os.environ)[0]}; start one for this user with "
+            f"`{CONTROL_PROGRAM} -d`, point {PIPE_DIRECTORY} at it, or set SYNERDIFF_REQUIRE_MPS=false"
+        )
     if client is None:
         log.info("not a client of CUDA MPS")
         return DeviceShare(0, memory_limit_bytes)
@@ -104,11 +115,10 @@ def device_ordinal(device: str) -> int:
 
 def find_client(ordinal: int = 0, environ: Mapping[str, str] = os.environ) -> Finding:
     """What MPS makes of a process with these variables on the CUDA device `ordinal`."""
-    named = environ.get(PIPE_DIRECTORY, "")
-    directory = named or DEFAULT_PIPE_DIRECTORY
+    directory, named = _pipe_directory(environ)
     trouble = _control_trouble(Path(directory, "control"))
     if trouble is not None:
-        return Finding(None, _without_daemon(directory, trouble, bool(named), environ))
+        return Finding(None, _without_daemon(directory, trouble, named, environ))
     warnings: list[str] = []
     threads = _thread_limit(environ, directory, warnings)
     memory = _memory_limit(environ, directory, ordinal, warnings)
@@ -151,6 +161,12 @@ def _parse_size(text: str) -> int:
     if not match or not int(match[1]):
         raise ValueError(f"{text!r} is not a whole number above 0 with M or G, as 10G or 10240M")
     return int(match[1]) * _BYTES[match[2].upper()]
+
+
+def _pipe_directory(environ: Mapping[str, str]) -> tuple[str, bool]:
+    """Where the driver looks for a daemon, and whether a variable says so."""
+    named = environ.get(PIPE_DIRECTORY, "")
+    return named or DEFAULT_PIPE_DIRECTORY, bool(named)
 
 
 def _control_trouble(control: Path) -> str | None:

@@ -44,6 +44,9 @@ class WorkerSettings(ServiceSettings):
     memory_limit_bytes: int = Field(
         0, ge=0, le=2**50, description="on GPUs: most device memory to take; 0: what CUDA MPS allows, or all there is"
     )
+    require_mps: bool = Field(
+        False, description="on GPUs: refuse to start without a CUDA MPS daemon; without it workers take turns on a GPU"
+    )
     latents_transports: str = Field(
         "cuda_ipc,shm",
         pattern="^((cuda_ipc|shm)(,(cuda_ipc|shm))*)?$",
@@ -59,6 +62,12 @@ class WorkerSettings(ServiceSettings):
     def _check_worker_tls(self) -> Self:
         if self.tls_certificate and not self.tls_ca:
             raise ValueError("--tls-ca: a worker that serves TLS needs it, to know whom to obey")
+        return self
+
+    @model_validator(mode="after")
+    def _check_mps(self) -> Self:
+        if self.require_mps and not self.device.startswith("cuda"):
+            raise ValueError(f"--require-mps: is of no use with --device {self.device}; CUDA MPS shares GPUs")
         return self
 
     def transport_choice(self) -> TransportChoice:

@@ -10,6 +10,7 @@ from synerdiff.mps import MEMORY_LIMIT, PIPE_DIRECTORY, THREAD_PERCENTAGE, parse
 CHECK = "sharing"
 SHM = "/dev/shm"
 SHARED_GPU = "nvidia.com/gpu.shared"
+REQUIRE_MPS = "SYNERDIFF_REQUIRE_MPS"
 
 
 def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
@@ -49,6 +50,8 @@ def _wrong_share(worker: Container, daemons: set[tuple[str, str]]) -> Iterator[s
     yield from _unreadable(worker)
     if not _uses_mps(worker):
         return
+    if worker.environment.get(REQUIRE_MPS) != "true":
+        yield f"would serve without the MPS daemon that it is promised: {REQUIRE_MPS} is not true"
     if PIPE_DIRECTORY not in worker.environment:
         if worker.volume_at(SHM) is not None:
             yield f"mounts a volume over {SHM}, which whoever shares the GPU mounts itself"

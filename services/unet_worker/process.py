@@ -81,7 +81,9 @@ async def serve(settings: UnetWorkerSettings) -> int:
         limit_torch_threads(settings.threads)
     host = ServiceHost(tls=settings.server_tls())
     await host.start_health(settings.health_listen)
-    share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes)
+    share = await asyncio.to_thread(
+        device_share, settings.device, settings.memory_limit_bytes, settings.require_mps
+    )
     compiler = BackgroundCompiler(CompilerOptions.of(settings))
     try:
         loaded = await load_unless_stopped(partial(_load, settings, share, compiler), stop)

@@ -120,7 +120,7 @@ async def serve(settings: VaeWorkerSettings) -> int:
     compiler = BackgroundCompiler(CompilerOptions.of(settings))
     try:
         await host.start_health(settings.health_listen)
-        share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes)
+        share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes, settings.require_mps)
         loaded = await load_unless_stopped(partial(_load, settings, share, compiler), stop)
     except (ModelLoadError, SynerDiffError) as error:
         compiler.close()

@@ -50,6 +50,7 @@ def remove(manifests: list[Any], name: str) -> None:
     manifests.remove(get(manifests, name))
 
 
+REQUIRE_MPS = "SYNERDIFF_REQUIRE_MPS"
 SCHEDULER, UNET, VAE, GPU, REDIS = (
     "Deployment/scheduler",
     "Deployment/unet-worker",
@@ -132,6 +133,10 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
         "sharing",
         "2 shares",
         lambda m: container(m, GPU)["resources"]["limits"].update({"nvidia.com/gpu.shared": "2"}),
+    ),
+    *(
+        (name, "sharing", "without the MPS daemon", lambda m: get(m, "ConfigMap/workers")["data"].pop(REQUIRE_MPS))
+        for name in (COLOCATED, DAEMON, DRA)
     ),
     (DAEMON, "sharing", "with an MPS daemon", lambda m: pod(m, GPU)["volumes"][-2].update(_empty_directory())),
     (DAEMON, "sharing", "more than 100 %", lambda m: set_variable(m, GPU, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "80")),

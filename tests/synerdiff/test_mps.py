@@ -12,6 +12,7 @@ from synerdiff import mps
 from synerdiff.mps import (
     DeviceShare,
     MpsClient,
+    MpsRequired,
     device_ordinal,
     device_share,
     find_client,
@@ -168,3 +169,19 @@ def test_a_workers_setting_wins_but_not_over_mps(
 def test_without_mps_a_workers_setting_is_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mps, "DEFAULT_PIPE_DIRECTORY", str(tmp_path))
     assert device_share("cuda", GIB) == DeviceShare(0, GIB)
+
+
+def test_a_worker_that_requires_mps_refuses_to_go_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert device_share("cuda", 0) == DeviceShare(0, 0)
+    with pytest.raises(MpsRequired) as caught:
+        device_share("cuda", 0, require_mps=True)
+    said = str(caught.value)
+    assert all(words in said for words in ("require_mps", str(tmp_path), "nvidia-cuda-mps-control -d"))
+    assert "\n" not in said
+
+
+def test_with_a_daemon_what_requires_mps_has_it(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in daemon.environ.items():
+        monkeypatch.setitem(os.environ, name, value)
+    assert device_share("cuda", 0, require_mps=True) == DeviceShare(50, 3 * GIB)

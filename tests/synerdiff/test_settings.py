@@ -93,3 +93,11 @@ def test_an_empty_variable_names_no_file(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="is not a file"):
         load(SchedulerSettings, ["--config", str(tmp_path / "none.toml")])
+
+
+def test_mps_cannot_be_required_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        load(WorkerSettings, ["--require-mps"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "--require-mps: is of no use with --device cpu; CUDA MPS shares GPUs\n"
+    assert load(WorkerSettings, ["--require-mps", "--device", "cuda:1"]).require_mps
