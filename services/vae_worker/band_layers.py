@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,7 +96,7 @@ class Convolution(BandLayer):
         sink = BandedActivation(shape.height)
         halo = int(self.conv.padding[0])
         for start, stop in split_rows(shape.height, bands):
-            sink.append(_convolve(self.conv, window(source, start, stop, halo)))
+            sink.append(_convolve(self.conv, _window(self.conv, source, start, stop, halo)))
             source.drop_above(stop - halo)
             yield self.work(shape) * (stop - start) / shape.height
         return sink
@@ -137,7 +138,11 @@ class NormConvolution(BandLayer):
         """The output band by band: its rows [start, stop) and the band. Drops nothing of `source`."""
         for start, stop in split_rows(source.height, bands):
             # In place: the window is a copy. SiLU keeps the zeros that the window has outside the picture.
-            yield start, stop, _convolve(self.conv, F.silu(window(source, start, stop, 1, norm), inplace=True))
+            yield (
+                start,
+                stop,
+                _convolve(self.conv, F.silu(_window(self.conv, source, start, stop, 1, norm), inplace=True)),
+            )
 
     def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
         """Statistics, then one pass."""
@@ -185,7 +190,7 @@ class Resnet(BandLayer):
             hidden.append(band)
             if self.shortcut is not None:
                 # Taken here and not in the second pass: it has fewer channels than the input, which can go then.
-                residual.append(_convolve(self.shortcut, window(source, start, stop, 0)))
+                residual.append(_convolve(self.shortcut, _window(self.shortcut, source, start, stop, 0)))
                 source.drop_above(stop - 1)
             yield first_work * (stop - start) / shape.height
         return (yield from self._second_pass(hidden, self.first.output(shape), residual, bands))
@@ -234,9 +239,9 @@ class Upsample(BandLayer):
         """One pass, in bands of the input's rows."""
         sink = BandedActivation(2 * shape.height)
         for start, stop in split_rows(shape.height, bands):
-            upsampled = F.interpolate(window(source, start, stop, 1), scale_factor=2.0, mode="nearest")
+            upsampled = F.interpolate(_window(self.conv, source, start, stop, 1), scale_factor=2.0, mode="nearest")
             # Of the halo's two upsampled rows the convolution wants the nearer one.
-            upsampled = upsampled[:, :, 1:-1].contiguous()
+            upsampled = upsampled[:, :, 1:-1].contiguous(memory_format=_lie(self.conv))
             source.drop_above(stop - 1)
             sink.append(_convolve(self.conv, upsampled))
             yield self.work(shape) * (stop - start) / shape.height
@@ -249,6 +254,18 @@ class Upsample(BandLayer):
 def _convolve(conv: nn.Conv2d, rows: Tensor) -> Tensor:
     """The rows of `conv` on a window that brings its own halo: nothing is padded above and below."""
     return F.conv2d(rows, conv.weight, conv.bias, padding=(0, int(conv.padding[1])), groups=conv.groups)
+
+
+def _window(
+    conv: nn.Conv2d, source: BandedActivation, start: int, stop: int, halo: int, norm: Affine | None = None
+) -> Tensor:
+    """A window for `conv`. To be held by nobody for longer than the convolution takes."""
+    return window(source, start, stop, halo, norm, _lie(conv))
+
+
+def _lie(conv: nn.Conv2d) -> torch.memory_format:
+    """How its weights [out, in, rows, columns] lie, as torch tells it by their strides, and so want their input."""
+    return torch.channels_last if conv.weight.stride(3) > 1 else torch.contiguous_format
 
 
 def _conv_work(conv: nn.Conv2d, shape: Shape) -> float:

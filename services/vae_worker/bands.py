@@ -77,14 +77,25 @@ def split_rows(height: int, bands: int) -> Iterator[tuple[int, int]]:
     return ((i * height // bands, (i + 1) * height // bands) for i in range(bands))
 
 
-def window(source: BandedActivation, start: int, stop: int, halo: int, norm: Affine | None = None) -> Tensor:
-    """Rows [start - halo, stop + halo) of `source`, through `norm` where given; rows outside the picture are zeros."""
+def window(
+    source: BandedActivation,
+    start: int,
+    stop: int,
+    halo: int,
+    norm: Affine | None = None,
+    lies: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Rows [start - halo, stop + halo) of `source`, through `norm` where given; rows outside the picture are zeros.
+
+    `lies`: how, whatever the bands do. A convolution whose input lies as its weights do does not reorder it first.
+    """
     top = start - halo
     buffer: Tensor | None = None
     for row, rows in source.rows(max(top, 0), min(stop + halo, source.height)):
         if buffer is None:
             n, channels, _, width = rows.shape
-            buffer = rows.new_empty(n, channels, stop - start + 2 * halo, width)
+            shape = (n, channels, stop - start + 2 * halo, width)
+            buffer = torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=lies)
         target = buffer.narrow(2, row - top, rows.shape[2])
         if norm is None:
             target.copy_(rows)

@@ -58,9 +58,14 @@ def merged(norm: nn.GroupNorm, bands: Sequence[Tensor]) -> tuple[Tensor, Tensor]
 
 
 def band_moments(band: Tensor, groups: int) -> Moments:
-    """Moments of one band [n, C, rows, W], whose C channels fall into `groups`."""
-    mean, rstd = _native(band, groups, eps=0.0)
-    return Moments(band[0].numel() // groups, mean.double(), rstd.double().pow(-2))
+    """Moments of one band [n, C, rows, W], whose C channels fall into `groups`; in float32 it is read where it lies.
+
+    In half precision a float32 copy of the band is read, as torch gives moments in their input's dtype.
+    """
+    n, channels, rows, width = band.shape
+    grouped = band.float().view(n, groups, channels // groups, rows, width)
+    var, mean = torch.var_mean(grouped, dim=(2, 3, 4), correction=0)
+    return Moments(band[0].numel() // groups, mean.double(), var.double())
 
 
 def merge(parts: Sequence[Moments]) -> Moments:

@@ -13,17 +13,18 @@ from tests.services.scheduler.timed_pair import Report, TimedPair, pair
 
 
 class Bench:
-    """A prober with its pair; `item_ms` and `plan_ms` as `TimedPair` takes them."""
+    """A prober with its pair; `item_ms` and `plan_ms` as `TimedPair` takes them. `threads`: of each; 0: on a GPU."""
 
     def __init__(
         self,
         slots: int = 32,
         item_ms: Callable[[Probe, float], float] = lambda probe, now_ms: two_cores(probe),
         plan_ms: float = 0.001,
+        threads: int = 2,
     ) -> None:
         self.pair = TimedPair(self._told, slots, item_ms, plan_ms)
         ticks = itertools.count(1)
-        self.prober = Prober(pair(slots), (256, 256), 7, self.pair.send, lambda: next(ticks))
+        self.prober = Prober(pair(slots, threads=threads), (256, 256), 7, self.pair.send, lambda: next(ticks))
 
     def _told(self, worker_id: str, report: Report) -> None:
         match report:

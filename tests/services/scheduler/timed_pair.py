@@ -39,10 +39,12 @@ VAE_SHARE = 0.7  # of an item's time, after which its decodes beside steps end
 TURNS = 12  # of the event loop, in which whoever hears of a report answers it
 
 
-def pair(slots: int = 32, device: str = "EPYC") -> ProbePair:
+def pair(slots: int = 32, device: str = "EPYC", threads: int = 2) -> ProbePair:
     card = replace(CARD, latent_channels=4)
-    unet = record("unet", model_card=card, device=device)
-    return ProbePair(unet, record("vae", model_card=replace(card, size_multiple=8), device=device), slots, unet.address)
+    unet = record("unet", model_card=card, device=device, threads=threads, memory_format="contiguous")
+    coarse = replace(card, size_multiple=8)
+    vae = record("vae", model_card=coarse, device=device, threads=threads, memory_format="channels_last")
+    return ProbePair(unet, vae, slots, unet.address)
 
 
 class TimedPair:

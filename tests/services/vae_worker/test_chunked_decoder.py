@@ -103,6 +103,50 @@ def test_the_bundled_model_at_its_own_cuts() -> None:
     assert_decodes(vae_of("bundled"), latents_of(1, 4, 11, 6), *range(1, 17))
 
 
+@pytest.fixture
+def convolved(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What convolutions were given in bands, but for the latents themselves."""
+    seen: list[Tensor] = []
+    convolve = band_layers._convolve
+
+    def watched(conv: nn.Conv2d, rows: Tensor) -> Tensor:
+        if rows.shape[1] > 4:
+            seen.append(rows)
+        return convolve(conv, rows)
+
+    monkeypatch.setattr(band_layers, "_convolve", watched)
+    return seen
+
+
+@pytest.mark.parametrize("lies", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.usefixtures("every_layer_in_bands", "merged_statistics")
+def test_bands_lie_as_the_weights_want_them(lies: torch.memory_format, convolved: list[Tensor]) -> None:
+    """Otherwise each convolution reorders its input first."""
+    vae: Any = random_vae(8, 16, 32, 32)
+    vae.to(memory_format=lies)
+    assert_decodes(vae, latents_of(2, 4, 7, 6), 1, 4)
+    assert convolved
+    assert all(rows.is_contiguous(memory_format=lies) for rows in convolved)
+
+
+@pytest.mark.parametrize("lies", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize(("dtype", "copies"), [(torch.float32, 0), (torch.bfloat16, 1), (torch.float16, 1)])
+def test_merged_statistics_read_a_band_where_it_lies(
+    lies: torch.memory_format, dtype: torch.dtype, copies: int
+) -> None:
+    """In half precision through one float32 copy of it; the mean is large beside the deviation."""
+    values = 5 + latents_of(2, 16, 24, 32)
+    band = values.to(dtype).contiguous(memory_format=lies)
+    with LiveBytes() as held:
+        found = group_statistics.band_moments(band, 4)
+    few_bytes = 16 * 2 * 4 * 8  # some numbers per image and group, in float64
+    assert held.peak <= copies * 4 * band.numel() + few_bytes
+    exact, references = (band.to(each).reshape(2, 4, -1) for each in (torch.float64, torch.float32))
+    assert_rounded(found.mean, exact.mean(-1), references.mean(-1))
+    assert_rounded(found.var, exact.var(-1, correction=0), references.var(-1, correction=0))
+    assert found.count == 4 * 24 * 32
+
+
 def test_at_the_true_widths() -> None:
     assert_decodes(random_vae(128, 256, 512, 512, groups=32), latents_of(1, 4, 5, 4), 4)
 
@@ -114,8 +158,8 @@ def assert_found(count: int) -> None:
 
 
 def window_without_halo(top: bool, below: bool) -> Callable[..., Tensor]:
-    def window(source: Any, start: int, stop: int, halo: int, norm: Any = None) -> Tensor:
-        rows = bands.window(source, start, stop, halo, norm)
+    def window(source: Any, start: int, stop: int, halo: int, norm: Any = None, lies: Any = None) -> Tensor:
+        rows = bands.window(source, start, stop, halo, norm, lies)
         if top and halo:
             rows[:, :, :halo] = 0
         if below and halo:

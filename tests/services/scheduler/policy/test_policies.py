@@ -300,6 +300,21 @@ def test_a_planned_round_is_as_the_profile_says_it_pays() -> None:
     assert all(item.predicted_ms > 0 for item in policy("synerdiff").plan(seen).items)
 
 
+def test_decodes_are_cut_only_where_the_profile_says_that_it_pays() -> None:
+    """Whatever its cells say of bands: those are of items alone, and what pays was measured of whole rounds."""
+    fast_bands = CHUNKED.with_cells(
+        replace(cell, median_ms=cell.median_ms / 2) if cell.setting.chunks > 1 else cell for cell in CHUNKED.cells
+    )
+
+    def cuts(profile: Profile | None) -> set[int]:
+        seen = snapshot(unet_lane(running("a"), running("b")), decodes=(decode("x"),), profile=profile)
+        return {part.chunks for part in parts(policy("synerdiff").plan(seen))}
+
+    assert cuts(fast_bands) == {3}
+    assert cuts(replace(fast_bands, mechanisms=Mechanisms(chunking=False))) == {1}
+    assert cuts(None) == {1}
+
+
 def test_until_a_round_is_planned_decodes_go_first() -> None:
     cold = ConfiguredPolicy(POLICIES["synerdiff"], BOUNDS, PlanBook())
     plan = cold.plan(snapshot(unet_lane(running("a")), decodes=(decode("x"),)))

@@ -1,6 +1,6 @@
 """A mechanism leaves its default where pairs surely say so, and only there: on a machine whose speed swings."""
 
-from services.scheduler.profiler.mechanism_tests import BESIDE, PLAN_AHEAD, MechanismTest, Timed, evidence_of
+from services.scheduler.profiler.mechanism_tests import BESIDE, CHUNKING, PLAN_AHEAD, MechanismTest, Timed, evidence_of
 from services.scheduler.profiler.probe_rounds import Probe
 from synerdiff.profiles import Evidence, Mechanisms, Setting
 from tests.services.scheduler.measured_profiles import two_cores
@@ -89,6 +89,22 @@ async def test_decodes_are_cut_where_that_surely_saves_time() -> None:
 
     assert (await long_decodes(1.5).profile(max_decodes=1, max_rows=8, chunks=(2,))).mechanisms.chunking
     assert not (await long_decodes(0.5).profile(max_decodes=1, max_rows=8, chunks=(2,))).mechanisms.chunking
+
+
+async def test_bands_stay_off_on_a_gpu_that_they_make_slower() -> None:
+    """As where memory bandwidth is the limit: each band gathers its rows once more. Times of a made-up GPU."""
+
+    def item_ms(probe: Probe, now_ms: float) -> float:
+        steps_ms = 10.0 + 1.0 * probe.rows if probe.rows else 0.0
+        bands_cost = 1.3 if probe.setting.chunks > 1 else 1.0
+        return steps_ms + 60.0 * probe.decodes / probe.setting.chunks * bands_cost
+
+    made = await Bench(item_ms=item_ms, threads=0).profile(max_decodes=1, max_rows=8, chunks=(2, 4))
+    assert {cell.setting.chunks for cell in made.cells} == {1, 2, 4}
+    tried = [found for found in made.evidence if found.choice.startswith(CHUNKING)]
+    assert len(tried) == 2
+    assert all(found.low > 1 and not found.taken for found in tried)
+    assert not made.mechanisms.chunking
 
 
 async def test_without_time_for_tests_all_is_as_by_default() -> None:
