@@ -148,7 +148,8 @@ class Choice(NamedTuple):
 class Profile:
     """How long items take for one subject. Values are frozen: a correction makes a new profile with a new digest.
 
-    `knee` and `evidence`: how sure the measurement was of what it decided.
+    `knee` and `evidence`: how sure the measurement was of what it decided. `memory_format`: how convolution weights lay
+    while it was measured, of the UNet and the VAE if they differ; empty: not known.
     """
 
     subject: ProfileSubject
@@ -160,6 +161,7 @@ class Profile:
     knee: KneeFound | None = None
     evidence: tuple[Evidence, ...] = ()
     notes: tuple[str, ...] = ()
+    memory_format: str = ""
     version: int = PROFILE_VERSION
     _grids: dict[Setting, Grids] = field(default_factory=dict, init=False, repr=False, compare=False, hash=False)
 

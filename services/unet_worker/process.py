@@ -205,10 +205,10 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
 def _settled_format(unet_side: UnetSide) -> FormatChoice:
     """The weights as they are faster with a typical batch."""
     shape = unet_side.latent_shape(*unet_side.native_size)
-    inputs = {rows: unet_inputs(unet_side, shape, rows) for rows in (1, _TYPICAL_ROWS)}
+    inputs = unet_inputs(unet_side, shape, _TYPICAL_ROWS)
 
     def call(rows: int) -> None:
-        latents, timesteps, *conditioning = inputs[rows]
+        latents, timesteps, *conditioning = (one[:rows] for one in inputs)
         unet_side.predict(latents, timesteps, conditioning_of(*conditioning))
 
     return settle_memory_format(unet_side.unet, call, unet_side.compute, _TYPICAL_ROWS)

@@ -226,10 +226,10 @@ def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundC
 def _settled_format(side: VaeSide) -> FormatChoice:
     """The weights as they are faster with a typical batch."""
     shape = side.latent_shape(*side.native_size)
-    inputs = {images: vae_inputs(side, shape, images) for images in (1, _TYPICAL_IMAGES)}
+    (latents,) = vae_inputs(side, shape, _TYPICAL_IMAGES)
     with torch.no_grad():
         return settle_memory_format(
-            side.vae, lambda images: side.vae.decode(*inputs[images]), side.compute, _TYPICAL_IMAGES
+            side.vae, lambda images: side.vae.decode(latents[:images]), side.compute, _TYPICAL_IMAGES
         )
 
 

@@ -1,14 +1,20 @@
-"""How the weights of convolutions lie best on this device: measured when a worker starts, in a fraction of a second."""
+"""How the weights of convolutions lie best on this device: measured when a worker starts, in a fraction of a second.
+
+On a GPU channels_last is no safe guess, though tensor cores want it: torch's CUDA GroupNorm answers in NCHW whatever it
+is given (ATen's native/group_norm.cpp), so each norm and the convolution behind it pay two transposes. What is left of
+the gain is for the clock to say; it has never been asked on a GPU.
+"""
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from synerdiff.models.device import Device
+from synerdiff.models.device import Device, Fault, fault_of
 
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 
@@ -22,7 +28,7 @@ _PAYS = 0.97
 @dataclass(frozen=True)
 class FormatChoice:
     """The format that the weights are in now. `ratio`: time of a call with channels-last weights over that with
-    contiguous ones, the median of `pairs` neighbouring calls; 1 where there was no time for enough.
+    contiguous ones, the median of `pairs` neighbouring calls; 1 where there was no time, or memory, for enough.
     """
 
     name: str
@@ -35,14 +41,28 @@ def settle_memory_format(model: Any, call: Callable[[int], object], device: Devi
 
     `call` takes a batch size; calls of `typical` are compared. The formats take turns at going first, so that what else
     the machine does meets both; the first pair, in which each is met for the first time, does not count. A model whose
-    calls are too slow to be compared in time keeps contiguous weights.
+    calls are too slow to be compared in time keeps contiguous weights. Where memory does not suffice, smaller batches
+    are compared. Raises what a call does for another reason.
     """
-    ratios = [] if _is_slow(model, call, device, typical) else _ratios(model, lambda: call(typical), device)
+    ratios = _compared(model, call, device, typical)
     compared = len(ratios) >= _LEAST_PAIRS
     pays = compared and max(ratios) < 1 and statistics.median(ratios) < _PAYS
     chosen = CHANNELS_LAST if pays else CONTIGUOUS
     model.to(memory_format=_FORMATS[chosen])
     return FormatChoice(chosen, round(statistics.median(ratios), 3) if compared else 1.0, len(ratios))
+
+
+def _compared(model: Any, call: Callable[[int], object], device: Device, size: int) -> list[float]:
+    """`_ratios` at the first of `size`, half of it, ... that memory suffices for; none where a call is too slow."""
+    while size:
+        try:
+            return [] if _is_slow(model, call, device, size) else _ratios(model, partial(call, size), device)
+        except Exception as error:
+            if fault_of(error) is not Fault.OUT_OF_MEMORY:
+                raise
+        device.free_caches()  # here the failed call's activations are gone
+        size //= 2
+    return []
 
 
 def _is_slow(model: Any, call: Callable[[int], object], device: Device, typical: int) -> bool:
@@ -71,11 +91,18 @@ def _ratios(model: Any, call: Callable[[], object], device: Device) -> list[floa
 
 
 def _seconds(model: Any, name: str, call: Callable[[], object], device: Device) -> float:
-    """Of a call: on a CPU those that this process computed, since another worker may just be starting beside it."""
-    clock = time.process_time if device.torch_device.type == "cpu" else time.perf_counter
+    """Of a call: on a CPU those that this process computed, since another worker may just be starting beside it.
+
+    On other devices those by the device's own clock, from when it is done with reordering the weights. Kernels are
+    launched one by one there, as no graph is captured yet.
+    """
     model.to(memory_format=_FORMATS[name])
-    started = clock()
-    call()
+    if device.torch_device.type == "cpu":
+        started_s = time.process_time()
+        call()
+        return time.process_time() - started_s
     timeline = device.timeline()
-    timeline.wait(timeline.mark())
-    return clock() - started
+    start = timeline.mark()
+    call()
+    end = timeline.mark()
+    return (timeline.unix_ns(end) - timeline.unix_ns(start)) / 1e9

@@ -25,6 +25,11 @@ def subject_of(unet: WorkerRecord, vae: WorkerRecord, width: int, height: int) -
     )
 
 
+def memory_format_of(unet: WorkerRecord, vae: WorkerRecord) -> str:
+    """How the convolution weights of both lie."""
+    return _both(unet.memory_format, vae.memory_format)
+
+
 def _shares(unet: WorkerRecord, vae: WorkerRecord) -> str:
     """How the two share a device: CPU threads, percent of a GPU's threads under CUDA MPS, or neither set."""
     if unet.threads or vae.threads:

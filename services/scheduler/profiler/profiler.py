@@ -10,7 +10,7 @@ from services.scheduler.profiler.mechanism_tests import evidence_of, mechanism_t
 from services.scheduler.profiler.memory_plan import within_memory
 from services.scheduler.profiler.probe_rounds import MemoryRanOut
 from services.scheduler.profiler.probing import ProbePair, Prober
-from services.scheduler.profiler.profile_findings import subject_of, with_caps
+from services.scheduler.profiler.profile_findings import memory_format_of, subject_of, with_caps
 from services.scheduler.profiler.profiling import DEFAULT_BOUND, ProfileCourse
 from synerdiff.profiles import KNEE_WITHIN, Evidence, ItemCaps, KneeFound, Profile
 
@@ -113,6 +113,7 @@ class Profiler:
             knee=replace(knee, error=round(knee.error, 4)),
             evidence=evidence,
             notes=self._notes(prober, course),
+            memory_format=memory_format_of(pair.unet, pair.vae),
         )
         return within_memory(with_caps(profile, pair.slots), pair.unet, pair.vae)
 

@@ -1,6 +1,7 @@
 """How weights lie: by a clock that only calls move, so that what is chosen is what the times say."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from synerdiff.models import memory_format
+from synerdiff.models.device.contract import Mark, Timeline
 from synerdiff.models.device.cpu import CpuDevice
 from synerdiff.models.memory_format import FormatChoice, settle_memory_format
 from tests.synerdiff.models.fake_gpu import FakeGpu
@@ -120,8 +122,94 @@ def test_few_pairs_decide_nothing(clock: VirtualTime) -> None:
     assert Model(clock, a_row(0.04), a_row(0.02)).settle() == FormatChoice("contiguous", 1.0, 1)
 
 
-def test_calls_have_ended_before_the_clock_is_read(clock: VirtualTime) -> None:
-    gpu = FakeGpu()
-    model = Model(clock, a_row(0.010), a_row(0.008))
-    settle_memory_format(model.module, model, gpu, TYPICAL)
-    assert gpu.asked == [word for one in range(1, len(model.calls) + 1) for word in ("mark", f"wait {one}")]
+@dataclass(frozen=True)
+class QueuedTime:
+    """The timeline of a `QueuedGpu`: a moment is the ns at which all work queued so far will be done."""
+
+    gpu: "QueuedGpu"
+
+    def mark(self) -> Mark:
+        return round(self.gpu.busy_until_s * 1e9)
+
+    def wait(self, mark: Mark) -> None:
+        self.gpu.clock.now_s = max(self.gpu.clock.now_s, mark / 1e9)
+
+    def unix_ns(self, mark: Mark) -> int:
+        self.wait(mark)
+        return int(mark)
+
+
+class QueuedGpu(FakeGpu):
+    """A fake of a GPU that is a clock alone: work is queued and takes time there, and none on the host but to wait."""
+
+    torch_device = torch.device("cuda")
+
+    def __init__(self, clock: VirtualTime) -> None:
+        super().__init__()
+        self.clock = clock
+        self.busy_until_s = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        """Queue work of so many seconds."""
+        self.busy_until_s = max(self.busy_until_s, self.clock.now_s) + seconds
+
+    def timeline(self) -> Timeline:
+        return QueuedTime(self)
+
+
+class Reordered(nn.Conv2d):
+    """A convolution whose weights take the GPU time to reorder."""
+
+    def __init__(self, gpu: QueuedGpu, seconds: float) -> None:
+        super().__init__(4, 4, 3)
+        self._gpu, self._seconds = gpu, seconds
+
+    def to(self, *_: Any, memory_format: torch.memory_format) -> Any:  # type: ignore[override]
+        if not self.weight.is_contiguous(memory_format=memory_format):
+            self._gpu.sleep(self._seconds)
+        return super().to(memory_format=memory_format)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("reordering_s", [0.0, 0.03, 0.12])
+@pytest.mark.parametrize(("ratio", "chosen"), [(0.8, "channels_last"), (1.25, "contiguous")])
+def test_a_gpus_own_clock_decides_by_calls_alone(
+    clock: VirtualTime, reordering_s: float, ratio: float, chosen: str
+) -> None:
+    """Its calls return at once; reordering the weights, which may take it longer than a call, is no part of them."""
+    gpu = QueuedGpu(clock)
+    model = Model(gpu, a_row(0.005), a_row(0.005 * ratio))  # type: ignore[arg-type]
+    model.module = Reordered(gpu, reordering_s)
+    choice = settle_memory_format(model.module, model, gpu, TYPICAL)
+    assert (choice.name, choice.ratio) == (chosen, ratio)
+    assert choice.pairs >= 3
+    assert model.format == chosen
+
+
+@pytest.mark.parametrize(("fits", "compared"), [(TYPICAL - 1, TYPICAL // 2), (1, 1)])
+def test_where_memory_does_not_suffice_smaller_batches_are_compared(
+    clock: VirtualTime, fits: int, compared: int
+) -> None:
+    device = FakeGpu()
+    model = Model(clock, a_row(0.005), a_row(0.004))
+
+    def call(rows: int) -> None:
+        if rows > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        model(rows)
+
+    assert settle_memory_format(model.module, call, device, TYPICAL) == FormatChoice("channels_last", 0.8, 6)
+    assert {rows for _, rows in model.calls} == {1, compared}
+    assert set(device.asked) == {"free"}
+
+
+def test_a_model_that_nothing_fits_of_keeps_contiguous_weights(clock: VirtualTime) -> None:
+    def call(rows: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert settle_memory_format(nn.Conv2d(4, 4, 3), call, FakeGpu(), TYPICAL) == FormatChoice("contiguous", 1.0, 0)
+    with pytest.raises(ValueError, match="ours"):
+        settle_memory_format(nn.Conv2d(4, 4, 3), fails, FakeGpu(), TYPICAL)
+
+
+def fails(rows: int) -> None:
+    raise ValueError("ours")

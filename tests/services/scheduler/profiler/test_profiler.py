@@ -68,6 +68,7 @@ async def test_a_profile_is_what_was_measured_with_what_follows_from_it() -> Non
         "threads: UNet 1": False,
         "threads: VAE 1": False,
     }
+    assert made.memory_format == "contiguous + channels_last"
     assert parse(dump(made)) == made
 
 
