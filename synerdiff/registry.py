@@ -32,11 +32,11 @@ log = get_logger("registry")
 class WorkerRecord:
     """A worker and how to reach it. `address` is host:port; `domain` names the GPU or CPU that it shares.
 
-    `device`, `dtype`, `model_digest`, `threads` (CPU threads; 0 on GPUs), `mps_thread_percent` (its share of the GPU's
-    threads under CUDA MPS; 0: not under MPS) and `execution` ("eager"; "compiled": a package serves the native size)
-    say which profile is of this worker. `memory_format`: how its convolution weights lie. `memory_limit_bytes` of
-    device memory are what it may take; 0: all there is. `draining`: it takes nothing new; what it holds, a new leader
-    has to find.
+    `device`, `dtype` (what its UNet or VAE computes in), `model_digest`, `threads` (CPU threads; 0 on GPUs),
+    `mps_thread_percent` (its share of the GPU's threads under CUDA MPS; 0: not under MPS) and `execution` ("eager";
+    "compiled": a package serves the native size) say which profile is of this worker. `memory_format`: how its
+    convolution weights lie. `memory_limit_bytes` of device memory are what it may take; 0: not known, as on CPUs.
+    `draining`: it takes nothing new; what it holds, a new leader has to find.
     """
 
     worker_id: str

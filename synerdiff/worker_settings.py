@@ -9,6 +9,7 @@ from synerdiff.latents.transports import TransportChoice
 from synerdiff.mps import device_ordinal
 from synerdiff.settings import OptionalFile, ServiceSettings
 
+DTYPES = "^(auto|float32|bfloat16|float16)$"
 CompileMode = Literal["auto", "off", "wait"]
 
 
@@ -19,7 +20,7 @@ class WorkerSettings(ServiceSettings):
     model_name: str = Field("", description="the name clients ask for; empty: the directory's own name")
     dtype: str = Field(
         "auto",
-        pattern="^(auto|float32|bfloat16|float16)$",
+        pattern=DTYPES,
         description="what the model computes in; auto: bfloat16 on CPUs that have it, float16 on GPUs, else float32",
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the model runs: cpu, cuda or cuda:N")

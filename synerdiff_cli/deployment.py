@@ -6,13 +6,21 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from services.unet_worker.settings import UnetWorkerSettings
+from services.vae_worker.settings import VaeWorkerSettings
 from synerdiff.host import usable_cores
 from synerdiff.redis_process import answers, find_redis_server, free_port, redis_command, redis_url
 from synerdiff.rpc import READINESS, open_channel, serving
+from synerdiff.settings import load
 from synerdiff.worker_settings import CompileMode
 from synerdiff_cli.supervisor import ChildSpec
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "emoji" / "model"
+
+_SETTINGS: Mapping[str, type[UnetWorkerSettings | VaeWorkerSettings]] = {
+    "unet": UnetWorkerSettings,
+    "vae": VaeWorkerSettings,
+}
 
 # What of a job in hand is worth waiting for at Ctrl-C: the rest is taken up by the next `up`, from Redis.
 DRAIN_GRACE_S = 3.0
@@ -42,6 +50,7 @@ class LocalOptions:
     listen: str = "127.0.0.1:0"
     redis_url: str = ""
     dtype: str = "auto"
+    vae_dtype: str = "auto"
     threads: int = 0
     profile: Path | None = None
     idle_profile: bool = False
@@ -135,6 +144,11 @@ def _worker_child(
     arguments = ["--listen", address, "--redis-url", redis, "--worker-id", name]
     arguments += ["--model", str(source.path), "--model-name", source.name]
     arguments += ["--dtype", options.dtype, "--threads", str(_threads(options, kind)), "--compile", options.compile]
+    if (workers := _workers_of_a_kind(options, kind)) > 1:
+        share = load(_SETTINGS[kind], []).memory_share / workers  # as the environment has it, else the default
+        arguments += ["--memory-share", f"{share:.4f}"]
+    if kind == "vae":
+        arguments += ["--vae-dtype", options.vae_dtype]
     child = _service(options, name, f"services.{kind}_worker", arguments, address)
     return replace(child, environment={**child.environment, **options.worker_environment.get(kind, {})})
 
@@ -169,8 +183,12 @@ def _threads(options: LocalOptions, kind: str) -> int:
     """
     if threads := options.worker_threads.get(kind, options.threads):
         return threads
-    workers = len(options.models) * (options.unet_workers if kind == "unet" else options.vae_workers)
-    return max(1, usable_cores() // workers)
+    return max(1, usable_cores() // _workers_of_a_kind(options, kind))
+
+
+def _workers_of_a_kind(options: LocalOptions, kind: str) -> int:
+    """They share this machine's device."""
+    return len(options.models) * (options.unet_workers if kind == "unet" else options.vae_workers)
 
 
 def _scheduler_addresses(options: LocalOptions, ports: Iterator[int]) -> list[str]:

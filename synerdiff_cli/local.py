@@ -52,6 +52,10 @@ CompileOption = Annotated[
     Compile, typer.Option(help="Compile the model: auto in the background, wait before serving, off never.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="What to compute in; auto: what the device does best.")]
+VaeDtypeOption = Annotated[
+    Dtype,
+    typer.Option(help="What the VAE computes in; auto: as the model does, float32 where its config asks for that."),
+]
 Threads = Annotated[int, typer.Option(help="CPU threads of each worker; 0: an equal share of the cores.", min=0)]
 Policy = Annotated[str, typer.Option(help="How batches are made. Default: the scheduler's.")]
 
@@ -67,6 +71,7 @@ def up(
         "127.0.0.1:50051"
     ),
     dtype: DtypeOption = Dtype.AUTO,
+    vae_dtype: VaeDtypeOption = Dtype.AUTO,
     threads: Threads = 0,
     profile: Annotated[
         Path | None, typer.Option(help="Profile of this machine, as `synerdiff profile` wrote it.", dir_okay=False)
@@ -90,6 +95,7 @@ def up(
             listen=listen,
             redis_url=redis_url,
             dtype=dtype,
+            vae_dtype=vae_dtype,
             threads=threads,
             profile=_readable(profile),
             idle_profile=idle_profile,

@@ -16,7 +16,15 @@ from synerdiff.worker_settings import WorkerSettings
 from synerdiff_cli.console import err, out
 from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources
 from synerdiff_cli.interruption import run
-from synerdiff_cli.local import Compile, CompileOption, Dtype, DtypeOption, Threads, local_errors_as_lines
+from synerdiff_cli.local import (
+    Compile,
+    CompileOption,
+    Dtype,
+    DtypeOption,
+    Threads,
+    VaeDtypeOption,
+    local_errors_as_lines,
+)
 from synerdiff_cli.measuring import Wishes, measure, with_note
 from synerdiff_cli.profile_display import shares_table, summary
 from synerdiff_cli.profile_plot import check_can_plot, plot_profile
@@ -46,6 +54,7 @@ def profile(
     width: Annotated[int, typer.Option(help="Width of the pictures. Default: the model's own.", min=0)] = 0,
     height: Annotated[int, typer.Option(help="Height of the pictures. Default: the model's own.", min=0)] = 0,
     dtype: DtypeOption = Dtype.AUTO,
+    vae_dtype: VaeDtypeOption = Dtype.AUTO,
     threads: Threads = 0,
     compile: CompileOption = Compile.WAIT,
     shares: Annotated[
@@ -76,7 +85,13 @@ def profile(
         )
         with tempfile.TemporaryDirectory(prefix="synerdiff-profile-") as folder:
             local = LocalOptions(
-                Path(folder), sources, schedulers=0, dtype=dtype, threads=threads, compile=compile.value
+                Path(folder),
+                sources,
+                schedulers=0,
+                dtype=dtype,
+                vae_dtype=vae_dtype,
+                threads=threads,
+                compile=compile.value,
             )
             found = run(measure(Wishes(_splits(local, shares), options, width, height, fidelity, redis_url)))
         made = with_note(found)

@@ -8,6 +8,12 @@ from synerdiff.worker_settings import WorkerSettings
 class UnetWorkerSettings(WorkerSettings):
     """Settings of `python -m services.unet_worker`."""
 
+    memory_share: float = Field(
+        0.6, gt=0, le=1, description="on GPUs: part of the memory to take where neither memory_limit_bytes nor MPS says"
+    )
+    cudnn_benchmark: bool = Field(
+        True, description="on GPUs: let cuDNN time its kernels at the first call of a shape; batches have few shapes"
+    )
     slots: int = Field(32, ge=1, le=4096, description="tasks held at once; each has its place in the latents arena")
     max_side: int = Field(0, ge=0, le=8192, description="longest side of a picture in pixels; 0: the model's own limit")
     embedding_cache_bytes: int = Field(

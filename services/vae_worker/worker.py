@@ -25,7 +25,7 @@ from synerdiff.models.compiled import BackgroundCompiler, CompiledVae, CompilerO
 from synerdiff.models.compiled.exported import vae_inputs
 from synerdiff.models.compiled.rehearsal import start_at_lowest_priority
 from synerdiff.models.device import DeviceFailed, DeviceOptions, Fault, fault_of, open_device
-from synerdiff.models.dtypes import dtype_from_name
+from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import load_vae_side
@@ -131,7 +131,7 @@ async def serve(settings: VaeWorkerSettings) -> int:
     worker = VaeWorker(
         loaded.side,
         worker_id,
-        encode_threads=settings.encode_threads,
+        encode_threads=settings.image_encoders(),
         outbox_bytes=settings.outbox_bytes,
         threads=settings.threads,
         arenas=ArenaClient(settings.transport_choice(), tls=settings.worker_tls()),
@@ -213,13 +213,23 @@ class _Loaded:
 def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundCompiler) -> _Loaded:
     device = open_device(settings.device, DeviceOptions(memory_limit_bytes=share.memory_limit_bytes))
     dtype = dtype_from_name(settings.dtype, device)
-    side = load_vae_side(settings.model, dtype, safety_checker=settings.safety_checker, device=device)
+    vae_dtype = None if settings.vae_dtype == "auto" else dtype_from_name(settings.vae_dtype)
+    side = load_vae_side(
+        settings.model, dtype, vae_dtype=vae_dtype, safety_checker=settings.safety_checker, device=device
+    )
     subject_of = partial(compile_subject, "vae", settings.model, side)
     request = compiler.requests_like(subject_of) if device.compiles else no_request
     vae = CompiledVae(side, request, _REHEARSED_IMAGES if settings.rehearse and device.compiles else 0)
     weights = _settled_format(side)
     compiler.wait()
-    log.info("model loaded", memory_format=weights.name, channels_last_ratio=weights.ratio, execution=vae.execution)
+    log.info(
+        "model loaded",
+        dtype=dtype_name(dtype),
+        vae_dtype=dtype_name(side.vae_dtype),
+        memory_format=weights.name,
+        channels_last_ratio=weights.ratio,
+        execution=vae.execution,
+    )
     return _Loaded(side, vae, weights.name)
 
 

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import torch
+
 from synerdiff.cards import ModelCard
 from synerdiff.host import boot_id
 from synerdiff.models.compiled.subject import CompileSubject, Component
@@ -21,7 +23,7 @@ def compile_subject(component: Component, model: Path, side: UnetSide | VaeSide)
         component=component,
         model=str(model.resolve()),
         component_digest=component_digest(read_layout(model), component),
-        dtype=dtype_name(side.dtype),
+        dtype=dtype_name(_loaded_dtype(side)),
         latent_shape=side.latent_shape(*side.native_size),
     )
 
@@ -46,9 +48,16 @@ def worker_record(
         boot_id=boot_id(),
         pid=os.getpid(),
         device=side.compute.name,
-        dtype=dtype_name(side.dtype),
+        dtype=dtype_name(side.vae_dtype if isinstance(side, VaeSide) else side.dtype),
         model_digest=model_digest(read_layout(settings.model)),
         threads=side.compute.cpu_threads(settings.threads),
         mps_thread_percent=share.mps_thread_percent,
         memory_limit_bytes=share.memory_limit_bytes,
     )
+
+
+def _loaded_dtype(side: UnetSide | VaeSide) -> torch.dtype:
+    """The dtype by which `loading` makes this component again: the model's, but for a VAE that was told another."""
+    if isinstance(side, VaeSide) and side.vae_dtype != side.family.vae_dtype(side.vae.config, side.dtype):
+        return side.vae_dtype
+    return side.dtype

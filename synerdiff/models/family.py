@@ -228,7 +228,7 @@ class UnetSide:
 class VaeSide:
     """VAE and safety checker of one model: what a VAE worker needs. Made by `loading.load_vae_side`.
 
-    `dtype` is the one that latents come in; the VAE itself may run in another (SDXL in float16 upcasts it).
+    `dtype` is the one that latents come in; the VAE itself may run in another: see `vae_dtype`.
     """
 
     family: Family
@@ -242,6 +242,12 @@ class VaeSide:
     def device(self) -> torch.device:
         """Where its tensors are."""
         return self.compute.torch_device
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """What the VAE computes in; SDXL's in float32 where the model is in float16, unless it was told otherwise."""
+        found: torch.dtype = self.vae.dtype
+        return found
 
     @property
     def native_size(self) -> tuple[int, int]:

@@ -65,24 +65,27 @@ def load_vae_side(
     path: Path | str,
     dtype: torch.dtype,
     *,
+    vae_dtype: torch.dtype | None = None,
     variant: str = "auto",
     safety_checker: bool = True,
     device: Device | None = None,
 ) -> VaeSide:
     """Load the VAE and, unless switched off, the safety checker that the directory carries.
 
-    `dtype` is the model's, as given to `load_unet_side`; `variant` and `device` as there. Raises ModelLoadError.
+    `dtype` is the model's, as given to `load_unet_side`; `variant` and `device` as there. `vae_dtype`: what the VAE
+    itself runs in; None is what its family says for `dtype`. Raises ModelLoadError, also for a VAE that would overflow.
     """
     _silence_libraries()
     layout, family = _open(path)
     device = device or open_device("cpu")
-    vae = load_diffusers_model(AutoencoderKL, layout, "vae", dtype, variant, device)
+    usual, other = _vae_dtypes(layout, family, dtype, vae_dtype)
+    vae = load_diffusers_model(AutoencoderKL, layout, "vae", other or dtype, variant, device)
     checker: SafetyChecker | None = None
     if safety_checker and layout.component_class("safety_checker") is not None:
         checker = load_safety_checker(layout, dtype, variant, device.torch_device)
     return VaeSide(
         family=family,
-        vae=vae.to(family.vae_dtype(vae.config, dtype)),
+        vae=vae.to(other or usual),
         processor=VaeImageProcessor(vae_scale_factor=_vae_scale_factor(vae.config)),
         checker=checker,
         dtype=dtype,
@@ -122,6 +125,20 @@ def _check_latents(layout: ModelLayout) -> None:
                 f"its UNet has {end} {unet[end]}, but its latents have {latent_channels} channels "
                 "(inpainting, editing and upscaling models are not served)"
             )
+
+
+def _vae_dtypes(
+    layout: ModelLayout, family: Family, dtype: torch.dtype, wanted: torch.dtype | None
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """What the VAE of a model in `dtype` usually runs in, and what it is to run in where that is something else.
+
+    In its usual dtype its weights go through `dtype` first, as they do in diffusers' pipelines.
+    """
+    config = layout.config("vae")
+    if wanted == torch.float16 != family.vae_dtype(config, torch.float16):
+        raise layout.refuse("vae_dtype: float16 overflows in its VAE (force_upcast); bfloat16 and float32 do not")
+    usual = family.vae_dtype(config, dtype)
+    return usual, wanted if wanted != usual else None
 
 
 def _vae_scale_factor(vae_config: Mapping[str, Any]) -> int:

@@ -75,6 +75,30 @@ def test_workers_of_a_kind_share_the_cores(tmp_path: Path, monkeypatch: pytest.M
     assert flag(plan_deployment(options(tmp_path, threads=3)), "unet-emoji-0", "--threads") == "3"
 
 
+def test_workers_of_a_kind_share_the_memory_that_is_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = (ModelSource("a", BUNDLED_MODEL), ModelSource("b", BUNDLED_MODEL))
+    deployment = plan_deployment(options(tmp_path, models=models, unet_workers=2))
+    shares = [
+        float(flag(deployment, child.name, "--memory-share"))
+        for child in deployment.children
+        if child.name.startswith(("unet", "vae"))
+    ]
+    assert shares == [0.15, 0.15, 0.15, 0.15, 0.15, 0.15]
+    assert sum(shares) <= 0.9, "on one GPU the rest is for what no worker counts"
+    monkeypatch.setenv("SYNERDIFF_MEMORY_SHARE", "0.4")
+    assert flag(plan_deployment(options(tmp_path, unet_workers=2)), "unet-emoji-0", "--memory-share") == "0.2000"
+    alone = next(c for c in plan_deployment(options(tmp_path)).children if c.name == "unet-emoji-0")
+    assert "--memory-share" not in alone.command
+
+
+def test_the_vae_worker_alone_is_told_what_a_vae_computes_in(tmp_path: Path) -> None:
+    deployment = plan_deployment(options(tmp_path, dtype="float16", vae_dtype="bfloat16"))
+    assert flag(deployment, "vae-emoji-0", "--vae-dtype") == "bfloat16"
+    assert {flag(deployment, name, "--dtype") for name in ("unet-emoji-0", "vae-emoji-0")} == {"float16"}
+    unet = next(child for child in deployment.children if child.name == "unet-emoji-0")
+    assert "--vae-dtype" not in unet.command
+
+
 def test_further_schedulers_listen_on_the_next_ports(tmp_path: Path) -> None:
     deployment = plan_deployment(options(tmp_path, listen="0.0.0.0:50051", schedulers=2))
     assert flag(deployment, "scheduler-1", "--listen") == "0.0.0.0:50052"

@@ -78,7 +78,7 @@ async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -
 
 
 async def test_a_bad_setting_is_named_at_once() -> None:
-    process = await start("--encode-threads", "0")
+    process = await start("--encode-threads", "65")
     _, errors = await asyncio.wait_for(process.communicate(), HANG_S)
     assert process.returncode == 2
     assert "--encode-threads" in errors.decode()

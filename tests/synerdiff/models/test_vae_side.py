@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 
 from synerdiff.cards import Sampler
+from synerdiff.models.announcement import compile_subject, worker_record
+from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.family import VaeSide
-from synerdiff.models.loading import load_vae_side
+from synerdiff.models.loading import ModelLoadError, load_vae_side
+from synerdiff.mps import DeviceShare
+from synerdiff.settings import load
+from synerdiff.worker_settings import WorkerSettings
 from tests.reference import in_float64, reference_image, reference_pipeline
 from tests.rounding import COARSEST, assert_same_picture
+from tests.services.scheduler.harness import CARD
 from tests.tiny_models import edit_json, tiny_model
 
 Images = npt.NDArray[np.uint8]
@@ -93,6 +99,60 @@ def test_sdxl_in_float16_upcasts_its_vae_when_told_to(tmp_path: Path, force_upca
     assert side.vae.dtype == (torch.float32 if force_upcast else torch.float16)
     coarsest = COARSEST if force_upcast else 1 / 32  # 8 levels
     assert_same_picture(side.decode(run.latents)[0], run.exact, run.levels, coarsest=coarsest)
+
+
+def test_a_vae_computes_in_the_dtype_that_it_is_told(tmp_path: Path) -> None:
+    path = tiny_model("sdxl", tmp_path / "model")
+    latents = pipeline_run(path, torch.float16).latents
+    side = load_vae_side(path, torch.float16, vae_dtype=torch.bfloat16)
+    assert (side.dtype, side.vae_dtype) == (torch.float16, torch.bfloat16)
+    (exact,) = decoded(in_float64(reference_pipeline(path, torch.float32).vae), latents.double())
+    (levels,) = decoded(reference_pipeline(path, torch.bfloat16).vae, latents.bfloat16()).float()
+    # bfloat16 has an eighth of float16's precision.
+    assert_same_picture(side.decode(latents)[0], exact, levels, coarsest=8 * 1 / 32)
+
+
+def test_float16_is_refused_for_a_vae_that_overflows_in_it(tmp_path: Path) -> None:
+    path = tiny_model("sdxl", tmp_path / "model")
+    edit_json(path / "vae" / "config.json", force_upcast=True)
+    for dtype in (torch.float16, torch.float32):
+        with pytest.raises(ModelLoadError, match=r"vae_dtype: float16 overflows in its VAE \(force_upcast\); bfloat16"):
+            load_vae_side(path, dtype, vae_dtype=torch.float16)
+    edit_json(path / "vae" / "config.json", force_upcast=False)
+    assert load_vae_side(path, torch.float32, vae_dtype=torch.float16).vae_dtype == torch.float16
+
+
+def test_weights_of_a_vae_in_another_dtype_do_not_pass_through_the_models(tiny_models: dict[str, Path]) -> None:
+    told = load_vae_side(tiny_models["sd1"], torch.bfloat16, vae_dtype=torch.float32)
+    plain = load_vae_side(tiny_models["sd1"], torch.float32)
+    for one, other in zip(told.vae.parameters(), plain.vae.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vae_dtype", "shown", "compiled"),
+    [
+        ("float16", None, "float32", "float16"),  # as SDXL's pipeline: float16 weights, upcast
+        ("float16", "bfloat16", "bfloat16", "bfloat16"),
+        ("bfloat16", None, "bfloat16", "bfloat16"),
+        ("bfloat16", "float32", "float32", "float32"),
+    ],
+)
+def test_what_a_vae_computes_in_is_in_its_record_and_in_the_name_of_its_package(
+    tmp_path: Path, dtype: str, vae_dtype: str | None, shown: str, compiled: str
+) -> None:
+    path = tiny_model("sdxl", tmp_path / "model")
+    told = dtype_from_name(vae_dtype) if vae_dtype else None
+    side = load_vae_side(path, dtype_from_name(dtype), vae_dtype=told)
+    settings = load(WorkerSettings, ["--model", str(path)])
+    record = worker_record("vae", "v", "127.0.0.1:1", CARD, side, DeviceShare(), settings)
+    assert record.dtype == shown
+    subject = compile_subject("vae", path, side)
+    assert subject.dtype == compiled
+    again = load_vae_side(path, dtype_from_name(subject.dtype))
+    assert again.vae_dtype == side.vae_dtype
+    for one, other in zip(again.vae.parameters(), side.vae.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_sd_in_float16_keeps_its_dtype(tiny_models: dict[str, Path]) -> None:

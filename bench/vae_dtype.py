@@ -1,0 +1,76 @@
+"""What a VAE's dtype costs its pictures: PSNR to those of float32, of the same latents.
+
+    python -m bench.vae_dtype [--model DIRECTORY] [--pictures 8] [--steps 12]
+
+Latents are denoised in float32 at the model's native size, then decoded in float32, in bfloat16 and, where the VAE does
+not overflow in it, in float16. Prints JSON: per dtype the least and the mean PSNR in dB, and the largest difference in
+levels of 255.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.parity import levels, psnr_db
+from services.unet_worker.denoiser import Denoiser
+from services.unet_worker.preparation import TaskPreparer
+from synerdiff.cards import Sampler
+from synerdiff.models.dtypes import dtype_from_name
+from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.loading import load_unet_side, load_vae_side
+from synerdiff.requests import TaskSpec
+from synerdiff_cli.deployment import BUNDLED_MODEL
+
+_PROMPTS = ("a red apple", "a rocket", "a cat face", "a slice of pizza")
+
+
+def denoised(model: Path, pictures: int, steps: int) -> Tensor:
+    """Latents [pictures, C, h, w], float32, as a UNet worker leaves them."""
+    side = load_unet_side(model, torch.float32)
+    width, height = side.native_size
+    first = TaskSpec("a/0", _PROMPTS[0], "", width, height, steps, 4.0, 0, Sampler.DDIM, 0)
+    specs = [replace(first, task_id=f"a/{k}", prompt=_PROMPTS[k % len(_PROMPTS)], seed=k) for k in range(pictures)]
+    tasks = [prepared.task for prepared in TaskPreparer(side).prepare(specs)]
+    denoiser = Denoiser(side)
+    while not tasks[0].done:
+        denoiser.step(tasks)
+    return torch.stack([task.sample for task in tasks])
+
+
+def measure(model: Path, pictures: int, steps: int) -> dict[str, dict[str, float]]:
+    """Per dtype how far its pictures are from those of float32."""
+    latents = denoised(model, pictures, steps)
+    reference = load_vae_side(model, torch.float32, safety_checker=False).decode(latents)
+    found = {}
+    for name in ("bfloat16", "float16"):
+        try:
+            side = load_vae_side(model, torch.float32, vae_dtype=dtype_from_name(name), safety_checker=False)
+        except ModelLoadError:  # it overflows
+            continue
+        pairs = list(zip(side.decode(latents), reference, strict=True))
+        psnrs = [psnr_db(one, other) for one, other in pairs]
+        found[name] = {
+            "least_psnr_db": round(min(psnrs), 1),
+            "mean_psnr_db": round(sum(psnrs) / len(psnrs), 1),
+            "most_levels": max(levels(one, other) for one, other in pairs),
+        }
+    return found
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL)
+    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
+    options = parser.parse_args()
+    found = measure(options.model, options.pictures, options.steps)
+    print(json.dumps({"device": "cpu", "model": options.model.name, "pictures": options.pictures, **found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
