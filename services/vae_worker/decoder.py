@@ -1,7 +1,7 @@
 """Batched decoding: latents as they lie in the arena in, pictures out, and every failure laid at the right door."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,6 +45,9 @@ class DecodeFailure:
     message: str
 
 
+_NOT_FINITE = DecodeFailure(_INTERNAL, "the latents hold values that are not finite; try a lower guidance_scale")
+
+
 class BatchDecoder:
     """Decodes on the calling thread, always the same one. `decode`: how whole batches are decoded, if not by `side`."""
 
@@ -74,8 +77,13 @@ class BatchDecoder:
 
         With one band, or a VAE that is not known to be exact in bands, the decode is one piece.
         """
-        outcomes = [self._tensor(latents, width, height) for latents in batch]
-        return DecodeInProgress(self._side, self._decode, self._chunked if bands > 1 else None, bands, outcomes)
+        views = dict(enumerate(self._view(latents, width, height) for latents in batch))
+        failures = {place: view for place, view in views.items() if isinstance(view, DecodeFailure)}
+        part = self._part({place: view for place, view in views.items() if isinstance(view, Tensor)})
+        if part is not None:
+            part, not_finite = part.finite(self.compute)
+            failures |= dict.fromkeys(not_finite, _NOT_FINITE)
+        return DecodeInProgress(self._side, self._decode, self._chunked if bands > 1 else None, bands, failures, part)
 
     def warm_up(self) -> None:
         """Decode zeros of the smallest size once. Raises DeviceFailed."""
@@ -89,22 +97,26 @@ class BatchDecoder:
             log.warning("this VAE is decoded in one piece", reason=str(refusal))
             return None
 
-    def _tensor(self, latents: Latents, width: int, height: int) -> Tensor | DecodeFailure:
+    def _view(self, latents: Latents, width: int, height: int) -> Tensor | DecodeFailure:
+        """The latents [C, h, w] where they lie."""
         shape = self._side.latent_shape(width, height)
         dtype = dtype_from_name(latents.dtype)
         wanted = int(np.prod(shape)) * dtype.itemsize
         if len(latents.data) != wanted:
             size = f"a picture of {width} x {height} pixels has {wanted} bytes of {latents.dtype} latents"
             return DecodeFailure(_INTERNAL, f"{size}; its slot holds {len(latents.data)}")
-        # A copy: the test for finite values waits for it, and after that the latents' own memory may be used again.
-        tensor = (
-            elements(latents, dtype, self._side.device)
-            .reshape(shape)
-            .to(self._side.device, self._side.dtype, copy=True)
-        )
-        if not tensor.isfinite().all():
-            return DecodeFailure(_INTERNAL, "the latents hold values that are not finite; try a lower guidance_scale")
-        return tensor
+        return elements(latents, dtype, self._side.device).reshape(shape)
+
+    def _part(self, views: Mapping[int, Tensor]) -> "_Part | None":
+        """A copy of latents on the device in the model's dtype, by their places: those of host memory in one upload."""
+        dtype, device = self._side.dtype, self._side.device
+        if not views:
+            return None
+        if all(view.device.type == "cpu" for view in views.values()):
+            latents = self.compute.upload(torch.stack([view.to(dtype) for view in views.values()]))
+        else:
+            latents = torch.stack([view.to(device, dtype) for view in views.values()])
+        return _Part(tuple(views), latents)
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,18 @@ class _Part:
 
     places: tuple[int, ...]
     latents: Tensor
+
+    def finite(self, compute: Device) -> "tuple[_Part | None, tuple[int, ...]]":
+        """Those of finite latents, and the places of the others: one wait, however many there are.
+
+        That waits for the copy too: after it the memory that latents were copied from may be used again.
+        """
+        finite = compute.download(self.latents.isfinite().flatten(1).all(dim=1)).tolist()
+        if all(finite):
+            return self, ()
+        kept = [row for row, ok in enumerate(finite) if ok]
+        others = tuple(place for place, ok in zip(self.places, finite, strict=True) if not ok)
+        return _Part(tuple(self.places[row] for row in kept), self.latents[kept]) if kept else None, others
 
     def halves(self) -> "tuple[_Part, _Part]":
         middle = len(self.places) // 2
@@ -128,19 +152,15 @@ class DecodeInProgress:
         decode: Decode,
         chunked: ChunkedDecoder | None,
         bands: int,
-        found: Sequence[Tensor | DecodeFailure],
+        failures: Mapping[int, DecodeFailure],
+        part: _Part | None,
     ) -> None:
         self._side = side
         self._decode = decode
         self._chunked = chunked
         self._bands = bands
-        self._outcomes: dict[int, Picture | DecodeFailure] = {
-            place: outcome for place, outcome in enumerate(found) if isinstance(outcome, DecodeFailure)
-        }
-        sound = {place: tensor for place, tensor in enumerate(found) if isinstance(tensor, Tensor)}
-        self._waiting: deque[_Part] = deque()
-        if sound:
-            self._waiting.append(_Part(tuple(sound), torch.stack(list(sound.values()))))
+        self._outcomes: dict[int, Picture | DecodeFailure] = dict(failures)
+        self._waiting: deque[_Part] = deque([part] if part else ())
         self._units: Generator[float, None, list[Picture]] | None = None
         self._part_fraction = 0.0
         self._halved = 0

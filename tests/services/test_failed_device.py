@@ -114,7 +114,7 @@ class Dying(BatchDecoder):
     def __init__(self, side: VaeSide, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tried = 0
         if where == "latents":
-            monkeypatch.setattr(self, "_tensor", fail)
+            monkeypatch.setattr(self, "_part", fail)
 
         def decode(latents: torch.Tensor) -> Any:
             self.tried += 1

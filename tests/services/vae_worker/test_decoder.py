@@ -1,6 +1,6 @@
 """Decoding a batch: the same pictures as diffusers makes, and each failure laid where it belongs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.models.loading import load_vae_side
 from tests.services.vae_worker.conftest import MODEL, assert_decoded, latents_of
+from tests.synerdiff.models.fake_gpu import FakeGpu
 from tests.tiny_models import tiny_model
 
 SIDE = 32
@@ -95,6 +96,35 @@ def test_latents_on_a_gpu_reach_a_decoder_on_the_cpu(vae_side: VaeSide) -> None:
     batch = [Latents(clone, "float32") for clone in clones]
     expected = pixels(BatchDecoder(vae_side).decode(stored, SIDE, SIDE))
     np.testing.assert_array_equal(pixels(BatchDecoder(vae_side).decode(batch, SIDE, SIDE)), expected)
+
+
+def test_a_batch_is_uploaded_at_once_and_waited_for_once(vae_side: VaeSide, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fake of the device interface, however many latents come; no value of a tensor is asked for by the way."""
+    gpu = FakeGpu()
+    latents = latents_of(5, SIDE, SIDE)
+    latents[1, 0, 0, 0] = float("inf")
+    batch = as_stored(latents)
+    batch[3] = Latents(batch[3].host()[:-4], "float32")
+    decoder = BatchDecoder(replace(vae_side, compute=gpu))
+    with monkeypatch.context() as patched:
+        for asks in ("__bool__", "item"):
+            patched.setattr(torch.Tensor, asks, lambda *_: pytest.fail("a tensor was waited for"))
+        decoding = decoder.begin(batch, SIDE, SIDE, bands=1)
+    assert gpu.asked == ["upload", "download"]
+    assert decoding.advance(1.0)
+    outcomes = decoding.outcomes()
+    assert [place for place, outcome in enumerate(outcomes) if isinstance(outcome, DecodeFailure)] == [1, 3]
+    assert_decoded(pixels([outcomes[place] for place in (0, 2, 4)]), latents[[0, 2, 4]])
+
+
+def test_latents_may_be_overwritten_once_their_decode_has_begun(vae_side: VaeSide) -> None:
+    latents = latents_of(2, SIDE, SIDE)
+    batch = as_stored(latents)
+    decoding = BatchDecoder(vae_side).begin(batch, SIDE, SIDE, bands=1)
+    for one in batch:
+        one.host()[:] = bytes(len(one.data))
+    decoding.advance(1.0)
+    assert_decoded(pixels(decoding.outcomes()), latents)
 
 
 def test_latents_at_fault_fail_alone(vae_side: VaeSide) -> None:
