@@ -43,7 +43,10 @@ class WorkerSettings(ServiceSettings):
     )
     cuda_graphs: bool = Field(True, description="on GPUs: replay a captured CUDA graph per batch shape")
     memory_limit_bytes: int = Field(
-        0, ge=0, le=2**50, description="on GPUs: most device memory to take; 0: what CUDA MPS allows, or all there is"
+        0,
+        ge=0,
+        le=2**50,
+        description="on GPUs: most device memory to take; 0: what CUDA MPS allows, or memory_share of it",
     )
     require_mps: bool = Field(
         False, description="on GPUs: refuse to start without a CUDA MPS daemon; without it workers take turns on a GPU"

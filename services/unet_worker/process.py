@@ -81,9 +81,7 @@ async def serve(settings: UnetWorkerSettings) -> int:
         limit_torch_threads(settings.threads)
     host = ServiceHost(tls=settings.server_tls())
     await host.start_health(settings.health_listen)
-    share = await asyncio.to_thread(
-        device_share, settings.device, settings.memory_limit_bytes, settings.require_mps
-    )
+    share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes, settings.require_mps)
     compiler = BackgroundCompiler(CompilerOptions.of(settings))
     try:
         loaded = await load_unless_stopped(partial(_load, settings, share, compiler), stop)
@@ -170,7 +168,10 @@ class _Loaded:
 
 def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: BackgroundCompiler) -> _Loaded:
     started = time.perf_counter()
-    device = open_device(settings.device, DeviceOptions(settings.cuda_graphs, share.memory_limit_bytes))
+    options = DeviceOptions(
+        settings.cuda_graphs, share.memory_limit_bytes, settings.memory_share, settings.cudnn_benchmark
+    )
+    device = open_device(settings.device, options)
     dtype = dtype_from_name(settings.dtype, device)
     unet_side = load_unet_side(settings.model, dtype, device=device)
     config = unet_side.scheduler_config

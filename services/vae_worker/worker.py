@@ -120,7 +120,9 @@ async def serve(settings: VaeWorkerSettings) -> int:
     compiler = BackgroundCompiler(CompilerOptions.of(settings))
     try:
         await host.start_health(settings.health_listen)
-        share = await asyncio.to_thread(device_share, settings.device, settings.memory_limit_bytes, settings.require_mps)
+        share = await asyncio.to_thread(
+            device_share, settings.device, settings.memory_limit_bytes, settings.require_mps
+        )
         loaded = await load_unless_stopped(partial(_load, settings, share, compiler), stop)
     except (ModelLoadError, SynerDiffError) as error:
         compiler.close()
@@ -211,7 +213,12 @@ class _Loaded:
 
 
 def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundCompiler) -> _Loaded:
-    device = open_device(settings.device, DeviceOptions(memory_limit_bytes=share.memory_limit_bytes))
+    options = DeviceOptions(
+        memory_limit_bytes=share.memory_limit_bytes,
+        memory_share=settings.memory_share,
+        cudnn_benchmark=settings.cudnn_benchmark,
+    )
+    device = open_device(settings.device, options)
     dtype = dtype_from_name(settings.dtype, device)
     vae_dtype = None if settings.vae_dtype == "auto" else dtype_from_name(settings.vae_dtype)
     side = load_vae_side(

@@ -52,7 +52,7 @@ def worker_record(
         model_digest=model_digest(read_layout(settings.model)),
         threads=side.compute.cpu_threads(settings.threads),
         mps_thread_percent=share.mps_thread_percent,
-        memory_limit_bytes=share.memory_limit_bytes,
+        memory_limit_bytes=side.compute.memory_limit_bytes(),
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from synerdiff.models.device.contract import Capture, Device, Lend, Mark, Timeline
 from synerdiff.models.device.cuda_graphs import GraphPool
+from synerdiff.models.device.cuda_memory import CudaMemory
 from synerdiff.registry import default_domain
 
 # How far a GPU's clock and its host's may drift apart, with a margin: crystals are good to some 1e-5.
@@ -66,19 +67,32 @@ class _Events:
 
 
 class CudaDevice(Device):
-    """One GPU, of which this process may take `memory_limit_bytes` (0: all there is); `captures`: use CUDA graphs."""
+    """One GPU. This process may take `memory_limit_bytes` of its memory; 0: the part `memory_share` (0 to 1).
+
+    `captures`: use CUDA graphs. `cudnn_benchmark`: let cuDNN time its kernels at the first call of each shape.
+    """
 
     queues = True
 
-    def __init__(self, device: torch.device, *, captures: bool = True, memory_limit_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        captures: bool = True,
+        memory_limit_bytes: int = 0,
+        memory_share: float = 1.0,
+        cudnn_benchmark: bool = False,
+    ) -> None:
         torch.cuda.set_device(device)
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
         self.captures = captures
         self._properties = torch.cuda.get_device_properties(self.torch_device)
-        self._limit_bytes = memory_limit_bytes
-        if 0 < memory_limit_bytes < self._properties.total_memory:
-            share = memory_limit_bytes / self._properties.total_memory
-            torch.cuda.set_per_process_memory_fraction(share, self.torch_device)
+        self._memory = CudaMemory(self.torch_device)
+        total: int = self._properties.total_memory
+        self._limit_bytes = min(memory_limit_bytes or int(memory_share * total), total)
+        if self._limit_bytes < total:
+            torch.cuda.set_per_process_memory_fraction(self._limit_bytes / total, self.torch_device)
+        torch.backends.cudnn.benchmark = cudnn_benchmark
         self._copies, self._preparing = self._stream(), self._stream()
         self._graphs = GraphPool(self.torch_device)
         self._not_while_capturing = threading.Lock()
@@ -104,17 +118,15 @@ class CudaDevice(Device):
 
     def memory_limit_bytes(self) -> int:
         """What was given, but no more than the GPU has."""
-        total: int = self._properties.total_memory
-        return min(self._limit_bytes, total) if self._limit_bytes else total
+        return self._limit_bytes
 
     def restart_peak(self) -> None:
         """The allocator's own count begins anew."""
-        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        self._memory.restart_peak()
 
     def peak_bytes(self) -> int:
-        """Of the allocator's tensors: what CUDA itself, libraries and the arena hold is not among them."""
-        peak: int = torch.cuda.max_memory_allocated(self.torch_device)
-        return peak
+        """Of tensors and of what CUDA graphs keep: what CUDA itself, libraries and the arena hold is not among them."""
+        return self._memory.peak_bytes()
 
     def free_caches(self) -> None:
         """Blocks without a tensor go back to the GPU, those of cuBLAS among them. Waits for work beside the steps."""
