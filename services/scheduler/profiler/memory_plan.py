@@ -15,8 +15,9 @@ USABLE = 0.9
 def within_memory(profile: Profile, unet: WorkerRecord, vae: WorkerRecord) -> Profile:
     """The profile with caps that keep either worker within its `memory_limit_bytes`; itself where they do already.
 
-    A worker without a limit, or whose device does not count what is held, is not bounded here: its items are measured
-    and run, and where memory does not suffice they are halved and made smaller (see `MemoryBounds`).
+    A worker without a limit, as on CPUs (on GPUs each has a share), or whose device does not count what is held, is not
+    bounded here: its items are measured and run, and where memory does not suffice they are halved and made smaller
+    (see `MemoryBounds`).
     """
     rows = most_within(((c.rows, c.unet_bytes) for c in profile.cells), unet.memory_limit_bytes)
     decodes = most_within(((c.decodes, c.vae_bytes) for c in profile.cells), vae.memory_limit_bytes)
