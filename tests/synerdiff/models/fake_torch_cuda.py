@@ -44,6 +44,7 @@ class FakeTorchCuda:
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch.cuda, "Stream", lambda *_, **__: None)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None, raising=False)
         for name in (
             *("empty_cache", "memory_snapshot", "memory_stats_as_nested_dict", "max_memory_allocated"),
             *("reset_peak_memory_stats", "set_per_process_memory_fraction"),
