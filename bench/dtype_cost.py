@@ -32,7 +32,7 @@ _HEADINGS = (
     "sampler",
     "to float32, mean dB",
     "worst",
-    f"beside 15 to {_FEW} at once, mean dB",
+    f"16 at once to {_FEW} at once, mean dB",
     "worst",
     "score, float32",
     "score, bfloat16",
