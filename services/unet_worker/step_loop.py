@@ -205,9 +205,8 @@ class StepLoop:
         self._settling.wait_for_fewer_items(_MOST_ITEMS)
         stepping = self._prepare(item, became) if self._denoiser.compute.queues else None
         if item.execution.pace:
-            self._settling.wait_for_fewer_items(
-                1
-            )  # patience with the VAE worker counts from the end of the own last item
+            # Patience with the VAE worker counts from the end of the own last item.
+            self._settling.wait_for_fewer_items(1)
         waited_ms = self._pacer.before(item.execution, lambda: work.reign != self._reign)
         if work.reign != self._reign:
             return False
