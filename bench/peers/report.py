@@ -210,7 +210,7 @@ def write(files: Sequence[Path], out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
     for result in results:
-        picture = folder / f"peers-{result['dtype']}.png"
+        picture = folder / f"{out.stem}-{result['dtype']}.png"
         draw(result, picture)
         pictures[result["dtype"]] = f"pictures/{picture.name}"
     out.write_text(document(results, pictures))

@@ -131,7 +131,7 @@ def test_it_is_written_with_its_pictures(tmp_path: Path) -> None:
     file.write_text(json.dumps(result_of(4.4, 0.6)))
     write([file], out)
     assert out.read_text().startswith("# Benchmarks")
-    assert (tmp_path / "docs/pictures/peers-float32.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "docs/pictures/benchmarks-float32.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_product_knows_nothing_of_peers() -> None:
