@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,16 +30,15 @@ class Packages:
     vae: Callable[..., Tensor]
 
 
-@dataclass(frozen=True)
-class _Packaged:
+class _Packaged(CompiledUnet):
     """Calls of a package only: workers choose between it and the eager model by the clock."""
 
-    side: UnetSide
-    unet: Callable[..., Tensor]
+    def __init__(self, side: UnetSide, package: Callable[..., Tensor]) -> None:
+        super().__init__(side)
+        self._package = package
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """As `CompiledUnet.predict`."""
-        return self.unet(*in_order(latents.to(self.side.dtype), timesteps, conditioning))
+    def prepared(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Tensor]:
+        return partial(self._package, *in_order(latents.to(self._side.dtype), timesteps, conditioning))
 
 
 @lru_cache(maxsize=8)
@@ -81,8 +79,7 @@ def served_images(
 def served_latents(side: UnetSide, requests: Sequence[TaskSpec], packages: Packages | None = None) -> list[Tensor]:
     """The finished latents [C, h, w] fp32 of requests stepped in one batch, which they join one call after another."""
     tasks = [prepared.task for prepared in TaskPreparer(side).prepare(requests)]
-    unet = cast(CompiledUnet, _Packaged(side, packages.unet)) if packages else None
-    denoiser = Denoiser(side, unet)
+    denoiser = Denoiser(side, _Packaged(side, packages.unet) if packages else None)
     waiting, running = list(tasks), list[DenoisingTask]()
     while waiting or running:
         running += waiting[:1]
