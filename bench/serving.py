@@ -91,12 +91,17 @@ async def deployment(
 
 @contextlib.asynccontextmanager
 async def deployed(
-    settings: Mapping[str, str], profile: Path | None = None, dtype: str = "float32", model: Path = BUNDLED_MODEL
+    settings: Mapping[str, str],
+    profile: Path | None = None,
+    dtype: str = "float32",
+    model: Path = BUNDLED_MODEL,
+    *,
+    idle_profile: bool = True,
 ) -> AsyncIterator[Running]:
     """A scheduler, a UNet and a VAE worker under `settings`, each by the name that the service has for it.
 
-    `profile`: a file that its domain is to plan by. Raises ValueError for a setting that none of them has,
-    RuntimeError where the scheduler does not take the profile.
+    `profile`: a file that its domain is to plan by; `idle_profile`: measure one when idle where there is none. Raises
+    ValueError for a setting that none of them has, RuntimeError where the scheduler does not take the profile.
     """
     for name in settings:
         if name not in SETTINGS:
@@ -104,7 +109,8 @@ async def deployed(
     variables = {f"SYNERDIFF_{name.upper()}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as folder, _environment(variables):
         local = _local_options(Path(folder), profile, dtype, model)
-        async with running(replace(local, compile=cast(CompileMode, settings.get("compile", local.compile)))) as system:
+        compile_mode = cast(CompileMode, settings.get("compile", local.compile))
+        async with running(replace(local, compile=compile_mode, idle_profile=idle_profile)) as system:
             if profile:
                 await _takes_profile(system.deployment.addresses[0], profile)
             yield system

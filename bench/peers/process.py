@@ -23,7 +23,7 @@ from bench.peers.line import Line
 from bench.peers.painter import Alike, Asked, Painter
 from bench.peers.service import PeerService
 from bench.peers.sizes import SIZES, sizes_of
-from bench.peers.sweep import Sweep, call_s, sweep
+from bench.peers.sweep import STEPS, TIMES, Sweep, call_s, sweep
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import images_pb2_grpc
 
@@ -89,10 +89,11 @@ async def serve(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     alike = Alike(options.steps, options.guidance_scale, None, None, False)
     began = time.perf_counter()
-    painter = Painter(options.model, getattr(torch, options.dtype), compiled=options.compiled)
-    found = sweep(painter, options.sizes, alike, compiled=options.compiled)
+    painter = Painter(options.model, getattr(torch, options.dtype), compiled=options.compiled, device=options.device)
+    measured = alike._replace(num_inference_steps=min(options.sweep_steps, options.steps))
+    found = sweep(painter, options.sizes, measured, times=options.sweep_times, compiled=options.compiled)
     studio = Studio(painter, found, options.sizes if options.compiled else ())
-    if not options.compiled:
+    if not options.compiled and options.device == "cpu":
         painter.use_format(found.best_format(studio.best_size))
         for size in range(1, studio.best_size + 1):  # what oneDNN makes anew for each
             call_s(painter, alike._replace(num_inference_steps=1), size)
@@ -139,6 +140,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--sweep-steps", type=int, default=STEPS, help="most steps of a call of the sweep")
+    parser.add_argument("--sweep-times", type=int, default=TIMES, help="calls of each size in the sweep")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
     parser.add_argument("--steps", type=int, default=20, help="of the sweep's requests")
     parser.add_argument("--guidance-scale", type=float, default=5.0)

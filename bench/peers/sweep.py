@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from bench.peers.painter import FORMATS, Alike, Asked, Painter
 
-_STEPS = 8
-_TIMES = 2
+STEPS = 8
+TIMES = 2
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,16 @@ class Sweep:
         return max(sizes, key=lambda size: size / self.seconds[self.best_format(size)][size])
 
 
-def sweep(painter: Painter, sizes: Sequence[int], alike: Alike, *, compiled: bool) -> Sweep:
-    """Measure every size, two times in turns, after a short call that readies (or compiles) it."""
-    short = alike._replace(num_inference_steps=2)
-    measured = alike._replace(num_inference_steps=min(_STEPS, alike.num_inference_steps))
+def sweep(painter: Painter, sizes: Sequence[int], measured: Alike, *, times: int = TIMES, compiled: bool) -> Sweep:
+    """Measure every size, so many times in turns, after a short call that readies (or compiles) it."""
+    short = measured._replace(num_inference_steps=2)
     seconds: dict[str, dict[int, float]] = {}
     for name in ("contiguous",) if compiled else FORMATS:
         painter.use_format(name)
         for size in sizes:
             call_s(painter, short, size)
         taken: dict[int, list[float]] = {size: [] for size in sizes}
-        for _ in range(_TIMES):
+        for _ in range(times):
             for size in sizes:
                 taken[size].append(call_s(painter, measured, size))
         seconds[name] = {size: statistics.median(each) for size, each in taken.items()}

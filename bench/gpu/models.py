@@ -1,0 +1,146 @@
+"""Model directories at full size with random weights, made in seconds and without a network.
+
+Speed does not depend on the values of weights, so one random block, tiled and scaled by 1/sqrt(fan_in), fills them all.
+The pictures mean nothing. What their guidance could do without was never measured: the bundled model's budget is given
+to them, so that skipping can be timed.
+"""
+
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from bench.gpu.configs import ModelConfig
+from synerdiff_cli.deployment import BUNDLED_MODEL
+
+STEPS, GUIDANCE_SCALE = 20, 5.0
+TOKENS = 77
+
+_BLOCK_ELEMENTS = (1 << 22) + 1  # odd, so that rows of a matrix do not repeat each other
+_COMPONENTS = ("text_encoder", "text_encoder_2")
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def meta_unet(config: ModelConfig) -> Any:
+    """The UNet without weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**config.unet)
+
+
+def meta_vae(config: ModelConfig) -> Any:
+    """The VAE without weights."""
+    with torch.device("meta"):
+        return AutoencoderKL(**config.vae)
+
+
+def parameters_m(module: Any) -> float:
+    """Millions of parameters."""
+    return float(sum(parameter.numel() for parameter in module.parameters())) / 1e6
+
+
+def save_model(config: ModelConfig, path: Path) -> None:
+    """Write a model directory of these configs in diffusers' layout, float16; it is at `path` once it is whole."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    block = torch.randn(_BLOCK_ELEMENTS, generator=torch.Generator().manual_seed(1)).half()
+    pipeline = _pipeline(config, block)
+    pipeline.save_pretrained(unfinished, safe_serialization=True)
+    serving = json.loads((BUNDLED_MODEL / "serving.json").read_text())
+    own = {"default_num_inference_steps": STEPS, "default_guidance_scale": GUIDANCE_SCALE}
+    (unfinished / "serving.json").write_text(json.dumps({**own, "skip_cfg": serving["skip_cfg"]}))
+    unfinished.rename(path)
+
+
+def fill(module: Any, block: Tensor) -> Any:
+    """Give a module without weights the random ones of `block`: norms multiply by 1, biases add nothing."""
+    weights = {name: _weight(name, tensor.shape, block) for name, tensor in module.state_dict().items()}
+    module.load_state_dict(weights, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def unet_arguments(config: ModelConfig, rows: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What a UNet of `config` is called with for so many rows, as keyword arguments; random, but on "meta"."""
+    width = config.unet["cross_attention_dim"]
+    arguments: dict[str, Any] = {
+        "sample": torch.randn(rows, 4, config.latent_side, config.latent_side, device=device, dtype=dtype),
+        "timestep": torch.full((rows,), 500.0, device=device),
+        "encoder_hidden_states": torch.randn(rows, TOKENS, width, device=device, dtype=dtype),
+        "return_dict": False,
+    }
+    if "addition_embed_type" in config.unet:
+        pooled = config.text_encoders[-1]["projection_dim"]
+        arguments["added_cond_kwargs"] = {
+            "text_embeds": torch.randn(rows, pooled, device=device, dtype=dtype),
+            "time_ids": torch.ones(rows, 6, device=device, dtype=dtype),
+        }
+    return arguments
+
+
+def count_costs(config: ModelConfig) -> dict[str, float]:
+    """TFLOP of a UNet row and of a decode by torch's own counter, and millions of parameters of either."""
+    unet, vae = meta_unet(config), meta_vae(config)
+    latents = torch.empty(1, 4, config.latent_side, config.latent_side, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as of_row:
+        unet(**unet_arguments(config, 1, "meta", torch.float32))
+    with torch.no_grad(), FlopCounterMode(display=False) as of_decode:
+        vae.decode(latents)
+    return {
+        "row_tflop": of_row.get_total_flops() / 1e12,
+        "decode_tflop": of_decode.get_total_flops() / 1e12,
+        "unet_parameters_m": parameters_m(unet),
+        "decoder_parameters_m": parameters_m(vae.decoder),
+    }
+
+
+def wait_for_model(path: Path, within_s: float) -> Path:
+    """The path, once the model there is whole. Raises TimeoutError."""
+    give_up_at = time.monotonic() + within_s
+    while not path.is_dir():
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(f"no model at {path} within {within_s:.0f} s: see the section that makes them")
+        time.sleep(0.2)
+    return path
+
+
+def _pipeline(config: ModelConfig, block: Tensor) -> DiffusionPipeline:
+    tokenizers = [
+        CLIPTokenizer.from_pretrained(BUNDLED_MODEL / "tokenizer", pad_token=pad, model_max_length=TOKENS)
+        for pad in config.pad_tokens
+    ]
+    ends = {"bos_token_id": tokenizers[0].bos_token_id, "eos_token_id": tokenizers[0].eos_token_id}
+    encoders = []
+    for number, text in enumerate(config.text_encoders):
+        cls = CLIPTextModelWithProjection if number else CLIPTextModel
+        with torch.device("meta"):
+            empty = cls(CLIPTextConfig(**text, **ends))
+        encoders.append(fill(empty, block))
+    components: dict[str, Any] = {
+        **dict(zip(_COMPONENTS, encoders, strict=False)),
+        **dict(zip(_TOKENIZERS, tokenizers, strict=False)),
+        "unet": fill(meta_unet(config), block),
+        "vae": fill(meta_vae(config), block),
+        "scheduler": getattr(diffusers, config.scheduler_class).from_config(dict(config.scheduler)),
+    }
+    if len(encoders) > 1:
+        return diffusers.StableDiffusionXLPipeline(**components, add_watermarker=False)
+    return diffusers.StableDiffusionPipeline(
+        **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+
+
+def _weight(name: str, shape: torch.Size, block: Tensor) -> Tensor:
+    if len(shape) < 2:
+        fill_with = 1.0 if name.endswith("weight") else 0.0
+        return torch.full(shape, fill_with, dtype=torch.float16)
+    elements, fan_in = shape.numel(), math.prod(shape[1:])
+    tiled = block.repeat(-(-elements // len(block)))[:elements] if elements > len(block) else block[:elements].clone()
+    return tiled.mul_(fan_in**-0.5).reshape(shape)

@@ -1,0 +1,105 @@
+"""A CUDA MPS daemon of the kit's own, in a folder of its own. It touches no setting of the card and no other daemon."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.gpu.kit import Kit
+from synerdiff.mps import CONTROL_PROGRAM, PIPE_DIRECTORY
+
+# Where NVIDIA's container runtime, or a mount of the driver, may have put its programs.
+_BESIDE_THE_DRIVER = ("/usr/local/nvidia/bin", "/usr/bin", "/usr/lib/nvidia/bin", "/opt/nvidia/bin")
+_LOG_DIRECTORY = "CUDA_MPS_LOG_DIRECTORY"
+_START_S, _STOP_S, _CLIENT_S = 20.0, 20.0, 60.0
+_CLIENT = (
+    "import torch; print(float((torch.ones(1024, 1024, device='cuda') @ torch.ones(1024, 1024, device='cuda'))[0, 0]))"
+)
+_WORKS = "mps-works"
+
+
+class MpsUnavailable(Exception):
+    """There is no daemon to be had; the message says why."""
+
+
+def control_program() -> str | None:
+    """The daemon's program: on the PATH, or beside the driver."""
+    path = os.pathsep.join((os.environ.get("PATH", ""), *_BESIDE_THE_DRIVER))
+    return shutil.which(CONTROL_PROGRAM, path=path)
+
+
+@contextmanager
+def daemon() -> Iterator[None]:
+    """Processes started inside the block are clients of a daemon of their own. Raises MpsUnavailable."""
+    program = control_program()
+    if program is None:
+        raise MpsUnavailable(f"no {CONTROL_PROGRAM} on the PATH or in {', '.join(_BESIDE_THE_DRIVER)}")
+    with tempfile.TemporaryDirectory(prefix="synerdiff-mps-", ignore_cleanup_errors=True) as folder:
+        pipes, logs = Path(folder, "pipes"), Path(folder, "logs")
+        for each in (pipes, logs):
+            each.mkdir()
+        path = os.pathsep.join((str(Path(program).parent), os.environ.get("PATH", "")))
+        variables = {PIPE_DIRECTORY: str(pipes), _LOG_DIRECTORY: str(logs), "PATH": path}
+        with _environment(variables):
+            _start(program)
+            try:
+                yield
+            finally:
+                _tell(program, "quit")
+
+
+def probe(kit: Kit) -> str:
+    """Start a daemon and a client of it. Returns "works", or why it does not; the other sections go by that."""
+    try:
+        with daemon():
+            done = subprocess.run(
+                [sys.executable, "-c", _CLIENT], capture_output=True, text=True, timeout=min(_CLIENT_S, kit.left_s)
+            )
+    except (MpsUnavailable, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode:
+        return f"a client of it failed: {done.stderr.strip()[-300:]}"
+    (kit.work / _WORKS).touch()
+    return "works"
+
+
+def works(kit: Kit) -> bool:
+    """What `probe` found in this run."""
+    return (kit.work / _WORKS).exists()
+
+
+def _start(program: str) -> None:
+    try:
+        started = subprocess.run([program, "-d"], capture_output=True, text=True, timeout=_START_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MpsUnavailable(f"{program} -d: {error}") from error
+    if started.returncode:
+        raise MpsUnavailable(
+            f"{program} -d ended with {started.returncode}: {(started.stdout + started.stderr)[-300:]}"
+        )
+
+
+def _tell(program: str, command: str) -> None:
+    try:
+        subprocess.run([program], input=f"{command}\n", text=True, capture_output=True, timeout=_STOP_S)
+    except subprocess.TimeoutExpired:
+        # Its clients outlive it: force it, since the next section starts one of its own.
+        subprocess.run([program], input="quit -f\n", text=True, capture_output=True, timeout=_STOP_S, check=False)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

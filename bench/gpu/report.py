@@ -1,0 +1,184 @@
+"""The tables of a run, as Markdown: what docs/gpu.md shows, and what is printed at the end of a run."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.configs import FULL
+from bench.gpu.floors import Floors, Record
+from bench.reporting import markdown_table
+
+# Published figures of others, to be read beside ours: source, what, figure.
+ANCHORS: tuple[tuple[str, str, str], ...] = (
+    ("SDXL", "MLPerf Inference v4.1, one H100, offline, 20 Euler steps, 1024x1024", "2.04 images/s"),
+    ("SDXL", "MLPerf Inference v4.1, eight H100, server", "1.96 images/s a GPU, p99 10.7 s"),
+    ("SDXL", "TensorRT, H100, 30 steps, one request", "1.47 s"),
+    ("SD 1.5", "A100, batch 16, compiled, 20 steps, 512x512, UNet alone", "3.7 images/s"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of one run."""
+
+    records: Sequence[Record]
+    floors: Floors
+    card: str
+    dtype: str
+
+    @classmethod
+    def read(cls, results: Path) -> "Run":
+        """From results.jsonl. A last line that was cut short is left out."""
+        records = []
+        for line in results.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        machine: Record = next((record for record in records if record["kind"] == "machine"), {})
+        dtype = "float16" if machine.get("gpu") else "float32"
+        return cls(records, Floors.of(records), machine.get("card", "unknown card"), dtype)
+
+    def of(self, kind: str) -> list[Record]:
+        """Those of one kind, as they came."""
+        return [record for record in self.records if record["kind"] == kind]
+
+
+def render(results: Path) -> str:
+    """All tables of a results.jsonl that have rows."""
+    run = Run.read(results)
+    parts = [_head(run)]
+    for title, part in _PARTS:
+        if text := part(run):
+            parts.append(f"### {title}\n\n{text}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(run: Run) -> str:
+    machine = next(iter(run.of("machine")), None)
+    if machine is None:
+        return f"## {run.card}"
+    gpu = f"driver {machine['driver']}, CUDA {machine['cuda']}, cuDNN {machine['cudnn']}; " if machine["gpu"] else ""
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    return (
+        f"## {run.card}\n\n{gpu}{machine['cores']} cores of {machine['cpu']}, {machine['memory_gib']} GiB; "
+        f"Python {machine['python']}, torch {machine['torch']}, diffusers {machine['diffusers']}, {packages}.\n\n"
+        "Models are of full size with **random weights**: times are theirs, pictures are none. A floor is the time by "
+        "torch's count of operations at the rate of the matrix product measured here."
+    )
+
+
+def _sections(run: Run) -> str:
+    rows = [(r["title"], r["status"], f"{r['seconds']:g}", _line(r["error"])) for r in run.of("section")]
+    return _table(("section", "", "s", "last words"), rows)
+
+
+def _ceilings(run: Run) -> str:
+    rows = [
+        (run.card, r["what"], f"{r['tflops']:.4g} TFLOP/s" if "tflops" in r else f"{r['tb_per_s']:.3g} TB/s")
+        for r in run.of("ceiling")
+    ]
+    rows += [(run.card, "CUDA MPS", _line(r["said"])) for r in run.of("mps")]
+    return _table(("card", "ceiling", ""), rows)
+
+
+def _costs(run: Run) -> str:
+    rows = [
+        (
+            r["title"],
+            f"{r['unet_parameters_m']:.1f} M",
+            f"{r['row_tflop']:.3g}",
+            f"{r['decode_tflop']:.3g}",
+            _number(run.floors.item_ms(r["model"], 2, 0, run.dtype), 3),
+            _number(run.floors.item_ms(r["model"], 0, 1, run.dtype), 3),
+        )
+        for r in run.of("cost")
+    ]
+    names = ("model", "UNet", "TFLOP a row", "TFLOP a decode", "floor of a call of 2 rows, ms", "floor of a decode, ms")
+    return _table(names, rows)
+
+
+def _tests(run: Run) -> str:
+    rows = [(run.card, r["test"], r["outcome"], f"{r['s']:.1f}", _line(r["message"])) for r in run.of("test")]
+    return _table(("card", "test", "", "s", "why"), rows)
+
+
+def _parity(run: Run) -> str:
+    rows = [
+        (
+            run.card,
+            f"{r['sampler']}, {r['steps']} steps",
+            r["served_levels"],
+            _number(r.get("served_half_db"), 1),
+            _number(r.get("diffusers_half_db"), 1),
+        )
+        for r in run.of("parity")
+    ]
+    names = ("card", "sampler", "served float32, levels off", "served float16, dB", "diffusers float16, dB")
+    return _table(names, rows)
+
+
+def _loads(run: Run) -> str:
+    rows = []
+    for r in run.of("load"):
+        most = run.floors.images_per_s(r["model"], r["steps"], run.dtype, r.get("skipped_share", 0.0))
+        rate = f" at {r['rate_per_s']:.3g}/s" if r.get("rate_per_s") else ""
+        rows.append(
+            (
+                run.card,
+                _title(r["model"]),
+                r["who"],
+                r["way"],
+                r["load"] + rate,
+                _number(r["images_per_s"], 3),
+                _number(most, 3),
+                f"{r['images_per_s'] / most:.0%}" if most else "-",
+                _number(r.get("p50_s"), 2),
+                _number(r.get("p99_s"), 2),
+                f"{r['skipped_share']:.0%}" if r.get("skipped_share") else "-",
+                r["images"] if not r.get("errors") else f"{r['images']}, failed: {r['errors']}",
+            )
+        )
+    names = ("card", "model", "who", "device", "load", "images/s", "at most", "of that", "p50 s", "p99 s", "skipped")
+    return _table((*names, "images"), rows)
+
+
+def _troubles(run: Run) -> str:
+    return _table(("section", "what", ""), [(r["section"], r["what"], _line(r["error"])) for r in run.of("trouble")])
+
+
+def _anchors(run: Run) -> str:
+    return _table(("model", "published by others, not measured here", ""), ANCHORS) if run.of("load") else ""
+
+
+_PARTS: tuple[tuple[str, Callable[[Run], str]], ...] = (
+    ("Sections", _sections),
+    ("Ceilings", _ceilings),
+    ("What a call costs", _costs),
+    ("Tests on the GPU", _tests),
+    ("Pictures of the bundled model against diffusers", _parity),
+    ("Served, and diffusers", _loads),
+    ("For comparison", _anchors),
+    ("Troubles", _troubles),
+)
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    listed = list(rows)
+    return markdown_table(names, listed) if listed else ""
+
+
+def _title(model: str) -> str:
+    return next((config.title for name, config in FULL.items() if name == model), model)
+
+
+def _line(text: Any) -> str:
+    """The last line of a text, so that a table holds it."""
+    lines = str(text).strip().splitlines()
+    return lines[-1].replace("|", "/")[:160] if lines else ""
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None or value != value else f"{value:.{digits}f}"

@@ -1,0 +1,173 @@
+"""Sections 3 and 5: a model served by the whole deployment, and diffusers pipelines as people would serve it."""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from bench.gpu import mps
+from bench.gpu.configs import ModelName
+from bench.gpu.kit import Kit
+from bench.gpu.models import GUIDANCE_SCALE, STEPS, wait_for_model
+from bench.peers.measuring import numbers
+from bench.peers.systems import Peer, peer
+from bench.serving import PROMPTS, deployed
+from synerdiff.client import AsyncClient
+from synerdiff.client.load.arrivals import bursts, poisson
+from synerdiff.client.load.requests import Drawn, LoadRequest, Mix
+from synerdiff.client.load.sending import ClosedLoop, Load, OpenLoop, send
+
+# Of what the batching server served in the burst.
+_POISSON_SHARE = 0.7
+_PATIENCE_S = 60.0
+_SEED = 1
+_TIME_SLICED, _MPS = "time-sliced", "MPS"
+_SKIPS = {"skips off": False, "skips on": None}
+
+
+@dataclass(frozen=True)
+class Course:
+    """How much of each load. `sizes`: batches that the pipeline tries; `compiled_s`: left for a compiled one."""
+
+    sizes: Sequence[int]
+    alone: int
+    loops: int
+    burst: int
+    poisson_s: float
+    poisson_skips: Sequence[str]
+    compiled_s: float
+
+
+_COURSES: dict[str, Course] = {
+    "sd15": Course((1, 8, 16, 32), 4, 2, 64, 12.0, tuple(_SKIPS), 45.0),
+    "sdxl": Course((1, 4, 8), 2, 2, 24, 12.0, ("skips on",), 60.0),
+}
+_TINY = Course((1, 2), 1, 1, 6, 1.0, ("skips on",), 0.0)
+
+
+def run(kit: Kit, name: ModelName) -> None:
+    """Record every load. Raises RuntimeError naming what failed; the rest was measured all the same."""
+    wait_for_model(kit.model_path(name), kit.left_s / 2)
+    failures = asyncio.run(_Serving(kit, name).measure())
+    if failures:
+        raise RuntimeError("; ".join(failures))
+
+
+class _Serving:
+    """One model's loads, on one after the other."""
+
+    def __init__(self, kit: Kit, name: ModelName) -> None:
+        self._kit = kit
+        self._name = name
+        self._course = _TINY if kit.tiny else _COURSES[name]
+        self._rate_per_s = 0.0
+        self._best_size = self._course.sizes[-1]
+        self._failures: list[str] = []
+
+    async def measure(self) -> list[str]:
+        """All of it; what failed."""
+        await self._attempt("diffusers eager", self._pipeline(compiled=False))
+        if not (mps.works(self._kit) and await self._attempt("served under MPS", self._under_mps())):
+            await self._attempt("served", self._served(_TIME_SLICED))
+        if self._kit.left_s > self._course.compiled_s and not self._kit.tiny:
+            await self._attempt("diffusers compiled", self._pipeline(compiled=True))
+        return self._failures
+
+    async def _attempt(self, what: str, work: Awaitable[None]) -> bool:
+        """Whether it worked. What fails does not keep the others from being measured."""
+        try:
+            await asyncio.wait_for(work, max(1.0, self._kit.left_s))
+        except Exception as error:
+            self._failures.append(f"{what}: {type(error).__name__}: {error}")
+            self._kit.record("trouble", what=what, error=self._failures[-1][-2000:])
+            return False
+        return True
+
+    # ---- diffusers
+
+    async def _pipeline(self, *, compiled: bool) -> None:
+        kit, course = self._kit, self._course
+        log = kit.work / f"peer-{self._name}-{compiled}.log"
+        how = "compiled" if compiled else "eager"
+        try:
+            async with peer(how, self._arguments(compiled), kit.work / "inductor", log) as running:
+                best = self._best_size = running.about["best_size"]
+                kit.record("sweep", model=self._name, who=f"diffusers {how}", best_size=best, **running.about["sweep"])
+                await self._loop(running, f"diffusers {how}, one at a time", 1, course.alone)
+                await self._loop(running, f"diffusers {how}, batches of {best}", best, course.loops)
+                if not compiled:
+                    await self._dynamic_batching(running, f"diffusers {how}, dynamic batches up to {best}")
+        finally:
+            kit.keep_log(f"diffusers {how}", log)
+
+    def _arguments(self, compiled: bool) -> list[str]:
+        sizes = self._course.sizes if not compiled else (self._best_size,)
+        arguments = ["--model", str(self._kit.model_path(self._name)), "--dtype", self._kit.dtype]
+        arguments += ["--device", self._kit.device, "--steps", str(STEPS), "--guidance-scale", str(GUIDANCE_SCALE)]
+        arguments += ["--sizes", ",".join(map(str, sizes)), "--sweep-steps", "4", "--sweep-times", "1"]
+        return arguments + ["--compiled"] * compiled
+
+    async def _loop(self, running: Peer, who: str, size: int, calls: int) -> None:
+        taken = await running.loop(
+            size=size,
+            calls=calls,
+            prompts=PROMPTS[:64],
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+        )
+        per_s = size * len(taken) / sum(taken)
+        self._record(who, "offline", "alone", images_per_s=per_s, images=size * len(taken), p50_s=sorted(taken)[0])
+
+    async def _dynamic_batching(self, running: Peer, who: str) -> None:
+        async with AsyncClient(running.about["batched"], patience_s=_PATIENCE_S) as client:
+            await self._load(client, who, "alone", "burst", self._burst(_mix(None)))
+            await self._load(client, who, "alone", "Poisson", self._poisson(_mix(None)))
+
+    # ---- ours
+
+    async def _under_mps(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(mps.daemon())
+            await self._served(_MPS)
+
+    async def _served(self, way: str) -> None:
+        kit, settings = self._kit, {"device": self._kit.device, "compile": "off"}
+        path = kit.model_path(self._name)
+        async with deployed(settings, None, kit.dtype, path, idle_profile=False) as system:
+            try:
+                async with AsyncClient(system.deployment.addresses[0], patience_s=_PATIENCE_S) as client:
+                    await send(client, OpenLoop(bursts(min(16, self._course.burst), _mix(None), 0)))  # warms up
+                    await self._load(client, "served, skips off", way, "one client", self._alone(_mix(False)))
+                    for skips, skip_cfg in _SKIPS.items():
+                        await self._load(client, f"served, {skips}", way, "burst", self._burst(_mix(skip_cfg)))
+                    for skips in self._course.poisson_skips:
+                        await self._load(client, f"served, {skips}", way, "Poisson", self._poisson(_mix(_SKIPS[skips])))
+            finally:
+                for child in system.deployment.children:
+                    kit.keep_log(f"{self._name} {way}: {child.name}", child.log)
+
+    # ---- loads
+
+    def _burst(self, mix: Mix) -> Load:
+        return OpenLoop(bursts(self._course.burst, mix, _SEED))
+
+    def _alone(self, mix: Mix) -> Load:
+        return ClosedLoop(Drawn(mix, _SEED, self._course.alone), 1)
+
+    def _poisson(self, mix: Mix) -> Load:
+        return OpenLoop(poisson(self._rate_per_s, mix, _SEED, seconds=self._course.poisson_s))
+
+    async def _load(self, client: AsyncClient, who: str, way: str, load: str, sent: Load) -> None:
+        found = numbers(await send(client, sent))
+        if load == "burst" and not self._rate_per_s:
+            self._rate_per_s = _POISSON_SHARE * found["images_per_s"]
+        rate_per_s = self._rate_per_s if load == "Poisson" else 0.0
+        self._record(who, load, way, rate_per_s=round(rate_per_s, 3), **found)
+
+    def _record(self, who: str, load: str, way: str, **figures: Any) -> None:
+        self._kit.record("load", model=self._name, who=who, load=load, way=way, steps=STEPS, **figures)
+
+
+def _mix(skip_cfg: bool | None) -> Mix:
+    return Mix(PROMPTS, LoadRequest("", 0, STEPS, GUIDANCE_SCALE, skip_cfg=skip_cfg))
