@@ -15,12 +15,13 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu images pytest lint typecheck manifests format protos docs clean
+.PHONY: help setup demo test test-gpu gpu-kit images pytest lint typecheck manifests format protos docs clean
 
 help:
 	@echo "make demo [PROMPT='a red car']  set everything up, start it all, make one picture, stop"
 	@echo "make test                       set everything up, then every check and every test"
 	@echo "make test-gpu                   what needs a real NVIDIA GPU; in an environment with a CUDA build of torch"
+	@echo "make gpu-kit                    .gpu-kit/: all that a GPU machine without a network lacks; see docs/gpu.md"
 	@echo "make images [TAG=.. REGISTRY=..] the three container images, with docker; see deploy/docker/README.md"
 	@echo "make setup                      only make .venv with everything in it"
 	@echo "make lint | typecheck | pytest  one part of make test; WORKERS=n: pytest processes at once"
@@ -58,6 +59,10 @@ manifests: $(INSTALLED)
 PYTHON ?= $(BIN)/python
 test-gpu:
 	@$(PYTHON) -m pytest -m gpu -s tests/gpu
+
+# What is in it comes from package registries; nothing of it needs .venv.
+gpu-kit:
+	@sh bench/gpu/kit.sh .gpu-kit
 
 images:
 	@sh deploy/docker/build.sh

@@ -11,6 +11,7 @@ is changed. DIR gets results.jsonl, summary.md, pytest.txt, workers.log, picture
 """
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -87,9 +88,8 @@ def _run(options: argparse.Namespace) -> int:
             planted=options.plant_failure,
         )
         ended = run_sections(wanted, lambda line: print(line, file=sys.stderr, flush=True))
-    summary = render(options.out / RESULTS)
-    (options.out / SUMMARY).write_text(summary)
-    print(summary)
+    (options.out / SUMMARY).write_text(render(options.out / RESULTS))
+    print(render(options.out / RESULTS, brief=True))
     return int(any(status in ("failed", "out of time") for status in ended.values()))
 
 
@@ -101,6 +101,8 @@ def _report(options: argparse.Namespace) -> int:
 def _section(options: argparse.Namespace) -> int:
     if options.planted:
         raise RuntimeError("planted")
+    # So that what a section holds, as a daemon of CUDA MPS, is given back when its time is over.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     give_up_at = time.monotonic() + options.limit_s
     BY_NAME[options.name].run(Kit(options.name, options.out, options.work, options.device, give_up_at))
     return 0

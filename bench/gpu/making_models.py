@@ -10,7 +10,7 @@ _ORDER: tuple[ModelName, ...] = ("sd15", "sdxl", "sd21")
 
 
 def run(kit: Kit) -> None:
-    """Make them in the order in which they are needed. Raises AssertionError where a config is not the published one."""
+    """Make them in the order of their need. Raises AssertionError for a config that is not the published one."""
     kit.model_path(_ORDER[0]).parent.mkdir(parents=True, exist_ok=True)
     for name in _ORDER:
         began, config = time.monotonic(), kit.config(name)

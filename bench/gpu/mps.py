@@ -1,12 +1,12 @@
 """A CUDA MPS daemon of the kit's own, in a folder of its own. It touches no setting of the card and no other daemon."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from bench.gpu.kit import Kit
@@ -15,7 +15,7 @@ from synerdiff.mps import CONTROL_PROGRAM, PIPE_DIRECTORY
 # Where NVIDIA's container runtime, or a mount of the driver, may have put its programs.
 _BESIDE_THE_DRIVER = ("/usr/local/nvidia/bin", "/usr/bin", "/usr/lib/nvidia/bin", "/opt/nvidia/bin")
 _LOG_DIRECTORY = "CUDA_MPS_LOG_DIRECTORY"
-_START_S, _STOP_S, _CLIENT_S = 20.0, 20.0, 60.0
+_START_S, _STOP_S, _CLIENT_S = 20.0, 8.0, 60.0
 _CLIENT = (
     "import torch; print(float((torch.ones(1024, 1024, device='cuda') @ torch.ones(1024, 1024, device='cuda'))[0, 0]))"
 )
@@ -32,7 +32,7 @@ def control_program() -> str | None:
     return shutil.which(CONTROL_PROGRAM, path=path)
 
 
-@contextmanager
+@contextlib.contextmanager
 def daemon() -> Iterator[None]:
     """Processes started inside the block are clients of a daemon of their own. Raises MpsUnavailable."""
     program = control_program()
@@ -45,11 +45,11 @@ def daemon() -> Iterator[None]:
         path = os.pathsep.join((str(Path(program).parent), os.environ.get("PATH", "")))
         variables = {PIPE_DIRECTORY: str(pipes), _LOG_DIRECTORY: str(logs), "PATH": path}
         with _environment(variables):
-            _start(program)
+            _start(program, logs / "start.log")
             try:
                 yield
             finally:
-                _tell(program, "quit")
+                _stop(program)
 
 
 def probe(kit: Kit) -> str:
@@ -72,26 +72,27 @@ def works(kit: Kit) -> bool:
     return (kit.work / _WORKS).exists()
 
 
-def _start(program: str) -> None:
+def _start(program: str, log: Path) -> None:
+    """What it says goes to a file: the daemon would hold a pipe open."""
     try:
-        started = subprocess.run([program, "-d"], capture_output=True, text=True, timeout=_START_S)
+        with log.open("wb") as said:
+            started = subprocess.run([program, "-d"], stdout=said, stderr=said, timeout=_START_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MpsUnavailable(f"{program} -d: {error}") from error
     if started.returncode:
-        raise MpsUnavailable(
-            f"{program} -d ended with {started.returncode}: {(started.stdout + started.stderr)[-300:]}"
-        )
+        words = log.read_text(errors="replace").strip()[-300:]
+        raise MpsUnavailable(f"{program} -d ended with {started.returncode}: {words}")
 
 
-def _tell(program: str, command: str) -> None:
-    try:
-        subprocess.run([program], input=f"{command}\n", text=True, capture_output=True, timeout=_STOP_S)
-    except subprocess.TimeoutExpired:
-        # Its clients outlive it: force it, since the next section starts one of its own.
-        subprocess.run([program], input="quit -f\n", text=True, capture_output=True, timeout=_STOP_S, check=False)
+def _stop(program: str) -> None:
+    """It waits for its clients; those that stay too long are ended with it, since the next section starts its own."""
+    for word in ("quit", "quit -f"):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run([program], input=f"{word}\n", text=True, capture_output=True, timeout=_STOP_S)
+            return
 
 
-@contextmanager
+@contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

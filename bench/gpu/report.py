@@ -9,6 +9,7 @@ from typing import Any
 from bench.gpu.configs import FULL
 from bench.gpu.floors import Floors, Record
 from bench.reporting import markdown_table
+from synerdiff.profiles import parse
 
 # Published figures of others, to be read beside ours: source, what, figure.
 ANCHORS: tuple[tuple[str, str, str], ...] = (
@@ -46,11 +47,13 @@ class Run:
         return [record for record in self.records if record["kind"] == kind]
 
 
-def render(results: Path) -> str:
-    """All tables of a results.jsonl that have rows."""
+def render(results: Path, *, brief: bool = False) -> str:
+    """All tables of a results.jsonl that have rows; `brief`: without the long ones."""
     run = Run.read(results)
     parts = [_head(run)]
     for title, part in _PARTS:
+        if brief and part in _LONG:
+            continue
         if text := part(run):
             parts.append(f"### {title}\n\n{text}")
     return "\n\n".join(parts) + "\n"
@@ -145,8 +148,122 @@ def _loads(run: Run) -> str:
     return _table((*names, "images"), rows)
 
 
+def _ways(run: Run) -> str:
+    """Of each profile, and of the streams of one process: what running side by side gains, with its sign."""
+    rows = [_way_of_profile(run, r) for r in run.of("profile")]
+    rows += [_way_of_streams(run, r) for r in run.of("overlap")]
+    names = ("card", "model", "device", "item", "in turn ms", "together ms", "floor ms", "gain", "images/s at best")
+    return _table((*names, "knee, rows", "found"), rows)
+
+
+def _way_of_profile(run: Run, record: Record) -> tuple[object, ...]:
+    """By the item that gains most."""
+    profile = parse(json.dumps(record["profile"]))
+    both = [(cell.rows, cell.decodes) for cell in profile.cells if cell.rows and cell.decodes]
+    rows, decodes = max(both, key=lambda item: profile.overlap_gain(*item), default=(0, 0))
+    together_ms = profile.latency_ms(rows, decodes) if both else 0.0
+    gain = profile.overlap_gain(rows, decodes) if both else 0.0
+    taken = [f"{each.choice} {'on' if each.taken else 'off'} ({each.ratio:.2f})" for each in profile.evidence]
+    return (
+        run.card,
+        _title(record["model"]),
+        record["way"],
+        f"{rows} rows beside {decodes}",
+        _number(together_ms / (1 - gain), 2),
+        _number(together_ms, 2),
+        _number(run.floors.item_ms(record["model"], rows, decodes, run.dtype), 2),
+        f"{gain:+.1%}",
+        f"{record['pictures_per_s']:.2f}",
+        profile.knee_rows(),
+        ", ".join(taken) or "-",
+    )
+
+
+def _way_of_streams(run: Run, record: Record) -> tuple[object, ...]:
+    steps, decodes = record["steps"], record["decodes"]
+    floor = run.floors.item_ms(record["model"], steps * record["rows"], decodes, run.dtype)
+    return (
+        run.card,
+        _title(record["model"]),
+        record["way"],
+        f"{steps} x {record['rows']} rows beside {decodes}",
+        _number(record["serial_ms"], 2),
+        _number(record["together_ms"], 2),
+        _number(floor, 2),
+        f"{record['gain']:+.1%}",
+        "-",
+        "-",
+        record["how"],
+    )
+
+
+def _cells(run: Run) -> str:
+    """Of each model's best way."""
+    rows = []
+    for model in dict.fromkeys(record["model"] for record in run.of("profile")):
+        listed = [record for record in run.of("profile") if record["model"] == model]
+        best = max(listed, key=lambda record: float(record["pictures_per_s"]))
+        for cell in parse(json.dumps(best["profile"])).cells:
+            floor = run.floors.item_ms(model, cell.rows, cell.decodes, run.dtype)
+            rows.append(
+                (
+                    run.card,
+                    _title(model),
+                    best["way"],
+                    cell.rows,
+                    cell.decodes,
+                    cell.setting.chunks,
+                    _number(cell.median_ms, 2),
+                    _number(floor, 2),
+                    f"{cell.median_ms / floor:.1f}" if floor else "-",
+                )
+            )
+    return _table(("card", "model", "device", "rows", "decodes", "bands", "ms", "floor ms", "times it"), rows)
+
+
+def _calls(run: Run) -> str:
+    rows = []
+    for r in run.of("call"):
+        unet = r["part"] == "UNet"
+        dtype = next((name for name in ("bfloat16", "float32", "float16") if name in r["how"]), run.dtype)
+        floor = run.floors.item_ms(r["model"], r["count"] if unet else 0, 0 if unet else r["count"], dtype)
+        what = f"{r['count']} rows" if unet else f"{r['count']} pictures"
+        times = f"{r['ms'] / floor:.1f}" if floor else "-"
+        rows.append(
+            (run.card, _title(r["model"]), r["part"], what, r["how"], _number(r["ms"], 2), _number(floor, 2), times)
+        )
+    return _table(("card", "model", "part", "call", "how", "ms", "floor ms", "times it"), rows)
+
+
+def _quality(run: Run) -> str:
+    rows = [(run.card, r["what"], r["how"], _number(r["psnr_db"], 1)) for r in run.of("quality")]
+    return _table(("card", "", "dtype", "PSNR, dB"), rows)
+
+
+def _latents(run: Run) -> str:
+    rows = [
+        (
+            run.card,
+            r["way"],
+            ", ".join(f"{name} {count}" for name, count in r["transports"].items()),
+            ", ".join(f"{name} {count}" for name, count in r["kills"].items()) or "none",
+            r["whole"],
+            len(r["violations"]),
+            _number(r["read_ms_p50"], 3),
+        )
+        for r in run.of("latents")
+    ]
+    names = ("card", "device", "transfers by", "killed", "whole", "torn, stale, lost or leaked", "read p50, ms")
+    return _table(names, rows)
+
+
 def _troubles(run: Run) -> str:
     return _table(("section", "what", ""), [(r["section"], r["what"], _line(r["error"])) for r in run.of("trouble")])
+
+
+def _graphs(run: Run) -> str:
+    rows = [(run.card, _title(r["model"]), r["way"], r["sizes_without"]) for r in run.of("graphs")]
+    return _table(("card", "model", "device", "batch sizes that ran without a graph"), rows)
 
 
 def _anchors(run: Run) -> str:
@@ -160,9 +277,17 @@ _PARTS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("Tests on the GPU", _tests),
     ("Pictures of the bundled model against diffusers", _parity),
     ("Served, and diffusers", _loads),
+    ("CUDA graphs in service", _graphs),
     ("For comparison", _anchors),
+    ("Steps beside decodes", _ways),
+    ("Items, each model in its best way", _cells),
+    ("The same calls in other ways", _calls),
+    ("The VAE's dtype", _quality),
+    ("Latents from process to process", _latents),
     ("Troubles", _troubles),
 )
+
+_LONG = (_tests, _cells, _calls)
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

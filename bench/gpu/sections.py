@@ -32,13 +32,19 @@ class Section:
 
 
 # Made beside the first sections, which need no model of full size.
-MODEL_MAKER = Section(MODELS, "models with random weights", "making_models.run", limit_s=180, least_s=0)
+MODEL_MAKER = Section(MODELS, "models with random weights", "making_models.run", 180, 0)
 
 SECTIONS = (
-    Section("machine", "what this machine is, and its ceilings", "machine.run", limit_s=60, least_s=10),
-    Section("gpu-tests", "tests/gpu", "gpu_tests.run", limit_s=100, least_s=30),
-    Section("parity", "the bundled model, served against diffusers", "parity.run", limit_s=75, least_s=25),
-    Section("served-sd15", "SD 1.5 served, and diffusers", "served.run", limit_s=150, least_s=60, arguments=("sd15",)),
+    Section("machine", "what this machine is, and its ceilings", "machine.run", 60, 10),
+    Section("gpu-tests", "tests/gpu", "gpu_tests.run", 100, 30),
+    Section("parity", "the bundled model, served against diffusers", "parity.run", 75, 25),
+    Section("served-sd15", "SD 1.5 served, and diffusers", "served.run", 150, 60, ("sd15",)),
+    Section("contention-sd15", "SD 1.5: steps beside decodes", "contention.run", 100, 40, ("sd15",)),
+    Section("served-sdxl", "SDXL served, and diffusers", "served.run", 150, 80, ("sdxl",)),
+    Section("contention-sdxl", "SDXL: steps beside decodes", "contention.run", 100, 50, ("sdxl",)),
+    Section("choices", "SD 1.5: the same calls in other ways", "choices.run", 90, 25, ("sd15",)),
+    Section("latents", "latents over CUDA IPC, with kills", "latents.run", 45, 20),
+    Section("cells-sd21", "SD 2.1: two cells", "cells.run", 40, 15, ("sd21",)),
 )
 
 BY_NAME = {section.name: section for section in (MODEL_MAKER, *SECTIONS)}

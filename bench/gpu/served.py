@@ -23,6 +23,8 @@ _POISSON_SHARE = 0.7
 _PATIENCE_S = 60.0
 _SEED = 1
 _TIME_SLICED, _MPS = "time-sliced", "MPS"
+# What a UNet worker logs of a batch size that it runs kernel by kernel.
+_WITHOUT_GRAPH = "no CUDA graph for this batch"
 _SKIPS = {"skips off": False, "skips on": None}
 
 
@@ -146,6 +148,9 @@ class _Serving:
             finally:
                 for child in system.deployment.children:
                     kit.keep_log(f"{self._name} {way}: {child.name}", child.log)
+                    if child.name.startswith("unet"):
+                        without = child.log.read_text(errors="replace").count(_WITHOUT_GRAPH)
+                        kit.record("graphs", model=self._name, way=way, sizes_without=without)
 
     # ---- loads
 

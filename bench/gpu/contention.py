@@ -1,0 +1,96 @@
+"""Sections 4 and 6: profiles of a model by the real workers, time-sliced and under MPS, and two streams of one process.
+
+A profile has L(r, 0), L(0, v) and L(r, v, c), and what was found of running side by side: what `synerdiff simulate` and
+the scheduler take.
+"""
+
+import asyncio
+import json
+import os
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.gpu import mps, streams
+from bench.gpu.configs import ModelName
+from bench.gpu.kit import Kit
+from bench.gpu.models import wait_for_model
+from services.scheduler.profiler.profiler import ProfilerOptions
+from synerdiff.profiles import dump
+from synerdiff_cli.deployment import LocalOptions, ModelSource
+from synerdiff_cli.measuring import Measured, Wishes, measure
+from synerdiff_cli.shares import Split, parse_shares, splits_of
+
+_TIME_SLICED = ""
+# With MPS first: it is what the workers are made for.
+_SHARES = ("100:100", _TIME_SLICED, "70:30", "50:50")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What is measured of a model. `budget_s`: for each way; `start_s`: a pair of workers needs as long to be ready."""
+
+    max_rows: int
+    max_decodes: int
+    budget_s: float
+    start_s: float
+    streams_rows: int
+
+
+_EXTENTS = {"sd15": Extent(48, 4, 14.0, 16.0, 16), "sdxl": Extent(16, 2, 16.0, 25.0, 8)}
+_TINY = Extent(4, 1, 1.0, 0.0, 2)
+
+
+def run(kit: Kit, name: ModelName) -> None:
+    """Record a profile of each way, and write the best one. Raises RuntimeError where none could be measured."""
+    extent = _TINY if kit.tiny else _EXTENTS[name]
+    wait_for_model(kit.model_path(name), kit.left_s / 2)
+    os.environ["SYNERDIFF_DEVICE"] = kit.device
+    found: list[Measured] = []
+    for shares in _SHARES if mps.works(kit) else (_TIME_SLICED,):
+        if found and kit.left_s < extent.start_s + extent.budget_s:
+            kit.record("trouble", what=f"{name}: no time for {shares or 'time slices'}", error=f"{kit.left_s:.0f} s")
+            continue
+        try:
+            found.append(_profile(kit, name, extent, shares))
+        except Exception as error:
+            kit.record("trouble", what=f"{name}: profile, {shares or 'time-sliced'}", error=repr(error)[-1000:])
+    if kit.left_s > extent.start_s:
+        streams.measure(kit, name, extent.streams_rows, 1)
+    if not found:
+        raise RuntimeError("no profile could be measured; what the workers said is in workers.log")
+    best = max(found, key=lambda each: each.pictures_per_s)
+    (kit.out / f"profile-{name}.json").write_text(dump(best.profile))
+
+
+def _profile(kit: Kit, name: ModelName, extent: Extent, shares: str) -> Measured:
+    """Of workers under MPS with these shares; without shares, of workers that take turns at the device."""
+    daemon: AbstractContextManager[None] = mps.daemon() if shares else nullcontext()
+    with daemon, tempfile.TemporaryDirectory() as folder:
+        local = LocalOptions(
+            Path(folder), (ModelSource(name, kit.model_path(name)),), schedulers=0, dtype=kit.dtype, compile="off"
+        )
+        split = splits_of(local, parse_shares(shares), kit.device)[0] if shares else Split((), local)
+        options = ProfilerOptions(
+            max_rows=extent.max_rows,
+            max_decodes=extent.max_decodes,
+            chunks=(1,) if kit.tiny else (1, 2),
+            bound=0.05,
+            budget_s=extent.budget_s,
+        )
+        try:
+            [measured] = asyncio.run(measure(Wishes((split,), options, 0, 0, fidelity=False, redis_url="")))
+        finally:
+            for log in sorted(Path(folder, "logs").glob("*")):
+                kit.keep_log(f"{name} {shares}: {log.name}", log)
+    note = f"made by the GPU kit of random weights, {'MPS ' + shares if shares else 'time-sliced'}"
+    profile = replace(measured.profile, notes=(*measured.profile.notes, note))
+    kit.record(
+        "profile",
+        model=name,
+        way=f"MPS {shares}" if shares else "time-sliced",
+        pictures_per_s=measured.pictures_per_s,
+        profile=json.loads(dump(profile)),
+    )
+    return measured._replace(profile=profile)
