@@ -25,7 +25,7 @@ from synerdiff_cli.deployment import BUNDLED_MODEL
 STEPS, GUIDANCE_SCALE = 20, 5.0
 TOKENS = 77
 
-_BLOCK_ELEMENTS = (1 << 22) + 1  # odd, so that rows of a matrix do not repeat each other
+_BLOCK_ELEMENTS = 1 << 22
 _COMPONENTS = ("text_encoder", "text_encoder_2")
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
 
@@ -51,13 +51,17 @@ def save_model(config: ModelConfig, path: Path) -> None:
     """Write a model directory of these configs in diffusers' layout, float16; it is at `path` once it is whole."""
     unfinished = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    block = torch.randn(_BLOCK_ELEMENTS, generator=torch.Generator().manual_seed(1)).half()
-    pipeline = _pipeline(config, block)
+    pipeline = _pipeline(config, random_block())
     pipeline.save_pretrained(unfinished, safe_serialization=True)
     serving = json.loads((BUNDLED_MODEL / "serving.json").read_text())
     own = {"default_num_inference_steps": STEPS, "default_guidance_scale": GUIDANCE_SCALE}
     (unfinished / "serving.json").write_text(json.dumps({**own, "skip_cfg": serving["skip_cfg"]}))
     unfinished.rename(path)
+
+
+def random_block(elements: int = _BLOCK_ELEMENTS) -> Tensor:
+    """What weights are filled with: so many values that no row of a matrix divides them; so no two rows are alike."""
+    return torch.randn(elements + 1, generator=torch.Generator().manual_seed(1)).half()
 
 
 def fill(module: Any, block: Tensor) -> Any:

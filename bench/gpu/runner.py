@@ -43,14 +43,18 @@ class SectionProcess:
         self._began = time.monotonic()
         self._give_up_at = self._began + limit_s
         self._log = wanted.work / f"{section.name}.log"
-        command = [sys.executable, "-P", "-m", "bench.gpu", "section", section.name]
-        command += ["--out", str(wanted.out), "--work", str(wanted.work), "--device", wanted.device]
-        command += ["--limit-s", f"{limit_s - _GRACE_S:.1f}"]
-        command += ["--planted"] if section.name in wanted.planted else []
+        command = self.command(section, wanted, limit_s)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
             )
+
+    @staticmethod
+    def command(section: Section, wanted: Wanted, limit_s: float) -> list[str]:
+        """What the process runs: the section, told to be done a little earlier."""
+        command = [sys.executable, "-P", "-m", "bench.gpu", "section", section.name, "--device", wanted.device]
+        command += ["--out", str(wanted.out), "--work", str(wanted.work), "--limit-s", f"{limit_s - _GRACE_S:.1f}"]
+        return command + ["--planted"] * (section.name in wanted.planted)
 
     def wait(self) -> str:
         """Until it ends or has to be ended. Records and returns how: done, failed, or out of time."""

@@ -1,0 +1,70 @@
+"""Sections as processes: one that fails, one that hangs, one that does not fit. With sections made for this alone."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.gpu import runner
+from bench.gpu.kit import RESULTS
+from bench.gpu.runner import RESERVE_S, Wanted, run_sections
+from bench.gpu.sections import BY_NAME, SECTIONS, Section
+
+_SCRIPT = """
+import sys, time
+name, out = sys.argv[1:3]
+open(out + "/ran", "a").write(name + "\\n")
+if name == "fails": raise ValueError("as planted")
+if name == "hangs": time.sleep(600)
+"""
+
+
+class StandInProcess(runner.SectionProcess):
+    """The real one, but for the command: no section has to be imported."""
+
+    @staticmethod
+    def command(section: Section, wanted: Wanted, limit_s: float) -> list[str]:
+        return [runner.sys.executable, "-c", _SCRIPT, section.name, str(wanted.out)]
+
+
+def section(name: str, limit_s: float = 20, least_s: float = 0) -> Section:
+    return Section(name, name, "none.run", limit_s, least_s)
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sections: list[Section], seconds: float) -> dict[str, str]:
+    monkeypatch.setattr(runner, "SectionProcess", StandInProcess)
+    monkeypatch.setattr(runner, "SECTIONS", tuple(sections))
+    give_up_at = time.monotonic() + RESERVE_S + seconds
+    wanted = Wanted(tmp_path, tmp_path, "cpu", give_up_at, [each.name for each in sections])
+    return run_sections(wanted, lambda line: None)
+
+
+def records(tmp_path: Path) -> dict[str, Any]:
+    lines = (tmp_path / RESULTS).read_text().splitlines()
+    return {record["section"]: record for record in map(json.loads, lines) if record["kind"] == "section"}
+
+
+def test_a_section_that_fails_or_hangs_does_not_stop_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sections = [section("fails"), section("hangs", limit_s=1), section("works")]
+    found = ended(monkeypatch, tmp_path, sections, 60)
+    assert found == {"fails": "failed", "hangs": "out of time", "works": "done", "models": "done"}
+    assert "ValueError: as planted" in records(tmp_path)["fails"]["error"]
+    assert records(tmp_path)["hangs"]["seconds"] < 1 + 2 * runner._GRACE_S + 20
+
+
+def test_what_does_not_fit_before_the_deadline_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = ended(monkeypatch, tmp_path, [section("long", 100, 60), section("short", 100, 1)], 30)
+    assert found["long"] == "dropped"
+    assert found["short"] == "done"
+    assert "long" not in (tmp_path / "ran").read_text().split()
+
+
+def test_every_section_has_its_module_and_fits_the_deadline() -> None:
+    assert list(BY_NAME) == ["models", *(each.name for each in SECTIONS)]
+    for each in SECTIONS:
+        assert 0 < each.least_s <= each.limit_s < 480
+        module, _, function = each.call.rpartition(".")
+        source = Path(runner.__file__).with_name(f"{module}.py").read_text()
+        assert f"\ndef {function}(kit: Kit" in source
