@@ -36,8 +36,8 @@ def _command_line() -> argparse.ArgumentParser:
     parser.set_defaults(run=_run)
     _add_run_options(parser)
     commands = parser.add_subparsers(metavar="COMMAND")
-    report = commands.add_parser("report", help="render the tables of a results.jsonl")
-    report.add_argument("results", type=Path)
+    report = commands.add_parser("report", help="render the tables of each results.jsonl")
+    report.add_argument("results", type=Path, nargs="+")
     report.set_defaults(run=_report)
     section = commands.add_parser("section")  # one section's own process
     section.add_argument("name", choices=sorted(BY_NAME))
@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    print(render(options.results))
+    print("\n".join(map(render, options.results)))
     return 0
 
 

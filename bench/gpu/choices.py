@@ -14,7 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpu.configs import ModelName
 from bench.gpu.kit import Kit
-from bench.gpu.models import wait_for_model
 from bench.gpu.networks import FORMATS, Networks
 from bench.gpu.timing import Call, graphed, median_ms
 from bench.parity import psnr_db
@@ -36,7 +35,7 @@ _DTYPES = ("float16", "bfloat16", "float32")
 
 def run(kit: Kit, name: ModelName) -> None:
     """Record the time of each way."""
-    wait_for_model(kit.model_path(name), kit.left_s / 2)
+    kit.wait_for_model(name)
     choices = _Choices(kit, Networks.load(kit, name))
     choices.vae_dtypes()
     for rows in _TINY_ROWS if kit.tiny else _ROWS:

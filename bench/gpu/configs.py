@@ -11,6 +11,9 @@ from typing import Any, Literal
 ModelName = Literal["sd15", "sd21", "sdxl"]
 Config = Mapping[str, Any]
 
+# What pictures of full-size models are asked for with.
+STEPS, GUIDANCE_SCALE = 20, 5.0
+
 _CROSS_DOWN, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 _VAE: Config = {
     "block_out_channels": (128, 256, 512, 512),

@@ -12,10 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.gpu import mps, streams
+from bench.gpu import mps
 from bench.gpu.configs import ModelName
 from bench.gpu.kit import Kit
-from bench.gpu.models import wait_for_model
 from services.scheduler.profiler.profiler import ProfilerOptions
 from synerdiff.profiles import dump
 from synerdiff_cli.deployment import LocalOptions, ModelSource
@@ -29,24 +28,28 @@ _SHARES = ("100:100", _TIME_SLICED, "70:30", "50:50")
 
 @dataclass(frozen=True)
 class Extent:
-    """What is measured of a model. `budget_s`: for each way; `start_s`: a pair of workers needs as long to be ready."""
+    """What is measured of a model. `budget_s`: for each way; `start_s`: a pair of workers needs as long to be ready.
+
+    `slots`: of the UNet worker, which captures a graph of every common batch size up to two rows each before it serves.
+    """
 
     max_rows: int
     max_decodes: int
     budget_s: float
     start_s: float
     streams_rows: int
+    slots: int
 
 
-_EXTENTS = {"sd15": Extent(48, 4, 14.0, 16.0, 16), "sdxl": Extent(16, 2, 16.0, 25.0, 8)}
-_TINY = Extent(4, 1, 1.0, 0.0, 2)
+_EXTENTS = {"sd15": Extent(48, 4, 14.0, 16.0, 16, 32), "sdxl": Extent(16, 2, 16.0, 40.0, 8, 16)}
+_TINY = Extent(4, 1, 1.0, 0.0, 2, 8)
 
 
 def run(kit: Kit, name: ModelName) -> None:
     """Record a profile of each way, and write the best one. Raises RuntimeError where none could be measured."""
     extent = _TINY if kit.tiny else _EXTENTS[name]
-    wait_for_model(kit.model_path(name), kit.left_s / 2)
-    os.environ["SYNERDIFF_DEVICE"] = kit.device
+    kit.wait_for_model(name)
+    os.environ |= {"SYNERDIFF_DEVICE": kit.device, "SYNERDIFF_SLOTS": str(extent.slots)}
     found: list[Measured] = []
     for shares in _SHARES if mps.works(kit) else (_TIME_SLICED,):
         if found and kit.left_s < extent.start_s + extent.budget_s:
@@ -57,6 +60,8 @@ def run(kit: Kit, name: ModelName) -> None:
         except Exception as error:
             kit.record("trouble", what=f"{name}: profile, {shares or 'time-sliced'}", error=repr(error)[-1000:])
     if kit.left_s > extent.start_s:
+        from bench.gpu import streams  # brings torch, which the profiles need not wait for
+
         streams.measure(kit, name, extent.streams_rows, 1)
     if not found:
         raise RuntimeError("no profile could be measured; what the workers said is in workers.log")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 
 from bench.gpu.kit import PYTEST_LOG, Kit
@@ -17,23 +18,25 @@ _MOST_MESSAGE = 600
 
 
 def run(kit: Kit) -> None:
-    """Run them, keep what they print, and record how each ended. Raises RuntimeError where one failed."""
+    """Run them, keep what they print, and record how each ended. Raises RuntimeError where one failed, or none ran."""
     with tempfile.TemporaryDirectory() as folder, (kit.out / PYTEST_LOG).open("wb") as log:
         found = Path(folder, "junit.xml")
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-s", "tests/gpu", f"--junit-xml={found}"]
         command += ["-p", "no:cacheprovider", "-o", "junit_family=xunit2"]
         ended = subprocess.run(command, cwd=ROOT, env=os.environ | _AMOUNTS, stdout=log, stderr=subprocess.STDOUT)
-        failed = _record(kit, found) if found.exists() else -1
-    if ended.returncode or failed:
+        outcomes = _record(kit, found) if found.exists() else Counter[str]()
+    if ended.returncode or outcomes["failed"]:
         raise RuntimeError(f"pytest ended with {ended.returncode}; {PYTEST_LOG} says why")
+    if not (outcomes["passed"] or kit.tiny):
+        raise RuntimeError(f"no test found a GPU; {PYTEST_LOG} says why")
 
 
-def _record(kit: Kit, found: Path) -> int:
-    failed = 0
+def _record(kit: Kit, found: Path) -> Counter[str]:
+    outcomes = Counter[str]()
     for case in ElementTree.parse(found).getroot().iter("testcase"):
         outcome = next((child for child in case if child.tag in _OUTCOMES), None)
         name = "passed" if outcome is None else {"failure": "failed", "error": "failed"}.get(outcome.tag, outcome.tag)
-        failed += name == "failed"
+        outcomes[name] += 1
         message = "" if outcome is None else (outcome.get("message") or "")[:_MOST_MESSAGE]
         kit.record("test", test=case.get("name"), outcome=name, s=float(case.get("time", 0)), message=message)
-    return failed
+    return outcomes

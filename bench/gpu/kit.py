@@ -68,6 +68,15 @@ class Kit:
         """Where the model is, or will be."""
         return self.work / "models" / name
 
+    def wait_for_model(self, name: ModelName) -> Path:
+        """The model's path, once it is whole. Raises TimeoutError after half of what time is left."""
+        path, give_up_at = self.model_path(name), time.monotonic() + self.left_s / 2
+        while not path.is_dir():
+            if time.monotonic() > give_up_at:
+                raise TimeoutError(f"no model at {path}: see the section that makes them")
+            time.sleep(0.2)
+        return path
+
     def record(self, kind: str, **figures: Any) -> None:
         """Keep figures."""
         append_record(self.out, self.section, kind, **figures)

@@ -15,7 +15,7 @@ from bench.reporting import machine
 
 _PACKAGES = ("transformers", "grpcio", "protobuf", "redis", "triton", "cuda-bindings")
 _SIDE, _TINY_SIDE = 8192, 256
-_COPY_BYTES, _TINY_COPY_BYTES = 4 << 30, 1 << 22
+_COPY_BYTES, _TINY_COPY_BYTES = 2 << 30, 1 << 22
 _MATMUL_DTYPES = ("float16", "bfloat16", "float32")
 
 

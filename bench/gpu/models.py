@@ -8,7 +8,6 @@ to them, so that skipping can be timed.
 import json
 import math
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bench.gpu.configs import ModelConfig
+from bench.gpu.configs import GUIDANCE_SCALE, STEPS, ModelConfig
 from synerdiff_cli.deployment import BUNDLED_MODEL
 
-STEPS, GUIDANCE_SCALE = 20, 5.0
 TOKENS = 77
 
 _BLOCK_ELEMENTS = 1 << 22
@@ -103,16 +101,6 @@ def count_costs(config: ModelConfig) -> dict[str, float]:
         "unet_parameters_m": parameters_m(unet),
         "decoder_parameters_m": parameters_m(vae.decoder),
     }
-
-
-def wait_for_model(path: Path, within_s: float) -> Path:
-    """The path, once the model there is whole. Raises TimeoutError."""
-    give_up_at = time.monotonic() + within_s
-    while not path.is_dir():
-        if time.monotonic() > give_up_at:
-            raise TimeoutError(f"no model at {path} within {within_s:.0f} s: see the section that makes them")
-        time.sleep(0.2)
-    return path
 
 
 def _pipeline(config: ModelConfig, block: Tensor) -> DiffusionPipeline:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from synerdiff.mps import CONTROL_PROGRAM, PIPE_DIRECTORY
 # Where NVIDIA's container runtime, or a mount of the driver, may have put its programs.
 _BESIDE_THE_DRIVER = ("/usr/local/nvidia/bin", "/usr/bin", "/usr/lib/nvidia/bin", "/opt/nvidia/bin")
 _LOG_DIRECTORY = "CUDA_MPS_LOG_DIRECTORY"
-_START_S, _STOP_S, _CLIENT_S = 20.0, 8.0, 60.0
+_START_S, _SOCKET_S, _STOP_S, _CLIENT_S = 20.0, 3.0, 8.0, 60.0
 _CLIENT = (
     "import torch; print(float((torch.ones(1024, 1024, device='cuda') @ torch.ones(1024, 1024, device='cuda'))[0, 0]))"
 )
@@ -46,6 +47,7 @@ def daemon() -> Iterator[None]:
         variables = {PIPE_DIRECTORY: str(pipes), _LOG_DIRECTORY: str(logs), "PATH": path}
         with _environment(variables):
             _start(program, logs / "start.log")
+            _await(pipes / "control")
             try:
                 yield
             finally:
@@ -82,6 +84,13 @@ def _start(program: str, log: Path) -> None:
     if started.returncode:
         words = log.read_text(errors="replace").strip()[-300:]
         raise MpsUnavailable(f"{program} -d ended with {started.returncode}: {words}")
+
+
+def _await(control: Path) -> None:
+    """Until clients find the daemon; one that never opens its socket serves none, as the workers will say."""
+    give_up_at = time.monotonic() + _SOCKET_S
+    while not control.exists() and time.monotonic() < give_up_at:
+        time.sleep(0.02)
 
 
 def _stop(program: str) -> None:

@@ -124,7 +124,7 @@ def _parity(run: Run) -> str:
 
 
 def _loads(run: Run) -> str:
-    rows = []
+    rows, offline = [], _best_offline(run)
     for r in run.of("load"):
         most = run.floors.images_per_s(r["model"], r["steps"], run.dtype, r.get("skipped_share", 0.0))
         rate = f" at {r['rate_per_s']:.3g}/s" if r.get("rate_per_s") else ""
@@ -138,14 +138,24 @@ def _loads(run: Run) -> str:
                 _number(r["images_per_s"], 3),
                 _number(most, 3),
                 f"{r['images_per_s'] / most:.0%}" if most else "-",
+                f"{r['images_per_s'] / offline[r['model']]:.2f}" if r["model"] in offline else "-",
                 _number(r.get("p50_s"), 2),
                 _number(r.get("p99_s"), 2),
                 f"{r['skipped_share']:.0%}" if r.get("skipped_share") else "-",
                 r["images"] if not r.get("errors") else f"{r['images']}, failed: {r['errors']}",
             )
         )
-    names = ("card", "model", "who", "device", "load", "images/s", "at most", "of that", "p50 s", "p99 s", "skipped")
-    return _table((*names, "images"), rows)
+    names = ("card", "model", "who", "device", "load", "images/s", "at most", "of that", "of the best offline")
+    return _table((*names, "p50 s", "p99 s", "skipped", "images"), rows)
+
+
+def _best_offline(run: Run) -> dict[str, float]:
+    """images/s of each model's best diffusers loop."""
+    found: dict[str, float] = {}
+    for r in run.of("load"):
+        if r["load"] == "offline":
+            found[r["model"]] = max(found.get(r["model"], 0.0), r["images_per_s"])
+    return found
 
 
 def _ways(run: Run) -> str:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu.kit import append_record
 from bench.gpu.sections import MODEL_MAKER, SECTIONS, Section
+from synerdiff import lifeline
 
 ROOT = Path(__file__).parents[2]
 # Kept for the report, and for what a section leaves behind.
@@ -43,7 +45,8 @@ class SectionProcess:
         self._began = time.monotonic()
         self._give_up_at = self._began + limit_s
         self._log = wanted.work / f"{section.name}.log"
-        command = self.command(section, wanted, limit_s)
+        bound_to_us = [sys.executable, "-I", "-S", str(lifeline.__file__), str(os.getpid())]
+        command = [*bound_to_us, *self.command(section, wanted, limit_s)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
@@ -87,7 +90,8 @@ def run_sections(wanted: Wanted, say: Say) -> dict[str, str]:
     """Run what fits until the end, the models being made beside it; how each section ended, by name."""
     ended: dict[str, str] = {}
     maker = SectionProcess(MODEL_MAKER, wanted, min(MODEL_MAKER.limit_s, _left_s(wanted)))
-    try:
+    with ThreadPoolExecutor(1) as beside:
+        making = beside.submit(maker.wait)
         for section in SECTIONS:
             if section.name not in wanted.names:
                 continue
@@ -98,9 +102,7 @@ def run_sections(wanted: Wanted, say: Say) -> dict[str, str]:
             else:
                 ended[section.name] = SectionProcess(section, wanted, limit_s).wait()
             say(f"{section.name}: {ended[section.name]}, {_left_s(wanted):.0f} s left")
-        ended[MODEL_MAKER.name] = maker.wait()
-    finally:
-        maker.end()
+        ended[MODEL_MAKER.name] = making.result()
     return ended
 
 

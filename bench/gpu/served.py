@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.gpu import mps
-from bench.gpu.configs import ModelName
+from bench.gpu.configs import GUIDANCE_SCALE, STEPS, ModelName
 from bench.gpu.kit import Kit
-from bench.gpu.models import GUIDANCE_SCALE, STEPS, wait_for_model
 from bench.peers.measuring import numbers
 from bench.peers.systems import Peer, peer
 from bench.serving import PROMPTS, deployed
@@ -30,7 +29,10 @@ _SKIPS = {"skips off": False, "skips on": None}
 
 @dataclass(frozen=True)
 class Course:
-    """How much of each load. `sizes`: batches that the pipeline tries; `compiled_s`: left for a compiled one."""
+    """How much of each load. `sizes`: batches that the pipeline tries; `compiled_s`: left for a compiled one.
+
+    `slots`: of our UNet worker, which captures a graph of every common batch size up to two rows each before it serves.
+    """
 
     sizes: Sequence[int]
     alone: int
@@ -39,18 +41,19 @@ class Course:
     poisson_s: float
     poisson_skips: Sequence[str]
     compiled_s: float
+    slots: int
 
 
 _COURSES: dict[str, Course] = {
-    "sd15": Course((1, 8, 16, 32), 4, 2, 64, 12.0, tuple(_SKIPS), 45.0),
-    "sdxl": Course((1, 4, 8), 2, 2, 24, 12.0, ("skips on",), 60.0),
+    "sd15": Course((1, 8, 16, 32), 4, 2, 64, 12.0, tuple(_SKIPS), 45.0, 32),
+    "sdxl": Course((1, 4, 8), 2, 2, 24, 12.0, ("skips on",), 60.0, 16),
 }
-_TINY = Course((1, 2), 1, 1, 6, 1.0, ("skips on",), 0.0)
+_TINY = Course((1, 2), 1, 1, 6, 1.0, ("skips on",), 0.0, 8)
 
 
 def run(kit: Kit, name: ModelName) -> None:
     """Record every load. Raises RuntimeError naming what failed; the rest was measured all the same."""
-    wait_for_model(kit.model_path(name), kit.left_s / 2)
+    kit.wait_for_model(name)
     failures = asyncio.run(_Serving(kit, name).measure())
     if failures:
         raise RuntimeError("; ".join(failures))
@@ -134,7 +137,8 @@ class _Serving:
             await self._served(_MPS)
 
     async def _served(self, way: str) -> None:
-        kit, settings = self._kit, {"device": self._kit.device, "compile": "off"}
+        kit = self._kit
+        settings = {"device": kit.device, "compile": "off", "slots": str(self._course.slots)}
         path = kit.model_path(self._name)
         async with deployed(settings, None, kit.dtype, path, idle_profile=False) as system:
             try:

@@ -34,16 +34,22 @@ def median_ms(call: Call, device: str, seconds: float = 0.6) -> float:
 
 
 def graphed(call: Call) -> Call:
-    """A CUDA graph of a call, as a call that replays it. Raises what a capture fails with."""
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
+    """A CUDA graph of a call, as a call that replays it. Raises what a capture fails with.
+
+    On a stream of its own, with whose workspaces it then computes: two of them may be replayed side by side.
+    """
+    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(here)
     with torch.cuda.stream(aside):
         for _ in range(_RUNS_BEFORE_CAPTURE):
             call()
-    torch.cuda.current_stream().wait_stream(aside)
+    here.wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
+    try:
+        with torch.cuda.graph(graph, stream=aside):
+            kept = call()
+    finally:
+        torch.cuda.set_stream(here)  # a capture that fails to begin leaves its own
 
     def replay() -> Any:
         graph.replay()

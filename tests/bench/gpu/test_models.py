@@ -14,7 +14,6 @@ from bench.gpu.models import (
     random_block,
     save_model,
     unet_arguments,
-    wait_for_model,
 )
 from synerdiff.models.loading import load_unet_side, load_vae_side
 
@@ -43,7 +42,7 @@ def test_random_weights_keep_the_size_of_what_goes_through_them() -> None:
 def test_a_tiny_model_is_served_as_its_family(name: ModelName, tmp_path: Path) -> None:
     config = TINY[name]
     save_model(config, tmp_path / name)
-    unet = load_unet_side(wait_for_model(tmp_path / name, 0), torch.float32)
+    unet = load_unet_side(tmp_path / name, torch.float32)
     vae = load_vae_side(tmp_path / name, torch.float32)
     assert unet.family.name == FAMILIES[name]
     assert unet.native_size == (config.side, config.side)
@@ -55,8 +54,3 @@ def test_a_tiny_model_is_served_as_its_family(name: ModelName, tmp_path: Path) -
     with torch.no_grad():
         [noise_pred] = unet.unet(**unet_arguments(config, 2, "cpu", torch.float32))
     assert noise_pred.isfinite().all()
-
-
-def test_a_model_that_never_comes_is_not_waited_for_longer(tmp_path: Path) -> None:
-    with pytest.raises(TimeoutError, match="no model at"):
-        wait_for_model(tmp_path / "none", 0)

@@ -14,6 +14,7 @@ if [ "$1" = -d ]; then
     [ -z "$REFUSES" ] || { echo "cannot start here"; exit 1; }
     sleep 60 &  # as the daemon: it holds what it was given as its output
     echo $! > "$CUDA_MPS_PIPE_DIRECTORY/daemon"
+    touch "$CUDA_MPS_PIPE_DIRECTORY/control"
 else
     read word; echo "said $word" >> "$CALLS"
     kill "$(cat "$CUDA_MPS_PIPE_DIRECTORY/daemon")"

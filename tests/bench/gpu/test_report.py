@@ -74,11 +74,12 @@ def test_floors_are_operations_or_bytes_whichever_takes_longer() -> None:
 
 
 def test_a_load_is_set_against_what_arithmetic_allows_on_the_card_of_its_run(tmp_path: Path) -> None:
-    shown = render(written(tmp_path, [MACHINE, COST, *CEILINGS, LOAD]))
+    offline = LOAD | {"who": "diffusers eager, batches of 32", "load": "offline", "images_per_s": 4.0}
+    shown = render(written(tmp_path, [MACHINE, COST, *CEILINGS, LOAD, offline]))
     [row] = [line for line in shown.splitlines() if "served, skips on" in line]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:5] == ["NVIDIA X", "SD 1.5", "served, skips on", "MPS", "burst"]
-    assert cells[5:12] == ["6.000", "15.152", "40%", "4.00", "8.00", "50%", "64"]
+    assert cells[5:13] == ["6.000", "15.152", "40%", "1.50", "4.00", "8.00", "50%", "64"]
     assert "random weights" in shown
     assert "MLPerf" in shown
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.gpu import runner
-from bench.gpu.kit import RESULTS
+from bench.gpu.kit import RESULTS, Kit
 from bench.gpu.runner import RESERVE_S, Wanted, run_sections
 from bench.gpu.sections import BY_NAME, SECTIONS, Section
 
@@ -68,3 +68,12 @@ def test_every_section_has_its_module_and_fits_the_deadline() -> None:
         module, _, function = each.call.rpartition(".")
         source = Path(runner.__file__).with_name(f"{module}.py").read_text()
         assert f"\ndef {function}(kit: Kit" in source
+
+
+def test_a_model_that_never_comes_is_waited_for_half_of_the_time(tmp_path: Path) -> None:
+    kit = Kit("served-sd15", tmp_path, tmp_path, "cpu", time.monotonic() + 1)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="no model at"):
+        kit.wait_for_model("sd15")
+    assert kit.left_s > 0
+    assert time.monotonic() - began >= 0.4
