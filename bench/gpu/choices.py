@@ -5,7 +5,8 @@ It times bare modules, so that each row differs in one thing from "eager NCHW".
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class _Choices:
         self._networks.vae.to(self._networks.dtype)
 
     def bands(self) -> None:
-        """A decode of one picture, whole and in bands, with the most memory held."""
+        """A decode of one picture, whole and in bands."""
         side = self._kit.config(self._networks.name).latent_side
         latents = torch.randn(1, 4, side, side, device=self._kit.device, dtype=self._networks.dtype)
         self._networks.vae.to(memory_format=torch.contiguous_format)
@@ -106,7 +107,7 @@ class _Choices:
                     pass
 
         for bands in _BANDS[:2] if self._kit.tiny else _BANDS:
-            self._time("VAE", 1, f"eager NCHW, {bands} bands", lambda bands=bands: decode(bands))
+            self._time("VAE", 1, f"eager NCHW, {bands} bands", partial(decode, bands))
 
     def vae_dtypes(self) -> None:
         """PSNR of the bundled model's pictures against those of a float32 VAE, from the same latents."""
@@ -127,9 +128,10 @@ class _Choices:
 
     def _time(self, part: str, count: int, how: str, call: Call) -> None:
         with contextlib.suppress(_Refused):
-            with self._named(part, count, how):
+            with self._named(part, count, how), _peak_memory(self._kit) as peak:
                 ms = median_ms(call, self._kit.device, self._seconds)
-            self._kit.record("call", model=self._networks.name, part=part, count=count, how=how, ms=ms)
+            named = {"model": self._networks.name, "part": part, "count": count, "how": how}
+            self._kit.record("call", **named, ms=ms, peak_mib=peak())
 
     def _time_graphed(self, part: str, count: int, how: str, call: Call) -> None:
         """On a CPU the call itself, so that all that leads there is run."""
@@ -152,6 +154,16 @@ class _Choices:
 
 class _Refused(Exception):
     """This way cannot be had here."""
+
+
+@contextlib.contextmanager
+def _peak_memory(kit: Kit) -> Iterator[Callable[[], int | None]]:
+    """The most MiB that torch's allocator held since the block began, weights among them; None on a CPU."""
+    if kit.tiny:
+        yield lambda: None
+        return
+    torch.cuda.reset_peak_memory_stats()
+    yield lambda: torch.cuda.max_memory_allocated() >> 20
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def _of_gpu(kit: Kit) -> dict[str, Any]:
         "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
         "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "driver": _driver(),
     }
 
@@ -54,7 +54,7 @@ def _versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
         try:
-            found[name] = str(version(name))  # type: ignore[no-untyped-call]
+            found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "none"
     return found

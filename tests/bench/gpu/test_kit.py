@@ -14,7 +14,7 @@ from bench.gpu.runner import ROOT
 from bench.gpu.sections import SECTIONS
 from synerdiff.profiles import load
 
-PLANTED = "contention-sdxl"
+PLANTED = "served-sdxl"  # what it does runs for SD 1.5 as well
 KINDS = {"machine", "ceiling", "mps", "cost", "test", "parity", "sweep", "load", "graphs", "profile", "overlap", "call"}
 
 
@@ -49,7 +49,7 @@ def test_every_section_runs_and_one_that_fails_stops_no_other(tmp_path: Path) ->
 
 
 def _check_loads(loads: list[dict[str, Any]]) -> None:
-    assert {record["model"] for record in loads} == {"sd15", "sdxl"}
+    assert {record["model"] for record in loads} == {"sd15"}
     assert all(record["images"] and not record.get("errors") for record in loads)
     skips = [record["skipped_share"] for record in loads if record["who"] == "served, skips on"]
     assert min(skips) > 0.3

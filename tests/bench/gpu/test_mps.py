@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from shutil import which
 
 import pytest
 
 from bench.gpu import mps
 from bench.gpu.mps import MpsUnavailable, control_program, daemon
+from synerdiff.mps import CONTROL_PROGRAM
 
 _PROGRAM = """#!/bin/sh
 echo "$CUDA_MPS_PIPE_DIRECTORY $*" >> "$CALLS"
@@ -24,7 +26,7 @@ fi
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    program = tmp_path / "bin" / mps.CONTROL_PROGRAM
+    program = tmp_path / "bin" / CONTROL_PROGRAM
     program.parent.mkdir()
     program.write_text(_PROGRAM)
     program.chmod(0o755)
@@ -36,11 +38,11 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_daemon_has_a_folder_of_its_own_and_ends_with_its_block(calls: Path) -> None:
     before = dict(os.environ)
-    assert mps.shutil.which(mps.CONTROL_PROGRAM) is None, "it is beside the driver alone"
+    assert which(CONTROL_PROGRAM) is None, "it is beside the driver alone"
     with daemon():
         folder = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
         assert folder.is_dir()
-        assert mps.shutil.which(mps.CONTROL_PROGRAM) == control_program(), "workers ask it through the PATH"
+        assert which(CONTROL_PROGRAM) == control_program(), "workers ask it through the PATH"
         process = Path("/proc", (folder / "daemon").read_text().strip())
         assert process.exists()
     assert dict(os.environ) == before

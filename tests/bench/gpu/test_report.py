@@ -95,5 +95,5 @@ def test_what_failed_is_shown(tmp_path: Path) -> None:
 def test_a_brief_one_leaves_the_long_tables_out(tmp_path: Path) -> None:
     call = {"kind": "call", "section": "choices", "model": "sd15", "part": "UNet", "count": 2, "how": "x", "ms": 9.0}
     results = written(tmp_path, [MACHINE, COST, *CEILINGS, call])
-    assert "| NVIDIA X | SD 1.5 | UNet | 2 rows | x | 9.00 | 4.00 | 2.2 |" in render(results)
+    assert "| NVIDIA X | SD 1.5 | UNet | 2 rows | x | 9.00 | 4.00 | 2.2 | - |" in render(results)
     assert "2 rows | x" not in render(results, brief=True)

@@ -1,6 +1,7 @@
 """Sections as processes: one that fails, one that hangs, one that does not fit. With sections made for this alone."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class StandInProcess(runner.SectionProcess):
 
     @staticmethod
     def command(section: Section, wanted: Wanted, limit_s: float) -> list[str]:
-        return [runner.sys.executable, "-c", _SCRIPT, section.name, str(wanted.out)]
+        return [sys.executable, "-c", _SCRIPT, section.name, str(wanted.out)]
 
 
 def section(name: str, limit_s: float = 20, least_s: float = 0) -> Section:
