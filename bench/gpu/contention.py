@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.gpu import mps
+from bench.gpu import mps, served
 from bench.gpu.configs import ModelName
 from bench.gpu.kit import Kit
 from services.scheduler.profiler.profiler import ProfilerOptions
@@ -53,12 +53,12 @@ def run(kit: Kit, name: ModelName) -> None:
     found: list[Measured] = []
     for shares in _SHARES if mps.works(kit) else (_TIME_SLICED,):
         if found and kit.left_s < extent.start_s + extent.budget_s:
-            kit.record("trouble", what=f"{name}: no time for {shares or 'time slices'}", error=f"{kit.left_s:.0f} s")
+            kit.record("trouble", what=f"{name}: no time for {_way(shares)}", error=f"{kit.left_s:.0f} s")
             continue
         try:
-            found.append(_profile(kit, name, extent, shares))
+            found.append(_profile(kit, name, extent, shares, serve=not found))
         except Exception as error:
-            kit.record("trouble", what=f"{name}: profile, {shares or 'time-sliced'}", error=repr(error)[-1000:])
+            kit.record("trouble", what=f"{name}: {_way(shares)}", error=repr(error)[-1000:])
     if kit.left_s > extent.start_s:
         from bench.gpu import streams  # brings torch, which the profiles need not wait for
 
@@ -69,8 +69,15 @@ def run(kit: Kit, name: ModelName) -> None:
     (kit.out / f"profile-{name}.json").write_text(dump(best.profile))
 
 
-def _profile(kit: Kit, name: ModelName, extent: Extent, shares: str) -> Measured:
-    """Of workers under MPS with these shares; without shares, of workers that take turns at the device."""
+def _way(shares: str) -> str:
+    return f"MPS {shares}" if shares else "time-sliced"
+
+
+def _profile(kit: Kit, name: ModelName, extent: Extent, shares: str, *, serve: bool) -> Measured:
+    """Of workers under MPS with these shares; without shares, of workers that take turns at the device.
+
+    `serve`: then serve by it, on workers with the whole device each.
+    """
     daemon: AbstractContextManager[None] = mps.daemon() if shares else nullcontext()
     with daemon, tempfile.TemporaryDirectory() as folder:
         local = LocalOptions(
@@ -89,13 +96,19 @@ def _profile(kit: Kit, name: ModelName, extent: Extent, shares: str) -> Measured
         finally:
             for log in sorted(Path(folder, "logs").glob("*")):
                 kit.keep_log(f"{name} {shares}: {log.name}", log)
-    note = f"made by the GPU kit of random weights, {'MPS ' + shares if shares else 'time-sliced'}"
-    profile = replace(measured.profile, notes=(*measured.profile.notes, note))
-    kit.record(
-        "profile",
-        model=name,
-        way=f"MPS {shares}" if shares else "time-sliced",
-        pictures_per_s=measured.pictures_per_s,
-        profile=json.loads(dump(profile)),
-    )
+        note = f"made by the GPU kit, of random weights, {_way(shares)}"
+        profile = replace(measured.profile, notes=(*measured.profile.notes, note))
+        rate, dumped = measured.pictures_per_s, dump(profile)
+        kit.record("profile", model=name, way=_way(shares), pictures_per_s=rate, profile=json.loads(dumped))
+        if serve and kit.left_s > extent.start_s:
+            _serve(kit, name, _way(shares), Path(folder, "profile.json"), dumped)
     return measured._replace(profile=profile)
+
+
+def _serve(kit: Kit, name: ModelName, way: str, file: Path, profile: str) -> None:
+    """A profile is worth keeping even where nothing could be served by it."""
+    file.write_text(profile)
+    try:
+        served.by_profile(kit, name, way, file)
+    except Exception as error:
+        kit.record("trouble", what=f"{name}: served by the profile, {way}", error=repr(error)[-1000:])

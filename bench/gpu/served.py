@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.gpu import mps
@@ -59,6 +59,11 @@ def run(kit: Kit, name: ModelName) -> None:
         raise RuntimeError("; ".join(failures))
 
 
+def by_profile(kit: Kit, name: ModelName, way: str, profile: Path) -> None:
+    """Record bursts on a deployment that plans by a profile. Under MPS where the caller's processes are its clients."""
+    asyncio.run(_Serving(kit, name).served(way, profile))
+
+
 class _Serving:
     """One model's loads, on one after the other."""
 
@@ -74,7 +79,7 @@ class _Serving:
         """All of it; what failed."""
         await self._attempt("diffusers eager", self._pipeline(compiled=False))
         if not (mps.works(self._kit) and await self._attempt("served under MPS", self._under_mps())):
-            await self._attempt("served", self._served(_TIME_SLICED))
+            await self._attempt("served", self.served(_TIME_SLICED))
         if self._kit.left_s > self._course.compiled_s and not self._kit.tiny:
             await self._attempt("diffusers compiled", self._pipeline(compiled=True))
         return self._failures
@@ -132,29 +137,33 @@ class _Serving:
     # ---- ours
 
     async def _under_mps(self) -> None:
-        with ExitStack() as stack:
-            stack.enter_context(mps.daemon())
-            await self._served(_MPS)
+        with mps.daemon():
+            await self.served(_MPS)
 
-    async def _served(self, way: str) -> None:
-        kit = self._kit
+    async def served(self, way: str, profile: Path | None = None) -> None:
+        """The loads on our deployment; only bursts on one with a profile."""
+        kit, who = self._kit, "served by a profile" if profile else "served"
         settings = {"device": kit.device, "compile": "off", "slots": str(self._course.slots)}
         path = kit.model_path(self._name)
-        async with deployed(settings, None, kit.dtype, path, idle_profile=False) as system:
+        async with deployed(settings, profile, kit.dtype, path, idle_profile=False) as system:
             try:
                 async with AsyncClient(system.deployment.addresses[0], patience_s=_PATIENCE_S) as client:
-                    await send(client, OpenLoop(bursts(min(16, self._course.burst), _mix(None), 0)))  # warms up
-                    await self._load(client, "served, skips off", way, "one client", self._alone(_mix(False)))
+                    await send(client, OpenLoop(bursts(self._course.burst // 2, _mix(None), 0)))  # warms up
                     for skips, skip_cfg in _SKIPS.items():
-                        await self._load(client, f"served, {skips}", way, "burst", self._burst(_mix(skip_cfg)))
-                    for skips in self._course.poisson_skips:
-                        await self._load(client, f"served, {skips}", way, "Poisson", self._poisson(_mix(_SKIPS[skips])))
+                        await self._load(client, f"{who}, {skips}", way, "burst", self._burst(_mix(skip_cfg)))
+                    if profile is None:
+                        await self._light_loads(client, who, way)
             finally:
                 for child in system.deployment.children:
                     kit.keep_log(f"{self._name} {way}: {child.name}", child.log)
                     if child.name.startswith("unet"):
                         without = child.log.read_text(errors="replace").count(_WITHOUT_GRAPH)
                         kit.record("graphs", model=self._name, way=way, sizes_without=without)
+
+    async def _light_loads(self, client: AsyncClient, who: str, way: str) -> None:
+        await self._load(client, f"{who}, skips off", way, "one client", self._alone(_mix(False)))
+        for skips in self._course.poisson_skips:
+            await self._load(client, f"{who}, {skips}", way, "Poisson", self._poisson(_mix(_SKIPS[skips])))
 
     # ---- loads
 

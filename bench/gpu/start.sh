@@ -2,6 +2,7 @@
 # On the GPU machine: unpacks the kit in the folder $1 and runs it. Results go to the folder $2; what follows is passed
 # on, as --sections or --deadline-s. PYTHON: the interpreter that has a CUDA build of torch.
 set -eu
+began=$(date +%s)
 kit=$1 out=$2
 shift 2
 python=${PYTHON:-python3}
@@ -11,4 +12,4 @@ trap 'rm -rf "$site"' EXIT
 cp "$kit/redis-server" "$site/redis-server" # it may have come without its mode, or on a file system that runs nothing
 chmod +x "$site/redis-server"
 PYTHONPATH="$site:$PWD" REDIS_SERVER="$site/redis-server" HF_HUB_OFFLINE=1 \
-    "$python" -m bench.gpu --out "$out" "$@"
+    "$python" -m bench.gpu --out "$out" --deadline-s $((480 - $(date +%s) + began)) "$@"
