@@ -144,6 +144,8 @@ class _Serving:
         """The loads on our deployment; only bursts on one with a profile."""
         kit, who = self._kit, "served by a profile" if profile else "served"
         settings = {"device": kit.device, "compile": "off", "slots": str(self._course.slots)}
+        if way.startswith(_MPS) and not kit.tiny:
+            settings["require_mps"] = "true"
         path = kit.model_path(self._name)
         async with deployed(settings, profile, kit.dtype, path, idle_profile=False) as system:
             try:
