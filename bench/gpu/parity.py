@@ -124,11 +124,12 @@ async def _picture(client: AsyncClient, task: TaskSpec) -> Pixels:
 
 def _sheet(rows: list[_Row]) -> Image.Image:
     """A row a sampler, a column for each who drew it."""
-    columns, head = list(rows[0].pictures), 16
+    columns, head = list(rows[0].pictures), 28
     sheet = Image.new("RGB", (_SIDE * len(columns), (_SIDE + head) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for y, row in enumerate(rows):
         for x, who in enumerate(columns):
-            draw.text((x * _SIDE + 2, y * (_SIDE + head) + 2), f"{who}, {row.task.sampler.name}"[:22], fill="black")
+            sampler = row.task.sampler.name.lower().removesuffix("_karras")
+            draw.text((x * _SIDE + 2, y * (_SIDE + head) + 1), f"{who}\n{sampler}", fill="black")
             sheet.paste(Image.fromarray(row.pictures[who]), (x * _SIDE, y * (_SIDE + head) + head))
     return sheet
