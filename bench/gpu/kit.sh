@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts into the folder $1 what a GPU machine without a network lacks: wheels for Python 3.12 on x86-64 Linux, and a small
-# redis-server. Then says how much has to be carried there, and what to run. `make gpu-kit` calls it. PYTHON: with pip.
+# Puts wheels for Python 3.12 on x86-64 Linux and a small redis-server into the folder $1, for a GPU machine without a
+# network. Then says how much has to be carried there, and the command to run. `make gpu-kit` calls it. PYTHON: with pip.
 set -eu
 kit=$1
 python=${PYTHON:-python3}

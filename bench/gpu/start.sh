@@ -1,6 +1,6 @@
 #!/bin/sh
-# On the GPU machine: unpacks the kit in the folder $1 and runs it. Results go to the folder $2; what follows is passed
-# on, as --sections or --deadline-s. PYTHON: the interpreter that has a CUDA build of torch.
+# On the GPU machine: unpacks the kit in the folder $1 and runs it. Results go to the folder $2; further arguments go to
+# `python -m bench.gpu`, as --sections or --deadline-s. PYTHON: the interpreter that has a CUDA build of torch.
 set -eu
 began=$(date +%s)
 kit=$1 out=$2
