@@ -38,7 +38,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sections: list[Sectio
     monkeypatch.setattr(runner, "SectionProcess", StandInProcess)
     monkeypatch.setattr(runner, "SECTIONS", tuple(sections))
     give_up_at = time.monotonic() + RESERVE_S + seconds
-    wanted = Wanted(tmp_path, tmp_path, "cpu", give_up_at, [each.name for each in sections])
+    wanted = Wanted(tmp_path, tmp_path, "cuda", give_up_at, [each.name for each in sections])
     return run_sections(wanted, lambda line: None)
 
 
