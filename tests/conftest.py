@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
@@ -27,6 +28,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def loggers_of_one_test() -> Iterator[None]:
+    """A command that runs in this process sets logging up for the streams of its test, which end with it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
