@@ -1,4 +1,4 @@
-"""Connections to Redis, and how long to keep trying when it is away.
+"""Connections to Redis, and how long to keep trying when it is away or refuses for a while.
 
 Two layers. The client itself repeats a command a few times within a fraction of a second, which hides a dropped
 connection. `patiently` repeats a whole call for seconds, which hides a restart. Both repeat commands whose reply was
@@ -14,7 +14,7 @@ import tenacity
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError, TimeoutError
+from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, TimeoutError
 
 from synerdiff.errors import Unavailable
 
@@ -23,7 +23,40 @@ SOCKET_TIMEOUT_S = 3.0
 
 AWAY = (ConnectionError, TimeoutError)  # also BusyLoadingError, while Redis reads its file after a restart
 
+# Error replies that pass by themselves, or once an operator has made room, by their first word.
+_REFUSALS = {
+    "OOM": "Redis is full",
+    "READONLY": "Redis is read-only",
+    "MISCONF": "Redis cannot write to its disk",
+    "NOREPLICAS": "Redis has too few replicas to write",
+    "MASTERDOWN": "Redis has lost its primary",
+    "LOADING": "Redis reads its data",
+    "BUSY": "Redis is busy with a script",
+    "TRYAGAIN": "Redis moves its keys",
+    "CLUSTERDOWN": "Redis is down",
+    "FAILOVER": "Redis changes its primary",
+}
+
 T = TypeVar("T")
+
+
+def trouble(error: BaseException) -> str:
+    """What is the matter with Redis, where it passes: one line. "" for an error that is no trouble of Redis's own."""
+    word = _first_word(error)
+    if word in _REFUSALS:
+        return f"{_REFUSALS[word]}: {error}"
+    return f"Redis is away: {error}" if isinstance(error, AWAY) else ""
+
+
+def _first_word(error: BaseException) -> str:
+    """The code of an error reply: redis-py cuts it off where it has a class of its own for it, and keeps it apart."""
+    if not isinstance(error, RedisError):
+        return ""
+    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
+
+
+def _passes(error: BaseException) -> bool:
+    return bool(trouble(error))
 
 
 class _OnUvloop:
@@ -62,32 +95,40 @@ def connect(url: str) -> Redis:
         socket_connect_timeout=SOCKET_TIMEOUT_S,
         socket_keepalive=True,
         retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=0.2), retries=3),
-        retry_on_error=list(AWAY),
+        # A connection to a primary that has become a replica is made again: its name may lead to the new one by then.
+        retry_on_error=[*AWAY, ReadOnlyError],
     )
     pool.connection_class = _CONNECTIONS.get(pool.connection_class, pool.connection_class)
     return Redis.from_pool(pool)
 
 
 async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
-    """`await call()`, again and again with back-off while Redis is away.
+    """`await call()`, again and again with back-off while Redis is away or refuses for a while.
 
-    Raises Unavailable once `patience_s` seconds have gone by; a try under way is cut short, and may still take effect.
+    Raises Unavailable, which says why, once `patience_s` seconds have gone by; a try under way is cut short, and may
+    still take effect.
     """
+    why = f"Redis gave no answer within {patience_s:g} s"
     try:
         async with asyncio.timeout(patience_s):
             try:
                 return await call()  # what nearly always does it, without the cost of the machinery below
-            except AWAY:
+            except RedisError as error:
+                if not _passes(error):
+                    raise
+                why = trouble(error)
                 return await _again_and_again(call, patience_s)
-    except AWAY as error:
-        raise Unavailable(f"Redis is away: {error}") from error
+    except RedisError as error:
+        if not _passes(error):
+            raise
+        raise Unavailable(trouble(error)) from error
     except builtins.TimeoutError as error:
-        raise Unavailable(f"Redis gave no answer within {patience_s:g} s") from error
+        raise Unavailable(why) from error
 
 
 async def _again_and_again(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(AWAY),
+        retry=tenacity.retry_if_exception(_passes),
         stop=tenacity.stop_after_delay(patience_s),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
         reraise=True,

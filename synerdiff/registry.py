@@ -4,6 +4,7 @@ Model cards stay when their workers go: a known model without a worker just now 
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
@@ -132,7 +133,8 @@ class WorkerRegistry:
         texts = await self._redis.mget([_worker_key(name.decode()) for name in worker_ids])
         gone = [name for name, text in zip(worker_ids, texts, strict=True) if text is None]
         if gone:
-            await self._redis.srem(WORKERS, *gone)
+            with contextlib.suppress(ResponseError):  # a Redis that takes no writes just now still has its workers
+                await self._redis.srem(WORKERS, *gone)
         records = [record_from_json(text) for text in texts if text is not None]
         return [record for record in records if pool is None or record.pool == pool]
 

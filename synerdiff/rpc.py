@@ -62,10 +62,12 @@ def open_channel(
     max_message_bytes: int = SERVICE_MESSAGE_BYTES,
     tls: ClientTls | None = None,
     round_robin: bool = False,
+    through_proxy: bool = False,
 ) -> grpc.aio.Channel:
     """A channel to "host:port" (or any gRPC target, such as "dns:///name:port"); connects on first use.
 
-    `round_robin` spreads calls over every address that the name resolves to.
+    `round_robin` spreads calls over every address that the name resolves to. `through_proxy`: by way of the proxy that
+    the environment names, if any; the processes of a deployment reach each other directly.
     """
     options: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", max_message_bytes),
@@ -77,6 +79,7 @@ def open_channel(
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.enable_http_proxy", int(through_proxy)),
     ]
     if round_robin:
         options.append(("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'))

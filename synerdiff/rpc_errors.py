@@ -1,4 +1,7 @@
-"""The server interceptor that lets servicers simply raise: SynerDiffError becomes its status, all else INTERNAL."""
+"""The server interceptor that lets servicers simply raise: SynerDiffError becomes its status, all else INTERNAL.
+
+Bytes that are no message of a method are the caller's mistake: INVALID_ARGUMENT, where gRPC itself answers UNKNOWN.
+"""
 
 import asyncio
 import contextlib
@@ -8,8 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from synerdiff.errors import SynerDiffError
+from synerdiff.errors import InvalidRequest, SynerDiffError
+from synerdiff.malformed import refusal
 from synerdiff.status import abort
 from synerdiff.telemetry import get_logger
 
@@ -34,24 +39,55 @@ def _wrapped(handler: Any, method: str) -> Any:
     behaviour = getattr(handler, kind)
     wrap = _wrap_generator if inspect.isasyncgenfunction(behaviour) else _wrap_coroutine
     return getattr(grpc, f"{kind}_rpc_method_handler")(
-        wrap(behaviour, method), handler.request_deserializer, handler.response_serializer
+        wrap(behaviour, method, _all_well_formed if handler.request_streaming else _well_formed),
+        _forgiving(handler.request_deserializer),
+        handler.response_serializer,
     )
 
 
-def _wrap_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str) -> Any:
+def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """A deserializer that hands on why bytes are no message, for gRPC has no word for that."""
+    if deserialize is None:
+        return None
+
+    def deserialized(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return refusal(deserialize, data)
+
+    return deserialized
+
+
+def _well_formed(request: Any) -> Any:
+    if isinstance(request, InvalidRequest):
+        raise request
+    return request
+
+
+async def _all_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _well_formed(request)
+
+
+def _wrap_coroutine(
+    behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, check: Callable[[Any], Any]
+) -> Any:
     async def call(request: Any, context: Any) -> Any:
         try:
-            return await behaviour(request, context)
+            return await behaviour(check(request), context)
         except Exception as error:
             await _answer(context, method, error)
 
     return call
 
 
-def _wrap_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method: str) -> Any:
+def _wrap_generator(
+    behaviour: Callable[[Any, Any], AsyncIterator[Any]], method: str, check: Callable[[Any], Any]
+) -> Any:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async with contextlib.aclosing(behaviour(request, context)) as replies:  # type: ignore[type-var]
+            async with contextlib.aclosing(behaviour(check(request), context)) as replies:  # type: ignore[type-var]
                 async for reply in replies:
                     yield reply
         except Exception as error:

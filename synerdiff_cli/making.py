@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from synerdiff.client import AsyncClient, Event, Finished, GeneratedImage, ImageReady
 from synerdiff.errors import SynerDiffError, Unavailable
+from synerdiff.proxies import proxy_to
 from synerdiff_cli.console import err, out
 from synerdiff_cli.pictures import SUFFIXES, default_path, numbered_path
 from synerdiff_cli.progress_display import ProgressDisplay
@@ -52,7 +53,8 @@ async def connected(server: Server) -> AsyncIterator[AsyncClient]:
         try:
             await asyncio.wait_for(channel.channel_ready(), _CONTACT_S)
         except TimeoutError:
-            raise Unavailable(f"no scheduler answers at {server.address}; {_what_may_help(server)}") from None
+            where = server.address + (f" through the proxy {proxy}" if (proxy := proxy_to(server.address)) else "")
+            raise Unavailable(f"no scheduler answers at {where}; {_what_may_help(server)}") from None
     async with AsyncClient(server.address, tls=server.tls) as client:
         yield client
 

@@ -9,6 +9,7 @@ import grpc
 import typer
 
 from synerdiff.client.aio import DEFAULT_ADDRESS
+from synerdiff.proxies import proxy_to
 from synerdiff.rpc import open_channel
 from synerdiff.tls import BadTlsFiles, ClientTls, check_pem_files
 from synerdiff_cli.console import EXIT_INVALID, fail
@@ -40,7 +41,7 @@ class Server:
 
     def channel(self) -> grpc.aio.Channel:
         """A channel to it."""
-        return open_channel(self.address, tls=self.tls)
+        return open_channel(self.address, tls=self.tls, through_proxy=bool(proxy_to(self.address)))
 
 
 def server_at(address: str, tls_ca: str) -> Server:

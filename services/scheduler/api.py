@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from prometheus_client import Counter
 
 from services.scheduler.admission import AdmissionLimits, body_digest, resolve
+from services.scheduler.empty_watches import EmptyWatches
 from services.scheduler.request_traces import Deliveries, RequestTrace, trace_id_of
 from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
@@ -59,6 +60,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         self._limits = limits
         self._draining = draining
         self._tracer = tracer or Tracer()
+        self._empty_watches = EmptyWatches()
         self._known_cards: list[ModelCard] = []
         self._cards_read_at_s = -math.inf
 
@@ -150,11 +152,15 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         await context.send_initial_metadata(())
         draining = asyncio.ensure_future(self._draining.wait())
         events = self._store.follow(job_id, after_sequence)
+        told = False
         try:
             while (event := await _next_unless(draining, events)) is not None:
                 began_ns = now_ns()
                 yield event
+                told = True
                 deliveries.delivered(event, began_ns)
+            if not told:
+                await self._empty_watches.ended(job_id)
         finally:
             draining.cancel()
             await events.aclose()

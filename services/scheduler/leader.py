@@ -38,6 +38,7 @@ from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.jobs import JobRecord
 from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.profiles import Profile
+from synerdiff.redis_client import trouble
 from synerdiff.registry import WorkerRegistry
 from synerdiff.telemetry import get_logger
 from synerdiff.tracing import Tracer
@@ -134,7 +135,7 @@ class Leader:
             except StaleLeader:
                 self.superseded()
             except (RedisError, Unavailable, OSError) as error:
-                log.warning("redis is not answering", error=str(error))
+                log.warning("redis cannot be used", error=trouble(error) or str(error))
                 await asyncio.sleep(0.2)
             await asyncio.sleep(every_s)
 

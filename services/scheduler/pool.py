@@ -15,6 +15,7 @@ from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.ticks import TickLog
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
+from synerdiff.redis_client import trouble
 from synerdiff.registry import WorkerRegistry
 from synerdiff.telemetry import get_logger
 from synerdiff.tracing import Tracer
@@ -65,7 +66,7 @@ class Pool:
         try:
             await leader.lead()
         except (StaleLeader, RedisError, Unavailable, OSError) as error:
-            log.warning("cannot lead", error=str(error))
+            log.warning("cannot lead", error=trouble(error) or str(error))
         finally:
             self.leader = None
             await cancel_and_wait(renewing)
@@ -91,5 +92,5 @@ class Pool:
         try:
             return await call()
         except (RedisError, Unavailable, OSError) as error:
-            log.warning("redis is not answering", error=str(error))
+            log.warning("redis cannot be used", error=trouble(error) or str(error))
             return None

@@ -13,9 +13,11 @@ from services.scheduler.store.queue import QueueDepth
 from services.scheduler.tasks import Phase
 from services.scheduler.tick_trace import chrome_trace
 from synerdiff.errors import NotFound, Unavailable
+from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRecord
 from synerdiff.v1 import operations_pb2
 
+_REDIS_PATIENCE_S = 2.0
 _UNDER_WAY = (Phase.PREPARING, Phase.RUNNING)
 _DECODING = (Phase.READY_TO_DECODE, Phase.DECODING, Phase.STORING)
 
@@ -30,7 +32,7 @@ class PoolStatus:
         """The pool just now."""
         leader = self._pool.leader
         holdings = leader.engine.holdings if leader else None
-        workers = await self._pool.registry.workers(self._pool.name)
+        workers = await patiently(lambda: self._pool.registry.workers(self._pool.name), _REDIS_PATIENCE_S)
         depths = await self._pool.store.queue_depths()
         return operations_pb2.GetStatusResponse(
             pool=self._pool.name,

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import uvloop
+from redis.exceptions import RedisError
 
 from services.scheduler.api import MAX_REQUEST_BYTES, ImageGenerationService
 from services.scheduler.leadership import Leadership
@@ -20,7 +21,7 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import SynerDiffError, Unavailable
-from synerdiff.redis_client import AWAY, connect, patiently
+from synerdiff.redis_client import connect, patiently
 from synerdiff.registry import WorkerRegistry
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
@@ -142,6 +143,6 @@ async def _follow_redis(host: ServiceHost, registry: WorkerRegistry) -> None:
 
 async def _repeat(step: Callable[[], Awaitable[None]], every_s: float) -> None:
     while True:
-        with contextlib.suppress(*AWAY, Unavailable):
+        with contextlib.suppress(RedisError, Unavailable):
             await step()
         await asyncio.sleep(every_s)

@@ -23,6 +23,7 @@ from synerdiff.client.results import (
 )
 from synerdiff.client.tracing import Metadata, client_span
 from synerdiff.errors import SynerDiffError
+from synerdiff.proxies import proxy_to
 from synerdiff.rpc import open_channel
 from synerdiff.tls import ClientTls
 from synerdiff.v1 import images_pb2, images_pb2_grpc
@@ -42,7 +43,7 @@ class AsyncClient:
 
     address: "host:port" or any gRPC target. patience_s: how long calls are tried again while nobody answers, before and
     while a job runs. wait_when_full: when the queue is full, come back when the server says, instead of raising
-    QueueFull.
+    QueueFull. An HTTP proxy that the environment names is used for addresses of other machines.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class AsyncClient:
         wait_when_full: bool = False,
     ) -> None:
         self.address = address
-        self._channel = open_channel(address, tls=tls, round_robin=True)
+        proxy = proxy_to(address)
+        self._channel = open_channel(address, tls=tls, round_robin=True, through_proxy=bool(proxy))
         self._stub = images_pb2_grpc.ImageGenerationStub(self._channel)
-        self._policy = RetryPolicy(patience_s, wait_when_full)
+        self._policy = RetryPolicy(patience_s, wait_when_full, proxy)
 
     async def __aenter__(self) -> Self:
         return self

@@ -24,10 +24,14 @@ _BACK_OFF = wait_random_exponential(multiplier=0.1, max=2.0)
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to try. `patience_s`: without any contact; `wait_when_full`: also as long as the queue is full."""
+    """How long to try. `patience_s`: without any contact; `wait_when_full`: also as long as the queue is full.
+
+    `proxy`: what calls go through, to be named when they fail; "" for none.
+    """
 
     patience_s: float
     wait_when_full: bool
+    proxy: str = ""
 
 
 def is_broken_connection(error: BaseException) -> bool:
@@ -61,7 +65,8 @@ async def persist(attempt: Callable[[float | None], Awaitable[T]], policy: Retry
     except grpc.aio.AioRpcError as error:
         if not is_broken_connection(error):
             raise from_rpc_error(error) from error
-        raise Unavailable(f"no answer for {time.monotonic() - started:.1f} s: {error.details()}") from error
+        through = f" (through the proxy {policy.proxy})" if policy.proxy else ""
+        raise Unavailable(f"no answer for {time.monotonic() - started:.1f} s{through}: {error.details()}") from error
 
 
 async def follow(
@@ -71,7 +76,7 @@ async def follow(
     deadline: float | None,
     metadata: Metadata = (),
 ) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
-    """Every event of a job, each once and in order, to its terminal one.
+    """Every event of a job, each once and in order, to its terminal one; none where that was seen before `start`.
 
     Starts a job from a GenerateRequest, or goes on with one from a WatchRequest. Until the job's id is known the same
     request is sent again, whose request_id makes it the same job; from then on Watch goes on after the last event seen.
@@ -80,6 +85,7 @@ async def follow(
     request, last = start, start.after_sequence if isinstance(start, images_pb2.WatchRequest) else 0
     while True:
         call = await persist(lambda left, request=request: _attach(stub, request, left, metadata), policy, deadline)  # type: ignore[misc]
+        seen_before = last
         try:
             async for event in call:
                 if event.sequence <= last:
@@ -92,6 +98,9 @@ async def follow(
         except grpc.aio.AioRpcError as error:
             if not is_broken_connection(error):
                 raise from_rpc_error(error) from error
+        else:
+            if last == seen_before:
+                return  # a stream ends OK with its job alone: the last event was the terminal one
         finally:
             call.cancel()
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Protocol
 
 from redis.exceptions import RedisError
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from services.scheduler.effects import (
     FailJob,
@@ -25,12 +25,16 @@ from services.scheduler.effects import (
 from services.scheduler.store.queue import JobStore, Lease
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
+from synerdiff.redis_client import trouble
 from synerdiff.requests import task_id
+from synerdiff.telemetry import get_logger
 
 PROGRESS_EVERY_S = 0.5
 PROGRESS_PER_S = 100  # every one of them wakes its followers, on whichever scheduler: many images are told less often
 
 _AWAY = (RedisError, Unavailable, OSError)
+
+log = get_logger("store_writer")
 
 
 class WriteEvents(Protocol):
@@ -107,7 +111,9 @@ class StoreWriter:
             try:
                 await write()
             except _AWAY:
-                retrying = AsyncRetrying(retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0))
+                retrying = AsyncRetrying(
+                    retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0), before_sleep=_say
+                )
                 async for attempt in retrying:
                     with attempt:
                         await write()
@@ -131,3 +137,9 @@ class StoreWriter:
                 await store.fail(lease, job_id, code, message)
         if not in_time:
             self._events.job_ended_elsewhere(effect.job_id)
+
+
+def _say(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if error is not None:
+        log.warning("cannot write to redis yet", attempt=state.attempt_number, error=trouble(error) or str(error))
