@@ -74,6 +74,14 @@ class Unavailable(SynerDiffError):
 
 
 class StaleLeader(SynerDiffError):
-    """FAILED_PRECONDITION: a newer leader holds the pool; whoever gets this must stop planning."""
+    """FAILED_PRECONDITION: another leader holds the pool or the worker; whoever gets this must stop planning.
+
+    `newest_token`: the newest leader token that whoever refuses has seen; 0: not told. The next leadership's must be
+    above it, whatever Redis remembers.
+    """
 
     code = grpc.StatusCode.FAILED_PRECONDITION
+
+    def __init__(self, message: str, newest_token: int = 0) -> None:
+        super().__init__(message)
+        self.newest_token = newest_token

@@ -8,6 +8,7 @@ class LeaderGuard:
 
     def __init__(self) -> None:
         self._token = -1
+        self._leader_id = ""
         self._tick = -1
         self._session = 0
 
@@ -16,21 +17,27 @@ class LeaderGuard:
         """The highest token seen; -1 before the first attach."""
         return self._token
 
-    def attach(self, token: int) -> int:
+    def attach(self, token: int, leader_id: str = "") -> int:
         """Make the leader with `token` the one that is listened to, and return the number of its session.
 
-        A leader may attach again, which begins a newer session; its ticks go on counting.
+        A leader may attach again, which begins a newer session; its ticks go on counting. `leader_id` tells it from
+        another with the same token, as a Redis that has lost its data gives out.
 
         Raises:
-            StaleLeader: a leader with a higher token has attached before.
+            StaleLeader: a leader with a higher token, or another with this one, has attached before.
         """
-        if token < self._token:
-            raise StaleLeader(f"leader token {token} is older than {self._token}, which holds this worker")
+        if token < self._token or (token == self._token and leader_id != self._leader_id):
+            raise self.stale(token)
         if token > self._token:
-            self._token = token
+            self._token, self._leader_id = token, leader_id
             self._tick = -1
         self._session += 1
         return self._session
+
+    def stale(self, token: int) -> StaleLeader:
+        """The refusal of a leader with `token`; it says above which the next one has to be."""
+        message = f"leader token {token} is not above {self._token}, which holds this worker"
+        return StaleLeader(message, newest_token=self._token)
 
     def is_current(self, session: int) -> bool:
         """Whether no other leader, and no newer stream of the same leader, has attached since `session` began."""

@@ -70,9 +70,7 @@ async def _all_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _well_formed(request)
 
 
-def _wrap_coroutine(
-    behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, check: Callable[[Any], Any]
-) -> Any:
+def _wrap_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, check: Callable[[Any], Any]) -> Any:
     async def call(request: Any, context: Any) -> Any:
         try:
             return await behaviour(check(request), context)

@@ -27,6 +27,7 @@ from synerdiff.errors import (
 )
 
 ERROR_DOMAIN = "synerdiff"
+_NEWEST_TOKEN = "leader_token"  # in ErrorInfo.metadata of a StaleLeader
 
 # A status travels as response headers, which clients limit to 8 KiB by default: the message twice (percent-encoded,
 # and inside the base64 of the details), the violations once.
@@ -73,8 +74,6 @@ def from_rpc_error(error: Any) -> SynerDiffError:
 def error_for(code: int, message: str) -> SynerDiffError:
     """The error of a google.rpc.Code, as job records and Failed events name it."""
     status_code = _CODES.get(code, grpc.StatusCode.UNKNOWN)
-    if status_code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return QueueFull(message, retry_after_s=0.0)
     error_class = _BY_CODE.get(status_code)
     if error_class is not None:
         return error_class(message)
@@ -86,19 +85,26 @@ def error_for(code: int, message: str) -> SynerDiffError:
 def _from_status(status: status_pb2.Status) -> SynerDiffError:
     bad_request = error_details_pb2.BadRequest()
     retry_info = error_details_pb2.RetryInfo()
+    info = error_details_pb2.ErrorInfo()
     for detail in status.details:
+        detail.Unpack(info)
         detail.Unpack(bad_request)
         detail.Unpack(retry_info)
     if bad_request.field_violations:
         return InvalidRequest(*(FieldViolation(v.field, v.description) for v in bad_request.field_violations))
+    if status.code == QueueFull.code.value[0] and info.reason == _reason(QueueFull):
+        return QueueFull(status.message, retry_info.retry_delay.ToTimedelta().total_seconds())
     error = error_for(status.code, status.message)
-    if isinstance(error, QueueFull):
-        error.retry_after_s = retry_info.retry_delay.ToTimedelta().total_seconds()
+    if isinstance(error, StaleLeader):
+        error.newest_token = int(info.metadata.get(_NEWEST_TOKEN, "0"))
     return error
 
 
 def _details(error: SynerDiffError) -> list[Message]:
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=_reason(type(error)), domain=ERROR_DOMAIN)]
+    info = error_details_pb2.ErrorInfo(reason=_reason(type(error)), domain=ERROR_DOMAIN)
+    if isinstance(error, StaleLeader):
+        info.metadata[_NEWEST_TOKEN] = str(error.newest_token)
+    details: list[Message] = [info]
     if isinstance(error, InvalidRequest):
         details.append(_bad_request(error.violations))
     if isinstance(error, QueueFull):

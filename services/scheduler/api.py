@@ -61,7 +61,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         self._draining = draining
         self._tracer = tracer or Tracer()
         self._empty_watches = EmptyWatches()
-        self._known_cards: list[ModelCard] = []
+        self._known_cards: dict[str, ModelCard] = {}
         self._cards_read_at_s = -math.inf
 
     def add_to(self, host: ServiceHost) -> None:
@@ -138,12 +138,14 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         return job_id, Deliveries(self._tracer, job_id, traceparent)
 
     async def _cards(self, model: str) -> list[ModelCard]:
-        """The known models: as they were within the last second, if `model` was among them."""
-        if time.monotonic() - self._cards_read_at_s > _CARDS_KEPT_S or all(
-            card.name != model for card in self._known_cards
-        ):
-            self._known_cards, self._cards_read_at_s = await self._store.models(), time.monotonic()
-        return self._known_cards
+        """The known models: as they were within the last second, if `model` was among them.
+
+        A model is never unknown again: a Redis that has lost its card has it back once a worker announces itself.
+        """
+        if time.monotonic() - self._cards_read_at_s > _CARDS_KEPT_S or model not in self._known_cards:
+            self._known_cards |= {card.name: card for card in await self._store.models()}
+            self._cards_read_at_s = time.monotonic()
+        return sorted(self._known_cards.values(), key=lambda card: card.name)
 
     async def _follow(
         self, job_id: str, after_sequence: int, context: Any, deliveries: Deliveries

@@ -80,6 +80,7 @@ class Leader:
         self.thresholds = conduct.thresholds()
         self.engine = Engine(conduct.policy, lease.token, conduct.bounds, self.thresholds)
         self.ended = asyncio.Event()
+        self.newest_token = lease.token  # that this leader has met: the next leadership's must be above it
         self._lease = lease
         self._store = store
         self._registry = registry
@@ -181,7 +182,12 @@ class Leader:
 
     async def _drop_ended(self) -> None:
         held = list(self.engine.holdings.jobs)
-        for job_id in await self._store.ended(held, self._lease.pool) if held else ():
+        if not held:
+            return
+        gone = await self._store.gone(held, self._lease.pool)
+        if gone.lost:
+            log.error("redis has lost the records of accepted jobs", jobs=sorted(gone.lost))
+        for job_id in gone.ended | gone.lost:
             self.job_ended_elsewhere(job_id)
 
     async def correct_profiles(self) -> None:
@@ -280,8 +286,9 @@ class Leader:
         self.engine.preview_drawn(preview)
         self._due()
 
-    def superseded(self) -> None:
-        """A newer leader holds the pool."""
+    def superseded(self, newest_token: int = 0) -> None:
+        """Another leader holds the pool, or a worker; `newest_token`: where the worker says."""
+        self.newest_token = max(self.newest_token, newest_token)
         self.ended.set()
 
     def image_stored(self, task_id: str) -> None:
@@ -289,6 +296,11 @@ class Leader:
         self.engine.image_stored(task_id, now_ms())
         self._traces.moved((task_id,))
         self._due()
+
+    def images_missing(self, record: JobRecord) -> None:
+        """Redis has lost images of a job that was about to be finished: they are drawn again."""
+        log.error("redis has lost images of a job", job_id=record.job_id, images_left=list(record.images_done))
+        self._job_arrived(record)
 
     def job_ended_elsewhere(self, job_id: str) -> None:
         """A job was cancelled, swept or claimed: its tasks are nobody's business here any more."""

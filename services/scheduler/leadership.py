@@ -19,10 +19,14 @@ class Leadership:
         self._ttl_ms = round(ttl_s * 1000)
         self._patience_s = ttl_s / 3
 
-    async def acquire(self) -> Lease | None:
-        """The lease, if the pool has no leader or this instance is it; None while another leads. Raises Unavailable."""
+    async def acquire(self, above: int = 0) -> Lease | None:
+        """The lease, if the pool has no leader or this instance is it; None while another leads. Raises Unavailable.
+
+        Its token is above `above`, the newest that this instance has led under or that a worker has told of: a Redis
+        that has lost its data would give out again those that workers have seen.
+        """
         token = await self._scripts.run(
-            "acquire_leadership", self._pool, self._instance_id, self._ttl_ms, patience_s=self._patience_s
+            "acquire_leadership", self._pool, self._instance_id, self._ttl_ms, above, patience_s=self._patience_s
         )
         return None if token is None else Lease(self._pool, token)
 

@@ -46,12 +46,13 @@ class Pool:
         self.leader: Leader | None = None
         self.ticks = TickLog()
         self._beat_s = leader_ttl_s / 3
+        self._newest_token = 0
         self._tracer = tracer
 
     async def run(self) -> None:
         """Wait for the lock, lead, and again, until cancelled. The lock is given up on the way out."""
         while True:
-            lease = await self._try(self.leadership.acquire)
+            lease = await self._try(lambda: self.leadership.acquire(self._newest_token))
             if lease is None:
                 await asyncio.sleep(self._beat_s)
                 continue
@@ -69,6 +70,9 @@ class Pool:
             log.warning("cannot lead", error=trouble(error) or str(error))
         finally:
             self.leader = None
+            self._newest_token = leader.newest_token
+            if leader.newest_token > lease.token:
+                log.warning("workers know a newer leader", token=lease.token, newest_token=leader.newest_token)
             await cancel_and_wait(renewing)
             with contextlib.suppress(RedisError, Unavailable, OSError):
                 await asyncio.shield(self.leadership.resign(lease))
@@ -81,10 +85,11 @@ class Pool:
                 leader.superseded()
 
     async def sweep(self) -> None:
-        """End jobs whose time is up or whose followers are gone, wherever they are held; trim the queues."""
+        """End jobs whose time is up or whose followers are gone, wherever they are held; restore and trim the queues."""
         while True:
             PoolMetrics.of_process().jobs_expired(await self._try(self.store.sweep_expired) or 0)
             await self._try(self.store.sweep_abandoned)
+            await self._try(self.store.restore)
             await self._try(self.store.trim)
             await asyncio.sleep(0.5)
 

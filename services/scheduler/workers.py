@@ -6,6 +6,7 @@ is the engine's affair; that a stream began or ended is told to it like any othe
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -22,9 +23,11 @@ from services.scheduler.effects import (
 )
 from services.scheduler.tasks import UnetLaneState, VaeLaneState
 from synerdiff.cancellation import cancel_and_wait
+from synerdiff.errors import StaleLeader
 from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.registry import WorkerRecord
 from synerdiff.rpc import open_channel
+from synerdiff.status import from_rpc_error
 from synerdiff.telemetry import get_logger
 from synerdiff.tls import BadTlsFiles, ClientTls
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
@@ -68,8 +71,8 @@ class WorkerEvents(Protocol):
     def preview_drawn(self, preview: Preview) -> None:
         """A preview has come."""
 
-    def superseded(self) -> None:
-        """A worker has a newer leader."""
+    def superseded(self, newest_token: int = 0) -> None:
+        """A worker listens to another leader; `newest_token`: the newest that it has seen, 0 where it does not say."""
 
 
 Command = stages_pb2.UnetCommand | stages_pb2.VaeCommand
@@ -78,10 +81,13 @@ Command = stages_pb2.UnetCommand | stages_pb2.VaeCommand
 class WorkerStream:
     """A stream to one worker. `run` returns when it has ended; `send` never blocks."""
 
-    def __init__(self, record: WorkerRecord, token: int, events: WorkerEvents, tls: ClientTls | None) -> None:
+    def __init__(
+        self, record: WorkerRecord, token: int, leader_id: str, events: WorkerEvents, tls: ClientTls | None
+    ) -> None:
         self.record = record
         self._tls = tls
         self._token = token
+        self._leader_id = leader_id
         self._events = events
         self._outgoing: asyncio.Queue[Command] = asyncio.Queue()
 
@@ -132,7 +138,7 @@ class WorkerStream:
             images.cancel()
 
     def _attach(self) -> stages_pb2.Attach:
-        return stages_pb2.Attach(leader_token=self._token, domain=self.record.domain)
+        return stages_pb2.Attach(leader_token=self._token, domain=self.record.domain, leader_id=self._leader_id)
 
     async def _serve(self, call: "grpc.aio.StreamStreamCall", handle: Callable[..., None]) -> None:
         log.info("worker attached", worker_id=self.record.worker_id, address=self.record.address)
@@ -181,7 +187,8 @@ async def _first_report(call: "grpc.aio.StreamStreamCall") -> Any:
     """The answer to the attach. Raises AioRpcError when the worker refuses, TimeoutError when it says nothing."""
     report = await asyncio.wait_for(call.read(), ATTACH_TIMEOUT_S)
     if report is grpc.aio.EOF:
-        raise grpc.aio.AioRpcError(await call.code(), grpc.aio.Metadata(), grpc.aio.Metadata(), await call.details())
+        trailing = grpc.aio.Metadata(*(await call.trailing_metadata() or ()))
+        raise grpc.aio.AioRpcError(await call.code(), grpc.aio.Metadata(), trailing, await call.details())
     return report
 
 
@@ -190,6 +197,7 @@ class WorkerStreams:
 
     def __init__(self, token: int, events: WorkerEvents, tls: ClientTls | None = None) -> None:
         self._token = token
+        self._leader_id = uuid.uuid4().hex  # of this leadership: Redis may give its token out again
         self._events = events
         self._tls = tls
         self._streams: dict[str, WorkerStream] = {}
@@ -217,7 +225,9 @@ class WorkerStreams:
                 self._tasks[worker_id].cancel()  # another life of the same worker
         for worker_id, record in known.items():
             if worker_id not in self._streams:
-                stream = self._streams[worker_id] = WorkerStream(record, self._token, self._events, self._tls)
+                stream = self._streams[worker_id] = WorkerStream(
+                    record, self._token, self._leader_id, self._events, self._tls
+                )
                 self._tasks[worker_id] = asyncio.create_task(self._run(stream))
 
     async def _run(self, stream: WorkerStream) -> None:
@@ -227,7 +237,8 @@ class WorkerStreams:
         except grpc.aio.AioRpcError as error:
             log.info("worker stream ended", worker_id=worker_id, code=str(error.code()), details=error.details())
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                self._events.superseded()
+                refusal = from_rpc_error(error)
+                self._events.superseded(refusal.newest_token if isinstance(refusal, StaleLeader) else 0)
         except TimeoutError:
             log.warning("worker did not answer", worker_id=worker_id, address=stream.record.address)
         except BadTlsFiles as error:

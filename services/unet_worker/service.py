@@ -35,7 +35,8 @@ class UnetStageServicer(stages_pb2_grpc.UnetStageServicer):
         self, request_iterator: AsyncIterator[stages_pb2.UnetCommand], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[stages_pb2.UnetReport]:
         """One leader's stream: see stages.proto."""
-        leader = await self._worker.attach(await _attach_token(request_iterator))
+        attach = await _attach(request_iterator)
+        leader = await self._worker.attach(attach.leader_token, attach.leader_id)
         obeying = asyncio.create_task(self._obey(request_iterator, leader))
         try:
             yield stages_pb2.UnetReport(attached=self._attached(leader))
@@ -90,11 +91,11 @@ class UnetStageServicer(stages_pb2_grpc.UnetStageServicer):
             self._worker.admit(spec)
 
 
-async def _attach_token(commands: AsyncIterator[stages_pb2.UnetCommand]) -> int:
+async def _attach(commands: AsyncIterator[stages_pb2.UnetCommand]) -> stages_pb2.Attach:
     first = await anext(aiter(commands), None)
     if first is None or first.WhichOneof("command") != "attach":
         raise InvalidRequest(FieldViolation("command", "the first message must be attach"))
-    return first.attach.leader_token
+    return first.attach
 
 
 def _plan(pb: stages_pb2.UnetPlan) -> UnetPlan:

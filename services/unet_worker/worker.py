@@ -101,13 +101,13 @@ class UnetWorker:
         for part in (self._steps, self._preparation, self._previews):
             await asyncio.to_thread(part.close)
 
-    async def attach(self, token: int) -> Leader:
+    async def attach(self, token: int, leader_id: str = "") -> Leader:
         """Serve the leader with `token` from now on; returns at an item boundary, with everything resident then.
 
         Raises:
-            StaleLeader: a leader with a higher token has attached, before or meanwhile.
+            StaleLeader: a leader with a higher token, or another with this one, has attached, before or meanwhile.
         """
-        leader = Leader(token, self._guard.attach(token))
+        leader = Leader(token, self._guard.attach(token, leader_id))
         if self._leader is not None:
             self._leader.superseded = True
             self._leader.outbox.close()

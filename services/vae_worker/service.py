@@ -92,7 +92,7 @@ class VaeStageServicer(stages_pb2_grpc.VaeStageServicer):
     ) -> AsyncIterator[stages_pb2.DecodedImage]:
         """Image files that are not stored yet, then those that come: see stages.proto."""
         if request.leader_token < self._guard.token:
-            raise StaleLeader(f"leader token {request.leader_token} is older than {self._guard.token}")
+            raise self._guard.stale(request.leader_token)
         async for image in self._outbox.follow(request.leader_token):
             yield decoded_image_to_pb(image)
 
@@ -100,10 +100,10 @@ class VaeStageServicer(stages_pb2_grpc.VaeStageServicer):
         if command.WhichOneof("command") != "attach":
             raise InvalidRequest(FieldViolation("command", "the first message of a stream must be attach"))
         token = command.attach.leader_token
-        self._guard.attach(token)
+        self._guard.attach(token, command.attach.leader_id)
         if self._stream is not None:
             newer = token > self._stream.token
-            self._stream.end(StaleLeader(f"leader token {token} holds this worker now") if newer else None)
+            self._stream.end(StaleLeader(f"leader token {token} holds this worker now", token) if newer else None)
             self._loop.drop_plans()
         self._outbox.end_streams(older_than=token)
         self._stream = _LeaderStream(token)

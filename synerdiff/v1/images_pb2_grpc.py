@@ -54,6 +54,11 @@ class ImageGenerationStub:
                 request_serializer=synerdiff_dot_v1_dot_images__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=synerdiff_dot_v1_dot_images__pb2.Job.FromString,
                 _registered_method=True)
+        self.GetImage = channel.unary_unary(
+                '/synerdiff.v1.ImageGeneration/GetImage',
+                request_serializer=synerdiff_dot_v1_dot_images__pb2.GetImageRequest.SerializeToString,
+                response_deserializer=synerdiff_dot_v1_dot_images__pb2.Image.FromString,
+                _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/synerdiff.v1.ImageGeneration/CancelJob',
                 request_serializer=synerdiff_dot_v1_dot_images__pb2.CancelJobRequest.SerializeToString,
@@ -79,7 +84,8 @@ class ImageGenerationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Submit(self, request, context):
-        """Accepts the request durably and returns at once. The job outlives its client.
+        """Accepts the request durably and returns at once. The job outlives its client. The answer to a repeated request
+        carries image bytes up to 3 MiB, which every client takes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +99,15 @@ class ImageGenerationServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """The job as it stands, with the images it has so far (their bytes included).
+        """The job as it stands, with the images it has so far. Their bytes come along as far as they fit into the answer (see
+        GetJobRequest); GetImage has those that did not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetImage(self, request, context):
+        """One image of a job, with its bytes. NOT_FOUND while there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -135,6 +149,11 @@ def add_ImageGenerationServicer_to_server(servicer, server):
                     servicer.GetJob,
                     request_deserializer=synerdiff_dot_v1_dot_images__pb2.GetJobRequest.FromString,
                     response_serializer=synerdiff_dot_v1_dot_images__pb2.Job.SerializeToString,
+            ),
+            'GetImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetImage,
+                    request_deserializer=synerdiff_dot_v1_dot_images__pb2.GetImageRequest.FromString,
+                    response_serializer=synerdiff_dot_v1_dot_images__pb2.Image.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
@@ -255,6 +274,33 @@ class ImageGeneration:
             '/synerdiff.v1.ImageGeneration/GetJob',
             synerdiff_dot_v1_dot_images__pb2.GetJobRequest.SerializeToString,
             synerdiff_dot_v1_dot_images__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synerdiff.v1.ImageGeneration/GetImage',
+            synerdiff_dot_v1_dot_images__pb2.GetImageRequest.SerializeToString,
+            synerdiff_dot_v1_dot_images__pb2.Image.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,11 +48,17 @@ class ImageGenerationStub:
     it for the server's abandonment time (10 s by default).
     """
     Submit: _grpc.UnaryUnaryMultiCallable[_images_pb2.GenerateRequest, _images_pb2.Job]
-    """Accepts the request durably and returns at once. The job outlives its client."""
+    """Accepts the request durably and returns at once. The job outlives its client. The answer to a repeated request
+    carries image bytes up to 3 MiB, which every client takes.
+    """
     Watch: _grpc.UnaryStreamMultiCallable[_images_pb2.WatchRequest, _images_pb2.GenerateEvent]
     """Follows a job again, from any scheduler: first the events after `after_sequence`, then new ones until the job ends."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_images_pb2.GetJobRequest, _images_pb2.Job]
-    """The job as it stands, with the images it has so far (their bytes included)."""
+    """The job as it stands, with the images it has so far. Their bytes come along as far as they fit into the answer (see
+    GetJobRequest); GetImage has those that did not.
+    """
+    GetImage: _grpc.UnaryUnaryMultiCallable[_images_pb2.GetImageRequest, _images_pb2.Image]
+    """One image of a job, with its bytes. NOT_FOUND while there is none."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_images_pb2.CancelJobRequest, _images_pb2.Job]
     """Cancels a job that has not ended; one that has ended is returned as it is. Takes effect at the next step boundary."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_images_pb2.ListModelsRequest, _images_pb2.ListModelsResponse]
@@ -67,11 +73,17 @@ class ImageGenerationAsyncStub(ImageGenerationStub):
     it for the server's abandonment time (10 s by default).
     """
     Submit: _aio.UnaryUnaryMultiCallable[_images_pb2.GenerateRequest, _images_pb2.Job]  # type: ignore[assignment]
-    """Accepts the request durably and returns at once. The job outlives its client."""
+    """Accepts the request durably and returns at once. The job outlives its client. The answer to a repeated request
+    carries image bytes up to 3 MiB, which every client takes.
+    """
     Watch: _aio.UnaryStreamMultiCallable[_images_pb2.WatchRequest, _images_pb2.GenerateEvent]  # type: ignore[assignment]
     """Follows a job again, from any scheduler: first the events after `after_sequence`, then new ones until the job ends."""
     GetJob: _aio.UnaryUnaryMultiCallable[_images_pb2.GetJobRequest, _images_pb2.Job]  # type: ignore[assignment]
-    """The job as it stands, with the images it has so far (their bytes included)."""
+    """The job as it stands, with the images it has so far. Their bytes come along as far as they fit into the answer (see
+    GetJobRequest); GetImage has those that did not.
+    """
+    GetImage: _aio.UnaryUnaryMultiCallable[_images_pb2.GetImageRequest, _images_pb2.Image]  # type: ignore[assignment]
+    """One image of a job, with its bytes. NOT_FOUND while there is none."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_images_pb2.CancelJobRequest, _images_pb2.Job]  # type: ignore[assignment]
     """Cancels a job that has not ended; one that has ended is returned as it is. Takes effect at the next step boundary."""
     ListModels: _aio.UnaryUnaryMultiCallable[_images_pb2.ListModelsRequest, _images_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -95,7 +107,9 @@ class ImageGenerationServicer(metaclass=_abc_1.ABCMeta):
         request: _images_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_images_pb2.Job, _abc.Awaitable[_images_pb2.Job]]:
-        """Accepts the request durably and returns at once. The job outlives its client."""
+        """Accepts the request durably and returns at once. The job outlives its client. The answer to a repeated request
+        carries image bytes up to 3 MiB, which every client takes.
+        """
 
     @_abc_1.abstractmethod
     def Watch(
@@ -111,7 +125,17 @@ class ImageGenerationServicer(metaclass=_abc_1.ABCMeta):
         request: _images_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_images_pb2.Job, _abc.Awaitable[_images_pb2.Job]]:
-        """The job as it stands, with the images it has so far (their bytes included)."""
+        """The job as it stands, with the images it has so far. Their bytes come along as far as they fit into the answer (see
+        GetJobRequest); GetImage has those that did not.
+        """
+
+    @_abc_1.abstractmethod
+    def GetImage(
+        self,
+        request: _images_pb2.GetImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_images_pb2.Image, _abc.Awaitable[_images_pb2.Image]]:
+        """One image of a job, with its bytes. NOT_FOUND while there is none."""
 
     @_abc_1.abstractmethod
     def CancelJob(

@@ -66,17 +66,22 @@ class Attach(_message.Message):
 
     LEADER_TOKEN_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    LEADER_ID_FIELD_NUMBER: _builtins.int
     leader_token: _builtins.int
+    """an older one is refused, with ErrorInfo naming the newest that was seen ("leader_token")"""
     domain: _builtins.str
+    leader_id: _builtins.str
+    """of one leadership: another one with the same token is refused likewise"""
     def __init__(
         self,
         *,
         leader_token: _builtins.int = ...,
         domain: _builtins.str = ...,
+        leader_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "leader_token", b"leader_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "leader_id", b"leader_id", "leader_token", b"leader_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -96,7 +96,7 @@ class ProbeSession:
     def preview_drawn(self, preview: Preview) -> None:
         """Probe tasks have none."""
 
-    def superseded(self) -> None:
+    def superseded(self, newest_token: int = 0) -> None:
         """Another leader has taken a worker."""
         if self.prober:
             self.prober.abort("another leader has taken the workers")

@@ -4,6 +4,7 @@ One Redis with replicas is what this is made for, not Redis Cluster: a script re
 the job, which a cluster would want to know beforehand.
 """
 
+from synerdiff.registry import MODELS
 from synerdiff.requests import Priority
 
 PATTERNS = {
@@ -17,13 +18,16 @@ PATTERNS = {
     # One stream per model and priority class, all read through GROUP, a consumer per pool.
     "queue": "synerdiff:queue:%s:%s",
     "queued_models": "synerdiff:queued_models",
-    # The queued jobs of a model in the order they are read, for positions and the bound, and the count behind it.
+    # The queued jobs of a model in the order they are read, for positions and the bound, and the count behind it. This
+    # and the other sorted sets hold a keeper besides: one without it is one that Redis has lost (see restore.lua).
     "waiting": "synerdiff:waiting:%s",
     "arrivals": "synerdiff:arrivals:%s",
     # Jobs that have not ended, by deadline; abandonable ones, by the end of their follower's lease. Unix ms.
     "deadlines": "synerdiff:deadlines",
     "leases": "synerdiff:leases",
     "leases_swept": "synerdiff:leases_swept",
+    # The cards of the known models by name: the worker registry's.
+    "models": MODELS,
     # A pool: its newest fencing token and last renewal; its leader while the TTL lasts; its last answered read.
     "pool": "synerdiff:pool:%s",
     "leader": "synerdiff:pool:%s:leader",

@@ -34,7 +34,7 @@ from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRegistry
 from synerdiff.requests import ImageRequest, Priority
 
-__all__ = ["Acceptance", "JobQueue", "JobStore", "JobStoreSettings", "Lease", "QueueDepth"]
+__all__ = ["Acceptance", "GoneJobs", "JobQueue", "JobStore", "JobStoreSettings", "Lease", "QueueDepth"]
 
 
 class Acceptance(NamedTuple):
@@ -51,6 +51,13 @@ class QueueDepth(NamedTuple):
     priority: Priority
     waiting: int
     oldest_age_s: float
+
+
+class GoneJobs(NamedTuple):
+    """Ids of jobs that have ended, or belong to another pool, and of those whose records Redis has lost."""
+
+    ended: set[str]
+    lost: set[str]
 
 
 class JobQueue(StoreBase):
@@ -180,8 +187,14 @@ class JobQueue(StoreBase):
         return bool(reply)
 
     async def ended(self, job_ids: Sequence[str], pool: str = "") -> set[str]:
-        """Those that have ended; with `pool`, also those that belong to another pool by now."""
-        return {job_id.decode() for job_id in await self._api("gone", pool, *job_ids)}
+        """Those that have ended or are lost; with `pool`, also those that belong to another pool by now."""
+        gone = await self.gone(job_ids, pool)
+        return gone.ended | gone.lost
+
+    async def gone(self, job_ids: Sequence[str], pool: str = "") -> GoneJobs:
+        """Those that need no more work, and why. The followers of lost ones are woken, to hear of it."""
+        ended, lost = await self._api("gone", pool, *job_ids)
+        return GoneJobs({job_id.decode() for job_id in ended}, {job_id.decode() for job_id in lost})
 
     def listen_accepted(self) -> AbstractContextManager[Subscription]:
         """Hear of jobs as they are accepted, while in the context. Best effort, as `controls`."""

@@ -83,7 +83,7 @@ class JobResults(StoreBase):
         While it is followed an abandonable job is kept alive. A queued job's position comes again when it moves.
         Outlives a Redis that is away for `leader_patience_s`. Raises NotFound, Unavailable.
         """
-        shown = NO_POSITION_SHOWN
+        shown, known = NO_POSITION_SHOWN, False
         positions_from = time.monotonic() + POSITION_EVERY_S
         with self._notifications.listen(keys.wake(job_id)) as wakeups, self._follower_leases.following(job_id):
             while True:
@@ -91,7 +91,8 @@ class JobResults(StoreBase):
                 wanted = shown if position_due else NO_POSITION_WANTED
                 if position_due:
                     positions_from = time.monotonic() + POSITION_EVERY_S
-                state, events = await self._read_events(job_id, after_sequence, wanted)
+                state, events = await self._read_events(job_id, after_sequence, wanted, known=known)
+                known = True
                 for event in events:
                     after_sequence = event.sequence
                     if event.HasField("queued"):
@@ -109,9 +110,11 @@ class JobResults(StoreBase):
                         yield event
 
     async def _read_events(
-        self, job_id: str, after: int, shown_position: str
+        self, job_id: str, after: int, shown_position: str, *, known: bool = False
     ) -> tuple[JobState, list[images_pb2.GenerateEvent]]:
         reply = await self._follower("read_events", job_id, after, shown_position)
+        if reply is None and known:
+            raise NotFound(f"job {job_id!r} is lost: Redis has no record of it any more; send the request again")
         if reply is None:
             raise NotFound(f"no job {job_id!r}, or its results are not kept any more")
         state, *entries = reply

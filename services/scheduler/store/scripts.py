@@ -1,7 +1,8 @@
 """The Lua scripts: loaded once, sent by hash, and their error replies as exceptions.
 
 Every script gets the key names of `keys.py` and the state table of `synerdiff.jobs` in front, so that each stands in
-one place; scripts under lua/leader/ get the fencing check as well. A Redis that has lost them is sent them again.
+one place; scripts under lua/leader/ get the fencing check as well, those that add to the queue the means to restore it.
+A Redis that has lost them is sent them again.
 """
 
 import functools
@@ -69,7 +70,9 @@ def script_sources() -> dict[str, str]:
     folder = files("services.scheduler.store").joinpath("lua")
     plain, leader = _named(folder), _named(folder.joinpath("leader"))
     common = _tables() + plain.pop("common")
-    fenced = common + plain.pop("leader")
+    fenced, restoring = common + plain.pop("leader"), plain.pop("restoring")
+    for name in ("accept", "restore"):
+        plain[name] = restoring + plain[name]
     return {name: common + body for name, body in plain.items()} | {
         f"leader/{name}": fenced + body for name, body in leader.items()
     }

@@ -23,8 +23,10 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.store.queue import JobStore, Lease
+from services.scheduler.store.scripts import TransitionRefused
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
+from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
 from synerdiff.redis_client import trouble
 from synerdiff.requests import task_id
 from synerdiff.telemetry import get_logger
@@ -45,6 +47,9 @@ class WriteEvents(Protocol):
 
     def job_ended_elsewhere(self, job_id: str) -> None:
         """A write came too late: the job has ended, or belongs to another pool."""
+
+    def images_missing(self, record: JobRecord) -> None:
+        """A job cannot be finished: of its images only those in `record.images_done` are in Redis."""
 
     def superseded(self) -> None:
         """A newer leader holds the pool."""
@@ -132,11 +137,22 @@ class StoreWriter:
                 if in_time:
                     self._events.image_stored(task_id(job_id, index))
             case FinishJob(job_id, _, timings, warnings, skipped_steps):
-                await store.finish(lease, job_id, timings, warnings, skipped_steps)
+                await self._finish(job_id, timings, warnings, skipped_steps)
             case FailJob(job_id, _, code, message):
                 await store.fail(lease, job_id, code, message)
         if not in_time:
             self._events.job_ended_elsewhere(effect.job_id)
+
+    async def _finish(
+        self, job_id: str, timings: JobTimings, warnings: tuple[str, ...], skipped_steps: SkippedSteps
+    ) -> None:
+        try:
+            await self._store.finish(self._lease, job_id, timings, warnings, skipped_steps)
+        except TransitionRefused:
+            record = await self._store.job(job_id)
+            if record is None or len(record.images_done) == record.request.num_images:
+                raise
+            self._events.images_missing(record)
 
 
 def _say(state: RetryCallState) -> None:

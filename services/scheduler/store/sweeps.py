@@ -37,6 +37,10 @@ class Sweeps(StoreBase):
         )
         return await _until_done(lambda: self._api("sweep_abandoned", *args))
 
+    async def restore(self) -> None:
+        """Make the queue's keys again that Redis has lost, from those it still has."""
+        await self._api("restore", self._follower_lease_ms)
+
     async def trim(self) -> int:
         """Drop from the streams what every pool is done with; returns how many entries went."""
         return int(await self._api("trim"))

@@ -1,4 +1,4 @@
-"""What clients hear while Redis is full, read-only or away, and that they keep trying: over a real Redis of one's own."""
+"""What clients hear while a real Redis is full or read-only, and that they keep trying."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine

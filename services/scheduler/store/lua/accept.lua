@@ -23,23 +23,16 @@ if known and redis.call('EXISTS', key('job', known)) == 1 then
 end
 
 local waiting = key('waiting', model)
-if redis.call('ZCARD', waiting) >= most_waiting then
+restore_streams(model)
+restore_waiting(model)
+restore_deadlines()
+restore_leases(lease_ms)
+if redis.call('ZCARD', waiting) - 1 >= most_waiting then  -- one of them is the keeper
   return redis.error_reply('QUEUEFULL ' .. most_waiting .. ' jobs wait')
 end
 
 local class = PRIORITIES[priority]
-local stream = key('queue', model, class)
-if redis.call('EXISTS', stream) == 0 then
-  -- Every class at once, and from id 0: autoscaling goes by the group's lag and pending entries, and can ask neither of
-  -- a group that is not there. One that starts later has no lag until its first read.
-  for _, each in ipairs(PRIORITIES) do
-    if redis.call('EXISTS', key('queue', model, each)) == 0 then
-      redis.call('XGROUP', 'CREATE', key('queue', model, each), GROUP, '0', 'MKSTREAM')
-    end
-  end
-  redis.call('SADD', key('queued_models'), model)
-end
-local entry_id = redis.call('XADD', stream, '*', 'job', job_id)
+local entry_id = redis.call('XADD', key('queue', model, class), '*', 'job', job_id)
 local deadline = timeout_ms > 0 and now + timeout_ms or 0
 
 redis.call('HSET', key('job', job_id),
@@ -55,8 +48,7 @@ end
 if abandonable == '1' then
   redis.call('ZADD', key('leases'), now + lease_ms, job_id)
 end
--- In the order jobs are read: by class, then by arrival.
-redis.call('ZADD', waiting, priority * 2 ^ 40 + redis.call('INCR', key('arrivals', model)), job_id)
+redis.call('ZADD', waiting, next_rank(model, priority), job_id)
 add_event(job_id, 'position', redis.call('ZRANK', waiting, job_id))
 redis.call('PUBLISH', key('accepted'), model)
 return job_id

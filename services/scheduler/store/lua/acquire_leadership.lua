@@ -1,7 +1,7 @@
 -- Become the leader of a pool that has none, under a token newer than every one before.
--- ARGV: pool, instance id, TTL ms
+-- ARGV: pool, instance id, TTL ms, the token that it must be above (workers remember what Redis may have lost)
 -- Returns the token, or nil while another instance leads. The leader itself gets its token again (a lost reply).
-local pool, instance_id, ttl_ms = ARGV[1], ARGV[2], ARGV[3]
+local pool, instance_id, ttl_ms, above = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local state, leader = key('pool', pool), key('leader', pool)
 
 local holder = redis.call('GET', leader)
@@ -10,7 +10,10 @@ if holder and holder ~= instance_id then
 end
 redis.call('SET', leader, instance_id, 'PX', ttl_ms)
 redis.call('HSET', state, 'renewed_at_ms', now_ms())
-if holder then
-  return tonumber(redis.call('HGET', state, 'token'))
+local token = tonumber(redis.call('HGET', state, 'token') or 0)
+if holder and token > above then
+  return token
 end
-return redis.call('HINCRBY', state, 'token', 1)
+token = math.max(token, above) + 1
+redis.call('HSET', state, 'token', string.format('%.0f', token))
+return token

@@ -4,6 +4,9 @@
 -- Rules for every script: a repeated run with the same arguments changes nothing more (replies get lost), and a job
 -- changes state only through `change_state`.
 
+-- The member of every sorted set that marks it as whole. Ranked last, it is in nobody's way.
+local KEEPER = ''
+
 local function key(name, ...)
   return string.format(PATTERNS[name], ...)
 end
@@ -30,6 +33,20 @@ end
 -- [job id, [field, value, ...], [index of each stored image, ...]]; see record_from_reply.
 local function snapshot(job_id)
   return {job_id, redis.call('HGETALL', key('job', job_id)), redis.call('HKEYS', key('images', job_id))}
+end
+
+-- Every model that was ever used here. Its card alone tells of one when the set is lost.
+local function known_models()
+  local models, seen = {}, {}
+  for _, names in ipairs({redis.call('SMEMBERS', key('queued_models')), redis.call('HKEYS', key('models'))}) do
+    for _, model in ipairs(names) do
+      if not seen[model] then
+        seen[model] = true
+        table.insert(models, model)
+      end
+    end
+  end
+  return models
 end
 
 local function next_sequence(job_id)
@@ -70,6 +87,7 @@ local function end_job(job_id, to, event, retention_ms)
   end
   local job = key('job', job_id)
   add_event(job_id, 'event', event)
+  redis.call('HSET', job, 'last_event', event)
   redis.call('ZREM', key('deadlines'), job_id)
   redis.call('ZREM', key('leases'), job_id)
   local entry_id, request_id = unpack(redis.call('HMGET', job, 'entry_id', 'request_id'))
@@ -81,6 +99,16 @@ local function end_job(job_id, to, event, retention_ms)
     redis.call('PEXPIRE', key('request', request_id), retention_ms)
   end
   return outcome
+end
+
+-- Take a job whose record is gone off what else names it, and wake its followers to hear of that.
+local function forget_lost(job_id)
+  for _, model in ipairs(known_models()) do
+    redis.call('ZREM', key('waiting', model), job_id)
+  end
+  redis.call('ZREM', key('deadlines'), job_id)
+  redis.call('ZREM', key('leases'), job_id)
+  redis.call('PUBLISH', key('wake', job_id), 'event')
 end
 
 local function fail_job(job_id, event, retention_ms, code, message)

@@ -16,13 +16,17 @@ local function state_if_ours(job_id)
   end
 end
 
--- Make this pool the owner of a stream entry just delivered to it. Returns its job, or nil, acknowledged, when that has ended.
+-- Make this pool the owner of a stream entry just delivered to it. Returns its job, or nil, acknowledged, when that has
+-- ended, or its record is lost.
 local function take(stream, entry)
   local job_id = entry[2][2]
   local job = key('job', job_id)
   local state = redis.call('HGET', job, 'state')
   if not state or has_ended(state) then
     redis.call('XACK', stream, GROUP, entry[1])
+    if not state then
+      forget_lost(job_id)
+    end
     return nil
   end
   redis.call('HSET', job, 'pool', pool)

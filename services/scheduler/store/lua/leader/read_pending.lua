@@ -3,7 +3,7 @@
 -- Returns jobs, by priority class and then by arrival within a model.
 local jobs = {}
 for _, class in ipairs(PRIORITIES) do
-  for _, model in ipairs(redis.call('SMEMBERS', key('queued_models'))) do
+  for _, model in ipairs(known_models()) do
     local stream = key('queue', model, class)
     local after = redis.call('EXISTS', stream) == 1 and '0'
     while after do
