@@ -21,6 +21,7 @@ import uvloop
 
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
+from synerdiff.leadership_guard import LeaderGuard
 from synerdiff.plans import (
     DecodedImage,
     ItemTiming,
@@ -86,6 +87,7 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
     tick_s: float
     slots: int
     address: str = ""
+    guard: LeaderGuard = field(default_factory=LeaderGuard)
     tasks: dict[str, SimulatedTask] = field(default_factory=dict)
     busy_s: float = 0.0
     idle_s: float = 0.0
@@ -97,6 +99,8 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
         self, requests: AsyncIterator[stages_pb2.UnetCommand], context: Any
     ) -> AsyncIterator[stages_pb2.UnetReport]:
         """The stream of one leader."""
+        attach = (await anext(requests)).attach
+        self.guard.attach(attach.leader_token, attach.leader_id)
         plans: asyncio.Queue[UnetPlan] = asyncio.Queue()
         reports: asyncio.Queue[stages_pb2.UnetReport] = asyncio.Queue()
         residents = [stages.resident_task_to_pb(task.resident) for task in self.tasks.values()]
@@ -124,7 +128,9 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
         async for command in requests:
             kind = command.WhichOneof("command")
             if kind == "plan":
-                plans.put_nowait(stages.unet_plan_from_pb(command.plan))
+                plan = stages.unet_plan_from_pb(command.plan)
+                if self.guard.accepts(plan.leader_token, plan.tick):
+                    plans.put_nowait(plan)
             elif kind == "admit":
                 task = stages.task_spec_from_pb(command.admit)
                 self.epoch += 1
@@ -176,17 +182,22 @@ class SimulatedVae(stages_pb2_grpc.VaeStageServicer):
 
     worker_id: str
     decode_s: float
+    guard: LeaderGuard = field(default_factory=LeaderGuard)
     images: asyncio.Queue[DecodedImage] = field(default_factory=asyncio.Queue)
 
     async def Run(
         self, requests: AsyncIterator[stages_pb2.VaeCommand], context: Any
     ) -> AsyncIterator[stages_pb2.VaeReport]:
         """The stream of one leader."""
+        attach = (await anext(requests)).attach
+        self.guard.attach(attach.leader_token, attach.leader_id)
         yield stages_pb2.VaeReport(attached=stages_pb2.VaeAttached(worker_id=self.worker_id))
         async for command in requests:
             if command.WhichOneof("command") != "plan":
                 continue
             plan, start_ns = stages.vae_plan_from_pb(command.plan), time.time_ns()
+            if not self.guard.accepts(plan.leader_token, plan.tick):
+                continue
             entries = [entry for item in plan.items for entry in item.entries]
             await asyncio.sleep(self.decode_s * len(entries))
             for e in entries:

@@ -19,7 +19,7 @@ from synerdiff.errors import NotFound, SynerDiffError, Unavailable
 from synerdiff.jobs import JobRecord
 from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRegistry
-from synerdiff.rpc import ServiceHost
+from synerdiff.rpc import MIB, ServiceHost
 from synerdiff.telemetry import get_logger
 from synerdiff.tracing import Tracer, now_ns
 from synerdiff.v1 import images_pb2, images_pb2_grpc
@@ -29,6 +29,9 @@ SERVICE = "synerdiff.v1.ImageGeneration"
 
 # A GenerateRequest is at most two prompts of 8 KiB and small change; nothing a stranger sends needs more room.
 MAX_REQUEST_BYTES = 1 << 20
+# Bytes of images in one answer: what clients that take 64 MiB take; of Submit, what every client takes.
+MAX_IMAGE_BYTES = 60 * MIB
+MAX_SUBMIT_IMAGE_BYTES = 3 * MIB
 REDIS_PATIENCE_S = 2.0
 # A model whose limits change is judged by its old ones for this long.
 _CARDS_KEPT_S = 1.0
@@ -80,7 +83,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
     async def Submit(self, request: images_pb2.GenerateRequest, context: Any) -> images_pb2.Job:
         """Accept durably and return."""
         job_id, _ = await self._accept(request, context, abandonable=False)
-        return await self._job_message(await self._known(job_id))
+        return await self._job_message(await self._known(job_id), MAX_SUBMIT_IMAGE_BYTES)
 
     async def Watch(self, request: images_pb2.WatchRequest, context: Any) -> AsyncIterator[images_pb2.GenerateEvent]:
         """Follow a job from after `after_sequence` to its end."""
@@ -93,7 +96,16 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
 
     async def GetJob(self, request: images_pb2.GetJobRequest, context: Any) -> images_pb2.Job:
         """The job as it stands."""
-        return await self._job_message(await self._known(request.job_id))
+        return await self._job_message(await self._known(request.job_id), request.max_image_bytes)
+
+    async def GetImage(self, request: images_pb2.GetImageRequest, context: Any) -> images_pb2.Image:
+        """One image with its bytes."""
+        image = await self._store.image(request.job_id, request.index)
+        if image is None:
+            record = await self._known(request.job_id)
+            count = record.request.num_images
+            raise NotFound(f"index: the job has no image {request.index}, or not yet; it was asked for {count}")
+        return image
 
     async def CancelJob(self, request: images_pb2.CancelJobRequest, context: Any) -> images_pb2.Job:
         """Cancel a job that has not ended."""
@@ -102,7 +114,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             raise _unknown_job(request.job_id)
         ids = {"job_id": record.job_id, "request_id": record.request.request_id} | trace_id_of(record)
         _log.info("cancelled", state=record.state.name, **ids)
-        return await self._job_message(record)
+        return await self._job_message(record, request.max_image_bytes)
 
     async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
         """Every model known, and whether a UNet and a VAE worker serve it just now."""
@@ -173,12 +185,13 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             raise _unknown_job(job_id)
         return record
 
-    async def _job_message(self, record: JobRecord) -> images_pb2.Job:
+    async def _job_message(self, record: JobRecord, max_image_bytes: int) -> images_pb2.Job:
+        """`max_image_bytes`: 0 for as many as a message has room for."""
         return job_to_pb(
             record,
             position=await self._store.position(record.job_id),
             progress=await self._store.progress(record.job_id),
-            images=await self._store.images(record.job_id),
+            images=await self._store.images(record.job_id, min(max_image_bytes or MAX_IMAGE_BYTES, MAX_IMAGE_BYTES)),
         )
 
 

@@ -85,7 +85,7 @@ class Pool:
                 leader.superseded()
 
     async def sweep(self) -> None:
-        """End jobs whose time is up or whose followers are gone, wherever they are held; restore and trim the queues."""
+        """End jobs whose time is up or whose followers are gone, wherever held; restore and trim the queues."""
         while True:
             PoolMetrics.of_process().jobs_expired(await self._try(self.store.sweep_expired) or 0)
             await self._try(self.store.sweep_abandoned)

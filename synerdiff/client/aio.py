@@ -104,16 +104,24 @@ class AsyncClient:
 
     async def job(self, job_id: str) -> Job:
         """A job as it stands, with the images it has so far."""
-        return job_from_pb(await self._unary(self._stub.GetJob, images_pb2.GetJobRequest(job_id=job_id)))
+        return await self._whole(await self._unary(self._stub.GetJob, images_pb2.GetJobRequest(job_id=job_id)))
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job, at once. One that has ended is returned as it is."""
-        return job_from_pb(await self._unary(self._stub.CancelJob, images_pb2.CancelJobRequest(job_id=job_id)))
+        return await self._whole(await self._unary(self._stub.CancelJob, images_pb2.CancelJobRequest(job_id=job_id)))
 
     async def models(self) -> tuple[Model, ...]:
         """The models of this deployment."""
         reply = await self._unary(self._stub.ListModels, images_pb2.ListModelsRequest())
         return tuple(model_from_pb(card) for card in reply.models)
+
+    async def _whole(self, pb: images_pb2.Job) -> Job:
+        """The job with the images that its answer had no room for, each from an answer of its own."""
+        for at, image in enumerate(pb.images):
+            if image.size_bytes and not image.data:
+                request = images_pb2.GetImageRequest(job_id=pb.job_id, index=image.index)
+                pb.images[at].CopyFrom(await self._unary(self._stub.GetImage, request))
+        return job_from_pb(pb)
 
     async def _unary(self, method: Any, request: Any, metadata: Metadata = ()) -> Any:
         # Safe to repeat, all of them: a Submit carries its request_id.

@@ -99,13 +99,14 @@ def image_message(image: DecodedImage, index: int, seed: int) -> images_pb2.Imag
         format=images_pb2.ImageFormat.ValueType(image.format),
         data=image.data,
         flagged=image.flagged,
+        size_bytes=len(image.data),
     )
 
 
 def image_event(image: images_pb2.Image) -> bytes:
     """An Image event without the image's bytes, ready to store."""
     event = images_pb2.GenerateEvent()
-    for field in ("index", "seed", "width", "height", "format", "flagged"):
+    for field in ("index", "seed", "width", "height", "format", "flagged", "size_bytes"):
         setattr(event.image, field, getattr(image, field))
     return event.SerializeToString()
 

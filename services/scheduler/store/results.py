@@ -1,5 +1,6 @@
 """What a job has to show: its events, its progress and its images, and following them from any scheduler."""
 
+import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, cast
@@ -54,11 +55,38 @@ class JobResults(StoreBase):
         args = (index, message.SerializeToString(), image_event(message))
         return bool(await self._leader("store_image", lease, job_id, *args))
 
-    async def images(self, job_id: str) -> list[images_pb2.Image]:
-        """The images stored so far, by index, their bytes included."""
-        stored = await patiently(lambda: self._redis.hvals(keys.images(job_id)), self._settings.api_patience_s)
-        images = [images_pb2.Image.FromString(cast(bytes, image)) for image in stored]
-        return sorted(images, key=lambda image: image.index)
+    async def images(self, job_id: str, max_bytes: int) -> list[images_pb2.Image]:
+        """The images stored so far, by index: the first ones with their bytes, as many as fit into `max_bytes`.
+
+        The others are not read, since they may be more than this process has memory for.
+        """
+        sizes: list[tuple[int, int]] = sorted(map(tuple, await self._api("image_sizes", job_id)))
+        room = list(itertools.accumulate(size for _, size in sizes))
+        fitting = [index for (index, _), total in zip(sizes, room, strict=True) if total <= max_bytes]
+        images = await self._stored_images(job_id, fitting)
+        left_out = {index: size for index, size in sizes[len(fitting) :]}
+        if left_out:
+            events = await self.events(job_id)
+            told = {event.image.index: event.image for event in events if event.HasField("image")}
+            for index, size in left_out.items():
+                image = told.get(index) or images_pb2.Image(index=index)
+                image.size_bytes = image.size_bytes or size
+                images.append(image)
+        return images
+
+    async def image(self, job_id: str, index: int) -> images_pb2.Image | None:
+        """One image with its bytes; None while it is not stored."""
+        return next(iter(await self._stored_images(job_id, [index])), None)
+
+    async def _stored_images(self, job_id: str, indices: Sequence[int]) -> list[images_pb2.Image]:
+        if not indices:
+            return []
+        key, fields = keys.images(job_id), [str(index) for index in indices]
+        stored = await patiently(lambda: self._redis.hmget(key, fields), self._settings.api_patience_s)
+        images = [images_pb2.Image.FromString(cast(bytes, image)) for image in stored if image is not None]
+        for image in images:
+            image.size_bytes = len(image.data)  # one that an older version stored does not say
+        return images
 
     async def progress(self, job_id: str) -> float:
         """0 to 1 over all images of a job, in UNet calls; 0 for an unknown job."""

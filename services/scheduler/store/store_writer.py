@@ -141,6 +141,8 @@ class StoreWriter:
             case FailJob(job_id, _, code, message):
                 await store.fail(lease, job_id, code, message)
         if not in_time:
+            if (await store.gone([effect.job_id])).lost:
+                log.error("redis has lost the record of an accepted job", job_id=effect.job_id)
             self._events.job_ended_elsewhere(effect.job_id)
 
     async def _finish(

@@ -125,13 +125,20 @@ class Leader:
         update = Step(job.job_id, 0, step, job.request.num_inference_steps, preview)
         await self.store.append_progress(self.lease, [update])
 
-    async def complete(self, job: JobRecord) -> None:
-        """Every image, then the end."""
+    async def complete(self, job: JobRecord, padding_bytes: int = 0) -> None:
+        """Every image, as many bytes longer as given, then the end."""
         assert await self.store.decoding(self.lease, job.job_id)
         for index in range(job.request.num_images):
             seed = job.request.seed + index
             image = DecodedImage(
-                task_id(job.job_id, index), job.request.image_format, 8, 8, png(seed), False, decode_ms=1, encode_ms=1
+                task_id(job.job_id, index),
+                job.request.image_format,
+                8,
+                8,
+                png(seed) + bytes(padding_bytes),
+                False,
+                decode_ms=1,
+                encode_ms=1,
             )
             assert await self.store.store_image(self.lease, job.job_id, image, index, seed)
         assert await self.store.finish(self.lease, job.job_id, JobTimings(1, 2, 3, 4), ["a warning"])

@@ -84,12 +84,24 @@ async def test_bytes_that_are_no_request_are_refused(process: tuple[str, psutil.
         for method in ("Submit", "GetJob", "CancelJob"):
             call = channel.unary_unary(f"/synerdiff.v1.ImageGeneration/{method}")
             for junk in (b"\xff" * 50, os.urandom(1000), b"\x0a\x05\xff\xfe\xfd\xfc\xfb"):
-                with pytest.raises(grpc.aio.AioRpcError):
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await call(junk, timeout=HANG_S)
+                # Random bytes may happen to be a message, of which no field is known.
+                assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await channel.unary_unary("/synerdiff.v1.ImageGeneration/Nonsense")(b"", timeout=HANG_S)
         assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     await assert_well(address)
+
+
+async def test_text_that_is_no_utf_8_is_refused_by_the_field(process: tuple[str, psutil.Process]) -> None:
+    address, _ = process
+    async with open_channel(address) as channel:
+        for method, stream in (("Submit", False), ("Generate", True)):
+            make = channel.unary_stream if stream else channel.unary_unary
+            call = make(f"/synerdiff.v1.ImageGeneration/{method}")(bytes.fromhex("1a0461fffe62"), timeout=HANG_S)
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert await call.details() == "prompt: byte 0xff at index 1 of 4 is not UTF-8"
 
 
 async def assert_well(address: str) -> None:

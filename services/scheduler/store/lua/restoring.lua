@@ -59,12 +59,14 @@ local function restore_streams(model)
       local fields = live(job_id)
       if fields and fields[2] == model and made[fields[3]] and not seen[job_id] then
         seen[job_id] = true
-        table.insert(jobs, {job_id, fields[3], tonumber(fields[4])})
+        -- Those that a pool has read came before those that wait.
+        local rank = tonumber(redis.call('ZSCORE', key('waiting', model), job_id) or 0)
+        table.insert(jobs, {job_id, fields[3], rank, tonumber(fields[4])})
       end
     end
   end
   table.sort(jobs, function(one, other)
-    return one[3] < other[3] or (one[3] == other[3] and one[1] < other[1])
+    return one[3] < other[3] or (one[3] == other[3] and one[4] < other[4])
   end)
   for _, job in ipairs(jobs) do
     local entry_id = redis.call('XADD', key('queue', model, job[2]), '*', 'job', job[1])

@@ -1,0 +1,102 @@
+"""Redis loses a key, or everything, while jobs wait and run: what can be known is done, the rest is said."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from services.scheduler.store import keys
+from synerdiff.client import AsyncClient, GenerateResult
+from synerdiff.errors import NotFound
+from tests.services.scheduler.whole import MODEL, whole_scheduler
+from tests.waiting import HANG_S, until
+
+JOBS = 12
+STEPS = 15
+# Kinds of keys whose loss costs no job. The others: "job" is a job's own record; the rest are channels.
+RESTORED = sorted(
+    {
+        *("request", "queue", "queued_models", "waiting", "arrivals", "deadlines", "leases", "leases_swept", "models"),
+        *("pool", "leader", "last_read", "events", "progress", "images"),
+    }
+)
+CHANNELS = {"wake", "controls", "accepted"}
+
+
+def test_every_kind_of_key_is_tried() -> None:
+    assert {*RESTORED, *CHANNELS, "job"} == set(keys.PATTERNS)
+
+
+async def delete_kind(redis: Redis, kind: str) -> int:
+    """Delete every key of a kind. Returns how many there were."""
+    names = {name.decode() for name in await redis.keys(keys.PATTERNS[kind].replace("%s", "*"))}
+    if kind in ("job", "pool"):
+        names = {name for name in names if name.count(":") == 2}
+    if kind == "waiting":
+        names -= {name for name in names if not name.startswith("synerdiff:waiting:")}
+    return int(await redis.delete(*names)) if names else 0
+
+
+async def started(redis: Redis, client: AsyncClient) -> list["asyncio.Task[GenerateResult]"]:
+    """Jobs of which some run and some wait."""
+    jobs = [
+        asyncio.create_task(client.generate(f"{index}", model=MODEL, num_inference_steps=STEPS, num_images=2))
+        for index in range(JOBS)
+    ]
+    async with asyncio.timeout(HANG_S):
+        while not await redis.keys(keys.PATTERNS["images"] % "*"):
+            await asyncio.sleep(0.005)
+    return jobs
+
+
+@pytest.mark.parametrize("kind", RESTORED)
+async def test_a_lost_key_costs_no_job(redis: Redis, kind: str) -> None:
+    async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
+        jobs = await started(redis, client)
+        deleted = await delete_kind(redis, kind)
+        assert deleted or kind in ("last_read", "progress"), "there was nothing to lose"
+        later = asyncio.create_task(client.generate("later", model=MODEL, num_inference_steps=STEPS))
+        results = await asyncio.wait_for(asyncio.gather(*jobs), HANG_S)
+        assert [len(result.images) for result in results] == [2] * JOBS
+        assert len((await asyncio.wait_for(later, HANG_S)).images) == 1
+
+
+async def test_the_loss_of_a_jobs_own_record_is_said_and_costs_no_other(redis: Redis) -> None:
+    async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
+        jobs = await started(redis, client)
+        running, waiting = sorted((await redis.keys(keys.PATTERNS["events"] % "*")), key=lambda name: name)[:2]
+        lost = {name.decode().split(":")[2] for name in (running, waiting)}
+        await redis.delete(*(keys.job(job_id) for job_id in lost))
+        outcomes = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), HANG_S)
+        said = [str(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert len(said) <= 2
+        assert all("is lost" in text for text in said), said
+        finished = {outcome.job_id for outcome in outcomes if isinstance(outcome, GenerateResult)}
+        assert len(finished) + len(said) == JOBS
+        async with asyncio.timeout(HANG_S):
+            while await redis.zrange(f"synerdiff:waiting:{MODEL}", 0, -1) != [b""]:
+                await asyncio.sleep(0.02)
+        await until(lambda: not whole.pool.leader or not whole.pool.leader.engine.holdings.jobs)
+        assert len((await client.generate("after", model=MODEL)).images) == 1
+
+
+async def test_an_emptied_redis_ends_what_it_held_and_serves_on(redis: Redis) -> None:
+    async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
+        jobs = await started(redis, client)
+        token = whole.unet.guard.token
+        await redis.flushall()
+        result = await asyncio.wait_for(client.generate("at once", model=MODEL, num_inference_steps=3), HANG_S)
+        assert len(result.images) == 1
+        assert whole.unet.guard.token > token
+        for outcome in await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), HANG_S):
+            assert isinstance(outcome, GenerateResult | NotFound), outcome
+
+
+async def test_a_leader_that_leads_again_is_obeyed_though_redis_gives_it_its_old_token(redis: Redis) -> None:
+    async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
+        await client.generate("before", model=MODEL, num_inference_steps=STEPS)
+        assert whole.pool.leader is not None
+        whole.pool.leader.superseded()
+        await redis.delete(keys.PATTERNS["pool"] % "default")
+        result = await asyncio.wait_for(client.generate("after", model=MODEL, num_inference_steps=3), HANG_S)
+        assert len(result.images) == 1
