@@ -14,9 +14,9 @@ import tenacity
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, TimeoutError
+from redis.exceptions import ConnectionError, NoPermissionError, ReadOnlyError, RedisError, TimeoutError
 
-from synerdiff.errors import Unavailable
+from synerdiff.errors import SynerDiffError, Unavailable
 
 CONNECTIONS = 64
 SOCKET_TIMEOUT_S = 3.0
@@ -36,6 +36,8 @@ _REFUSALS = {
     "CLUSTERDOWN": "Redis is down",
     "FAILOVER": "Redis changes its primary",
 }
+
+_KEEPS_ALL = "noeviction"
 
 T = TypeVar("T")
 
@@ -100,6 +102,26 @@ def connect(url: str) -> Redis:
     )
     pool.connection_class = _CONNECTIONS.get(pool.connection_class, pool.connection_class)
     return Redis.from_pool(pool)
+
+
+class EvictingRedis(SynerDiffError):
+    """A Redis that drops what it was given when memory is short: accepted jobs, their images, the leader's lock."""
+
+
+async def check_keeps_all(redis: Redis) -> None:
+    """Raise EvictingRedis where the maxmemory-policy is any but noeviction, with a maxmemory or without: it may be set.
+
+    Raises redis's own errors; a Redis that may not be asked is taken at its word.
+    """
+    try:
+        policy = str((await redis.info("memory")).get("maxmemory_policy", _KEEPS_ALL))
+    except NoPermissionError:
+        return
+    if policy != _KEEPS_ALL:
+        raise EvictingRedis(
+            f"redis: its maxmemory-policy is {policy}, which drops accepted jobs and images when memory is short; "
+            f"it must be {_KEEPS_ALL} (redis-cli CONFIG SET maxmemory-policy {_KEEPS_ALL}, and in its configuration)"
+        )
 
 
 async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc
 import redis.exceptions
 
-from synerdiff.redis_client import connect
+from synerdiff.redis_client import EvictingRedis, check_keeps_all, connect
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 from synerdiff_cli.deployment import Deployment, LocalOptions, OptionError, plan_deployment
@@ -63,10 +63,13 @@ def _check_port_is_free(listen: str) -> None:
 
 
 async def check_redis(url: str) -> None:
-    """Raise OptionError for what is no URL of a Redis, RedisUnreachable where none answers."""
+    """Raise OptionError for what is no URL of a Redis, or one that evicts; RedisUnreachable where none answers."""
     try:
         async with connect(url) as client:
             await client.ping()
+            await check_keeps_all(client)
+    except EvictingRedis as error:
+        raise OptionError(f"--redis-url: {error}") from error
     except ValueError as error:
         raise OptionError(f"--redis-url: {url!r} is no Redis URL ({error})") from error
     except redis.exceptions.RedisError as error:

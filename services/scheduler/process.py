@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import uvloop
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from services.scheduler.api import MAX_REQUEST_BYTES, ImageGenerationService
@@ -21,7 +22,7 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import SynerDiffError, Unavailable
-from synerdiff.redis_client import connect, patiently
+from synerdiff.redis_client import EvictingRedis, check_keeps_all, connect, patiently
 from synerdiff.registry import WorkerRegistry
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
@@ -37,7 +38,8 @@ GAUGES_EVERY_S = 1.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a scheduler until SIGTERM or SIGINT. Returns the exit status.
 
-    1 when it could not start or a part died, EXIT_BAD_SETTINGS when traces are asked for and cannot be sent.
+    1 when it could not start or a part died, EXIT_BAD_SETTINGS when traces are asked for and cannot be sent, or Redis
+    would drop what it is given.
     """
     settings = load(SchedulerSettings, argv)
     configure_logging("scheduler", settings.log_level)
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return uvloop.run(serve(settings, tracer))
         except SynerDiffError as error:
             log.critical("cannot start", reason=str(error))
-            return EXIT_BAD_SETTINGS if isinstance(error, MissingTracing) else 1
+            return EXIT_BAD_SETTINGS if isinstance(error, MissingTracing | EvictingRedis) else 1
 
 
 def _tracer(settings: SchedulerSettings) -> Tracer:
@@ -61,10 +63,15 @@ def _tracer(settings: SchedulerSettings) -> Tracer:
 
 
 async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
-    """Serve until told to stop. Returns the exit status. Raises SynerDiffError when a port cannot be had."""
+    """Serve until told to stop. Returns the exit status.
+
+    Raises EvictingRedis for one that would drop what it is given, SynerDiffError when a port cannot be had.
+    """
     stop = stop_signal()
     serve_metrics(settings.metrics_port)
-    async with _store(settings, tracer) as (store, registry, pool):
+    async with _store(settings, tracer) as (redis, store, registry, pool):
+        with contextlib.suppress(Unavailable):  # one that is away is asked once it answers
+            await patiently(lambda: check_keeps_all(redis), 2.0)
         status = PoolStatus(pool)
         host = ServiceHost(
             max_receive_bytes=MAX_REQUEST_BYTES,
@@ -80,7 +87,7 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
                 ("pool", pool.run()),
                 ("sweep", pool.sweep()),
                 ("gauges", _repeat(status.update_gauges, GAUGES_EVERY_S)),
-                ("readiness", _follow_redis(host, registry)),
+                ("readiness", _follow_redis(host, redis)),
             )
         ]
         _spare_collections()
@@ -91,14 +98,17 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _store(settings: SchedulerSettings, tracer: Tracer) -> AsyncIterator[tuple[JobStore, WorkerRegistry, Pool]]:
+async def _store(
+    settings: SchedulerSettings, tracer: Tracer
+) -> AsyncIterator[tuple[Redis, JobStore, WorkerRegistry, Pool]]:
     redis = connect(settings.redis_url)
     instance = settings.instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     store, registry = JobStore(redis, settings.store_settings()), WorkerRegistry(redis)
     leadership = Leadership(redis, settings.pool, f"{instance}/{os.getpid()}", settings.leader_ttl_s)
     try:
         conduct = settings.conduct(ProfileStore(redis))
-        yield store, registry, Pool(settings.pool, conduct, store, registry, leadership, settings.leader_ttl_s, tracer)
+        pool = Pool(settings.pool, conduct, store, registry, leadership, settings.leader_ttl_s, tracer)
+        yield redis, store, registry, pool
     finally:
         await store.close()
         await redis.aclose()
@@ -129,13 +139,13 @@ def _spare_collections() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-async def _follow_redis(host: ServiceHost, registry: WorkerRegistry) -> None:
-    """Ready while Redis answers: without it nothing can be accepted."""
+async def _follow_redis(host: ServiceHost, redis: Redis) -> None:
+    """Ready while Redis answers and keeps what it is given: without it nothing can be accepted."""
     while True:
         try:
-            await patiently(registry.cards, 2.0)
+            await patiently(lambda: check_keeps_all(redis), 2.0)
             await host.set_ready(True)
-        except Unavailable as error:
+        except (Unavailable, EvictingRedis) as error:
             log.warning("not ready", reason=str(error))
             await host.set_ready(False)
         await asyncio.sleep(1.0)

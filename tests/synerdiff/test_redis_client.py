@@ -6,8 +6,11 @@ from collections.abc import Iterator
 import pytest
 import redis.exceptions
 import uvloop
+from redis.exceptions import ResponseError
 
-from synerdiff.redis_client import connect
+from synerdiff.errors import Unavailable
+from synerdiff.redis_client import EvictingRedis, check_keeps_all, connect, patiently
+from synerdiff.redis_process import RedisProcess
 
 
 @pytest.fixture
@@ -39,3 +42,48 @@ def test_a_connection_reset_amid_its_greeting_reads_as_redis_away_on_uvloop(rese
 
     with pytest.raises(redis.exceptions.ConnectionError):
         uvloop.run(ping())
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-lru", "volatile-ttl"])
+async def test_a_redis_that_evicts_is_told(own_redis: RedisProcess, policy: str) -> None:
+    async with connect(own_redis.url) as client:
+        await check_keeps_all(client)
+        await client.config_set("maxmemory-policy", policy)
+        with pytest.raises(EvictingRedis, match=f"maxmemory-policy is {policy}"):
+            await check_keeps_all(client)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "MISCONF Redis is configured to save RDB snapshots, but it is currently unable to persist to disk.",
+        "NOREPLICAS Not enough good replicas to write.",
+        "BUSY Redis is busy running a script.",
+        "FAILOVER in progress",
+    ],
+)
+async def test_a_refusal_that_passes_is_waited_out_and_said(reply: str) -> None:
+    answers = [ResponseError(reply), ResponseError(reply)]
+
+    async def call() -> str:
+        if answers:
+            raise answers.pop()
+        return "done"
+
+    assert await patiently(call, 30.0) == "done"
+    answers += [ResponseError(reply)] * 1000
+    with pytest.raises(Unavailable, match=reply.partition(".")[0]):
+        await patiently(call, 0.2)
+
+
+async def test_a_mistake_is_not_repeated() -> None:
+    calls = 0
+
+    async def call() -> None:
+        nonlocal calls
+        calls += 1
+        raise ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await patiently(call, 30.0)
+    assert calls == 1

@@ -64,7 +64,7 @@ class JobResults(StoreBase):
         room = list(itertools.accumulate(size for _, size in sizes))
         fitting = [index for (index, _), total in zip(sizes, room, strict=True) if total <= max_bytes]
         images = await self._stored_images(job_id, fitting)
-        left_out = {index: size for index, size in sizes[len(fitting) :]}
+        left_out = dict(sizes[len(fitting) :])
         if left_out:
             events = await self.events(job_id)
             told = {event.image.index: event.image for event in events if event.HasField("image")}

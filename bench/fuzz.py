@@ -1,0 +1,292 @@
+"""The public API against everything that is no request: messages made from the protos, bytes, frames, odd calls.
+
+    python -m bench.fuzz [--minutes 10] [--seed 1]
+
+A real scheduler process, a real Redis, simulated workers. Every unary call must be answered within ANSWER_S, none with
+INTERNAL or UNKNOWN; the scheduler's memory must stay flat; and a good request must be served at the end. Prints JSON;
+exit status 1 where something of that does not hold, with the bytes that do it again.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import math
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import psutil
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.message import Message
+
+from bench.many_domains import processes, ready
+from bench.simulated_workers import MODEL
+from synerdiff.client import AsyncClient
+from synerdiff.errors import SynerDiffError
+from synerdiff.rpc import open_channel
+from synerdiff.v1 import images_pb2, operations_pb2
+
+ANSWER_S = 30.0  # longer than any answer takes on a busy machine
+STREAM_S = 0.3  # how long a stream is listened to: what it has to refuse it refuses at once
+CALLERS = 8
+NEVER = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+WARM_UP_SHARE = 0.2  # of the time: what is made once is made by then
+MOST_GROWTH_SHARE = 0.25  # of the memory after that: 1 kB kept of each call would pass it within minutes
+MOST_FAULTS = 20
+
+METHODS: tuple[MethodDescriptor, ...] = tuple(
+    method
+    for file in (images_pb2.DESCRIPTOR, operations_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
+)
+
+_INTEGERS = (0, 1, 2, 63, 64, 65, 127, 128, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1, -1, -(2**31))
+_FLOATS = (0.0, -0.0, 0.5, 1.0, 7.5, 100.0, 101.0, -1.0, math.nan, math.inf, -math.inf, 1e-45, 3e38)
+_TEXTS = (
+    "",
+    "a",
+    "\0",
+    "a\nb",
+    "\u202e",
+    "\ud7ff",
+    "🍕" * 100,
+    "%s%n{}",
+    "x" * 129,
+    "x" * 8193,
+    "x" * 70_000,
+    "../../etc",
+)
+_RANGES = {
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+    FieldDescriptor.CPPTYPE_ENUM: (-(2**31), 2**31 - 1),
+}
+
+
+@dataclass
+class Fuzzer:
+    """Draws calls, makes them, and keeps what was answered. `known`: texts that mean something to the server."""
+
+    draw: random.Random
+    channel: grpc.aio.Channel
+    address: str
+    known: list[str] = field(default_factory=lambda: [MODEL, "default", "simulated"])
+    codes: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    worst_answer_s: float = 0.0
+
+    async def run(self, until_s: float) -> None:
+        """One call after the other until then, or until enough is wrong."""
+        ways = [(self._message, 6), (self._mutated, 6), (self._bytes, 2), (self._odd, 2), (self._frames, 1)]
+        while time.monotonic() < until_s and len(self.faults) < MOST_FAULTS:
+            (way,) = self.draw.choices([way for way, _ in ways], [weight for _, weight in ways])
+            await way()
+
+    # ---- ways to call
+
+    async def _message(self) -> None:
+        method = self.draw.choice(METHODS)
+        await self._call(method, self._drawn(method.input_type).SerializeToString())
+
+    async def _mutated(self) -> None:
+        method = self.draw.choice(METHODS)
+        data = bytearray(self._drawn(method.input_type).SerializeToString())
+        for _ in range(self.draw.randint(1, 4)):
+            at = self.draw.randint(0, len(data))
+            match self.draw.randrange(4):
+                case 0:
+                    data[at:at] = self.draw.randbytes(self.draw.randint(1, 8))
+                case 1:
+                    del data[at : at + self.draw.randint(1, 8)]
+                case 2 if at < len(data):
+                    data[at] ^= 1 << self.draw.randrange(8)
+                case _:
+                    del data[at:]
+        await self._call(method, bytes(data))
+
+    async def _bytes(self) -> None:
+        await self._call(self.draw.choice(METHODS), self.draw.randbytes(self.draw.choice((0, 1, 2, 10, 100, 5000))))
+
+    async def _odd(self) -> None:
+        """Calls that no generated stub makes."""
+        method = self.draw.choice(METHODS)
+        name, data = _path(method), self._drawn(method.input_type).SerializeToString()
+        match self.draw.randrange(5):
+            case 0:
+                await self._answer("unknown method", self.channel.unary_unary(f"{name}{self.draw.randint(0, 9)}")(data))
+            case 1:
+                await self._answer(f"{name} without a message", self.channel.stream_unary(name)(iter(())))
+            case 2:
+                await self._answer(f"{name} with two messages", self.channel.stream_unary(name)(iter((data, data))))
+            case 3:
+                headers = (("x-fuzz", "v" * self.draw.choice((1, 1000, 7000))), ("traceparent", self._text()[:50]))
+                printable = tuple((key, "".join(c for c in value if " " <= c <= "~")) for key, value in headers)
+                await self._call(method, data, metadata=printable)
+            case _:
+                call = self.channel.unary_stream(name)(data)
+                await asyncio.sleep(self.draw.random() * 0.02)
+                call.cancel()
+
+    async def _frames(self) -> None:
+        """A connection of its own, with what may be HTTP/2 frames, hung up on after a moment."""
+        host, _, port = self.address.rpartition(":")
+        frames = b"".join(self._frame() for _ in range(self.draw.randint(1, 20)))
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(self.draw.choice((b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")) + frames)
+            await writer.drain()
+            await asyncio.sleep(self.draw.random() * 0.05)
+            writer.close()
+        self.codes["(frames)"] += 1
+
+    def _frame(self) -> bytes:
+        payload = self.draw.randbytes(self.draw.choice((0, 4, 8, 100)))
+        kind, flags, stream = self.draw.randrange(12), self.draw.randrange(256), self.draw.randrange(6)
+        return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+    # ---- what is sent
+
+    def _drawn(self, descriptor: Descriptor) -> Message:
+        """A message with some of its fields set."""
+        message = message_factory.GetMessageClass(descriptor)()
+        if descriptor.name == "GenerateRequest" and self.draw.random() < 0.3:
+            message.MergeFrom(images_pb2.GenerateRequest(model=MODEL, prompt="x", num_inference_steps=2))
+        for wanted in descriptor.fields:
+            if self.draw.random() < 1.5 / max(3, len(descriptor.fields)):
+                self._set(message, wanted)
+        return message
+
+    def _set(self, message: Message, wanted: FieldDescriptor) -> None:
+        count = self.draw.randint(1, 5) if wanted.is_repeated else 1
+        if wanted.message_type is not None:
+            for _ in range(count):
+                held = getattr(message, wanted.name)
+                (held.add() if wanted.is_repeated else held).MergeFrom(self._drawn(wanted.message_type))
+        elif wanted.is_repeated:
+            getattr(message, wanted.name).extend(self._value(wanted) for _ in range(count))
+        else:
+            setattr(message, wanted.name, self._value(wanted))
+
+    def _value(self, wanted: FieldDescriptor) -> Any:
+        if wanted.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+            return self._text() if wanted.type == FieldDescriptor.TYPE_STRING else self.draw.randbytes(20)
+        if wanted.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+            return self.draw.random() < 0.5
+        if wanted.cpp_type in _RANGES:
+            lowest, highest = _RANGES[wanted.cpp_type]
+            return min(max(self.draw.choice((*_INTEGERS, self.draw.randint(0, 70))), lowest), highest)
+        return self.draw.choice(_FLOATS)
+
+    def _text(self) -> str:
+        return self.draw.choice(self.known) if self.draw.random() < 0.5 else self.draw.choice(_TEXTS)
+
+    # ---- what is answered
+
+    async def _call(self, method: MethodDescriptor, data: bytes, **options: Any) -> None:
+        what = f"{_path(method)} {data[:200].hex()}"
+        if not method.server_streaming:
+            await self._answer(what, self.channel.unary_unary(_path(method))(data, timeout=ANSWER_S, **options), method)
+            return
+        call = self.channel.unary_stream(_path(method))(data, **options)
+        with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.CancelledError):
+            async with asyncio.timeout(STREAM_S):
+                async for event in call:
+                    self._learn(images_pb2.GenerateEvent, event)
+        if call.done():
+            self._judge(what, await call.code(), await call.details())
+        call.cancel()
+
+    async def _answer(self, what: str, call: Any, method: MethodDescriptor | None = None) -> None:
+        began_s = time.monotonic()
+        code, details = grpc.StatusCode.OK, ""
+        try:
+            answer = await asyncio.wait_for(call, ANSWER_S)
+            if method is not None and method.output_type.name == "Job":
+                self._learn(images_pb2.Job, answer)
+        except TimeoutError:
+            code, details = grpc.StatusCode.DEADLINE_EXCEEDED, "no answer"
+        except grpc.aio.AioRpcError as error:
+            code, details = error.code(), error.details() or ""
+        self.worst_answer_s = max(self.worst_answer_s, time.monotonic() - began_s)
+        hangs = code is grpc.StatusCode.DEADLINE_EXCEEDED
+        self._judge(what, code, details, hangs=hangs)
+
+    def _judge(self, what: str, code: grpc.StatusCode, details: str | None, *, hangs: bool = False) -> None:
+        self.codes[code.name] += 1
+        if hangs or code in NEVER:
+            self.faults.append(f"{what}: {code.name} {details}")
+
+    def _learn(self, kind: Callable[[], Any], data: bytes) -> None:
+        """Ask about jobs that there are, not only about those that there are not."""
+        told = kind()
+        with contextlib.suppress(Exception):
+            told.ParseFromString(data)
+        if told.job_id and told.job_id not in self.known:
+            self.known = [*self.known[:3], *self.known[-20:], told.job_id]
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+async def fuzz(address: str, scheduler: psutil.Process, seconds: float, seed: int) -> dict[str, object]:
+    """Fuzz the scheduler for so long. Returns what came of it, with `faults` empty where all is well."""
+    began_s = time.monotonic()
+    async with open_channel(address) as channel:
+        fuzzers = [Fuzzer(random.Random(f"{seed}/{n}"), channel, address) for n in range(CALLERS)]
+        running = asyncio.gather(*(fuzzer.run(began_s + seconds) for fuzzer in fuzzers))
+        await asyncio.sleep(seconds * WARM_UP_SHARE)
+        warm_bytes = scheduler.memory_info().rss
+        await running
+    end_bytes = scheduler.memory_info().rss
+    faults = [fault for fuzzer in fuzzers for fault in fuzzer.faults]
+    if end_bytes - warm_bytes > MOST_GROWTH_SHARE * warm_bytes:
+        faults.append(f"the scheduler's memory grew from {warm_bytes / 1e6:.0f} to {end_bytes / 1e6:.0f} MB")
+    faults += await _is_well(address)
+    codes = sum((fuzzer.codes for fuzzer in fuzzers), Counter[str]())
+    return {
+        "seconds": round(time.monotonic() - began_s, 1),
+        "seed": seed,
+        "calls": codes.total(),
+        "codes": dict(codes.most_common()),
+        "worst_answer_s": round(max(fuzzer.worst_answer_s for fuzzer in fuzzers), 3),
+        "rss_mb": [round(size / 1e6, 1) for size in (warm_bytes, end_bytes)],
+        "faults": faults,
+    }
+
+
+async def _is_well(address: str) -> list[str]:
+    """Nothing, or why a good and urgent request is not served."""
+    try:
+        async with AsyncClient(address) as client:
+            made = await client.generate("x", model=MODEL, num_inference_steps=2, priority="high", timeout=60)
+            return [] if len(made.images) == 1 else ["a good request came back without its image"]
+    except SynerDiffError as error:
+        return [f"a good request is not served: {error}"]
+
+
+def main() -> None:
+    """Parse the command line and fuzz."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with processes(1, 2.0) as (address, scheduler, _):
+        asyncio.run(ready(address))
+        found = asyncio.run(fuzz(address, scheduler, options.minutes * 60, options.seed))
+    print(json.dumps(found, indent=2))
+    sys.exit(bool(found["faults"]))
+
+
+if __name__ == "__main__":
+    main()
