@@ -125,9 +125,9 @@ class Fuzzer:
             case 0:
                 await self._answer("unknown method", self.channel.unary_unary(f"{name}{self.draw.randint(0, 9)}")(data))
             case 1:
-                await self._answer(f"{name} without a message", self.channel.stream_unary(name)(iter(())))
+                await self._call(method, times=0)
             case 2:
-                await self._answer(f"{name} with two messages", self.channel.stream_unary(name)(iter((data, data))))
+                await self._call(method, data, times=2)
             case 3:
                 headers = (("x-fuzz", "v" * self.draw.choice((1, 1000, 7000))), ("traceparent", self._text()[:50]))
                 printable = tuple((key, "".join(c for c in value if " " <= c <= "~")) for key, value in headers)
@@ -192,19 +192,24 @@ class Fuzzer:
 
     # ---- what is answered
 
-    async def _call(self, method: MethodDescriptor, data: bytes, **options: Any) -> None:
-        what = f"{_path(method)} {data[:200].hex()}"
+    async def _call(self, method: MethodDescriptor, data: bytes = b"", *, times: int = 1, **options: Any) -> None:
+        """Call a method with a message, or with none or several of it, which no generated stub sends."""
+        what = f"{_path(method)} {times} times {data[:200].hex()}"
+        messages = iter((data,) * times)
         if not method.server_streaming:
-            await self._answer(what, self.channel.unary_unary(_path(method))(data, timeout=ANSWER_S, **options), method)
+            call = self.channel.stream_unary(_path(method))(messages, timeout=ANSWER_S, **options)
+            await self._answer(what, call, method)
             return
-        call = self.channel.unary_stream(_path(method))(data, **options)
+        stream = self.channel.stream_stream(_path(method))(messages, **options)
         with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.CancelledError):
-            async with asyncio.timeout(STREAM_S):
-                async for event in call:
+            async with asyncio.timeout(STREAM_S if times else ANSWER_S):
+                async for event in stream:
                     self._learn(images_pb2.GenerateEvent, event)
-        if call.done():
-            self._judge(what, await call.code(), await call.details())
-        call.cancel()
+        if stream.done():
+            self._judge(what, await stream.code(), await stream.details())
+        elif not times:
+            self._judge(what, grpc.StatusCode.DEADLINE_EXCEEDED, "no answer", hangs=True)
+        stream.cancel()
 
     async def _answer(self, what: str, call: Any, method: MethodDescriptor | None = None) -> None:
         began_s = time.monotonic()

@@ -46,7 +46,7 @@ def trouble(error: BaseException) -> str:
     """What is the matter with Redis, where it passes: one line. "" for an error that is no trouble of Redis's own."""
     word = _first_word(error)
     if word in _REFUSALS:
-        return f"{_REFUSALS[word]}: {error}"
+        return f"{_REFUSALS[word]}: {str(error).partition(' script: ')[0]}"  # and not on which line of which script
     return f"Redis is away: {error}" if isinstance(error, AWAY) else ""
 
 

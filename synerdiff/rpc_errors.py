@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from synerdiff.errors import InvalidRequest, SynerDiffError
+from synerdiff.errors import FieldViolation, InvalidRequest, SynerDiffError
 from synerdiff.malformed import refusal
 from synerdiff.status import abort
 from synerdiff.telemetry import get_logger
@@ -35,11 +35,12 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def _wrapped(handler: Any, method: str) -> Any:
-    kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"
-    behaviour = getattr(handler, kind)
+    """The handler, taking its requests as a stream: gRPC never ends a call of one request that comes without any."""
+    replies = "stream" if handler.response_streaming else "unary"
+    behaviour = getattr(handler, f"{'stream' if handler.request_streaming else 'unary'}_{replies}")
     wrap = _wrap_generator if inspect.isasyncgenfunction(behaviour) else _wrap_coroutine
-    return getattr(grpc, f"{kind}_rpc_method_handler")(
-        wrap(behaviour, method, _all_well_formed if handler.request_streaming else _well_formed),
+    return getattr(grpc, f"stream_{replies}_rpc_method_handler")(
+        wrap(behaviour, method, _all if handler.request_streaming else _first),
         _forgiving(handler.request_deserializer),
         handler.response_serializer,
     )
@@ -65,27 +66,37 @@ def _well_formed(request: Any) -> Any:
     return request
 
 
-async def _all_well_formed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _first(requests: AsyncIterator[Any]) -> Any:
     async for request in requests:
-        yield _well_formed(request)
+        return _well_formed(request)
+    raise InvalidRequest(FieldViolation("request", "the call ended without a message"))
 
 
-def _wrap_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, check: Callable[[Any], Any]) -> Any:
-    async def call(request: Any, context: Any) -> Any:
+async def _all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def well_formed() -> AsyncIterator[Any]:
+        async for request in requests:
+            yield _well_formed(request)
+
+    return well_formed()
+
+
+_Take = Callable[[AsyncIterator[Any]], Awaitable[Any]]
+
+
+def _wrap_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, take: _Take) -> Any:
+    async def call(requests: AsyncIterator[Any], context: Any) -> Any:
         try:
-            return await behaviour(check(request), context)
+            return await behaviour(await take(requests), context)
         except Exception as error:
             await _answer(context, method, error)
 
     return call
 
 
-def _wrap_generator(
-    behaviour: Callable[[Any, Any], AsyncIterator[Any]], method: str, check: Callable[[Any], Any]
-) -> Any:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+def _wrap_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method: str, take: _Take) -> Any:
+    async def call(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         try:
-            async with contextlib.aclosing(behaviour(check(request), context)) as replies:  # type: ignore[type-var]
+            async with contextlib.aclosing(behaviour(await take(requests), context)) as replies:  # type: ignore[type-var]
                 async for reply in replies:
                     yield reply
         except Exception as error:
@@ -97,7 +108,9 @@ def _wrap_generator(
 async def _answer(context: Any, method: str, error: Exception) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    if context.cancelled():
+    if context.cancelled() or isinstance(
+        error, grpc.aio.InternalError
+    ):  # the latter: the connection broke under a write
         raise asyncio.CancelledError from error  # the client has left: whatever went wrong, nobody is there to be told
     if isinstance(error, SynerDiffError):
         await abort(context, error)

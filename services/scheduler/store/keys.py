@@ -19,7 +19,7 @@ PATTERNS = {
     "queue": "synerdiff:queue:%s:%s",
     "queued_models": "synerdiff:queued_models",
     # The queued jobs of a model in the order they are read, for positions and the bound, and the count behind it. This
-    # and the other sorted sets hold a keeper besides: one without it is one that Redis has lost (see restore.lua).
+    # and the other sorted sets hold KEEPER besides: one without it is one that Redis has lost (see restore.lua).
     "waiting": "synerdiff:waiting:%s",
     "arrivals": "synerdiff:arrivals:%s",
     # Jobs that have not ended, by deadline; abandonable ones, by the end of their follower's lease. Unix ms.
@@ -42,6 +42,7 @@ PATTERNS = {
 ACCEPTED = PATTERNS["accepted"]
 
 GROUP = "pools"
+KEEPER = ""  # the member of every sorted set that marks it as whole; ranked last, it is in nobody's way
 
 PRIORITIES = tuple(priority.name.lower() for priority in sorted(Priority))
 

@@ -53,6 +53,7 @@ def _tables() -> str:
         f"local TRANSITIONS = {transitions}\n"
         f"local PRIORITIES = {priorities}\n"
         f"local GROUP = '{keys.GROUP}'\n"
+        f"local KEEPER = '{keys.KEEPER}'\n"
     )
 
 

@@ -53,7 +53,7 @@ async def redis(own_redis: RedisProcess) -> AsyncIterator[Redis]:
 @pytest.fixture
 async def scheduler(redis: Redis) -> AsyncIterator[Scheduler]:
     await announce(redis, "unet")
-    scheduler = await start_scheduler(redis, settings=JobStoreSettings(api_patience_s=0.2, leader_patience_s=0.2))
+    scheduler = await start_scheduler(redis, settings=JobStoreSettings(api_patience_s=1.0, leader_patience_s=1.0))
     yield scheduler
     await scheduler.stop()
 
@@ -93,7 +93,7 @@ async def test_no_call_is_internal_meanwhile(
         codes = [await call.code() for call in calls]
         streams = [
             stub.Generate(images_pb2.GenerateRequest(prompt="x")),
-            stub.Watch(images_pb2.WatchRequest(job_id=job_id), timeout=3),
+            stub.Watch(images_pb2.WatchRequest(job_id=job_id), timeout=1),
         ]
         for stream in streams:
             try:
@@ -112,7 +112,7 @@ async def test_clients_keep_trying_until_it_has_passed(
     await begin(redis)
     async with AsyncClient(scheduler.address, patience_s=HANG_S) as client:
         submitting = asyncio.create_task(client.submit("pizza"))
-        await asyncio.sleep(0.6)  # long enough for a refusal
+        await asyncio.sleep(1.2)  # long enough for a refusal
         assert not submitting.done()
         await end(redis)
         assert (await submitting).job_id

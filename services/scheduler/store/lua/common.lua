@@ -1,11 +1,8 @@
--- Put in front of every script, after the tables PATTERNS, TRANSITIONS, PRIORITIES and GROUP that scripts.py writes from
+-- Put in front of every script, after the tables PATTERNS, TRANSITIONS and PRIORITIES, GROUP and KEEPER that scripts.py writes from
 -- keys.py and jobs.py.
 --
 -- Rules for every script: a repeated run with the same arguments changes nothing more (replies get lost), and a job
 -- changes state only through `change_state`.
-
--- The member of every sorted set that marks it as whole. Ranked last, it is in nobody's way.
-local KEEPER = ''
 
 local function key(name, ...)
   return string.format(PATTERNS[name], ...)

@@ -308,6 +308,16 @@ class QueueMachine(RuleBasedStateMachine):
         self.restarted = True
         self.server.restart()
 
+    @precondition(lambda self: bool(self.jobs))
+    @rule(kind=st.sampled_from(["waiting", "deadlines", "arrivals", "queued_models", "leases_swept"]))
+    def redis_loses_a_key(self, kind: str) -> None:
+        async def lose() -> None:
+            await self.redis.hset(keys.PATTERNS["models"], mapping=dict.fromkeys(MODELS, "a card"))
+            await self.redis.delete(*(keys.PATTERNS[kind].replace("%s", model) for model in MODELS))
+            await self.store.restore()
+
+        self.run(lose())
+
     # ---- what must hold at any time
 
     @invariant()
@@ -324,8 +334,8 @@ class QueueMachine(RuleBasedStateMachine):
             batch.zrange(keys.PATTERNS["leases"], 0, -1)
             *states, deadlines, leases = await batch.execute()
         assert [state.decode() for state in states] == [job.state.name for job in self.jobs]
-        assert {name.decode() for name in deadlines} == {job.job_id for job in live}
-        assert {name.decode() for name in leases} == {job.job_id for job in live if job.abandonable}
+        assert {name.decode() for name in deadlines} - {keys.KEEPER} == {job.job_id for job in live}
+        assert {name.decode() for name in leases} - {keys.KEEPER} == {job.job_id for job in live if job.abandonable}
         for model in MODELS:
             await self.check_model(model)
 
@@ -333,7 +343,7 @@ class QueueMachine(RuleBasedStateMachine):
         of_model = [job for job in self.jobs if job.model == model]
         queued = sorted((job for job in of_model if job.state is JobState.QUEUED), key=lambda job: job.priority)
         waiting = await self.redis.zrange(keys.PATTERNS["waiting"] % model, 0, -1)
-        assert [name.decode() for name in waiting] == [job.job_id for job in queued]
+        assert [name.decode() for name in waiting if name.decode() != keys.KEEPER] == [job.job_id for job in queued]
         for priority in Priority:
             jobs = [job for job in of_model if job.priority is priority]
             if jobs:

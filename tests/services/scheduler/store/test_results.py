@@ -98,7 +98,7 @@ async def test_an_unknown_job_cannot_be_followed(store: JobStore) -> None:
         await collect(store, "no-such-job", 0, [])
     with pytest.raises(NotFound):
         await store.events("no-such-job")
-    assert await store.images("no-such-job") == []
+    assert await store.images("no-such-job", 1000) == []
     assert await store.progress("no-such-job") == 0.0
 
 
@@ -158,7 +158,7 @@ async def test_writes_repeated_after_a_lost_reply_change_nothing(store: JobStore
     assert not await store.store_image(lease, job_id, a_picture(), 0, 7)
     await store.append_progress(lease, [Step(job_id, 0, 4)])
     assert kinds(await store.events(job_id)) == ["queued", "started", "image", "finished"]
-    assert [image.data for image in await store.images(job_id)] == [b"first"]
+    assert [image.data for image in await store.images(job_id, 1000)] == [b"first"]
     assert await store.progress(job_id) == 1.0
 
 
