@@ -30,7 +30,8 @@ def _bad_texts(descriptor: Any, data: bytes) -> Iterator[FieldViolation]:
         message.ParseFromString(data)
     except DecodeError:
         return
-    for unknown in UnknownFieldSet(message):
+    unknowns = UnknownFieldSet(message)
+    for unknown in (unknowns[at] for at in range(len(unknowns))):
         field = descriptor.fields_by_number.get(unknown.field_number)
         if field is None or field.type != FieldDescriptor.TYPE_STRING or unknown.wire_type != _LENGTH_DELIMITED:
             continue

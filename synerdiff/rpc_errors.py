@@ -108,9 +108,7 @@ def _wrap_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method:
 async def _answer(context: Any, method: str, error: Exception) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    if context.cancelled() or isinstance(
-        error, grpc.aio.InternalError
-    ):  # the latter: the connection broke under a write
+    if context.cancelled() or isinstance(error, grpc.aio.InternalError):  # a broken connection
         raise asyncio.CancelledError from error  # the client has left: whatever went wrong, nobody is there to be told
     if isinstance(error, SynerDiffError):
         await abort(context, error)

@@ -77,6 +77,9 @@ class _Images(images_pb2_grpc.ImageGenerationServicer):
             raise self._script.error
         return _job(images_pb2.JOB_STATE_QUEUED)
 
+    async def GetImage(self, request: images_pb2.GetImageRequest, context: Any) -> images_pb2.Image:
+        return next(event.image for event in self._script.events if event.HasField("image"))
+
     async def CancelJob(self, request: images_pb2.CancelJobRequest, context: Any) -> images_pb2.Job:
         self._script.cancelled.append(request.job_id)
         return _job(images_pb2.JOB_STATE_CANCELLED)

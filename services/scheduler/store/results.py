@@ -125,7 +125,8 @@ class JobResults(StoreBase):
                     after_sequence = event.sequence
                     if event.HasField("queued"):
                         shown = str(event.queued.position)
-                    yield await self._with_image_bytes(event)
+                    if await self._add_image_bytes(event, ended=state in ENDED):
+                        yield event
                     if is_terminal(event):
                         return
                 if state in ENDED:
@@ -149,16 +150,19 @@ class JobResults(StoreBase):
         events = [event_from_entry(job_id, *entry) for entry in entries]
         return JobState[state.decode()], sorted(events, key=lambda event: event.sequence)
 
-    async def _with_image_bytes(self, event: images_pb2.GenerateEvent) -> images_pb2.GenerateEvent:
+    async def _add_image_bytes(self, event: images_pb2.GenerateEvent, *, ended: bool) -> bool:
+        """Complete an image's event. False where Redis has lost the image and its job goes on: it is drawn again."""
         if event.HasField("image"):
             field, job_id = str(event.image.index), event.job_id
             stored = await patiently(
                 lambda: self._redis.hget(keys.images(job_id), field), self._settings.leader_patience_s
             )
-            if stored is None:
+            if stored is None and ended:
                 raise NotFound(f"the images of job {job_id!r} are not kept any more")
+            if stored is None:
+                return False
             event.image.ParseFromString(cast(bytes, stored))
-        return event
+        return True
 
 
 def _progress_events(job_id: str, after_sequence: int, messages: set[bytes]) -> list[images_pb2.GenerateEvent]:

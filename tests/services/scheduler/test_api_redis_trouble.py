@@ -30,11 +30,11 @@ async def room_again(redis: Redis) -> None:
 
 
 async def read_only(redis: Redis) -> None:
-    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+    await redis.replicaof("127.0.0.1", "1")
 
 
 async def primary_again(redis: Redis) -> None:
-    await redis.execute_command("REPLICAOF", "NO", "ONE")
+    await redis.replicaof("NO", "ONE")
 
 
 TROUBLES = [

@@ -1,6 +1,7 @@
 """Redis loses a key, or everything, while jobs wait and run: what can be known is done, the rest is said."""
 
 import asyncio
+from typing import cast
 
 import pytest
 from redis.asyncio import Redis
@@ -27,9 +28,13 @@ def test_every_kind_of_key_is_tried() -> None:
     assert {*RESTORED, *CHANNELS, "job"} == set(keys.PATTERNS)
 
 
+async def names_like(redis: Redis, pattern: str) -> list[str]:
+    return sorted(cast(bytes, name).decode() for name in await redis.keys(pattern))
+
+
 async def delete_kind(redis: Redis, kind: str) -> int:
     """Delete every key of a kind. Returns how many there were."""
-    names = {name.decode() for name in await redis.keys(keys.PATTERNS[kind].replace("%s", "*"))}
+    names = set(await names_like(redis, keys.PATTERNS[kind].replace("%s", "*")))
     if kind in ("job", "pool"):
         names = {name for name in names if name.count(":") == 2}
     if kind == "waiting":
@@ -64,8 +69,7 @@ async def test_a_lost_key_costs_no_job(redis: Redis, kind: str) -> None:
 async def test_the_loss_of_a_jobs_own_record_is_said_and_costs_no_other(redis: Redis) -> None:
     async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
         jobs = await started(redis, client)
-        running, waiting = sorted((await redis.keys(keys.PATTERNS["events"] % "*")), key=lambda name: name)[:2]
-        lost = {name.decode().split(":")[2] for name in (running, waiting)}
+        lost = {name.split(":")[2] for name in (await names_like(redis, keys.PATTERNS["events"] % "*"))[:2]}
         await redis.delete(*(keys.job(job_id) for job_id in lost))
         outcomes = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), HANG_S)
         said = [str(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]
