@@ -196,6 +196,8 @@ class Engine:
         task.num_calls, task.done_calls, task.planned_calls = held.num_calls, held.next_call, held.next_call
         task.skipped = list(held.skipped_calls)
         task.spec = self._with_predictor(task)
+        # The leader that admitted it may have gone before it could say so.
+        self._start(self.holdings.jobs[task.job_id], now_ms=0)
         if held.slot:
             task.slot = held.slot
             self.holdings.to_decode(task)
@@ -366,9 +368,12 @@ class Engine:
             task.spec = self._with_predictor(task)
             self.holdings.unet[admission.worker_id].tasks[admission.task_id] = task
             self.holdings.effects.append(Admit(admission.worker_id, task.spec))
-            if not job.started:
-                job.started, job.started_ms = True, now_ms
-                self.holdings.effects.append(StartJob(task.job_id))
+            self._start(job, now_ms)
+
+    def _start(self, job: Job, now_ms: int) -> None:
+        if not job.started:
+            job.started, job.started_ms = True, now_ms
+            self.holdings.effects.append(StartJob(job.record.job_id))
 
     def _plan(self, domain: str, now_ms: int) -> None:
         """Plan a domain until its workers have as many plans under way as they may, or nothing is left to plan."""

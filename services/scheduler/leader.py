@@ -10,12 +10,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
+import grpc
 from redis.exceptions import RedisError
 
 from services.scheduler.conduct import Conduct
 from services.scheduler.effects import (
     Admit,
     CancelOnWorker,
+    FailJob,
     ForgetImages,
     ReleaseSlots,
     SendUnetPlan,
@@ -55,6 +57,7 @@ CORRECT_EVERY_S = 1.0
 PROFILES_EVERY_S = 0.5
 CLAIM_ABSENCE_S = 60.0  # a pool without a leader for this long is not coming back soon: others take its jobs
 WANT_IDLE_S = 0.02
+_INTERNAL: int = grpc.StatusCode.INTERNAL.value[0]
 READ_AGAIN_S = 0.5  # the safety net under pub/sub
 _PLAN_AGAIN, _PLAN_AGAIN_S = 64, 2.0  # queries, and seconds that a corrected profile waits for their plans
 _WORKER_EFFECTS = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
@@ -301,6 +304,15 @@ class Leader:
         """Redis has lost images of a job that was about to be finished: they are drawn again."""
         log.error("redis has lost images of a job", job_id=record.job_id, images_left=list(record.images_done))
         self._job_arrived(record)
+
+    def cannot_write(self, job_id: str, reason: str) -> None:
+        """A job whose state in Redis and here do not go together fails: it would never end otherwise."""
+        job = self.engine.holdings.jobs.get(job_id)
+        if job:
+            self.engine.holdings.fail(job_id, _INTERNAL, reason)
+            self._due()
+        else:
+            self.writer.submit(FailJob(job_id, now_ms(), _INTERNAL, reason))
 
     def job_ended_elsewhere(self, job_id: str) -> None:
         """A job was cancelled, swept or claimed: its tasks are nobody's business here any more."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,18 @@ from pathlib import Path
 
 import psutil
 
+from synerdiff.redis_process import redis_url
+
 SYNERDIFF = str(Path(sys.executable).parent / "synerdiff")
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Variables for a command whose files and processes are to be told from all others: `home` is its own."""
-    return {"PATH": "/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home)}
+    """Variables for a command whose files and processes are to be told from all others: `home` is its own.
+
+    They name a proxy where nobody listens: the processes of a deployment do without.
+    """
+    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    return {"PATH": "/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home), **proxy}
 
 
 def processes(home: Path) -> dict[int, str]:
@@ -53,6 +60,11 @@ class Up:
             with contextlib.suppress(psutil.Error):
                 found[_name(child.cmdline())] = child.pid
         return dict(sorted(found.items()))
+
+    def redis_url(self) -> str:
+        """The URL of its Redis."""
+        command = psutil.Process(self.pids()["redis"]).cmdline()
+        return redis_url(int(re.search(r"(?:--port |:)(\d+)", " ".join(command))[1]))  # type: ignore[index]
 
     def kill(self, *kinds: str) -> dict[str, int]:
         """SIGKILL to the first process of each kind, with nothing in between. Returns them as `pids` does."""

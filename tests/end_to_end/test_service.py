@@ -13,8 +13,9 @@ from bench.mixed_requests import mixed_requests
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
 from synerdiff.client.results import Finished, GenerateResult, Progress, Started
-from synerdiff.errors import Cancelled, DeadlineExceeded
+from synerdiff.errors import Cancelled, DeadlineExceeded, NotFound
 from synerdiff.jobs import JobState
+from synerdiff.redis_client import connect
 from tests.end_to_end.command import Up, processes
 from tests.end_to_end.conftest import ABANDONMENT_S
 from tests.rounding import A_LEVEL
@@ -96,6 +97,19 @@ async def test_previews_warnings_and_counts_come_with_the_events(up: Up) -> None
     (finished,) = [event for event in events if isinstance(event, Finished)]
     assert "red car" in " ".join(finished.warnings)
     assert finished.timings.denoise_s > 0
+
+
+async def test_a_redis_that_comes_back_empty_is_served_on(up: Up) -> None:
+    async with client_of(up) as client, connect(up.redis_url()) as redis:
+        before = await client.generate("a car", seed=3, num_inference_steps=4)
+        running = await client.submit("a car", num_inference_steps=LONG)
+        await steps_done(client, running.job_id, 2)
+        await redis.flushall()
+        after = await asyncio.wait_for(client.generate("a car", seed=3, num_inference_steps=4), HANG_S)
+        assert np.abs(pixels(after) - pixels(before)).max() <= A_LEVEL
+        with pytest.raises(NotFound):
+            await running.status()
+    assert await slots_used(up.addresses) == 0
 
 
 async def test_an_urgent_job_overtakes_those_that_wait(up: Up) -> None:

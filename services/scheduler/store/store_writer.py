@@ -51,6 +51,9 @@ class WriteEvents(Protocol):
     def images_missing(self, record: JobRecord) -> None:
         """A job cannot be finished: of its images only those in `record.images_done` are in Redis."""
 
+    def cannot_write(self, job_id: str, reason: str) -> None:
+        """What was done for a job cannot be written, ever: a mistake, which the log has."""
+
     def superseded(self) -> None:
         """A newer leader holds the pool."""
 
@@ -107,7 +110,16 @@ class StoreWriter:
     async def _write_job(self, job_id: str) -> None:
         queue = self._queues[job_id]
         while queue:
-            await self._persist(partial(self._write, queue[0]))
+            effect = queue[0]
+            try:
+                await self._persist(partial(self._write, effect))
+            except Exception as error:
+                log.exception("an effect cannot be written", job_id=job_id, effect=type(effect).__name__)
+                queue.clear()
+                del self._queues[job_id]
+                if not isinstance(effect, FailJob):
+                    self._events.cannot_write(job_id, f"{type(effect).__name__} could not be written: {error}")
+                return
             queue.popleft()
         del self._queues[job_id]
 

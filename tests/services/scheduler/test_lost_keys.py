@@ -3,12 +3,13 @@
 import asyncio
 from typing import cast
 
+import grpc
 import pytest
 from redis.asyncio import Redis
 
 from services.scheduler.store import keys
 from synerdiff.client import AsyncClient, GenerateResult
-from synerdiff.errors import NotFound
+from synerdiff.errors import NotFound, SynerDiffError
 from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.waiting import HANG_S, until
 
@@ -104,3 +105,16 @@ async def test_a_leader_that_leads_again_is_obeyed_though_redis_gives_it_its_old
         await redis.delete(keys.PATTERNS["pool"] % "default")
         result = await asyncio.wait_for(client.generate("after", model=MODEL, num_inference_steps=3), HANG_S)
         assert len(result.images) == 1
+
+
+async def test_what_can_never_be_written_fails_its_job(redis: Redis) -> None:
+    async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
+        job = asyncio.create_task(client.generate("x", model=MODEL, num_inference_steps=200))
+        await until(lambda: whole.unet.tasks)
+        (name,) = (name for name in await names_like(redis, keys.PATTERNS["job"] % "*") if name.count(":") == 2)
+        while await redis.hget(name, "state") != b"RUNNING":
+            await asyncio.sleep(0.01)
+        await redis.hset(name, "state", "QUEUED")  # which the leader knows to be wrong, and nothing mends
+        with pytest.raises(SynerDiffError, match="could not be written") as failed:
+            await asyncio.wait_for(job, HANG_S)
+        assert failed.value.code is grpc.StatusCode.INTERNAL
