@@ -25,6 +25,8 @@ import psutil
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from bench.many_domains import processes, ready
 from bench.simulated_workers import MODEL
@@ -43,7 +45,7 @@ MOST_FAULTS = 20
 
 METHODS: tuple[MethodDescriptor, ...] = tuple(
     method
-    for file in (images_pb2.DESCRIPTOR, operations_pb2.DESCRIPTOR)
+    for file in (module.DESCRIPTOR for module in (images_pb2, operations_pb2, health_pb2, reflection_pb2))
     for service in file.services_by_name.values()
     for method in service.methods
 )

@@ -29,3 +29,16 @@ def test_only_the_highest_token_is_obeyed_and_its_ticks_only_rise(events: list[t
         assert guard.token == highest
         assert [guard.is_current(session) for session in sessions] == [s == sessions[-1] for s in sessions]
     assert len(set(sessions)) == len(sessions)
+
+
+def test_another_leader_with_the_same_token_is_refused_and_told_above_which_it_has_to_be() -> None:
+    guard = LeaderGuard()
+    guard.attach(7, "one")
+    assert guard.accepts(7, 3)
+    with pytest.raises(StaleLeader) as refused:
+        guard.attach(7, "two")  # of a Redis that has lost its data and counts anew
+    assert refused.value.newest_token == 7
+    guard.attach(7, "one")
+    assert not guard.accepts(7, 3), "its ticks go on counting"
+    guard.attach(8, "two")
+    assert guard.accepts(8, 1)

@@ -9,10 +9,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from synerdiff.errors import FieldViolation, InvalidRequest, NotFound, QueueFull, SynerDiffError
+from synerdiff.errors import FieldViolation, InvalidRequest, NotFound, QueueFull, StaleLeader, SynerDiffError
 from synerdiff.rpc import LIVENESS, MIB, READINESS, STARTUP, ServiceHost, open_channel, serving
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import images_pb2, images_pb2_grpc
+from tests.waiting import HANG_S
 
 SERVICE = "synerdiff.v1.ImageGeneration"
 
@@ -166,3 +167,29 @@ async def test_drain_lets_running_calls_end_and_takes_no_new_ones(host: ServiceH
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         await draining
     assert await running.code() == grpc.StatusCode.UNAVAILABLE, "cut after the grace period"
+
+
+async def test_a_stale_leader_is_told_the_newest_token(scripted: Scripted, channel: grpc.aio.Channel) -> None:
+    scripted.error = StaleLeader("another leads", newest_token=2**40)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await get_job(channel)
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, StaleLeader)
+    assert error.newest_token == 2**40
+
+
+async def test_an_answer_too_large_for_the_client_is_no_full_queue(host: ServiceHost) -> None:
+    async with open_channel(host.address, max_message_bytes=1000) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(f"/{SERVICE}/GetJob")(
+                images_pb2.GetJobRequest(job_id="j" * 2000).SerializeToString()
+            )
+    error = from_rpc_error(caught.value)
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not isinstance(error, QueueFull)
+
+
+@pytest.mark.parametrize("method", ["GetJob", "Watch"])
+async def test_a_call_without_a_message_is_refused(channel: grpc.aio.Channel, method: str) -> None:
+    call = channel.stream_stream(f"/{SERVICE}/{method}")(iter(()))
+    assert await asyncio.wait_for(call.code(), HANG_S) is grpc.StatusCode.INVALID_ARGUMENT

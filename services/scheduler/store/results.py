@@ -112,6 +112,7 @@ class JobResults(StoreBase):
         Outlives a Redis that is away for `leader_patience_s`. Raises NotFound, Unavailable.
         """
         shown, known = NO_POSITION_SHOWN, False
+        images_lost: set[int] = set()
         positions_from = time.monotonic() + POSITION_EVERY_S
         with self._notifications.listen(keys.wake(job_id)) as wakeups, self._follower_leases.following(job_id):
             while True:
@@ -125,7 +126,7 @@ class JobResults(StoreBase):
                     after_sequence = event.sequence
                     if event.HasField("queued"):
                         shown = str(event.queued.position)
-                    if await self._add_image_bytes(event, ended=state in ENDED):
+                    if await self._completed(event, images_lost):
                         yield event
                     if is_terminal(event):
                         return
@@ -150,18 +151,24 @@ class JobResults(StoreBase):
         events = [event_from_entry(job_id, *entry) for entry in entries]
         return JobState[state.decode()], sorted(events, key=lambda event: event.sequence)
 
-    async def _add_image_bytes(self, event: images_pb2.GenerateEvent, *, ended: bool) -> bool:
-        """Complete an image's event. False where Redis has lost the image and its job goes on: it is drawn again."""
+    async def _completed(self, event: images_pb2.GenerateEvent, lost: set[int]) -> bool:
+        """Give an image's event its bytes. False where Redis has lost them: while the job runs it is drawn again.
+
+        `lost`: the images of the job for which that did not happen yet. Raises NotFound when it is finished without.
+        """
+        job_id = event.job_id
         if event.HasField("image"):
-            field, job_id = str(event.image.index), event.job_id
+            index = event.image.index
             stored = await patiently(
-                lambda: self._redis.hget(keys.images(job_id), field), self._settings.leader_patience_s
+                lambda: self._redis.hget(keys.images(job_id), str(index)), self._settings.leader_patience_s
             )
-            if stored is None and ended:
-                raise NotFound(f"the images of job {job_id!r} are not kept any more")
             if stored is None:
+                lost.add(index)
                 return False
+            lost.discard(index)
             event.image.ParseFromString(cast(bytes, stored))
+        if event.HasField("finished") and lost:
+            raise NotFound(f"the images of job {job_id!r} are not kept any more")
         return True
 
 

@@ -16,7 +16,8 @@ from synerdiff.redis_process import RedisProcess
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 from tests.services.scheduler.harness import Scheduler, announce, start_scheduler
-from tests.waiting import HANG_S
+from tests.services.scheduler.whole import MODEL, whole_scheduler
+from tests.waiting import HANG_S, until
 
 Switch = Callable[[Redis], Coroutine[Any, Any, object]]
 
@@ -116,3 +117,19 @@ async def test_clients_keep_trying_until_it_has_passed(
         assert not submitting.done()
         await end(redis)
         assert (await submitting).job_id
+
+
+@pytest.mark.parametrize(("begin", "end", "message"), TROUBLES)
+async def test_running_work_goes_on_and_is_stored_once_it_has_passed(
+    redis: Redis, begin: Switch, end: Switch, message: str
+) -> None:
+    async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address, patience_s=HANG_S) as client:
+        jobs = [asyncio.create_task(client.generate("x", model=MODEL, num_inference_steps=20)) for _ in range(6)]
+        await until(lambda: whole.unet.calls > 10)
+        await begin(redis)
+        calls = whole.unet.calls
+        await until(lambda: whole.unet.calls > calls + 20, "a step meanwhile")
+        await asyncio.sleep(1.0)
+        await end(redis)
+        for result in await asyncio.wait_for(asyncio.gather(*jobs), HANG_S):
+            assert len(result.images) == 1

