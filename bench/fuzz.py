@@ -39,6 +39,7 @@ ANSWER_S = 30.0  # longer than any answer takes on a busy machine
 STREAM_S = 0.3  # how long a stream is listened to: what it has to refuse it refuses at once
 CALLERS = 8
 NEVER = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+LOOKS = 20  # at its memory
 WARM_UP_SHARE = 0.2  # of the time: what is made once is made by then
 MOST_GROWTH_SHARE = 0.25  # of the memory after that: 1 kB kept of each call would pass it within minutes
 MOST_FAULTS = 20
@@ -252,10 +253,12 @@ async def fuzz(address: str, scheduler: psutil.Process, seconds: float, seed: in
     async with open_channel(address) as channel:
         fuzzers = [Fuzzer(random.Random(f"{seed}/{n}"), channel, address) for n in range(CALLERS)]
         running = asyncio.gather(*(fuzzer.run(began_s + seconds) for fuzzer in fuzzers))
-        await asyncio.sleep(seconds * WARM_UP_SHARE)
-        warm_bytes = scheduler.memory_info().rss
+        rss_bytes = [scheduler.memory_info().rss]
+        for _ in range(LOOKS):
+            await asyncio.sleep(seconds / LOOKS)
+            rss_bytes.append(scheduler.memory_info().rss)
         await running
-    end_bytes = scheduler.memory_info().rss
+    warm_bytes, end_bytes = rss_bytes[round(LOOKS * WARM_UP_SHARE)], rss_bytes[-1]
     faults = [fault for fuzzer in fuzzers for fault in fuzzer.faults]
     if end_bytes - warm_bytes > MOST_GROWTH_SHARE * warm_bytes:
         faults.append(f"the scheduler's memory grew from {warm_bytes / 1e6:.0f} to {end_bytes / 1e6:.0f} MB")
@@ -267,7 +270,7 @@ async def fuzz(address: str, scheduler: psutil.Process, seconds: float, seed: in
         "calls": codes.total(),
         "codes": dict(codes.most_common()),
         "worst_answer_s": round(max(fuzzer.worst_answer_s for fuzzer in fuzzers), 3),
-        "rss_mb": [round(size / 1e6, 1) for size in (warm_bytes, end_bytes)],
+        "rss_mb": [round(size / 1e6, 1) for size in rss_bytes],
         "faults": faults,
     }
 

@@ -112,6 +112,8 @@ async def _answer(context: Any, method: str, error: Exception) -> NoReturn:
         raise asyncio.CancelledError from error  # the client has left: whatever went wrong, nobody is there to be told
     if isinstance(error, SynerDiffError):
         await abort(context, error)
+    if isinstance(error, NotImplementedError):  # a method of the contract that this servicer does not have
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")
     error_id = uuid.uuid4().hex
     _log.error("call failed", method=method, error_id=error_id, exc_info=error)
     await abort(context, SynerDiffError(f"internal error; the server's log has it under error_id {error_id}"))

@@ -193,3 +193,10 @@ async def test_an_answer_too_large_for_the_client_is_no_full_queue(host: Service
 async def test_a_call_without_a_message_is_refused(channel: grpc.aio.Channel, method: str) -> None:
     call = channel.stream_stream(f"/{SERVICE}/{method}")(iter(()))
     assert await asyncio.wait_for(call.code(), HANG_S) is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_method_that_a_servicer_does_not_have_is_unimplemented(channel: grpc.aio.Channel) -> None:
+    for method in (f"/{SERVICE}/CancelJob", "/grpc.health.v1.Health/List"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(method)(b"")
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
