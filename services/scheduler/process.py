@@ -87,7 +87,7 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
                 ("pool", pool.run()),
                 ("sweep", pool.sweep()),
                 ("gauges", _repeat(status.update_gauges, GAUGES_EVERY_S)),
-                ("readiness", _follow_redis(host, redis)),
+                ("readiness", _follow_redis(host, redis, registry)),
             )
         ]
         _spare_collections()
@@ -139,10 +139,11 @@ def _spare_collections() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-async def _follow_redis(host: ServiceHost, redis: Redis) -> None:
+async def _follow_redis(host: ServiceHost, redis: Redis, registry: WorkerRegistry) -> None:
     """Ready while Redis answers and keeps what it is given: without it nothing can be accepted."""
     while True:
         try:
+            await patiently(registry.cards, 2.0)
             await patiently(lambda: check_keeps_all(redis), 2.0)
             await host.set_ready(True)
         except (Unavailable, EvictingRedis) as error:
