@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from services.scheduler.settings import SchedulerSettings
-from synerdiff.redis_process import find_redis_server
+from synerdiff.redis_client import connect
+from synerdiff.redis_process import RedisProcess, find_redis_server
 from synerdiff.settings import load
 from synerdiff.worker_settings import WorkerSettings
 from synerdiff_cli.deployment import (
@@ -17,6 +18,7 @@ from synerdiff_cli.deployment import (
     model_sources,
     plan_deployment,
 )
+from synerdiff_cli.running import check_redis
 
 
 def model_directory(path: Path) -> Path:
@@ -148,3 +150,11 @@ def test_what_clients_of_a_deployment_with_tls_have_set_does_not_reach_one_of_th
         settings = load(SchedulerSettings if child.name == "scheduler-0" else WorkerSettings, [])
         assert settings.server_tls() is None
         assert settings.worker_tls() is None
+
+
+async def test_a_redis_that_evicts_is_refused_before_anything_starts(own_redis: RedisProcess) -> None:
+    await check_redis(own_redis.url)
+    async with connect(own_redis.url) as client:
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(OptionError, match="--redis-url: .*maxmemory-policy is allkeys-lru"):
+        await check_redis(own_redis.url)
