@@ -156,5 +156,5 @@ async def test_a_redis_that_evicts_is_refused_before_anything_starts(own_redis: 
     await check_redis(own_redis.url)
     async with connect(own_redis.url) as client:
         await client.config_set("maxmemory-policy", "allkeys-lru")
-    with pytest.raises(OptionError, match="--redis-url: .*maxmemory-policy is allkeys-lru"):
+    with pytest.raises(OptionError, match=r"--redis-url: .*maxmemory-policy is allkeys-lru"):
         await check_redis(own_redis.url)
