@@ -10,6 +10,7 @@ from google.protobuf.json_format import MessageToJson
 from rich.console import Console
 from rich.table import Table
 
+from synerdiff.cards import ServedWeights
 from synerdiff.client import Model
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
@@ -20,6 +21,7 @@ from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server
 from synerdiff_cli.status_watch import watch
 
 _TIMEOUT_S = 10.0
+_SHOWN_DIGITS = 8  # of a digest
 
 
 def status(
@@ -78,11 +80,12 @@ def _table(*headings: str) -> Table:
 
 
 def _workers(reply: operations_pb2.GetStatusResponse) -> Table:
-    table = _table("worker", "kind", "model", "domain", "address", "runs", "attached", "slots", "running")
+    table = _table("worker", "kind", "model", "weights", "domain", "address", "runs", "attached", "slots", "running")
     for worker in reply.workers:
         slots = f"{worker.slots_used}/{worker.slots}" if worker.slots else ""
         attached = "yes" if worker.attached else "no"
-        place = (worker.worker_id, worker.kind, worker.model, worker.domain, worker.address)
+        held = worker.weights[:_SHOWN_DIGITS]
+        place = (worker.worker_id, worker.kind, worker.model, held, worker.domain, worker.address)
         runs = ", ".join(filter(None, (worker.execution, worker.memory_format)))
         table.add_row(*place, runs, attached, slots, str(worker.running))
     return table
@@ -124,11 +127,18 @@ def _age(made_at: str, now: datetime) -> str:
 
 
 def _models_table(found: tuple[Model, ...]) -> Table:
-    table = _table("model", "family", "size", "multiple of", "up to", "steps", "guidance", "sampler", "available")
+    sizes_told, defaults_told = ("size", "multiple of", "up to"), ("steps", "guidance", "sampler")
+    table = _table("model", "family", *sizes_told, *defaults_told, "available", "weights")
     for model in found:
         card = model.card
         sizes = (f"{card.native_width}x{card.native_height}", str(card.size_multiple), str(card.max_side))
         defaults = (str(card.default_num_inference_steps), f"{card.default_guidance_scale:g}")
-        available = "yes" if model.available else "no"
-        table.add_row(card.name, card.family, *sizes, *defaults, card.default_sampler.name.lower(), available)
+        served = ("yes" if model.available else "no", ", ".join(map(_weights, model.weights)))
+        table.add_row(card.name, card.family, *sizes, *defaults, card.default_sampler.name.lower(), *served)
     return table
+
+
+def _weights(served: ServedWeights) -> str:
+    """As "unet 1f2e3d4c" or "vae 5a6b7c8d x2"."""
+    times = f" x{served.workers}" if served.workers > 1 else ""
+    return f"{served.kind} {served.digest[:_SHOWN_DIGITS]}{times}"
