@@ -1,5 +1,6 @@
 """`synerdiff status` and `synerdiff models`: what runs where, and what can be asked for."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
@@ -10,7 +11,6 @@ from google.protobuf.json_format import MessageToJson
 from rich.console import Console
 from rich.table import Table
 
-from synerdiff.cards import ServedWeights
 from synerdiff.client import Model
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
@@ -53,6 +53,9 @@ def models(address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
     with errors_as_lines():
         found = run(_models(server_at(address, tls_ca)))
     out.print(_models_table(found))
+    for model in found:
+        for line in _several_weights(model):
+            out.print(line)
 
 
 async def _status(server: Server) -> operations_pb2.GetStatusResponse:
@@ -127,18 +130,21 @@ def _age(made_at: str, now: datetime) -> str:
 
 
 def _models_table(found: tuple[Model, ...]) -> Table:
-    sizes_told, defaults_told = ("size", "multiple of", "up to"), ("steps", "guidance", "sampler")
-    table = _table("model", "family", *sizes_told, *defaults_told, "available", "weights")
+    table = _table("model", "family", "size", "multiple of", "up to", "steps", "guidance", "sampler", "available")
     for model in found:
         card = model.card
         sizes = (f"{card.native_width}x{card.native_height}", str(card.size_multiple), str(card.max_side))
         defaults = (str(card.default_num_inference_steps), f"{card.default_guidance_scale:g}")
-        served = ("yes" if model.available else "no", ", ".join(map(_weights, model.weights)))
-        table.add_row(card.name, card.family, *sizes, *defaults, card.default_sampler.name.lower(), *served)
+        available = "yes" if model.available else "no"
+        table.add_row(card.name, card.family, *sizes, *defaults, card.default_sampler.name.lower(), available)
     return table
 
 
-def _weights(served: ServedWeights) -> str:
-    """As "unet 1f2e3d4c" or "vae 5a6b7c8d x2"."""
-    times = f" x{served.workers}" if served.workers > 1 else ""
-    return f"{served.kind} {served.digest[:_SHOWN_DIGITS]}{times}"
+def _several_weights(model: Model) -> Iterator[str]:
+    """A line for each kind of worker that serves a model with more than one digest of weights."""
+    for kind in sorted({one.kind for one in model.weights}):
+        first, *others = [one for one in model.weights if one.kind == kind]
+        if others:
+            old = ", ".join(f"{one.digest[:_SHOWN_DIGITS]} (by {one.workers})" for one in others)
+            newest = f"{first.digest[:_SHOWN_DIGITS]} (by {first.workers})"
+            yield f"{model.card.name}: {kind} workers draw new requests with weights {newest}, older ones with {old}"
