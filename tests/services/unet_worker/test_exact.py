@@ -94,14 +94,6 @@ def test_neither_a_compiled_unet_nor_the_layout_of_weights_is_for_exact_tasks(ti
     assert side.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last), "it still serves the others so"
 
 
-def test_a_measured_layout_leaves_no_trace(tiny_path: Path) -> None:
-    """Weights that were contiguous, channels-last and contiguous again keep odd strides, by which torch goes."""
-    plain = unet_side(tiny_path)
-    tried = copy.deepcopy(plain.unet).to(memory_format=torch.channels_last).to(memory_format=torch.contiguous_format)
-    tasks = exact_eight(64)[:2]
-    assert all(map(torch.equal, served_latents(plain, tasks), served_latents(replace(plain, unet=tried), tasks)))
-
-
 def test_exact_tasks_and_others_share_no_batch(tiny_side: UnetSide) -> None:
     prepared = TaskPreparer(tiny_side).prepare([spec("a/0"), spec("b/0", exact=True)])
     with pytest.raises(ValueError, match="exact tasks alone"):
