@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bench.load import attached_again
-from synerdiff.client import AsyncClient
+from synerdiff.client import AsyncClient, GenerateOptions
 from synerdiff.errors import SynerDiffError
 from tests.end_to_end.command import running_up
 from tests.tiny_models import EMOJI_MODEL
@@ -26,7 +26,7 @@ async def test_what_was_accepted_for_weights_that_are_gone_ends_in_one_line_and_
     tmp_path: Path,
 ) -> None:
     model = Path(shutil.copytree(EMOJI_MODEL, tmp_path / "model"))
-    told = {"num_inference_steps": 3, "seed": 7, "exact": True}
+    told = GenerateOptions(num_inference_steps=3, seed=7, exact=True)
     with running_up(tmp_path, schedulers=1, model=f"emoji={model}", SYNERDIFF_WEIGHTS_WAIT_S="1") as up:
         async with AsyncClient(up.addresses[0], patience_s=HANG_S) as client:
             before = await client.generate("a car", **told)
