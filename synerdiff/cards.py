@@ -78,3 +78,12 @@ class ModelCard:
     def limits(self, sampler: Sampler) -> SamplerLimits | None:
         """The limits of `sampler`, or None when this model does not have it."""
         return next((s for s in self.samplers if s.sampler == sampler), None)
+
+
+@dataclass(frozen=True)
+class ServedWeights:
+    """A digest of weights (`digest.weights_digest`), and how many workers of a kind, unet or vae, serve it just now."""
+
+    kind: str
+    digest: str
+    workers: int

@@ -74,7 +74,7 @@ class DecodeEntry:
     """Decode the latents in a slot into an image file. Sizes in pixels.
 
     The decode is cut into `chunks` equal parts of its work; this item does those from `first_chunk` up to `end_chunk`,
-    and the items before it in the same tick did the ones before.
+    and the items before it in the same tick did the ones before. `exact`: decoded alone and whole.
     """
 
     task_id: str
@@ -87,6 +87,7 @@ class DecodeEntry:
     chunks: int = 1
     first_chunk: int = 0
     end_chunk: int = 1
+    exact: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.cards import ModelCard, Sampler, SamplerLimits, ServedWeights
 from synerdiff.host import boot_id
 from synerdiff.skip_cfg import SkipCfgBudget
 from synerdiff.telemetry import get_logger
@@ -37,7 +38,8 @@ class WorkerRecord:
     `mps_thread_percent` (its share of the GPU's threads under CUDA MPS; 0: not under MPS) and `execution` ("eager";
     "compiled": a package serves the native size) say which profile is of this worker. `memory_format`: how its
     convolution weights lie. `memory_limit_bytes` of device memory are what it may take; 0: not known, as on CPUs.
-    `draining`: it takes nothing new; what it holds, a new leader has to find.
+    `draining`: it takes nothing new; what it holds, a new leader has to find. `weights`: digest of those it holds in
+    memory (`digest.weights_digest`), `loaded_at_ms` (Unix) when it had read them.
     """
 
     worker_id: str
@@ -57,6 +59,19 @@ class WorkerRecord:
     execution: str = "eager"
     memory_format: str = ""
     draining: bool = False
+    weights: str = ""
+    loaded_at_ms: int = 0
+
+
+def served_weights(records: Iterable[WorkerRecord], model: str) -> tuple[ServedWeights, ...]:
+    """What workers that take new work serve of a model: UNet workers' weights first, of either kind the newest first.
+
+    The newest are those that the worker which has started last has read: new requests get these.
+    """
+    serving = [record for record in records if record.model_card.name == model and not record.draining]
+    serving.sort(key=lambda record: (record.kind, -record.loaded_at_ms, record.worker_id))
+    counts = Counter((record.kind, record.weights) for record in serving if record.weights)
+    return tuple(ServedWeights(kind, digest, workers) for (kind, digest), workers in counts.items())
 
 
 def default_domain(gpu_uuid: str | None = None) -> str:

@@ -27,7 +27,9 @@ class Priority(IntEnum):
 class ImageRequest:
     """A validated request for `num_images` pictures. Image k has seed `seed + k`. Sizes in pixels.
 
-    `timed`: whether the client asked for its timeout, or got the server's.
+    `timed`: whether the client asked for its timeout, or got the server's. `exact`: the same picture to the bit,
+    whatever else is drawn. `unet_weights`, `vae_weights`: digests of those that it was accepted for, and that alone may
+    draw it; empty where no worker of that kind served then.
     """
 
     request_id: str
@@ -47,6 +49,9 @@ class ImageRequest:
     preview_every: int
     skip_cfg: SkipCfg = field(default_factory=SkipCfg)
     timed: bool = False
+    exact: bool = False
+    unet_weights: str = ""
+    vae_weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class TaskSpec:
     """One image to denoise, as the UNet worker needs it. `task_id` is "<job_id>/<index>".
 
     `skip_predictor`: how guidance is predicted on calls that skip it, as `SkipPredictor.parse` reads it; empty for
-    tasks that never skip.
+    tasks that never skip. `exact`: its calls are made in batches of one size, whose rows nothing else changes.
     """
 
     task_id: str
@@ -68,6 +73,7 @@ class TaskSpec:
     sampler: Sampler
     preview_every: int
     skip_predictor: str = ""
+    exact: bool = False
 
     @property
     def rows(self) -> int:
@@ -93,4 +99,5 @@ def task_spec(job_id: str, request: ImageRequest, index: int) -> TaskSpec:
         seed=request.seed + index,
         sampler=request.sampler,
         preview_every=request.preview_every,
+        exact=request.exact,
     )

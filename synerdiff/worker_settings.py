@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from synerdiff.host import usable_cores
 from synerdiff.latents.transports import TransportChoice
 from synerdiff.mps import device_ordinal
 from synerdiff.settings import OptionalFile, ServiceSettings
@@ -25,6 +26,9 @@ class WorkerSettings(ServiceSettings):
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the model runs: cpu, cuda or cuda:N")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads it computes with; 0: as many as there are cores")
+    exact_threads: int = Field(
+        1, ge=1, le=1024, description="CPU threads of exact pictures, which depend on it: the same for all workers"
+    )
     compile: CompileMode = Field(
         "auto",
         description="on CPUs: compile the model; auto: in the background, wait: before this worker serves, off: never",
@@ -66,6 +70,12 @@ class WorkerSettings(ServiceSettings):
     def _check_worker_tls(self) -> Self:
         if self.tls_certificate and not self.tls_ca:
             raise ValueError("--tls-ca: a worker that serves TLS needs it, to know whom to obey")
+        return self
+
+    @model_validator(mode="after")
+    def _check_exact_threads(self) -> Self:
+        if self.exact_threads > usable_cores():
+            raise ValueError(f"--exact-threads: {self.exact_threads} is more than the {usable_cores()} cores there are")
         return self
 
     @model_validator(mode="after")

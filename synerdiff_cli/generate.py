@@ -38,6 +38,9 @@ def generate(
     timeout: Annotated[float | None, typer.Option(help="Seconds; then the job is given up.")] = None,
     preview_every: Annotated[int, typer.Option(help="Show a preview every so many steps; 0: none.", min=0)] = 0,
     no_skip_cfg: Annotated[bool, typer.Option("--no-skip-cfg", help="Guidance on every step.")] = False,
+    exact: Annotated[
+        bool | None, typer.Option("--exact/--no-exact", help="The same to the bit, whatever else is drawn; slower.")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the job's id and do not wait.")] = False,
     address: Address = DEFAULT_ADDRESS,
     tls_ca: TlsCa = "",
@@ -65,6 +68,7 @@ def generate(
         "timeout": timeout,
         "preview_every": preview_every,
         "skip_cfg": False if no_skip_cfg else None,
+        "exact": exact,
     }
     server = server_at(address, tls_ca)
     with errors_as_lines():

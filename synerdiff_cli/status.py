@@ -1,5 +1,6 @@
 """`synerdiff status` and `synerdiff models`: what runs where, and what can be asked for."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
@@ -20,6 +21,7 @@ from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server
 from synerdiff_cli.status_watch import watch
 
 _TIMEOUT_S = 10.0
+_SHOWN_DIGITS = 8  # of a digest
 
 
 def status(
@@ -51,6 +53,9 @@ def models(address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
     with errors_as_lines():
         found = run(_models(server_at(address, tls_ca)))
     out.print(_models_table(found))
+    for model in found:
+        for line in _several_weights(model):
+            out.print(line)
 
 
 async def _status(server: Server) -> operations_pb2.GetStatusResponse:
@@ -78,11 +83,12 @@ def _table(*headings: str) -> Table:
 
 
 def _workers(reply: operations_pb2.GetStatusResponse) -> Table:
-    table = _table("worker", "kind", "model", "domain", "address", "runs", "attached", "slots", "running")
+    table = _table("worker", "kind", "model", "weights", "domain", "address", "runs", "attached", "slots", "running")
     for worker in reply.workers:
         slots = f"{worker.slots_used}/{worker.slots}" if worker.slots else ""
         attached = "yes" if worker.attached else "no"
-        place = (worker.worker_id, worker.kind, worker.model, worker.domain, worker.address)
+        held = worker.weights[:_SHOWN_DIGITS]
+        place = (worker.worker_id, worker.kind, worker.model, held, worker.domain, worker.address)
         runs = ", ".join(filter(None, (worker.execution, worker.memory_format)))
         table.add_row(*place, runs, attached, slots, str(worker.running))
     return table
@@ -132,3 +138,13 @@ def _models_table(found: tuple[Model, ...]) -> Table:
         available = "yes" if model.available else "no"
         table.add_row(card.name, card.family, *sizes, *defaults, card.default_sampler.name.lower(), available)
     return table
+
+
+def _several_weights(model: Model) -> Iterator[str]:
+    """A line for each kind of worker that serves a model with more than one digest of weights."""
+    for kind in sorted({one.kind for one in model.weights}):
+        first, *others = [one for one in model.weights if one.kind == kind]
+        if others:
+            old = ", ".join(f"{one.digest[:_SHOWN_DIGITS]} (by {one.workers})" for one in others)
+            newest = f"{first.digest[:_SHOWN_DIGITS]} (by {first.workers})"
+            yield f"{model.card.name}: {kind} workers draw new requests with weights {newest}, older ones with {old}"

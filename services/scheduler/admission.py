@@ -38,6 +38,7 @@ class AdmissionLimits:
     default_timeout_s: float = 600.0
     max_timeout_s: float = 3600.0
     default_model: str = ""
+    exact: bool = False
 
 
 def body_digest(pb: images_pb2.GenerateRequest) -> bytes:
@@ -57,6 +58,7 @@ def resolve(pb: images_pb2.GenerateRequest, cards: Sequence[ModelCard], limits: 
     fields = _Fields(pb, card, limits)
     num_images = fields.num_images()
     sampler = fields.sampler()
+    exact = pb.exact if pb.HasField("exact") else limits.exact
     request = ImageRequest(
         request_id=fields.request_id(),
         model=card.name,
@@ -73,8 +75,9 @@ def resolve(pb: images_pb2.GenerateRequest, cards: Sequence[ModelCard], limits: 
         priority=fields.choice("priority", pb.priority, Priority, Priority.NORMAL),
         timeout_ms=fields.timeout_ms(),
         preview_every=fields.preview_every(),
-        skip_cfg=fields.skip_cfg(sampler.sampler),
+        skip_cfg=fields.skip_cfg(sampler.sampler, exact),
         timed=pb.HasField("timeout"),
+        exact=exact,
     )
     if fields.violations:
         raise InvalidRequest(*fields.violations)
@@ -202,7 +205,8 @@ class _Fields:
             self._refuse("preview_every", f"{value} is out of bounds: from 0 (none) to {bound} steps")
         return value
 
-    def skip_cfg(self, sampler: Sampler) -> SkipCfg:
+    def skip_cfg(self, sampler: Sampler, exact: bool) -> SkipCfg:
+        """As asked; of an exact request, which load may not change, AUTO is OFF."""
         skip = self.pb.skip_cfg
         if not 0 <= skip.max_fraction <= 1:
             self._refuse("skip_cfg.max_fraction", f"{skip.max_fraction:g} is out of bounds: from 0 to 1")
@@ -217,6 +221,8 @@ class _Fields:
         if self.violations:
             return SkipCfg()
         mode = SkipCfgMode(skip.mode or SkipCfgMode.AUTO)
+        if exact and mode is SkipCfgMode.AUTO:
+            mode = SkipCfgMode.OFF
         return SkipCfg(mode, skip.max_fraction, tuple(sorted(set(skip.steps))))
 
 

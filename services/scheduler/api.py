@@ -5,6 +5,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from prometheus_client import Counter
@@ -18,7 +19,8 @@ from synerdiff.cards import ModelCard
 from synerdiff.errors import NotFound, SynerDiffError, Unavailable
 from synerdiff.jobs import JobRecord
 from synerdiff.redis_client import patiently
-from synerdiff.registry import WorkerRegistry
+from synerdiff.registry import WorkerRecord, WorkerRegistry, served_weights
+from synerdiff.requests import ImageRequest
 from synerdiff.rpc import MIB, ServiceHost
 from synerdiff.telemetry import get_logger
 from synerdiff.tracing import Tracer, now_ns
@@ -66,6 +68,8 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         self._empty_watches = EmptyWatches()
         self._known_cards: dict[str, ModelCard] = {}
         self._cards_read_at_s = -math.inf
+        self._known_workers: list[WorkerRecord] = []
+        self._workers_read_at_s = -math.inf
 
     def add_to(self, host: ServiceHost) -> None:
         """Serve on `host`."""
@@ -118,11 +122,15 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
 
     async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
         """Every model known, and whether a UNet and a VAE worker serve it just now."""
-        workers = await patiently(self._registry.workers, REDIS_PATIENCE_S)
+        workers = await self._workers()
         serving = {(worker.model_card.name, worker.kind) for worker in workers if not worker.draining}
         return images_pb2.ListModelsResponse(
             models=[
-                model_card_to_pb(card, available={(card.name, "unet"), (card.name, "vae")} <= serving)
+                model_card_to_pb(
+                    card,
+                    available={(card.name, "unet"), (card.name, "vae")} <= serving,
+                    weights=served_weights(workers, card.name),
+                )
                 for card in await self._store.models()
             ]
         )
@@ -133,7 +141,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         method = "Generate" if abandonable else "Submit"
         trace = RequestTrace(self._tracer, f"{SERVICE}/{method}", context.invocation_metadata())
         try:
-            request = resolve(pb, await self._cards(pb.model), self._limits)
+            request = await self._with_weights(resolve(pb, await self._cards(pb.model), self._limits))
             acceptance = await self._store.accept(request, body_digest(pb), abandonable, trace.traceparent)
         except SynerDiffError as error:
             _refused.labels(error.code.name).inc()
@@ -158,6 +166,18 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             self._known_cards |= {card.name: card for card in await self._store.models()}
             self._cards_read_at_s = time.monotonic()
         return sorted(self._known_cards.values(), key=lambda card: card.name)
+
+    async def _workers(self) -> list[WorkerRecord]:
+        return await patiently(self._registry.workers, REDIS_PATIENCE_S)
+
+    async def _with_weights(self, request: ImageRequest) -> ImageRequest:
+        """The request with the weights that it is accepted for: the newest served, as of the last second."""
+        if time.monotonic() - self._workers_read_at_s > _CARDS_KEPT_S:
+            self._known_workers, self._workers_read_at_s = await self._workers(), time.monotonic()
+        newest: dict[str, str] = {}
+        for served in served_weights(self._known_workers, request.model):
+            newest.setdefault(served.kind, served.digest)
+        return replace(request, unet_weights=newest.get("unet", ""), vae_weights=newest.get("vae", ""))
 
     async def _follow(
         self, job_id: str, after_sequence: int, context: Any, deliveries: Deliveries

@@ -44,7 +44,7 @@ def decode_backlog_s(holdings: Holdings, times: DecodeTimes, models: Iterable[st
     backlog_s = dict.fromkeys(models, 0.0)
     pending = Counter((_home(holdings, task), task.key) for task in holdings.tasks.values() if task.phase in _PENDING)
     for (domain, key), count in pending.items():
-        profile = holdings.profiles.get((domain, key)) or _elsewhere(holdings, key)
+        profile = holdings.profiles.get((domain, key.ordinary)) or _elsewhere(holdings, key.ordinary)
         ms = best_decode_ms(profile) if profile else times.mean_ms(key)
         backlog_s[key.model] = backlog_s.get(key.model, 0.0) + count * ms / 1000
     return backlog_s

@@ -129,7 +129,9 @@ class Dispatch:
         if part.task_id in holdings.ready:
             del holdings.ready[part.task_id]
             task.phase, task.vae_worker = Phase.DECODING, worker_id
-            holdings.vae[worker_id].tasks[part.task_id] = task
+            lane, job = holdings.vae[worker_id], holdings.jobs[task.job_id]
+            lane.tasks[part.task_id] = task
+            job.vae_weights = job.vae_weights or lane.weights
         assert task.slot is not None, "a decode is planned only after the report of the last step"
         return DecodeEntry(
             task_id=part.task_id,
@@ -142,6 +144,7 @@ class Dispatch:
             chunks=part.chunks,
             first_chunk=part.first,
             end_chunk=part.end,
+            exact=task.spec.exact,
         )
 
 
@@ -161,6 +164,8 @@ def _parameters_json(task: Task) -> str:
     """What it takes to make the picture again, as embedded in its file."""
     parameters = asdict(task.spec) | {"model": task.key.model, "sampler": task.spec.sampler.name.lower()}
     del parameters["preview_every"], parameters["task_id"], parameters["skip_predictor"]
+    if not task.spec.exact:
+        del parameters["exact"]
     if task.skipped:
         parameters |= {"skip_cfg_steps": task.skipped, "skip_cfg_predictor": task.spec.skip_predictor}
     return json.dumps(parameters, ensure_ascii=False)

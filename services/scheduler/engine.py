@@ -23,7 +23,7 @@ from services.scheduler.effects import (
     StoreImage,
 )
 from services.scheduler.foresight import Foresight
-from services.scheduler.holdings import Holdings
+from services.scheduler.holdings import Holdings, lacking_weights
 from services.scheduler.snapshots import BatchKey, Policy, Thresholds
 from services.scheduler.tasks import Job, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.views import domain_snapshot, has_room, pool_snapshot
@@ -48,6 +48,7 @@ from synerdiff.skip_cfg import SkipCfgBudget, SkipCfgMode
 _NO_ROOM = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
 # For requests that list the steps to skip, on a model whose budget was never measured.
 _UNMEASURED_PREDICTOR = "reuse"
+_FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION.value[0]
 _DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 
 
@@ -57,11 +58,13 @@ class EngineBounds:
 
     `plan_ahead`: plans under way per worker. `max_deaths`: losses of its worker that a task survives. `read_ahead`:
     jobs read from the queue per slot, so that what is most urgent can be chosen and the rest waits in Redis.
+    `weights_wait_s`: how long a job waits for the weights it was accepted for, while only others are served.
     """
 
     plan_ahead: int = 2
     max_deaths: int = 10
     read_ahead: int = 2
+    weights_wait_s: float = 60.0
 
 
 class Engine:
@@ -98,7 +101,7 @@ class Engine:
         if record.job_id in self.holdings.jobs:
             return
         request = record.request
-        key = BatchKey(request.model, request.width, request.height)
+        key = BatchKey(request.model, request.width, request.height, request.exact)
         tasks = [
             Task(task_spec(record.job_id, request, index), record.job_id, index, key)
             for index in range(request.num_images)
@@ -117,6 +120,7 @@ class Engine:
     def beat(self, now_ms: int) -> None:
         """To be called a few times a second: deadlines that have passed, workers that may have room again."""
         self._expire(now_ms)
+        self._refuse_other_weights(now_ms)
         for lane in self.holdings.unet.values():
             if lane.no_room:
                 lane.no_room, self.holdings.admission_changed = False, True
@@ -127,6 +131,22 @@ class Engine:
             seconds = record.request.timeout_ms / 1000
             self.holdings.fail(record.job_id, _DEADLINE_EXCEEDED, f"timeout: the request's {seconds:g} s ran out")
 
+    def _refuse_other_weights(self, now_ms: int) -> None:
+        """End jobs whose weights nobody has served for a while, though others of the same model are served."""
+        wait_s, held = self.bounds.weights_wait_s, self.holdings.held_weights()
+        for job in list(self.holdings.jobs.values()):
+            lacking = lacking_weights(job, held)
+            if not lacking:
+                job.lacking_ms = 0
+            elif not job.lacking_ms:
+                job.lacking_ms = now_ms
+            elif now_ms - job.lacking_ms >= wait_s * 1000:
+                model = job.record.request.model
+                message = (
+                    f"model {model!r}: accepted for {lacking}; no worker has served those for {wait_s:g} s: ask again"
+                )
+                self.holdings.fail(job.record.job_id, _FAILED_PRECONDITION, message)
+
     def wanted_jobs(self) -> dict[str, int]:
         """Jobs worth reading now, per model with a UNet worker: a few times its slots, less what waits already."""
         room: dict[str, int] = {}
@@ -134,7 +154,7 @@ class Engine:
             if not lane.draining:
                 room[lane.model] = room.get(lane.model, 0) + self.bounds.read_ahead * lane.slots
         for task in self.holdings.waiting.values():
-            if task.key.model in room:
+            if task.key.model in room and not self.holdings.jobs[task.job_id].lacking_ms:
                 room[task.key.model] -= 1
         return {model: jobs for model, jobs in room.items() if jobs > 0}
 
@@ -366,7 +386,9 @@ class Engine:
             job = self.holdings.jobs[task.job_id]
             task.phase, task.unet_worker, task.admitted_ms = Phase.PREPARING, admission.worker_id, now_ms
             task.spec = self._with_predictor(task)
-            self.holdings.unet[admission.worker_id].tasks[admission.task_id] = task
+            lane = self.holdings.unet[admission.worker_id]
+            lane.tasks[admission.task_id] = task
+            job.unet_weights = job.unet_weights or lane.weights
             self.holdings.effects.append(Admit(admission.worker_id, task.spec))
             self._start(job, now_ms)
 

@@ -25,7 +25,7 @@ class Foresight:
         workers = max(1, sum(lane.model == model and not lane.draining for lane in holdings.unet.values()))
         ahead = _calls_ahead(holdings, model, priority)
         for task in tasks:
-            profile = next((known for (_, key), known in holdings.profiles.items() if key == task.key), None)
+            profile = next((known for (_, key), known in holdings.profiles.items() if key == task.key.ordinary), None)
             if profile:
                 served_ms = first_come_ms(Pace.of(profile), ahead, task.calls_left, workers)
                 task.first_come_ms = unread_ms + served_ms

@@ -19,6 +19,9 @@ from synerdiff.skip_cfg import SkipCfgBudget
 
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
+# Digests by kind of worker, UNet or VAE, and model.
+HeldWeights = dict[tuple[str, str], set[str]]
+
 
 class Holdings:
     """Jobs, tasks and lanes, with the effects that moving them asks for.
@@ -135,6 +138,15 @@ class Holdings:
             job.decoding = True
             self.effects.append(MarkDecoding(job_id))
 
+    def held_weights(self) -> HeldWeights:
+        """The digests that workers which take new work hold."""
+        held: HeldWeights = {}
+        for kind, lanes in (("UNet", self.unet.values()), ("VAE", self.vae.values())):
+            for lane in lanes:
+                if not lane.draining:
+                    held.setdefault((kind, lane.model), set()).add(lane.weights)
+        return held
+
     def fail(self, job_id: str, code: int, message: str) -> None:
         """End the job with an error; `code` is a google.rpc.Code."""
         self.effects.append(FailJob(job_id, self.jobs[job_id].record.accepted_at_ms, code, message))
@@ -150,3 +162,16 @@ class Holdings:
     def _to_waiting(self, task: Task) -> None:
         self.waiting[task.spec.task_id] = task
         self.admission_changed = True
+
+
+def lacking_weights(job: Job, held: HeldWeights) -> str:
+    """Which weights the job waits for, in words, while workers hold others of its model alone; empty: none."""
+    needed = (("UNet", job.unet_weights, Phase.WAITING), ("VAE", job.vae_weights, Phase.READY_TO_DECODE))
+    for kind, wanted, last in needed:
+        found = held.get((kind, job.record.request.model))
+        if not wanted or not found or found & {wanted, ""}:
+            continue
+        if any(task.phase.value <= last.value for task in job.tasks):
+            others = ", ".join(sorted(digest[:12] for digest in found))
+            return f"{kind} weights {wanted[:12]}, and only {others} are served"
+    return ""

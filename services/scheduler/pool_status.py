@@ -117,6 +117,7 @@ def _worker_status(record: WorkerRecord, holdings: Holdings | None) -> operation
         mps_thread_percent=record.mps_thread_percent,
         execution=record.execution,
         memory_format=record.memory_format,
+        weights=record.weights,
     )
     return _as_held(status, holdings)
 

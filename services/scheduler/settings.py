@@ -62,6 +62,13 @@ class SchedulerSettings(ServiceSettings):
     max_deaths: int = Field(10, ge=0, le=1000, description="losses of its worker that one image survives")
     max_waiting: int = Field(10_000, ge=1, description="jobs that may wait for one model before new ones are refused")
     max_num_images: int = Field(16, ge=1, le=1024, description="most images of one request")
+    weights_wait_s: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="seconds that a job waits for the weights it was accepted for, if others serve",
+    )
+    exact: bool = Field(False, description="draw the same picture to the bit where a request does not say; slower")
     default_model: str = Field("", description="the model of requests that name none; empty: the only one there is")
     default_timeout_s: float = Field(600.0, gt=0, le=86_400, description="timeout of requests that name none")
     max_timeout_s: float = Field(3600.0, gt=0, le=86_400, description="longest timeout a request may ask for")
@@ -103,6 +110,7 @@ class SchedulerSettings(ServiceSettings):
             default_timeout_s=self.default_timeout_s,
             max_timeout_s=self.max_timeout_s,
             default_model=self.default_model,
+            exact=self.exact,
         )
 
     def store_settings(self) -> JobStoreSettings:
@@ -114,7 +122,10 @@ class SchedulerSettings(ServiceSettings):
     def engine_bounds(self) -> EngineBounds:
         """How far the engine goes."""
         return EngineBounds(
-            plan_ahead=self.plan_ahead or _MOST_PLAN_AHEAD, max_deaths=self.max_deaths, read_ahead=self.read_ahead
+            plan_ahead=self.plan_ahead or _MOST_PLAN_AHEAD,
+            max_deaths=self.max_deaths,
+            read_ahead=self.read_ahead,
+            weights_wait_s=self.weights_wait_s,
         )
 
     def policy_spec(self) -> PolicySpec:

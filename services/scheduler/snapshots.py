@@ -14,11 +14,22 @@ from synerdiff.skip_cfg import SkipCfgBudget
 
 
 class BatchKey(NamedTuple):
-    """What must be equal for tasks to share a batch. Sizes in pixels; dtype is the worker's."""
+    """What must be equal for tasks to share a batch. Sizes in pixels; dtype is the worker's. `exact`: see TaskSpec."""
 
     model: str
     width: int
     height: int
+    exact: bool = False
+
+    @property
+    def ordinary(self) -> "BatchKey":
+        """The key that profiles are measured for: what an exact task costs is estimated by it."""
+        return self._replace(exact=False)
+
+
+def same_weights(held: str, wanted: str) -> bool:
+    """Whether a worker that holds one digest may draw what wants the other; an empty one fits all."""
+    return not held or not wanted or held == wanted
 
 
 class Claim(NamedTuple):
@@ -41,13 +52,17 @@ class Claim(NamedTuple):
 
 
 class WaitingTask(NamedTuple):
-    """A task without a worker. `num_calls`: its UNet calls as far as known before it is prepared."""
+    """A task without a worker. `num_calls`: its UNet calls as far as known before it is prepared.
+
+    `weights`: digest of those that alone may draw it; empty: any.
+    """
 
     task_id: str
     key: BatchKey
     rows: int
     num_calls: int
     claim: Claim
+    weights: str = ""
 
 
 class SkipState(NamedTuple):
@@ -106,7 +121,7 @@ class UnetLane:
     `resident` counts the tasks that hold a slot, `preparing` those of them that are not prepared yet, `undecoded` those
     not past their last step; `running` lists the prepared ones that have calls left to plan, in order of admission.
     `wants_plan`: there is room for one more plan ahead. `sizes`: of batches, where they were tried. `shares_cores`: it
-    computes on cores on which the domain's VAE workers do as well.
+    computes on cores on which the domain's VAE workers do as well. `weights`: digest of those it holds.
     """
 
     worker_id: str
@@ -120,6 +135,11 @@ class UnetLane:
     wants_plan: bool
     sizes: Mapping[BatchKey, BatchSize] = field(default_factory=dict)
     shares_cores: bool = False
+    weights: str = ""
+
+    def serves(self, task: WaitingTask) -> bool:
+        """Whether it holds the weights that the task is to be drawn with."""
+        return same_weights(self.weights, task.weights)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,11 @@ class Task:
 
 @dataclass
 class Job:
-    """A job the pool holds, with the tasks that still have to run."""
+    """A job the pool holds, with the tasks that still have to run.
+
+    `unet_weights`, `vae_weights`: digests of those that it is drawn with, empty until a worker has them. `lacking_ms`:
+    since when no worker serves these, though some serve others; 0 while one does.
+    """
 
     record: JobRecord
     tasks: list[Task]
@@ -110,6 +114,13 @@ class Job:
     decoding: bool
     started_ms: int = 0
     warnings: list[str] = field(default_factory=list)
+    unet_weights: str = ""
+    vae_weights: str = ""
+    lacking_ms: int = 0
+
+    def __post_init__(self) -> None:
+        self.unet_weights = self.unet_weights or self.record.request.unet_weights
+        self.vae_weights = self.vae_weights or self.record.request.vae_weights
 
     def skipped_steps(self) -> SkippedSteps:
         """The calls that skipped guidance, for every image that has any."""
@@ -164,7 +175,7 @@ class Lane:
     """A worker with a stream. `plans` holds its parts of the ticks under way.
 
     `last_in_step`: the pace and the place of the last item that was planned in step. `rows`: UNet rows or decodes of
-    the last item that ran.
+    the last item that ran. `weights`: digest of those it holds.
     """
 
     worker_id: str
@@ -174,6 +185,7 @@ class Lane:
     draining: bool = False
     last_in_step: tuple[str, ItemRef] | None = None
     rows: int = 0
+    weights: str = ""
 
     def tick_done(self, tick: int, items: tuple[ItemTiming, ...]) -> PlannedPart | None:
         """One of its plans has run. Returns what was planned; None where this leader did not plan it."""

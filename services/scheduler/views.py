@@ -11,6 +11,7 @@ from services.scheduler.snapshots import (
     UnetLane,
     VaeLane,
     WaitingTask,
+    same_weights,
 )
 from services.scheduler.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
 from synerdiff.jobs import JobRecord
@@ -42,14 +43,12 @@ def domain_snapshot(holdings: Holdings, domain: str, plan_ahead: int, now_ms: in
     unet = tuple(
         _unet_view(lane, holdings.jobs, plan_ahead) for lane in holdings.unet.values() if lane.domain == domain
     )
-    vae = tuple(_vae_view(lane, plan_ahead) for lane in holdings.vae.values() if lane.domain == domain)
-    served = {(lane.domain, lane.model) for lane in holdings.vae.values() if not lane.draining}
+    lanes, ready = decodable(holdings, domain, plan_ahead)
+    vae = tuple(_vae_view(lane, plan_ahead) for lane in lanes)
     decodes = []
-    for task in holdings.ready.values():
-        home = holdings.unet[task.unet_worker].domain
-        if home == domain or (home, task.key.model) not in served:
-            claim = _claim(task, holdings.jobs[task.job_id].record)
-            decodes.append(ReadyDecode(task.spec.task_id, task.key, home, claim))
+    for task in ready:
+        home, claim = holdings.unet[task.unet_worker].domain, _claim(task, holdings.jobs[task.job_id].record)
+        decodes.append(ReadyDecode(task.spec.task_id, task.key, home, claim))
     profiles = {key: profile for (where, key), profile in holdings.profiles.items() if where == domain}
     return DomainSnapshot(
         now_ms,
@@ -62,6 +61,40 @@ def domain_snapshot(holdings: Holdings, domain: str, plan_ahead: int, now_ms: in
         budgets=holdings.budgets,
         memory=holdings.memory.of_domain(domain),
     )
+
+
+def decodable(holdings: Holdings, domain: str, plan_ahead: int) -> tuple[list[VaeLaneState], list[Task]]:
+    """The domain's VAE workers, and what they may decode now: what is here, or where no VAE worker can decode it.
+
+    Of a model whose workers hold several weights, those of one digest at a time: that of the task which has waited
+    longest for a worker with room for a plan. So a policy need not know of weights.
+    """
+    lanes = [lane for lane in holdings.vae.values() if lane.domain == domain]
+    places: dict[tuple[str, str], set[str]] = {}
+    for lane in holdings.vae.values():
+        if not lane.draining:
+            places.setdefault((lane.domain, lane.model), set()).add(lane.weights)
+    here, shown = list[tuple[Task, str]](), dict[str, str]()
+    for task in holdings.ready.values():
+        model, home, wanted = task.key.model, holdings.unet[task.unet_worker].domain, _vae_weights(holdings, task)
+        if home != domain and any(same_weights(held, wanted) for held in places.get((home, model), ())):
+            continue
+        here.append((task, wanted))
+        if model not in shown:
+            fitting = (lane for lane in lanes if lane.model == model and same_weights(lane.weights, wanted))
+            free = next((lane for lane in fitting if len(lane.plans) < plan_ahead and not lane.draining), None)
+            shown |= {model: free.weights} if free else {}
+    lanes = [lane for lane in lanes if lane.weights == shown.get(lane.model, lane.weights)]
+    held = {(lane.model, lane.weights) for lane in lanes}
+
+    def fits_all(task: Task, wanted: str) -> bool:
+        return all(same_weights(weights, wanted) for model, weights in held if model == task.key.model)
+
+    return lanes, [task for task, wanted in here if fits_all(task, wanted)]
+
+
+def _vae_weights(holdings: Holdings, task: Task) -> str:
+    return holdings.jobs[task.job_id].vae_weights
 
 
 def _claim(task: Task, record: JobRecord) -> Claim:
@@ -80,7 +113,7 @@ def _claim(task: Task, record: JobRecord) -> Claim:
 
 def _waiting_view(task: Task, job: Job) -> WaitingTask:
     calls = task.num_calls or task.spec.num_inference_steps
-    return WaitingTask(task.spec.task_id, task.key, task.spec.rows, calls, _claim(task, job.record))
+    return WaitingTask(task.spec.task_id, task.key, task.spec.rows, calls, _claim(task, job.record), job.unet_weights)
 
 
 def _unet_view(lane: UnetLaneState, jobs: dict[str, Job], plan_ahead: int) -> UnetLane:
@@ -105,6 +138,7 @@ def _unet_view(lane: UnetLaneState, jobs: dict[str, Job], plan_ahead: int) -> Un
         wants_plan=bool(running) and len(lane.plans) < plan_ahead,
         sizes={key: growth.size() for key, growth in lane.growth.items()},
         shares_cores=lane.shares_cores,
+        weights=lane.weights,
     )
 
 

@@ -119,6 +119,7 @@ class WorkerStream:
             slots=attached.slots,
             shares_cores=self.record.threads > 0,
             arena_address=attached.arena_address or self.record.address,
+            weights=self.record.weights,
         )
         self._events.unet_attached(lane, [stages.resident_task_from_pb(r) for r in attached.resident])
         await self._serve(call, self._unet_report)
@@ -129,7 +130,13 @@ class WorkerStream:
         await call.write(stages_pb2.VaeCommand(attach=self._attach()))
         first: stages_pb2.VaeReport = await _first_report(call)
         record = self.record
-        lane = VaeLaneState(record.worker_id, record.domain, record.model_card.name, draining=first.attached.draining)
+        lane = VaeLaneState(
+            record.worker_id,
+            record.domain,
+            record.model_card.name,
+            draining=first.attached.draining,
+            weights=record.weights,
+        )
         self._events.vae_attached(lane)
         images = asyncio.create_task(self._receive_images(stub))
         try:

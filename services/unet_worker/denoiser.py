@@ -6,6 +6,7 @@ Nothing here waits for the device, or is copied between it and the CPU but by `D
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from services.unet_worker.sampler_table import SamplerTable
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.models.compiled import CompiledUnet
 from synerdiff.models.device import Device, DeviceFailed
+from synerdiff.models.exact import ExactUnet, joined
 from synerdiff.models.family import Conditioning, UnetSide
 
 
@@ -34,10 +36,24 @@ class StepOutcome:
     noise_pred: Tensor
     drifts: Mapping[int, Tensor]
 
+    @classmethod
+    def together(cls, parts: Sequence[Self]) -> Self:
+        """The outcome of parts of a batch, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        drifts, first = dict[int, Tensor](), 0
+        for part in parts:
+            drifts |= {first + place: off for place, off in part.drifts.items()}
+            first += len(part.timesteps)
+        timesteps = torch.cat([part.timesteps for part in parts])
+        model_input = torch.cat([part.model_input for part in parts])
+        noise_pred = torch.cat([part.noise_pred for part in parts])
+        return cls(sum(part.rows for part in parts), timesteps, model_input, noise_pred, drifts)
+
 
 @dataclass(frozen=True)
 class PreparedCall:
-    """A batch up to its UNet call, which is made by `predict`. What it holds is on the model's device.
+    """A batch, or the exact part of one, up to its UNet call, which is made by `predict`. All of it is on the device.
 
     `skips`: by place, which tasks skip guidance. `timesteps` and `guidance_scales` [tasks], `model_input` [tasks, C, h,
     w], all fp32.
@@ -52,12 +68,54 @@ class PreparedCall:
     predict: Callable[[], Tensor]
 
 
+# Prepares the call of a batch's rows: latents, timesteps and conditioning.
+_Predictor = Callable[[Tensor, Tensor, Conditioning], Callable[[], Tensor]]
+
+
+class _ExactRows:
+    """The rows of several parts as one exact call, which is made when the first part asks for its answer."""
+
+    def __init__(self, unet: ExactUnet) -> None:
+        self._unet = unet
+        self._rows: list[tuple[Tensor, Tensor, Conditioning]] = []
+        self._answers: tuple[Tensor, ...] = ()
+
+    def add(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Tensor]:
+        """Take the rows of another part; the call gives its answer."""
+        part = len(self._rows)
+        self._rows.append((latents, timesteps, conditioning))
+        return lambda: self._answered()[part]
+
+    def _answered(self) -> tuple[Tensor, ...]:
+        if not self._answers:
+            latents, timesteps, conditionings = zip(*self._rows, strict=True)
+            answered = self._unet.predict(torch.cat(latents), torch.cat(timesteps), joined(conditionings))
+            self._answers = torch.split(answered, [len(part) for part in latents])
+        return self._answers
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """All that a call has led to, before its tasks have heard of it. `advanced` [tasks, R, C, h, w]."""
+
+    call: PreparedCall
+    advanced: Tensor
+    measured: Mapping[int, Tensor]
+    outcome: StepOutcome
+
+    def advance(self) -> None:
+        """Let the tasks take it over."""
+        for place, (task, registers) in enumerate(zip(self.call.tasks, self.advanced, strict=True)):
+            task.advance(registers[: len(task.registers)], self.measured.get(place), self.call.skips[place])
+
+
 class Denoiser:
     """Advances tasks by one UNet call each. One thread at a time. `unet`: how its calls are made."""
 
     def __init__(self, unet_side: UnetSide, unet: CompiledUnet | None = None) -> None:
         self._unet_side = unet_side
         self._unet = unet or CompiledUnet(unet_side)
+        self._exact = ExactUnet(unet_side)
 
     @property
     def compute(self) -> Device:
@@ -91,30 +149,49 @@ class Denoiser:
         return self.make(self.prepare(tasks, skipping))
 
     @torch.inference_mode()
-    def prepare(self, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> PreparedCall:
-        """All of a step that comes before its UNet call. The next call must be this one.
+    def prepare(self, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> tuple[PreparedCall, ...]:
+        """All of a step that comes before its UNet call, for `make`. The next call must be this one.
 
-        Task k skips guidance where `skipping[k]`, if it can: an unguided task, one without a predictor, and one whose
-        predictor goes by measured D before the first was measured, make the call as they would without.
+        Of exact tasks each is a part of its own, which share but the UNet call: see `ExactUnet`. Task k skips guidance
+        where `skipping[k]`, if it can: an unguided task, one without a predictor, and one whose predictor goes by
+        measured D before the first was measured, make the call as they would without.
 
         Raises:
-            ValueError: the tasks' latents are not of one shape, or `skipping` is of another length.
+            ValueError: the tasks' latents are not of one shape, exact tasks are among others, or `skipping` is of
+                another length.
         """
         shapes = {task.registers.shape[1:] for task in tasks}
         if len(shapes) != 1:
             raise ValueError(f"tasks of one batch need one latent shape, not {sorted(map(tuple, shapes))}")
+        if len({task.spec.exact for task in tasks}) != 1:
+            raise ValueError("exact tasks share a batch with exact tasks alone")
         wanted = skipping or [False] * len(tasks)
+        if not tasks[0].spec.exact:
+            return (self._prepared(tasks, wanted, self._unet.prepared),)
+        rows = _ExactRows(self._exact)
+        return tuple(self._prepared([task], [skip], rows.add) for task, skip in zip(tasks, wanted, strict=True))
+
+    def _prepared(self, tasks: Sequence[DenoisingTask], wanted: Sequence[bool], predictor: _Predictor) -> PreparedCall:
         skips = [is_wanted and task.can_skip for task, is_wanted in zip(tasks, wanted, strict=True)]
         guided = [task.guided and not skip for task, skip in zip(tasks, skips, strict=True)]
         rows = GuidanceRows.of(guided, skips, self.compute.upload)
         timesteps, scales, guidance_scales = self.compute.upload(_numbers(tasks))
         model_input = torch.stack([task.sample for task in tasks]) * scales[:, None, None, None]
-        predict = self._unet.prepared(rows.expand(model_input), rows.expand(timesteps), self._conditioning(tasks, rows))
+        predict = predictor(rows.expand(model_input), rows.expand(timesteps), self._conditioning(tasks, rows))
         return PreparedCall(tasks, rows, skips, timesteps, guidance_scales, model_input, predict)
 
     @torch.inference_mode()
-    def make(self, call: PreparedCall) -> StepOutcome:
-        """Make a call, and its tasks' next step by what it answers."""
+    def make(self, parts: Sequence[PreparedCall]) -> StepOutcome:
+        """Make the call that was prepared, and its tasks' next step by what it answers.
+
+        Raises NotExact for exact tasks on a device that cannot keep the promise.
+        """
+        computed = [self._computed(part) for part in parts]
+        for part in computed:
+            part.advance()
+        return StepOutcome.together([part.outcome for part in computed])
+
+    def _computed(self, call: PreparedCall) -> _Computed:
         tasks, rows = call.tasks, call.rows
         answered = call.predict().float()
         predicted = self._predicted([tasks[k] for k in rows.predicted], call.model_input)
@@ -122,9 +199,8 @@ class Denoiser:
         measured = _measured(tasks, rows, answered)
         drifts = self._drifts(tasks, measured)
         advanced = self._apply_samplers(tasks, noise_pred)
-        for place, (task, registers) in enumerate(zip(tasks, advanced, strict=True)):
-            task.advance(registers[: len(task.registers)], measured.get(place), call.skips[place])
-        return StepOutcome(rows.count, call.timesteps, call.model_input, noise_pred, drifts)
+        outcome = StepOutcome(rows.count, call.timesteps, call.model_input, noise_pred, drifts)
+        return _Computed(call, advanced, measured, outcome)
 
     def _conditioning(self, tasks: Sequence[DenoisingTask], rows: GuidanceRows) -> Conditioning:
         negative = [tasks[k].negative_embeds for k in rows.guided]

@@ -78,8 +78,9 @@ class TaskPreparer:
 
 
 def _prompt_keys(spec: TaskSpec) -> list[PromptKey]:
-    prompt = PromptKey(spec.prompt, is_negative=False)
-    return [prompt] if spec.rows == 1 else [prompt, PromptKey(spec.negative_prompt, is_negative=True)]
+    prompt = PromptKey(spec.prompt, is_negative=False, alone=spec.exact)
+    negative = PromptKey(spec.negative_prompt, is_negative=True, alone=spec.exact)
+    return [prompt] if spec.rows == 1 else [prompt, negative]
 
 
 def _warnings(embeds: Sequence[PromptEmbeds]) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, Compiler
 from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
 from synerdiff.models.compiled.rehearsal import start_at_lowest_priority
 from synerdiff.models.device import DeviceOptions, open_device
+from synerdiff.models.digest import weights_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
@@ -100,6 +101,7 @@ async def serve(settings: UnetWorkerSettings) -> int:
         unet_side,
         arena,
         threads=settings.threads,
+        exact_threads=settings.exact_threads,
         embedding_cache_bytes=settings.embedding_cache_bytes,
         unet=loaded.unet,
     )
@@ -108,7 +110,9 @@ async def serve(settings: UnetWorkerSettings) -> int:
         serve_metrics(settings.metrics_port)
         address = await start_services(host, worker, arena, worker_id, settings)
         record = worker_record("unet", worker_id, address, card, unet_side, share, settings)
-        record = replace(record, memory_format=loaded.memory_format)
+        record = replace(
+            record, memory_format=loaded.memory_format, weights=loaded.weights, loaded_at_ms=loaded.loaded_at_ms
+        )
         start_at_lowest_priority("rehearsal", loaded.unet.rehearse, settings.threads)
         await _serve_announced(host, worker, lambda: replace(record, execution=loaded.unet.execution), settings, stop)
         return 1 if worker.crashed.is_set() else 0
@@ -158,12 +162,14 @@ def warm_up(unet_side: UnetSide, unet: CompiledUnet, card: ModelCard) -> None:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a worker serves with. `memory_format`: how the UNet's weights lie."""
+    """What a worker serves with. `memory_format`: how the UNet's weights lie. `weights`, `loaded_at_ms`: recorded."""
 
     unet_side: UnetSide
     unet: CompiledUnet
     card: ModelCard
     memory_format: str
+    weights: str
+    loaded_at_ms: int
 
 
 def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: BackgroundCompiler) -> _Loaded:
@@ -174,6 +180,7 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
     device = open_device(settings.device, options)
     dtype = dtype_from_name(settings.dtype, device)
     unet_side = load_unet_side(settings.model, dtype, device=device)
+    digest, loaded_at_ms = weights_digest(unet_side), time.time_ns() // 1_000_000
     config = unet_side.scheduler_config
     card = unet_side.describe(
         settings.model_name or settings.model.resolve().name,
@@ -198,9 +205,10 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
         memory_format=weights.name,
         channels_last_ratio=weights.ratio,
         execution=unet.execution,
+        weights=digest,
         seconds=seconds,
     )
-    return _Loaded(unet_side, unet, card, weights.name)
+    return _Loaded(unet_side, unet, card, weights.name, digest, loaded_at_ms)
 
 
 def _settled_format(unet_side: UnetSide) -> FormatChoice:

@@ -14,10 +14,14 @@ MAX_ENCODE_BATCH = 16
 
 @dataclass(frozen=True)
 class PromptKey:
-    """A prompt and the part it plays: some models encode an absent negative prompt in a way of its own."""
+    """A prompt and the part it plays: some models encode an absent negative prompt in a way of its own.
+
+    `alone`: it is encoded in a call of its own, for exact tasks: on a GPU embeddings depend on their batch by rounding.
+    """
 
     text: str
     is_negative: bool
+    alone: bool = False
 
 
 class EmbeddingCache:
@@ -108,8 +112,9 @@ class PromptEncoder:
         positive = [prompt for prompt in prompts if not prompt.is_negative]
         negative = [prompt for prompt in prompts if prompt.is_negative]
         for keys, encode in ((positive, self._unet_side.encode), (negative, self._unet_side.encode_negative)):
-            for first in range(0, len(keys), MAX_ENCODE_BATCH):
-                batch = keys[first : first + MAX_ENCODE_BATCH]
+            shared, most = [key for key in keys if not key.alone], MAX_ENCODE_BATCH
+            batches = [shared[first : first + most] for first in range(0, len(shared), most)]
+            for batch in (*batches, *([key] for key in keys if key.alone)):
                 encoded.update(zip(batch, encode([key.text for key in batch]), strict=True))
         for key, embeds in encoded.items():
             self.cache.put(key, embeds)

@@ -23,6 +23,7 @@ from services.unet_worker.residents import HandedOver, Resident, Residents
 from services.unet_worker.settling_thread import SettlingThread
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.models.device import DeviceFailed, Fault, Mark, fault_of
+from synerdiff.models.exact import NotExact
 from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer
 from synerdiff.plans import (
@@ -123,7 +124,8 @@ class _Stepped:
 class StepLoop:
     """Runs plans on a thread of its own until closed. `crashed` is told, on a thread here, of an error that ended it.
 
-    `threads` is the step thread's own number of CPU threads, which an item may change. `pacer` is let go of at the end.
+    `threads` is the step thread's own number of CPU threads, which an item may change, `exact_threads` that of exact
+    items. `pacer` is let go of at the end.
     """
 
     def __init__(
@@ -134,12 +136,13 @@ class StepLoop:
         crashed: Callable[[Exception], None],
         threads: int,
         pacer: Pacer,
+        exact_threads: int = 1,
     ) -> None:
         self._denoiser = denoiser
         self._residents = residents
         self._previews = previews
         self._crashed = crashed
-        self._share = ThreadShare(threads)
+        self._share = ThreadShare(threads, exact_threads)
         self._pacer = pacer
         self._settling = SettlingThread(denoiser.compute.queues, crashed)
         self._timeline = denoiser.compute.timeline()
@@ -210,9 +213,11 @@ class StepLoop:
         waited_ms = self._pacer.before(item.execution, lambda: work.reign != self._reign)
         if work.reign != self._reign:
             return False
-        self._share.take(item.execution.threads)
+        stepping = stepping or self._prepare(item, became)
+        exact = any(resident.spec.exact for resident in stepping.residents)
+        self._share.take(item.execution.threads, exact)
         start = self._timeline.mark()
-        stepped = self._step(stepping or self._prepare(item, became), became, work.deliver)
+        stepped = self._step(stepping, became, work.deliver)
         run = _Run(start, self._timeline.mark(), stepped.rows, waited_ms, stepped.halved)
         self._settling.submit_item(partial(self._end_item, work.plan.tick, item, run, became))
         return True
@@ -300,6 +305,8 @@ class StepLoop:
         """Say why a task that failed alone cannot go on; but not of one that a broken device has failed."""
         if fault is Fault.OUT_OF_MEMORY:
             code, message = StatusCode.RESOURCE_EXHAUSTED, f"no memory for a UNet call of this task alone: {failure}"
+        elif isinstance(failure, NotExact):
+            code, message = StatusCode.FAILED_PRECONDITION, str(failure)
         else:
             self._denoiser.check_device()
             code, message = StatusCode.INTERNAL, f"the UNet call failed: {type(failure).__name__}: {failure}"

@@ -47,7 +47,8 @@ class Leader:
 class UnetWorker:
     """Serves one leader at a time; its tasks stay when the leader goes.
 
-    `threads` CPU threads step; 0 takes as many as torch uses on the calling thread. `unet`: how UNet calls are made.
+    `threads` CPU threads step, `exact_threads` where all that steps is exact; 0 takes as many as torch uses on the
+    calling thread. `unet`: how UNet calls are made.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class UnetWorker:
         arena: Arena,
         *,
         threads: int = 0,
+        exact_threads: int = 1,
         embedding_cache_bytes: int = 64 * 2**20,
         unet: CompiledUnet | None = None,
     ) -> None:
@@ -78,6 +80,7 @@ class UnetWorker:
             self._crash,
             threads or torch.get_num_threads(),
             Pacer(PaceSide.UNET),
+            exact_threads,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import grpc
@@ -18,6 +18,7 @@ from synerdiff.latents.client import Latents
 from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.models.device import Device, DeviceFailed, Fault, fault_of
 from synerdiff.models.dtypes import dtype_from_name
+from synerdiff.models.exact import one_way, plainly_laid
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.telemetry import get_logger
 
@@ -72,22 +73,37 @@ class BatchDecoder:
         decoding.advance(1.0)
         return decoding.outcomes()
 
-    def begin(self, batch: Sequence[Latents], width: int, height: int, bands: int) -> "DecodeInProgress":
+    def begin(
+        self, batch: Sequence[Latents], width: int, height: int, bands: int, exact: bool = False
+    ) -> "DecodeInProgress":
         """Begin what `decode` does, to be carried on piece by piece: `bands` as ChunkedDecoder takes them.
 
-        With one band, or a VAE that is not known to be exact in bands, the decode is one piece.
+        With one band, or a VAE that is not known to be exact in bands, the decode is one piece. `exact`: so it is, and
+        computed as `synerdiff.models.exact` says; the batch is of one image then.
         """
+        if exact and len(batch) != 1:
+            raise ValueError(f"{len(batch)} images: an exact decode is of one")
         views = dict(enumerate(self._view(latents, width, height) for latents in batch))
         failures = {place: view for place, view in views.items() if isinstance(view, DecodeFailure)}
         part = self._part({place: view for place, view in views.items() if isinstance(view, Tensor)})
         if part is not None:
             part, not_finite = part.finite(self.compute)
             failures |= dict.fromkeys(not_finite, _NOT_FINITE)
-        return DecodeInProgress(self._side, self._decode, self._chunked if bands > 1 else None, bands, failures, part)
+        chunked = self._chunked if bands > 1 and not exact else None
+        decode = self._decode_exactly if exact else self._decode
+        return DecodeInProgress(self._side, decode, chunked, bands, failures, part)
 
     def warm_up(self) -> None:
         """Decode zeros of the smallest size once. Raises DeviceFailed."""
         _check_device(self._side)
+
+    def _decode_exactly(self, latents: Tensor) -> Images:
+        with one_way(self.compute):
+            return self._plain_side.decode(latents)
+
+    @cached_property
+    def _plain_side(self) -> VaeSide:
+        return replace(self._side, vae=plainly_laid(self._side.vae))
 
     @cached_property
     def _chunked(self) -> ChunkedDecoder | None:

@@ -134,7 +134,8 @@ class ItemRunner:
         if decodes.abandoned():
             decodes.batches.clear()
             return None
-        self._share.take(work.execution.threads)
+        entries = (*(entry for entry, _ in work.fresh), *work.resumed)
+        self._share.take(work.execution.threads, exact=any(entry.exact for entry in entries))
         timeline = decodes.timeline = decodes.timeline or self._begin_plan()
         start = timeline.mark()
         # A batch goes on for those of its tasks that are still wanted; without any, its memory is freed here.
@@ -192,7 +193,7 @@ class ItemRunner:
 
     def _begin(self, batch: _Batch) -> DecodeInProgress:
         first = batch.entries[0]
-        batch.progress = self._decoder.begin(batch.latents, first.width, first.height, first.chunks)
+        batch.progress = self._decoder.begin(batch.latents, first.width, first.height, first.chunks, first.exact)
         batch.latents = ()
         return batch.progress
 
@@ -212,11 +213,15 @@ def _resumed(work: ItemWork, decodes: PlanDecodes) -> tuple[list[tuple[int, _Bat
 
 
 def _begun(work: ItemWork, decodes: PlanDecodes) -> list[tuple[int, _Batch]]:
-    """New batches, each of entries of one size and one course through the plan, with the chunk they go up to."""
-    groups: dict[tuple[int, int, int, Course], list[tuple[DecodeEntry, Latents]]] = {}
+    """New batches, each of entries of one size and one course through the plan, with the chunk they go up to.
+
+    Exact entries are a batch each.
+    """
+    groups: dict[tuple[int, int, int, Course, str], list[tuple[DecodeEntry, Latents]]] = {}
     for entry, latents in work.fresh:
         if decodes.wanted(entry):
-            key = (entry.width, entry.height, entry.chunks, decodes.courses[entry.task_id])
+            alone = entry.task_id if entry.exact else ""
+            key = (entry.width, entry.height, entry.chunks, decodes.courses[entry.task_id], alone)
             groups.setdefault(key, []).append((entry, latents))
     begun = []
     for group in groups.values():

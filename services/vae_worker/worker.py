@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from synerdiff.models.compiled import BackgroundCompiler, CompiledVae, CompilerO
 from synerdiff.models.compiled.exported import vae_inputs
 from synerdiff.models.compiled.rehearsal import start_at_lowest_priority
 from synerdiff.models.device import DeviceFailed, DeviceOptions, Fault, fault_of, open_device
+from synerdiff.models.digest import weights_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
@@ -57,8 +59,8 @@ _CLOSE_GRACE_S = 2.0
 class VaeWorker:
     """The parts of one worker: `servicer` to put on a server, `loop` to run beside it.
 
-    `threads` CPU threads decode; 0 takes as many as torch uses on the calling thread. `arenas`: where latents
-    are read from; none: over every transport, without TLS. `vae`: how whole batches are decoded.
+    `threads` CPU threads decode, `exact_threads` what is exact; 0 takes as many as torch uses on the calling thread.
+    `arenas`: where latents are read from; none: over every transport, without TLS. `vae`: how whole batches are.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class VaeWorker:
         encode_threads: int,
         outbox_bytes: int,
         threads: int = 0,
+        exact_threads: int = 1,
         arenas: ArenaClient | None = None,
         vae: CompiledVae | None = None,
     ) -> None:
@@ -78,7 +81,7 @@ class VaeWorker:
         self._runner = ItemRunner(
             BatchDecoder(side, vae.decode if vae else None),
             Pacer(PaceSide.VAE),
-            ThreadShare(threads or torch.get_num_threads()),
+            ThreadShare(threads or torch.get_num_threads(), exact_threads),
         )
         self.outbox = Outbox(outbox_bytes)
         self.loop = DecodeLoop(self._runner, self._arenas, self.outbox, self._device, self._encoders)
@@ -136,6 +139,7 @@ async def serve(settings: VaeWorkerSettings) -> int:
         encode_threads=settings.image_encoders(),
         outbox_bytes=settings.outbox_bytes,
         threads=settings.threads,
+        exact_threads=settings.exact_threads,
         arenas=ArenaClient(settings.transport_choice(), tls=settings.worker_tls()),
         vae=loaded.vae,
     )
@@ -145,7 +149,9 @@ async def serve(settings: VaeWorkerSettings) -> int:
         address = await host.start(settings.listen)
         card = _card(settings.model_name or settings.model.resolve().name, loaded.side)
         record = worker_record("vae", worker_id, settings.advertise or address, card, loaded.side, share, settings)
-        record = replace(record, memory_format=loaded.memory_format)
+        record = replace(
+            record, memory_format=loaded.memory_format, weights=loaded.weights, loaded_at_ms=loaded.loaded_at_ms
+        )
         start_at_lowest_priority("rehearsal", loaded.vae.rehearse, settings.threads)
         return await _serve_until(stop, worker, host, lambda: replace(record, execution=loaded.vae.execution), settings)
     except (DeviceFailed, SynerDiffError) as error:
@@ -205,11 +211,13 @@ async def _announced(record: Callable[[], WorkerRecord], settings: VaeWorkerSett
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a worker serves with. `memory_format`: how the VAE's weights lie."""
+    """What a worker serves with. `memory_format`: how the VAE's weights lie. `weights`, `loaded_at_ms`: recorded."""
 
     side: VaeSide
     vae: CompiledVae
     memory_format: str
+    weights: str
+    loaded_at_ms: int
 
 
 def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundCompiler) -> _Loaded:
@@ -224,6 +232,7 @@ def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundC
     side = load_vae_side(
         settings.model, dtype, vae_dtype=vae_dtype, safety_checker=settings.safety_checker, device=device
     )
+    digest, loaded_at_ms = weights_digest(side), time.time_ns() // 1_000_000
     subject_of = partial(compile_subject, "vae", settings.model, side)
     request = compiler.requests_like(subject_of) if device.compiles else no_request
     vae = CompiledVae(side, request, _REHEARSED_IMAGES if settings.rehearse and device.compiles else 0)
@@ -236,8 +245,9 @@ def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundC
         memory_format=weights.name,
         channels_last_ratio=weights.ratio,
         execution=vae.execution,
+        weights=digest,
     )
-    return _Loaded(side, vae, weights.name)
+    return _Loaded(side, vae, weights.name, digest, loaded_at_ms)
 
 
 def _settled_format(side: VaeSide) -> FormatChoice:

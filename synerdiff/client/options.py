@@ -22,6 +22,7 @@ class GenerateOptions(TypedDict, total=False):
     sampler, image_format, priority: a member of the enum or its name, such as "euler_ancestral", "jpeg" or "high".
     skip_cfg: False keeps guidance on every step; a sequence of zero-based steps skips it on exactly those.
     skip_cfg_max_fraction: at most this share of the steps may be skipped. preview_every: steps between previews.
+    exact: True draws the same picture to the bit, whatever else is drawn: docs/api.md.
     request_id: an idempotency key; the same key with the same request gives the same job. Drawn when left out.
     """
 
@@ -40,6 +41,7 @@ class GenerateOptions(TypedDict, total=False):
     skip_cfg: bool | Sequence[int] | None
     skip_cfg_max_fraction: float | None
     preview_every: int | None
+    exact: bool | None
     request_id: str | None
 
 
@@ -53,6 +55,7 @@ _PLAIN = (
     "seed",
     "num_images",
     "preview_every",
+    "exact",
 )
 _ENUMS: dict[str, type[IntEnum]] = {"sampler": Sampler, "image_format": ImageFormat, "priority": Priority}
 

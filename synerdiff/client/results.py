@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from synerdiff.cards import ModelCard
+from synerdiff.cards import ModelCard, ServedWeights
 from synerdiff.errors import Cancelled, SynerDiffError
 from synerdiff.jobs import JobState
 from synerdiff.requests import ImageFormat
@@ -152,10 +152,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the deployment; `available` when workers serve it just now (else its jobs wait)."""
+    """A model of the deployment; `available` when workers serve it just now (else its jobs wait), with `weights`."""
 
     card: ModelCard
     available: bool
+    weights: tuple[ServedWeights, ...] = ()
 
 
 def image_from_pb(pb: images_pb2.Image) -> GeneratedImage:
@@ -205,7 +206,8 @@ def job_from_pb(pb: images_pb2.Job) -> Job:
 
 def model_from_pb(pb: images_pb2.ModelCard) -> Model:
     """Model from its message."""
-    return Model(model_card_from_pb(pb), pb.available)
+    weights = (ServedWeights(one.kind, one.digest, one.workers) for one in pb.weights)
+    return Model(model_card_from_pb(pb), pb.available, tuple(weights))
 
 
 def _finished(pb: images_pb2.GenerateEvent) -> Finished:

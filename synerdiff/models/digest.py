@@ -1,10 +1,18 @@
-"""What tells one model from another without reading all of it: the same for both workers of a model directory."""
+"""What tells models apart: directories, without reading all of them, and what was read into memory, to the byte."""
 
+import dataclasses
 import hashlib
+import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.models.layout import ModelLayout
 
 _COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -22,34 +30,72 @@ def model_digest(layout: ModelLayout) -> str:
     """
     digest = hashlib.sha256()
     for component in _COMPONENTS:
-        for name, part in _files(layout, component, _identity):
+        for name, part in _files(layout, component):
             digest.update(f"{component}/{name}:{part}\n".encode())
     return digest.hexdigest()
 
 
-def component_digest(layout: ModelLayout, component: str) -> str:
-    """SHA-256, as 64 hex digits, over all of a component's config and weights: of two models that differ in anything it
-    differs. Reads every byte. Raises ModelLoadError for a file that cannot be read.
+def module_digest(module: nn.Module) -> str:
+    """SHA-256, as 64 hex digits, of a component as it lies in memory: its config, and every tensor's name, dtype, shape
+    and bytes, in whichever memory format. Where it was loaded from is no part of it.
     """
-    digest = hashlib.sha256()
-    for name, part in _files(layout, component, _whole):
-        digest.update(f"{name}:{part}\n".encode())
+    digest = hashlib.sha256(_config(module).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _files(layout: ModelLayout, component: str, identity: Callable[[Path], str]) -> Iterator[tuple[str, str]]:
+def weights_digest(side: UnetSide | VaeSide) -> str:
+    """SHA-256, as 64 hex digits, of all that a worker draws with, as it lies in memory: two workers with the same one
+    draw the same pictures, within rounding. Of a UNet worker: UNet, text encoders, tokenizers and scheduler config; of
+    a VAE worker: VAE and safety checker.
+    """
+    if isinstance(side, VaeSide):
+        parts = {"vae": module_digest(side.vae), "checker": _parts(side.checker)}
+    else:
+        parts = {"unet": module_digest(side.unet), "encoder": _parts(side.encoder)}
+        parts["scheduler"] = json.dumps(side.scheduler_config, sort_keys=True, default=str)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _parts(value: object) -> Any:
+    """What a value of dataclasses, modules and tokenizers is made of, as JSON has it."""
+    if isinstance(value, nn.Module):
+        return module_digest(value)
+    if isinstance(value, PreTrainedTokenizerBase):
+        # What it is set to at the moment (padding, truncation) is each call's own.
+        vocabulary = json.dumps([value.get_vocab(), _merges(value), value.model_max_length], sort_keys=True)
+        return hashlib.sha256(vocabulary.encode()).hexdigest()
+    if dataclasses.is_dataclass(value):
+        return {field.name: _parts(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [_parts(one) for one in value]
+    return value if isinstance(value, bool | int | float | str | None) else type(value).__name__
+
+
+def _merges(tokenizer: Any) -> Any:
+    """How a tokenizer puts words together, as far as its library tells it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
+
+
+def _config(module: nn.Module) -> str:
+    """A component's config without what its library notes of where and by what it was loaded."""
+    config: Any = getattr(module, "config", {})
+    told = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    kept = {name: value for name, value in told.items() if not name.startswith("_") and name != "transformers_version"}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _files(layout: ModelLayout, component: str) -> Iterator[tuple[str, str]]:
     """The name and identity of a component's config and weight files, in order. Raises ModelLoadError."""
     for path in sorted((layout.path / component).glob("*")):
         if path.name == "config.json" or path.suffix == ".safetensors":
             try:
-                yield path.name, identity(path)
+                yield path.name, _identity(path)
             except OSError as error:
                 raise layout.refuse(f"{component}/{path.name} cannot be read: {error}") from error
-
-
-def _whole(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(path: Path) -> str:

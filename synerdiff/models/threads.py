@@ -16,15 +16,19 @@ def limit_torch_threads(count: int) -> None:
 
 
 class ThreadShare:
-    """The CPU threads of a device thread, which alone uses it: its own number, or the share that an item gives it."""
+    """The CPU threads of a device thread, which alone uses it: its own number, or the share that an item gives it.
 
-    def __init__(self, own: int) -> None:
+    `exact`: those of exact items, whatever their share, since kernels round by the number of threads.
+    """
+
+    def __init__(self, own: int, exact: int = 1) -> None:
         self._own = own
+        self._exact = exact
         self._taken = 0
 
-    def take(self, share: int) -> None:
+    def take(self, share: int, exact: bool = False) -> None:
         """Use `share` threads from now on (0: its own number), but no more than this process has cores."""
-        count = min(share, usable_cores()) or self._own
+        count = self._exact if exact else min(share, usable_cores()) or self._own
         if count != self._taken:
             limit_torch_threads(count)
             self._taken = count

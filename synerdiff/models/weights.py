@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors import SafetensorError
+from torch import nn
 
 from synerdiff.models.device import Device
 from synerdiff.models.layout import ModelLayout
@@ -43,6 +44,8 @@ def _load(
     variant: str | None,
     device: torch.device,
 ) -> Any:
+    folder = layout.path / component
+    found = _states(folder)
     try:
         model, report = model_class.from_pretrained(
             str(layout.path),
@@ -59,7 +62,30 @@ def _load(
     if report["missing_keys"]:
         raise layout.refuse(f"{component} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}, ...")
     # Once more the dtype: the libraries have renamed that argument over time, and ignore a name they do not know.
-    return model.to(device, dtype).eval().requires_grad_(False)
+    model = model.to(device, dtype).eval().requires_grad_(False)
+    _own(model)
+    if _states(folder) != found:
+        raise layout.refuse(f"{component} changed while it was read")
+    return model
+
+
+def _own(model: nn.Module) -> None:
+    """Move what lies in the mapped file to memory of the process: writing to the file must not change what is served.
+
+    safetensors maps files; weights that changed dtype or device on the way are copies already.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def _states(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of the last change of every file in a folder."""
+    states = []
+    for path in sorted(folder.glob("*")):
+        told = path.stat()
+        states.append((path.name, told.st_size, told.st_mtime_ns))
+    return states
 
 
 def _find_variant(layout: ModelLayout, component: str, stem: str, variant: str) -> str | None:

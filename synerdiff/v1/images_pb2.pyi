@@ -9,6 +9,7 @@ Errors use gRPC's own codes, with google.rpc.BadRequest, RetryInfo or ErrorInfo 
   ALREADY_EXISTS      a request_id that was used before with another body
   RESOURCE_EXHAUSTED  the queue is full; RetryInfo says when to come back
   DEADLINE_EXCEEDED   the request's own timeout ran out
+  FAILED_PRECONDITION only workers with other weights are left than the request was accepted for: ask again
   CANCELLED           the job was cancelled, or nobody followed it any more
 Once a job is accepted, how it ended is its last event (finished, failed with such a code, or cancelled), and the
 stream itself ends OK. A stream that ends with UNAVAILABLE has lost its server, not its job: Watch it again.
@@ -235,6 +236,7 @@ class GenerateRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     SKIP_CFG_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """idempotency key, at most 128 bytes; the same key with the same body gives the same job"""
     model: _builtins.str
@@ -257,6 +259,8 @@ class GenerateRequest(_message.Message):
     priority: Global___Priority.ValueType
     preview_every: _builtins.int
     """a preview every this many steps; 0: none"""
+    exact: _builtins.bool
+    """the same picture to the bit, whatever else is drawn: docs/api.md; absent: the server's"""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """from acceptance to the last image, waiting included; absent: the server's"""
@@ -282,15 +286,20 @@ class GenerateRequest(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         skip_cfg: Global___SkipCfg | None = ...,
         preview_every: _builtins.int = ...,
+        exact: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "guidance_scale", b"guidance_scale", "seed", b"seed", "skip_cfg", b"skip_cfg", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exact", b"_exact", "_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "exact", b"exact", "guidance_scale", b"guidance_scale", "seed", b"seed", "skip_cfg", b"skip_cfg", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "guidance_scale", b"guidance_scale", "height", b"height", "image_format", b"image_format", "model", b"model", "negative_prompt", b"negative_prompt", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "preview_every", b"preview_every", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampler", b"sampler", "seed", b"seed", "skip_cfg", b"skip_cfg", "timeout", b"timeout", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact", b"_exact", "_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "exact", b"exact", "guidance_scale", b"guidance_scale", "height", b"height", "image_format", b"image_format", "model", b"model", "negative_prompt", b"negative_prompt", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "preview_every", b"preview_every", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampler", b"sampler", "seed", b"seed", "skip_cfg", b"skip_cfg", "timeout", b"timeout", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exact: _TypeAlias = _typing.Literal["exact"]  # noqa: Y015
+    _WhichOneofArgType__exact: _TypeAlias = _typing.Literal["_exact", b"_exact"]  # noqa: Y015
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exact) -> _WhichOneofReturnType__exact | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
     @_typing.overload
@@ -444,6 +453,7 @@ class ModelCard(_message.Message):
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PREDICTION_TYPE_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     family: _builtins.str
     """"sd1", "sd2" or "sdxl" """
@@ -465,6 +475,10 @@ class ModelCard(_message.Message):
     """a UNet worker and a VAE worker serve it just now"""
     @_builtins.property
     def samplers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SamplerLimits]: ...
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedCompositeFieldContainer[Global___Weights]:
+        """that are served just now, those that new requests get first"""
+
     def __init__(
         self,
         *,
@@ -481,14 +495,44 @@ class ModelCard(_message.Message):
         max_prompt_tokens: _builtins.int = ...,
         prediction_type: _builtins.str = ...,
         available: _builtins.bool = ...,
+        weights: _abc.Iterable[Global___Weights] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "default_guidance_scale", b"default_guidance_scale", "default_num_inference_steps", b"default_num_inference_steps", "default_sampler", b"default_sampler", "family", b"family", "max_prompt_tokens", b"max_prompt_tokens", "max_side", b"max_side", "name", b"name", "native_height", b"native_height", "native_width", b"native_width", "prediction_type", b"prediction_type", "samplers", b"samplers", "size_multiple", b"size_multiple"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "default_guidance_scale", b"default_guidance_scale", "default_num_inference_steps", b"default_num_inference_steps", "default_sampler", b"default_sampler", "family", b"family", "max_prompt_tokens", b"max_prompt_tokens", "max_side", b"max_side", "name", b"name", "native_height", b"native_height", "native_width", b"native_width", "prediction_type", b"prediction_type", "samplers", b"samplers", "size_multiple", b"size_multiple", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelCard: _TypeAlias = ModelCard  # noqa: Y015
+
+@_typing.final
+class Weights(_message.Message):
+    """What workers of one kind draw a model with. A job is drawn with the weights that it was accepted for, or fails."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"unet" or "vae" """
+    digest: _builtins.str
+    """SHA-256, 64 hex digits, of what the workers read into memory"""
+    workers: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        workers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "kind", b"kind", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Weights: _TypeAlias = Weights  # noqa: Y015
 
 @_typing.final
 class SamplerLimits(_message.Message):

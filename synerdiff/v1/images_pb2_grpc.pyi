@@ -9,6 +9,7 @@ Errors use gRPC's own codes, with google.rpc.BadRequest, RetryInfo or ErrorInfo 
   ALREADY_EXISTS      a request_id that was used before with another body
   RESOURCE_EXHAUSTED  the queue is full; RetryInfo says when to come back
   DEADLINE_EXCEEDED   the request's own timeout ran out
+  FAILED_PRECONDITION only workers with other weights are left than the request was accepted for: ask again
   CANCELLED           the job was cancelled, or nobody followed it any more
 Once a job is accepted, how it ended is its last event (finished, failed with such a code, or cancelled), and the
 stream itself ends OK. A stream that ends with UNAVAILABLE has lost its server, not its job: Watch it again.

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsynerdiff/v1/operations.proto\x12\x0csynerdiff.v1\"\x12\n\x10GetStatusRequest\"\xc9\x01\n\x11GetStatusResponse\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.synerdiff.v1.WorkerStatus\x12)\n\x06queues\x18\x05 \x03(\x0b\x32\x19.synerdiff.v1.QueueStatus\x12.\n\x08planning\x18\x06 \x03(\x0b\x32\x1c.synerdiff.v1.PlanningStatus\"\xef\x01\n\x0ePlanningStatus\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12\x11\n\tknee_rows\x18\x06 \x01(\r\x12\x16\n\x0eprofile_digest\x18\x07 \x01(\t\x12\x17\n\x0fprofile_made_at\x18\x08 \x01(\t\x12\x16\n\x0eprofile_origin\x18\t \x01(\t\x12\x15\n\rprofile_drift\x18\n \x01(\x01\x12\x19\n\x11profile_corrected\x18\x0b \x01(\x08\"\x9b\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x10\n\x08\x61ttached\x18\x06 \x01(\x08\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x12\n\nslots_used\x18\x08 \x01(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0c\n\x04rows\x18\n \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x1a\n\x12mps_thread_percent\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x11\n\texecution\x18\x0e \x01(\t\x12\x15\n\rmemory_format\x18\x0f \x01(\t\"f\n\x0bQueueStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x10\n\x08\x64\x65\x63oding\x18\x04 \x01(\r\x12\x14\n\x0coldest_age_s\x18\x05 \x01(\x01\"!\n\x0fGetTraceRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"&\n\x10GetTraceResponse\x12\x12\n\ntrace_json\x18\x01 \x01(\x0c\x32\xa5\x01\n\nOperations\x12L\n\tGetStatus\x12\x1e.synerdiff.v1.GetStatusRequest\x1a\x1f.synerdiff.v1.GetStatusResponse\x12I\n\x08GetTrace\x12\x1d.synerdiff.v1.GetTraceRequest\x1a\x1e.synerdiff.v1.GetTraceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsynerdiff/v1/operations.proto\x12\x0csynerdiff.v1\"\x12\n\x10GetStatusRequest\"\xc9\x01\n\x11GetStatusResponse\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.synerdiff.v1.WorkerStatus\x12)\n\x06queues\x18\x05 \x03(\x0b\x32\x19.synerdiff.v1.QueueStatus\x12.\n\x08planning\x18\x06 \x03(\x0b\x32\x1c.synerdiff.v1.PlanningStatus\"\xef\x01\n\x0ePlanningStatus\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12\x11\n\tknee_rows\x18\x06 \x01(\r\x12\x16\n\x0eprofile_digest\x18\x07 \x01(\t\x12\x17\n\x0fprofile_made_at\x18\x08 \x01(\t\x12\x16\n\x0eprofile_origin\x18\t \x01(\t\x12\x15\n\rprofile_drift\x18\n \x01(\x01\x12\x19\n\x11profile_corrected\x18\x0b \x01(\x08\"\xac\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x10\n\x08\x61ttached\x18\x06 \x01(\x08\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x12\n\nslots_used\x18\x08 \x01(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0c\n\x04rows\x18\n \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x1a\n\x12mps_thread_percent\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x11\n\texecution\x18\x0e \x01(\t\x12\x15\n\rmemory_format\x18\x0f \x01(\t\x12\x0f\n\x07weights\x18\x14 \x01(\t\"f\n\x0bQueueStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x10\n\x08\x64\x65\x63oding\x18\x04 \x01(\r\x12\x14\n\x0coldest_age_s\x18\x05 \x01(\x01\"!\n\x0fGetTraceRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"&\n\x10GetTraceResponse\x12\x12\n\ntrace_json\x18\x01 \x01(\x0c\x32\xa5\x01\n\nOperations\x12L\n\tGetStatus\x12\x1e.synerdiff.v1.GetStatusRequest\x1a\x1f.synerdiff.v1.GetStatusResponse\x12I\n\x08GetTrace\x12\x1d.synerdiff.v1.GetTraceRequest\x1a\x1e.synerdiff.v1.GetTraceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,13 +38,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANNINGSTATUS']._serialized_start=272
   _globals['_PLANNINGSTATUS']._serialized_end=511
   _globals['_WORKERSTATUS']._serialized_start=514
-  _globals['_WORKERSTATUS']._serialized_end=797
-  _globals['_QUEUESTATUS']._serialized_start=799
-  _globals['_QUEUESTATUS']._serialized_end=901
-  _globals['_GETTRACEREQUEST']._serialized_start=903
-  _globals['_GETTRACEREQUEST']._serialized_end=936
-  _globals['_GETTRACERESPONSE']._serialized_start=938
-  _globals['_GETTRACERESPONSE']._serialized_end=976
-  _globals['_OPERATIONS']._serialized_start=979
-  _globals['_OPERATIONS']._serialized_end=1144
+  _globals['_WORKERSTATUS']._serialized_end=814
+  _globals['_QUEUESTATUS']._serialized_start=816
+  _globals['_QUEUESTATUS']._serialized_end=918
+  _globals['_GETTRACEREQUEST']._serialized_start=920
+  _globals['_GETTRACEREQUEST']._serialized_end=953
+  _globals['_GETTRACERESPONSE']._serialized_start=955
+  _globals['_GETTRACERESPONSE']._serialized_end=993
+  _globals['_OPERATIONS']._serialized_start=996
+  _globals['_OPERATIONS']._serialized_end=1161
 # @@protoc_insertion_point(module_scope)

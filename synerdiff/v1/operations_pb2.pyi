@@ -150,6 +150,7 @@ class WorkerStatus(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     EXECUTION_FIELD_NUMBER: _builtins.int
     MEMORY_FORMAT_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     kind: _builtins.str
     """"unet" or "vae" """
@@ -173,6 +174,8 @@ class WorkerStatus(_message.Message):
     """how pictures of the native size are computed: "eager" or "compiled" """
     memory_format: _builtins.str
     """how its convolution weights lie, by a measurement at its start"""
+    weights: _builtins.str
+    """SHA-256, 64 hex digits, of the weights that it holds"""
     def __init__(
         self,
         *,
@@ -191,10 +194,11 @@ class WorkerStatus(_message.Message):
         draining: _builtins.bool = ...,
         execution: _builtins.str = ...,
         memory_format: _builtins.str = ...,
+        weights: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attached", b"attached", "device", b"device", "domain", b"domain", "draining", b"draining", "execution", b"execution", "kind", b"kind", "memory_format", b"memory_format", "model", b"model", "mps_thread_percent", b"mps_thread_percent", "rows", b"rows", "running", b"running", "slots", b"slots", "slots_used", b"slots_used", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attached", b"attached", "device", b"device", "domain", b"domain", "draining", b"draining", "execution", b"execution", "kind", b"kind", "memory_format", b"memory_format", "model", b"model", "mps_thread_percent", b"mps_thread_percent", "rows", b"rows", "running", b"running", "slots", b"slots", "slots_used", b"slots_used", "weights", b"weights", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

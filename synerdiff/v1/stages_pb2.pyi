@@ -278,6 +278,7 @@ class TaskSpec(_message.Message):
     SAMPLER_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
     SKIP_PREDICTOR_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """"<job_id>/<index>" """
     prompt: _builtins.str
@@ -294,6 +295,8 @@ class TaskSpec(_message.Message):
     preview_every: _builtins.int
     skip_predictor: _builtins.str
     """how guidance is predicted where it is skipped; empty: it never is"""
+    exact: _builtins.bool
+    """its calls are made in batches of one size, whose rows nothing else changes"""
     def __init__(
         self,
         *,
@@ -308,10 +311,11 @@ class TaskSpec(_message.Message):
         sampler: _images_pb2.Sampler.ValueType = ...,
         preview_every: _builtins.int = ...,
         skip_predictor: _builtins.str = ...,
+        exact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_inference_steps", b"num_inference_steps", "preview_every", b"preview_every", "prompt", b"prompt", "sampler", b"sampler", "seed", b"seed", "skip_predictor", b"skip_predictor", "task_id", b"task_id", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exact", b"exact", "guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_inference_steps", b"num_inference_steps", "preview_every", b"preview_every", "prompt", b"prompt", "sampler", b"sampler", "seed", b"seed", "skip_predictor", b"skip_predictor", "task_id", b"task_id", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -830,6 +834,7 @@ class DecodeEntry(_message.Message):
     CHUNKS_FIELD_NUMBER: _builtins.int
     FIRST_CHUNK_FIELD_NUMBER: _builtins.int
     END_CHUNK_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     arena_address: _builtins.str
     width: _builtins.int
@@ -843,6 +848,8 @@ class DecodeEntry(_message.Message):
     """equal parts of the decode's work; this item does [first_chunk, end_chunk)"""
     first_chunk: _builtins.int
     end_chunk: _builtins.int
+    exact: _builtins.bool
+    """decoded alone and whole"""
     @_builtins.property
     def slot(self) -> Global___SlotRef: ...
     def __init__(
@@ -858,10 +865,11 @@ class DecodeEntry(_message.Message):
         chunks: _builtins.int = ...,
         first_chunk: _builtins.int = ...,
         end_chunk: _builtins.int = ...,
+        exact: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slot", b"slot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_address", b"arena_address", "chunks", b"chunks", "end_chunk", b"end_chunk", "first_chunk", b"first_chunk", "height", b"height", "image_format", b"image_format", "parameters_json", b"parameters_json", "slot", b"slot", "task_id", b"task_id", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arena_address", b"arena_address", "chunks", b"chunks", "end_chunk", b"end_chunk", "exact", b"exact", "first_chunk", b"first_chunk", "height", b"height", "image_format", b"image_format", "parameters_json", b"parameters_json", "slot", b"slot", "task_id", b"task_id", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,13 +4,15 @@ from collections.abc import Iterable
 
 from google.protobuf import timestamp_pb2
 
-from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.cards import ModelCard, Sampler, SamplerLimits, ServedWeights
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.v1 import images_pb2
 
 
-def model_card_to_pb(card: ModelCard, *, available: bool = False) -> images_pb2.ModelCard:
-    """ModelCard as its message; `available` says whether a UNet and a VAE worker serve it just now."""
+def model_card_to_pb(
+    card: ModelCard, *, available: bool = False, weights: Iterable[ServedWeights] = ()
+) -> images_pb2.ModelCard:
+    """ModelCard as its message; `available` says whether a UNet and a VAE worker serve it just now, with `weights`."""
     return images_pb2.ModelCard(
         name=card.name,
         family=card.family,
@@ -32,6 +34,7 @@ def model_card_to_pb(card: ModelCard, *, available: bool = False) -> images_pb2.
         max_prompt_tokens=card.max_prompt_tokens,
         prediction_type=card.prediction_type,
         available=available,
+        weights=[images_pb2.Weights(kind=one.kind, digest=one.digest, workers=one.workers) for one in weights],
     )
 
 

@@ -51,6 +51,7 @@ def task_spec_to_pb(task: TaskSpec) -> stages_pb2.TaskSpec:
         sampler=images_pb2.Sampler.ValueType(task.sampler),
         preview_every=task.preview_every,
         skip_predictor=task.skip_predictor,
+        exact=task.exact,
     )
 
 
@@ -68,6 +69,7 @@ def task_spec_from_pb(pb: stages_pb2.TaskSpec) -> TaskSpec:
         sampler=Sampler(pb.sampler),
         preview_every=pb.preview_every,
         skip_predictor=pb.skip_predictor,
+        exact=pb.exact,
     )
 
 
@@ -130,6 +132,7 @@ def decode_entry_to_pb(entry: DecodeEntry) -> stages_pb2.DecodeEntry:
         chunks=entry.chunks,
         first_chunk=entry.first_chunk,
         end_chunk=entry.end_chunk,
+        exact=entry.exact,
     )
 
 
@@ -146,6 +149,7 @@ def decode_entry_from_pb(pb: stages_pb2.DecodeEntry) -> DecodeEntry:
         chunks=pb.chunks,
         first_chunk=pb.first_chunk,
         end_chunk=pb.end_chunk,
+        exact=pb.exact,
     )
 
 

@@ -76,8 +76,9 @@ class Up:
 
 
 @contextlib.contextmanager
-def running_up(home: Path, *, schedulers: int, **variables: str) -> Iterator[Up]:
-    """Run `synerdiff up` with the bundled model in `home`, and end it at once if it is still there afterwards."""
+def running_up(home: Path, *, schedulers: int, model: str = "", **variables: str) -> Iterator[Up]:
+    """Run `synerdiff up` in `home`, and end it at once if it is still there afterwards. `model`: NAME=PATH, if it is
+    not to be the bundled one."""
     options: tuple[str, ...] = (
         "--listen",
         "127.0.0.1:0",
@@ -87,7 +88,7 @@ def running_up(home: Path, *, schedulers: int, **variables: str) -> Iterator[Up]
         "float32",
         "--no-idle-profile",
     )
-    options += ("--compile", "off")
+    options += ("--compile", "off", *(("--model", model) if model else ()))
     with (home / "stderr").open("w") as stderr:
         process = subprocess.Popen(
             [SYNERDIFF, "up", *options, "--schedulers", str(schedulers)],

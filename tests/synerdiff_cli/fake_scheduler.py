@@ -31,6 +31,7 @@ class Script:
     trace_json: bytes = b""
     trace_domains: list[str] = field(default_factory=list)
     planning: list[operations_pb2.PlanningStatus] = field(default_factory=list)
+    weights: list[images_pb2.Weights] = field(default_factory=list)
     hangs: bool = False
     requests: list[images_pb2.GenerateRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -92,6 +93,7 @@ class _Images(images_pb2_grpc.ImageGenerationServicer):
             name="emoji", family="sd1", native_width=128, native_height=128, default_sampler=images_pb2.SAMPLER_DDIM
         )
         card.samplers.append(limits)
+        card.weights.extend(self._script.weights)
         return images_pb2.ListModelsResponse(models=[card])
 
     async def _play(self) -> AsyncIterator[images_pb2.GenerateEvent]:

@@ -65,6 +65,7 @@ def test_generate_asks_for_what_was_said_and_nothing_else(script: Script) -> Non
     plain = script.requests[-1]
     assert not plain.HasField("seed")
     assert not plain.HasField("guidance_scale")
+    assert not plain.HasField("exact")
     assert (plain.prompt, plain.num_inference_steps, plain.sampler, plain.model) == ("a cat", 0, 0, "")
 
     options = "--steps 9 --guidance-scale 1.5 --seed 0 --width 64 --height 96 --sampler euler_ancestral --no-skip-cfg"
@@ -75,6 +76,9 @@ def test_generate_asks_for_what_was_said_and_nothing_else(script: Script) -> Non
     assert (full.seed, full.guidance_scale, full.negative_prompt) == (0, 1.5, "a dog")
     assert full.sampler == images_pb2.SAMPLER_EULER_ANCESTRAL
     assert full.skip_cfg.mode == images_pb2.SKIP_CFG_MODE_OFF
+    for flag, exact in (("--exact", True), ("--no-exact", False)):
+        assert synerdiff("generate", "a cat", flag).exit_code == 0
+        assert (script.requests[-1].HasField("exact"), script.requests[-1].exact) == (True, exact)
 
 
 def test_several_pictures_go_to_numbered_files(script: Script) -> None:
@@ -204,6 +208,11 @@ def test_models_are_listed(script: Script) -> None:
     result = synerdiff("models")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[1].split()[:3] == ["emoji", "sd1", "128x128"]
+    assert "weights" not in result.stdout
+    served = (("unet", "b", 1), ("unet", "a", 2), ("vae", "c", 1))
+    script.weights = [images_pb2.Weights(kind=k, digest=d * 64, workers=n) for k, d, n in served]
+    *_, last = synerdiff("models").stdout.splitlines()
+    assert last == "emoji: unet workers draw new requests with weights bbbbbbbb (by 1), older ones with aaaaaaaa (by 2)"
 
 
 def test_status_as_a_table_and_as_json(script: Script) -> None:

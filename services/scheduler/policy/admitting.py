@@ -45,6 +45,7 @@ def joining(
             room
             for room in rooms
             if room.free > 0
+            and room.lane.serves(task)
             and _before(task, room, order) < _most_before(task, room.lane, spec, bounds, paces, snapshot)
         ]
         if open_rooms:
@@ -61,11 +62,13 @@ def whole_requests(snapshot: PoolSnapshot, model: str, cohorts: bool, unet_batch
     requests = [list(tasks) for _, tasks in groupby(first_come_first(_waiting(snapshot, model)), _job_id)]
     admissions: list[Admission] = []
     for room in sorted(_rooms(snapshot, model), key=_least_loaded):
-        if not requests or room.lane.resident:
+        served = [request for request in requests if room.lane.serves(request[0])]
+        if not served or room.lane.resident:
             continue
-        cohort = requests.pop(0)
+        cohort, *others = served
+        requests.remove(cohort)
         if cohorts:
-            for request in list(requests):
+            for request in others:
                 if request[0].key == cohort[0].key and len(cohort) + len(request) <= unet_batch:
                     requests.remove(request)
                     cohort += request

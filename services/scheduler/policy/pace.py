@@ -1,6 +1,6 @@
 """How fast tasks of a batch key advance on one worker, as its profile says."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -37,3 +37,12 @@ class Pace(NamedTuple):
 
 
 Paces = Mapping[BatchKey, Pace]
+
+
+def paces_of(profiles: Iterable[tuple[BatchKey, Profile]], threshold: float = 1.0) -> dict[BatchKey, Pace]:
+    """The pace of every batch key, of several profiles of one the first's. Exact tasks are reckoned with as others."""
+    paces: dict[BatchKey, Pace] = {}
+    for key, profile in profiles:
+        for alike in (key, key._replace(exact=True)):
+            paces.setdefault(alike, Pace.of(profile, threshold))
+    return paces

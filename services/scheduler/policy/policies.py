@@ -7,7 +7,7 @@ from itertools import zip_longest
 from services.scheduler.planner.planned_round import PlanQuery
 from services.scheduler.policy.admitting import joining, whole_requests
 from services.scheduler.policy.ordering import decodes_in_order
-from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.pace import paces_of
 from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec
 from services.scheduler.policy.rounds import RoundSource, Work, decodes_first, filled, plain_unet_batches
 from services.scheduler.policy.running_set import Rules, RunningSet, running_set
@@ -45,9 +45,7 @@ class ConfiguredPolicy:
 
     def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
         """Which waiting tasks to place, and where."""
-        paces: dict[BatchKey, Pace] = {}
-        for (_, key), profile in snapshot.profiles.items():
-            paces.setdefault(key, Pace.of(profile))
+        paces = paces_of((key, profile) for (_, key), profile in snapshot.profiles.items())
         admissions: list[Admission] = []
         for model in sorted({lane.model for lane in snapshot.unet}):
             if self.spec.batching == "step":
@@ -94,7 +92,7 @@ class _Tick:
         self._rounds = rounds
         self._snapshot = snapshot
         self._threshold = snapshot.threshold if spec.controller else spec.threshold
-        paces = {key: Pace.of(profile, self._threshold) for key, profile in snapshot.profiles.items()}
+        paces = paces_of(snapshot.profiles.items(), self._threshold)
         self._rules = Rules(spec, bounds, paces, snapshot.budgets)
         self._in_step: list[bool] = []
         self._why: list[str] = []

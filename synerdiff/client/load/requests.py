@@ -28,6 +28,7 @@ class LoadRequest:
     num_images: int = 1
     skip_cfg: bool | None = None
     model: str | None = None
+    exact: bool | None = None
 
     def options(self) -> GenerateOptions:
         """The request as `AsyncClient.generate` takes it, beside its prompt."""
@@ -42,6 +43,7 @@ class LoadRequest:
             num_images=self.num_images,
             skip_cfg=self.skip_cfg,
             model=self.model,
+            exact=self.exact,
         )
 
 

@@ -25,7 +25,7 @@ _CHECKED_ROWS = (1, 2, 3, 16)
 
 
 class CompiledDiffers(Exception):
-    """A package whose answers are not the eager ones."""
+    """A package whose answers are not the eager ones, or files that no longer hold the weights that are served."""
 
 
 def build(subject: CompileSubject, store: PackageStore) -> Path:
@@ -76,9 +76,18 @@ def _component(subject: CompileSubject) -> tuple[Any, Any]:
     dtype, shape = dtype_from_name(subject.dtype), subject.latent_shape
     if subject.component == "unet":
         unet_side = load_unet_side(subject.model, dtype, variant=subject.variant)
+        _check_weights(unet_side.unet, subject)
         return exported.exported_unet(unet_side.unet), lambda rows: exported.unet_inputs(unet_side, shape, rows)
     vae_side = load_vae_side(subject.model, dtype, variant=subject.variant, safety_checker=False)
+    _check_weights(vae_side.vae, subject)
     return exported.ExportedVae(vae_side.vae).eval(), lambda rows: exported.vae_inputs(vae_side, shape, rows)
+
+
+def _check_weights(module: Any, subject: CompileSubject) -> None:
+    from synerdiff.models.digest import module_digest
+
+    if module_digest(module) != subject.component_digest:
+        raise CompiledDiffers(f"{subject.model}/{subject.component} holds other weights by now than are served")
 
 
 def _shape_settings() -> Any:

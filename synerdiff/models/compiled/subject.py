@@ -13,7 +13,7 @@ import torch
 Component = Literal["unet", "vae"]
 
 # To be raised by whoever changes how packages are made: older ones are compiled anew.
-RECIPE = 1
+RECIPE = 2
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -22,7 +22,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 class CompileSubject:
     """One component of a model directory, at one latent shape [C, h, w].
 
-    `component_digest` is that of its files (see `digest.component_digest`): weights are folded into the package.
+    `component_digest` is that of what is served (see `digest.module_digest`): weights are folded into the package.
     `variant` names the weight files, as for `loading.load_unet_side`.
     """
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import io
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -78,8 +78,9 @@ async def start_scheduler(
     return Scheduler(host, store)
 
 
-async def announce(redis: Redis, kind: WorkerKind, card: ModelCard = CARD) -> WorkerRecord:
+async def announce(redis: Redis, kind: WorkerKind, card: ModelCard = CARD, **fields: Any) -> WorkerRecord:
     record = WorkerRecord(f"{kind}-{card.name}", kind, "127.0.0.1:1", card, "default", "cpu:test", "boot", 1)
+    record = replace(record, **fields)
     await WorkerRegistry(redis).announce(record, ttl_s=60)
     return record
 

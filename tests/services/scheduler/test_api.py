@@ -146,6 +146,20 @@ async def test_a_full_queue_says_when_to_come_back(redis: Redis) -> None:
     await scheduler.stop()
 
 
+async def test_a_job_is_accepted_for_the_newest_weights_and_models_tell_all_that_are_served(
+    redis: Redis, client: AsyncClient, leader: Leader
+) -> None:
+    await announce(redis, "unet", worker_id="u1", weights="b" * 64, loaded_at_ms=2)
+    await announce(redis, "unet", worker_id="u2", weights="a" * 64, loaded_at_ms=1)
+    await announce(redis, "unet", worker_id="u3", weights="a" * 64, loaded_at_ms=1)
+    await announce(redis, "unet", worker_id="u4", weights="c" * 64, loaded_at_ms=3, draining=True)
+    await client.submit("pizza", exact=True)
+    request = (await leader.take()).request
+    assert (request.unet_weights, request.vae_weights, request.exact) == ("b" * 64, "", True)
+    (model,) = await client.models()
+    assert [(one.kind, one.digest[0], one.workers) for one in model.weights] == [("unet", "b", 1), ("unet", "a", 2)]
+
+
 async def test_models_say_whether_they_are_served_just_now(redis: Redis, client: AsyncClient) -> None:
     assert [(model.card, model.available) for model in await client.models()] == [(CARD, False)]
     await announce(redis, "vae")

@@ -59,6 +59,7 @@ class VirtualUnet:
     residents: dict[str, Resident] = field(default_factory=dict)
     commands: deque[WorkerEffect] = field(default_factory=deque)
     epoch: int = 0
+    weights: str = ""
 
     @property
     def arena_id(self) -> str:
@@ -67,7 +68,9 @@ class VirtualUnet:
 
     def lane(self) -> UnetLaneState:
         """What a stream reports when it opens."""
-        return UnetLaneState(self.worker_id, self.domain, self.model, slots=self.slots, arena_address=self.worker_id)
+        lane = UnetLaneState(self.worker_id, self.domain, self.model, slots=self.slots, arena_address=self.worker_id)
+        lane.weights = self.weights
+        return lane
 
     def resident_tasks(self) -> list[ResidentTask]:
         """Likewise."""
@@ -135,10 +138,11 @@ class VirtualVae:
     model: str = "emoji"
     commands: deque[WorkerEffect] = field(default_factory=deque)
     outbox: dict[str, DecodedImage] = field(default_factory=dict)
+    weights: str = ""
 
     def lane(self) -> VaeLaneState:
         """What a stream reports when it opens."""
-        return VaeLaneState(self.worker_id, self.domain, self.model)
+        return VaeLaneState(self.worker_id, self.domain, self.model, weights=self.weights)
 
     def die(self) -> None:
         """Forget everything."""

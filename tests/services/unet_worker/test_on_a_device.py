@@ -170,10 +170,10 @@ def test_a_task_that_fails_is_told_of_after_what_ran_before_it(
 ) -> None:
     make = Denoiser.make
 
-    def failing(denoiser: Denoiser, call: PreparedCall) -> StepOutcome:
-        if call.tasks[0].spec.task_id == "b/0":
+    def failing(denoiser: Denoiser, parts: Sequence[PreparedCall]) -> StepOutcome:
+        if parts[0].tasks[0].spec.task_id == "b/0":
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return make(denoiser, call)
+        return make(denoiser, parts)
 
     monkeypatch.setattr(Denoiser, "make", failing)
     device.gpu.idle.clear()
@@ -217,7 +217,9 @@ def test_memory_that_does_not_suffice_to_prepare_a_call_fails_that_call_alone(
 ) -> None:
     prepare = Denoiser.prepare
 
-    def failing(denoiser: Denoiser, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> PreparedCall:
+    def failing(
+        denoiser: Denoiser, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()
+    ) -> tuple[PreparedCall, ...]:
         if len(tasks) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return prepare(denoiser, tasks, skipping)

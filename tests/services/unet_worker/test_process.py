@@ -1,10 +1,12 @@
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from redis.asyncio import Redis
 
@@ -14,15 +16,18 @@ from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.settings import UnetWorkerSettings
 from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
 from synerdiff.models.device import open_device
-from synerdiff.models.digest import model_digest
+from synerdiff.models.digest import model_digest, weights_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.layout import read_layout
+from synerdiff.models.loading import load_unet_side
 from synerdiff.mps import DeviceShare
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import open_channel, serving
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
-from tests.services.unet_worker.leader import leading
+from synerdiff.v1 import stages_pb2, stages_pb2_grpc
+from synerdiff.wire import stages
+from tests.services.unet_worker.leader import Leader, leading
 from tests.services.unet_worker.specs import spec
 from tests.synerdiff.models.fake_gpu import FakeGpu
 from tests.tiny_models import tiny_model
@@ -79,6 +84,40 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
             await leader.release("a/0")
             assert await asyncio.wait_for(process.wait(), HANG_S) == 0
     assert [card.name for card in await registry.cards()] == ["tiny"]
+
+
+async def test_what_a_process_serves_outlives_the_files_that_it_was_read_from(
+    redis: Redis, redis_server: RedisProcess, tmp_path: Path
+) -> None:
+    model = tiny_model("sd1", tmp_path / "tiny")
+    held = weights_digest(load_unet_side(model, dtype_from_name("float32")))
+    flags = ("--model", str(model), "--redis-url", redis_server.url, "--pool", "test", "--dtype", "float32")
+    async with worker_process(*flags) as process:
+        record = await announced(WorkerRegistry(redis))
+        assert record.weights == held
+        async with open_channel(record.address) as channel, leading(channel) as leader:
+            before = await drawn(channel, leader, "a/0")
+            for path in model.glob("*/*.safetensors"):
+                with path.open("r+b") as file:
+                    file.seek(4096)
+                    file.write(bytes(path.stat().st_size - 4096))
+            assert await drawn(channel, leader, "b/0") == before
+            for path in model.glob("*/*.safetensors"):
+                os.truncate(path, 0)
+            assert await drawn(channel, leader, "c/0") == before
+            assert process.returncode is None
+
+
+async def drawn(channel: grpc.aio.Channel, leader: Leader, task_id: str) -> bytes:
+    """The finished latents of a task, as VAE workers read them."""
+    await leader.admit(spec(task_id, num_inference_steps=2))
+    done = await leader.run([(task_id, 0)], [(task_id, 1)])
+    ((_, slot),) = done.finished
+    request = stages_pb2.ReadLatentsRequest(slots=[stages.slot_ref_to_pb(slot)])
+    reply = await stages_pb2_grpc.LatentsArenaStub(channel).Read(request)
+    data: bytes = reply.slots[0].data
+    assert data
+    return data
 
 
 def test_no_request_pays_for_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Decoding a batch: the same pictures as diffusers makes, and each failure laid where it belongs."""
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,20 @@ def test_a_vae_that_is_not_known_is_decoded_whole_with_one_warning() -> None:
             assert decoding.advance(0.1)
             assert len(pixels(decoding.outcomes())) == 1
     assert [log["reason"] for log in logs] == ["vae: use_slicing is set"]
+
+
+def test_an_exact_picture_is_the_same_however_the_others_are_decoded(vae_side: VaeSide) -> None:
+    """Whole, alone and eager, with contiguous weights: whatever was compiled, measured or planned."""
+
+    def refuse(_: torch.Tensor) -> Images:
+        raise AssertionError("an exact picture was decoded otherwise")
+
+    (latents,) = as_stored(latents_of(1, SIDE, SIDE))
+    fresh = BatchDecoder(vae_side).begin([latents], SIDE, SIDE, bands=1, exact=True)
+    assert fresh.advance(1.0)
+    laid_out = replace(vae_side, vae=copy.deepcopy(vae_side.vae).to(memory_format=torch.channels_last))
+    other = BatchDecoder(laid_out, refuse).begin([latents], SIDE, SIDE, bands=4, exact=True)
+    assert other.advance(0.01), "it is one piece"
+    np.testing.assert_array_equal(pixels(fresh.outcomes()), pixels(other.outcomes()))
+    with pytest.raises(ValueError, match="2 images"):
+        BatchDecoder(vae_side).begin([latents, latents], SIDE, SIDE, bands=1, exact=True)

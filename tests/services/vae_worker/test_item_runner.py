@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,10 +39,10 @@ class CountingDecoder(BatchDecoder):
         self.begun: list[int] = []
         self.threads: list[int] = []
 
-    def begin(self, batch: Any, width: int, height: int, bands: int) -> Any:
+    def begin(self, batch: Any, width: int, height: int, bands: int, exact: bool = False) -> Any:
         self.begun.append(len(batch))
         self.threads.append(torch.get_num_threads())
-        return super().begin(batch, width, height, bands)
+        return super().begin(batch, width, height, bands, exact)
 
 
 class Device:
@@ -64,8 +65,8 @@ class Device:
         resumed = tuple(entry for entry in entries if entry.first_chunk > 0)
         return self.runner.run(ItemWork(1, execution or Execution(), fresh, resumed), decodes)
 
-    def done(self, decodes: PlanDecodes, entries: list[DecodeEntry]) -> ItemOutcome:
-        outcome = self.run(decodes, entries)
+    def done(self, decodes: PlanDecodes, entries: list[DecodeEntry], execution: Execution | None = None) -> ItemOutcome:
+        outcome = self.run(decodes, entries, execution)
         assert outcome is not None
         return outcome
 
@@ -108,6 +109,13 @@ def test_a_decode_spans_items_by_its_chunks(device: Device, monkeypatch: pytest.
     assert took_ms == {"a": 2000, "b": 2000, "c": 1000}, "the time of the first item counts too"
 
 
+def test_exact_entries_are_decoded_one_by_one_with_the_same_threads(device: Device) -> None:
+    entries = [replace(entry(name), exact=True) for name in "abc"]
+    outcome = device.done(device.plan(entries), entries, Execution(threads=usable_cores()))
+    assert (device.decoder.begun, set(device.decoder.threads)) == ([1, 1, 1], {1})
+    assert set(pictures(outcome)) == {"a", "b", "c"}
+
+
 def test_tasks_that_part_later_are_not_one_batch(device: Device) -> None:
     items = [[entry("a", 0, 1, 2), entry("b", 0, 1, 2)], [entry("a", 1, 2, 2)], [entry("b", 1, 2, 2)]]
     decodes = device.plan(*items)
@@ -147,10 +155,10 @@ def test_what_is_abandoned_is_not_run_and_frees_its_progress(device: Device) -> 
 def test_a_fault_fails_its_batch_and_no_other(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = device.decoder.begin
 
-    def faulty(batch: Any, width: int, height: int, bands: int) -> Any:
+    def faulty(batch: Any, width: int, height: int, bands: int, exact: bool) -> Any:
         if bands == 3:
             raise KeyError("ours")
-        return begin(batch, width, height, bands)
+        return begin(batch, width, height, bands, exact)
 
     monkeypatch.setattr(device.decoder, "begin", faulty)
     items = [[entry("a", 0, 3, 3), entry("b")]]

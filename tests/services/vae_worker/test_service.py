@@ -354,10 +354,12 @@ class GatedDecoder(BatchDecoder):
         self.begun = threading.Semaphore(0)
         self.gate = threading.Semaphore(0)
 
-    def begin(self, batch: Sequence[Latents], width: int, height: int, bands: int) -> DecodeInProgress:
+    def begin(
+        self, batch: Sequence[Latents], width: int, height: int, bands: int, exact: bool = False
+    ) -> DecodeInProgress:
         self.begun.release()
         assert self.gate.acquire(timeout=HANG_S)
-        return super().begin(batch, width, height, bands)
+        return super().begin(batch, width, height, bands, exact)
 
     async def decoding(self) -> None:
         assert await asyncio.to_thread(self.begun.acquire, timeout=HANG_S)
@@ -435,7 +437,7 @@ async def test_a_leader_that_goes_away_leaves_no_plans_behind(stage: Stage, gate
 
 async def test_a_dead_device_ends_the_work(vae_side: VaeSide) -> None:
     class DeadDecoder(BatchDecoder):
-        def begin(self, batch: Sequence[Latents], width: int, height: int, bands: int) -> DecodeInProgress:
+        def begin(self, *_: object, **__: object) -> DecodeInProgress:
             raise DeviceFailed("the device is gone")
 
     class Arenas(ArenaClient):

@@ -40,6 +40,7 @@ def test_every_option_arrives() -> None:
         skip_cfg=[1, 3],
         skip_cfg_max_fraction=0.5,
         preview_every=2,
+        exact=False,
         request_id="mine",
     )
     assert set(options) == set(GenerateOptions.__annotations__), "this test must cover every option"
@@ -57,6 +58,7 @@ def test_every_option_arrives() -> None:
     assert pb.timeout.ToMilliseconds() == 1500
     assert (pb.skip_cfg.mode, list(pb.skip_cfg.steps)) == (images_pb2.SKIP_CFG_MODE_FIXED, [1, 3])
     assert pb.skip_cfg.max_fraction == 0.5
+    assert (pb.HasField("exact"), pb.exact) == (True, False)
     assert pb.request_id == "mine"
 
 

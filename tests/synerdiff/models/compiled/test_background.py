@@ -11,11 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from structlog.testing import capture_logs
 from torch import Tensor
 
 from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions, CompileSubject, PackageStore, no_request
 from synerdiff.models.compiled.background import default_directory
+from synerdiff.models.digest import module_digest
+from synerdiff.models.loading import load_unet_side
 from tests.waiting import HANG_S, wait_until
 
 Call = Callable[..., Tensor]
@@ -35,7 +38,8 @@ compiler.wait()
 @pytest.fixture
 def told(tiny_models: dict[str, Path]) -> CompileSubject:
     """A tiny model's UNet."""
-    return CompileSubject("unet", str(tiny_models["sd1"]), "0" * 64, "float32", (4, 8, 8))
+    digest = module_digest(load_unet_side(tiny_models["sd1"], torch.float32).unet)
+    return CompileSubject("unet", str(tiny_models["sd1"]), digest, "float32", (4, 8, 8))
 
 
 @pytest.fixture
@@ -103,6 +107,14 @@ def test_a_broken_package_is_said_and_removed(options: CompilerOptions, told: Co
     (log,) = logs
     assert (log["log_level"], log["component"]) == ("warning", "unet")
     assert log["reason"]
+
+
+@pytest.mark.usefixtures("compiler_at_hand")
+def test_files_that_hold_other_weights_by_now_are_not_compiled(options: CompilerOptions, told: CompileSubject) -> None:
+    with capture_logs() as logs:
+        assert request_and_wait(options, replace(told, component_digest="0" * 64)) == []
+    (log,) = logs
+    assert "unet holds other weights by now than are served" in log["reason"]
 
 
 def test_one_request_that_fails_does_not_stop_the_next(options: CompilerOptions, told: CompileSubject) -> None:
