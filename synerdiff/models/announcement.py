@@ -17,14 +17,20 @@ from synerdiff.registry import WorkerKind, WorkerRecord
 from synerdiff.worker_settings import WorkerSettings
 
 
-def compile_subject(component: Component, model: Path, side: UnetSide | VaeSide) -> CompileSubject:
-    """What a worker of a model directory has compiled, at the native size. Reads all weights. Raises ModelLoadError."""
+def compile_subject(
+    component: Component, model: Path, side: UnetSide | VaeSide, variant: str = "auto"
+) -> CompileSubject:
+    """What a worker of a model directory has compiled, at the native size. Reads all weights. Raises ModelLoadError.
+
+    `variant`: by which `side` was loaded.
+    """
     return CompileSubject(
         component=component,
         model=str(model.resolve()),
         component_digest=component_digest(read_layout(model), component),
         dtype=dtype_name(_loaded_dtype(side)),
         latent_shape=side.latent_shape(*side.native_size),
+        variant=variant,
     )
 
 

@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
 from synerdiff.models.family import PromptEmbeds
 from synerdiff.models.layout import ModelLayout
+
+
+_VECTORS = TextualInversionLoaderMixin()
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,9 @@ class PromptTokenizer:
         return int(self.tokenizer.model_max_length)
 
     def __call__(self, prompt: str) -> Tokens:
-        """Tokenize one prompt."""
+        """Tokenize one prompt. A token that stands for several vectors of textual inversion becomes all of them."""
         with self.lock:
+            prompt = _VECTORS.maybe_convert_prompt(prompt, self.tokenizer)
             padded = self.tokenizer(
                 prompt, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
             )
@@ -75,6 +80,8 @@ def load_tokenizer(layout: ModelLayout, component: str, text_config: dict[str, A
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise layout.refuse(f"{component} does not load: {error}") from error
     positions = text_config.get("max_position_embeddings", 77)
+    if tokenizer.model_max_length is None or positions is None:
+        raise layout.refuse(f"{component} or its text encoder does not say how many tokens it takes")
     if tokenizer.model_max_length > positions:
         raise layout.refuse(
             f"{component} has model_max_length {tokenizer.model_max_length}, "
