@@ -1,7 +1,7 @@
 """The samplers of a model: their tables, the steps they can do, and which one is the model's own."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -131,19 +131,29 @@ def _limits(config_json: str, sampler: Sampler) -> SamplerLimits | str:
     """What a sampler can do with a scheduler config, or why it cannot be served with it."""
     try:
         fewest, most = steps_range(_new_scheduler(config_json, sampler))
-        steps = min(most, _TRIED_STEPS)
-        calls, fewer = (_calls(config_json, sampler, max(n, fewest)) for n in (steps, steps - 1))
+        last = min(most, _TRIED_STEPS)
+        calls = _calls(config_json, sampler, sorted({max(last - 1, fewest), last}))
     except (UnsupportedScheduler, SchedulerNotMade) as error:
         _log.info("sampler_not_served", sampler=sampler.name, reason=str(error))
         return str(error)
-    if sampler is not Sampler.OWN or not calls or not fewer:
+    if sampler is not Sampler.OWN or len(calls) < 2:
         return SamplerLimits(sampler, fewest, most)
-    return SamplerLimits(sampler, fewest, most, calls - fewer, calls - (calls - fewer) * steps)
+    a_step = calls[last] - calls[last - 1]
+    return SamplerLimits(sampler, fewest, most, a_step, calls[last] - a_step * last)
 
 
-def _calls(config_json: str, sampler: Sampler, num_inference_steps: int) -> int:
-    """UNet calls of so many steps; 0 where diffusers cannot do just those, as happens where timesteps coincide."""
-    try:
-        return _table(config_json, sampler, num_inference_steps).num_calls
-    except UnsupportedSteps:
-        return 0
+def _calls(config_json: str, sampler: Sampler, tried_steps: Sequence[int]) -> dict[int, int]:
+    """UNet calls by number of steps, of those that can be run: timesteps of a few numbers may coincide.
+
+    Raises UnsupportedScheduler where none can.
+    """
+    calls: dict[int, int] = {}
+    reason = ""
+    for steps in tried_steps:
+        try:
+            calls[steps] = _table(config_json, sampler, steps).num_calls
+        except UnsupportedSteps as error:
+            reason = f"diffusers itself cannot run it with {steps} steps: {error.reason}"
+    if not calls:
+        raise UnsupportedScheduler(reason)
+    return calls

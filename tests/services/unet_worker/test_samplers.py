@@ -288,6 +288,10 @@ def test_options_that_the_pipeline_corrected_are_not_dropped_again() -> None:
 UNSERVED = [
     ({"_class_name": "DDIMScheduler", "clip_sample": True}, r"DDIMScheduler.step is not linear at call 0 \(clip_sample=T"),
     ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "its coefficients are not all finite"),
+    (
+        {"_class_name": "UniPCMultistepScheduler", "lower_order_final": False},
+        "cannot run it with 20 steps: its coefficients are not all finite",
+    ),
     ({"_class_name": "LMSDiscreteScheduler"}, "LMSDiscreteScheduler needs scipy, which is not installed"),
     ({"_class_name": "DPMSolverSDEScheduler"}, "DPMSolverSDEScheduler needs torchsde, which is not installed"),
     ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}, "Make sure to install scipy"),
