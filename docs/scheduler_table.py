@@ -121,7 +121,11 @@ def base(name: str) -> dict[str, Any]:
 def taken(name: str) -> set[str]:
     """The options that a class takes."""
     scheduler_class = getattr(diffusers.schedulers, name)
-    return set() if isinstance(scheduler_class, DummyObject) else set(inspect.signature(scheduler_class.__init__).parameters)
+    return (
+        set()
+        if isinstance(scheduler_class, DummyObject)
+        else set(inspect.signature(scheduler_class.__init__).parameters)
+    )
 
 
 def values(name: str, option: str, parameter: inspect.Parameter) -> list[Any]:
@@ -177,17 +181,19 @@ class Studio:
 
     def level(self, side: UnetSide, name: str, task: TaskSpec) -> str:
         """The worst difference of any pixel, in levels of 255."""
+        said = ""
         try:
             expected = self.by_diffusers(name, task)
         except Exception as error:
-            expected = None
-            said = in_one_line(error)
+            expected, said = None, in_one_line(error)
         try:
             (latents,) = served_latents(side, [task])
         except (UnsupportedSteps, UnsupportedScheduler) as error:
-            assert expected is None or not np.isfinite(expected).all(), f"{name} {task}: only refused here: {error}"
-            return "refused"
-        assert expected is not None, f"{name} {task}: served, but diffusers says {said}"
+            if expected is None or not np.isfinite(expected).all():
+                return "refused"
+            raise RuntimeError(f"{name} {task}: refused here, drawn by diffusers") from error
+        if expected is None:
+            raise RuntimeError(f"{name} {task}: served, but diffusers says {said}")
         served = self.vae_side.decode(latents[None])[0]
         return str(int(np.abs(served.astype(int) - (expected * 255).round().astype(int)).max()))
 

@@ -10,7 +10,7 @@ from synerdiff.skip_cfg import SkipCfgBudget
 
 
 class Sampler(IntEnum):
-    """The samplers of the public API, by the proto's numbers. OWN: a model's own scheduler that is none of the others."""
+    """The samplers of the public API, by the proto's numbers. OWN: a model's own scheduler, where it is no other."""
 
     DDIM = 1
     DDPM = 2

@@ -40,9 +40,7 @@ async def running(options: LocalOptions) -> AsyncIterator[Running]:
         await check_redis(options.redis_url)
     deployment = plan_deployment(options)
     with StartupDisplay(deployment.children) as display:
-        async with Supervisor(
-            deployment.children, on_change=display.change, on_refused=display.refuse
-        ) as supervisor:
+        async with Supervisor(deployment.children, on_change=display.change, on_refused=display.refuse) as supervisor:
             await supervisor.start()
             names = {model.name for model in options.models}
             await supervisor.guard(_models_are_available(deployment.addresses[0], names, supervisor.left_out))

@@ -88,8 +88,8 @@ class _Child:
 class Supervisor:
     """`async with Supervisor(specs) as supervisor`: the children run inside the block and are gone after it.
 
-    `on_change` hears of every change of a child's state, `on_refused` of a group that is left out and why. Use `guard` to
-    work while the children live.
+    `on_change` hears of every change of a child's state, `on_refused` of a group that is left out and why. Use `guard`
+    to work while the children live.
     """
 
     def __init__(

@@ -31,8 +31,8 @@ def load_model(
 ) -> tuple[UnetSide, ModelCard]:
     """The UNet side of the model in `path`, and its card under `name` (empty: the directory's own).
 
-    `variant`, `device`: as for `load_unet_side`; `max_side`: pixels, None for the model's own; `replacement`: the sampler
-    that stands in for a scheduler of the model's own that cannot be served.
+    `variant`, `device`: as for `load_unet_side`; `max_side`: pixels, None for the model's own; `replacement`: the
+    sampler that stands in for a scheduler of the model's own that cannot be served.
     Raises ModelLoadError, before weights are read where the configs tell.
     """
     default = _default_sampler(path, replacement)

@@ -22,8 +22,8 @@ def steps_range(scheduler: Any) -> tuple[int, int]:
     coincide or run out. "Can" means that diffusers runs: with "trailing" spacing it adds a timestep of -1 to some
     schedules of 61 steps and more, and so does the table.
 
-    Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does, and, with what diffusers
-    says, where it cannot run with few steps nor more.
+    Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does, and, with what
+    diffusers says, where it cannot run with few steps nor more.
     """
     trained = int(scheduler.config.get("num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS))
     # Some schedulers set all their training timesteps when they are made, which can take half a second: not twice.

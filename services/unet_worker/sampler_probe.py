@@ -2,8 +2,8 @@
 
 A scheduler's *memories* are the tensors of the sample's shape that it keeps from one call to the next. Before each call
 every memory is replaced by a basis vector, and sample and model output are basis vectors too. So what the call returns,
-and what it leaves in its memories, are the lists of that call's coefficients. Some extra dimensions hold zeros in all of
-them: whatever comes back there is noise.
+and what it leaves in its memories, are the lists of that call's coefficients. Some extra dimensions hold zeros in all
+of them: whatever comes back there is noise.
 """
 
 import inspect
@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from services.unet_worker.sampler_table import NoiseDtype

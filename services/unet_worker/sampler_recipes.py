@@ -31,7 +31,7 @@ class OwnScheduler:
 
     def build(self, scheduler_config: Mapping[str, Any]) -> Any:
         """As `SchedulerRecipe.build`."""
-        # Of options that are named here diffusers takes its own default instead, and so drops what a pipeline corrected.
+        # Of options that it names diffusers takes its own default instead, and so drops what a pipeline corrected.
         options = {option: value for option, value in scheduler_config.items() if option != "_use_default_values"}
         return make_scheduler(str(scheduler_config.get("_class_name")), options)
 
@@ -90,10 +90,14 @@ RECIPES: Mapping[Sampler, SchedulerRecipe | OwnScheduler] = MappingProxyType(
 def sampler_like_own(scheduler_config: Mapping[str, Any]) -> Sampler:
     """The sampler that is the model's own scheduler in every option; OWN where none is. Raises SchedulerNotMade."""
     own = OwnScheduler().build(scheduler_config)
-    for sampler, recipe in RECIPES.items():
-        if isinstance(recipe, SchedulerRecipe) and recipe.class_name == type(own).__name__:
-            if _options(recipe.build(scheduler_config)) == _options(own):
-                return sampler
+    same_class = {
+        sampler: recipe
+        for sampler, recipe in RECIPES.items()
+        if isinstance(recipe, SchedulerRecipe) and recipe.class_name == type(own).__name__
+    }
+    for sampler, recipe in same_class.items():
+        if _options(recipe.build(scheduler_config)) == _options(own):
+            return sampler
     return Sampler.OWN
 
 

@@ -37,7 +37,7 @@ _log = get_logger("samplers")
 
 @dataclass(frozen=True)
 class DefaultSampler:
-    """What a model is served with where a request does not say. `refused`: why that is not the model's own scheduler."""
+    """What a model is served with where a request does not say. `refused`: why that is not its own scheduler."""
 
     sampler: Sampler
     refused: str = ""

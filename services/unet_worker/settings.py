@@ -3,7 +3,6 @@
 from pydantic import Field
 
 from synerdiff.cards import Sampler
-
 from synerdiff.worker_settings import WorkerSettings
 
 

@@ -18,7 +18,9 @@ class ModelLoadError(Exception):
 def in_one_line(error: Exception) -> str:
     """What a library raised, in one line; with its type where its words alone say little."""
     words = _line(str(error), _MOST_OF_A_LIBRARY)
-    return words if words and isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: {words}"
+    return (
+        words if words and isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: {words}"
+    )
 
 
 def _line(text: str, most: int) -> str:

@@ -3,6 +3,7 @@
 Everything that configs can tell is checked before any weights are read, so a wrong directory is refused at once.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,7 @@ def _open(path: Path | str) -> tuple[ModelLayout, Family]:
     family = _detect_family(layout)
     layout.require("unet", "UNet2DConditionModel")
     layout.require("vae", "AutoencoderKL")
+    _check_sizes(layout)
     _check_latents(layout)
     family.check(layout)
     return layout, family
@@ -153,6 +155,20 @@ def _detect_family(layout: ModelLayout) -> Family:
         if family.matches(layout):
             return family
     raise layout.refuse("its text encoder is neither CLIP-L (hidden_act quick_gelu) nor OpenCLIP (gelu)")
+
+
+def _check_sizes(layout: ModelLayout) -> None:
+    """That what pictures are measured by can be reckoned with."""
+    sample_size = layout.config("unet").get("sample_size")
+    sides = sample_size if isinstance(sample_size, list) and len(sample_size) == 2 else [sample_size]
+    blocks, scale = layout.config("vae").get("block_out_channels"), layout.config("vae").get("scaling_factor", 1.0)
+    for name, value, fits in (
+        ("unet/config.json has sample_size", sample_size, all(type(side) is int for side in sides)),
+        ("vae/config.json has block_out_channels", blocks, isinstance(blocks, list) and len(blocks) > 0),
+        ("vae/config.json has scaling_factor", scale, type(scale) in (int, float) and scale != 0),
+    ):
+        if not fits:
+            raise layout.refuse(f"{name} {json.dumps(value)}, which says nothing")
 
 
 def _check_latents(layout: ModelLayout) -> None:

@@ -21,14 +21,15 @@ class SchedulerNotMade(Exception):
 
 def make_scheduler(class_name: str, options: Mapping[str, Any], **overrides: Any) -> Any:
     """A diffusers scheduler, by `from_config`. Raises SchedulerNotMade."""
-    scheduler_class = getattr(diffusers, class_name, None)
+    scheduler_class: Any = getattr(diffusers, class_name, None)
     if isinstance(scheduler_class, DummyObject):
         missing = " and ".join(name for name in scheduler_class._backends if importlib.util.find_spec(name) is None)
         raise SchedulerNotMade(f"{class_name} needs {missing}, which is not installed")
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
         raise SchedulerNotMade(f"{class_name} is not one of the schedulers of diffusers {diffusers.__version__}")
+    constructor: Any = scheduler_class
     try:
-        return scheduler_class.from_config(dict(options), **overrides)
+        return constructor.from_config(dict(options), **overrides)
     except Exception as error:  # whatever a constructor makes of options that it does not check
         raise SchedulerNotMade(f"{class_name} cannot be made of its config: {in_one_line(error)}") from error
 
@@ -36,13 +37,15 @@ def make_scheduler(class_name: str, options: Mapping[str, Any], **overrides: Any
 def own_scheduler_config(layout: ModelLayout) -> dict[str, Any]:
     """All options of the scheduler that diffusers' pipeline of this directory has, and its class as `_class_name`.
 
-    The class is what model_index.json says, and the pipeline corrects options that are outdated. A scheduler that cannot
-    be made leaves the file as it stands. Raises ModelLoadError where class or file are missing.
+    The class is what model_index.json says, and the pipeline corrects options that are outdated. A scheduler that
+    cannot be made leaves the file as it stands. Raises ModelLoadError where class or file are missing.
     """
     library, class_name = layout.component("scheduler")
     if library != "diffusers":
         raise layout.refuse(f"its scheduler {class_name} is not one of diffusers' but of {library}")
     options = layout.config("scheduler", SCHEDULER_CONFIG)
+    if not isinstance(options.get("_class_name", ""), str):
+        raise layout.refuse(f"scheduler/{SCHEDULER_CONFIG} has a _class_name that is no text")
     try:
         scheduler = make_scheduler(class_name, options)
     except SchedulerNotMade:

@@ -112,8 +112,8 @@ class Sdxl(Family):
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         tokenizers = (
-            load_tokenizer(layout, "tokenizer", layout.config("text_encoder")),
-            load_tokenizer(layout, "tokenizer_2", layout.config("text_encoder_2")),
+            load_tokenizer(layout, "tokenizer", "text_encoder"),
+            load_tokenizer(layout, "tokenizer_2", "text_encoder_2"),
         )
         if tokenizers[0].max_tokens != tokenizers[1].max_tokens:
             raise layout.refuse("its tokenizers differ in model_max_length")

@@ -47,7 +47,7 @@ class StableDiffusionFamily(Family):
         from transformers import CLIPTextModel
 
         return ClipPromptEncoder(
-            tokenizer=load_tokenizer(layout, "tokenizer", layout.config("text_encoder")),
+            tokenizer=load_tokenizer(layout, "tokenizer", "text_encoder"),
             text_encoder=load_transformers_model(CLIPTextModel, layout, "text_encoder", dtype, variant, device),
             at_once=prompts_at_once(device),
         )

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # Commands of others that the pages show.
-OTHERS = re.compile(r"^\s*(--set-file|kubectl|helm|docker|curl|grpcurl|pip|redis-cli|nvidia-\S+|git|perf|numactl|openssl)\b")
+OTHERS = re.compile(
+    r"^\s*(--set-file|kubectl|helm|docker|curl|grpcurl|pip|redis-cli|nvidia-\S+|git|perf|numactl|openssl)\b"
+)
 
 
 def _of_services() -> dict[str, bool]:
@@ -43,7 +45,9 @@ def _of_the_command_line() -> set[str]:
 
 def _of_scripts() -> set[str]:
     """Flags of the modules that are run with `python -m`."""
-    sources = [path for folder in ("bench", "deploy", "docs", "models", "services") for path in (ROOT / folder).rglob("*.py")]
+    sources = [
+        path for folder in ("bench", "deploy", "docs", "models", "services") for path in (ROOT / folder).rglob("*.py")
+    ]
     return {flag for path in sources for flag in re.findall(r"[\"'](--[a-z][a-z0-9-]*)[\"']", path.read_text())}
 
 

@@ -65,7 +65,7 @@ def spec_of(card: ModelCard, prompt: str = "a red car", steps: int = 6) -> TaskS
 
 
 def assert_draws_as_diffusers(path: Path, prompt: str = "a red car") -> ModelCard:
-    """That a request which names no sampler and no size gets the picture of diffusers' own pipeline of the directory."""
+    """That a request which names no sampler and no size gets the picture of diffusers' own pipeline."""
     side, card = load_model(path, torch.float32)
     spec = spec_of(card, prompt)
     (latents,) = served_latents(side, [spec])
@@ -104,8 +104,16 @@ PLAYGROUND = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7
     [
         ("sdxl", "EDMDPMSolverMultistepScheduler", PLAYGROUND),
         ("sdxl", "EDMEulerScheduler", {"sigma_data": 0.5}),
-        ("sd1", "DPMSolverMultistepScheduler", BETAS | {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}),
-        ("sd1", "DPMSolverMultistepScheduler", BETAS | {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+        (
+            "sd1",
+            "DPMSolverMultistepScheduler",
+            BETAS | {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
+        ),
+        (
+            "sd1",
+            "DPMSolverMultistepScheduler",
+            BETAS | {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        ),
         ("sd1", "PNDMScheduler", BETAS | {"skip_prk_steps": False, "steps_offset": 1}),
         ("sd1", "UniPCMultistepScheduler", BETAS),
         ("sd2", "UniPCMultistepScheduler", BETAS | {"prediction_type": "v_prediction"}),
@@ -160,7 +168,11 @@ def test_a_conversion_of_2022_has_the_size_that_the_pipeline_gives_it(copy_of: A
     [
         ("LMSDiscreteScheduler", BETAS, "LMSDiscreteScheduler needs scipy, which is not installed"),
         ("EulerDiscreteScheduler", BETAS | {"use_beta_sigmas": True}, "Make sure to install scipy"),
-        ("DDIMScheduler", BETAS | {"thresholding": True}, r"DDIMScheduler.step is not linear at call 0 (thresholding=True)"),
+        (
+            "DDIMScheduler",
+            BETAS | {"thresholding": True},
+            r"DDIMScheduler.step is not linear at call 0 (thresholding=True)",
+        ),
         ("DDIMScheduler", {"beta_start": None}, "DDIMScheduler cannot be made of its config: TypeError"),
         ("RePaintScheduler", {}, "diffusers itself cannot run RePaintScheduler"),
     ],

@@ -162,7 +162,7 @@ class Hiding(HandWrittenScheduler):
 )
 def test_what_the_probe_cannot_see_is_refused_when_the_table_is_tried(scheduler: HandWrittenScheduler) -> None:
     table = build_table(probe_scheduler(replace(scheduler), MAX_LISTED + 8))
-    with pytest.raises(UnsupportedScheduler, match="does at call [0-9]+ what is no sum of samples"):
+    with pytest.raises(UnsupportedScheduler, match=r"does at call \d+ what is no sum of samples"):
         check_table(table, replace(scheduler), MAX_LISTED + 8)
     fewer = remembering(MAX_LISTED)
     check_table(build_table(probe_scheduler(replace(fewer), MAX_LISTED + 8)), fewer, MAX_LISTED + 8)

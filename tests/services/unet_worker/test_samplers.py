@@ -286,7 +286,10 @@ def test_options_that_the_pipeline_corrected_are_not_dropped_again() -> None:
 
 
 UNSERVED = [
-    ({"_class_name": "DDIMScheduler", "clip_sample": True}, r"DDIMScheduler.step is not linear at call 0 \(clip_sample=T"),
+    (
+        {"_class_name": "DDIMScheduler", "clip_sample": True},
+        r"DDIMScheduler.step is not linear at call 0 \(clip_sample=T",
+    ),
     ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "its coefficients are not all finite"),
     (
         {"_class_name": "UniPCMultistepScheduler", "lower_order_final": False},

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from services.unet_worker import model as worker_model
 from services.unet_worker.model import load_model, warm_up
-from synerdiff.cards import ModelCard, SamplerLimits, Sampler
+from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.models.compiled import CompiledUnet, no_request
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.loading import load_vae_side
@@ -44,7 +44,9 @@ def served(path: Path) -> tuple[np.ndarray[Any, Any], ModelCard]:
     """The picture of a request that names nothing, as the two workers make it."""
     side, card = load_model(path, torch.float32)
     warm_up(side, CompiledUnet(side, no_request, 0), card)
-    task = TaskSpec("odd/0", "a red car", "", card.native_width, card.native_height, STEPS, 5.0, 3, card.default_sampler, 0)
+    task = TaskSpec(
+        "odd/0", "a red car", "", card.native_width, card.native_height, STEPS, 5.0, 3, card.default_sampler, 0
+    )
     (latents,) = served_latents(side, [task])
     return load_vae_side(path, torch.float32).decode(latents[None])[0], card
 
@@ -116,7 +118,9 @@ def shard(component: str, stem: str, index_name: str) -> Change:
         names = sorted(weights)
         halves = {1: names[: len(names) // 2], 2: names[len(names) // 2 :]}
         for number, half in halves.items():
-            save_file({n: weights[n] for n in half}, folder / f"{stem}-0000{number}-of-00002.safetensors", {"format": "pt"})
+            save_file(
+                {n: weights[n] for n in half}, folder / f"{stem}-0000{number}-of-00002.safetensors", {"format": "pt"}
+            )
         (folder / f"{stem}.safetensors").unlink()
         files = {n: f"{stem}-0000{number}-of-00002.safetensors" for number, half in halves.items() for n in half}
         (folder / index_name).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
@@ -140,7 +144,10 @@ SERVED: dict[str, tuple[FamilyName, Change]] = {
     "sharded-unet": ("sd1", shard("unet", STEM, f"{STEM}.safetensors.index.json")),
     "sharded-vae": ("sd1", shard("vae", STEM, f"{STEM}.safetensors.index.json")),
     "sharded-text-encoder": ("sd2", shard("text_encoder", "model", "model.safetensors.index.json")),
-    "unknown-keys-in-configs": ("sd1", both(edit(UNET, of_a_fork=1), edit(VAE, of_a_fork=[1]), edit(SCHEDULER, mine="x"))),
+    "unknown-keys-in-configs": (
+        "sd1",
+        both(edit(UNET, of_a_fork=1), edit(VAE, of_a_fork=[1]), edit(SCHEDULER, mine="x")),
+    ),
     "unknown-key-in-the-index": ("sd1", edit(INDEX, _name_or_path="/somewhere/else")),
     "null-optional-component": ("sd1", edit(INDEX, image_encoder=[None, None])),
     "no-diffusers-version": ("sd1", both(drop(UNET, "_diffusers_version"), drop(INDEX, "_diffusers_version"))),
@@ -162,7 +169,6 @@ SERVED: dict[str, tuple[FamilyName, Change]] = {
     "euler-with-sigma-min": ("sdxl", edit(SCHEDULER, final_sigmas_type="sigma_min")),
     "trailing": ("sd2", edit(SCHEDULER, timestep_spacing="trailing", rescale_betas_zero_snr=True)),
     "oblong": ("sd1", edit(UNET, sample_size=[8, 16])),
-    "2022": ("sd1", edit(UNET, sample_size=64, _diffusers_version="0.6.0")),
     "plain-and-fp16-files": ("sd1", write("unet/diffusion_pytorch_model.fp16.safetensors", b"not read")),
     "stray-pickled-file": ("sd1", write("unet/diffusion_pytorch_model.bin", b"not read")),
     "stray-folder": ("sd1", write("feature_extractor/preprocessor_config.json", b"not json")),
@@ -187,18 +193,26 @@ REFUSED: dict[str, tuple[FamilyName, Change, str]] = {
     "scheduler-missing": ("sd1", remove("scheduler"), "scheduler/scheduler_config.json is missing"),
     "scheduler-null": ("sd1", edit(INDEX, scheduler=None), "scheduler is missing from model_index.json"),
     "scheduler-config-a-list": ("sd1", write(SCHEDULER, b"[]"), "scheduler/scheduler_config.json is not a JSON object"),
-    "scheduler-class-null": ("sd1", edit(SCHEDULER, _class_name=None), "its own scheduler cannot be served"),
-    "beta-start-null": ("sd1", edit(SCHEDULER, beta_start=None), "PNDMScheduler cannot be made of its config: TypeError"),
+    "scheduler-class-null": ("sd1", edit(SCHEDULER, _class_name=None), "has a _class_name that is no text"),
+    "beta-start-null": (
+        "sd1",
+        edit(SCHEDULER, beta_start=None),
+        "PNDMScheduler cannot be made of its config: TypeError",
+    ),
     "beta-schedule-odd": ("sd1", edit(SCHEDULER, beta_schedule="cosy"), "cosy is not implemented"),
     "training-timesteps-null": ("sd1", edit(SCHEDULER, num_train_timesteps=None), "PNDMScheduler cannot be made"),
     "training-timesteps-text": ("sd1", edit(SCHEDULER, num_train_timesteps="1000"), "PNDMScheduler cannot be made"),
-    "steps-offset-null": ("sd2", edit(INDEX, scheduler=["diffusers", "NoSuchScheduler"]), "NoSuchScheduler is not one of"),
+    "steps-offset-null": (
+        "sd2",
+        edit(INDEX, scheduler=["diffusers", "NoSuchScheduler"]),
+        "NoSuchScheduler is not one of",
+    ),
     "thresholding": ("sd2", edit(SCHEDULER, thresholding=True), "is not linear"),
     "channels-null": ("sd1", edit(UNET, in_channels=None), "unet/config.json has in_channels null"),
     "latent-channels-null": ("sd1", edit(VAE, latent_channels=None), "vae/config.json has latent_channels null"),
     "latent-channels-text": ("sd1", edit(VAE, latent_channels="4"), 'vae/config.json has latent_channels "4"'),
     "vae-blocks-null": ("sd1", edit(VAE, block_out_channels=None), "vae/config.json has block_out_channels null"),
-    "scaling-factor-null": ("sd1", edit(VAE, scaling_factor=None), "scaling_factor"),
+    "scaling-factor-null": ("sd1", edit(VAE, scaling_factor=None), "has scaling_factor null"),
     "blocks-null": ("sd1", edit(UNET, block_out_channels=None), "unet does not load"),
     "blocks-too-few": ("sd1", edit(UNET, block_out_channels=[32]), "unet does not load"),
     "block-type-unknown": ("sd1", edit(UNET, down_block_types=["DownBlock9D", "DownBlock2D"]), "unet does not load"),
@@ -211,12 +225,20 @@ REFUSED: dict[str, tuple[FamilyName, Change, str]] = {
     "hidden-size-null": ("sd1", edit(TEXT, hidden_size=None), "text_encoder/config.json has hidden_size null"),
     "activation-null": ("sd1", edit(TEXT, hidden_act=None), "neither CLIP-L"),
     "time-dim-null": ("sdxl", edit(UNET, addition_time_embed_dim=None), "has addition_time_embed_dim null"),
-    "positions-null": ("sd1", edit(TEXT, max_position_embeddings=None), "how many tokens"),
+    "positions-null": ("sd1", edit(TEXT, max_position_embeddings=None), "has max_position_embeddings null"),
     "vocabulary-null": ("sd1", edit(TEXT, vocab_size=None), "text_encoder/config.json has vocab_size null"),
     "unet-truncated": ("sd1", truncate(UNET_WEIGHTS, 0.7), "unet does not load"),
     "unet-empty": ("sd1", write(UNET_WEIGHTS, b""), "unet does not load"),
-    "unet-header-cut": ("sd1", lambda path: (path / UNET_WEIGHTS).write_bytes(b"\x08\0\0\0\0\0\0\0{"), "unet does not load"),
-    "unet-an-lfs-pointer": ("sd1", write(UNET_WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "unet does not load"),
+    "unet-header-cut": (
+        "sd1",
+        lambda path: (path / UNET_WEIGHTS).write_bytes(b"\x08\0\0\0\0\0\0\0{"),
+        "unet does not load",
+    ),
+    "unet-an-lfs-pointer": (
+        "sd1",
+        write(UNET_WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"),
+        "unet does not load",
+    ),
     "vae-truncated": ("sd1", truncate(VAE_WEIGHTS, 0.7), "vae does not load"),
     "text-truncated": ("sd1", truncate(TEXT_WEIGHTS, 0.7), "text_encoder does not load"),
     "unet-pickled": ("sd1", rename(UNET_WEIGHTS, f"unet/{STEM}.bin"), "pickled weights"),
@@ -243,8 +265,9 @@ REFUSED: dict[str, tuple[FamilyName, Change, str]] = {
         "unet does not load",
     ),
     "shard-index-of-another-name": ("sd1", shard("unet", STEM, "weights.index.json"), "unet holds no weights"),
-    "tokenizer-missing": ("sd1", remove("tokenizer"), "tokenizer does not load"),
+    "tokenizer-missing": ("sd1", remove("tokenizer"), "tokenizer holds neither"),
     "tokenizer-truncated": ("sd1", truncate("tokenizer/tokenizer.json", 0.5), "tokenizer does not load"),
+    "tokenizer-without-words": ("sd1", remove("tokenizer/tokenizer.json"), "tokenizer holds neither"),
     "tokenizer-config-a-list": ("sd1", write("tokenizer/tokenizer_config.json", b"[]"), "tokenizer does not load"),
     "serving-truncated": ("sd1", write("serving.json", b"{"), "serving.json"),
     "weights-a-folder": ("sd1", both(remove(UNET_WEIGHTS), write(f"{UNET_WEIGHTS}/x", b"")), "unet holds no weights"),
