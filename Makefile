@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROMPT ?= a slice of pizza
 STUBS := $(wildcard protos/synerdiff/v1/*.proto)
-CHECKED := synerdiff services synerdiff_cli deploy tests bench docs/settings_reference.py docs/metrics_reference.py
+CHECKED := synerdiff services synerdiff_cli deploy tests bench docs/settings_reference.py docs/metrics_reference.py docs/scheduler_table.py
 
 # pytest processes at once; each takes one core and about a gigabyte.
 WORKERS ?= logical

@@ -7,7 +7,7 @@ from synerdiff.cards import Sampler
 from synerdiff.client.load.requests import LoadRequest, prompts_of_words
 from synerdiff_cli.deployment import BUNDLED_MODEL
 
-SAMPLERS = [sampler for sampler in Sampler if sampler not in (Sampler.DDPM, Sampler.LCM)]
+SAMPLERS = [sampler for sampler in Sampler if sampler not in (Sampler.DDPM, Sampler.LCM, Sampler.OWN)]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from synerdiff.skip_cfg import SkipCfgBudget
 
 
 class Sampler(IntEnum):
-    """The samplers of the public API, by the proto's numbers."""
+    """The samplers of the public API, by the proto's numbers. OWN: a model's own scheduler, where it is no other."""
 
     DDIM = 1
     DDPM = 2
@@ -31,13 +31,17 @@ class Sampler(IntEnum):
     KDPM2 = 17
     KDPM2_KARRAS = 18
     LCM = 19
+    OWN = 20
 
 
 _TWO_CALLS_A_STEP = frozenset({Sampler.HEUN, Sampler.HEUN_KARRAS, Sampler.KDPM2, Sampler.KDPM2_KARRAS})
 
 
 def unet_calls(sampler: Sampler, num_inference_steps: int) -> int:
-    """UNet calls that diffusers' schedulers make of so many steps: second-order ones two a step but for the last."""
+    """UNet calls that diffusers' schedulers make of so many steps: second-order ones two a step but for the last.
+
+    Of OWN only a model's `SamplerLimits` knows.
+    """
     if sampler in _TWO_CALLS_A_STEP:
         return 2 * num_inference_steps - 1
     return num_inference_steps + (sampler is Sampler.PNDM and num_inference_steps > 1)
@@ -45,11 +49,22 @@ def unet_calls(sampler: Sampler, num_inference_steps: int) -> int:
 
 @dataclass(frozen=True)
 class SamplerLimits:
-    """The num_inference_steps that a sampler takes with this model's scheduler config, both ends included."""
+    """The num_inference_steps that a sampler takes with this model's scheduler config, both ends included.
+
+    Of OWN also the UNet calls of n steps: `calls_per_step` * n + `extra_calls`.
+    """
 
     sampler: Sampler
     min_num_inference_steps: int
     max_num_inference_steps: int
+    calls_per_step: int = 1
+    extra_calls: int = 0
+
+    def unet_calls(self, num_inference_steps: int) -> int:
+        """UNet calls of so many steps."""
+        if self.sampler is Sampler.OWN:
+            return self.calls_per_step * num_inference_steps + self.extra_calls
+        return unet_calls(self.sampler, num_inference_steps)
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,8 @@ class ModelCard:
     """What requests for a model may ask for, and what they get when they do not say. Sizes in pixels.
 
     `latent_channels`: of its latents, 0 where that is not known. `skip_cfg`: how much guidance its pictures can do
-    without, where that was measured.
+    without, where that was measured. `scheduler`: the class of the model's own scheduler. `scheduler_refused`: why that
+    is not served, and `default_sampler` stands in for it because the operator says so; empty where it is served.
     """
 
     name: str
@@ -74,6 +90,8 @@ class ModelCard:
     prediction_type: str
     skip_cfg: SkipCfgBudget | None = None
     latent_channels: int = 0
+    scheduler: str = ""
+    scheduler_refused: str = ""
 
     def limits(self, sampler: Sampler) -> SamplerLimits | None:
         """The limits of `sampler`, or None when this model does not have it."""

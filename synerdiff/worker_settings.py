@@ -19,6 +19,11 @@ class WorkerSettings(ServiceSettings):
 
     model: Path = Field(Path("models/emoji/model"), description="model directory in diffusers layout, safetensors only")
     model_name: str = Field("", description="the name clients ask for; empty: the directory's own name")
+    variant: str = Field(
+        "auto",
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="weight files to take: auto, empty (the plain ones) or a variant",
+    )
     dtype: str = Field(
         "auto",
         pattern=DTYPES,

@@ -150,7 +150,9 @@ def _worker_child(
     if kind == "vae":
         arguments += ["--vae-dtype", options.vae_dtype]
     child = _service(options, name, f"services.{kind}_worker", arguments, address)
-    return replace(child, environment={**child.environment, **options.worker_environment.get(kind, {})})
+    return replace(
+        child, group=source.name, environment={**child.environment, **options.worker_environment.get(kind, {})}
+    )
 
 
 def _service(options: LocalOptions, name: str, module: str, arguments: list[str], address: str) -> ChildSpec:

@@ -136,7 +136,7 @@ def _readable(profile: Path | None) -> Path | None:
 
 async def _stay_up(options: LocalOptions) -> None:
     async with running(options) as system:
-        names = ", ".join(model.name for model in options.models)
+        names = ", ".join(model.name for model in options.models if model.name not in system.supervisor.left_out)
         err.print(f"Serving {names}. Logs are in {options.data_dir / 'logs'}; Ctrl-C stops everything.")
         err.print(f"Try: synerdiff generate 'a slice of pizza' --address {system.deployment.addresses[0]}")
         out.print("\n".join(system.deployment.addresses))

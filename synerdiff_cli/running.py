@@ -40,10 +40,10 @@ async def running(options: LocalOptions) -> AsyncIterator[Running]:
         await check_redis(options.redis_url)
     deployment = plan_deployment(options)
     with StartupDisplay(deployment.children) as display:
-        async with Supervisor(deployment.children, on_change=display.change) as supervisor:
+        async with Supervisor(deployment.children, on_change=display.change, on_refused=display.refuse) as supervisor:
             await supervisor.start()
             names = {model.name for model in options.models}
-            await supervisor.guard(_models_are_available(deployment.addresses[0], names))
+            await supervisor.guard(_models_are_available(deployment.addresses[0], names, supervisor.left_out))
             display.close()
             yield Running(deployment, supervisor)
 
@@ -76,12 +76,15 @@ async def check_redis(url: str) -> None:
         raise RedisUnreachable(f"--redis-url: no Redis answers at {url} ({error})") from error
 
 
-async def _models_are_available(address: str, names: set[str]) -> None:
-    """Return once the scheduler knows a worker of each kind for every model: then a first request is served at once."""
+async def _models_are_available(address: str, names: set[str], left_out: set[str]) -> None:
+    """Return once the scheduler knows a worker of each kind for every model: then a first request is served at once.
+
+    `left_out`: models that are not waited for, more as time goes on.
+    """
     async with open_channel(address) as channel:
         stub = images_pb2_grpc.ImageGenerationStub(channel)
         available: set[str] = set()
-        while not names <= available:
+        while not names - left_out <= available:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 reply = await stub.ListModels(images_pb2.ListModelsRequest(), timeout=2)
                 available = {card.name for card in reply.models if card.available}

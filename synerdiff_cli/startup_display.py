@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
+from rich.markup import escape
 from rich.status import Status
 
 from synerdiff_cli.console import err
@@ -44,6 +45,12 @@ class StartupDisplay:
         elif state is ChildState.READY and self._status is None:
             err.print(f"{name} is ready after {time.monotonic() - self._began:.1f} s")
         self._states[name] = state
+        if self._status is not None:
+            self._status.update(self._line())
+
+    def refuse(self, model: str, reason: str) -> None:
+        """Show that a model is left out."""
+        err.print(f"[red]{escape(model)} is not served[/]: {escape(reason)}", soft_wrap=True)
         if self._status is not None:
             self._status.update(self._line())
 

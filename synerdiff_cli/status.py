@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToJson
 from rich.console import Console
 from rich.table import Table
 
+from synerdiff.cards import ModelCard, Sampler
 from synerdiff.client import Model
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
@@ -136,7 +137,7 @@ def _models_table(found: tuple[Model, ...]) -> Table:
         sizes = (f"{card.native_width}x{card.native_height}", str(card.size_multiple), str(card.max_side))
         defaults = (str(card.default_num_inference_steps), f"{card.default_guidance_scale:g}")
         available = "yes" if model.available else "no"
-        table.add_row(card.name, card.family, *sizes, *defaults, card.default_sampler.name.lower(), available)
+        table.add_row(card.name, card.family, *sizes, *defaults, _default_sampler(card), available)
     return table
 
 
@@ -148,3 +149,11 @@ def _several_weights(model: Model) -> Iterator[str]:
             old = ", ".join(f"{one.digest[:_SHOWN_DIGITS]} (by {one.workers})" for one in others)
             newest = f"{first.digest[:_SHOWN_DIGITS]} (by {first.workers})"
             yield f"{model.card.name}: {kind} workers draw new requests with weights {newest}, older ones with {old}"
+
+
+def _default_sampler(card: ModelCard) -> str:
+    """The sampler that requests get which name none: whose it is, where it is the model's own or stands in for that."""
+    name = card.default_sampler.name.lower()
+    if card.scheduler_refused:
+        return f"{name}, in place of {card.scheduler}"
+    return f"{name}: {card.scheduler}" if card.default_sampler is Sampler.OWN else name

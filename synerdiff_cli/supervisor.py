@@ -6,6 +6,7 @@ Knows nothing of what the processes do: a spec says how to start one and how to 
 import asyncio
 import contextlib
 import enum
+import json
 import os
 import signal
 import sys
@@ -37,7 +38,8 @@ class ChildState(enum.Enum):
 class ChildSpec:
     """How to run one child. `probe` says whether it is ready, and never raises.
 
-    `stage`: children of a lower stage are ready before this one starts, and are stopped after it.
+    `stage`: children of a lower stage are ready before this one starts, and are stopped after it. `group`: those of one
+    group are of no use without each other; while there is another group, one that cannot start takes its own with it.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ChildSpec:
     probe: Callable[[], Awaitable[bool]]
     environment: Mapping[str, str] = field(default_factory=dict)
     stage: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class _Child:
 class Supervisor:
     """`async with Supervisor(specs) as supervisor`: the children run inside the block and are gone after it.
 
-    `on_change` hears of every change of a child's state. Use `guard` to work while the children live.
+    `on_change` hears of every change of a child's state, `on_refused` of a group that is left out and why. Use `guard`
+    to work while the children live.
     """
 
     def __init__(
@@ -94,7 +98,11 @@ class Supervisor:
         *,
         policy: RestartPolicy | None = None,
         on_change: Callable[[str, ChildState], None] = lambda name, state: None,
+        on_refused: Callable[[str, str], None] = lambda group, reason: None,
     ) -> None:
+        self.left_out: set[str] = set()
+        self._on_refused = on_refused
+        self._leaving: set[asyncio.Task[None]] = set()
         self._children = [_Child(spec) for spec in sorted(specs, key=lambda spec: spec.stage)]
         self._policy = policy or RestartPolicy()
         self._on_change = on_change
@@ -135,6 +143,9 @@ class Supervisor:
         Cancelled while it waits (a second Ctrl-C), it kills them at once.
         """
         self._given_up.cancel()
+        for leaving in self._leaving:
+            leaving.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         try:
             for stage in sorted({child.spec.stage for child in self._children}, reverse=True):
                 await asyncio.gather(*(self._stop_child(child) for child in self._stage(stage)))
@@ -157,12 +168,34 @@ class Supervisor:
             child.process = await _spawn(child.spec)
             lived_s, status = await self._live(child, child.process)
             quick_deaths = quick_deaths + 1 if lived_s < self._policy.quick_s else 0
+            if status == EXIT_BAD_SETTINGS and self._others_go_on(child.spec.group):
+                self._leave_out(child)
+                return
             if status == EXIT_BAD_SETTINGS or quick_deaths >= self._policy.quick_deaths:
                 if not self._given_up.done():
                     self._given_up.set_exception(ChildGaveUp(child.spec, status, max(quick_deaths, 1)))
                 return
             self._on_change(child.spec.name, ChildState.RESTARTING)
             await asyncio.sleep(self._policy.delay_s(quick_deaths))
+
+    def _others_go_on(self, group: str) -> bool:
+        groups = {child.spec.group for child in self._children} - self.left_out - {group, ""}
+        return bool(group and groups)
+
+    def _leave_out(self, refused: _Child) -> None:
+        """Stop the others of the group of a child that cannot start; nobody waits for them any more."""
+        group = refused.spec.group
+        self.left_out.add(group)
+        self._on_refused(group, refusal(refused.spec.log))
+        self._on_change(refused.spec.name, ChildState.STOPPED)
+        refused.ready.set()
+        for child in self._children:
+            if child.spec.group == group and child is not refused:
+                self._leaving.add(asyncio.create_task(self._stop_for_good(child)))
+
+    async def _stop_for_good(self, child: _Child) -> None:
+        await self._stop_child(child)
+        child.ready.set()
 
     async def _live(self, child: _Child, process: asyncio.subprocess.Process) -> tuple[float, int]:
         """Wait for the end of one life: seconds that it was ready for, and the exit status."""
@@ -206,6 +239,15 @@ def log_tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
     except OSError:
         return []
     return text.splitlines()[-lines:]
+
+
+def refusal(log: Path) -> str:
+    """The reason that a service gave for its end: that of its last log line that has one, else its last line."""
+    lines = log_tail(log)
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return str(json.loads(line)["reason"])
+    return lines[-1] if lines else f"it ended; its log is {log}"
 
 
 async def _all_ready(children: Sequence[_Child]) -> None:

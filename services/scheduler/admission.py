@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy
 
-from synerdiff.cards import ModelCard, Sampler, SamplerLimits, unet_calls
+from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.errors import FieldViolation, InvalidRequest, NotFound
 from synerdiff.requests import ImageFormat, ImageRequest, Priority
 from synerdiff.skip_cfg import SkipCfg, SkipCfgMode
@@ -75,7 +75,7 @@ def resolve(pb: images_pb2.GenerateRequest, cards: Sequence[ModelCard], limits: 
         priority=fields.choice("priority", pb.priority, Priority, Priority.NORMAL),
         timeout_ms=fields.timeout_ms(),
         preview_every=fields.preview_every(),
-        skip_cfg=fields.skip_cfg(sampler.sampler, exact),
+        skip_cfg=fields.skip_cfg(sampler, exact),
         timed=pb.HasField("timeout"),
         exact=exact,
     )
@@ -205,7 +205,7 @@ class _Fields:
             self._refuse("preview_every", f"{value} is out of bounds: from 0 (none) to {bound} steps")
         return value
 
-    def skip_cfg(self, sampler: Sampler, exact: bool) -> SkipCfg:
+    def skip_cfg(self, sampler: SamplerLimits, exact: bool) -> SkipCfg:
         """As asked; of an exact request, which load may not change, AUTO is OFF."""
         skip = self.pb.skip_cfg
         if not 0 <= skip.max_fraction <= 1:
@@ -214,7 +214,7 @@ class _Fields:
             self._refuse("skip_cfg.mode", f"{skip.mode} is not a value of this enum; from 0 to 3")
         if skip.steps and skip.mode != images_pb2.SKIP_CFG_MODE_FIXED:
             self._refuse("skip_cfg.steps", f"{len(skip.steps)} steps given; only SKIP_CFG_MODE_FIXED takes any")
-        last = unet_calls(sampler, self.pb.num_inference_steps or self.card.default_num_inference_steps) - 1
+        last = sampler.unet_calls(self.pb.num_inference_steps or self.card.default_num_inference_steps) - 1
         misfit = next((step for step in skip.steps if not 1 <= step <= last), None)
         if misfit is not None:
             self._refuse("skip_cfg.steps", f"{misfit} is out of bounds: from 1 (the first is always guided) to {last}")

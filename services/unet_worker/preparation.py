@@ -12,6 +12,7 @@ from services.unet_worker.prompts import PromptEncoder, PromptKey
 from services.unet_worker.sampler_table import SamplerTable
 from services.unet_worker.samplers import sampler_table
 from services.unet_worker.tasks import DenoisingTask
+from synerdiff.cards import ModelCard
 from synerdiff.models.family import PromptEmbeds, UnetSide
 from synerdiff.requests import TaskSpec
 from synerdiff.skip_cfg import SkipPredictor
@@ -29,8 +30,11 @@ class PreparedTask:
 class TaskPreparer:
     """Prepares several tasks at a time, so that their prompts are encoded together. Thread-safe."""
 
-    def __init__(self, unet_side: UnetSide, embedding_cache_bytes: int = 64 * 2**20) -> None:
+    def __init__(
+        self, unet_side: UnetSide, embedding_cache_bytes: int = 64 * 2**20, card: ModelCard | None = None
+    ) -> None:
         self.prompts = PromptEncoder(unet_side, embedding_cache_bytes)
+        self._card = card
         self._unet_side = unet_side
 
     @torch.inference_mode()
@@ -50,8 +54,16 @@ class TaskPreparer:
                 encode_ms = encoded.encode_ms if encoded.encoded.intersection(keys) else 0.0
                 task = self._at_first_call(spec, embeds)
                 lend([task.registers, *(tensor for embed in embeds for tensor in embed.tensors())])
-                prepared.append(PreparedTask(task, encode_ms, _warnings(embeds)))
+                prepared.append(PreparedTask(task, encode_ms, self._replaced(spec) + _cut(embeds)))
         return prepared
+
+    def _replaced(self, spec: TaskSpec) -> tuple[str, ...]:
+        """A warning for a picture by the sampler that stands in for the model's own scheduler."""
+        card = self._card
+        if card is None or not card.scheduler_refused or spec.sampler is not card.default_sampler:
+            return ()
+        name = spec.sampler.name.lower()
+        return (f"sampler: {name} stands in for the model's own scheduler: {card.scheduler_refused}",)
 
     def _at_first_call(self, spec: TaskSpec, embeds: Sequence[PromptEmbeds]) -> DenoisingTask:
         side = self._unet_side
@@ -83,7 +95,7 @@ def _prompt_keys(spec: TaskSpec) -> list[PromptKey]:
     return [prompt] if spec.rows == 1 else [prompt, negative]
 
 
-def _warnings(embeds: Sequence[PromptEmbeds]) -> tuple[str, ...]:
+def _cut(embeds: Sequence[PromptEmbeds]) -> tuple[str, ...]:
     fields = ("prompt", "negative_prompt")
     return tuple(
         f"{field}: the model reads no further than its token limit; cut: {embed.cut_text!r}"

@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NoReturn
 
-from services.unet_worker.denoiser import Denoiser
-from services.unet_worker.preparation import TaskPreparer
-from services.unet_worker.samplers import default_sampler, sampler_limits
+from services.unet_worker.model import load_model, warm_up
 from services.unet_worker.service import UnetStageServicer
 from services.unet_worker.settings import UnetWorkerSettings
 from services.unet_worker.worker import UnetWorker
@@ -29,13 +27,12 @@ from synerdiff.models.digest import weights_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
-from synerdiff.models.loading import load_unet_side
+from synerdiff.models.loading import refusing
 from synerdiff.models.memory_format import FormatChoice, settle_memory_format
 from synerdiff.models.threads import limit_torch_threads
 from synerdiff.mps import DeviceShare, device_share
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
-from synerdiff.requests import TaskSpec
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.stopping import StoppedWhileLoading, leave_now, load_unless_stopped, stop_signal
@@ -100,6 +97,7 @@ async def serve(settings: UnetWorkerSettings) -> int:
     worker = UnetWorker(
         unet_side,
         arena,
+        card=card,
         threads=settings.threads,
         exact_threads=settings.exact_threads,
         embedding_cache_bytes=settings.embedding_cache_bytes,
@@ -142,24 +140,6 @@ def slot_bytes(unet_side: UnetSide, max_side: int) -> int:
     return channels * rows * columns * unet_side.dtype.itemsize
 
 
-def warm_up(unet_side: UnetSide, unet: CompiledUnet, card: ModelCard) -> None:
-    """One guided UNet call at the native size: a model that cannot run shows before it is announced."""
-    spec = TaskSpec(
-        task_id="warm-up/0",
-        prompt="",
-        negative_prompt="",
-        width=card.native_width,
-        height=card.native_height,
-        num_inference_steps=card.default_num_inference_steps,
-        guidance_scale=card.default_guidance_scale,
-        seed=0,
-        sampler=card.default_sampler,
-        preview_every=0,
-    )
-    prepared = TaskPreparer(unet_side, embedding_cache_bytes=0).prepare([spec])
-    Denoiser(unet_side, unet).step([prepared[0].task])
-
-
 @dataclass(frozen=True)
 class _Loaded:
     """What a worker serves with. `memory_format`: how the UNet's weights lie. `weights`, `loaded_at_ms`: recorded."""
@@ -179,22 +159,24 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
     )
     device = open_device(settings.device, options)
     dtype = dtype_from_name(settings.dtype, device)
-    unet_side = load_unet_side(settings.model, dtype, device=device)
-    digest, loaded_at_ms = weights_digest(unet_side), time.time_ns() // 1_000_000
-    config = unet_side.scheduler_config
-    card = unet_side.describe(
-        settings.model_name or settings.model.resolve().name,
-        sampler_limits(config),
-        default_sampler(config),
-        settings.max_side or None,
+    unet_side, card = load_model(
+        settings.model,
+        dtype,
+        name=settings.model_name,
+        variant=settings.variant,
+        device=device,
+        max_side=settings.max_side or None,
+        replacement=settings.replacement(),
     )
-    subject_of = partial(compile_subject, "unet", settings.model, unet_side)
+    digest, loaded_at_ms = weights_digest(unet_side), time.time_ns() // 1_000_000
+    subject_of = partial(compile_subject, "unet", settings.model, unet_side, settings.variant)
     request = compiler.requests_like(subject_of) if device.compiles else no_request
     unet = CompiledUnet(unet_side, request, 2 * settings.slots if settings.rehearse and device.compiles else 0)
     # Before any graph is captured, which would go on with the weights where they lay.
-    weights = _settled_format(unet_side)
-    unet.capture_ahead(2 * settings.slots)
-    warm_up(unet_side, unet, card)
+    with refusing(settings.model):
+        weights = _settled_format(unet_side)
+        unet.capture_ahead(2 * settings.slots)
+        warm_up(unet_side, unet, card)
     compiler.wait()
     seconds = round(time.perf_counter() - started, 2)
     log.info(

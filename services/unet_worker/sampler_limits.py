@@ -4,29 +4,32 @@ from typing import Any
 
 import torch
 
-from services.unet_worker.sampler_probe import SCHEDULER_ERRORS, UnsupportedSteps, probe_scheduler
+from services.unet_worker.sampler_probe import (
+    SCHEDULER_ERRORS,
+    UnsupportedScheduler,
+    UnsupportedSteps,
+    probe_scheduler,
+)
 
 _MOST_MIN_STEPS = 4  # a scheduler that cannot do so few cannot do any
-_LONG_MEMORY_SHOWS = 20  # calls after which a memory that is too long has shown
+DEFAULT_TRAIN_TIMESTEPS = 1000  # of a scheduler that does not say
 
 
-def steps_range(scheduler: Any) -> tuple[int, int] | None:
-    """The fewest and most steps that a new scheduler can run with, or None when it cannot with few nor more.
+def steps_range(scheduler: Any) -> tuple[int, int]:
+    """The fewest and most steps that a new scheduler can run with.
 
     Takes it that a scheduler which can do n steps can do fewer, down to its minimum: what stops them is timesteps that
     coincide or run out. "Can" means that diffusers runs: with "trailing" spacing it adds a timestep of -1 to some
     schedules of 61 steps and more, and so does the table.
 
-    Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does.
+    Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does, and, with what
+    diffusers says, where it cannot run with few steps nor more.
     """
-    trained = int(scheduler.config.num_train_timesteps)
+    trained = int(scheduler.config.get("num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS))
     # Some schedulers set all their training timesteps when they are made, which can take half a second: not twice.
     are_set = getattr(scheduler, "num_inference_steps", None) == trained
     can_do_all = _runs(scheduler, trained, timesteps_are_set=are_set)
-    fewest = next((n for n in range(1, _MOST_MIN_STEPS + 1) if _probes(scheduler, n)), None)
-    if fewest is None:
-        return None
-    _probes(scheduler, _LONG_MEMORY_SHOWS)
+    fewest = _fewest(scheduler)
     if can_do_all:
         return fewest, trained
     most, too_many = fewest, trained
@@ -59,9 +62,13 @@ def _has_equal_sigmas(scheduler: Any) -> bool:
     return bool((sigmas[1:] == sigmas[:-1]).any())
 
 
-def _probes(scheduler: Any, num_inference_steps: int) -> bool:
-    try:
-        probe_scheduler(scheduler, num_inference_steps)
-    except UnsupportedSteps:
-        return False
-    return True
+def _fewest(scheduler: Any) -> int:
+    error: UnsupportedSteps | None = None
+    for num_inference_steps in range(1, _MOST_MIN_STEPS + 1):
+        try:
+            probe_scheduler(scheduler, num_inference_steps)
+            return num_inference_steps
+        except UnsupportedSteps as refused:
+            error = refused
+    assert error is not None
+    raise UnsupportedScheduler(f"diffusers itself cannot run {type(scheduler).__name__}: {error.reason}") from error

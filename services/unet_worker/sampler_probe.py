@@ -1,13 +1,13 @@
 """Reads the coefficients of a diffusers scheduler off the scheduler itself, by running it on basis vectors.
 
-At each call the scheduler gets a *fresh* basis vector as its sample (not its own last output) and another as the model
-output, so what it returns is the list of that call's coefficients over this and earlier samples and outputs. The basis
-is cyclic with period `PERIOD`; what depends on anything older than `MAX_AGE` calls shows as such and is refused. Some
-extra dimensions hold zeros in both: whatever comes back there is noise.
+A scheduler's *memories* are the tensors of the sample's shape that it keeps from one call to the next. Before each call
+every memory is replaced by a basis vector, and sample and model output are basis vectors too. So what the call returns,
+and what it leaves in its memories, are the lists of that call's coefficients. Some extra dimensions hold zeros in all
+of them: whatever comes back there is noise.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,18 @@ import grpc
 import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from services.unet_worker.sampler_table import NoiseDtype
 from synerdiff.errors import FieldViolation, InvalidRequest, SynerDiffError
 
-MAX_AGE = 4  # PNDM reaches back four calls, further than any other sampler
-PERIOD = 2 * (MAX_AGE + 1)
+SAMPLE, OUTPUT, NOISE = "<sample>", "<output>", "<noise>"  # no names of attributes
+MAX_LISTED = 12  # entries of one list that count as memories, the last ones: some schedulers keep all, and use few
+MAX_MEMORIES = 30
 _NOISE_DIMS = 8
-_SHAPE = (2, 4, 1, (2 * PERIOD + _NOISE_DIMS) // 4)  # a batch of two latents of four channels
+_INPUT_DIMS = MAX_MEMORIES + 2
+_SHAPE = (2, 4, 1, (_INPUT_DIMS + _NOISE_DIMS) // 4)  # a batch of two latents of four channels
 # Two amplitudes in one batch, so that clipping and thresholding show as coefficients that differ. Both powers of two:
 # exact in float32. The first is large, so that noise of size 1 leaves the coefficients read there exact to 1e-13.
 _AMPLITUDES = np.array([2.0**20, -1.0])
@@ -34,12 +36,14 @@ _NOISE_SEED = 20240229
 _NOISE_DTYPES: dict[NoiseDtype, torch.dtype] = {"float32": torch.float32, "model": torch.float64}
 
 Array = NDArray[np.float64]
+# The values after a call, each as the weights of the values before it; those of no weight are left out.
+Weights = Mapping[str, Mapping[str, float]]
 # What diffusers schedulers raise when asked for more than they can do; few of them check it.
-SCHEDULER_ERRORS = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError)
+SCHEDULER_ERRORS = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError, AssertionError)
 
 
 class UnsupportedScheduler(SynerDiffError):
-    """UNIMPLEMENTED: the scheduler's step is not a linear function of the last few samples, outputs and one noise."""
+    """UNIMPLEMENTED: the scheduler's step is not a linear function of sample, output, memories and one noise."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
 
@@ -51,34 +55,37 @@ class UnsupportedSteps(InvalidRequest):
         super().__init__(
             FieldViolation("num_inference_steps", f"{scheduler_name} cannot do {num_inference_steps}: {reason}")
         )
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class SchedulerCoefficients:
-    """What each call of a scheduler does, in float64; `age` counts calls back from the present one.
+    """What each call of a scheduler does, in float64.
 
-    timesteps, input_scale, noise: [num_calls]; samples, outputs: [num_calls, MAX_AGE + 1] by age;
-    draws_noise: [num_calls]; noise_dtype, init_noise_sigma: as in SamplerTable.
+    timesteps, input_scale: [num_calls]. weights: per call, of SAMPLE and of every memory after it, over SAMPLE, OUTPUT,
+    NOISE and the memories before it. draws_noise: [num_calls]; noise_dtype, init_noise_sigma: as in SamplerTable.
     """
 
     timesteps: Array
     input_scale: Array
     init_noise_sigma: float
-    samples: Array
-    outputs: Array
-    noise: Array
+    weights: tuple[Weights, ...]
     draws_noise: tuple[bool, ...]
     noise_dtype: NoiseDtype
 
 
 @dataclass(frozen=True)
-class _Trace:
-    """The answers of a scheduler to the basis, [calls, 2, dims] each; `drawn` is the noise drawn again, else zeros."""
+class _Call:
+    """One call's answers to the basis, [2, dims] each. `before`: the memories that had basis vectors, in order.
 
+    `drawn` is the noise drawn again, zeros where there was none.
+    """
+
+    before: tuple[str, ...]
     scaled: Array
-    stepped: Array
+    after: Mapping[str, Array]
     drawn: Array
-    noise_dtypes: tuple[NoiseDtype | None, ...]
+    noise_dtype: NoiseDtype | None
 
 
 def probe_scheduler(scheduler: Any, num_inference_steps: int) -> SchedulerCoefficients:
@@ -91,41 +98,66 @@ def probe_scheduler(scheduler: Any, num_inference_steps: int) -> SchedulerCoeffi
     try:
         with torch.no_grad():
             scheduler.set_timesteps(num_inference_steps)
-            trace = _run(scheduler)
+            init_noise_sigma = float(scheduler.init_noise_sigma)
+            calls = _run(scheduler, num_inference_steps)
     except SCHEDULER_ERRORS as error:
-        raise UnsupportedSteps(name, num_inference_steps, str(error)) from error
-    if not (np.isfinite(trace.stepped).all() and np.isfinite(trace.scaled).all()):
-        raise UnsupportedSteps(name, num_inference_steps, "its coefficients are not all finite")
-    noise = _noise_coefficients(trace, name)
-    stepped = _linear(trace.stepped - noise[:, None, None] * trace.drawn, scheduler, "step")
+        raise UnsupportedSteps(name, num_inference_steps, _said(error)) from error
     return SchedulerCoefficients(
         timesteps=scheduler.timesteps.to(torch.float64).cpu().numpy(),
-        input_scale=_input_scale(_linear(trace.scaled, scheduler, "scale_model_input"), name),
-        init_noise_sigma=float(scheduler.init_noise_sigma),
-        samples=_by_age(stepped[:, :PERIOD], name, "samples"),
-        outputs=_by_age(stepped[:, PERIOD : 2 * PERIOD], name, "model outputs"),
-        noise=noise,
-        draws_noise=tuple(dtype is not None for dtype in trace.noise_dtypes),
-        noise_dtype=_only_noise_dtype(trace.noise_dtypes, name),
+        input_scale=np.array([_input_scale(scheduler, number, call) for number, call in enumerate(calls)]),
+        init_noise_sigma=init_noise_sigma,
+        weights=tuple(_weights(scheduler, number, call) for number, call in enumerate(calls)),
+        draws_noise=tuple(call.noise_dtype is not None for call in calls),
+        noise_dtype=_only_noise_dtype(calls, name),
     )
 
 
-def _run(scheduler: Any) -> _Trace:
+def step_options(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
+    """The options that a Stable Diffusion pipeline gives to every step: those of them that the scheduler takes."""
+    taken = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in {"eta": 0.0, "generator": generator}.items() if name in taken}
+
+
+def _run(scheduler: Any, num_inference_steps: int) -> list[_Call]:
     """Run the scheduler over its timesteps on fresh basis vectors, as a pipeline would."""
     generator = torch.Generator().manual_seed(_NOISE_SEED)
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    options = {"generator": generator} if takes_generator else {}
-    scale = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
-    scaled, stepped, drawn, noise_dtypes = [], [], [], []
-    for call, timestep in enumerate(scheduler.timesteps):
-        sample, output = _basis(call % PERIOD), _basis(PERIOD + call % PERIOD)
+    options = step_options(scheduler, generator)
+    calls = []
+    for timestep in scheduler.timesteps:
+        memories = _memories(scheduler)
+        for dimension, (holder, key) in enumerate(memories.values()):
+            holder[key] = _basis(dimension).to(holder[key].dtype)
+        sample, output = _basis(MAX_MEMORIES), _basis(MAX_MEMORIES + 1)
         before = generator.get_state()
-        scaled.append(scale(sample, timestep))
-        stepped.append(scheduler.step(output, timestep, sample, return_dict=False, **options)[0])
+        scaled = scheduler.scale_model_input(sample, timestep)
+        stepped = scheduler.step(output, timestep, sample, return_dict=False, **options)[0]
         dtype, noise = _redraw(before, generator.get_state())
-        noise_dtypes.append(dtype)
-        drawn.append(noise)
-    return _Trace(_rows(scaled), _rows(stepped), _rows(drawn), tuple(noise_dtypes))
+        after = {SAMPLE: stepped, **{name: holder[key] for name, (holder, key) in _memories(scheduler).items()}}
+        if not (scaled.isfinite().all() and stepped.isfinite().all()):
+            raise UnsupportedSteps(type(scheduler).__name__, num_inference_steps, "its coefficients are not all finite")
+        rows = {name: _row(tensor) for name, tensor in after.items()}
+        calls.append(_Call(tuple(memories), _row(scaled), rows, _row(noise), dtype))
+    return calls
+
+
+def _memories(scheduler: Any) -> dict[str, tuple[Any, Any]]:
+    """Every memory of a scheduler by name: the container that holds it, and its key there."""
+    attributes = vars(scheduler)
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, value in attributes.items():
+        if isinstance(value, list):
+            for index in range(-min(len(value), MAX_LISTED), 0):
+                if _is_memory(value[index]):
+                    found[f"{name}[{index}]"] = (value, index)
+        elif _is_memory(value):
+            found[name] = (attributes, name)
+    if len(found) > MAX_MEMORIES:
+        raise UnsupportedScheduler(f"{type(scheduler).__name__} has {len(found)} memories, more than {MAX_MEMORIES}")
+    return found
+
+
+def _is_memory(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == _SHAPE
 
 
 def _basis(dimension: int) -> Tensor:
@@ -135,9 +167,9 @@ def _basis(dimension: int) -> Tensor:
     return vector
 
 
-def _rows(tensors: Sequence[Tensor]) -> Array:
-    rows: Array = torch.stack(list(tensors)).to(torch.float64).view(len(tensors), 2, -1).numpy()
-    return rows
+def _row(tensor: Tensor) -> Array:
+    row: Array = tensor.to(torch.float64).reshape(2, -1).numpy().copy()
+    return row
 
 
 def _redraw(before: Tensor, after: Tensor) -> tuple[NoiseDtype | None, Tensor]:
@@ -155,61 +187,63 @@ def _redraw(before: Tensor, after: Tensor) -> tuple[NoiseDtype | None, Tensor]:
     return None, torch.zeros(_SHAPE, dtype=torch.float64)
 
 
-def _noise_coefficients(trace: _Trace, name: str) -> Array:
-    """The weight of the noise per call, solved on the dimensions where there is nothing else."""
-    answer, noise = trace.stepped[:, :, 2 * PERIOD :], trace.drawn[:, :, 2 * PERIOD :]
-    power = (noise**2).sum((1, 2))
-    coefficients = (answer * noise).sum((1, 2)) / np.where(power > 0, power, 1)
-    unexplained: Array = np.abs(answer - coefficients[:, None, None] * noise).max((1, 2))
-    if (bad := _first(unexplained > _TOLERANCE * np.maximum(1, np.abs(coefficients)))) is not None:
-        raise UnsupportedScheduler(
-            f"{name} adds something at call {bad} that is not one draw of noise from the generator it is given"
-        )
-    weights: Array = coefficients
+def _weights(scheduler: Any, number: int, call: _Call) -> Weights:
+    name = type(scheduler).__name__
+    weights: dict[str, dict[str, float]] = {}
+    for value, answer in call.after.items():
+        noise = _noise_weight(answer, call.drawn, name, number)
+        row = _linear(answer - noise * call.drawn, scheduler, "step", number)
+        known = dict(zip(call.before, row, strict=False)) | {
+            SAMPLE: row[MAX_MEMORIES],
+            OUTPUT: row[MAX_MEMORIES + 1],
+            NOISE: noise,
+        }
+        weights[value] = {source: float(weight) for source, weight in known.items() if weight}
     return weights
 
 
-def _linear(answers: Array, scheduler: Any, method: str) -> Array:
-    """[calls, dims] coefficients from the answers at both amplitudes; raises where these do not agree."""
-    at_large, at_small = np.moveaxis(answers / _AMPLITUDES[:, None], 1, 0)
-    scale = np.maximum(1, np.abs(at_large).max(1, keepdims=True))
-    if (bad := _first((np.abs(at_large - at_small) > _TOLERANCE * scale).any(1))) is not None:
+def _noise_weight(answer: Array, drawn: Array, name: str, number: int) -> float:
+    """The weight of the noise, solved on the dimensions where there is nothing else."""
+    answer, noise = answer[:, _INPUT_DIMS:], drawn[:, _INPUT_DIMS:]
+    power = (noise**2).sum()
+    weight = float((answer * noise).sum() / power) if power > 0 else 0.0
+    if np.abs(answer - weight * noise).max() > _TOLERANCE * max(1.0, abs(weight)):
+        raise UnsupportedScheduler(
+            f"{name} adds something at call {number} that is not one draw of noise from the generator it is given"
+        )
+    return weight
+
+
+def _linear(answer: Array, scheduler: Any, method: str, number: int) -> Array:
+    """[dims] coefficients from the answers at both amplitudes; raises where these do not agree."""
+    at_large, at_small = answer / _AMPLITUDES[:, None]
+    scale = max(1.0, float(np.abs(at_large).max()))
+    if (np.abs(at_large - at_small) > _TOLERANCE * scale).any():
         options = [f"{o}=True" for o in ("thresholding", "clip_sample") if scheduler.config.get(o)]
         because = f" ({', '.join(options)})" if options else ""
-        raise UnsupportedScheduler(f"{type(scheduler).__name__}.{method} is not linear at call {bad}{because}")
+        raise UnsupportedScheduler(f"{type(scheduler).__name__}.{method} is not linear at call {number}{because}")
     coefficients: Array = np.where(np.abs(at_large) > _NEGLIGIBLE * scale, at_large, 0.0)
     return coefficients
 
 
-def _by_age(cyclic: Array, name: str, what: str) -> Array:
-    """[calls, PERIOD] by dimension to [calls, MAX_AGE + 1] by age; raises when anything older has weight."""
-    calls = np.arange(len(cyclic))[:, None]
-    by_age: Array = np.take_along_axis(cyclic, (calls - np.arange(PERIOD)) % PERIOD, axis=1)
-    if (bad := _first(by_age[:, MAX_AGE + 1 :].any(1))) is not None:
-        raise UnsupportedScheduler(
-            f"{name} cannot be served: at call {bad} it depends on {what} of more than {MAX_AGE} calls before"
-        )
-    return by_age[:, : MAX_AGE + 1]
+def _input_scale(scheduler: Any, number: int, call: _Call) -> float:
+    """The factor of the sample; raises when anything else has weight."""
+    scaled = _linear(call.scaled, scheduler, "scale_model_input", number)
+    factor = float(scaled[MAX_MEMORIES])
+    scaled[MAX_MEMORIES] = 0
+    if scaled.any():
+        raise UnsupportedScheduler(f"{type(scheduler).__name__}.scale_model_input does more than multiply its sample")
+    return factor
 
 
-def _input_scale(scaled: Array, name: str) -> Array:
-    """[calls] factors of the present sample; raises when anything else has weight."""
-    calls = np.arange(len(scaled))
-    factors = scaled[calls, calls % PERIOD]
-    rest = scaled.copy()
-    rest[calls, calls % PERIOD] = 0
-    if rest.any():
-        raise UnsupportedScheduler(f"{name}.scale_model_input does more than multiply its sample")
-    return factors
-
-
-def _only_noise_dtype(dtypes: tuple[NoiseDtype | None, ...], name: str) -> NoiseDtype:
-    found = {dtype for dtype in dtypes if dtype is not None}
+def _only_noise_dtype(calls: Sequence[_Call], name: str) -> NoiseDtype:
+    found = {call.noise_dtype for call in calls if call.noise_dtype is not None}
     if len(found) > 1:
         raise UnsupportedScheduler(f"{name} draws noise in more than one dtype: {', '.join(sorted(found))}")
     return found.pop() if found else "model"
 
 
-def _first(flags: ArrayLike) -> int | None:
-    found = np.flatnonzero(flags)
-    return int(found[0]) if found.size else None
+def _said(error: Exception) -> str:
+    """An error of diffusers' in one line; its type where the words alone say little."""
+    words = " ".join(str(error).split())
+    return words if isinstance(error, ValueError) and words else f"{type(error).__name__}: {words}"

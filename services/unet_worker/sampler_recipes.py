@@ -1,13 +1,13 @@
 """Each sampler of the API as a diffusers scheduler class and the options that make it. A new sampler is a line here."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import diffusers
-
 from synerdiff.cards import Sampler
+from synerdiff.models.schedulers import make_scheduler
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,22 @@ class SchedulerRecipe:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, scheduler_config: Mapping[str, Any]) -> Any:
-        """A new diffusers scheduler for a model trained as `scheduler_config` says; its steps are not set yet."""
-        return getattr(diffusers, self.class_name).from_config(dict(scheduler_config), **self.overrides)
+        """A new diffusers scheduler for a model trained as `scheduler_config` says; its steps are not set yet.
+
+        Raises SchedulerNotMade.
+        """
+        return make_scheduler(self.class_name, scheduler_config, **self.overrides)
+
+
+@dataclass(frozen=True)
+class OwnScheduler:
+    """The model's own: `scheduler_config` is all of its options, those that its pipeline corrected among them."""
+
+    def build(self, scheduler_config: Mapping[str, Any]) -> Any:
+        """As `SchedulerRecipe.build`."""
+        # Of options that it names diffusers takes its own default instead, and so drops what a pipeline corrected.
+        options = {option: value for option, value in scheduler_config.items() if option != "_use_default_values"}
+        return make_scheduler(str(scheduler_config.get("_class_name")), options)
 
 
 def _plain(class_name: str, **overrides: Any) -> SchedulerRecipe:
@@ -47,7 +61,7 @@ _LOG_RHO: dict[str, Any] = {"algorithm_type": "deis", "solver_type": "logrho"}
 # The Runge-Kutta calls at the start are for pixel-space models; no latent diffusion model uses them.
 _LINEAR_MULTISTEP: dict[str, Any] = {"skip_prk_steps": True}
 
-RECIPES: Mapping[Sampler, SchedulerRecipe] = MappingProxyType(
+RECIPES: Mapping[Sampler, SchedulerRecipe | OwnScheduler] = MappingProxyType(
     {
         Sampler.DDIM: SchedulerRecipe("DDIMScheduler"),
         Sampler.DDPM: SchedulerRecipe("DDPMScheduler"),
@@ -68,19 +82,26 @@ RECIPES: Mapping[Sampler, SchedulerRecipe] = MappingProxyType(
         Sampler.KDPM2: _plain(_KDPM2),
         Sampler.KDPM2_KARRAS: _karras(_KDPM2),
         Sampler.LCM: SchedulerRecipe("LCMScheduler"),
+        Sampler.OWN: OwnScheduler(),
     }
 )
 
 
-def nearest_sampler(scheduler_config: Mapping[str, Any]) -> Sampler | None:
-    """The sampler that changes least of the scheduler that the model came with; None for a class not listed here."""
-    class_name = scheduler_config.get("_class_name")
-    same_class = [sampler for sampler, recipe in RECIPES.items() if recipe.class_name == class_name]
-    if not same_class:
-        return None
-    own = SchedulerRecipe(str(class_name)).build(scheduler_config).config
+def sampler_like_own(scheduler_config: Mapping[str, Any]) -> Sampler:
+    """The sampler that is the model's own scheduler in every option; OWN where none is. Raises SchedulerNotMade."""
+    own = OwnScheduler().build(scheduler_config)
+    same_class = {
+        sampler: recipe
+        for sampler, recipe in RECIPES.items()
+        if isinstance(recipe, SchedulerRecipe) and recipe.class_name == type(own).__name__
+    }
+    for sampler, recipe in same_class.items():
+        if _options(recipe.build(scheduler_config)) == _options(own):
+            return sampler
+    return Sampler.OWN
 
-    def changes(sampler: Sampler) -> int:
-        return sum(own.get(option) != value for option, value in RECIPES[sampler].overrides.items())
 
-    return min(same_class, key=changes)
+def _options(scheduler: Any) -> dict[str, Any]:
+    """What a scheduler was made of: the options that its class takes."""
+    taken = inspect.signature(type(scheduler)).parameters
+    return {option: value for option, value in scheduler.config.items() if option in taken}

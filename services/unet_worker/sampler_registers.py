@@ -1,30 +1,26 @@
-"""Lays a scheduler's coefficients out over as few registers as its memory needs."""
+"""Lays a scheduler's memories out over as few registers as it needs."""
 
-from typing import Literal
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from services.unet_worker.sampler_probe import Array, SchedulerCoefficients
+from services.unet_worker.sampler_probe import NOISE, OUTPUT, SAMPLE, Array, SchedulerCoefficients, Weights
 from services.unet_worker.sampler_table import SamplerTable
-
-Value = tuple[Literal["sample", "output"], int]  # the sample before, or the model output of, that call
 
 
 def build_table(coefficients: SchedulerCoefficients) -> SamplerTable:
-    """The table of a probed scheduler. A value has a register from the call that makes it to the last that uses it."""
-    terms = [_terms(coefficients, call) for call in range(len(coefficients.timesteps))]
-    last_use = {value: call for call, needed in enumerate(terms) for value in needed}
-    layouts = _layouts(len(terms), last_use)
-    num_registers = 1 + max((register for layout in layouts for register in layout.values()), default=0)
-    matrix = np.zeros((len(terms), num_registers, num_registers + 2))
-    for call, needed in enumerate(terms):
-        here = {**layouts[call], ("sample", call): 0, ("output", call): num_registers}
-        for value, weight in needed.items():
-            matrix[call, 0, here[value]] = weight
-        matrix[call, 0, num_registers + 1] = coefficients.noise[call]
+    """The table of a probed scheduler. A memory has a register from the call that makes it to the last that uses it."""
+    weights = coefficients.weights
+    layouts = _layouts(weights)
+    num_registers = 1 + max(register for layout in layouts for register in layout.values())
+    matrix = np.zeros((len(weights), num_registers, num_registers + 2))
+    for call, after in enumerate(weights):
+        columns = {**layouts[call], OUTPUT: num_registers, NOISE: num_registers + 1}
         for value, register in layouts[call + 1].items():
-            matrix[call, register, here[value]] = 1
+            matrix[call, register] = 0  # two values of one register have the same weights
+            for source, weight in after[value].items():
+                matrix[call, register, columns[source]] += weight
     return SamplerTable(
         timesteps=_float32(coefficients.timesteps),
         input_scale=_float32(coefficients.input_scale),
@@ -35,28 +31,30 @@ def build_table(coefficients: SchedulerCoefficients) -> SamplerTable:
     )
 
 
-def _terms(coefficients: SchedulerCoefficients, call: int) -> dict[Value, float]:
-    """The values that the sample after `call` is the weighted sum of, noise aside."""
-    terms: dict[Value, float] = {}
-    for age in range(coefficients.samples.shape[1]):
-        if coefficients.samples[call, age]:
-            terms["sample", call - age] = float(coefficients.samples[call, age])
-        if coefficients.outputs[call, age]:
-            terms["output", call - age] = float(coefficients.outputs[call, age])
-    return terms
-
-
-def _layouts(num_calls: int, last_use: dict[Value, int]) -> list[dict[Value, int]]:
-    """Per call, and after the last, which earlier value is in which register (1 and up)."""
-    layouts: list[dict[Value, int]] = [{}]
-    for call in range(num_calls):
-        kept = {value: register for value, register in layouts[-1].items() if last_use[value] > call}
-        made: list[Value] = [("sample", call), ("output", call)]
-        for value in made:
-            if last_use.get(value, call) > call:
-                kept[value] = min(set(range(1, len(kept) + 2)) - set(kept.values()))
-        layouts.append(kept)
+def _layouts(weights: tuple[Weights, ...]) -> list[Mapping[str, int]]:
+    """Before each call, and after the last, the register of every value that is still needed; the sample's is 0."""
+    layouts: list[Mapping[str, int]] = [{SAMPLE: 0}]
+    for after, needed in zip(weights, _needed(weights)[1:], strict=True):
+        layout = {SAMPLE: 0}
+        register_of = {_key(after[SAMPLE]): 0}  # by what is in it: equal values share a register
+        for value in sorted(needed):
+            free = min(set(range(1, len(needed) + 1)) - set(register_of.values()), default=0)
+            layout[value] = register_of.setdefault(_key(after[value]), free)
+        layouts.append(layout)
     return layouts
+
+
+def _needed(weights: tuple[Weights, ...]) -> list[set[str]]:
+    """Before each call, and after the last, the memories that the samples to come depend on."""
+    needed: list[set[str]] = [set()]
+    for after in reversed(weights):
+        sources = {source for value in {SAMPLE, *needed[-1]} for source in after[value]}
+        needed.append(sources - {SAMPLE, OUTPUT, NOISE})
+    return needed[::-1]
+
+
+def _key(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(weights.items()))
 
 
 def _float32(values: Array) -> torch.Tensor:

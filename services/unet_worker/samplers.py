@@ -1,22 +1,26 @@
 """The samplers of a model: their tables, the steps they can do, and which one is the model's own."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from services.unet_worker.sampler_limits import steps_range
+from services.unet_worker.sampler_check import check_table
+from services.unet_worker.sampler_limits import DEFAULT_TRAIN_TIMESTEPS, steps_range
 from services.unet_worker.sampler_probe import UnsupportedScheduler, UnsupportedSteps, probe_scheduler
-from services.unet_worker.sampler_recipes import RECIPES, nearest_sampler
+from services.unet_worker.sampler_recipes import RECIPES, sampler_like_own
 from services.unet_worker.sampler_registers import build_table
 from services.unet_worker.sampler_table import SamplerTable
 from synerdiff.cards import Sampler, SamplerLimits
+from synerdiff.models.schedulers import SchedulerNotMade
 from synerdiff.telemetry import get_logger
 
 __all__ = [
+    "DefaultSampler",
     "SamplerTable",
     "UnsupportedScheduler",
     "UnsupportedSteps",
@@ -27,7 +31,16 @@ __all__ = [
 
 _CACHED_TABLES = 512  # 1000 calls of 4 registers: 96 KB; a usual table of 20 to 50 calls: a few KB
 _CACHED_MODELS = 16
+_TRIED_STEPS = 20  # enough for every memory of a scheduler to be in use
 _log = get_logger("samplers")
+
+
+@dataclass(frozen=True)
+class DefaultSampler:
+    """What a model is served with where a request does not say. `refused`: why that is not its own scheduler."""
+
+    sampler: Sampler
+    refused: str = ""
 
 
 def sampler_table(scheduler_config: Mapping[str, Any], sampler: Sampler, num_inference_steps: int) -> SamplerTable:
@@ -35,14 +48,12 @@ def sampler_table(scheduler_config: Mapping[str, Any], sampler: Sampler, num_inf
 
     Takes some ms for usual step counts and about a second for 1000: not for the step thread. Safe to call from several
     threads. Raises UnsupportedSteps when diffusers cannot do `num_inference_steps`, UnsupportedScheduler, naming the
-    scheduler's class, when a step of it is not linear or remembers too much.
+    scheduler's class, when it cannot be made or a step of it is not linear.
     """
-    trained = scheduler_config.get("num_train_timesteps", 1000)
+    trained = scheduler_config.get("num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS)
     if not 1 <= num_inference_steps <= trained:
         raise UnsupportedSteps(
-            RECIPES[sampler].class_name,
-            num_inference_steps,
-            f"it must be 1 to {trained}, the model's training timesteps",
+            sampler.name, num_inference_steps, f"it must be 1 to {trained}, the model's training timesteps"
         )
     return _table(_canonical(scheduler_config), sampler, num_inference_steps)
 
@@ -50,28 +61,33 @@ def sampler_table(scheduler_config: Mapping[str, Any], sampler: Sampler, num_inf
 def sampler_limits(scheduler_config: Mapping[str, Any]) -> tuple[SamplerLimits, ...]:
     """The samplers that a model with this scheduler config can be served with, each with the steps it can do.
 
-    Those that its config makes nonlinear (clip_sample, thresholding) or impossible are left out, with a log line.
+    OWN is among them where the model's own scheduler is none of the others. Those that its config makes nonlinear
+    (clip_sample, thresholding) or impossible are left out, with a log line.
+    """
+    own = _like_own(_canonical(scheduler_config))
+    served = (_limits(_canonical(scheduler_config), sampler) for sampler in RECIPES if sampler in (own, *_NAMED))
+    return tuple(found for found in served if isinstance(found, SamplerLimits))
+
+
+def default_sampler(scheduler_config: Mapping[str, Any], replacement: Sampler | None = None) -> DefaultSampler:
+    """The sampler that is the model's own scheduler in every option, or else `replacement`, with the reason.
+
+    Raises UnsupportedScheduler with the reason, where neither can be served.
     """
     config_json = _canonical(scheduler_config)
-    found = ((sampler, _served_steps(config_json, sampler)) for sampler in RECIPES)
-    return tuple(SamplerLimits(sampler, *steps) for sampler, steps in found if steps)
+    own = _like_own(config_json)
+    served = _limits(config_json, own) if isinstance(own, Sampler) else own
+    if isinstance(served, SamplerLimits):
+        return DefaultSampler(served.sampler)
+    if replacement is None:
+        raise UnsupportedScheduler(served)
+    instead = _limits(config_json, replacement)
+    if isinstance(instead, str):
+        raise UnsupportedScheduler(f"{served}; nor can {replacement.name.lower()} take its place: {instead}")
+    return DefaultSampler(replacement, served)
 
 
-def default_sampler(scheduler_config: Mapping[str, Any]) -> Sampler:
-    """The model's own sampler, or the nearest that can be served: DPM-Solver++ 2M for a scheduler that cannot.
-
-    Raises UnsupportedScheduler when no sampler can be served with this config.
-    """
-    config_json = _canonical(scheduler_config)
-    own = nearest_sampler(scheduler_config)
-    if own is not None and _served_steps(config_json, own):
-        return own
-    for near in (Sampler.DPMSOLVER_MULTISTEP, *RECIPES):
-        if _served_steps(config_json, near):
-            own_class = scheduler_config.get("_class_name")
-            _log.warning("own_scheduler_not_served", scheduler=own_class, instead=near.name)
-            return near
-    raise UnsupportedScheduler(f"no sampler can be served with the scheduler config {config_json}")
+_NAMED = tuple(sampler for sampler in RECIPES if sampler is not Sampler.OWN)
 
 
 def _canonical(scheduler_config: Mapping[str, Any]) -> str:
@@ -81,7 +97,13 @@ def _canonical(scheduler_config: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=_CACHED_TABLES)
 @torch.inference_mode(False)  # whatever mode the first caller is in, the cached tensors are ordinary ones
 def _table(config_json: str, sampler: Sampler, num_inference_steps: int) -> SamplerTable:
-    return build_table(probe_scheduler(_new_scheduler(config_json, sampler), num_inference_steps))
+    try:
+        scheduler = _new_scheduler(config_json, sampler)
+    except SchedulerNotMade as error:
+        raise UnsupportedScheduler(str(error)) from error
+    table = build_table(probe_scheduler(scheduler, num_inference_steps))
+    check_table(table, _new_scheduler(config_json, sampler), num_inference_steps)
+    return table
 
 
 def _new_scheduler(config_json: str, sampler: Sampler) -> Any:
@@ -95,13 +117,43 @@ def _prototype(config_json: str, sampler: Sampler) -> Any:
     return RECIPES[sampler].build(json.loads(config_json))
 
 
-@lru_cache(maxsize=_CACHED_MODELS * len(RECIPES))
-def _served_steps(config_json: str, sampler: Sampler) -> tuple[int, int] | None:
+@lru_cache(maxsize=_CACHED_MODELS)
+def _like_own(config_json: str) -> Sampler | str:
+    """The sampler that is the model's own scheduler, or why there can be none."""
     try:
-        steps = steps_range(_new_scheduler(config_json, sampler))
-        reason = "diffusers cannot run it with this config"
-    except (UnsupportedScheduler, ValueError, NotImplementedError) as error:
-        steps, reason = None, str(error)
-    if steps is None:
-        _log.info("sampler_not_served", sampler=sampler.name, reason=reason)
-    return steps
+        return sampler_like_own(json.loads(config_json))
+    except SchedulerNotMade as error:
+        return str(error)
+
+
+@lru_cache(maxsize=_CACHED_MODELS * len(RECIPES))
+def _limits(config_json: str, sampler: Sampler) -> SamplerLimits | str:
+    """What a sampler can do with a scheduler config, or why it cannot be served with it."""
+    try:
+        fewest, most = steps_range(_new_scheduler(config_json, sampler))
+        last = min(most, _TRIED_STEPS)
+        calls = _calls(config_json, sampler, sorted({max(last - 1, fewest), last}))
+    except (UnsupportedScheduler, SchedulerNotMade) as error:
+        _log.info("sampler_not_served", sampler=sampler.name, reason=str(error))
+        return str(error)
+    if sampler is not Sampler.OWN or len(calls) < 2:
+        return SamplerLimits(sampler, fewest, most)
+    a_step = calls[last] - calls[last - 1]
+    return SamplerLimits(sampler, fewest, most, a_step, calls[last] - a_step * last)
+
+
+def _calls(config_json: str, sampler: Sampler, tried_steps: Sequence[int]) -> dict[int, int]:
+    """UNet calls by number of steps, of those that can be run: timesteps of a few numbers may coincide.
+
+    Raises UnsupportedScheduler where none can.
+    """
+    calls: dict[int, int] = {}
+    reason = ""
+    for steps in tried_steps:
+        try:
+            calls[steps] = _table(config_json, sampler, steps).num_calls
+        except UnsupportedSteps as error:
+            reason = f"diffusers itself cannot run it with {steps} steps: {error.reason}"
+    if not calls:
+        raise UnsupportedScheduler(reason)
+    return calls

@@ -19,6 +19,7 @@ from services.unet_worker.preparation_thread import PreparationThread
 from services.unet_worker.previews import PreviewEncoder
 from services.unet_worker.residents import Resident, Residents, ResidentState
 from services.unet_worker.step_loop import StepLoop
+from synerdiff.cards import ModelCard
 from synerdiff.errors import StaleLeader
 from synerdiff.latents.arena import Arena, ArenaFull
 from synerdiff.leadership_guard import LeaderGuard
@@ -48,7 +49,7 @@ class UnetWorker:
     """Serves one leader at a time; its tasks stay when the leader goes.
 
     `threads` CPU threads step, `exact_threads` where all that steps is exact; 0 takes as many as torch uses on the
-    calling thread. `unet`: how UNet calls are made.
+    calling thread. `unet`: how UNet calls are made. `card`: of the model, for what its pictures have to be told with.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class UnetWorker:
         exact_threads: int = 1,
         embedding_cache_bytes: int = 64 * 2**20,
         unet: CompiledUnet | None = None,
+        card: ModelCard | None = None,
     ) -> None:
         self.draining = False
         self.crashed = asyncio.Event()
@@ -70,7 +72,7 @@ class UnetWorker:
         self._guard = LeaderGuard()
         self._leader: Leader | None = None
         self.residents = Residents(arena, unet_side.dtype)
-        preparer = TaskPreparer(unet_side, embedding_cache_bytes)
+        preparer = TaskPreparer(unet_side, embedding_cache_bytes, card)
         self._preparation = PreparationThread(preparer, self.residents, self._tell_leader, self._crash)
         self._previews = PreviewEncoder(unet_side, self._tell_leader)
         self._steps = StepLoop(

@@ -30,7 +30,7 @@ from synerdiff.models.digest import weights_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
-from synerdiff.models.loading import load_vae_side
+from synerdiff.models.loading import load_vae_side, refusing
 from synerdiff.models.memory_format import FormatChoice, settle_memory_format
 from synerdiff.models.threads import ThreadShare
 from synerdiff.mps import DeviceShare, device_share
@@ -230,13 +230,19 @@ def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundC
     dtype = dtype_from_name(settings.dtype, device)
     vae_dtype = None if settings.vae_dtype == "auto" else dtype_from_name(settings.vae_dtype)
     side = load_vae_side(
-        settings.model, dtype, vae_dtype=vae_dtype, safety_checker=settings.safety_checker, device=device
+        settings.model,
+        dtype,
+        vae_dtype=vae_dtype,
+        variant=settings.variant,
+        safety_checker=settings.safety_checker,
+        device=device,
     )
     digest, loaded_at_ms = weights_digest(side), time.time_ns() // 1_000_000
-    subject_of = partial(compile_subject, "vae", settings.model, side)
+    subject_of = partial(compile_subject, "vae", settings.model, side, settings.variant)
     request = compiler.requests_like(subject_of) if device.compiles else no_request
     vae = CompiledVae(side, request, _REHEARSED_IMAGES if settings.rehearse and device.compiles else 0)
-    weights = _settled_format(side)
+    with refusing(settings.model):
+        weights = _settled_format(side)
     compiler.wait()
     log.info(
         "model loaded",

@@ -17,14 +17,20 @@ from synerdiff.registry import WorkerKind, WorkerRecord
 from synerdiff.worker_settings import WorkerSettings
 
 
-def compile_subject(component: Component, model: Path, side: UnetSide | VaeSide) -> CompileSubject:
-    """What a worker has compiled, at the native size: of the weights that it holds, wherever those of the files are."""
+def compile_subject(
+    component: Component, model: Path, side: UnetSide | VaeSide, variant: str = "auto"
+) -> CompileSubject:
+    """What a worker has compiled, at the native size: of the weights that it holds, wherever those of the files are.
+
+    `variant`: by which `side` was loaded.
+    """
     return CompileSubject(
         component=component,
         model=str(model.resolve()),
         component_digest=module_digest(side.vae if isinstance(side, VaeSide) else side.unet),
         dtype=dtype_name(_loaded_dtype(side)),
         latent_shape=side.latent_shape(*side.native_size),
+        variant=variant,
     )
 
 

@@ -113,10 +113,6 @@ class Family(ABC):
         """The UNet's added conditions, one row per prompt; sizes in pixels. Some may still be on the CPU."""
 
     @abstractmethod
-    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A scheduler's config as the pipeline of this family corrects it."""
-
-    @abstractmethod
     def unscale(self, latents: Tensor, vae_config: Mapping[str, Any]) -> Tensor:
         """Latents as the UNet leaves them -> latents as the VAE decodes them."""
 
@@ -130,7 +126,8 @@ class UnetSide:
     """Prompt encoders and UNet of one model: what a UNet worker needs. Made by `loading.load_unet_side`.
 
     `scheduler_config` is that of the model's own scheduler, as its pipeline would use it (with `_class_name`);
-    feed it to `SomeScheduler.from_config`. `preview` is None for a model without a fitted projection.
+    feed it to `SomeScheduler.from_config`, or, without `_use_default_values`, to that of its own class.
+    `preview` is None for a model without a fitted projection.
     """
 
     family: Family
@@ -170,9 +167,15 @@ class UnetSide:
         return self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor
 
     def describe(
-        self, name: str, samplers: Sequence[SamplerLimits], default_sampler: Sampler, max_side: int | None = None
+        self,
+        name: str,
+        samplers: Sequence[SamplerLimits],
+        default_sampler: Sampler,
+        max_side: int | None = None,
+        *,
+        scheduler_refused: str = "",
     ) -> ModelCard:
-        """This model's card; `max_side` (pixels) overrides the model's own."""
+        """This model's card; `max_side` (pixels) overrides the model's own. `scheduler_refused`: as in ModelCard."""
         width, height = self.native_size
         return ModelCard(
             name=name,
@@ -189,6 +192,8 @@ class UnetSide:
             prediction_type=self.prediction_type,
             skip_cfg=self.defaults.skip_cfg,
             latent_channels=self.unet.config.in_channels,
+            scheduler=str(self.scheduler_config.get("_class_name", "")),
+            scheduler_refused=scheduler_refused,
         )
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbeds]:

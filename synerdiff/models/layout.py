@@ -26,6 +26,20 @@ class ModelLayout:
         entry = self.index.get(name)
         return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
+    def component(self, name: str) -> tuple[str, str]:
+        """The library and class of a component; raises ModelLoadError when the directory does not carry it."""
+        entry = self.index.get(name)
+        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+            raise self.refuse(f"{name} is missing from model_index.json")
+        return entry[0], entry[1]
+
+    def integer(self, component: str, key: str, default: int) -> int:
+        """A whole number of a component's config; raises ModelLoadError for anything else."""
+        value = self.config(component).get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.refuse(f"{component}/config.json has {key} {json.dumps(value)}, which is no whole number")
+        return value
+
     def config(self, component: str, file_name: str = "config.json") -> dict[str, Any]:
         """A component's config; raises ModelLoadError when it is missing or not a JSON object."""
         return self._read(f"{component}/{file_name}")

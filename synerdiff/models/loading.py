@@ -3,7 +3,9 @@
 Everything that configs can tell is checked before any weights are read, so a wrong directory is refused at once.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +15,57 @@ import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 
-from synerdiff.models.device import Device, open_device
+from synerdiff.models.device import Device, Fault, fault_of, open_device
 from synerdiff.models.dtypes import dtype_from_name
-from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.errors import ModelLoadError, in_one_line
 from synerdiff.models.family import Family, ServingDefaults, UnetSide, VaeSide
 from synerdiff.models.layout import ModelLayout, read_layout
 from synerdiff.models.safety import SafetyChecker, load_safety_checker
+from synerdiff.models.schedulers import correct, own_scheduler_config
 from synerdiff.models.sd1 import Sd1
 from synerdiff.models.sd2 import Sd2
 from synerdiff.models.sdxl import Sdxl
 from synerdiff.models.serving import ServingFile, read_serving_file
 from synerdiff.models.weights import load_diffusers_model
 
-__all__ = ["FAMILIES", "ModelLoadError", "dtype_from_name", "load_unet_side", "load_vae_side"]
+__all__ = [
+    "FAMILIES",
+    "ModelLoadError",
+    "dtype_from_name",
+    "load_unet_side",
+    "load_vae_side",
+    "read_scheduler_config",
+    "refusing",
+]
 
 FAMILIES: tuple[Family, ...] = (Sd1(), Sd2(), Sdxl())
 
 # Any of these set means that the UNet wants to be told something that no family here tells it.
 _UNSERVED_UNET_FEATURES = ("time_cond_proj_dim", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+
+
+@contextmanager
+def refusing(path: Path | str) -> Iterator[None]:
+    """Whatever is raised over the content of a model directory refuses it: ModelLoadError, with the reason in one line.
+
+    Libraries check little of what they read, and raise anything. What a device lacks is no fault of the directory's.
+    """
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        if fault_of(error) is not Fault.OTHER:
+            raise
+        raise ModelLoadError(Path(path), in_one_line(error)) from error
+
+
+def read_scheduler_config(path: Path | str) -> dict[str, Any]:
+    """The `UnetSide.scheduler_config` of the model in `path`. Reads no weights. Raises ModelLoadError."""
+    with refusing(path):
+        _silence_libraries()
+        layout, _ = _open(path)
+        return own_scheduler_config(layout)
 
 
 def load_unet_side(
@@ -42,23 +77,29 @@ def load_unet_side(
     `device`: None is the CPU.
     Raises ModelLoadError naming path and reason.
     """
-    _silence_libraries()
-    layout, family = _open(path)
-    device = device or open_device("cpu")
-    unet = load_diffusers_model(UNet2DConditionModel, layout, "unet", dtype, variant, device)
-    scale_factor = _vae_scale_factor(layout.config("vae"))
-    serving = read_serving_file(layout, unet.config.in_channels)
-    return UnetSide(
-        family=family,
-        unet=unet,
-        encoder=family.load_encoder(layout, dtype, variant, device.torch_device),
-        scheduler_config=_scheduler_config(layout, family),
-        vae_scale_factor=scale_factor,
-        defaults=_defaults(family, serving, unet.config.sample_size, scale_factor),
-        preview=serving.preview.projection() if serving.preview is not None else None,
-        dtype=dtype,
-        compute=device,
-    )
+    with refusing(path):
+        _silence_libraries()
+        layout, family = _open(path)
+        scheduler_config = own_scheduler_config(layout)
+        device = device or open_device("cpu")
+        unet = load_diffusers_model(UNet2DConditionModel, layout, "unet", dtype, variant, device)
+        correct(family.pipeline_class, unet=unet)
+        scale_factor = _vae_scale_factor(layout.config("vae"))
+        serving = read_serving_file(layout, unet.config.in_channels)
+        side = UnetSide(
+            family=family,
+            unet=unet,
+            encoder=family.load_encoder(layout, dtype, variant, device.torch_device),
+            scheduler_config=scheduler_config,
+            vae_scale_factor=scale_factor,
+            defaults=_defaults(family, serving, unet.config.sample_size, scale_factor),
+            preview=serving.preview.projection() if serving.preview is not None else None,
+            dtype=dtype,
+            compute=device,
+        )
+        if any(pixels < 1 or pixels % side.size_multiple for pixels in side.native_size):
+            raise layout.refuse(f"its native size {side.native_size} is no multiple of {side.size_multiple} pixels")
+        return side
 
 
 def load_vae_side(
@@ -75,22 +116,23 @@ def load_vae_side(
     `dtype` is the model's, as given to `load_unet_side`; `variant` and `device` as there. `vae_dtype`: what the VAE
     itself runs in; None is what its family says for `dtype`. Raises ModelLoadError, also for a VAE that would overflow.
     """
-    _silence_libraries()
-    layout, family = _open(path)
-    device = device or open_device("cpu")
-    usual, other = _vae_dtypes(layout, family, dtype, vae_dtype)
-    vae = load_diffusers_model(AutoencoderKL, layout, "vae", other or dtype, variant, device)
-    checker: SafetyChecker | None = None
-    if safety_checker and layout.component_class("safety_checker") is not None:
-        checker = load_safety_checker(layout, dtype, variant, device.torch_device)
-    return VaeSide(
-        family=family,
-        vae=vae.to(other or usual),
-        processor=VaeImageProcessor(vae_scale_factor=_vae_scale_factor(vae.config)),
-        checker=checker,
-        dtype=dtype,
-        compute=device,
-    )
+    with refusing(path):
+        _silence_libraries()
+        layout, family = _open(path)
+        device = device or open_device("cpu")
+        usual, other = _vae_dtypes(layout, family, dtype, vae_dtype)
+        vae = load_diffusers_model(AutoencoderKL, layout, "vae", other or dtype, variant, device)
+        checker: SafetyChecker | None = None
+        if safety_checker and layout.component_class("safety_checker") is not None:
+            checker = load_safety_checker(layout, dtype, variant, device.torch_device)
+        return VaeSide(
+            family=family,
+            vae=vae.to(other or usual),
+            processor=VaeImageProcessor(vae_scale_factor=_vae_scale_factor(vae.config)),
+            checker=checker,
+            dtype=dtype,
+            compute=device,
+        )
 
 
 def _open(path: Path | str) -> tuple[ModelLayout, Family]:
@@ -99,6 +141,7 @@ def _open(path: Path | str) -> tuple[ModelLayout, Family]:
     family = _detect_family(layout)
     layout.require("unet", "UNet2DConditionModel")
     layout.require("vae", "AutoencoderKL")
+    _check_sizes(layout)
     _check_latents(layout)
     family.check(layout)
     return layout, family
@@ -114,15 +157,29 @@ def _detect_family(layout: ModelLayout) -> Family:
     raise layout.refuse("its text encoder is neither CLIP-L (hidden_act quick_gelu) nor OpenCLIP (gelu)")
 
 
+def _check_sizes(layout: ModelLayout) -> None:
+    """That what pictures are measured by can be reckoned with."""
+    sample_size = layout.config("unet").get("sample_size")
+    sides = sample_size if isinstance(sample_size, list) and len(sample_size) == 2 else [sample_size]
+    blocks, scale = layout.config("vae").get("block_out_channels"), layout.config("vae").get("scaling_factor", 1.0)
+    for name, value, fits in (
+        ("unet/config.json has sample_size", sample_size, all(type(side) is int for side in sides)),
+        ("vae/config.json has block_out_channels", blocks, isinstance(blocks, list) and len(blocks) > 0),
+        ("vae/config.json has scaling_factor", scale, type(scale) in (int, float) and scale != 0),
+    ):
+        if not fits:
+            raise layout.refuse(f"{name} {json.dumps(value)}, which says nothing")
+
+
 def _check_latents(layout: ModelLayout) -> None:
-    unet, latent_channels = layout.config("unet"), layout.config("vae").get("latent_channels", 4)
+    unet, latent_channels = layout.config("unet"), layout.integer("vae", "latent_channels", 4)
     for feature in _UNSERVED_UNET_FEATURES:
         if unet.get(feature) is not None:
             raise layout.refuse(f"its UNet has {feature} {unet[feature]}, which is not served")
     for end in ("in_channels", "out_channels"):
-        if unet.get(end, 4) != latent_channels:
+        if (channels := layout.integer("unet", end, 4)) != latent_channels:
             raise layout.refuse(
-                f"its UNet has {end} {unet[end]}, but its latents have {latent_channels} channels "
+                f"its UNet has {end} {channels}, but its latents have {latent_channels} channels "
                 "(inpainting, editing and upscaling models are not served)"
             )
 
@@ -143,14 +200,6 @@ def _vae_dtypes(
 
 def _vae_scale_factor(vae_config: Mapping[str, Any]) -> int:
     return int(2 ** (len(vae_config["block_out_channels"]) - 1))
-
-
-def _scheduler_config(layout: ModelLayout, family: Family) -> dict[str, Any]:
-    config = layout.config("scheduler", "scheduler_config.json")
-    scheduler_class = getattr(diffusers, str(config.get("_class_name")), None)
-    if scheduler_class is None or not issubclass(scheduler_class, diffusers.SchedulerMixin):
-        raise layout.refuse(f"its scheduler {config.get('_class_name')} is not one of diffusers'")
-    return family.scheduler_config(scheduler_class.from_config(config).config)
 
 
 def _defaults(family: Family, serving: ServingFile, sample_size: int | list[int], scale_factor: int) -> ServingDefaults:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 
 from synerdiff.models.family import PromptEmbeds
 from synerdiff.models.layout import ModelLayout
+
+_VECTORS = TextualInversionLoaderMixin()
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class PromptTokenizer:
         return int(self.tokenizer.model_max_length)
 
     def __call__(self, prompt: str) -> Tokens:
-        """Tokenize one prompt."""
+        """Tokenize one prompt. A token that stands for several vectors of textual inversion becomes all of them."""
         with self.lock:
+            prompt = _VECTORS.maybe_convert_prompt(prompt, self.tokenizer)
             padded = self.tokenizer(
                 prompt, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
             )
@@ -66,21 +70,25 @@ def in_batches(
     return [embeds for batch in batches for embeds in encode(batch)]
 
 
-def load_tokenizer(layout: ModelLayout, component: str, text_config: dict[str, Any]) -> PromptTokenizer:
-    """Load a tokenizer that fits the text encoder of `text_config`; raises ModelLoadError."""
+def load_tokenizer(layout: ModelLayout, component: str, text_encoder: str) -> PromptTokenizer:
+    """Load a tokenizer that fits a text encoder of the same directory; raises ModelLoadError."""
     from transformers import CLIPTokenizer
 
+    folder = layout.path / component
+    # Without either the library makes one of no words.
+    if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
+        raise layout.refuse(f"{component} holds neither tokenizer.json nor vocab.json")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(layout.path), subfolder=component, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise layout.refuse(f"{component} does not load: {error}") from error
-    positions = text_config.get("max_position_embeddings", 77)
+    positions = layout.integer(text_encoder, "max_position_embeddings", 77)
     if tokenizer.model_max_length > positions:
         raise layout.refuse(
             f"{component} has model_max_length {tokenizer.model_max_length}, "
             f"but its text encoder takes {positions} tokens"
         )
-    if len(tokenizer) > text_config.get("vocab_size", 49408):
+    if len(tokenizer) > layout.integer(text_encoder, "vocab_size", 49408):
         raise layout.refuse(f"{component} has {len(tokenizer)} entries, more than its text encoder knows")
     return PromptTokenizer(tokenizer)
 

@@ -89,15 +89,16 @@ class Sdxl(Family):
         layout.require("text_encoder_2", "CLIPTextModelWithProjection")
         layout.require("tokenizer", "CLIPTokenizer", "CLIPTokenizerFast")
         layout.require("tokenizer_2", "CLIPTokenizer", "CLIPTokenizerFast")
-        unet, second = layout.config("unet"), layout.config("text_encoder_2")
+        unet = layout.config("unet")
         if unet.get("addition_embed_type") != "text_time":
             raise layout.refuse(f"its UNet has addition_embed_type {unet.get('addition_embed_type')}, not text_time")
-        width = layout.config("text_encoder").get("hidden_size", 512) + second.get("hidden_size", 512)
+        width = sum(layout.integer(encoder, "hidden_size", 512) for encoder in ("text_encoder", "text_encoder_2"))
         if unet.get("cross_attention_dim") != width:
             raise layout.refuse(
                 f"its UNet attends to {unet.get('cross_attention_dim')} features, but the text encoders give {width}"
             )
-        added = unet.get("addition_time_embed_dim", 0) * _TIME_IDS + second.get("projection_dim", 512)
+        added = layout.integer("unet", "addition_time_embed_dim", 0) * _TIME_IDS
+        added += layout.integer("text_encoder_2", "projection_dim", 512)
         if unet.get("projection_class_embeddings_input_dim") != added:
             raise layout.refuse(
                 f"its UNet takes {unet.get('projection_class_embeddings_input_dim')} added features, "
@@ -111,8 +112,8 @@ class Sdxl(Family):
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         tokenizers = (
-            load_tokenizer(layout, "tokenizer", layout.config("text_encoder")),
-            load_tokenizer(layout, "tokenizer_2", layout.config("text_encoder_2")),
+            load_tokenizer(layout, "tokenizer", "text_encoder"),
+            load_tokenizer(layout, "tokenizer_2", "text_encoder_2"),
         )
         if tokenizers[0].max_tokens != tokenizers[1].max_tokens:
             raise layout.refuse("its tokenizers differ in model_max_length")
@@ -128,10 +129,6 @@ class Sdxl(Family):
         pooled = torch.stack([row.pooled for row in embeds if row.pooled is not None])
         time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=pooled.dtype)
         return {"text_embeds": pooled, "time_ids": time_ids.repeat(len(embeds), 1)}
-
-    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """As it stands."""
-        return dict(config)
 
     def unscale(self, latents: Tensor, vae_config: Mapping[str, Any]) -> Tensor:
         """Undo the VAE's scaling factor, and its mean and deviation where the config has them."""

@@ -34,7 +34,7 @@ class StableDiffusionFamily(Family):
         unet = layout.config("unet")
         if unet.get("addition_embed_type") is not None:
             raise layout.refuse(f"its UNet wants added conditions ({unet['addition_embed_type']})")
-        width = layout.config("text_encoder").get("hidden_size", 512)
+        width = layout.integer("text_encoder", "hidden_size", 512)
         if unet.get("cross_attention_dim", 1280) != width:
             raise layout.refuse(
                 f"its UNet attends to {unet.get('cross_attention_dim')} features, but the text encoder gives {width}"
@@ -47,7 +47,7 @@ class StableDiffusionFamily(Family):
         from transformers import CLIPTextModel
 
         return ClipPromptEncoder(
-            tokenizer=load_tokenizer(layout, "tokenizer", layout.config("text_encoder")),
+            tokenizer=load_tokenizer(layout, "tokenizer", "text_encoder"),
             text_encoder=load_transformers_model(CLIPTextModel, layout, "text_encoder", dtype, variant, device),
             at_once=prompts_at_once(device),
         )
@@ -55,15 +55,6 @@ class StableDiffusionFamily(Family):
     def added_conditions(self, embeds: Sequence[PromptEmbeds], width: int, height: int) -> dict[str, Tensor] | None:
         """None: these UNets take none."""
         return None
-
-    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Steps start at offset 1 and samples are never clipped, whatever an outdated config says."""
-        corrections: dict[str, Any] = {}
-        if config.get("steps_offset", 1) != 1:
-            corrections["steps_offset"] = 1
-        if config.get("clip_sample", False) is True:
-            corrections["clip_sample"] = False
-        return {**config, **corrections}
 
     def unscale(self, latents: Tensor, vae_config: Mapping[str, Any]) -> Tensor:
         """Undo the VAE's scaling factor."""

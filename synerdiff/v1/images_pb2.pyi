@@ -60,6 +60,8 @@ class _SamplerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sampler.Value
     SAMPLER_KDPM2: _Sampler.ValueType  # 17
     SAMPLER_KDPM2_KARRAS: _Sampler.ValueType  # 18
     SAMPLER_LCM: _Sampler.ValueType  # 19
+    SAMPLER_OWN: _Sampler.ValueType  # 20
+    """the model's own scheduler with all its options, where it is none of these"""
 
 class Sampler(_Sampler, metaclass=_SamplerEnumTypeWrapper):
     """Names follow diffusers' scheduler classes; _KARRAS is the same scheduler with use_karras_sigmas."""
@@ -85,6 +87,8 @@ SAMPLER_HEUN_KARRAS: Sampler.ValueType  # 16
 SAMPLER_KDPM2: Sampler.ValueType  # 17
 SAMPLER_KDPM2_KARRAS: Sampler.ValueType  # 18
 SAMPLER_LCM: Sampler.ValueType  # 19
+SAMPLER_OWN: Sampler.ValueType  # 20
+"""the model's own scheduler with all its options, where it is none of these"""
 Global___Sampler: _TypeAlias = Sampler  # noqa: Y015
 
 class _ImageFormat:
@@ -453,6 +457,8 @@ class ModelCard(_message.Message):
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     PREDICTION_TYPE_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
+    SCHEDULER_FIELD_NUMBER: _builtins.int
+    SCHEDULER_REFUSED_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     family: _builtins.str
@@ -473,6 +479,10 @@ class ModelCard(_message.Message):
     """"epsilon" or "v_prediction" """
     available: _builtins.bool
     """a UNet worker and a VAE worker serve it just now"""
+    scheduler: _builtins.str
+    """the model's own scheduler, by its class in diffusers"""
+    scheduler_refused: _builtins.str
+    """why that is not served and default_sampler stands in for it; empty: it is served"""
     @_builtins.property
     def samplers(self) -> _containers.RepeatedCompositeFieldContainer[Global___SamplerLimits]: ...
     @_builtins.property
@@ -495,11 +505,13 @@ class ModelCard(_message.Message):
         max_prompt_tokens: _builtins.int = ...,
         prediction_type: _builtins.str = ...,
         available: _builtins.bool = ...,
+        scheduler: _builtins.str = ...,
+        scheduler_refused: _builtins.str = ...,
         weights: _abc.Iterable[Global___Weights] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "default_guidance_scale", b"default_guidance_scale", "default_num_inference_steps", b"default_num_inference_steps", "default_sampler", b"default_sampler", "family", b"family", "max_prompt_tokens", b"max_prompt_tokens", "max_side", b"max_side", "name", b"name", "native_height", b"native_height", "native_width", b"native_width", "prediction_type", b"prediction_type", "samplers", b"samplers", "size_multiple", b"size_multiple", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "default_guidance_scale", b"default_guidance_scale", "default_num_inference_steps", b"default_num_inference_steps", "default_sampler", b"default_sampler", "family", b"family", "max_prompt_tokens", b"max_prompt_tokens", "max_side", b"max_side", "name", b"name", "native_height", b"native_height", "native_width", b"native_width", "prediction_type", b"prediction_type", "samplers", b"samplers", "scheduler", b"scheduler", "scheduler_refused", b"scheduler_refused", "size_multiple", b"size_multiple", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,6 +34,8 @@ def model_card_to_pb(
         max_prompt_tokens=card.max_prompt_tokens,
         prediction_type=card.prediction_type,
         available=available,
+        scheduler=card.scheduler,
+        scheduler_refused=card.scheduler_refused,
         weights=[images_pb2.Weights(kind=one.kind, digest=one.digest, workers=one.workers) for one in weights],
     )
 
@@ -61,6 +63,8 @@ def model_card_from_pb(pb: images_pb2.ModelCard) -> ModelCard:
         ),
         max_prompt_tokens=pb.max_prompt_tokens,
         prediction_type=pb.prediction_type,
+        scheduler=pb.scheduler,
+        scheduler_refused=pb.scheduler_refused,
     )
 
 

@@ -1,6 +1,7 @@
 """The supervisor with small stand-in children: restarts, giving up, and taking everything down with it."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -106,6 +107,30 @@ async def test_bad_settings_are_not_tried_again(tmp_path: Path) -> None:
         with pytest.raises(ChildGaveUp, match="at its start with exit status 2"):
             await supervisor.start()
     assert log_tail(spec.log) == ["--dtype: no such thing"]
+
+
+async def test_a_group_that_cannot_start_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:
+    reason = "cannot load a model from /models/odd: unet/config.json is missing"
+    line = json.dumps({"event": "cannot start", "reason": reason})
+    refused = replace(stand_in(tmp_path, f"print({line!r}, flush=True); os._exit(2)", "unet-odd"), group="odd")
+    partner = replace(stand_in(tmp_path, SERVES, "vae-odd"), group="odd")
+    good = replace(stand_in(tmp_path, SERVES, "unet-good"), group="good")
+    shared = stand_in(tmp_path, SERVES, "scheduler")
+    told: list[tuple[str, str]] = []
+    async with Supervisor(
+        [refused, partner, good, shared], policy=FAST, on_refused=lambda *what: told.append(what)
+    ) as supervisor:
+        await supervisor.start()
+        await until(lambda: set(supervisor.pids()) == {"unet-good", "scheduler"})
+        assert (told, supervisor.left_out) == ([("odd", reason)], {"odd"})
+
+
+async def test_the_last_group_that_cannot_start_ends_everything(tmp_path: Path) -> None:
+    specs = [replace(stand_in(tmp_path, "os._exit(2)", name), group=name) for name in ("one", "other")]
+    async with Supervisor([*specs, stand_in(tmp_path, SERVES, "scheduler")], policy=FAST) as supervisor:
+        with pytest.raises(ChildGaveUp, match="at its start with exit status 2"):
+            await supervisor.start()
+        assert len(supervisor.left_out) == 1
 
 
 async def test_a_command_that_does_not_exist_says_so(tmp_path: Path) -> None:

@@ -310,3 +310,14 @@ def test_steps_to_skip_are_counted_in_unet_calls() -> None:
     fixed_steps(39)(pb)
     with pytest.raises(InvalidRequest, match=r"39 is out of bounds: .* to 38"):
         resolve(pb, [card], LIMITS)
+
+
+def test_steps_to_skip_are_bounded_by_the_calls_of_a_models_own_scheduler() -> None:
+    limits = SamplerLimits(Sampler.OWN, 1, 1000, calls_per_step=2, extra_calls=-1)
+    card = replace(CARD, default_sampler=Sampler.OWN, samplers=(limits,))
+    pb = images_pb2.GenerateRequest(model=CARD.name, num_inference_steps=20)
+    fixed_steps(38)(pb)
+    assert resolve(pb, [card], LIMITS).sampler is Sampler.OWN
+    fixed_steps(39)(pb)
+    with pytest.raises(InvalidRequest, match=r"39 is out of bounds: .* to 38"):
+        resolve(pb, [card], LIMITS)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from synerdiff.cards import Sampler
+
 SchedulerConfig = dict[str, Any]
 
 _LATENT_DIFFUSION: SchedulerConfig = {
@@ -57,3 +59,6 @@ CONFIGS: dict[str, SchedulerConfig] = {
     "zero-snr": ZERO_TERMINAL_SNR,
     "lcm": LATENT_CONSISTENCY,
 }
+
+# Those that a request may name, whatever the model's own scheduler is.
+NAMED = tuple(sampler for sampler in Sampler if sampler is not Sampler.OWN)

@@ -30,7 +30,7 @@ from synerdiff.wire import stages
 from tests.services.unet_worker.leader import Leader, leading
 from tests.services.unet_worker.specs import spec
 from tests.synerdiff.models.fake_gpu import FakeGpu
-from tests.tiny_models import tiny_model
+from tests.tiny_models import edit_json, tiny_model
 from tests.waiting import HANG_S
 
 
@@ -149,4 +149,15 @@ async def test_a_model_that_cannot_be_loaded_ends_the_process_with_the_reason(tm
     assert process.returncode == EXIT_BAD_SETTINGS
     last = stderr.decode().splitlines()[-1]
     assert str(tmp_path) in last
+    assert "Traceback" not in stderr.decode()
+
+
+async def test_a_scheduler_that_cannot_be_served_ends_the_process_with_its_name(tmp_path: Path) -> None:
+    model = tiny_model("sd1", tmp_path / "tiny")
+    edit_json(model / "model_index.json", scheduler=["diffusers", "LMSDiscreteScheduler"])
+    async with worker_process("--model", str(model), "--compile", "off") as process:
+        _, stderr = await asyncio.wait_for(process.communicate(), HANG_S)
+    assert process.returncode == EXIT_BAD_SETTINGS
+    (refusal,) = (line for line in stderr.decode().splitlines() if "cannot start" in line)
+    assert "its own scheduler cannot be served: LMSDiscreteScheduler needs scipy, which is not installed" in refusal
     assert "Traceback" not in stderr.decode()

@@ -229,11 +229,17 @@ def test_a_tokenizer_that_does_not_fit_its_encoder(copy_of: CopyOf) -> None:
     assert_refused(path, "more than its text encoder knows")
 
 
-@pytest.mark.parametrize("class_name", ["NoSuchScheduler", "UNet2DConditionModel", None])
-def test_an_unknown_scheduler(copy_of: CopyOf, class_name: str | None) -> None:
+@pytest.mark.parametrize("scheduler", [None, [None, None], ["diffusers"], "PNDMScheduler"])
+def test_a_directory_without_a_scheduler(copy_of: CopyOf, scheduler: Any) -> None:
     path = copy_of("sd1")
-    edit_json(path / "scheduler" / "scheduler_config.json", _class_name=class_name)
-    assert_refused(path, f"its scheduler {class_name} is not one of diffusers'")
+    edit_json(path / "model_index.json", scheduler=scheduler)
+    assert_refused(path, "scheduler is missing from model_index.json")
+
+
+def test_a_scheduler_of_another_library(copy_of: CopyOf) -> None:
+    path = copy_of("sd1")
+    edit_json(path / "model_index.json", scheduler=["k_diffusion", "DPM"])
+    assert_refused(path, "its scheduler DPM is not one of diffusers' but of k_diffusion")
 
 
 def test_an_unknown_safety_checker(copy_of: CopyOf) -> None:

@@ -1,6 +1,7 @@
 """Prompts are encoded as the diffusers pipeline of the family encodes them, to the bit."""
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import load_unet_side
@@ -197,3 +199,31 @@ def test_encoding_from_several_threads(unet_side: UnetSide) -> None:
 def test_nbytes_counts_both_parts(unet_side: UnetSide) -> None:
     (embeds,) = unet_side.encode(["a dog"])
     assert embeds.nbytes == sum(4 * part.numel() for part in parts(embeds))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_textual_inversion_of_several_vectors_uses_all_of_them(
+    copy_of: Callable[[FamilyName], Path], family: FamilyName
+) -> None:
+    path = copy_of(family)
+    for number, model_class in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))[: 1 + (family == "sdxl")]:
+        _bake_in(path, number, model_class, ["<cat-toy>", "<cat-toy>_1", "<cat-toy>_2"])
+    side, pipeline = load_unet_side(path, torch.float32), reference_pipeline(path)
+    prompt, negative = "a <cat-toy> on a table", "no <cat-toy>"
+    theirs, theirs_negative = pipeline_embeds(pipeline, prompt, negative)
+    assert_same(parts(side.encode([prompt])[0]), theirs)
+    assert_same(parts(side.encode_negative([negative])[0]), theirs_negative)
+    first_alone = parts(side.encode(["a dog on a table"])[0])
+    assert not torch.equal(first_alone[0], theirs[0])
+
+
+def _bake_in(path: Path, number: str, model_class: Any, tokens: list[str]) -> None:
+    """Add tokens to a directory's tokenizer, each with a vector of its own."""
+    tokenizer = CLIPTokenizer.from_pretrained(path / f"tokenizer{number}")
+    tokenizer.add_tokens(tokens)
+    encoder = model_class.from_pretrained(path / f"text_encoder{number}")
+    encoder.resize_token_embeddings(len(tokenizer))
+    encoder.get_input_embeddings().weight.data[-len(tokens) :].normal_(generator=torch.Generator().manual_seed(1))
+    for part, saved in (("tokenizer", tokenizer), ("text_encoder", encoder)):
+        shutil.rmtree(path / f"{part}{number}")
+        saved.save_pretrained(path / f"{part}{number}")

@@ -28,6 +28,8 @@ cards = st.builds(
     samplers=st.lists(limits, max_size=4).map(tuple),
     max_prompt_tokens=uint32,
     prediction_type=text,
+    scheduler=text,
+    scheduler_refused=text,
 )
 
 

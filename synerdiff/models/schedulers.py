@@ -1,0 +1,67 @@
+"""A model's own scheduler, with the options that its pipeline gives it."""
+
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import diffusers
+from diffusers.utils.import_utils import DummyObject
+
+from synerdiff.models.errors import in_one_line
+from synerdiff.models.layout import ModelLayout
+
+SCHEDULER_CONFIG = "scheduler_config.json"
+
+
+class SchedulerNotMade(Exception):
+    """diffusers cannot make a scheduler: names its class and the reason."""
+
+
+def make_scheduler(class_name: str, options: Mapping[str, Any], **overrides: Any) -> Any:
+    """A diffusers scheduler, by `from_config`. Raises SchedulerNotMade."""
+    scheduler_class: Any = getattr(diffusers, class_name, None)
+    if isinstance(scheduler_class, DummyObject):
+        missing = " and ".join(name for name in scheduler_class._backends if importlib.util.find_spec(name) is None)
+        raise SchedulerNotMade(f"{class_name} needs {missing}, which is not installed")
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
+        raise SchedulerNotMade(f"{class_name} is not one of the schedulers of diffusers {diffusers.__version__}")
+    constructor: Any = scheduler_class
+    try:
+        return constructor.from_config(dict(options), **overrides)
+    except Exception as error:  # whatever a constructor makes of options that it does not check
+        raise SchedulerNotMade(f"{class_name} cannot be made of its config: {in_one_line(error)}") from error
+
+
+def own_scheduler_config(layout: ModelLayout) -> dict[str, Any]:
+    """All options of the scheduler that diffusers' pipeline of this directory has, and its class as `_class_name`.
+
+    The class is what model_index.json says, and the pipeline corrects options that are outdated. A scheduler that
+    cannot be made leaves the file as it stands. Raises ModelLoadError where class or file are missing.
+    """
+    library, class_name = layout.component("scheduler")
+    if library != "diffusers":
+        raise layout.refuse(f"its scheduler {class_name} is not one of diffusers' but of {library}")
+    options = layout.config("scheduler", SCHEDULER_CONFIG)
+    if not isinstance(options.get("_class_name", ""), str):
+        raise layout.refuse(f"scheduler/{SCHEDULER_CONFIG} has a _class_name that is no text")
+    try:
+        scheduler = make_scheduler(class_name, options)
+    except SchedulerNotMade:
+        return options | {"_class_name": class_name}
+    correct(layout.pipeline_class, scheduler=scheduler)
+    return dict(scheduler.config) | {"_class_name": class_name}
+
+
+def correct(pipeline_class: str, **components: Any) -> None:
+    """Have the constructor of a diffusers pipeline correct the configs of `components`, in place."""
+    constructor = getattr(diffusers, pipeline_class)
+    required = [
+        name
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.default is inspect.Parameter.empty
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they tell to have the files corrected
+        constructor(**{**dict.fromkeys(required), **components})
