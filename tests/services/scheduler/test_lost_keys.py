@@ -8,12 +8,12 @@ import pytest
 from redis.asyncio import Redis
 
 from services.scheduler.store import keys
-from synerdiff.client import AsyncClient, GenerateResult
+from synerdiff.client import AsyncClient, GenerateResult, ImageReady
 from synerdiff.errors import NotFound, SynerDiffError
 from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.waiting import HANG_S, until
 
-JOBS = 8
+JOBS = 16
 STEPS = 15
 # Kinds of keys whose loss costs no job. The others: "job" is a job's own record; the rest are channels.
 RESTORED = sorted(
@@ -55,12 +55,20 @@ async def started(redis: Redis, client: AsyncClient) -> list["asyncio.Task[Gener
     return jobs
 
 
-@pytest.mark.parametrize("kind", RESTORED)
-async def test_a_lost_key_costs_no_job(redis: Redis, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "new_leader"),
+    [
+        *((kind, False) for kind in RESTORED),
+        *((kind, True) for kind in ("queue", "queued_models", "waiting", "deadlines")),
+    ],
+)
+async def test_a_lost_key_costs_no_job(redis: Redis, kind: str, new_leader: bool) -> None:
     async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
         jobs = await started(redis, client)
         deleted = await delete_kind(redis, kind)
         assert deleted or kind in ("last_read", "progress"), "there was nothing to lose"
+        if new_leader and whole.pool.leader:
+            whole.pool.leader.superseded()
         later = asyncio.create_task(client.generate("later", model=MODEL, num_inference_steps=STEPS))
         outcomes = await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), HANG_S)
         served = [outcome for outcome in outcomes if isinstance(outcome, GenerateResult)]
@@ -72,6 +80,9 @@ async def test_a_lost_key_costs_no_job(redis: Redis, kind: str) -> None:
         else:
             assert len(served) == JOBS, outcomes
         assert len((await asyncio.wait_for(later, HANG_S)).images) == 1
+        for result in served:
+            told = [event async for event in client.watch(result.job_id) if isinstance(event, ImageReady)]
+            assert {event.image.index for event in told} == {0, 1}, "whoever follows from the start hears less"
 
 
 async def test_the_loss_of_a_jobs_own_record_is_said_and_costs_no_other(redis: Redis) -> None:
