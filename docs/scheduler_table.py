@@ -15,6 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -30,6 +31,7 @@ from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.models.loading import load_unet_side, load_vae_side, read_scheduler_config
 from synerdiff.requests import TaskSpec
 from tests.parity import served_latents
+from tests.reference import drawing_in
 from tests.tiny_models import NATIVE_SIZE, tiny_model
 
 PAGE = Path(__file__).parent / "models.md"
@@ -50,6 +52,19 @@ BASE: dict[str, Any] = {
 # Values to try of options whose type does not tell them.
 VALUES: dict[str, list[Any]] = {
     "algorithm_type": ["noise_prediction"],
+    "beta_max": [10],
+    "corrector_selection": ["lowest_confidence"],
+    "editing_threshold": [0.5],
+    "mask_token_id": [1],
+    "noise_mode": ["uniform"],
+    "num_vec_classes": [16],
+    "sampling_method": ["greedy"],
+    "scale_factors": [[1.0, 2.0]],
+    "schedule_mode": ["uniform"],
+    "scheduler_type": ["euler"],
+    "stage_range": [[0, 0.5, 1]],
+    "tsr_k": [1.0],
+    "tsr_sigma": [1.0],
     "beta_end": [0.02],
     "beta_schedule": ["linear", "squaredcos_cap_v2"],
     "beta_start": [0.0001],
@@ -72,6 +87,7 @@ VALUES: dict[str, list[Any]] = {
     "sigma_min": [0.05],
     "snr_shift_scale": [1.0],
     "solver_order": [1, 3],
+    "solver_type": ["bh1"],
     "solver_p": [{"_class_name": "DDIMScheduler"}],
     "steps_offset": [0],
     "tau_func": ["x"],
@@ -129,12 +145,20 @@ def taken(name: str) -> set[str]:
 
 
 def values(name: str, option: str, parameter: inspect.Parameter) -> list[Any]:
-    """What to try of an option: all others that its type allows, or what VALUES says. KeyError where neither tells."""
+    """What to try of an option: all others that its type allows, what VALUES says, or another number.
+
+    ValueError where none of them tells.
+    """
     usual = base(name).get(option, parameter.default)
     if isinstance(usual, bool):
         return [not usual]
     choices = [value for kind in (parameter.annotation, *get_args(parameter.annotation)) for value in literal(kind)]
-    return [value for value in choices or VALUES[option] if value != usual] or [usual]
+    choices = choices or VALUES.get(option, [])
+    if not choices and isinstance(usual, int | float):
+        choices = [usual * 2 + (usual == 0)]
+    if not choices:
+        raise ValueError(f"{name}: say in VALUES what to try of {option}")
+    return [value for value in choices if value != usual] or [usual]
 
 
 def literal(kind: Any) -> list[Any]:
@@ -180,10 +204,10 @@ class Studio:
         return TaskSpec("table/0", "a red car", "", NATIVE_SIZE, NATIVE_SIZE, steps, 5.0, 7, sampler, 0)
 
     def level(self, side: UnetSide, name: str, task: TaskSpec) -> str:
-        """The worst difference of any pixel, in levels of 255."""
+        """The worst difference of any pixel, in levels of 255; in float64 too where it is more than one."""
         said = ""
         try:
-            expected = self.by_diffusers(name, task)
+            expected = self.by_diffusers(name, task, torch.float32)
         except Exception as error:
             expected, said = None, in_one_line(error)
         try:
@@ -195,12 +219,15 @@ class Studio:
         if expected is None:
             raise RuntimeError(f"{name} {task}: served, but diffusers says {said}")
         served = self.vae_side.decode(latents[None])[0]
-        return str(int(np.abs(served.astype(int) - (expected * 255).round().astype(int)).max()))
+        if (level := apart(served, expected)) <= 1:
+            return str(level)
+        with drawing_in(torch.float32):
+            return f"{apart(served, self.by_diffusers(name, task, torch.float64))} ({level} in float32)"
 
-    def by_diffusers(self, name: str, task: TaskSpec) -> Any:
+    def by_diffusers(self, name: str, task: TaskSpec, dtype: torch.dtype) -> Any:
         """The picture [H, W, 3], 0 to 1, of diffusers' own pipeline."""
         scheduler = getattr(diffusers, name).from_pretrained(self.path, subfolder="scheduler")
-        components = self.pipeline.components | {"scheduler": scheduler, "requires_safety_checker": False}
+        components = self.components(dtype) | {"scheduler": scheduler, "requires_safety_checker": False}
         pipeline = diffusers.StableDiffusionPipeline(**components)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline(
@@ -210,6 +237,21 @@ class Studio:
             generator=torch.Generator().manual_seed(task.seed),
             output_type="np",
         ).images[0]
+
+    def components(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Those of diffusers' pipeline."""
+        kept = self.pipeline.components
+        return kept if dtype == torch.float32 else {key: in_float64(part) for key, part in kept.items()}
+
+
+def in_float64(part: Any) -> Any:
+    """A component of a pipeline in float64."""
+    return deepcopy(part).double() if isinstance(part, torch.nn.Module) else part
+
+
+def apart(served: Any, expected: Any) -> int:
+    """How many levels of 255 two pictures differ by at most: whole levels, and values from 0 to 1."""
+    return int(np.abs(served.astype(int) - (expected * 255).round().astype(int)).max())
 
 
 def cell(error: Exception) -> str:

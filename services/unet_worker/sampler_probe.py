@@ -99,6 +99,7 @@ def probe_scheduler(scheduler: Any, num_inference_steps: int) -> SchedulerCoeffi
         with torch.no_grad():
             scheduler.set_timesteps(num_inference_steps)
             init_noise_sigma = float(scheduler.init_noise_sigma)
+            int(scheduler.order)  # pipelines ask for it too
             calls = _run(scheduler, num_inference_steps)
     except SCHEDULER_ERRORS as error:
         raise UnsupportedSteps(name, num_inference_steps, _said(error)) from error
