@@ -99,6 +99,10 @@ VALUES: dict[str, list[Any]] = {
     "use_karras_sigmas": [True],
     "variance_type": ["learned", "learned_range"],
 }
+# Of one class: its betas are its calls, whatever the number of steps.
+OF_A_CLASS: dict[tuple[str, str], list[Any]] = {
+    ("IPNDMScheduler", "trained_betas"): [[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]],
+}
 # What diffusers asks for together with a value.
 TOGETHER: dict[tuple[str, Any], dict[str, Any]] = {
     ("algorithm_type", "dpmsolver"): {"final_sigmas_type": "sigma_min"},
@@ -153,7 +157,7 @@ def values(name: str, option: str, parameter: inspect.Parameter) -> list[Any]:
     if isinstance(usual, bool):
         return [not usual]
     choices = [value for kind in (parameter.annotation, *get_args(parameter.annotation)) for value in literal(kind)]
-    choices = choices or VALUES.get(option, [])
+    choices = OF_A_CLASS.get((name, option)) or choices or VALUES.get(option, [])
     if not choices and isinstance(usual, int | float):
         choices = [usual * 2 + (usual == 0)]
     if not choices:
