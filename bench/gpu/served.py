@@ -176,7 +176,10 @@ class _Serving:
         return ClosedLoop(Drawn(mix, _SEED, self._course.alone), 1)
 
     def _poisson(self, mix: Mix) -> Load:
-        return OpenLoop(poisson(self._rate_per_s, mix, _SEED, seconds=self._course.poisson_s))
+        seconds = self._course.poisson_s
+        while not (arrivals := poisson(self._rate_per_s, mix, _SEED, seconds=seconds)):
+            seconds *= 2  # a slow machine may get no request at all in so short a time
+        return OpenLoop(arrivals)
 
     async def _load(self, client: AsyncClient, who: str, way: str, load: str, sent: Load) -> None:
         found = numbers(await send(client, sent))

@@ -131,7 +131,8 @@ class Stage:
         pod = next(pod for pod in self.cluster.pods(REDIS) if pod.ready)
         redis: Redis
         async with connect(f"redis://{pod.ip}:{_REDIS_PORT}/0") as redis:
-            return int(await redis.zcard(keys.PATTERNS["deadlines"]))
+            members = await redis.zrange(keys.PATTERNS["deadlines"], 0, -1)
+        return sum(1 for member in members if member)  # the empty one only keeps the set there
 
     async def slots_used(self) -> int:
         """Slots that hold a task by the leader's books, once what ends has ended; -1 where no worker is attached."""
