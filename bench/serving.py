@@ -13,6 +13,7 @@ from typing import Any, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from bench.environment import environment
 from services.scheduler.settings import SchedulerSettings
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
@@ -107,7 +108,7 @@ async def deployed(
         if name not in SETTINGS:
             raise ValueError(f"{name}: no setting of scheduler or workers")
     variables = {f"SYNERDIFF_{name.upper()}": value for name, value in settings.items()}
-    with tempfile.TemporaryDirectory() as folder, _environment(variables):
+    with tempfile.TemporaryDirectory() as folder, environment(variables):
         local = _local_options(Path(folder), profile, dtype, model)
         compile_mode = cast(CompileMode, settings.get("compile", local.compile))
         async with running(replace(local, compile=compile_mode, idle_profile=idle_profile)) as system:
@@ -170,20 +171,6 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 def _local_options(folder: Path, profile: Path | None, dtype: str, model: Path) -> LocalOptions:
     source = ModelSource("emoji" if model == BUNDLED_MODEL else model.name, model)
     return LocalOptions(folder, (source,), dtype=dtype, profile=profile.resolve() if profile else None)
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Any:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 async def _takes_profile(address: str, profile: Path) -> None:

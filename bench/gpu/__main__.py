@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.arguments import some_of
 from bench.gpu.kit import RESULTS, SUMMARY, Kit, scratch
 from bench.gpu.report import render
 from bench.gpu.runner import Wanted, run_sections
@@ -55,20 +56,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--deadline-s", type=float, default=DEADLINE_S, help="all is over after so many seconds")
-    parser.add_argument("--sections", type=_some_of(names), default=names, help=f"by comma, of {', '.join(names)}")
+    parser.add_argument("--sections", type=some_of(*names), default=names, help=f"by comma, of {', '.join(names)}")
     # A section that fails at once, for the test that the others do not mind.
-    parser.add_argument("--plant-failure", type=_some_of(list(BY_NAME)), default=[], help=argparse.SUPPRESS)
-
-
-def _some_of(known: list[str]) -> "type[list[str]]":
-    def read(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",")]
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(known)}")
-        return names
-
-    return read  # type: ignore[return-value]
+    parser.add_argument("--plant-failure", type=some_of(*BY_NAME), default=[], help=argparse.SUPPRESS)
 
 
 def _run(options: argparse.Namespace) -> int:

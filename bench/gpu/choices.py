@@ -58,12 +58,7 @@ class _Choices:
 
     def unet(self, rows: int) -> None:
         """A UNet call."""
-        for layout in FORMATS:
-            call = self._networks.step(rows, layout)
-            self._time("UNet", rows, f"eager {layout}", call)
-            self._time_graphed("UNet", rows, f"graph {layout}", call)
-            with _benchmarking():
-                self._time_graphed("UNet", rows, f"graph {layout}, cudnn.benchmark", call)
+        self._layouts("UNet", rows, partial(self._networks.step, rows))
         call = self._networks.step(rows)
         for kernel, backend in _ATTENTION.items():
             with sdpa_kernel(backend):
@@ -82,12 +77,7 @@ class _Choices:
 
     def vae(self, images: int) -> None:
         """A decode."""
-        for layout in FORMATS:
-            call = self._networks.decode(images, layout)
-            self._time("VAE", images, f"eager {layout}", call)
-            self._time_graphed("VAE", images, f"graph {layout}", call)
-            with _benchmarking():
-                self._time_graphed("VAE", images, f"graph {layout}, cudnn.benchmark", call)
+        self._layouts("VAE", images, partial(self._networks.decode, images))
         for dtype in _DTYPES:
             if dtype != self._kit.dtype and not (self._kit.tiny and dtype == "float16"):
                 call = self._networks.decode(images, dtype=getattr(torch, dtype))
@@ -125,6 +115,15 @@ class _Choices:
             self._kit.record("quality", what="bundled model's VAE against float32", how=dtype, psnr_db=round(worst, 1))
 
     # ---- times
+
+    def _layouts(self, part: str, count: int, call_of: Callable[[str], Call]) -> None:
+        """In each memory format: eager, as a graph, and as one whose kernels cuDNN timed."""
+        for layout in FORMATS:
+            call = call_of(layout)
+            self._time(part, count, f"eager {layout}", call)
+            self._time_graphed(part, count, f"graph {layout}", call)
+            with _benchmarking():
+                self._time_graphed(part, count, f"graph {layout}, cudnn.benchmark", call)
 
     def _time(self, part: str, count: int, how: str, call: Call) -> None:
         with contextlib.suppress(_Refused):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.environment import environment
 from bench.gpu.kit import Kit
 from synerdiff.mps import CONTROL_PROGRAM, PIPE_DIRECTORY
 
@@ -45,7 +46,7 @@ def daemon() -> Iterator[None]:
             each.mkdir()
         path = os.pathsep.join((str(Path(program).parent), os.environ.get("PATH", "")))
         variables = {PIPE_DIRECTORY: str(pipes), _LOG_DIRECTORY: str(logs), "PATH": path}
-        with _environment(variables):
+        with environment(variables):
             _start(program, logs / "start.log")
             _await(pipes / "control")
             try:
@@ -99,17 +100,3 @@ def _stop(program: str) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run([program], input=f"{word}\n", text=True, capture_output=True, timeout=_STOP_S)
             return
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import some_of
 from bench.peers.contenders import SKIPS, Wanted, started
 from bench.peers.loads import LOADS, POISSON, SATURATED, Amounts
 from bench.peers.measuring import Course, field
@@ -108,19 +109,6 @@ def our_settings(text: str) -> tuple[str, dict[str, str]]:
         if setting not in SETTINGS:
             raise argparse.ArgumentTypeError(f"{setting!r} is no setting of scheduler or workers")
     return name, settings
-
-
-def some_of(*known: str) -> Any:
-    """A reader of names by comma. Raises argparse's own error."""
-
-    def read(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",")]
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(known)}")
-        return names
-
-    return read
 
 
 def say(line: str) -> None:

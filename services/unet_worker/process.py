@@ -23,7 +23,7 @@ from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, Compiler
 from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
 from synerdiff.models.compiled.rehearsal import start_at_lowest_priority
 from synerdiff.models.device import DeviceOptions, open_device
-from synerdiff.models.digest import weights_digest
+from synerdiff.models.digest import component_digest, weights_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import UnetSide
@@ -168,8 +168,9 @@ def _load(settings: UnetWorkerSettings, share: DeviceShare, compiler: Background
         max_side=settings.max_side or None,
         replacement=settings.replacement(),
     )
-    digest, loaded_at_ms = weights_digest(unet_side), time.time_ns() // 1_000_000
-    subject_of = partial(compile_subject, "unet", settings.model, unet_side, settings.variant)
+    component = component_digest(unet_side)
+    digest, loaded_at_ms = weights_digest(unet_side, component), time.time_ns() // 1_000_000
+    subject_of = partial(compile_subject, "unet", settings.model, unet_side, settings.variant, component)
     request = compiler.requests_like(subject_of) if device.compiles else no_request
     unet = CompiledUnet(unet_side, request, 2 * settings.slots if settings.rehearse and device.compiles else 0)
     # Before any graph is captured, which would go on with the weights where they lay.

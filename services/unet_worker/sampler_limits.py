@@ -48,9 +48,8 @@ def _runs(scheduler: Any, num_inference_steps: int, timesteps_are_set: bool = Fa
             first = scheduler.timesteps[0]
             sample = scheduler.scale_model_input(torch.ones(1, 4, 1, 1), first)
             scheduler.step(sample, first, sample, return_dict=False)
-            started_at_first = (
-                getattr(scheduler, "step_index", 1) == 1
-            )  # from a later timestep it would run off its end
+            # From a later timestep it would run off its end.
+            started_at_first = getattr(scheduler, "step_index", 1) == 1
             return started_at_first and not _has_equal_sigmas(scheduler)
     except SCHEDULER_ERRORS:
         return False

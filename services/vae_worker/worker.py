@@ -26,7 +26,7 @@ from synerdiff.models.compiled import BackgroundCompiler, CompiledVae, CompilerO
 from synerdiff.models.compiled.exported import vae_inputs
 from synerdiff.models.compiled.rehearsal import start_at_lowest_priority
 from synerdiff.models.device import DeviceFailed, DeviceOptions, Fault, fault_of, open_device
-from synerdiff.models.digest import weights_digest
+from synerdiff.models.digest import component_digest, weights_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.family import VaeSide
@@ -237,8 +237,9 @@ def _load(settings: VaeWorkerSettings, share: DeviceShare, compiler: BackgroundC
         safety_checker=settings.safety_checker,
         device=device,
     )
-    digest, loaded_at_ms = weights_digest(side), time.time_ns() // 1_000_000
-    subject_of = partial(compile_subject, "vae", settings.model, side, settings.variant)
+    component = component_digest(side)
+    digest, loaded_at_ms = weights_digest(side, component), time.time_ns() // 1_000_000
+    subject_of = partial(compile_subject, "vae", settings.model, side, settings.variant, component)
     request = compiler.requests_like(subject_of) if device.compiles else no_request
     vae = CompiledVae(side, request, _REHEARSED_IMAGES if settings.rehearse and device.compiles else 0)
     with refusing(settings.model):

@@ -8,7 +8,7 @@ import torch
 from synerdiff.cards import ModelCard
 from synerdiff.host import boot_id
 from synerdiff.models.compiled.subject import CompileSubject, Component
-from synerdiff.models.digest import model_digest, module_digest
+from synerdiff.models.digest import component_digest, model_digest
 from synerdiff.models.dtypes import dtype_name
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.models.layout import read_layout
@@ -18,16 +18,16 @@ from synerdiff.worker_settings import WorkerSettings
 
 
 def compile_subject(
-    component: Component, model: Path, side: UnetSide | VaeSide, variant: str = "auto"
+    component: Component, model: Path, side: UnetSide | VaeSide, variant: str = "auto", digest: str = ""
 ) -> CompileSubject:
     """What a worker has compiled, at the native size: of the weights that it holds, wherever those of the files are.
 
-    `variant`: by which `side` was loaded.
+    `variant`: by which `side` was loaded; `digest`: its `component_digest`, where it is known.
     """
     return CompileSubject(
         component=component,
         model=str(model.resolve()),
-        component_digest=module_digest(side.vae if isinstance(side, VaeSide) else side.unet),
+        component_digest=digest or component_digest(side),
         dtype=dtype_name(_loaded_dtype(side)),
         latent_shape=side.latent_shape(*side.native_size),
         variant=variant,

@@ -46,15 +46,21 @@ def module_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def weights_digest(side: UnetSide | VaeSide) -> str:
+def component_digest(side: UnetSide | VaeSide) -> str:
+    """`module_digest` of a side's UNet or VAE."""
+    return module_digest(side.vae if isinstance(side, VaeSide) else side.unet)
+
+
+def weights_digest(side: UnetSide | VaeSide, component: str = "") -> str:
     """SHA-256, as 64 hex digits, of all that a worker draws with, as it lies in memory: two workers with the same one
     draw the same pictures, within rounding. Of a UNet worker: UNet, text encoders, tokenizers and scheduler config; of
-    a VAE worker: VAE and safety checker.
+    a VAE worker: VAE and safety checker. `component`: the side's `component_digest`, where it is known.
     """
+    component = component or component_digest(side)
     if isinstance(side, VaeSide):
-        parts = {"vae": module_digest(side.vae), "checker": _parts(side.checker)}
+        parts = {"vae": component, "checker": _parts(side.checker)}
     else:
-        parts = {"unet": module_digest(side.unet), "encoder": _parts(side.encoder)}
+        parts = {"unet": component, "encoder": _parts(side.encoder)}
         parts["scheduler"] = json.dumps(side.scheduler_config, sort_keys=True, default=str)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

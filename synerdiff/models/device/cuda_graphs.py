@@ -21,6 +21,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from synerdiff.models.device.cuda_memory import graph_segments
+
 # The driver's own memory for a graph of a few thousand launches, which torch does not see: an allowance, not measured.
 _LAUNCHES_BYTES = 16 << 20
 
@@ -53,12 +55,7 @@ class GraphPool:
     @property
     def held_bytes(self) -> int:
         """Memory of the pools, with what dropped graphs have left there for the next, and of the graphs' launches."""
-        segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        pools: int = sum(
-            one["total_size"]
-            for one in segments
-            if one["device"] == self._device.index and tuple(one["segment_pool_id"]) != (0, 0)
-        )
+        pools: int = sum(segment["total_size"] for segment in graph_segments(self._device))
         return pools + len(self._alive) * _LAUNCHES_BYTES
 
     def capture(self, call: Callable[[], Tensor]) -> CapturedGraph:

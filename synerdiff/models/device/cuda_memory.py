@@ -48,14 +48,16 @@ class CudaMemory:
         if segments != self._segments:
             self._segments = segments
             self._spare = sum(
-                segment["total_size"] - segment["allocated_size"]
-                for segment in _segments()
-                if segment["device"] == self._device.index and tuple(segment["segment_pool_id"]) != _DEFAULT_POOL
+                segment["total_size"] - segment["allocated_size"] for segment in graph_segments(self._device)
             )
         return self._spare
 
 
-def _segments() -> list[dict[str, Any]]:
-    """What the allocator has taken from all devices, as `torch.cuda.memory_snapshot` describes it."""
+def graph_segments(device: torch.device) -> list[dict[str, Any]]:
+    """What the allocator has taken of a device for graphs' pools, as `torch.cuda.memory_snapshot` describes it."""
     segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-    return segments
+    return [
+        segment
+        for segment in segments
+        if segment["device"] == device.index and tuple(segment["segment_pool_id"]) != _DEFAULT_POOL
+    ]
