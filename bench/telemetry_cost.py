@@ -22,19 +22,18 @@ from prometheus_client import generate_latest
 from rich.console import Console
 from rich.table import Table
 
-from services.scheduler.decode_backlog import decode_backlog_s
-from services.scheduler.effects import FinishJob
-from services.scheduler.holdings import Holdings
-from services.scheduler.job_traces import JobTraces
-from services.scheduler.metrics import PoolMetrics
-from services.scheduler.observer import Observer
-from services.scheduler.planning_status import set_planning_gauges
+from services.scheduler.api.status import set_holdings_gauges, set_planning_gauges
+from services.scheduler.engine.effects import FinishJob
+from services.scheduler.engine.holdings import Holdings
+from services.scheduler.engine.tasks import Job, Phase, PlannedItem, PlannedPart, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.ticks import TickLog
+from services.scheduler.leading.observer import Observer
 from services.scheduler.policy.controller import ThresholdController
-from services.scheduler.pool_status import set_holdings_gauges
-from services.scheduler.request_traces import Deliveries, RequestTrace
-from services.scheduler.snapshots import BatchKey
-from services.scheduler.tasks import Job, Phase, PlannedItem, PlannedPart, Task, UnetLaneState, VaeLaneState
-from services.scheduler.ticks import TickLog
+from services.scheduler.policy.snapshots import BatchKey
+from services.scheduler.telemetry.decode_backlog import decode_backlog_s
+from services.scheduler.telemetry.job_traces import JobTraces
+from services.scheduler.telemetry.metrics import PoolMetrics
+from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobRecord, JobState, JobTimings
 from synerdiff.otlp import BATCH_SPANS, request

@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from services.scheduler.leading.measuring_leader import probing
 from services.scheduler.policy.capacity import best_costs
-from services.scheduler.profiler.probe_rounds import ProbeFailed
-from services.scheduler.profiler.probe_session import probing
-from services.scheduler.profiler.profile_store import ProfileStore
-from services.scheduler.profiler.profiler import Profiler, ProfilerOptions
+from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOptions
+from services.scheduler.profiles.measuring.rounds import ProbeFailed
+from services.scheduler.profiles.store import ProfileStore
 from synerdiff.cards import ModelCard
 from synerdiff.profiles import Profile
 from synerdiff.redis_client import connect

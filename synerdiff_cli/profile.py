@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from services.scheduler.profiler.profiler import MOST_ROWS, ProfilerOptions
-from services.scheduler.profiler.profiling import DEFAULT_BOUND
+from services.scheduler.profiles.measuring.course import DEFAULT_BOUND
+from services.scheduler.profiles.measuring.profiler import MOST_ROWS, ProfilerOptions
 from synerdiff.profiles import dump
 from synerdiff.settings import load
 from synerdiff.telemetry import configure_logging

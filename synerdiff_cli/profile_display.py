@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from services.scheduler.profiler.profiling import ProfileCourse
+from services.scheduler.profiles.measuring.course import ProfileCourse
 from synerdiff.profiles import KNEE_WITHIN, Evidence, Profile
 from synerdiff_cli.console import err
 

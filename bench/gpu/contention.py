@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.gpu import mps, served
 from bench.gpu.configs import ModelName
 from bench.gpu.kit import Kit
-from services.scheduler.profiler.profiler import ProfilerOptions
+from services.scheduler.profiles.measuring.profiler import ProfilerOptions
 from synerdiff.profiles import dump
 from synerdiff_cli.deployment import LocalOptions, ModelSource
 from synerdiff_cli.measuring import Measured, Wishes, measure

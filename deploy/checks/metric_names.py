@@ -11,11 +11,11 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.utils import floatToGoString
 
-from services.scheduler.metrics import PoolMetrics
+from services.scheduler.telemetry.metrics import PoolMetrics
 
 # Where metrics are declared, by the service that shows them. A test finds declarations that stand elsewhere.
 MODULES = {
-    "Scheduler": ("services.scheduler.metrics", "services.scheduler.api"),
+    "Scheduler": ("services.scheduler.telemetry.metrics", "services.scheduler.api.generate"),
     "UNet worker": ("services.unet_worker.metrics",),
     "VAE worker": ("services.vae_worker.metrics",),
     "Both workers": ("synerdiff.pace",),

@@ -12,13 +12,13 @@ import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services.scheduler.api import MAX_REQUEST_BYTES, ImageGenerationService
-from services.scheduler.leadership import Leadership
-from services.scheduler.operations import OperationsService
-from services.scheduler.pool import Pool
-from services.scheduler.pool_status import PoolStatus
-from services.scheduler.profiler.profile_store import ProfileStore
+from services.scheduler.api.generate import MAX_REQUEST_BYTES, ImageGenerationService
+from services.scheduler.api.operations import OperationsService
+from services.scheduler.api.status import PoolStatus
+from services.scheduler.leading.pool import Pool
+from services.scheduler.profiles.store import ProfileStore
 from services.scheduler.settings import SchedulerSettings
+from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import SynerDiffError, Unavailable
@@ -106,8 +106,8 @@ async def _store(
     store, registry = JobStore(redis, settings.store_settings()), WorkerRegistry(redis)
     leadership = Leadership(redis, settings.pool, f"{instance}/{os.getpid()}", settings.leader_ttl_s)
     try:
-        conduct = settings.conduct(ProfileStore(redis))
-        pool = Pool(settings.pool, conduct, store, registry, leadership, settings.leader_ttl_s, tracer)
+        options = settings.leader_options(ProfileStore(redis))
+        pool = Pool(settings.pool, options, store, registry, leadership, settings.leader_ttl_s, tracer)
         yield redis, store, registry, pool
     finally:
         await store.close()

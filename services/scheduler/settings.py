@@ -6,14 +6,14 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from services.scheduler.admission import AdmissionLimits
-from services.scheduler.conduct import Conduct
-from services.scheduler.engine import EngineBounds
+from services.scheduler.api.validation import AdmissionLimits
+from services.scheduler.engine.engine import EngineBounds
+from services.scheduler.leading.options import LeaderOptions
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ThresholdController
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
-from services.scheduler.profiler.profile_keeper import KeeperOptions
-from services.scheduler.profiler.profile_store import ProfileStore
+from services.scheduler.profiles.keeper import KeeperOptions
+from services.scheduler.profiles.store import ProfileStore
 from services.scheduler.store.queue import JobStoreSettings
 from synerdiff.profiles import UNPROFILED_TASKS
 from synerdiff.profiles import load as load_profile
@@ -143,12 +143,12 @@ class SchedulerSettings(ServiceSettings):
             changes |= {"threshold": self.threshold, "controller": False}
         return replace(POLICIES[self.policy], **changes)
 
-    def conduct(self, store: ProfileStore) -> Conduct:
+    def leader_options(self, store: ProfileStore) -> LeaderOptions:
         """What leads the pool. Raises InvalidRequest for a profile file that is none."""
         spec, plans = self.policy_spec(), PlanBook()
         bounds = PolicyBounds(unet_batch=self.unet_batch, vae_batch=self.vae_batch, prepare_ahead=self.prepare_ahead)
         given = load_profile(self.profile) if self.profile else None
-        return Conduct(
+        return LeaderOptions(
             policy=ConfiguredPolicy(spec, bounds, plans),
             bounds=self.engine_bounds(),
             thresholds=lambda: ThresholdController() if spec.controller else ConstantThreshold(spec.threshold),

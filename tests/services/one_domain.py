@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from services.scheduler.effects import (
+from services.scheduler.engine.effects import (
     Admit,
     CancelOnWorker,
     Effect,
@@ -19,11 +19,11 @@ from services.scheduler.effects import (
     SendVaePlan,
     StoreImage,
 )
-from services.scheduler.engine import Engine
-from services.scheduler.metrics import PoolMetrics
-from services.scheduler.observer import Observer
-from services.scheduler.tasks import UnetLaneState, VaeLaneState
-from services.scheduler.ticks import TickLog
+from services.scheduler.engine.engine import Engine
+from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.engine.ticks import TickLog
+from services.scheduler.leading.observer import Observer
+from services.scheduler.telemetry.metrics import PoolMetrics
 from services.unet_worker.process import slot_bytes
 from services.unet_worker.worker import Leader, UnetWorker
 from services.vae_worker.worker import VaeWorker

@@ -12,9 +12,9 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from services.scheduler.engine import Engine
+from services.scheduler.engine.engine import Engine
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
-from services.scheduler.snapshots import BatchKey
+from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.models.family import Conditioning, UnetSide, VaeSide

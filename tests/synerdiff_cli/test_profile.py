@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from services.scheduler.profiler.profile_store import ProfileStore
+from services.scheduler.profiles.store import ProfileStore
 from synerdiff.host import usable_cores
 from synerdiff.profiles import Profile, load
 from synerdiff.redis_client import connect

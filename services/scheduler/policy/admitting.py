@@ -7,7 +7,7 @@ from math import inf
 from services.scheduler.policy.ordering import Task, UrgencyOrder, first_come_first
 from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
-from services.scheduler.snapshots import Admission, PoolSnapshot, UnetLane, WaitingTask
+from services.scheduler.policy.snapshots import Admission, PoolSnapshot, UnetLane, WaitingTask
 
 
 @dataclass

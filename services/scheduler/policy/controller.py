@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from services.scheduler.policy.capacity import Costs, best_costs
-from services.scheduler.snapshots import BatchKey, DomainSnapshot
+from services.scheduler.policy.snapshots import BatchKey, DomainSnapshot
 from synerdiff.profiles import Profile
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import Order, Urgency
-from services.scheduler.snapshots import ReadyDecode, RunningTask, WaitingTask
+from services.scheduler.policy.snapshots import ReadyDecode, RunningTask, WaitingTask
 
 Task = WaitingTask | RunningTask
 T = TypeVar("T", WaitingTask, RunningTask, Task)

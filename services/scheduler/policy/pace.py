@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from services.scheduler.policy.capacity import best_costs
-from services.scheduler.snapshots import BatchKey
+from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.profiles import Profile
 
 # Of the throughput that the threshold may give up, a tenth goes to smaller batches: at 0.5 they make 5 % less.

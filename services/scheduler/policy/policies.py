@@ -12,7 +12,7 @@ from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, Policy
 from services.scheduler.policy.rounds import RoundSource, Work, decodes_first, filled, plain_unet_batches
 from services.scheduler.policy.running_set import Rules, RunningSet, running_set
 from services.scheduler.policy.skip_policy import even_skips
-from services.scheduler.snapshots import (
+from services.scheduler.policy.snapshots import (
     Admission,
     BatchKey,
     DecodePart,

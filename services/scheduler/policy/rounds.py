@@ -8,7 +8,7 @@ from typing import Protocol
 from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery
 from services.scheduler.policy.running_set import Seat
 from services.scheduler.policy.skip_policy import Stance
-from services.scheduler.snapshots import DecodePart, Item, ReadyDecode, UnetBatch, VaeBatch
+from services.scheduler.policy.snapshots import DecodePart, Item, ReadyDecode, UnetBatch, VaeBatch
 from synerdiff.profiles import ItemCaps, Profile, Setting
 
 

@@ -9,7 +9,7 @@ from services.scheduler.policy.ordering import ordered
 from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
 from services.scheduler.policy.skip_policy import Standing, even_skips, rows, standing
-from services.scheduler.snapshots import BatchKey, RunningTask, UnetLane
+from services.scheduler.policy.snapshots import BatchKey, RunningTask, UnetLane
 from synerdiff.skip_cfg import SkipCfgBudget
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
-from services.scheduler.snapshots import RunningTask
+from services.scheduler.policy.snapshots import RunningTask
 from synerdiff.skip_cfg import SkipCfgBudget
 
 # Credit is a sum of products: what should be 1 may come out a little less.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from services.scheduler.effects import (
+from services.scheduler.engine.effects import (
     Admit,
     CancelOnWorker,
     ForgetImages,
@@ -13,8 +13,8 @@ from services.scheduler.effects import (
     SendVaePlan,
     WorkerEffect,
 )
+from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.simulation.simulated_device import Agenda, SimulatedDevice, Work
-from services.scheduler.tasks import UnetLaneState, VaeLaneState
 from synerdiff.plans import (
     DecodedImage,
     DecodeEntry,

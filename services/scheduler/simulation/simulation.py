@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from services.scheduler.effects import (
+from services.scheduler.engine.effects import (
     Admit,
     CancelOnWorker,
     Effect,
@@ -27,15 +27,15 @@ from services.scheduler.effects import (
     StartJob,
     StoreImage,
 )
-from services.scheduler.engine import Engine, EngineBounds
+from services.scheduler.engine.engine import Engine, EngineBounds
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ControllerSettings, ThresholdController
 from services.scheduler.policy.policies import ConfiguredPolicy, PolicyBounds, PolicySpec
+from services.scheduler.policy.snapshots import BatchKey, DomainSnapshot, Policy, Thresholds
 from services.scheduler.simulation.simulated_device import Agenda
 from services.scheduler.simulation.simulated_workers import MODEL, Overheads, Report, SimulatedWorkers
 from services.scheduler.simulation.simulation_results import Outcome, SimulationResult, Switch
 from services.scheduler.simulation.workloads import Arrival
-from services.scheduler.snapshots import BatchKey, DomainSnapshot, Policy, Thresholds
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, TaskReady, UnetTickDone, VaeTickDone

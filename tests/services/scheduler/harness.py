@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 from redis.asyncio import Redis
 
-from services.scheduler.admission import AdmissionLimits
-from services.scheduler.api import MAX_REQUEST_BYTES, ImageGenerationService
-from services.scheduler.leadership import Leadership
-from services.scheduler.operations import OperationsService
+from services.scheduler.api.generate import MAX_REQUEST_BYTES, ImageGenerationService
+from services.scheduler.api.operations import OperationsService
+from services.scheduler.api.validation import AdmissionLimits
+from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore, JobStoreSettings, Lease
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits

@@ -1,7 +1,7 @@
 """Profiles and the records of their workers, for tests that measure nothing."""
 
-from services.scheduler.profiler.extent import extent_for
-from services.scheduler.profiler.probe_rounds import Probe
+from services.scheduler.profiles.measuring.extent import extent_for
+from services.scheduler.profiles.measuring.rounds import Probe
 from synerdiff.host import boot_id
 from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject
 from synerdiff.registry import WorkerKind, WorkerRecord

@@ -5,7 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.scheduler.profiler.probe_rounds import Probe
+from services.scheduler.profiles.measuring.rounds import Probe
 
 
 @dataclass(frozen=True)

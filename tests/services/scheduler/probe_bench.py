@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Callable
 
-from services.scheduler.profiler.probe_rounds import Probe
-from services.scheduler.profiler.probing import Prober
-from services.scheduler.profiler.profiler import Profiler, ProfilerOptions
+from services.scheduler.profiles.measuring.prober import Prober
+from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOptions
+from services.scheduler.profiles.measuring.rounds import Probe
 from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone
 from synerdiff.profiles import Profile
 from tests.services.scheduler.measured_profiles import two_cores

@@ -6,8 +6,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from services.scheduler.leadership import Leadership
 from services.scheduler.store import keys
+from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.scripts import Lease
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobTimings

@@ -1,8 +1,8 @@
 """Reports of ticks as a domain's two workers make them, and a small profile, for tests of what is learned from them."""
 
-from services.scheduler.snapshots import BatchKey
-from services.scheduler.tasks import PlannedItem, PlannedPart
-from services.scheduler.ticks import TickRecord
+from services.scheduler.engine.tasks import PlannedItem, PlannedPart
+from services.scheduler.engine.ticks import TickRecord
+from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.plans import ItemTiming
 from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject, Setting
 

@@ -1,6 +1,14 @@
 """Snapshots for tests of policies: the values that matter named, the others filled in."""
 
-from services.scheduler.snapshots import BatchKey, Claim, ReadyDecode, RunningTask, SkipState, UnetLane, WaitingTask
+from services.scheduler.policy.snapshots import (
+    BatchKey,
+    Claim,
+    ReadyDecode,
+    RunningTask,
+    SkipState,
+    UnetLane,
+    WaitingTask,
+)
 
 KEY = BatchKey("a", 128, 128)
 OTHER_KEY = BatchKey("a", 256, 128)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from services.scheduler.effects import (
+from services.scheduler.engine.effects import (
     Admit,
     CancelOnWorker,
     ForgetImages,
@@ -13,8 +13,8 @@ from services.scheduler.effects import (
     SendVaePlan,
     WorkerEffect,
 )
-from services.scheduler.profiler.probe_rounds import Probe
-from services.scheduler.profiler.probing import ProbePair
+from services.scheduler.profiles.measuring.prober import ProbePair
+from services.scheduler.profiles.measuring.rounds import Probe
 from synerdiff.plans import (
     ItemTiming,
     SkippedEntry,

@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from services.scheduler.effects import (
+from services.scheduler.engine.effects import (
     Admit,
     CancelOnWorker,
     ForgetImages,
@@ -12,7 +12,7 @@ from services.scheduler.effects import (
     SendVaePlan,
     WorkerEffect,
 )
-from services.scheduler.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from synerdiff.plans import (
     DecodedImage,
     ItemTiming,

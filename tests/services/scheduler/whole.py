@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from bench.simulated_workers import CARD, SimulatedUnet, SimulatedVae, SimulatedWorker
-from services.scheduler.conduct import Conduct
-from services.scheduler.leadership import Leadership
+from services.scheduler.leading.options import LeaderOptions
+from services.scheduler.leading.pool import Pool
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
-from services.scheduler.pool import Pool
+from services.scheduler.store.leadership import Leadership
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.registry import WorkerRegistry
 from tests.services.scheduler.harness import Scheduler, background, start_scheduler
@@ -43,7 +43,7 @@ async def whole_scheduler(redis: Redis, *, tick_s: float = 0.01, slots: int = 4)
     scheduler = await start_scheduler(redis)
     pool = Pool(
         "default",
-        Conduct(ConfiguredPolicy(POLICIES["continuous"], PolicyBounds())),
+        LeaderOptions(ConfiguredPolicy(POLICIES["continuous"], PolicyBounds())),
         scheduler.store,
         registry,
         Leadership(redis, "default", "whole", LEADER_TTL_S),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from services.scheduler.profiler.stages import LADDER
+from services.scheduler.profiles.measuring.stages import LADDER
 from synerdiff.models import graphed_unet
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import Conditioning, UnetSide

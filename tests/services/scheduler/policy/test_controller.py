@@ -10,8 +10,7 @@ from services.scheduler.policy.controller import (
     ControllerState,
     ThresholdController,
 )
-from services.scheduler.simulation.simulation_results import most_within
-from services.scheduler.snapshots import (
+from services.scheduler.policy.snapshots import (
     BatchKey,
     Claim,
     DomainSnapshot,
@@ -21,6 +20,7 @@ from services.scheduler.snapshots import (
     UnetLane,
     VaeLane,
 )
+from services.scheduler.simulation.simulation_results import most_within
 from tests.services.scheduler.simulated import PAPER
 
 KEY = BatchKey("simulated", 512, 512)

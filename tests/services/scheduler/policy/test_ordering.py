@@ -3,7 +3,7 @@
 from services.scheduler.policy.ordering import UrgencyOrder, decodes_in_order, ordered
 from services.scheduler.policy.pace import Pace
 from services.scheduler.policy.policy_spec import Urgency
-from services.scheduler.snapshots import RunningTask
+from services.scheduler.policy.snapshots import RunningTask
 from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, decode, running
 
 PACE = Pace(rows=4, call_ms=10.0, least_call_ms=6.0, decode_ms=0.0)

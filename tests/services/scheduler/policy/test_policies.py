@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
-from services.scheduler.snapshots import (
+from services.scheduler.policy.snapshots import (
     Admission,
     BatchKey,
     BatchSize,

@@ -4,7 +4,7 @@ from services.scheduler.planner.planned_round import PlannedItem, PlannedRound
 from services.scheduler.policy.rounds import Work, decodes_first, filled
 from services.scheduler.policy.running_set import Seat
 from services.scheduler.policy.skip_policy import Stance, Standing
-from services.scheduler.snapshots import DecodePart, Item
+from services.scheduler.policy.snapshots import DecodePart, Item
 from synerdiff.profiles import ItemCaps, Setting
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.snapshot_values import decode, running

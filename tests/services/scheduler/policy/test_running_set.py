@@ -5,7 +5,7 @@ from dataclasses import replace
 from services.scheduler.policy.pace import Pace
 from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
 from services.scheduler.policy.running_set import Rules, running_set
-from services.scheduler.snapshots import RunningTask
+from services.scheduler.policy.snapshots import RunningTask
 from synerdiff.skip_cfg import SkipCfgBudget
 from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, running, unet_lane
 

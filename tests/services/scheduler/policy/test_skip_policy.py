@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler.policy.skip_policy import Stance, Standing, even_skips, rows, standing
-from services.scheduler.snapshots import RunningTask, SkipState
+from services.scheduler.policy.snapshots import RunningTask, SkipState
 from synerdiff.skip_cfg import SkipCfgBudget
 from tests.services.scheduler.snapshot_values import running
 

@@ -7,11 +7,11 @@ import pytest
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ControllerSettings
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.snapshots import Admission, DomainSnapshot, Item, PoolSnapshot, TickPlan
 from services.scheduler.simulation.simulated_workers import Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate, simulate_spec
 from services.scheduler.simulation.simulation_results import most_within
 from services.scheduler.simulation.workloads import Arrival, Mix, burst, poisson
-from services.scheduler.snapshots import Admission, DomainSnapshot, Item, PoolSnapshot, TickPlan
 from synerdiff.profiles import ItemCaps, Profile
 from synerdiff.requests import Priority
 from tests.services.scheduler.simulated import PAPER, straight_line_profile

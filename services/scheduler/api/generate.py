@@ -1,0 +1,231 @@
+"""The public API: thin servicers from proto to the job store and back. Any scheduler answers for any job."""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from prometheus_client import Counter
+
+from services.scheduler.api.empty_watches import EmptyWatches
+from services.scheduler.api.validation import AdmissionLimits, body_digest, resolve
+from services.scheduler.store.queue import JobStore
+from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace, trace_id_of
+from synerdiff.cancellation import cancel_and_wait
+from synerdiff.cards import ModelCard
+from synerdiff.errors import NotFound, SynerDiffError, Unavailable
+from synerdiff.jobs import JobRecord
+from synerdiff.redis_client import patiently
+from synerdiff.registry import WorkerRecord, WorkerRegistry, served_weights
+from synerdiff.requests import ImageRequest
+from synerdiff.rpc import MIB, ServiceHost
+from synerdiff.telemetry import get_logger
+from synerdiff.tracing import Tracer, now_ns
+from synerdiff.v1 import images_pb2, images_pb2_grpc
+from synerdiff.wire.public import job_to_pb, model_card_to_pb
+
+SERVICE = "synerdiff.v1.ImageGeneration"
+
+# A GenerateRequest is at most two prompts of 8 KiB and small change; nothing a stranger sends needs more room.
+MAX_REQUEST_BYTES = 1 << 20
+# Bytes of images in one answer: what clients that take 64 MiB take; of Submit, what every client takes.
+MAX_IMAGE_BYTES = 60 * MIB
+MAX_SUBMIT_IMAGE_BYTES = 3 * MIB
+REDIS_PATIENCE_S = 2.0
+# A model whose limits change is judged by its old ones for this long.
+_CARDS_KEPT_S = 1.0
+
+_log = get_logger("api")
+_accepted = Counter("synerdiff_requests_accepted_total", "Requests made into jobs", ["model", "method"])
+_refused = Counter("synerdiff_requests_refused_total", "Requests not accepted, by gRPC status code", ["code"])
+
+T = TypeVar("T")
+
+
+class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
+    """synerdiff.v1.ImageGeneration.
+
+    A handler never ends a job because its call ends: a client that leaves, a connection that ages out and a draining
+    server look alike from here. The lease that `JobStore.follow` renews tells an abandoned job from a moved one.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        registry: WorkerRegistry,
+        limits: AdmissionLimits,
+        draining: asyncio.Event,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._limits = limits
+        self._draining = draining
+        self._tracer = tracer or Tracer()
+        self._empty_watches = EmptyWatches()
+        self._known_cards: dict[str, ModelCard] = {}
+        self._cards_read_at_s = -math.inf
+        self._known_workers: list[WorkerRecord] = []
+        self._workers_read_at_s = -math.inf
+
+    def add_to(self, host: ServiceHost) -> None:
+        """Serve on `host`."""
+        host.add(SERVICE, images_pb2_grpc.add_ImageGenerationServicer_to_server, self)
+
+    async def Generate(
+        self, request: images_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[images_pb2.GenerateEvent]:
+        """Accept durably, then follow to the end."""
+        job_id, deliveries = await self._accept(request, context, abandonable=True)
+        async with contextlib.aclosing(self._follow(job_id, 0, context, deliveries)) as events:
+            async for event in events:
+                yield event
+
+    async def Submit(self, request: images_pb2.GenerateRequest, context: Any) -> images_pb2.Job:
+        """Accept durably and return."""
+        job_id, _ = await self._accept(request, context, abandonable=False)
+        return await self._job_message(await self._known(job_id), MAX_SUBMIT_IMAGE_BYTES)
+
+    async def Watch(self, request: images_pb2.WatchRequest, context: Any) -> AsyncIterator[images_pb2.GenerateEvent]:
+        """Follow a job from after `after_sequence` to its end."""
+        record = await self._known(request.job_id)
+        deliveries = Deliveries(self._tracer, record.job_id, record.traceparent)
+        following = self._follow(record.job_id, request.after_sequence, context, deliveries)
+        async with contextlib.aclosing(following) as events:
+            async for event in events:
+                yield event
+
+    async def GetJob(self, request: images_pb2.GetJobRequest, context: Any) -> images_pb2.Job:
+        """The job as it stands."""
+        return await self._job_message(await self._known(request.job_id), request.max_image_bytes)
+
+    async def GetImage(self, request: images_pb2.GetImageRequest, context: Any) -> images_pb2.Image:
+        """One image with its bytes."""
+        image = await self._store.image(request.job_id, request.index)
+        if image is None:
+            record = await self._known(request.job_id)
+            count = record.request.num_images
+            raise NotFound(f"index: the job has no image {request.index}, or not yet; it was asked for {count}")
+        return image
+
+    async def CancelJob(self, request: images_pb2.CancelJobRequest, context: Any) -> images_pb2.Job:
+        """Cancel a job that has not ended."""
+        record = await self._store.cancel(request.job_id, "a client cancelled it")
+        if record is None:
+            raise _unknown_job(request.job_id)
+        ids = {"job_id": record.job_id, "request_id": record.request.request_id} | trace_id_of(record)
+        _log.info("cancelled", state=record.state.name, **ids)
+        return await self._job_message(record, request.max_image_bytes)
+
+    async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
+        """Every model known, and whether a UNet and a VAE worker serve it just now."""
+        workers = await self._workers()
+        serving = {(worker.model_card.name, worker.kind) for worker in workers if not worker.draining}
+        return images_pb2.ListModelsResponse(
+            models=[
+                model_card_to_pb(
+                    card,
+                    available={(card.name, "unet"), (card.name, "vae")} <= serving,
+                    weights=served_weights(workers, card.name),
+                )
+                for card in await self._store.models()
+            ]
+        )
+
+    async def _accept(
+        self, pb: images_pb2.GenerateRequest, context: Any, *, abandonable: bool
+    ) -> tuple[str, Deliveries]:
+        method = "Generate" if abandonable else "Submit"
+        trace = RequestTrace(self._tracer, f"{SERVICE}/{method}", context.invocation_metadata())
+        try:
+            request = await self._with_weights(resolve(pb, await self._cards(pb.model), self._limits))
+            acceptance = await self._store.accept(request, body_digest(pb), abandonable, trace.traceparent)
+        except SynerDiffError as error:
+            _refused.labels(error.code.name).inc()
+            trace.refused(error.message)
+            raise
+        job_id, traceparent = acceptance.job_id, trace.traceparent
+        trace.accepted(job_id, request.request_id, acceptance.created)
+        if acceptance.created:
+            _accepted.labels(request.model, method.lower()).inc()
+            ids = {"job_id": job_id, "request_id": request.request_id} | trace.log_fields
+            _log.info("accepted", model=request.model, **ids)
+        elif self._tracer.enabled:
+            traceparent = (await self._known(job_id)).traceparent  # of the call that made the job
+        return job_id, Deliveries(self._tracer, job_id, traceparent)
+
+    async def _cards(self, model: str) -> list[ModelCard]:
+        """The known models: as they were within the last second, if `model` was among them.
+
+        A model is never unknown again: a Redis that has lost its card has it back once a worker announces itself.
+        """
+        if time.monotonic() - self._cards_read_at_s > _CARDS_KEPT_S or model not in self._known_cards:
+            self._known_cards |= {card.name: card for card in await self._store.models()}
+            self._cards_read_at_s = time.monotonic()
+        return sorted(self._known_cards.values(), key=lambda card: card.name)
+
+    async def _workers(self) -> list[WorkerRecord]:
+        return await patiently(self._registry.workers, REDIS_PATIENCE_S)
+
+    async def _with_weights(self, request: ImageRequest) -> ImageRequest:
+        """The request with the weights that it is accepted for: the newest served, as of the last second."""
+        if time.monotonic() - self._workers_read_at_s > _CARDS_KEPT_S:
+            self._known_workers, self._workers_read_at_s = await self._workers(), time.monotonic()
+        newest: dict[str, str] = {}
+        for served in served_weights(self._known_workers, request.model):
+            newest.setdefault(served.kind, served.digest)
+        return replace(request, unet_weights=newest.get("unet", ""), vae_weights=newest.get("vae", ""))
+
+    async def _follow(
+        self, job_id: str, after_sequence: int, context: Any, deliveries: Deliveries
+    ) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
+        # Tells the client that the job is there, however long its next event takes.
+        await context.send_initial_metadata(())
+        draining = asyncio.ensure_future(self._draining.wait())
+        events = self._store.follow(job_id, after_sequence)
+        told = False
+        try:
+            while (event := await _next_unless(draining, events)) is not None:
+                began_ns = now_ns()
+                yield event
+                told = True
+                deliveries.delivered(event, began_ns)
+            if not told:
+                await self._empty_watches.ended(job_id)
+        finally:
+            draining.cancel()
+            await events.aclose()
+
+    async def _known(self, job_id: str) -> JobRecord:
+        record = await self._store.job(job_id)
+        if record is None:
+            raise _unknown_job(job_id)
+        return record
+
+    async def _job_message(self, record: JobRecord, max_image_bytes: int) -> images_pb2.Job:
+        """`max_image_bytes`: 0 for as many as a message has room for."""
+        return job_to_pb(
+            record,
+            position=await self._store.position(record.job_id),
+            progress=await self._store.progress(record.job_id),
+            images=await self._store.images(record.job_id, min(max_image_bytes or MAX_IMAGE_BYTES, MAX_IMAGE_BYTES)),
+        )
+
+
+def _unknown_job(job_id: str) -> NotFound:
+    return NotFound(f"job_id: {job_id[:64]!r} is unknown, or its retention time has passed")
+
+
+async def _next_unless(draining: asyncio.Future[Any], events: AsyncGenerator[T, None]) -> T | None:
+    """The next event, or None at their end. Raises Unavailable once `draining` is done."""
+    coming = asyncio.ensure_future(anext(events, None))
+    try:
+        await asyncio.wait({coming, draining}, return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            raise Unavailable("this scheduler is shutting down; watch the job from another")
+        return coming.result()
+    finally:
+        await cancel_and_wait(coming)

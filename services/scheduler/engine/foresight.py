@@ -1,0 +1,51 @@
+"""Foresight: how long the tasks of a new job would take in order of acceptance, and the latest tasks before them."""
+
+from collections.abc import Sequence
+
+from services.scheduler.engine.holdings import Holdings
+from services.scheduler.engine.tasks import Phase, Task
+from services.scheduler.policy.first_come import Tails, first_come_ms
+from services.scheduler.policy.pace import Pace
+from synerdiff.jobs import JobRecord
+
+
+class Foresight:
+    """Stateful: to look at every job once, as it is read."""
+
+    def __init__(self) -> None:
+        self._tails = Tails()
+
+    def look(self, holdings: Holdings, record: JobRecord, tasks: Sequence[Task], now_ms: int) -> None:
+        """Set `first_come_ms` and `tail_ms` of a job's tasks, if items of their kind were measured.
+
+        `now_ms`: 0 where the job is read as soon as it is accepted. The job is not among the holdings yet.
+        """
+        model, priority = record.request.model, record.request.priority
+        unread_ms = max(0, now_ms - record.accepted_at_ms) if now_ms else 0
+        workers = max(1, sum(lane.model == model and not lane.draining for lane in holdings.unet.values()))
+        ahead = _calls_ahead(holdings, model, priority)
+        for task in tasks:
+            profile = next((known for (_, key), known in holdings.profiles.items() if key == task.key.ordinary), None)
+            if profile:
+                served_ms = first_come_ms(Pace.of(profile), ahead, task.calls_left, workers)
+                task.first_come_ms = unread_ms + served_ms
+                task.tail_ms = self._tails.after(model, priority, task.first_come_ms)
+            ahead.append(_wide_calls(task))
+
+
+def _calls_ahead(holdings: Holdings, model: str, priority: int) -> list[float]:
+    """What each task has left that goes before a new job in order of acceptance, in UNet calls of two rows."""
+    jobs = holdings.jobs
+    ahead = [
+        task
+        for task in holdings.tasks.values()
+        if task.key.model == model
+        and task.phase.value < Phase.STORING.value
+        and jobs[task.job_id].record.request.priority <= priority
+    ]
+    ahead.sort(key=lambda task: jobs[task.job_id].record.accepted_at_ms)
+    return [_wide_calls(task) for task in ahead]
+
+
+def _wide_calls(task: Task) -> float:
+    return task.calls_left * task.spec.rows / 2

@@ -1,0 +1,216 @@
+"""The engine's records: tasks, jobs and lanes. Mutable, and owned by the engine alone."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from services.scheduler.engine.batch_growth import BatchGrowth
+from services.scheduler.policy.snapshots import BatchKey
+from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
+from synerdiff.plans import ItemRef, ItemTiming, SlotRef
+from synerdiff.profiles import Setting
+from synerdiff.requests import TaskSpec
+
+
+class Phase(Enum):
+    """Where a task stands. It goes forward only, or back to WAITING when the worker that held its latents is lost."""
+
+    WAITING = auto()
+    PREPARING = auto()
+    RUNNING = auto()
+    READY_TO_DECODE = auto()
+    DECODING = auto()
+    STORING = auto()
+    DONE = auto()
+
+
+@dataclass
+class Task:
+    """One image on its way. `planned_calls` runs ahead of `done_calls` by the plans under way.
+
+    `skipped` are the planned calls that skip guidance, ascending. `replay`: what the calls up to `replay_until` did in
+    an earlier life of the task, and have to do again for the same picture. `drift`: see `SkipState`.
+    `first_come_ms`, `tail_ms`: see `Claim`.
+    """
+
+    spec: TaskSpec
+    job_id: str
+    index: int
+    key: BatchKey
+    phase: Phase = Phase.WAITING
+    unet_worker: str = ""
+    vae_worker: str = ""
+    slot: SlotRef | None = None
+    num_calls: int = 0
+    done_calls: int = 0
+    planned_calls: int = 0
+    deaths: int = 0
+    admitted_ms: int = 0
+    denoised_ms: int = 0
+    encode_ms: float = 0.0
+    denoise_ms: float = 0.0
+    decode_ms: float = 0.0
+    skipped: list[int] = field(default_factory=list)
+    replay: frozenset[int] = frozenset()
+    replay_until: int = 0
+    drift: float = 0.0
+    first_come_ms: float = 0.0
+    tail_ms: float = 0.0
+
+    @property
+    def calls_left(self) -> int:
+        """UNet calls still to make, as far as known."""
+        if self.phase.value > Phase.RUNNING.value:
+            return 0
+        return (self.num_calls or self.spec.num_inference_steps) - self.done_calls
+
+    @property
+    def skip_run(self) -> int:
+        """How many of the last planned calls in a row skip guidance."""
+        run = 0
+        while run < len(self.skipped) and self.skipped[-1 - run] == self.planned_calls - 1 - run:
+            run += 1
+        return run
+
+    def plan_call(self, skip: bool) -> int:
+        """Mark the next call as planned; returns its number."""
+        call = self.planned_calls
+        self.planned_calls += 1
+        if skip:
+            self.skipped.append(call)
+        return call
+
+    def stands_at(self, call: int) -> None:
+        """Forget what was planned past `call`, the number of calls that were made."""
+        self.done_calls = self.planned_calls = call
+        while self.skipped and self.skipped[-1] >= call:
+            self.skipped.pop()
+
+    def back_to_waiting(self) -> None:
+        """Forget everything a worker held of it.
+
+        The picture will be the same: it depends on the spec and the calls that skipped guidance, which are repeated.
+        """
+        self.stands_at(self.done_calls)
+        if self.done_calls > self.replay_until:
+            self.replay, self.replay_until = frozenset(self.skipped), self.done_calls
+        self.skipped, self.drift = [], 0.0
+        self.phase = Phase.WAITING
+        self.unet_worker = self.vae_worker = ""
+        self.slot = None
+        self.num_calls = self.done_calls = self.planned_calls = 0
+
+
+@dataclass
+class Job:
+    """A job the pool holds, with the tasks that still have to run.
+
+    `unet_weights`, `vae_weights`: digests of those that it is drawn with, empty until a worker has them. `lacking_ms`:
+    since when no worker serves these, though some serve others; 0 while one does.
+    """
+
+    record: JobRecord
+    tasks: list[Task]
+    started: bool
+    decoding: bool
+    started_ms: int = 0
+    warnings: list[str] = field(default_factory=list)
+    unet_weights: str = ""
+    vae_weights: str = ""
+    lacking_ms: int = 0
+
+    def __post_init__(self) -> None:
+        self.unet_weights = self.unet_weights or self.record.request.unet_weights
+        self.vae_weights = self.vae_weights or self.record.request.vae_weights
+
+    def skipped_steps(self) -> SkippedSteps:
+        """The calls that skipped guidance, for every image that has any."""
+        return tuple((task.index, tuple(task.skipped)) for task in self.tasks if task.skipped)
+
+    def timings(self, now_ms: int) -> JobTimings:
+        """Where the time went; the slowest image of each stage."""
+        started = self.started_ms or now_ms
+        return JobTimings(
+            queue_ms=max(0, started - self.record.accepted_at_ms),
+            encode_ms=max((t.encode_ms for t in self.tasks), default=0.0),
+            denoise_ms=max((t.denoise_ms for t in self.tasks), default=0.0),
+            decode_ms=max((t.decode_ms for t in self.tasks), default=0.0),
+        )
+
+
+@dataclass(frozen=True)
+class PlannedItem:
+    """An item as it was planned, for reports, traces and corrections of the profile.
+
+    `rows` and `decodes` are of the whole item, whichever worker's part it is found in; `decodes` may be a fraction.
+    `tasks` are those that step. `key`: of all that is in it, None where its two sides differ.
+    """
+
+    place: int
+    rows: int
+    skips: int
+    decodes: float
+    chunks: int
+    setting: Setting
+    predicted_ms: float
+    tasks: int = 0
+    key: BatchKey | None = None
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """One worker's part of a tick: the tasks it names, and the items it has a part in, in order.
+
+    `in_step`: its items wait for those of the domain's other worker.
+    """
+
+    task_ids: tuple[str, ...]
+    items: tuple[PlannedItem, ...]
+    threshold: float = 0.0
+    key: BatchKey | None = None
+    in_step: bool = False
+
+
+@dataclass
+class Lane:
+    """A worker with a stream. `plans` holds its parts of the ticks under way.
+
+    `last_in_step`: the pace and the place of the last item that was planned in step. `rows`: UNet rows or decodes of
+    the last item that ran. `weights`: digest of those it holds.
+    """
+
+    worker_id: str
+    domain: str
+    model: str
+    plans: dict[int, PlannedPart] = field(default_factory=dict)
+    draining: bool = False
+    last_in_step: tuple[str, ItemRef] | None = None
+    rows: int = 0
+    weights: str = ""
+
+    def tick_done(self, tick: int, items: tuple[ItemTiming, ...]) -> PlannedPart | None:
+        """One of its plans has run. Returns what was planned; None where this leader did not plan it."""
+        if items:
+            self.rows = items[-1].rows
+        return self.plans.pop(tick, None)
+
+
+@dataclass
+class UnetLaneState(Lane):
+    """A UNet worker: its arena, and the tasks that hold a slot there. `no_room`: it has refused a task just now.
+
+    `growth`: how large its batches are, by key. `shares_cores`: it computes on cores that VAE workers use too.
+    """
+
+    slots: int = 0
+    shares_cores: bool = False
+    growth: dict[BatchKey, BatchGrowth] = field(default_factory=dict)
+    no_room: bool = False
+    arena_address: str = ""
+    tasks: dict[str, Task] = field(default_factory=dict)
+
+
+@dataclass
+class VaeLaneState(Lane):
+    """A VAE worker, and the tasks it has been told to decode."""
+
+    tasks: dict[str, Task] = field(default_factory=dict)

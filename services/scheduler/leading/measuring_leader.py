@@ -1,0 +1,115 @@
+"""A leader that does nothing but measure: it drives the one pair of workers that a registry announces."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.leading.worker_streams import WorkerStreams
+from services.scheduler.profiles.measuring.prober import ProbePair, Prober
+from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
+from synerdiff.registry import WorkerRecord, WorkerRegistry
+
+_TOKEN = 1
+_LOOK_EVERY_S = 0.1
+
+
+class ProbeSession:
+    """The workers' streams and the prober they report to. What is said before both are there is of no interest."""
+
+    def __init__(self, registry: WorkerRegistry) -> None:
+        self.prober: Prober | None = None
+        self._registry = registry
+        self._streams = WorkerStreams(_TOKEN, self)
+        self._unet: UnetLaneState | None = None
+        self._vae: VaeLaneState | None = None
+        self._ticks = 0
+        self._changed = asyncio.Event()
+
+    async def attach(self, width: int = 0, height: int = 0) -> Prober:
+        """Wait for a UNet and a VAE worker; the prober of this pair, at the model's native size where 0 is given."""
+        records: dict[str, WorkerRecord] = {}
+        while self._unet is None or self._vae is None:
+            announced = await self._registry.workers()
+            records = {record.worker_id: record for record in announced}
+            self._streams.reconcile(announced)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _LOOK_EVERY_S)
+            self._changed.clear()
+        unet, vae = records[self._unet.worker_id], records[self._vae.worker_id]
+        pair = ProbePair(unet, vae, self._unet.slots, self._unet.arena_address)
+        size = (width or unet.model_card.native_width, height or unet.model_card.native_height)
+        self.prober = Prober(pair, size, _TOKEN, self._streams.send, self._next_tick)
+        return self.prober
+
+    async def close(self) -> None:
+        """End the streams."""
+        await self._streams.close()
+
+    def _next_tick(self) -> int:
+        self._ticks += 1
+        return self._ticks
+
+    # ---- what the streams report
+
+    def unet_attached(self, lane: UnetLaneState, resident: list[ResidentTask]) -> None:
+        """The UNet worker is there."""
+        self._unet = lane
+        self._changed.set()
+
+    def vae_attached(self, lane: VaeLaneState) -> None:
+        """The VAE worker is there."""
+        self._vae = lane
+        self._changed.set()
+
+    def worker_lost(self, worker_id: str) -> None:
+        """A worker has died: there is nothing to measure any more."""
+        if self.prober:
+            self.prober.abort(f"{worker_id} is gone")
+
+    def worker_announced(self, worker_id: str, announced: bool) -> None:
+        """Of no interest."""
+
+    def task_ready(self, worker_id: str, ready: TaskReady) -> None:
+        """A probe task is prepared."""
+        if self.prober:
+            self.prober.task_ready(ready)
+
+    def task_failed(self, worker_id: str, failed: TaskFailed) -> None:
+        """A probe task cannot be done."""
+        if self.prober:
+            self.prober.task_failed(failed)
+
+    def unet_tick_done(self, worker_id: str, done: UnetTickDone) -> None:
+        """A UNet plan has run."""
+        if self.prober:
+            self.prober.unet_tick_done(done)
+
+    def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
+        """A VAE plan has run."""
+        if self.prober:
+            self.prober.vae_tick_done(done)
+
+    def image_decoded(self, worker_id: str, image: DecodedImage) -> None:
+        """Of no interest: the next one of its task takes its place."""
+
+    def preview_drawn(self, preview: Preview) -> None:
+        """Probe tasks have none."""
+
+    def superseded(self, newest_token: int = 0) -> None:
+        """Another leader has taken a worker."""
+        if self.prober:
+            self.prober.abort("another leader has taken the workers")
+
+
+@contextlib.asynccontextmanager
+async def probing(registry: WorkerRegistry, width: int = 0, height: int = 0) -> AsyncIterator[Prober]:
+    """The prober of the only pair of workers there is; the workers hold nothing of it afterwards."""
+    session = ProbeSession(registry)
+    try:
+        prober = await session.attach(width, height)
+        yield prober
+        prober.close()
+        await asyncio.sleep(0)  # the streams send what was queued
+    finally:
+        await session.close()

@@ -1,0 +1,101 @@
+"""What a leader learns from reports once the next plans are out: trace, metrics, corrections of profiles."""
+
+from services.scheduler.engine.holdings import Holdings
+from services.scheduler.engine.measured import MeasuredItem, Pairing
+from services.scheduler.engine.tasks import Phase, PlannedPart, UnetLaneState
+from services.scheduler.engine.ticks import TickLog, TickRecord
+from services.scheduler.policy.snapshots import BatchKey
+from services.scheduler.profiles.corrections import ProfileCorrection
+from services.scheduler.telemetry.decode_backlog import DecodeTimes
+from services.scheduler.telemetry.metrics import PoolMetrics
+from synerdiff.plans import UnetTickDone, VaeTickDone
+from synerdiff.profiles import Profile
+from synerdiff.telemetry import get_logger
+
+log = get_logger("observer")
+
+
+class Observer:
+    """One per leadership. Reads the holdings and changes nothing of them.
+
+    `corrections`: by domain and batch key, of every profile that plans go by and items were measured of.
+    `thresholds`: what each domain's last reported tick was planned with. `decode_times`: of decodes as they ran.
+    """
+
+    def __init__(self, holdings: Holdings, ticks: TickLog, metrics: PoolMetrics) -> None:
+        self.corrections: dict[tuple[str, BatchKey], ProfileCorrection] = {}
+        self.thresholds: dict[str, float] = {}
+        self.decode_times = DecodeTimes()
+        self._holdings = holdings
+        self._ticks = ticks
+        self._metrics = metrics
+        self._pairing = Pairing()
+        self._stepped: dict[str, frozenset[str]] = {}
+
+    def reported(
+        self, worker_id: str, kind: str, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None
+    ) -> None:
+        """A report, and the part of a plan that it answers if this leader made it."""
+        held = self._holdings
+        lane = held.unet.get(worker_id) or held.vae.get(worker_id)
+        if lane is None:
+            return
+        being_decoded = sum(task.phase is Phase.DECODING for vae in held.vae.values() for task in vae.tasks.values())
+        queues = len(held.waiting), len(held.ready) + being_decoded
+        record = TickRecord.of((lane.domain, worker_id, kind), done, planned, queues)
+        self._ticks.add(record)
+        self._metrics.observe_tick(kind, done)
+        if isinstance(done, VaeTickDone):
+            self.decode_times.reported(done, planned)
+        if planned is None:
+            return
+        self.thresholds[lane.domain] = planned.threshold
+        if isinstance(lane, UnetLaneState):
+            self._metrics.observe_steps(lane.model, sum(item.skips for item in planned.items))
+            self._count_set_aside(lane, frozenset(planned.task_ids))
+        for item in self._pairing.add(record):
+            self._measured(item)
+        if any(timing.halved for timing in done.items):
+            self._tell_shortage(worker_id, kind, lane.domain, done, planned)
+
+    def due(self, now_s: float) -> list[tuple[str, BatchKey, ProfileCorrection]]:
+        """The profiles that have drifted far enough; what is of workers and profiles that are gone is forgotten."""
+        held = self._holdings
+        self._stepped = {worker_id: ids for worker_id, ids in self._stepped.items() if worker_id in held.unet}
+        self.corrections = {place: c for place, c in self.corrections.items() if place in held.profiles}
+        return [(*place, c) for place, c in self.corrections.items() if c.due(now_s)]
+
+    def _tell_shortage(
+        self, worker_id: str, kind: str, domain: str, done: UnetTickDone | VaeTickDone, planned: PlannedPart
+    ) -> None:
+        fewest = min(timing.halved for timing in done.items if timing.halved)
+        caps = self._holdings.memory.of(domain, planned.key) if planned.key else None
+        now = {"most_tasks": caps.unet} if caps and kind == "unet" else {"most_decodes": caps.vae} if caps else {}
+        log.warning("memory did not suffice: smaller items from now on", worker_id=worker_id, at_once=fewest, **now)
+
+    def _measured(self, item: MeasuredItem) -> None:
+        ratio, key = item.ratio, item.planned.key
+        if ratio is None:
+            return
+        self._metrics.observe_ratio(item.kind, ratio)
+        profile = self._holdings.profiles.get((item.domain, key)) if key else None
+        if key and profile:
+            self._correction(item.domain, key, profile).observe(item)
+
+    def _correction(self, domain: str, key: BatchKey, profile: Profile) -> ProfileCorrection:
+        """The correction of the profile that plans go by; another one's is forgotten."""
+        correction = self.corrections.get((domain, key))
+        if correction and profile is not correction.current and profile == correction.original:
+            correction.revert(profile)
+        elif correction is None or profile is not correction.current:
+            correction = self.corrections[domain, key] = ProfileCorrection(profile)
+        return correction
+
+    def _count_set_aside(self, lane: UnetLaneState, stepped: frozenset[str]) -> None:
+        """Count the tasks that stepped in the worker's tick before this one, not in this one, and are not done."""
+        left_out = self._stepped.get(lane.worker_id, frozenset()) - stepped
+        self._stepped[lane.worker_id] = stepped
+        tasks = (lane.tasks.get(task_id) for task_id in left_out)
+        set_aside = sum(1 for task in tasks if task and task.phase is Phase.RUNNING)
+        if set_aside:
+            self._metrics.observe_set_aside(lane.model, set_aside)

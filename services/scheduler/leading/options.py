@@ -1,0 +1,30 @@
+"""The options of a leadership: made once from settings, used by one leader after the other."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.scheduler.engine.engine import EngineBounds
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.snapshots import Policy, Thresholds
+from services.scheduler.profiles.keeper import KeeperOptions
+from synerdiff.tls import ClientTls
+
+
+def _no_thresholds() -> Thresholds | None:
+    return None
+
+
+@dataclass(frozen=True)
+class LeaderOptions:
+    """The parts that decide, and how workers are called.
+
+    `thresholds` makes what each leadership asks for the thresholds of its ticks. `profiles`: where they come from.
+    `plans`: the policy's memory of planned rounds, which a leader has to fill. `worker_tls`: how workers are called.
+    """
+
+    policy: Policy
+    bounds: EngineBounds = field(default_factory=EngineBounds)
+    thresholds: Callable[[], Thresholds | None] = _no_thresholds
+    profiles: KeeperOptions = field(default_factory=KeeperOptions)
+    plans: PlanBook = field(default_factory=PlanBook)
+    worker_tls: ClientTls | None = None

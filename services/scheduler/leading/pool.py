@@ -1,0 +1,101 @@
+"""A pool: every scheduler runs one beside the public API. One of them leads it; the others wait for the lock."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+
+from services.scheduler.engine.ticks import TickLog
+from services.scheduler.leading.leader import Leader
+from services.scheduler.leading.options import LeaderOptions
+from services.scheduler.store.leadership import Leadership
+from services.scheduler.store.queue import JobStore, Lease
+from services.scheduler.telemetry.metrics import PoolMetrics
+from synerdiff.cancellation import cancel_and_wait
+from synerdiff.errors import StaleLeader, Unavailable
+from synerdiff.redis_client import trouble
+from synerdiff.registry import WorkerRegistry
+from synerdiff.telemetry import get_logger
+from synerdiff.tracing import Tracer
+
+log = get_logger("pool")
+
+T = TypeVar("T")
+
+
+class Pool:
+    """Leads its pool whenever it can get the lock, and sweeps what nobody holds."""
+
+    def __init__(
+        self,
+        name: str,
+        options: LeaderOptions,
+        store: JobStore,
+        registry: WorkerRegistry,
+        leadership: Leadership,
+        leader_ttl_s: float = 3.0,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.store = store
+        self.registry = registry
+        self.leadership = leadership
+        self.leader: Leader | None = None
+        self.ticks = TickLog()
+        self._beat_s = leader_ttl_s / 3
+        self._newest_token = 0
+        self._tracer = tracer
+
+    async def run(self) -> None:
+        """Wait for the lock, lead, and again, until cancelled. The lock is given up on the way out."""
+        while True:
+            lease = await self._try(lambda: self.leadership.acquire(self._newest_token))
+            if lease is None:
+                await asyncio.sleep(self._beat_s)
+                continue
+            log.info("leading", pool=self.name, token=lease.token)
+            await self._lead(lease)
+            log.info("not leading any more", pool=self.name, token=lease.token)
+
+    async def _lead(self, lease: Lease) -> None:
+        leader = Leader(lease, self.options, self.store, self.registry, self.ticks, self._tracer)
+        self.leader = leader
+        renewing = asyncio.create_task(self._renew(lease, leader))
+        try:
+            await leader.lead()
+        except (StaleLeader, RedisError, Unavailable, OSError) as error:
+            log.warning("cannot lead", error=trouble(error) or str(error))
+        finally:
+            self.leader = None
+            self._newest_token = leader.newest_token
+            if leader.newest_token > lease.token:
+                log.warning("workers know a newer leader", token=lease.token, newest_token=leader.newest_token)
+            await cancel_and_wait(renewing)
+            with contextlib.suppress(RedisError, Unavailable, OSError):
+                await asyncio.shield(self.leadership.resign(lease))
+
+    async def _renew(self, lease: Lease, leader: Leader) -> None:
+        """Hold the lock. While Redis is away nobody else can take it either, so leading goes on."""
+        while True:
+            await asyncio.sleep(self._beat_s)
+            if await self._try(lambda: self.leadership.renew(lease)) is False:
+                leader.superseded()
+
+    async def sweep(self) -> None:
+        """End jobs whose time is up or whose followers are gone, wherever held; restore and trim the queues."""
+        while True:
+            PoolMetrics.of_process().jobs_expired(await self._try(self.store.sweep_expired) or 0)
+            await self._try(self.store.sweep_abandoned)
+            await self._try(self.store.restore)
+            await self._try(self.store.trim)
+            await asyncio.sleep(0.5)
+
+    async def _try(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        try:
+            return await call()
+        except (RedisError, Unavailable, OSError) as error:
+            log.warning("redis cannot be used", error=trouble(error) or str(error))
+            return None

@@ -1,0 +1,175 @@
+"""Carries out the engine's store effects beside the ticks: in order within a job, side by side across jobs.
+
+A write that Redis cannot take just now is tried again for as long as this process leads: what the engine did is kept in
+memory meanwhile, and running work goes on. Progress is coalesced: only the latest of each image, twice a second.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol
+
+from redis.exceptions import RedisError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+
+from services.scheduler.engine.effects import (
+    FailJob,
+    FinishJob,
+    MarkDecoding,
+    ReportProgress,
+    StartJob,
+    StoreEffect,
+    StoreImage,
+)
+from services.scheduler.store.queue import JobStore, Lease
+from services.scheduler.store.scripts import TransitionRefused
+from synerdiff.cancellation import cancel_and_wait
+from synerdiff.errors import StaleLeader, Unavailable
+from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
+from synerdiff.redis_client import trouble
+from synerdiff.requests import task_id
+from synerdiff.telemetry import get_logger
+
+PROGRESS_EVERY_S = 0.5
+PROGRESS_PER_S = 100  # every one of them wakes its followers, on whichever scheduler: many images are told less often
+
+_AWAY = (RedisError, Unavailable, OSError)
+
+log = get_logger("store_writer")
+
+
+class WriteEvents(Protocol):
+    """What the writer reports to. Called on the event loop; must not block."""
+
+    def image_stored(self, task_id: str) -> None:
+        """Redis holds an image."""
+
+    def job_ended_elsewhere(self, job_id: str) -> None:
+        """A write came too late: the job has ended, or belongs to another pool."""
+
+    def images_missing(self, record: JobRecord) -> None:
+        """A job cannot be finished: of its images only those in `record.images_done` are in Redis."""
+
+    def cannot_write(self, job_id: str, reason: str) -> None:
+        """What was done for a job cannot be written, ever: a mistake, which the log has."""
+
+    def superseded(self) -> None:
+        """A newer leader holds the pool."""
+
+
+class StoreWriter:
+    """Writes the effects of one leadership to Redis."""
+
+    def __init__(self, store: JobStore, lease: Lease, events: WriteEvents) -> None:
+        self._store = store
+        self._lease = lease
+        self._events = events
+        self._queues: dict[str, deque[StoreEffect]] = {}
+        self._writers: set[asyncio.Task[None]] = set()
+        self._progress: dict[tuple[str, int], ReportProgress] = {}
+
+    @property
+    def backlog(self) -> int:
+        """Effects not yet in Redis."""
+        return sum(len(queue) for queue in self._queues.values())
+
+    def submit(self, effect: StoreEffect) -> None:
+        """Queue an effect."""
+        if isinstance(effect, ReportProgress):
+            self._keep_latest(effect)
+            return
+        queue = self._queues.get(effect.job_id)
+        if queue is not None:
+            queue.append(effect)
+            return
+        self._queues[effect.job_id] = deque([effect])
+        writer = asyncio.create_task(self._write_job(effect.job_id))
+        self._writers.add(writer)
+        writer.add_done_callback(self._writers.discard)
+
+    def _keep_latest(self, effect: ReportProgress) -> None:
+        """The newest, except that one without a preview does not displace one with it."""
+        key = (effect.job_id, effect.index)
+        held = self._progress.get(key)
+        if held is None or effect.preview or not held.preview:
+            self._progress[key] = effect
+
+    async def run(self) -> None:
+        """Write progress until cancelled."""
+        while True:
+            latest, self._progress = list(self._progress.values()), {}
+            if latest:
+                await self._persist(partial(self._store.append_progress, self._lease, latest))
+            await asyncio.sleep(max(PROGRESS_EVERY_S, len(latest) / PROGRESS_PER_S))
+
+    async def stop(self) -> None:
+        """Write nothing more."""
+        await cancel_and_wait(*self._writers)
+
+    async def _write_job(self, job_id: str) -> None:
+        queue = self._queues[job_id]
+        while queue:
+            effect = queue[0]
+            try:
+                await self._persist(partial(self._write, effect))
+            except Exception as error:
+                log.exception("an effect cannot be written", job_id=job_id, effect=type(effect).__name__)
+                queue.clear()
+                del self._queues[job_id]
+                if not isinstance(effect, FailJob):
+                    self._events.cannot_write(job_id, f"{type(effect).__name__} could not be written: {error}")
+                return
+            queue.popleft()
+        del self._queues[job_id]
+
+    async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
+        try:
+            try:
+                await write()
+            except _AWAY:
+                retrying = AsyncRetrying(
+                    retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0), before_sleep=_say
+                )
+                async for attempt in retrying:
+                    with attempt:
+                        await write()
+        except StaleLeader:
+            self._events.superseded()
+
+    async def _write(self, effect: StoreEffect) -> None:
+        store, lease, in_time = self._store, self._lease, True
+        match effect:
+            case StartJob(job_id):
+                in_time = await store.start(lease, job_id)
+            case MarkDecoding(job_id):
+                in_time = await store.decoding(lease, job_id)
+            case StoreImage(job_id, index, seed, image):
+                in_time = await store.store_image(lease, job_id, image, index, seed)
+                if in_time:
+                    self._events.image_stored(task_id(job_id, index))
+            case FinishJob(job_id, _, timings, warnings, skipped_steps):
+                await self._finish(job_id, timings, warnings, skipped_steps)
+            case FailJob(job_id, _, code, message):
+                await store.fail(lease, job_id, code, message)
+        if not in_time:
+            if (await store.gone([effect.job_id])).lost:
+                log.error("redis has lost the record of an accepted job", job_id=effect.job_id)
+            self._events.job_ended_elsewhere(effect.job_id)
+
+    async def _finish(
+        self, job_id: str, timings: JobTimings, warnings: tuple[str, ...], skipped_steps: SkippedSteps
+    ) -> None:
+        try:
+            await self._store.finish(self._lease, job_id, timings, warnings, skipped_steps)
+        except TransitionRefused:
+            record = await self._store.job(job_id)
+            if record is None or len(record.images_done) == record.request.num_images:
+                raise
+            self._events.images_missing(record)
+
+
+def _say(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if error is not None:
+        log.warning("cannot write to redis yet", attempt=state.attempt_number, error=trouble(error) or str(error))

@@ -1,1 +1,0 @@
-"""Profiles of devices: measured, kept, set against what happens, and corrected."""

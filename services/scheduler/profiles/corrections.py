@@ -1,0 +1,196 @@
+"""Corrects a profile as it runs: measured over profiled time, smoothed per region of its grid. Pure.
+
+A region is a grid cell of one setting and one kind (rows alone, decodes alone, both); an item counts for the one that
+is nearest to it. What a region says of itself weighs by how often it was seen, and leans on what its kind says as a
+whole until then: a machine that is a tenth slower is so for cells too that no item has visited yet.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from services.scheduler.engine.measured import MeasuredItem
+from synerdiff.profiles import Cell, Profile, Setting
+
+_REMEMBERED_ITEMS = 4096
+
+
+@dataclass(frozen=True)
+class CorrectionBounds:
+    """How fast a profile follows what is measured.
+
+    `gain`: weight of one item in its region's average. `clip`: an item counts as at most this many times slower or
+    faster than its region has been. `limit`: no cell is scaled beyond it, or below its inverse. `lean`: items after
+    which a region speaks for itself as loudly as its kind. `least_items`: seen before a region may ask for a change.
+    `dead_band`: drift that is worth a new profile `every_s` after the last one; it falls with the time since then down
+    to `least_band`, so that small errors are mended too, only seldom.
+    """
+
+    gain: float = 0.03
+    clip: float = 1.25
+    limit: float = 5.0
+    lean: float = 5.0
+    least_items: int = 8
+    dead_band: float = 0.10
+    least_band: float = 0.05
+    every_s: float = 5.0
+
+
+class Region(NamedTuple):
+    """A place in the grid of a profile. Of the setting only what matters to an item of its kind; else 0 or 1."""
+
+    setting: Setting
+    rows: int
+    decodes: int
+
+    @property
+    def kind(self) -> str:
+        """Alone or beside, as MeasuredItem.kind."""
+        return "beside" if self.rows and self.decodes else "unet" if self.rows else "vae"
+
+
+@dataclass
+class _Average:
+    """A clipped, exponentially weighted mean of log ratios; the first items weigh more."""
+
+    log: float = 0.0
+    items: int = 0
+
+    def add(self, log_ratio: float, bounds: CorrectionBounds) -> None:
+        step = log_ratio - self.log
+        if self.items:
+            most = math.log(bounds.clip)
+            step = min(max(step, -most), most)
+        self.items += 1
+        self.log += step * max(bounds.gain, 1 / (self.items + 1))
+
+
+@dataclass
+class ProfileCorrection:
+    """One profile under correction. `original` stays as it was measured, `current` is what plans go by."""
+
+    original: Profile
+    bounds: CorrectionBounds = field(default_factory=CorrectionBounds)
+
+    def __post_init__(self) -> None:
+        self.current = self.original
+        self._changed_at_s = -math.inf
+        self._averages: dict[Region, _Average] = {region_of(cell): _Average() for cell in self.original.cells}
+        self._kinds = {kind: _Average() for kind in ("unet", "vae", "beside")}
+        self._applied: dict[Region, float] = dict.fromkeys(self._averages, 0.0)
+        self._one_setting: dict[Setting, Profile] = {}
+        self._asked: dict[tuple[Setting, int, float], tuple[Region, float] | None] = {}
+
+    def observe(self, item: MeasuredItem) -> None:
+        """Learn from an item of this profile's domain and batch key; one that has nothing to say is ignored."""
+        planned = item.planned
+        if item.ratio is None:
+            return
+        known = self._known(planned.setting, planned.rows, planned.decodes)
+        if known:
+            nearest, profiled_ms = known
+            log_ratio = math.log(item.ms / profiled_ms)
+            self._averages[nearest].add(log_ratio, self.bounds)
+            self._kinds[nearest.kind].add(log_ratio, self.bounds)
+
+    def scale(self, region: Region) -> float:
+        """How many times its original value a region's time is by now."""
+        return math.exp(self._log_scale(region))
+
+    @property
+    def drift(self) -> float:
+        """Largest relative distance of any cell's time, as seen by now, from its original value."""
+        return max((abs(self.scale(region) - 1) for region in self._averages), default=0.0)
+
+    def due(self, now_s: float) -> bool:
+        """Whether some region has drifted far enough from what plans go by, for the time since the last change."""
+        since_s = now_s - self._changed_at_s
+        if since_s < self.bounds.every_s:
+            return False
+        band = max(self.bounds.least_band, self.bounds.dead_band * self.bounds.every_s / since_s)
+        return any(
+            average.items >= self.bounds.least_items
+            and abs(math.expm1(self._log_scale(region) - self._applied[region])) > band
+            for region, average in self._averages.items()
+        )
+
+    def log_scales(self) -> dict[Region, float]:
+        """The logarithm of every region's scale as seen by now."""
+        return {region: self._log_scale(region) for region in self._averages}
+
+    def corrected(self, log_scales: Mapping[Region, float]) -> Profile:
+        """The original with these scales. Takes a few ms and changes nothing: it may run on another thread."""
+        profile = self.original.with_cells(
+            _scaled(cell, math.exp(log_scales[region_of(cell)])) for cell in self.original.cells
+        )
+        _ = profile.digest  # computed here and not where a plan first asks for it
+        return profile
+
+    def adopt(self, profile: Profile, log_scales: Mapping[Region, float], now_s: float) -> None:
+        """Plans go by `profile` from now on, which was made with these scales."""
+        self.current, self._applied, self._changed_at_s = profile, dict(log_scales), now_s
+
+    def revert(self, original: Profile) -> None:
+        """Plans go by the original again; what was learned stays."""
+        self.adopt(original, dict.fromkeys(self._averages, 0.0), self._changed_at_s)
+
+    def _log_scale(self, region: Region) -> float:
+        own, kind, limit = self._averages[region], self._kinds[region.kind], math.log(self.bounds.limit)
+        log = (own.items * own.log + self.bounds.lean * kind.log) / (own.items + self.bounds.lean)
+        return min(max(log, -limit), limit)
+
+    def _known(self, setting: Setting, rows: int, decodes: float) -> tuple[Region, float] | None:
+        """The region an item counts for and its time by the original; None where that says nothing of such items."""
+        asked = setting, rows, decodes
+        if asked not in self._asked:
+            if len(self._asked) >= _REMEMBERED_ITEMS:
+                self._asked.clear()
+            self._asked[asked] = self._look_up(_relevant(setting, rows, decodes), rows, decodes)
+        return self._asked[asked]
+
+    def _look_up(self, setting: Setting, rows: int, decodes: float) -> tuple[Region, float] | None:
+        kind = Region(setting, rows, math.ceil(decodes)).kind
+        near = [region for region in self._averages if region.setting == setting and region.kind == kind]
+        profiled_ms = self._profiled_ms(setting, rows, decodes) if near else None
+        if not profiled_ms:
+            return None
+        return min(near, key=lambda region: (_distance(region, rows, decodes), region)), profiled_ms
+
+    def _profiled_ms(self, setting: Setting, rows: int, decodes: float) -> float | None:
+        """What the original says of an item in its setting, or None where it says nothing."""
+        if setting not in self._one_setting:
+            cells = [cell for cell in self.original.cells if region_of(cell).setting == setting]
+            self._one_setting[setting] = self.original.with_cells(cells)
+        choice = self._one_setting[setting].choice(rows, decodes)
+        return choice.ms if choice else None
+
+
+def region_of(cell: Cell) -> Region:
+    """Where a cell is in the grid."""
+    return Region(_relevant(cell.setting, cell.rows, cell.decodes), cell.rows, cell.decodes)
+
+
+def _relevant(setting: Setting, rows: int, decodes: float) -> Setting:
+    """The setting without what a side that is not there would have had."""
+    return Setting(
+        chunks=setting.chunks if decodes else 1,
+        unet_threads=setting.unet_threads if rows else 0,
+        vae_threads=setting.vae_threads if decodes else 0,
+    )
+
+
+def _distance(region: Region, rows: int, decodes: float) -> float:
+    """How many times over or under an item is, in rows and in decodes, as a sum of logarithms."""
+    far = abs(math.log(rows / region.rows)) if rows else 0.0
+    return far + (abs(math.log(decodes / region.decodes)) if decodes else 0.0)
+
+
+def _scaled(cell: Cell, scale: float) -> Cell:
+    return replace(
+        cell,
+        median_ms=cell.median_ms * scale,
+        p90_ms=cell.p90_ms * scale,
+        unet_ms=cell.unet_ms * scale,
+        vae_ms=cell.vae_ms * scale,
+    )

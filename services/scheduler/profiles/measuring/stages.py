@@ -1,0 +1,202 @@
+"""The parts of a profile's course: what each wants run once more, by what the runs so far say. Pure.
+
+A part that wants nothing is done; as runs come in it may want something again.
+"""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from services.scheduler.profiles.measuring.curve import Curve
+from services.scheduler.profiles.measuring.extent import Extent
+from services.scheduler.profiles.measuring.findings import LEVEL_WITHIN, LONGEST_ITEM
+from services.scheduler.profiles.measuring.grids import Grid
+from services.scheduler.profiles.measuring.rounds import Probe
+from services.scheduler.profiles.measuring.samples import Samples
+from services.scheduler.profiles.measuring.settings_tried import SettingTried
+from synerdiff.profiles import KNEE_WITHIN, Cell, Evidence
+
+LADDER = (2, 4, 8, 16, 32, 48, 64)  # even: a task with guidance takes two rows
+_ROUGH, _FAIR, _FULL, _MOST = 3, 6, 12, 40  # runs of an item: for a first profile, for a good one, and at most
+_NEAR_ROWS, _NEAR_SHARE = 4, 1 / 6  # a knee that is sure to so many rows, or so much of itself, is sure
+_GROWTH = math.log(1.01)  # of throughput, below which rungs of the ladder have brought nothing
+_CONTENDS = 0.025  # an item counts for the knee if throughput is near enough to the best in this share of the cases
+
+
+class Stages:
+    """What is measured of an extent. `bound`: see ProfileCourse."""
+
+    def __init__(self, extent: Extent, bound: float, samples: Samples) -> None:
+        self.extent = extent
+        self.samples = samples
+        self._bound = bound
+        self._rungs = sorted({min(rung, extent.max_rows) for rung in LADDER}) if extent.max_rows > 1 else [1]
+        doubled = sorted({min(2**k, extent.max_decodes) for k in range(extent.max_decodes.bit_length() + 1)})
+        self.unet = Grid(extent.unet[0], self._rungs[:2], [0])
+        self.vae = Grid(extent.vae[0], [0], doubled)
+        self._beside = Grid(extent.beside[0], self._rungs[:1], doubled[:2])
+        self._bands: list[Grid] = []
+        self._tried = [
+            (SettingTried(samples, setting, base.setting, bound), Grid(setting, [], []), base)
+            for settings, base in ((extent.unet, self.unet), (extent.vae, self.vae), (extent.beside, self._beside))
+            for setting in settings[1:]
+        ]
+
+    # ---- what there is to be had at all
+
+    def throughput(self) -> list[Probe]:
+        """Climb the ladder of row counts as long as throughput grows."""
+        if not self.unet.lacking(self.samples, 2) and self._grows():
+            self.unet.grow([next(rung for rung in self._rungs if rung > self.unet.rows[-1])])
+        new = self.unet.lacking(self.samples, 2)
+        return self._with_neighbours(new) or self.unet.lacking(self.samples, _ROUGH + 1)
+
+    def _with_neighbours(self, new: list[Probe]) -> list[Probe]:
+        """Items of the curve, with those next to them to compare them with."""
+        line = self.unet.probes
+        return [probe for k, probe in enumerate(line) if set(line[max(0, k - 1) : k + 2]) & set(new)]
+
+    def _grows(self) -> bool:
+        """Whether there is a further rung, and one of the last two may have more throughput than all before."""
+        rows = self.unet.rows
+        if rows[-1] >= self._rungs[-1] or len(rows) < 3:
+            return rows[-1] < self._rungs[-1]
+        log_ms, covariance = self.samples.log_ms(self.unet.probes)
+        throughput = np.log(rows) - log_ms
+        best, last = int(np.argmax(throughput[:-2])), len(rows) - 2 + int(np.argmax(throughput[-2:]))
+        error = math.sqrt(covariance[best, best] + covariance[last, last] - 2 * covariance[best, last])
+        return bool(throughput[last] - throughput[best] + error > _GROWTH)
+
+    def rough_decodes(self) -> list[Probe]:
+        """Decodes alone."""
+        return self.vae.lacking(self.samples, _ROUGH)
+
+    def rough_beside(self) -> list[Probe]:
+        """One and two decodes beside few rows and beside as many as the knee."""
+        self._beside.grow([self._knee_rung()])
+        return self._beside.lacking(self.samples, _ROUGH)
+
+    # ---- the knee
+
+    def knee(self) -> list[Probe]:
+        """What decides where the knee is, until that is sure; more row counts around it."""
+        curve = self.curve()
+        knee = curve.knee(KNEE_WITHIN)
+        sure = knee.error <= self._bound or knee.high - knee.low <= max(_NEAR_ROWS, _NEAR_SHARE * knee.rows)
+        best = int(curve.counts[np.argmax(curve.throughput)])
+        rows = self.unet.rows
+        between = [
+            _even_middle(low, high)
+            for low, high in pairwise(rows)
+            if high - low > max(_NEAR_ROWS, _NEAR_SHARE * low) and (low < knee.rows <= high or best in (low, high))
+        ]
+        if between:
+            self.unet.grow(between[:1])
+            return self._with_neighbours(self.unet.lacking(self.samples, 1))
+        near = curve.near_best(KNEE_WITHIN) >= _CONTENDS
+        contend = {int(count) for count, is_near in zip(curve.counts, near, strict=True) if is_near}
+        contend |= {low for low, high in pairwise(rows) if high in contend}
+        wanted = [probe for probe in self.unet.probes if probe.rows in contend]
+        if sure:
+            return [probe for probe in wanted if self.samples.count(probe) < _FAIR]
+        return [probe for probe in wanted if self.samples.count(probe) < _MOST]
+
+    def curve(self) -> Curve:
+        """Time over rows, steps alone, as known by now."""
+        probes = [probe for probe in self.unet.probes if self.samples.count(probe)]
+        return Curve(np.array([probe.rows for probe in probes], dtype=np.float64), *self.samples.log_ms(probes))
+
+    def _knee_rung(self) -> int:
+        """The rung of the ladder that is nearest to the knee."""
+        knee = self.curve().knee(KNEE_WITHIN).rows
+        return min(set(self.unet.rows) & set(self._rungs), key=lambda rows: (abs(math.log(rows / knee)), rows))
+
+    # ---- the rest
+
+    def fair_decodes(self) -> list[Probe]:
+        """Decodes alone, more surely."""
+        return self._fair(self.vae)
+
+    def fair_beside(self) -> list[Probe]:
+        """Both beside each other, as far as items are to get."""
+        most = self.curve().knee(LEVEL_WITHIN).rows
+        knee = self._knee_rung()
+        at_knee = max(rows for rows in self._beside.rows if rows <= knee)
+        self._beside.grow(
+            [rows for rows in self.unet.rows if rows in self._rungs and rows <= most] + [min(most, self.unet.rows[-1])],
+            self._more_decodes(at_knee),
+        )
+        return self._fair(self._beside)
+
+    def _more_decodes(self, rows: int) -> list[int]:
+        """The next count of decodes, where the most so far do not make an item too long yet."""
+        last = Probe(rows, self._beside.decodes[-1], self._beside.setting)
+        more = [decodes for decodes in self.vae.decodes if decodes > last.decodes][:1]
+        if not more or not self.samples.count(last):
+            return []
+        log_ratio, _ = self.samples.ratio(last, Probe(rows, 0, self.unet.setting))
+        return more if log_ratio < math.log(LONGEST_ITEM) else []
+
+    def other_settings(self) -> list[Probe]:
+        """Other threads than by default: first whether they are better anywhere, then where."""
+        knee = self._knee_rung()
+        few = self.vae.decodes[:2]
+        for tried, grid, base in self._tried:
+            items = [(base.rows[-1], n) for n in few] if base.decodes[-1] else [(knee, 0), (self._rungs[0], 0)]
+            wanted = tried.wanted(items)
+            if not wanted and tried.better:
+                grid.grow(base.rows, base.decodes)
+                wanted = self._fair(grid)
+            if wanted:
+                return wanted
+        return []
+
+    def cut_decodes(self) -> list[Probe]:
+        """Decodes in bands, where a decode is longer than the steps it stands beside."""
+        steps, decode = Probe(self._knee_rung(), 0, self.unet.setting), Probe(0, 1, self.vae.setting)
+        if self.samples.ratio(decode, steps)[0] <= 0:
+            return []
+        if not self._bands:
+            self._bands = [
+                Grid(base.setting._replace(chunks=count), [], [])
+                for count in self.extent.bands
+                for base in (self.vae, self._beside)
+            ]
+        wanted = []
+        for grid, base in zip(self._bands, [self.vae, self._beside] * len(self.extent.bands), strict=True):
+            grid.grow(base.rows, base.decodes)
+            wanted += grid.lacking(self.samples, _ROUGH + 1)
+        return wanted
+
+    def _fair(self, grid: Grid) -> list[Probe]:
+        """Those with few runs; of the others those that are not sure, up to a number."""
+        few = grid.lacking(self.samples, _FAIR)
+        if few:
+            return few
+        errors = np.sqrt(self.samples.log_ms(grid.probes)[1].diagonal())
+        unsure = {probe for probe, error in zip(grid.probes, errors, strict=True) if error > self._bound}
+        return [probe for probe in grid.lacking(self.samples, _FULL) if probe in unsure]
+
+    # ---- what comes of it
+
+    def cells(self) -> tuple[Cell, ...]:
+        """What was measured, as whole grids."""
+        grids = [self.unet, self.vae, self._beside, *self._bands]
+        grids += [grid for tried, grid, _ in self._tried if tried.better]
+        return tuple(cell for grid in grids for cell in grid.cells(self.samples))
+
+    def evidence(self) -> tuple[Evidence, ...]:
+        """Why the settings are as they are."""
+        return tuple(found for tried, _, _ in self._tried if (found := tried.evidence()))
+
+    def limited(self, rows: int, decodes: int) -> "Stages":
+        """The same with smaller items at most. What was run of those stays."""
+        self.samples.drop(probe for probe in self.samples.probes if probe.rows > rows or probe.decodes > decodes)
+        return Stages(replace(self.extent, max_rows=rows, max_decodes=decodes), self._bound, self.samples)
+
+
+def _even_middle(low: int, high: int) -> int:
+    """Between the two, the even one nearest to their geometric mean."""
+    return min(max(2 * round(math.sqrt(low * high) / 2), low + 1), high - 1)

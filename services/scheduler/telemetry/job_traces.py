@@ -1,0 +1,301 @@
+"""Spans of what a leader does: one per job, one per stage of each of its images, and one per worker's part of a tick.
+
+Nothing is measured for it: stages are read off the phases of tasks when an event has moved them, ticks off their
+reports, once the next plans are out. A span is made when what it tells of has ended, so nothing of it runs between two
+steps, and a job that is not traced costs a look into a dictionary.
+
+Workers make no spans. What they do is in their reports (a prompt's encoding, an image file's, every item of a tick), so
+spans of their own would say the same once more, beside the step loop and by a clock of another host.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice, repeat
+
+from services.scheduler.engine.effects import FailJob, FinishJob, StoreEffect
+from services.scheduler.engine.holdings import Holdings
+from services.scheduler.engine.tasks import Job, Lane, Phase, PlannedPart, Task
+from services.scheduler.telemetry.request_traces import job_context
+from synerdiff.jobs import JobRecord, JobState
+from synerdiff.plans import DecodedImage, UnetTickDone, VaeTickDone
+from synerdiff.tracing import (
+    Span,
+    TraceContext,
+    Tracer,
+    Value,
+    named_trace,
+    now_ns,
+    parse_traceparent,
+    unix_ns,
+)
+
+# Most links of one span; what comes after is counted only.
+MOST_LINKS = 128
+
+_STAGES = {
+    Phase.WAITING: "queue",
+    Phase.PREPARING: "encode",
+    Phase.RUNNING: "denoise",
+    Phase.READY_TO_DECODE: "decode",
+    Phase.DECODING: "decode",
+    Phase.STORING: "store",
+    Phase.DONE: "",
+}
+
+
+@dataclass
+class _Stage:
+    """The stage that a task is in. `steps`, `rows`: UNet calls made in it, and the rows of the batches they were in."""
+
+    name: str
+    context: TraceContext
+    since_ns: int
+    deaths: int
+    worker: str = ""
+    steps: int = 0
+    rows: int = 0
+    ticks: list[TraceContext] = field(default_factory=list)
+    dropped_ticks: int = 0
+    attributes: dict[str, Value] = field(default_factory=dict)
+
+    def link(self, tick: TraceContext) -> None:
+        """Remember a tick that had a part in it."""
+        if len(self.ticks) < MOST_LINKS:
+            self.ticks.append(tick)
+        else:
+            self.dropped_ticks += 1
+
+
+@dataclass
+class _TracedTask:
+    """`job`: the context of its job's span. `before`: the stage it was in last."""
+
+    task: Task
+    job: TraceContext
+    stage: _Stage
+    before: _Stage | None = None
+
+    def in_stage(self, name: str) -> _Stage | None:
+        """Its stage of that name: an image file may come before the report of the tick that decoded it."""
+        if self.stage.name == name:
+            return self.stage
+        return self.before if self.before and self.before.name == name else None
+
+
+@dataclass
+class _TracedJob:
+    """A job and its images. `stored`: the context that the job is stored with."""
+
+    job: Job
+    stored: TraceContext
+    context: TraceContext
+    tasks: list[_TracedTask]
+
+
+class JobTraces:
+    """The traces of one leadership. Reads the holdings and changes nothing of them."""
+
+    def __init__(
+        self, tracer: Tracer, holdings: Holdings, leader_token: int, clock_ns: Callable[[], int] = now_ns
+    ) -> None:
+        self._tracer = tracer
+        self._holdings = holdings
+        self._leader_token = leader_token
+        self._clock_ns = clock_ns
+        self._jobs: dict[str, _TracedJob] = {}
+        self._tasks: dict[str, _TracedTask] = {}
+
+    # ---- jobs
+
+    def job_arrived(self, record: JobRecord) -> None:
+        """The leader holds a job: follow it if its trace is recorded."""
+        job, stored = self._holdings.jobs.get(record.job_id), parse_traceparent(record.traceparent)
+        if job is None or stored is None or not self._tracer.wants(stored) or record.job_id in self._jobs:
+            return
+        context = job_context(stored, record.job_id)
+        fresh = record.state is JobState.QUEUED
+        since_ns = unix_ns(record.accepted_at_ms) if fresh else self._clock_ns()
+        tasks = [_TracedTask(task, context, _stage(context, task, since_ns)) for task in job.tasks]
+        for traced in () if fresh else tasks:
+            traced.stage.attributes["synerdiff.taken_over"] = True
+        self._jobs[record.job_id] = _TracedJob(job, stored, context, tasks)
+        self._tasks.update({traced.task.spec.task_id: traced for traced in tasks})
+
+    def effect(self, effect: StoreEffect) -> None:
+        """What the engine wants written: a job may end by it."""
+        match effect:
+            case FinishJob(job_id=job_id):
+                self.job_ended(job_id, "finished")
+            case FailJob(job_id=job_id, message=message):
+                self.job_ended(job_id, "failed", message)
+
+    def job_ended(self, job_id: str, outcome: str, error: str = "") -> None:
+        """The leader holds the job no more."""
+        traced = self._jobs.pop(job_id, None)
+        if traced is None:
+            return
+        end_ns = self._clock_ns()
+        for task in traced.tasks:
+            self._tasks.pop(task.task.spec.task_id, None)
+            self._end_stage(task, end_ns, error)
+        record, request = traced.job.record, traced.job.record.request
+        attributes: dict[str, Value] = {
+            "synerdiff.job_id": record.job_id,
+            "synerdiff.request_id": request.request_id,
+            "synerdiff.outcome": outcome,
+            "synerdiff.model": request.model,
+            "synerdiff.width": request.width,
+            "synerdiff.height": request.height,
+            "synerdiff.num_inference_steps": request.num_inference_steps,
+            "synerdiff.guidance_scale": request.guidance_scale,
+            "synerdiff.sampler": request.sampler.name.lower(),
+            "synerdiff.num_images": request.num_images,
+            "synerdiff.priority": request.priority.name.lower(),
+            "synerdiff.skipped_steps": sum(len(task.task.skipped) for task in traced.tasks),
+            "synerdiff.deaths": sum(task.task.deaths for task in traced.tasks),
+        }
+        began_ns = unix_ns(record.accepted_at_ms)
+        self._tracer.record(Span("job", traced.context, traced.stored, began_ns, end_ns, attributes, error=error))
+
+    def left(self) -> None:
+        """The leader leaves: its stages end here, the next leader's go on in the same traces."""
+        end_ns = self._clock_ns()
+        for traced in self._tasks.values():
+            traced.stage.attributes["synerdiff.leader_left"] = True
+            self._end_stage(traced, end_ns)
+        self._jobs.clear()
+        self._tasks.clear()
+
+    # ---- stages
+
+    def moved(self, task_ids: Iterable[str]) -> None:
+        """An event may have moved these tasks to another stage."""
+        for task_id in task_ids:
+            traced = self._tasks.get(task_id)
+            if traced:
+                self._follow(traced)
+
+    def all_moved(self) -> None:
+        """A worker has come or gone, which may have moved any task."""
+        for traced in self._tasks.values():
+            self._follow(traced)
+
+    def decoded(self, image: DecodedImage) -> None:
+        """An image file has come; its worker says how long its parts took."""
+        traced = self._tasks.get(image.task_id)
+        if traced:
+            times: dict[str, Value] = {
+                "synerdiff.decode_ms": image.decode_ms,
+                "synerdiff.image_file_ms": image.encode_ms,
+                "synerdiff.bytes": len(image.data),
+            }
+            traced.stage.attributes |= times
+            self._follow(traced)
+
+    def _follow(self, traced: _TracedTask) -> None:
+        task, stage = traced.task, traced.stage
+        if _STAGES[task.phase] == stage.name and task.deaths == stage.deaths:
+            stage.worker = _worker_of(task) or stage.worker
+            return
+        now = self._clock_ns()
+        self._end_stage(traced, now, "its worker was lost" if task.deaths > stage.deaths else "")
+        traced.before, traced.stage = stage, _stage(traced.job, task, now)
+
+    def _end_stage(self, traced: _TracedTask, end_ns: int, error: str = "") -> None:
+        task, stage = traced.task, traced.stage
+        if not stage.name:
+            return
+        attributes: dict[str, Value] = {"synerdiff.image": task.index}
+        worker_id = (not error and _worker_of(task, stage.name)) or stage.worker
+        if worker_id:
+            attributes["synerdiff.worker"] = worker_id
+            lane = self._holdings.unet.get(worker_id) or self._holdings.vae.get(worker_id)
+            if lane:
+                attributes["synerdiff.domain"] = lane.domain
+        if stage.name == "encode" and task.encode_ms:
+            attributes["synerdiff.prompt_ms"] = task.encode_ms
+        if stage.name == "denoise":
+            attributes |= {"synerdiff.steps": stage.steps, "synerdiff.skipped_steps": len(task.skipped)}
+            attributes["synerdiff.mean_batch_rows"] = stage.rows / max(1, stage.steps)
+        if task.deaths:
+            attributes["synerdiff.deaths"] = task.deaths
+        self._tracer.record(
+            Span(
+                stage.name,
+                stage.context,
+                traced.job,
+                stage.since_ns,
+                end_ns,
+                attributes | stage.attributes if stage.attributes else attributes,
+                stage.ticks,
+                error=error,
+                dropped_links=stage.dropped_ticks,
+            )
+        )
+
+    # ---- ticks
+
+    def ticked(self, lane: Lane, kind: str, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None) -> None:
+        """A worker's part of a tick has run. It has a span where one of its tasks is traced, and they are linked."""
+        if planned is None or not self._tasks or not done.items:
+            return
+        stage_name = "denoise" if kind == "unet" else "decode"
+        stale = {entry.task_id for entry in done.skipped}
+        stages: list[_Stage] = []
+        named = _rows_by_task(planned) if kind == "unet" else zip(planned.task_ids, repeat(0), strict=False)
+        for task_id, rows in named:
+            traced = self._tasks.get(task_id)
+            stage = traced.in_stage(stage_name) if traced else None
+            if stage:
+                stages.append(stage)
+                stage.steps += task_id not in stale
+                stage.rows += 0 if task_id in stale else rows
+        if not stages:
+            return
+        tick = named_trace(self._leader_token, lane.domain, done.tick)
+        context, parent = (tick, None) if kind == "unet" else _beside(tick, planned)
+        for stage in stages:
+            stage.link(context)
+            stage.worker = lane.worker_id
+        links = [stage.context for stage in stages[:MOST_LINKS]]
+        attributes: dict[str, Value] = {
+            "synerdiff.domain": lane.domain,
+            "synerdiff.worker": lane.worker_id,
+            "synerdiff.tick": done.tick,
+            "synerdiff.rows": sum(item.rows for item in done.items),
+            "synerdiff.predicted_ms": sum(item.predicted_ms for item in planned.items),
+        }
+        if done.skipped:
+            attributes["synerdiff.stale"] = len(done.skipped)
+        start_ns, end_ns = done.items[0].start_unix_ns, done.items[-1].end_unix_ns
+        dropped = len(stages) - len(links)
+        self._tracer.record(
+            Span(f"{kind} tick", context, parent, start_ns, end_ns, attributes, links, dropped_links=dropped)
+        )
+
+
+def _rows_by_task(planned: PlannedPart) -> Iterator[tuple[str, int]]:
+    """The tasks that step in a UNet worker's part, each with the rows of the batch that it is in."""
+    task_ids = iter(planned.task_ids)
+    for item in planned.items:
+        for task_id in islice(task_ids, item.tasks):
+            yield task_id, item.rows
+
+
+def _stage(job: TraceContext, task: Task, since_ns: int) -> _Stage:
+    return _Stage(_STAGES[task.phase], job.child(), since_ns, task.deaths, _worker_of(task))
+
+
+def _worker_of(task: Task, stage_name: str = "") -> str:
+    """The worker that has the task in its present stage, or had it in one just left."""
+    stage_name = stage_name or _STAGES[task.phase]
+    if stage_name == "decode":
+        return task.vae_worker
+    return task.unet_worker if stage_name in ("encode", "denoise") else ""
+
+
+def _beside(tick: TraceContext, planned: PlannedPart) -> tuple[TraceContext, TraceContext | None]:
+    """The context of a VAE worker's part and its parent: the UNet worker's part, where the tick has one."""
+    if any(item.rows for item in planned.items):
+        return tick.named("vae", tick.span_id), tick
+    return tick, None

@@ -1,0 +1,136 @@
+"""The scheduler's Prometheus metrics."""
+
+from functools import cache
+from typing import Self
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from services.scheduler.engine.effects import FailJob, FinishJob, StoreEffect, StoreImage
+from synerdiff.plans import UnetTickDone, VaeTickDone
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_LATENCY_S = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
+_RATIOS = (0.5, 0.65, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+_ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+class PoolMetrics:
+    """What a leading scheduler counts and measures. One per process: see `of_process`."""
+
+    def __init__(self) -> None:
+        self.leading = Gauge("synerdiff_leading", "1 while this scheduler leads its pool", ["pool"])
+        self.queue_jobs = Gauge("synerdiff_queue_jobs", "jobs accepted and not yet started", ["model", "priority"])
+        self.queue_oldest = Gauge(
+            "synerdiff_queue_oldest_age_seconds", "age of the oldest job not yet started", ["model", "priority"]
+        )
+        self.tasks = Gauge("synerdiff_tasks", "tasks held by the leader", ["model", "phase"])
+        self.slots = Gauge("synerdiff_slots", "arena slots of attached UNet workers", ["model"])
+        self.slots_used = Gauge("synerdiff_slots_used", "arena slots that hold a task", ["model"])
+        self.workers = Gauge("synerdiff_workers", "attached workers", ["model", "kind"])
+        self.write_backlog = Gauge("synerdiff_store_backlog", "results not yet in Redis")
+        self.decode_backlog = Gauge(
+            "synerdiff_decode_backlog_seconds", "decodes ready or under way, in seconds of one VAE worker", ["model"]
+        )
+        self._losses = Counter("synerdiff_worker_losses", "workers lost that had not said that they drain", ["kind"])
+        for kind in ("unet", "vae"):
+            self._losses.labels(kind)
+        self._halved = Counter("synerdiff_halved_items", "items run in halves for want of memory", ["kind"])
+        self._ticks = Counter("synerdiff_ticks", "plans that workers have run", ["kind"])
+        self._skipped = Counter("synerdiff_skipped_entries", "plan entries that no longer fitted", ["kind", "reason"])
+        self._rows = Histogram("synerdiff_batch_rows", "UNet rows or decodes per batch", ["kind"], buckets=_ROWS)
+        self._item = Histogram("synerdiff_item_seconds", "time of one batch on its worker", ["kind"], buckets=_SECONDS)
+        self._of_kind = {
+            kind: (self._ticks.labels(kind), self._rows.labels(kind), self._item.labels(kind))
+            for kind in ("unet", "vae")
+        }
+        self.threshold = Gauge(
+            "synerdiff_threshold", "least share of the fastest round's UNet throughput that ticks keep", ["domain"]
+        )
+        self.profile_drift = Gauge(
+            "synerdiff_profile_drift",
+            "largest relative distance of a measured item time from its profile",
+            ["domain", "model", "size"],
+        )
+        self.controller = Gauge("synerdiff_controller", "state of the threshold controller", ["domain", "term"])
+        self._ratio = Histogram(
+            "synerdiff_item_predicted_ratio", "measured over predicted time of an item", ["kind"], buckets=_RATIOS
+        )
+        self._ratios = {kind: self._ratio.labels(kind) for kind in ("unet", "vae", "beside")}
+        self._skipped_steps = Counter("synerdiff_skipped_steps", "UNet steps without guidance by plan", ["model"])
+        self._set_aside = Counter("synerdiff_set_aside", "running tasks that made way for others", ["model"])
+        self._jobs = Counter(
+            "synerdiff_jobs_ended",
+            "jobs that this leader held to their end: finished, failed, cancelled, expired",
+            ["outcome"],
+        )
+        self._expired = Counter("synerdiff_jobs_expired", "jobs whose time ran out, waiting or held, found by a sweep")
+        self._images = Counter("synerdiff_images", "images made")
+        self._latency = Histogram(
+            "synerdiff_job_seconds", "acceptance to end, by outcome", ["outcome"], buckets=_LATENCY_S
+        )
+        self._stages = Histogram(
+            "synerdiff_stage_seconds", "where a finished job's time went", ["stage"], buckets=_LATENCY_S
+        )
+        # Sums over outcomes need every one of them, and a rate its first event, from the start.
+        self._of_outcome = {
+            outcome: (self._jobs.labels(outcome), self._latency.labels(outcome))
+            for outcome in ("finished", "failed", "cancelled", "expired")
+        }
+        self._of_stage = {stage: self._stages.labels(stage) for stage in ("queue", "encode", "denoise", "decode")}
+
+    @classmethod
+    @cache
+    def of_process(cls) -> Self:
+        """The process's own."""
+        return cls()
+
+    def observe_tick(self, kind: str, done: UnetTickDone | VaeTickDone) -> None:
+        """Count a report."""
+        ticks, rows, seconds = self._of_kind[kind]
+        ticks.inc()
+        for item in done.items:
+            rows.observe(item.rows)
+            seconds.observe((item.end_unix_ns - item.start_unix_ns) / 1e9)
+            if item.halved:
+                self._halved.labels(kind).inc()
+        for entry in done.skipped:
+            self._skipped.labels(kind, entry.reason.name.lower()).inc()
+
+    def observe_ratio(self, kind: str, ratio: float) -> None:
+        """Measured over predicted time of an item: of "unet" or "vae" alone, or one "beside" the other."""
+        self._ratios[kind].observe(ratio)
+
+    def observe_steps(self, model: str, skips: int) -> None:
+        """Count the steps of a tick that skipped guidance."""
+        if skips:
+            self._skipped_steps.labels(model).inc(skips)
+
+    def observe_set_aside(self, model: str, tasks: int) -> None:
+        """Count tasks that made way."""
+        self._set_aside.labels(model).inc(tasks)
+
+    def observe_effect(self, effect: StoreEffect, now_ms: int) -> None:
+        """Count what the engine did."""
+        match effect:
+            case StoreImage():
+                self._images.inc()
+            case FinishJob(accepted_at_ms=accepted_at_ms, timings=timings):
+                self.job_ended("finished", now_ms - accepted_at_ms)
+                for stage, seconds in self._of_stage.items():
+                    seconds.observe(getattr(timings, f"{stage}_ms") / 1000)
+            case FailJob(accepted_at_ms=accepted_at_ms):
+                self.job_ended("failed", now_ms - accepted_at_ms)
+
+    def worker_lost(self, kind: str) -> None:
+        """Count a worker that is gone."""
+        self._losses.labels(kind).inc()
+
+    def jobs_expired(self, jobs: int) -> None:
+        """Count what a sweep ended."""
+        self._expired.inc(jobs)
+
+    def job_ended(self, outcome: str, latency_ms: int) -> None:
+        """Count a job that this leader held to its end."""
+        jobs, latency = self._of_outcome[outcome]
+        jobs.inc()
+        latency.observe(max(0, latency_ms) / 1000)

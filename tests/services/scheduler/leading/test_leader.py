@@ -1,0 +1,91 @@
+"""A leader lets its plans go by profiles as they turn out, between ticks."""
+
+import asyncio
+from typing import Any, cast
+
+from prometheus_client import REGISTRY
+
+from services.scheduler.api.status import worker_statuses
+from services.scheduler.engine.tasks import PlannedPart, UnetLaneState, VaeLaneState
+from services.scheduler.engine.ticks import TickLog
+from services.scheduler.leading.leader import Leader
+from services.scheduler.leading.options import LeaderOptions
+from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.store.queue import Lease
+from synerdiff.plans import UnetTickDone
+from synerdiff.registry import WorkerRecord
+from tests.services.scheduler.harness import CARD
+from tests.services.scheduler.reports import KEY, planned, profile, timing
+
+NOBODY = cast(Any, None)
+
+
+def leader() -> Leader:
+    policy = ConfiguredPolicy(POLICIES["synerdiff"], PolicyBounds())
+    made = Leader(Lease("default", 1), LeaderOptions(policy), NOBODY, NOBODY, TickLog())
+    made.engine.unet_attached(UnetLaneState("u", "d", "m", slots=8), ())
+    made.engine.profile_known("d", KEY, profile())
+    return made
+
+
+def report(leading: Leader, tick: int, ms: float) -> None:
+    part = PlannedPart(("t",), (planned(1, 8, predicted_ms=80.0),), 1.0, KEY, in_step=True)
+    leading.engine.holdings.unet["u"].plans[tick] = part
+    leading.unet_tick_done("u", UnetTickDone(tick, (timing(0, ms, 8),), (), ()))
+
+
+async def test_a_profile_that_is_off_is_replaced_and_one_that_is_right_is_not() -> None:
+    slow, steady = leader(), leader()
+    for tick in range(1, 101):
+        report(slow, tick, 120.0)
+        report(steady, tick, 80.0)
+    for leading in (slow, steady):
+        await leading.correct_profiles()
+    assert 115 < slow.engine.holdings.profiles["d", KEY].latency_ms(8, 0) < 121
+    assert steady.engine.holdings.profiles["d", KEY].digest == profile().digest
+    assert slow.observer.corrections["d", KEY].original.digest == profile().digest
+
+
+async def test_a_profile_that_is_taken_away_meanwhile_is_not_brought_back() -> None:
+    leading = leader()
+    for tick in range(1, 101):
+        report(leading, tick, 120.0)
+    correcting = asyncio.create_task(leading.correct_profiles())
+    await asyncio.sleep(0)  # on its way to the other thread
+    leading.engine.profile_unknown("d", KEY)
+    await correcting
+    assert leading.engine.holdings.profiles == {}
+
+
+def lost(kind: str) -> float:
+    return REGISTRY.get_sample_value("synerdiff_worker_losses_total", {"kind": kind}) or 0.0
+
+
+def test_a_worker_that_goes_without_a_word_is_counted_and_one_that_drained_is_not() -> None:
+    async def lose(*, draining: bool) -> None:
+        leading = leader()
+        leading.engine.vae_attached(VaeLaneState("v", "d", "m"))
+        leading.worker_announced("v", not draining)
+        for worker_id in ("v", "unknown"):
+            leading.worker_lost(worker_id)
+
+    before = lost("vae"), lost("unet")
+    asyncio.run(lose(draining=False))
+    assert (lost("vae"), lost("unet")) == (before[0] + 1, before[1])
+    asyncio.run(lose(draining=True))
+    assert (lost("vae"), lost("unet")) == (before[0] + 1, before[1])
+
+
+async def test_workers_that_a_leaving_leader_lets_go_are_not_lost() -> None:
+    leading, before = leader(), lost("unet")
+    leading._leaving = True
+    leading.worker_lost("u")
+    assert lost("unet") == before
+
+
+async def test_the_rows_of_a_workers_last_item_are_told() -> None:
+    leading = leader()
+    report(leading, 1, 80.0)
+    record = WorkerRecord("u", "unet", "h:1", CARD, "default", "d", "boot", 1)
+    (status,) = worker_statuses([record], leading.engine.holdings)
+    assert status.rows == 8

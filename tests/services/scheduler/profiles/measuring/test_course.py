@@ -1,0 +1,207 @@
+"""The way through a profile on latency functions that are known: what comes first, where points go, when it ends."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.scheduler.profiles.measuring.course import ProfileCourse
+from services.scheduler.profiles.measuring.extent import Extent, extent_for
+from services.scheduler.profiles.measuring.findings import with_caps
+from services.scheduler.profiles.measuring.rounds import Probe, Run
+from synerdiff.profiles import ItemCaps, Profile, ProfileSubject, Setting
+
+Latency = Callable[[Probe], float]
+SUBJECT = ProfileSubject("m", "d", "cpu", "float32", (4, 8, 8), "2+2")
+ONE = Extent(64, 6)
+
+
+def affine(probe: Probe) -> float:
+    return (22.0 if probe.rows else 0) + 1.6 * probe.rows + 11.0 * probe.decodes
+
+
+def flat_then_linear(probe: Probe) -> float:
+    return max(40.0 if probe.rows else 0, 2.0 * probe.rows) + 11.0 * probe.decodes
+
+
+def staircase(probe: Probe) -> float:
+    return 5.0 + 9.0 * math.ceil(probe.rows / 8) + 7.0 * math.ceil(probe.decodes / 2)
+
+
+def no_use(probe: Probe) -> float:
+    return 10.0 * probe.rows + 8.0 * probe.decodes
+
+
+def run(course: ProfileCourse, latency: Latency, until: Callable[[], bool] = lambda: False) -> list[tuple[Probe, ...]]:
+    """The sweeps asked for, each taking as long as its items."""
+    asked: list[tuple[Probe, ...]] = []
+    while not until() and (sweep := course.next()) is not None:
+        asked.append(sweep)
+        assert len(asked) < 2000
+        course.measured([ran(probe, latency(probe)) for probe in sweep], sum(map(latency, sweep)) / 1000)
+    return asked
+
+
+def ran(probe: Probe, ms: float) -> Run:
+    return Run(probe, ms, ms if probe.rows else 0.0, ms if probe.decodes else 0.0)
+
+
+def profile_of(course: ProfileCourse) -> Profile:
+    extent = course.stages.extent
+    caps = ItemCaps(max(1, extent.max_rows // 2), extent.max_decodes)
+    return with_caps(Profile(SUBJECT, course.stages.cells(), caps, "now"), slots=64)
+
+
+def throughput_at_knee(profile: Profile, latency: Latency, max_rows: int) -> float:
+    """Relative to the best there is."""
+
+    def throughput(rows: int) -> float:
+        return rows / latency(Probe(rows, 0, Setting()))
+
+    return throughput(profile.knee_rows()) / max(throughput(rows) for rows in range(2, max_rows + 1, 2))
+
+
+@pytest.mark.parametrize("latency", [affine, flat_then_linear, staircase, no_use])
+def test_the_knee_is_where_throughput_bends(latency: Latency) -> None:
+    course = ProfileCourse(ONE)
+    run(course, latency)
+    profile = profile_of(course)
+    assert throughput_at_knee(profile, latency, 64) >= 0.93
+    knee = course.stages.curve().knee(0.05)
+    rows = [cell.rows for cell in profile.cells if not cell.decodes]
+    below, above = max([0, *(r for r in rows if r < knee.rows)]), min(r for r in rows if r >= knee.rows)
+    assert above - below <= max(4, knee.rows / 6)
+
+
+def test_the_ladder_ends_where_longer_batches_bring_nothing() -> None:
+    course = ProfileCourse(ONE)
+    asked = run(course, no_use)
+    assert max(probe.rows for sweep in asked for probe in sweep) == 8
+
+
+def test_what_is_essential_comes_first_and_is_enough_to_plan_by() -> None:
+    course = ProfileCourse(ONE)
+    asked = run(course, affine, until=lambda: course.ready)
+    assert len(asked) <= 25
+    profile = profile_of(course)
+    assert throughput_at_knee(profile, affine, 64) >= 0.93
+    assert profile.latency_ms(0, 2) == pytest.approx(22, rel=0.02)
+    assert profile.latency_ms(32, 2) == pytest.approx(affine(Probe(32, 2, Setting())), rel=0.05)
+    first = [probe for sweep in asked[:4] for probe in sweep]
+    assert all(probe.rows and not probe.decodes for probe in first)
+
+
+def test_a_budget_of_nothing_still_measures_what_is_essential() -> None:
+    course = ProfileCourse(ONE, budget_s=0)
+    run(course, affine)
+    assert course.ready
+    assert profile_of(course).latency_ms(16, 1) > 0
+
+
+def test_a_spent_budget_stops_it_with_what_is_whole() -> None:
+    long, short = ProfileCourse(ONE), ProfileCourse(ONE, budget_s=15)
+    run(long, affine)
+    run(short, affine)
+    assert short.spent_s == pytest.approx(15, abs=2)
+    assert short.seconds_left == 0
+    assert short.runs < long.runs
+    profile_of(short)
+
+
+@given(
+    base=st.floats(0.5, 60),
+    bend=st.integers(1, 70),
+    per_row=st.floats(0.1, 20),
+    max_rows=st.integers(1, 32).map(lambda tasks: 2 * tasks),
+    max_decodes=st.integers(1, 8),
+)
+@settings(max_examples=15)
+def test_it_ends_with_whole_grids_and_a_knee(
+    base: float, bend: int, per_row: float, max_rows: int, max_decodes: int
+) -> None:
+    def latency(probe: Probe) -> float:
+        steps = base + per_row * max(probe.rows, bend) if probe.rows else 0.0
+        return steps + 3.0 * math.pow(probe.decodes, 1.1)
+
+    course = ProfileCourse(Extent(max_rows, max_decodes))
+    run(course, latency)
+    profile = profile_of(course)  # refuses grids that are not rectangular
+    assert throughput_at_knee(profile, latency, max_rows) >= 0.90
+    assert profile.caps.rows <= max_rows
+    assert {cell.decodes for cell in profile.cells} >= {1, max_decodes}
+
+
+def test_neighbours_are_drawn_by_lot_and_a_sweep_is_short() -> None:
+    course = ProfileCourse(ONE)
+    asked = run(course, affine)
+    neighbours = {(a, b) for sweep in asked for a, b in pairwise(sweep)}
+    assert len(neighbours) > 3 * len({probe for sweep in asked for probe in sweep})
+    assert max(sum(map(affine, sweep)) for sweep in asked) < 1500
+    assert all(len(sweep) <= 11 for sweep in asked)
+
+
+def test_another_setting_is_kept_where_it_is_surely_faster_and_only_then() -> None:
+    two, one = Setting(1, 2, 0), Setting(1, 1, 0)
+    extent = Extent(16, 2, (two, one), (Setting(1, 0, 2), Setting(1, 0, 1)), (Setting(1, 1, 1),))
+
+    def latency(probe: Probe) -> float:
+        threads = probe.setting.unet_threads
+        steps = 20 + 2 * probe.rows if threads == 2 else 8 + 4 * probe.rows
+        return (steps if probe.rows else 0) + (10.0 if probe.setting.vae_threads == 2 else 10.1) * probe.decodes
+
+    course = ProfileCourse(extent)
+    run(course, latency)
+    profile = profile_of(course)
+    few, many = profile.choice(2, 0), profile.choice(16, 0)
+    assert few
+    assert many
+    assert (few.setting, many.setting) == (one, two)
+    assert few.ms == pytest.approx(16, rel=0.01)
+    assert many.ms == pytest.approx(52, rel=0.01)
+    assert {cell.setting.vae_threads for cell in profile.cells if not cell.rows} == {2}
+    taken = {found.choice: found.taken for found in course.stages.evidence()}
+    assert taken == {"threads: UNet 1": True, "threads: VAE 1": False}
+
+
+@pytest.mark.parametrize(("decode_ms", "bands"), [(5.0, {1}), (200.0, {1, 2, 4})])
+def test_bands_are_measured_where_a_decode_is_longer_than_the_steps(decode_ms: float, bands: set[int]) -> None:
+    course = ProfileCourse(Extent(8, 1, bands=(2, 4)))
+    run(course, lambda probe: 20 + probe.rows + decode_ms * probe.decodes if probe.rows else decode_ms)
+    assert {cell.setting.chunks for cell in course.stages.cells()} == bands
+
+
+def test_without_memory_it_goes_on_with_smaller_items() -> None:
+    course = ProfileCourse(ONE)
+    run(course, affine, until=lambda: course.ready)
+    course.limit("unet", 15)
+    assert not course.ready
+    course.limit("vae", 3)
+    run(course, affine)
+    profile = profile_of(course)
+    assert max(cell.rows for cell in profile.cells) == 14
+    assert max(cell.decodes for cell in profile.cells) == 3
+
+
+def test_runs_that_nobody_asked_for_are_refused() -> None:
+    course = ProfileCourse(ONE)
+    course.next()
+    with pytest.raises(ValueError, match="asked for"):
+        course.measured([ran(Probe(7, 3, Setting()), 1.0)], 0.1)
+
+
+def test_two_cores_are_split_one_to_each() -> None:
+    extent = extent_for(16, 4, [1, 2], unet_threads=2, vae_threads=2, cores=2)
+    assert extent.unet == (Setting(1, 2, 0), Setting(1, 1, 0))
+    assert extent.vae == (Setting(1, 0, 2), Setting(1, 0, 1))
+    assert extent.beside == (Setting(1, 1, 1),)
+    assert extent.bands == (2,)
+
+
+def test_more_cores_are_split_several_ways_and_gpus_not_at_all() -> None:
+    assert extent_for(16, 4, [1], 16, 16, 16).beside == (Setting(1, 12, 4), Setting(1, 14, 2), Setting(1, 8, 8))
+    gpu = extent_for(16, 4, [1, 4], 0, 0, 0)
+    assert gpu.unet == gpu.beside == gpu.vae == (Setting(),)
+    assert gpu.bands == (4,)

@@ -1,0 +1,127 @@
+"""One leader of a pool at a time, and nothing that an older one may still change."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from services.scheduler.store import keys
+from services.scheduler.store.leadership import Leadership
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.scripts import Lease, Scripts, script_sources
+from synerdiff.errors import StaleLeader
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, a_request, new_leader
+from tests.waiting import HANG_S
+
+LEADER_SCRIPTS = sorted(name for name in script_sources() if name.startswith("leader/"))
+
+ARGUMENTS: dict[str, Any] = {
+    "job_id": "JOB",
+    "models": ["emoji"],
+    "count": 5,
+    "min_absence_s": 0.0,
+    "updates": [Step("JOB", 0, 1)],
+    "image": a_picture(),
+    "index": 0,
+    "seed": 7,
+    "timings": TIMINGS,
+    "code": 13,
+    "message": "no",
+}
+
+LEADER_METHODS = sorted(
+    name
+    for name, method in inspect.getmembers(JobStore, inspect.isfunction)
+    if not name.startswith("_") and "lease" in inspect.signature(method).parameters
+)
+
+
+async def everything(redis: Redis) -> dict[bytes | str, bytes | None]:
+    names = await redis.keys()
+    return {name: await redis.dump(name) for name in names}
+
+
+async def test_tokens_rise_and_only_one_leads(redis: Redis) -> None:
+    one, two = (Leadership(redis, "default", name, ttl_s=60.0) for name in ("one", "two"))
+    first = await one.acquire()
+    assert first == Lease("default", 1)
+    assert await two.acquire() is None
+    assert await one.acquire() == first, "a repeated call after a lost reply"
+    await one.resign(first)
+    second = await two.acquire()
+    assert second == Lease("default", 2)
+    await one.resign(first)
+    assert await one.acquire() is None, "an old leader cannot make the new one resign"
+    assert not await one.renew(first)
+    assert await two.renew(second)
+
+
+async def test_a_silent_leader_is_followed_after_its_ttl(redis: Redis) -> None:
+    one, two = (Leadership(redis, "default", name, ttl_s=60.0) for name in ("one", "two"))
+    key = keys.PATTERNS["leader"] % "default"
+
+    async def ttl_runs_out() -> None:
+        assert 0 < await redis.pttl(key) <= 60_000
+        await redis.pexpire(key, 1)
+        async with asyncio.timeout(HANG_S):
+            while await redis.exists(key):
+                await asyncio.sleep(0.01)
+
+    first = await one.acquire()
+    assert first is not None
+    await ttl_runs_out()
+    assert await one.renew(first), "late, but nobody took the pool meanwhile"
+    assert await two.acquire() is None
+    await ttl_runs_out()
+    assert await two.acquire() == Lease("default", 2)
+    assert not await one.renew(first)
+
+
+async def test_pools_have_leaders_of_their_own(redis: Redis) -> None:
+    assert await Leadership(redis, "a", "one").acquire() == Lease("a", 1)
+    assert await Leadership(redis, "b", "two").acquire() == Lease("b", 1)
+
+
+@pytest.mark.parametrize("script", LEADER_SCRIPTS)
+async def test_every_leader_script_refuses_an_old_token_and_changes_nothing(redis: Redis, script: str) -> None:
+    old = await new_leader(redis)
+    await new_leader(redis, instance_id="two")
+    before = await everything(redis)
+    with pytest.raises(ResponseError, match=r"^STALELEADER"):
+        await Scripts(redis).run(script, old.pool, old.token, "x", "1", "1", "emoji", patience_s=1.0)
+    assert await everything(redis) == before
+
+
+@pytest.mark.parametrize("script", LEADER_SCRIPTS)
+async def test_every_leader_script_refuses_a_token_never_given_out(redis: Redis, script: str) -> None:
+    with pytest.raises(ResponseError, match=r"^STALELEADER"):
+        await Scripts(redis).run(script, "default", 1, "x", "1", "1", "emoji", patience_s=1.0)
+
+
+@pytest.mark.parametrize("name", LEADER_METHODS)
+async def test_every_method_that_takes_a_lease_is_fenced(store: JobStore, redis: Redis, name: str) -> None:
+    old = await new_leader(redis)
+    job_id, _ = await store.accept(a_request(), DIGEST, abandonable=False)
+    await store.accept(a_request(), DIGEST, abandonable=False)
+    await store.read_new(old, ["emoji"], 1)
+    await store.start(old, job_id)
+    await new_leader(redis, instance_id="two")
+    method: Callable[..., Any] = getattr(store, name)
+    required = [
+        parameter.name
+        for parameter in inspect.signature(method).parameters.values()
+        if parameter.default is parameter.empty and parameter.name != "lease"
+    ]
+    arguments = {parameter: job_id if parameter == "job_id" else ARGUMENTS[parameter] for parameter in required}
+    before = await everything(redis)
+    with pytest.raises(StaleLeader, match="token 1"):
+        await method(old, **arguments)
+    assert await everything(redis) == before
+
+
+def test_the_fenced_methods_are_found() -> None:
+    assert {"read_new", "store_image", "claim_stale"} <= set(LEADER_METHODS)
