@@ -30,7 +30,7 @@ class Packages:
     vae: Callable[..., Tensor]
 
 
-class _Packaged(CompiledUnet):
+class PackagedUnet(CompiledUnet):
     """Calls of a package only: workers choose between it and the eager model by the clock."""
 
     def __init__(self, side: UnetSide, package: Callable[..., Tensor]) -> None:
@@ -79,7 +79,7 @@ def served_images(
 def served_latents(side: UnetSide, requests: Sequence[TaskSpec], packages: Packages | None = None) -> list[Tensor]:
     """The finished latents [C, h, w] fp32 of requests stepped in one batch, which they join one call after another."""
     tasks = [prepared.task for prepared in TaskPreparer(side).prepare(requests)]
-    denoiser = Denoiser(side, _Packaged(side, packages.unet) if packages else None)
+    denoiser = Denoiser(side, PackagedUnet(side, packages.unet) if packages else None)
     waiting, running = list(tasks), list[DenoisingTask]()
     while waiting or running:
         running += waiting[:1]

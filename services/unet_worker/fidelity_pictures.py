@@ -50,10 +50,10 @@ class Task:
 class Studio:
     """Makes pictures with the worker's own denoiser and decoder, at the model's native size."""
 
-    def __init__(self, unet_side: UnetSide, vae_side: VaeSide) -> None:
+    def __init__(self, unet_side: UnetSide, vae_side: VaeSide, denoiser: Denoiser | None = None) -> None:
         self._unet_side = unet_side
         self._vae_side = vae_side
-        self._denoiser = Denoiser(unet_side)
+        self._denoiser = denoiser or Denoiser(unet_side)
         self._preparer = TaskPreparer(unet_side)
         self.full = cache(self._full)
 

@@ -17,7 +17,7 @@ async def test_it_ends_with_one_line_that_names_the_policy(own_redis: RedisProce
         *(sys.executable, "-m", "services.scheduler", "--redis-url", own_redis.url, "--listen", "127.0.0.1:0"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        cwd=Path(__file__).parents[3],
+        cwd=Path(__file__).parents[4],
     )
     said, _ = await asyncio.wait_for(scheduler.communicate(), HANG_S)
     assert scheduler.returncode == EXIT_BAD_SETTINGS
