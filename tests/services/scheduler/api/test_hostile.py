@@ -22,7 +22,7 @@ from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.alone
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
