@@ -31,6 +31,7 @@ class PoolStatus:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._trace_turn = asyncio.Lock()
 
     async def status(self) -> operations_pb2.GetStatusResponse:
         """The pool just now."""
@@ -48,7 +49,7 @@ class PoolStatus:
         )
 
     async def trace(self, domain: str) -> bytes:
-        """The last ticks, made on another thread: ticks go on meanwhile.
+        """The last ticks, made on another thread: ticks go on meanwhile. One trace at a time: each takes tens of MB.
 
         Raises Unavailable where this process does not lead, NotFound for a domain without a worker or ticks.
         """
@@ -61,7 +62,8 @@ class PoolStatus:
             known = {lane.domain for lane in (*held.unet.values(), *held.vae.values())}
             if domain not in known:
                 raise NotFound(f"domain: {domain!r} is unknown; the domains are: {', '.join(sorted(known)) or 'none'}")
-        return await asyncio.to_thread(chrome_trace, records)
+        async with self._trace_turn:
+            return await asyncio.to_thread(chrome_trace, records)
 
     async def update_gauges(self) -> None:
         """Set the gauges of the process's metrics to what holds now."""
