@@ -25,7 +25,7 @@ from rich.table import Table
 from services.scheduler.api.status import set_holdings_gauges, set_planning_gauges
 from services.scheduler.engine.effects import FinishJob
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Job, Phase, PlannedItem, PlannedPart, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.tasks import Job, PartItem, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.leading.observer import Observer
 from services.scheduler.policy.controller import ThresholdController
@@ -123,7 +123,7 @@ class Leadership:
 
     def move(self, task: Task, phase: Phase) -> None:
         """The engine has moved a task on."""
-        task.phase = phase
+        task.become(phase)
         self.traces.moved((task.spec.task_id,))
 
     def whole_job(self, job: Job) -> None:
@@ -153,7 +153,7 @@ class Leadership:
         """Both parts of a tick: all tasks of the domain step, and one more is decoded beside that."""
         unet, vae = self.holdings.unet[f"unet-{domain}"], self.holdings.vae[f"vae-{domain}"]
         ids, decoding = tuple(unet.tasks), tuple(vae.tasks)
-        item = PlannedItem(1, 2 * len(ids), 0, 1.0, 1, Setting(), 20.0, len(ids), KEY)
+        item = PartItem(1, 2 * len(ids), 0, 1.0, 1, Setting(), 20.0, len(ids), KEY)
         timing = ItemTiming(1_000_000 * number, 1_000_000 * number + 20_000_000, item.rows)
         slots = tuple((task_id, SlotRef("arena", 1, 1)) for task_id in ids[:1])
         return (
@@ -218,7 +218,7 @@ def measure(load: Load, repeats: int, count: int) -> dict[str, float]:
 
     def trace() -> None:
         for part in made.pop():
-            leading.traces.ticked(part.lane, part.kind, part.done, part.planned)
+            leading.traces.ticked(part.lane, part.done, part.planned)
 
     made: list[tuple[Part, Part]] = []
 

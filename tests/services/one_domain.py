@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from services.scheduler.engine.effects import (
     Admit,
@@ -20,6 +21,7 @@ from services.scheduler.engine.effects import (
     StoreImage,
 )
 from services.scheduler.engine.engine import Engine
+from services.scheduler.engine.events import Event, ImageStored, Report, Reported, UnetAttached, VaeAttached
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.leading.observer import Observer
@@ -66,8 +68,8 @@ class OneDomain:
         """Open both lanes; the tasks to cancel at the end."""
         leader = await self.unet.attach(TOKEN)
         unet = UnetLaneState("unet", DOMAIN, model, slots=self.slots, arena_address=self.arena_address)
-        self.engine.unet_attached(unet, leader.residents)
-        self.engine.vae_attached(VaeLaneState("vae", DOMAIN, model))
+        self.on(UnetAttached(unet, leader.residents))
+        self.on(VaeAttached(VaeLaneState("vae", DOMAIN, model)))
         return [
             asyncio.create_task(self._hear_unet(leader)),
             asyncio.create_task(self._hear_images()),
@@ -82,7 +84,11 @@ class OneDomain:
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), 0.1)
-                self.engine.beat(_now_ms())
+                self.engine.check_deadlines(_now_ms())
+
+    def on(self, event: Event) -> None:
+        """Something has happened."""
+        self.observer.on(event, self.engine.on(event, _now_ms()))
 
     def pump(self) -> None:
         """Carry out what the engine wishes."""
@@ -99,11 +105,11 @@ class OneDomain:
             case SendUnetPlan(plan=plan):
                 self.unet.run_plan(plan)
             case SendVaePlan(plan=plan):
-                self.vae.loop.submit(plan, self._heard_vae)
+                self.vae.loop.submit(plan, partial(self._heard, "vae"))
             case CancelOnWorker() | ReleaseSlots() | ForgetImages():
                 self._let_go(effect)
             case StoreImage(image=image):
-                self.engine.image_stored(image.task_id, _now_ms())
+                self.on(ImageStored(image.task_id))
             case FinishJob(job_id=job_id):
                 self.finished.add(job_id)
             case FailJob(message=message):
@@ -121,38 +127,27 @@ class OneDomain:
         async for message in leader.outbox.messages():
             if isinstance(message, TaskReady):
                 self._one_more_ready(message)
-            elif isinstance(message, TaskFailed):
-                self.failed.append(message)
-                self.engine.task_failed("unet", message)
-            elif isinstance(message, UnetTickDone):
-                planned = self.engine.holdings.unet["unet"].plans.get(message.tick)
-                self.engine.unet_tick_done("unet", message, _now_ms())
-                self.observer.reported("unet", "unet", message, planned)
-                self.reports.append(message)
-            self._changed.set()
+            else:
+                self._heard("unet", message)
 
     def _one_more_ready(self, ready: TaskReady) -> None:
         self.ready.append(ready)
         if len(self.ready) == self.slots:
             for each in self.ready:
-                self.engine.task_ready("unet", each)
+                self._heard("unet", each)
             self.ready.clear()
-
-    def _heard_vae(self, message: VaeTickDone | TaskFailed) -> None:
-        if isinstance(message, TaskFailed):
-            self.failed.append(message)
-            self.engine.task_failed("vae", message)
-        else:
-            planned = self.engine.holdings.vae["vae"].plans.get(message.tick)
-            self.engine.vae_tick_done("vae", message)
-            self.observer.reported("vae", "vae", message, planned)
-            self.reports.append(message)
-        self._changed.set()
 
     async def _hear_images(self) -> None:
         async for image in self.vae.outbox.follow(TOKEN):
-            self.engine.image_decoded("vae", image, _now_ms())
-            self._changed.set()
+            self._heard("vae", image)
+
+    def _heard(self, worker_id: str, report: Report) -> None:
+        if isinstance(report, TaskFailed):
+            self.failed.append(report)
+        elif isinstance(report, UnetTickDone | VaeTickDone):
+            self.reports.append(report)
+        self.on(Reported(worker_id, report))
+        self._changed.set()
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from torch import Tensor
 
 from services.scheduler.engine.engine import Engine
+from services.scheduler.engine.events import JobArrived, ProfileKnown
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.cards import Sampler
@@ -87,14 +88,14 @@ async def test_later_items_stay_under_what_memory_did_not_suffice_for(
     engine = Engine(ConfiguredPolicy(POLICIES[policy], PolicyBounds(8, 8)), leader_token=1)
     if profiled:
         profile = straight_line_profile(caps=ItemCaps(IMAGES, IMAGES))
-        engine.profile_known(DOMAIN, KEY, profile)
+        engine.on(ProfileKnown(DOMAIN, KEY, profile), 0)
     with capture_logs() as logs:
         async with one_domain(engine, unet_side(model), vae_side(model), MODEL, slots=IMAGES) as domain:
-            engine.job_arrived(job("first", steps=6))
+            domain.on(JobArrived(job("first", steps=6)))
             await domain.until_ended(1)
             assert domain.finished == {"first"}, domain.failed_jobs
             before = len(tried)
-            engine.job_arrived(job("second", steps=2))
+            domain.on(JobArrived(job("second", steps=2)))
             await domain.until_ended(2)
             assert domain.finished == {"first", "second"}, domain.failed_jobs
     assert domain.failed == [], "no task is to blame for what its company took"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from services.scheduler.engine.effects import SendUnetPlan, SendVaePlan
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Lane, Phase, PlannedItem, PlannedPart, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.tasks import Lane, PartItem, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.policy.snapshots import DecodePart, Item, TickPlan, UnetBatch, VaeBatch
 from synerdiff.plans import (
     DecodeEntry,
@@ -28,12 +28,12 @@ _PATIENCE_FLOOR_MS = 50
 _PATIENCE_UNKNOWN_MS = 2000
 
 
-def send_plan(holdings: Holdings, domain: str, plan: TickPlan, tick: int, leader_token: int) -> None:
-    """Split a tick into each worker's part and mark what it names as planned."""
-    Dispatch(holdings, domain, plan, tick, leader_token).send()
+def dispatch(holdings: Holdings, domain: str, plan: TickPlan, tick: int, leader_token: int) -> None:
+    """Split a tick into each worker's part, as effects, and mark the tasks that it names as planned."""
+    _Split(holdings, domain, plan, tick, leader_token).into_effects()
 
 
-class Dispatch:
+class _Split:
     """One tick on its way to its workers."""
 
     def __init__(self, holdings: Holdings, domain: str, plan: TickPlan, tick: int, leader_token: int) -> None:
@@ -43,12 +43,11 @@ class Dispatch:
         self._leader_token = leader_token
         self._pair = _pair(holdings, domain) if plan.in_step else None
         self._pace = _pace_name(*self._pair, leader_token) if self._pair else ""
-        self._unet: dict[str, list[tuple[UnetItem, PlannedItem]]] = {}
-        self._vae: dict[str, list[tuple[VaeItem, PlannedItem]]] = {}
+        self._unet: dict[str, list[tuple[UnetItem, PartItem]]] = {}
+        self._vae: dict[str, list[tuple[VaeItem, PartItem]]] = {}
         self._patience_ms = _PATIENCE_FLOOR_MS
 
-    def send(self) -> None:
-        """Queue the plans."""
+    def into_effects(self) -> None:
         for place, item in enumerate(self._plan.items, start=1):
             self._add(place, item)
         holdings = self._holdings
@@ -63,7 +62,7 @@ class Dispatch:
             holdings.vae[worker_id].plans[self._tick] = self._part(named, [planned for _, planned in vae_part])
             holdings.effects.append(SendVaePlan(worker_id, VaePlan(self._leader_token, self._tick, vae_items)))
 
-    def _part(self, task_ids: tuple[str, ...], items: Sequence[PlannedItem]) -> PlannedPart:
+    def _part(self, task_ids: tuple[str, ...], items: Sequence[PartItem]) -> PlannedPart:
         """What a worker's part is remembered by."""
         key = self._holdings.tasks[task_ids[0]].key
         return PlannedPart(task_ids, tuple(items), self._plan.threshold, key, self._pair is not None)
@@ -74,11 +73,11 @@ class Dispatch:
         if item.unet:
             execution = self._execution(place, item.unet.threads, unet_after)
             self._unet.setdefault(item.unet.worker_id, []).append((self._unet_item(item.unet, execution), planned))
-            self._note(self._holdings.unet[item.unet.worker_id], place)
+            self._remember(self._holdings.unet[item.unet.worker_id], place)
         if item.vae:
             execution = self._execution(place, item.vae.threads, vae_after)
             self._vae.setdefault(item.vae.worker_id, []).append((self._vae_item(item.vae, execution), planned))
-            self._note(self._holdings.vae[item.vae.worker_id], place)
+            self._remember(self._holdings.vae[item.vae.worker_id], place)
         expected_ms = round(_PATIENCE * item.predicted_ms) if item.predicted_ms else _PATIENCE_UNKNOWN_MS
         self._patience_ms = max(_PATIENCE_FLOOR_MS, expected_ms)
 
@@ -92,14 +91,14 @@ class Dispatch:
             unet[1] if unet and unet[0] == self._pace else None,
         )
 
-    def _note(self, lane: Lane, place: int) -> None:
+    def _remember(self, lane: Lane, place: int) -> None:
         if self._pair:
             lane.last_in_step = self._pace, ItemRef(self._tick, place)
 
     def _execution(self, place: int, threads: int, after: ItemRef | None) -> Execution:
         return Execution(place, threads, after, self._patience_ms if after else 0, self._pace)
 
-    def _planned(self, place: int, item: Item) -> PlannedItem:
+    def _planned(self, place: int, item: Item) -> PartItem:
         rows = skips = 0
         if item.unet:
             skips = len(item.unet.skipping)
@@ -112,7 +111,7 @@ class Dispatch:
         keys = {self._holdings.tasks[task_id].key for task_id in named}
         tasks = len(item.unet.task_ids) if item.unet else 0
         key = keys.pop() if len(keys) == 1 else None
-        return PlannedItem(place, rows, skips, decodes, chunks, setting, item.predicted_ms, tasks, key)
+        return PartItem(place, rows, skips, decodes, chunks, setting, item.predicted_ms, tasks, key)
 
     def _unet_item(self, batch: UnetBatch, execution: Execution) -> UnetItem:
         entries = []
@@ -127,11 +126,7 @@ class Dispatch:
     def _decode_entry(self, worker_id: str, part: DecodePart) -> DecodeEntry:
         holdings, task = self._holdings, self._holdings.tasks[part.task_id]
         if part.task_id in holdings.ready:
-            del holdings.ready[part.task_id]
-            task.phase, task.vae_worker = Phase.DECODING, worker_id
-            lane, job = holdings.vae[worker_id], holdings.jobs[task.job_id]
-            lane.tasks[part.task_id] = task
-            job.vae_weights = job.vae_weights or lane.weights
+            holdings.decoding(task, worker_id)
         assert task.slot is not None, "a decode is planned only after the report of the last step"
         return DecodeEntry(
             task_id=part.task_id,

@@ -1,4 +1,4 @@
-"""What the engine wants done. It does no I/O itself: whoever drives it (the pool, the simulator) carries these out."""
+"""What the engine wants done: the mirror of `events`. Whoever drives the engine carries these out; it does no I/O."""
 
 from dataclasses import dataclass
 
@@ -82,7 +82,7 @@ class MarkDecoding:
 
 @dataclass(frozen=True)
 class StoreImage:
-    """To the store: an image file. Answered by `Engine.image_stored` once Redis holds it."""
+    """To the store: an image file. Answered by `ImageStored` once Redis holds it."""
 
     job_id: str
     index: int
@@ -111,6 +111,15 @@ class FailJob:
     message: str
 
 
+@dataclass(frozen=True)
+class LetJobGo:
+    """To the books alone: a job that others ended is not held any more. `outcome`: "cancelled" or "expired"."""
+
+    job_id: str
+    accepted_at_ms: int
+    outcome: str
+
+
 WorkerEffect = Admit | SendUnetPlan | SendVaePlan | CancelOnWorker | ReleaseSlots | ForgetImages
 StoreEffect = StartJob | ReportProgress | MarkDecoding | StoreImage | FinishJob | FailJob
-Effect = WorkerEffect | StoreEffect
+Effect = WorkerEffect | StoreEffect | LetJobGo

@@ -18,10 +18,10 @@ class Foresight:
     def look(self, holdings: Holdings, record: JobRecord, tasks: Sequence[Task], now_ms: int) -> None:
         """Set `first_come_ms` and `tail_ms` of a job's tasks, if items of their kind were measured.
 
-        `now_ms`: 0 where the job is read as soon as it is accepted. The job is not among the holdings yet.
+        The job is not among the holdings yet.
         """
         model, priority = record.request.model, record.request.priority
-        unread_ms = max(0, now_ms - record.accepted_at_ms) if now_ms else 0
+        unread_ms = max(0, now_ms - record.accepted_at_ms)
         workers = max(1, sum(lane.model == model and not lane.draining for lane in holdings.unet.values()))
         ahead = _calls_ahead(holdings, model, priority)
         for task in tasks:

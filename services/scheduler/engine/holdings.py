@@ -1,8 +1,11 @@
-"""What a pool holds, and the moves a task can make. No decisions here: the engine makes them, from events and plans."""
+"""What a pool holds, and every move that a task can make. No decisions here: the engine makes them."""
+
+from dataclasses import replace
 
 import grpc
 
 from services.scheduler.engine.effects import (
+    Admit,
     CancelOnWorker,
     Effect,
     FailJob,
@@ -10,17 +13,20 @@ from services.scheduler.engine.effects import (
     ForgetImages,
     MarkDecoding,
     ReleaseSlots,
+    StartJob,
+    StoreImage,
 )
 from services.scheduler.engine.memory_bounds import MemoryBounds
 from services.scheduler.engine.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
 from services.scheduler.policy.snapshots import BatchKey
+from synerdiff.plans import DecodedImage, ResidentTask, SlotRef, TaskReady
 from synerdiff.profiles import Profile
-from synerdiff.skip_cfg import SkipCfgBudget
+from synerdiff.requests import TaskSpec
+from synerdiff.skip_cfg import SkipCfgBudget, SkipCfgMode
 
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
-
-# Digests by kind of worker, UNet or VAE, and model.
-HeldWeights = dict[tuple[str, str], set[str]]
+# For requests that list the steps to skip, on a model whose budget was never measured.
+_UNMEASURED_PREDICTOR = "reuse"
 
 
 class Holdings:
@@ -46,12 +52,7 @@ class Holdings:
         self.admission_changed = False
         self.changed_domains: set[str] = set()
 
-    def add(self, job: Job) -> None:
-        """Hold a job; its tasks wait."""
-        self.jobs[job.record.job_id] = job
-        for task in job.tasks:
-            self.tasks[task.spec.task_id] = task
-            self._to_waiting(task)
+    # ---- looking up
 
     def holds(self, task: Task) -> bool:
         """Whether the task is still wanted: one that is given up takes the others of its job with it."""
@@ -62,22 +63,103 @@ class Holdings:
         lane = self.unet.get(worker_id)
         return lane.tasks.get(task_id) if lane else None
 
-    def lane_changed(self, worker_id: str) -> None:
-        """Something happened on this worker: its domain may have room for a plan."""
-        lane = self.unet.get(worker_id) or self.vae.get(worker_id)
-        if lane:
-            self.changed_domains.add(lane.domain)
+    def lane(self, worker_id: str) -> UnetLaneState | VaeLaneState | None:
+        """The worker, of either kind."""
+        return self.unet.get(worker_id) or self.vae.get(worker_id)
 
-    def to_decode(self, task: Task) -> None:
-        """The task's latents are in its slot, ready for any VAE worker that can reach them."""
-        task.phase, task.vae_worker = Phase.READY_TO_DECODE, ""
-        self.ready[task.spec.task_id] = task
+    def domains(self) -> set[str]:
+        """Where there is a worker."""
+        return {lane.domain for lane in (*self.unet.values(), *self.vae.values())}
+
+    # ---- what was measured
+
+    def plan_by(self, domain: str, key: BatchKey, profile: Profile) -> None:
+        """Let plans go by a profile, from the domain's next tick on."""
+        self.profiles[domain, key] = self.memory.within(domain, key, profile)
         self.admission_changed = True
-        self.changed_domains.update(lane.domain for lane in self.vae.values() if lane.model == task.key.model)
+        self.changed_domains.add(domain)
+        if profile.skip_cfg:
+            self.budgets[key.model] = profile.skip_cfg
+
+    def forget_domain(self, domain: str) -> None:
+        """Forget what was measured of a domain."""
+        self.profiles = {place: profile for place, profile in self.profiles.items() if place[0] != domain}
+        self.memory.forget(domain)
+
+    # ---- the moves of a task
+
+    def admit(self, task: Task, worker_id: str, now_ms: int) -> None:
+        """Give a waiting task to a UNet worker."""
+        del self.waiting[task.spec.task_id]
+        task.become(Phase.PREPARING)
+        task.admitted_ms = now_ms
+        lane = self._to_lane(task, worker_id, now_ms)
+        job = self.jobs[task.job_id]
+        job.unet_weights = job.unet_weights or lane.weights
+        self.effects.append(Admit(worker_id, task.spec))
+        self._start(job, now_ms)
+
+    def adopt(self, task: Task, worker_id: str, held: ResidentTask, now_ms: int) -> None:
+        """Take up a waiting task where a UNet worker has come with it under an earlier leader or stream."""
+        del self.waiting[task.spec.task_id]
+        self._to_lane(task, worker_id, now_ms)
+        task.num_calls, task.done_calls, task.planned_calls = held.num_calls, held.next_call, held.next_call
+        task.skipped = list(held.skipped_calls)
+        # The leader that admitted it may have gone before it could say so.
+        self._start(self.jobs[task.job_id], now_ms)
+        if held.slot:
+            task.slot = held.slot
+            self._to_decode(task)
+        else:
+            task.become(Phase.RUNNING if held.num_calls else Phase.PREPARING)
+
+    def prepared(self, task: Task, ready: TaskReady) -> None:
+        """Its worker has prepared it: it may step."""
+        task.become(Phase.RUNNING)
+        task.num_calls, task.encode_ms = ready.num_calls, ready.encode_ms
+        job = self.jobs[task.job_id]
+        job.warnings += [w for w in ready.warnings if w not in job.warnings]
+        self.changed_domains.add(self.unet[task.unet_worker].domain)
+
+    def denoised(self, task: Task, slot: SlotRef, now_ms: int) -> None:
+        """Its last UNet call is made."""
+        task.slot, task.denoised_ms, task.denoise_ms = slot, now_ms, max(0, now_ms - task.admitted_ms)
+        self._to_decode(task)
+        self.settle(task.job_id, now_ms)
+
+    def decoding(self, task: Task, worker_id: str) -> None:
+        """A plan tells a VAE worker to decode it."""
+        del self.ready[task.spec.task_id]
+        task.become(Phase.DECODING)
+        task.vae_worker = worker_id
+        lane, job = self.vae[worker_id], self.jobs[task.job_id]
+        lane.tasks[task.spec.task_id] = task
+        job.vae_weights = job.vae_weights or lane.weights
+
+    def decoded(self, task: Task, worker_id: str, image: DecodedImage, now_ms: int) -> None:
+        """This VAE worker holds the image file, whichever was asked last: it is the one to be told of the storing."""
+        task_id = task.spec.task_id
+        self.ready.pop(task_id, None)
+        asked = self.vae.get(task.vae_worker)
+        if asked and task.vae_worker != worker_id and asked.tasks.pop(task_id, None):
+            self.effects.append(CancelOnWorker(asked.worker_id, (task_id,)))
+        task.vae_worker = worker_id
+        if worker_id in self.vae:
+            self.vae[worker_id].tasks[task_id] = task
+        if task.phase is not Phase.STORING:
+            task.become(Phase.STORING)
+            task.decode_ms = max(0, now_ms - task.denoised_ms) if task.denoised_ms else image.decode_ms
+            self.effects.append(StoreImage(task.job_id, task.index, task.spec.seed, image))
+
+    def stored(self, task: Task, now_ms: int) -> None:
+        """Redis holds its image: its slot is free, and its job may be finished."""
+        self._leave_workers(task, cancel=False)
+        task.become(Phase.DONE)
+        self.settle(task.job_id, now_ms)
 
     def wait_again(self, task: Task) -> None:
         """Take the task back from its workers."""
-        self.leave_workers(task, cancel=True)
+        self._leave_workers(task, cancel=True)
         task.back_to_waiting()
         self._to_waiting(task)
 
@@ -91,39 +173,23 @@ class Holdings:
 
     def decode_again(self, task: Task) -> None:
         """The VAE worker is gone; the latents are still in their slot, if that still exists."""
-        task.deaths += 1
-        if task.unet_worker not in self.unet or task.deaths > self.max_deaths:
+        if task.unet_worker not in self.unet or task.deaths >= self.max_deaths:
             self.run_again(task)
             return
+        task.deaths += 1
         lane = self.vae.get(task.vae_worker)
         if lane:
             lane.tasks.pop(task.spec.task_id, None)
-        self.to_decode(task)
+        self._to_decode(task)
 
-    def decoded_by(self, task: Task, worker_id: str) -> None:
-        """This VAE worker holds the image file, whichever was asked last: it is the one to be told of the storing."""
-        task_id = task.spec.task_id
-        self.ready.pop(task_id, None)
-        asked = self.vae.get(task.vae_worker)
-        if asked and task.vae_worker != worker_id and asked.tasks.pop(task_id, None):
-            self.effects.append(CancelOnWorker(asked.worker_id, (task_id,)))
-        task.vae_worker = worker_id
-        if worker_id in self.vae:
-            self.vae[worker_id].tasks[task_id] = task
+    # ---- jobs
 
-    def leave_workers(self, task: Task, *, cancel: bool) -> None:
-        """Take the task off every lane; tell the workers to let go of what they hold of it."""
-        task_id = task.spec.task_id
-        self.waiting.pop(task_id, None)
-        self.ready.pop(task_id, None)
-        self.admission_changed = True
-        unet, vae = self.unet.get(task.unet_worker), self.vae.get(task.vae_worker)
-        if unet and unet.tasks.pop(task_id, None):
-            self.changed_domains.add(unet.domain)
-            self.effects.append((CancelOnWorker if cancel else ReleaseSlots)(unet.worker_id, (task_id,)))
-        if vae and vae.tasks.pop(task_id, None):
-            self.changed_domains.add(vae.domain)
-            self.effects.append((CancelOnWorker if cancel else ForgetImages)(vae.worker_id, (task_id,)))
+    def add(self, job: Job) -> None:
+        """Hold a job; its tasks wait."""
+        self.jobs[job.record.job_id] = job
+        for task in job.tasks:
+            self.tasks[task.spec.task_id] = task
+            self._to_waiting(task)
 
     def settle(self, job_id: str, now_ms: int) -> None:
         """Move the job on if all its tasks have moved on."""
@@ -138,15 +204,6 @@ class Holdings:
             job.decoding = True
             self.effects.append(MarkDecoding(job_id))
 
-    def held_weights(self) -> HeldWeights:
-        """The digests that workers which take new work hold."""
-        held: HeldWeights = {}
-        for kind, lanes in (("UNet", self.unet.values()), ("VAE", self.vae.values())):
-            for lane in lanes:
-                if not lane.draining:
-                    held.setdefault((kind, lane.model), set()).add(lane.weights)
-        return held
-
     def fail(self, job_id: str, code: int, message: str) -> None:
         """End the job with an error; `code` is a google.rpc.Code."""
         self.effects.append(FailJob(job_id, self.jobs[job_id].record.accepted_at_ms, code, message))
@@ -156,22 +213,55 @@ class Holdings:
         """Hold the job no more, wherever its tasks are."""
         job = self.jobs.pop(job_id, None)
         for task in job.tasks if job else ():
-            self.leave_workers(task, cancel=True)
+            self._leave_workers(task, cancel=True)
             self.tasks.pop(task.spec.task_id, None)
+
+    # ---- parts of moves
 
     def _to_waiting(self, task: Task) -> None:
         self.waiting[task.spec.task_id] = task
         self.admission_changed = True
 
+    def _to_lane(self, task: Task, worker_id: str, now_ms: int) -> UnetLaneState:
+        lane = self.unet[worker_id]
+        lane.tasks[task.spec.task_id] = task
+        task.unet_worker = worker_id
+        task.spec = self._with_predictor(task)
+        return lane
 
-def lacking_weights(job: Job, held: HeldWeights) -> str:
-    """Which weights the job waits for, in words, while workers hold others of its model alone; empty: none."""
-    needed = (("UNet", job.unet_weights, Phase.WAITING), ("VAE", job.vae_weights, Phase.READY_TO_DECODE))
-    for kind, wanted, last in needed:
-        found = held.get((kind, job.record.request.model))
-        if not wanted or not found or found & {wanted, ""}:
-            continue
-        if any(task.phase.value <= last.value for task in job.tasks):
-            others = ", ".join(sorted(digest[:12] for digest in found))
-            return f"{kind} weights {wanted[:12]}, and only {others} are served"
-    return ""
+    def _to_decode(self, task: Task) -> None:
+        """The task's latents are in its slot, ready for any VAE worker that can reach them."""
+        task.become(Phase.READY_TO_DECODE)
+        task.vae_worker = ""
+        self.ready[task.spec.task_id] = task
+        self.admission_changed = True
+        self.changed_domains.update(lane.domain for lane in self.vae.values() if lane.model == task.key.model)
+
+    def _leave_workers(self, task: Task, *, cancel: bool) -> None:
+        """Take the task off every lane; tell the workers to let go of what they hold of it."""
+        task_id = task.spec.task_id
+        self.waiting.pop(task_id, None)
+        self.ready.pop(task_id, None)
+        self.admission_changed = True
+        unet, vae = self.unet.get(task.unet_worker), self.vae.get(task.vae_worker)
+        if unet and unet.tasks.pop(task_id, None):
+            self.changed_domains.add(unet.domain)
+            self.effects.append((CancelOnWorker if cancel else ReleaseSlots)(unet.worker_id, (task_id,)))
+        if vae and vae.tasks.pop(task_id, None):
+            self.changed_domains.add(vae.domain)
+            self.effects.append((CancelOnWorker if cancel else ForgetImages)(vae.worker_id, (task_id,)))
+
+    def _start(self, job: Job, now_ms: int) -> None:
+        if not job.started:
+            job.started, job.started_ms = True, now_ms
+            self.effects.append(StartJob(job.record.job_id))
+
+    def _with_predictor(self, task: Task) -> TaskSpec:
+        """The spec with how to predict guidance: as in the task's earlier life, else as the model bears it best."""
+        if task.spec.rows < 2 or task.spec.skip_predictor:
+            return task.spec
+        budget = self.budgets.get(task.key.model)
+        asked = self.jobs[task.job_id].record.request.skip_cfg
+        if asked.mode is SkipCfgMode.OFF or (budget is None and asked.mode is SkipCfgMode.AUTO):
+            return task.spec
+        return replace(task.spec, skip_predictor=budget.predictor if budget else _UNMEASURED_PREDICTOR)

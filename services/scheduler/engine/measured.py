@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from services.scheduler.engine.tasks import PlannedItem
+from services.scheduler.engine.tasks import PartItem
 from services.scheduler.engine.ticks import TickRecord
 from synerdiff.plans import ItemTiming
 
@@ -22,7 +22,7 @@ class MeasuredItem:
 
     domain: str
     tick: int
-    planned: PlannedItem
+    planned: PartItem
     unet: ItemTiming | None
     vae: ItemTiming | None
     intact: bool
@@ -87,7 +87,7 @@ class Pairing:
                 whole.append(measured)
         return whole
 
-    def _join(self, record: TickRecord, item: PlannedItem, timing: ItemTiming, intact: bool) -> MeasuredItem | None:
+    def _join(self, record: TickRecord, item: PartItem, timing: ItemTiming, intact: bool) -> MeasuredItem | None:
         assert record.planned is not None
         of_unet, in_step = record.kind == "unet", record.planned.in_step
         if item.rows and item.decodes:

@@ -27,6 +27,10 @@ class MemoryBounds:
         """All that are known of a domain."""
         return {key: caps for (where, key), caps in self._caps.items() if where == domain}
 
+    def forget(self, domain: str) -> None:
+        """Forget a domain's."""
+        self._caps = {place: caps for place, caps in self._caps.items() if place[0] != domain}
+
     def within(self, domain: str, key: BatchKey, profile: Profile) -> Profile:
         """The profile with its caps lowered to the bounds; itself where they are not reached."""
         caps = profile.caps.within(self.of(domain, key))

@@ -12,7 +12,10 @@ from synerdiff.requests import TaskSpec
 
 
 class Phase(Enum):
-    """Where a task stands. It goes forward only, or back to WAITING when the worker that held its latents is lost."""
+    """Where a task stands. It goes forward only, or back to WAITING when the worker that held its latents is lost.
+
+    `MAY_BECOME` has every move, and `Holdings` makes them: nothing else does.
+    """
 
     WAITING = auto()
     PREPARING = auto()
@@ -21,6 +24,27 @@ class Phase(Enum):
     DECODING = auto()
     STORING = auto()
     DONE = auto()
+
+
+MAY_BECOME = {
+    # Admitted; or found on a worker by a new leader, as far as the worker has come with it.
+    Phase.WAITING: {Phase.PREPARING, Phase.RUNNING, Phase.READY_TO_DECODE},
+    # The worker says that it is ready; that it has no room, or it is lost.
+    Phase.PREPARING: {Phase.RUNNING, Phase.WAITING},
+    # The last UNet call is made; the worker is lost.
+    Phase.RUNNING: {Phase.READY_TO_DECODE, Phase.WAITING},
+    # A plan names it; the file comes from a VAE worker that was asked before; the UNet worker is lost.
+    Phase.READY_TO_DECODE: {Phase.DECODING, Phase.STORING, Phase.WAITING},
+    # The file comes; the VAE worker is lost; the latents are gone.
+    Phase.DECODING: {Phase.STORING, Phase.READY_TO_DECODE, Phase.WAITING},
+    # Redis holds the image.
+    Phase.STORING: {Phase.DONE},
+    Phase.DONE: set[Phase](),
+}
+
+
+class IllegalMove(Exception):
+    """A move that `MAY_BECOME` does not have: the books are wrong, and nothing may be planned by them any more."""
 
 
 @dataclass
@@ -55,6 +79,12 @@ class Task:
     drift: float = 0.0
     first_come_ms: float = 0.0
     tail_ms: float = 0.0
+
+    def become(self, phase: Phase) -> None:
+        """Move on. Raises IllegalMove for a move that is none."""
+        if phase not in MAY_BECOME[self.phase]:
+            raise IllegalMove(f"{self.spec.task_id}: {self.phase.name} cannot become {phase.name}")
+        self.phase = phase
 
     @property
     def calls_left(self) -> int:
@@ -94,7 +124,7 @@ class Task:
         if self.done_calls > self.replay_until:
             self.replay, self.replay_until = frozenset(self.skipped), self.done_calls
         self.skipped, self.drift = [], 0.0
-        self.phase = Phase.WAITING
+        self.become(Phase.WAITING)
         self.unet_worker = self.vae_worker = ""
         self.slot = None
         self.num_calls = self.done_calls = self.planned_calls = 0
@@ -138,8 +168,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class PlannedItem:
-    """An item as it was planned, for reports, traces and corrections of the profile.
+class PartItem:
+    """An item of a worker's part of a tick as it was planned, for reports, traces and corrections of the profile.
 
     `rows` and `decodes` are of the whole item, whichever worker's part it is found in; `decodes` may be a fraction.
     `tasks` are those that step. `key`: of all that is in it, None where its two sides differ.
@@ -164,7 +194,7 @@ class PlannedPart:
     """
 
     task_ids: tuple[str, ...]
-    items: tuple[PlannedItem, ...]
+    items: tuple[PartItem, ...]
     threshold: float = 0.0
     key: BatchKey | None = None
     in_step: bool = False

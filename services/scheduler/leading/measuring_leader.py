@@ -4,11 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from services.scheduler.engine.events import Event, Reported, UnetAttached, VaeAttached, WorkerLost
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.leading.worker_streams import WorkerStreams
 from services.scheduler.profiles.measuring.prober import ProbePair, Prober
-from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.registry import WorkerRecord, WorkerRegistry
+from synerdiff.telemetry import get_logger
+
+log = get_logger("measuring")
 
 _TOKEN = 1
 _LOOK_EVERY_S = 0.1
@@ -50,56 +53,32 @@ class ProbeSession:
         self._ticks += 1
         return self._ticks
 
-    # ---- what the streams report
+    # ---- the Listener of the streams
 
-    def unet_attached(self, lane: UnetLaneState, resident: list[ResidentTask]) -> None:
-        """The UNet worker is there."""
-        self._unet = lane
-        self._changed.set()
-
-    def vae_attached(self, lane: VaeLaneState) -> None:
-        """The VAE worker is there."""
-        self._vae = lane
-        self._changed.set()
-
-    def worker_lost(self, worker_id: str) -> None:
-        """A worker has died: there is nothing to measure any more."""
-        if self.prober:
-            self.prober.abort(f"{worker_id} is gone")
-
-    def worker_announced(self, worker_id: str, announced: bool) -> None:
-        """Of no interest."""
-
-    def task_ready(self, worker_id: str, ready: TaskReady) -> None:
-        """A probe task is prepared."""
-        if self.prober:
-            self.prober.task_ready(ready)
-
-    def task_failed(self, worker_id: str, failed: TaskFailed) -> None:
-        """A probe task cannot be done."""
-        if self.prober:
-            self.prober.task_failed(failed)
-
-    def unet_tick_done(self, worker_id: str, done: UnetTickDone) -> None:
-        """A UNet plan has run."""
-        if self.prober:
-            self.prober.unet_tick_done(done)
-
-    def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
-        """A VAE plan has run."""
-        if self.prober:
-            self.prober.vae_tick_done(done)
-
-    def image_decoded(self, worker_id: str, image: DecodedImage) -> None:
-        """Of no interest: the next one of its task takes its place."""
-
-    def preview_drawn(self, preview: Preview) -> None:
-        """Probe tasks have none."""
+    def on(self, event: Event) -> None:
+        """A worker is there, has reported, or is gone; the prober hears of the latter two once it is there."""
+        match event:
+            case UnetAttached(lane):
+                self._unet = lane
+                self._changed.set()
+            case VaeAttached(lane):
+                self._vae = lane
+                self._changed.set()
+            case Reported(worker_id, report) if self.prober:
+                self.prober.reported(worker_id, report)
+            case WorkerLost(worker_id) if self.prober:
+                self.prober.abort(f"{worker_id} is gone")
 
     def superseded(self, newest_token: int = 0) -> None:
         """Another leader has taken a worker."""
         if self.prober:
             self.prober.abort("another leader has taken the workers")
+
+    def failed(self, error: BaseException) -> None:
+        """A stream has met a fault."""
+        log.error("a stream to a worker has failed", exc_info=error)
+        if self.prober:
+            self.prober.abort(f"a stream to a worker has failed: {error!r}")
 
 
 @contextlib.asynccontextmanager

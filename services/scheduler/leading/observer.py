@@ -1,5 +1,6 @@
 """What a leader learns from reports once the next plans are out: trace, metrics, corrections of profiles."""
 
+from services.scheduler.engine.events import DomainGone, Event, Reported
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.measured import MeasuredItem, Pairing
 from services.scheduler.engine.tasks import Phase, PlannedPart, UnetLaneState
@@ -32,12 +33,22 @@ class Observer:
         self._pairing = Pairing()
         self._stepped: dict[str, frozenset[str]] = {}
 
+    def on(self, event: Event, planned: PlannedPart | None) -> None:
+        """An event that the engine has taken. `planned`: as `Engine.on` said."""
+        match event:
+            case Reported(worker_id, UnetTickDone() as done):
+                self.reported(worker_id, "unet", done, planned)
+            case Reported(worker_id, VaeTickDone() as done):
+                self.reported(worker_id, "vae", done, planned)
+            case DomainGone(domain):
+                self.thresholds.pop(domain, None)
+
     def reported(
         self, worker_id: str, kind: str, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None
     ) -> None:
-        """A report, and the part of a plan that it answers if this leader made it."""
+        """A tick has run. `planned`: the part of it that this worker was asked for, if by this leader."""
         held = self._holdings
-        lane = held.unet.get(worker_id) or held.vae.get(worker_id)
+        lane = held.lane(worker_id)
         if lane is None:
             return
         being_decoded = sum(task.phase is Phase.DECODING for vae in held.vae.values() for task in vae.tasks.values())

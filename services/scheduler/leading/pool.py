@@ -45,22 +45,30 @@ class Pool:
         self.leadership = leadership
         self.leader: Leader | None = None
         self.ticks = TickLog()
-        self._beat_s = leader_ttl_s / 3
+        self._renew_every_s = leader_ttl_s / 3
+        self._pause_s = leader_ttl_s  # after a fault: long enough that any other scheduler takes the lock first
         self._newest_token = 0
         self._tracer = tracer
 
     async def run(self) -> None:
-        """Wait for the lock, lead, and again, until cancelled. The lock is given up on the way out."""
+        """Wait for the lock, lead, and again, until cancelled. The lock is given up on the way out.
+
+        A fault ends the leadership and not the process: clients of its API would gain nothing by a restart, and where
+        the fault is one that every leader meets, none of the pool's schedulers would be left to ask or to cancel a job.
+        """
         while True:
             lease = await self._try(lambda: self.leadership.acquire(self._newest_token))
             if lease is None:
-                await asyncio.sleep(self._beat_s)
+                await asyncio.sleep(self._renew_every_s)
                 continue
             log.info("leading", pool=self.name, token=lease.token)
-            await self._lead(lease)
+            whole = await self._lead(lease)
             log.info("not leading any more", pool=self.name, token=lease.token)
+            if not whole:
+                await asyncio.sleep(self._pause_s)
 
-    async def _lead(self, lease: Lease) -> None:
+    async def _lead(self, lease: Lease) -> bool:
+        """Lead until that ends. False where a fault ended it: the log has its traceback."""
         leader = Leader(lease, self.options, self.store, self.registry, self.ticks, self._tracer)
         self.leader = leader
         renewing = asyncio.create_task(self._renew(lease, leader))
@@ -68,6 +76,9 @@ class Pool:
             await leader.lead()
         except (StaleLeader, RedisError, Unavailable, OSError) as error:
             log.warning("cannot lead", error=trouble(error) or str(error))
+        except Exception:
+            log.exception("a fault ends this leadership", pool=self.name, token=lease.token)
+            return False
         finally:
             self.leader = None
             self._newest_token = leader.newest_token
@@ -76,13 +87,17 @@ class Pool:
             await cancel_and_wait(renewing)
             with contextlib.suppress(RedisError, Unavailable, OSError):
                 await asyncio.shield(self.leadership.resign(lease))
+        return True
 
     async def _renew(self, lease: Lease, leader: Leader) -> None:
         """Hold the lock. While Redis is away nobody else can take it either, so leading goes on."""
-        while True:
-            await asyncio.sleep(self._beat_s)
-            if await self._try(lambda: self.leadership.renew(lease)) is False:
-                leader.superseded()
+        try:
+            while True:
+                await asyncio.sleep(self._renew_every_s)
+                if await self._try(lambda: self.leadership.renew(lease)) is False:
+                    leader.superseded()
+        except Exception as error:
+            leader.failed(error)
 
     async def sweep(self) -> None:
         """End jobs whose time is up or whose followers are gone, wherever held; restore and trim the queues."""

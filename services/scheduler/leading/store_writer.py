@@ -8,7 +8,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
 
 from redis.exceptions import RedisError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
@@ -22,11 +21,13 @@ from services.scheduler.engine.effects import (
     StoreEffect,
     StoreImage,
 )
+from services.scheduler.engine.events import ImageStored, JobArrived, JobDropped, JobUnwritable
+from services.scheduler.leading.listener import Listener
 from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.store.scripts import TransitionRefused
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
-from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
+from synerdiff.jobs import JobTimings, SkippedSteps
 from synerdiff.redis_client import trouble
 from synerdiff.requests import task_id
 from synerdiff.telemetry import get_logger
@@ -39,32 +40,13 @@ _AWAY = (RedisError, Unavailable, OSError)
 log = get_logger("store_writer")
 
 
-class WriteEvents(Protocol):
-    """What the writer reports to. Called on the event loop; must not block."""
-
-    def image_stored(self, task_id: str) -> None:
-        """Redis holds an image."""
-
-    def job_ended_elsewhere(self, job_id: str) -> None:
-        """A write came too late: the job has ended, or belongs to another pool."""
-
-    def images_missing(self, record: JobRecord) -> None:
-        """A job cannot be finished: of its images only those in `record.images_done` are in Redis."""
-
-    def cannot_write(self, job_id: str, reason: str) -> None:
-        """What was done for a job cannot be written, ever: a mistake, which the log has."""
-
-    def superseded(self) -> None:
-        """A newer leader holds the pool."""
-
-
 class StoreWriter:
     """Writes the effects of one leadership to Redis."""
 
-    def __init__(self, store: JobStore, lease: Lease, events: WriteEvents) -> None:
+    def __init__(self, store: JobStore, lease: Lease, leader: Listener) -> None:
         self._store = store
         self._lease = lease
-        self._events = events
+        self._leader = leader
         self._queues: dict[str, deque[StoreEffect]] = {}
         self._writers: set[asyncio.Task[None]] = set()
         self._progress: dict[tuple[str, int], ReportProgress] = {}
@@ -118,7 +100,8 @@ class StoreWriter:
                 queue.clear()
                 del self._queues[job_id]
                 if not isinstance(effect, FailJob):
-                    self._events.cannot_write(job_id, f"{type(effect).__name__} could not be written: {error}")
+                    reason = f"{type(effect).__name__} could not be written: {error}"
+                    self._leader.on(JobUnwritable(job_id, reason))
                 return
             queue.popleft()
         del self._queues[job_id]
@@ -135,7 +118,7 @@ class StoreWriter:
                     with attempt:
                         await write()
         except StaleLeader:
-            self._events.superseded()
+            self._leader.superseded()
 
     async def _write(self, effect: StoreEffect) -> None:
         store, lease, in_time = self._store, self._lease, True
@@ -147,7 +130,7 @@ class StoreWriter:
             case StoreImage(job_id, index, seed, image):
                 in_time = await store.store_image(lease, job_id, image, index, seed)
                 if in_time:
-                    self._events.image_stored(task_id(job_id, index))
+                    self._leader.on(ImageStored(task_id(job_id, index)))
             case FinishJob(job_id, _, timings, warnings, skipped_steps):
                 await self._finish(job_id, timings, warnings, skipped_steps)
             case FailJob(job_id, _, code, message):
@@ -155,7 +138,7 @@ class StoreWriter:
         if not in_time:
             if (await store.gone([effect.job_id])).lost:
                 log.error("redis has lost the record of an accepted job", job_id=effect.job_id)
-            self._events.job_ended_elsewhere(effect.job_id)
+            self._leader.on(JobDropped(effect.job_id))
 
     async def _finish(
         self, job_id: str, timings: JobTimings, warnings: tuple[str, ...], skipped_steps: SkippedSteps
@@ -166,7 +149,8 @@ class StoreWriter:
             record = await self._store.job(job_id)
             if record is None or len(record.images_done) == record.request.num_images:
                 raise
-            self._events.images_missing(record)
+            log.error("redis has lost images of a job", job_id=record.job_id, images_left=list(record.images_done))
+            self._leader.on(JobArrived(record))  # they are drawn again
 
 
 def _say(state: RetryCallState) -> None:

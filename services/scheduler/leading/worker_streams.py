@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
@@ -21,10 +21,11 @@ from services.scheduler.engine.effects import (
     SendVaePlan,
     WorkerEffect,
 )
+from services.scheduler.engine.events import Report, Reported, UnetAttached, VaeAttached, WorkerAnnounced, WorkerLost
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.leading.listener import Listener
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader
-from synerdiff.plans import DecodedImage, Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.registry import WorkerRecord
 from synerdiff.rpc import open_channel
 from synerdiff.status import from_rpc_error
@@ -38,43 +39,6 @@ log = get_logger("workers")
 ATTACH_TIMEOUT_S = 10.0
 
 
-class WorkerEvents(Protocol):
-    """What streams report to. Called on the event loop; must not block."""
-
-    def unet_attached(self, lane: UnetLaneState, resident: list[ResidentTask]) -> None:
-        """A UNet worker is there."""
-
-    def vae_attached(self, lane: VaeLaneState) -> None:
-        """A VAE worker is there."""
-
-    def worker_lost(self, worker_id: str) -> None:
-        """A worker's stream has ended."""
-
-    def worker_announced(self, worker_id: str, announced: bool) -> None:
-        """Whether a worker with a stream still announces itself: one that does not takes nothing new."""
-
-    def task_ready(self, worker_id: str, ready: TaskReady) -> None:
-        """A task is prepared."""
-
-    def task_failed(self, worker_id: str, failed: TaskFailed) -> None:
-        """A task cannot be done."""
-
-    def unet_tick_done(self, worker_id: str, done: UnetTickDone) -> None:
-        """A UNet plan has run."""
-
-    def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
-        """A VAE plan has run."""
-
-    def image_decoded(self, worker_id: str, image: DecodedImage) -> None:
-        """An image file has come."""
-
-    def preview_drawn(self, preview: Preview) -> None:
-        """A preview has come."""
-
-    def superseded(self, newest_token: int = 0) -> None:
-        """A worker listens to another leader; `newest_token`: the newest that it has seen, 0 where it does not say."""
-
-
 Command = stages_pb2.UnetCommand | stages_pb2.VaeCommand
 
 
@@ -82,13 +46,13 @@ class WorkerStream:
     """A stream to one worker. `run` returns when it has ended; `send` never blocks."""
 
     def __init__(
-        self, record: WorkerRecord, token: int, leader_id: str, events: WorkerEvents, tls: ClientTls | None
+        self, record: WorkerRecord, token: int, leader_id: str, leader: Listener, tls: ClientTls | None
     ) -> None:
         self.record = record
         self._tls = tls
         self._token = token
         self._leader_id = leader_id
-        self._events = events
+        self._leader = leader
         self._outgoing: asyncio.Queue[Command] = asyncio.Queue()
 
     def send(self, effect: WorkerEffect) -> None:
@@ -121,7 +85,8 @@ class WorkerStream:
             arena_address=attached.arena_address or self.record.address,
             weights=self.record.weights,
         )
-        self._events.unet_attached(lane, [stages.resident_task_from_pb(r) for r in attached.resident])
+        resident = tuple(stages.resident_task_from_pb(task) for task in attached.resident)
+        self._leader.on(UnetAttached(lane, resident))
         await self._serve(call, self._unet_report)
 
     async def _run_vae(self, channel: grpc.aio.Channel) -> None:
@@ -137,7 +102,7 @@ class WorkerStream:
             draining=first.attached.draining,
             weights=record.weights,
         )
-        self._events.vae_attached(lane)
+        self._leader.on(VaeAttached(lane))
         images = asyncio.create_task(self._receive_images(stub))
         try:
             await self._serve(call, self._vae_report)
@@ -156,7 +121,7 @@ class WorkerStream:
         finally:
             writer.cancel()
             call.cancel()
-            self._events.worker_lost(self.record.worker_id)
+            self._leader.on(WorkerLost(self.record.worker_id))
 
     async def _write(self, call: "grpc.aio.StreamStreamCall") -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader sees the same end
@@ -168,26 +133,29 @@ class WorkerStream:
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 async for image in stub.Images(stages_pb2.ImagesRequest(leader_token=self._token)):
-                    self._events.image_decoded(self.record.worker_id, stages.decoded_image_from_pb(image))
+                    self._report(stages.decoded_image_from_pb(image))
             await asyncio.sleep(0.1)
 
     def _unet_report(self, report: stages_pb2.UnetReport) -> None:
-        worker_id, kind = self.record.worker_id, report.WhichOneof("report")
+        kind = report.WhichOneof("report")
         if kind == "tick_done":
-            self._events.unet_tick_done(worker_id, stages.unet_tick_done_from_pb(report.tick_done))
+            self._report(stages.unet_tick_done_from_pb(report.tick_done))
         elif kind == "task_ready":
-            self._events.task_ready(worker_id, stages.task_ready_from_pb(report.task_ready))
+            self._report(stages.task_ready_from_pb(report.task_ready))
         elif kind == "task_failed":
-            self._events.task_failed(worker_id, stages.task_failed_from_pb(report.task_failed))
+            self._report(stages.task_failed_from_pb(report.task_failed))
         elif kind == "preview":
-            self._events.preview_drawn(stages.preview_from_pb(report.preview))
+            self._report(stages.preview_from_pb(report.preview))
 
     def _vae_report(self, report: stages_pb2.VaeReport) -> None:
-        worker_id, kind = self.record.worker_id, report.WhichOneof("report")
+        kind = report.WhichOneof("report")
         if kind == "tick_done":
-            self._events.vae_tick_done(worker_id, stages.vae_tick_done_from_pb(report.tick_done))
+            self._report(stages.vae_tick_done_from_pb(report.tick_done))
         elif kind == "task_failed":
-            self._events.task_failed(worker_id, stages.task_failed_from_pb(report.task_failed))
+            self._report(stages.task_failed_from_pb(report.task_failed))
+
+    def _report(self, report: Report) -> None:
+        self._leader.on(Reported(self.record.worker_id, report))
 
 
 async def _first_report(call: "grpc.aio.StreamStreamCall") -> Any:
@@ -202,10 +170,10 @@ async def _first_report(call: "grpc.aio.StreamStreamCall") -> Any:
 class WorkerStreams:
     """The streams to every announced worker of a pool."""
 
-    def __init__(self, token: int, events: WorkerEvents, tls: ClientTls | None = None) -> None:
+    def __init__(self, token: int, leader: Listener, tls: ClientTls | None = None) -> None:
         self._token = token
         self._leader_id = uuid.uuid4().hex  # of this leadership: Redis may give its token out again
-        self._events = events
+        self._leader = leader
         self._tls = tls
         self._streams: dict[str, WorkerStream] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -225,7 +193,8 @@ class WorkerStreams:
         known = {record.worker_id: record for record in announced}
         for worker_id, stream in list(self._streams.items()):
             record = known.get(worker_id)
-            self._events.worker_announced(worker_id, record is not None and not record.draining)
+            takes_new = record is not None and not record.draining
+            self._leader.on(WorkerAnnounced(worker_id, takes_new))
             if record is None:
                 continue
             if record.address != stream.record.address or record.pid != stream.record.pid:
@@ -233,7 +202,7 @@ class WorkerStreams:
         for worker_id, record in known.items():
             if worker_id not in self._streams:
                 stream = self._streams[worker_id] = WorkerStream(
-                    record, self._token, self._leader_id, self._events, self._tls
+                    record, self._token, self._leader_id, self._leader, self._tls
                 )
                 self._tasks[worker_id] = asyncio.create_task(self._run(stream))
 
@@ -245,7 +214,7 @@ class WorkerStreams:
             log.info("worker stream ended", worker_id=worker_id, code=str(error.code()), details=error.details())
             if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                 refusal = from_rpc_error(error)
-                self._events.superseded(refusal.newest_token if isinstance(refusal, StaleLeader) else 0)
+                self._leader.superseded(refusal.newest_token if isinstance(refusal, StaleLeader) else 0)
         except TimeoutError:
             log.warning("worker did not answer", worker_id=worker_id, address=stream.record.address)
         except BadTlsFiles as error:

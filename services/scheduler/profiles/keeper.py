@@ -15,6 +15,17 @@ from redis.exceptions import RedisError
 
 from services.scheduler.engine.effects import WorkerEffect
 from services.scheduler.engine.engine import Engine
+from services.scheduler.engine.events import (
+    BudgetKnown,
+    DomainGone,
+    Event,
+    JobArrived,
+    ProfileEvent,
+    ProfileKnown,
+    ProfileUnknown,
+    Reported,
+    WorkerLost,
+)
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.policy.snapshots import BatchKey
 from services.scheduler.profiles.measuring.findings import subject_of
@@ -25,7 +36,6 @@ from services.scheduler.profiles.measuring.rounds import ProbeFailed
 from services.scheduler.profiles.store import ProfileStore, usable
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import InvalidRequest
-from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.profiles import Profile, ProfileSubject
 from synerdiff.registry import WorkerRecord
 from synerdiff.telemetry import get_logger
@@ -76,20 +86,20 @@ class _Place:
 
 
 class ProfileKeeper:
-    """See the module. `send` passes a command to a worker; `changed` says that the engine knows a new profile."""
+    """See the module. `send` passes a command to a worker, `told` an event to the leader."""
 
     def __init__(
         self,
         options: KeeperOptions,
         engine: Engine,
         send: Callable[[WorkerEffect], None],
-        changed: Callable[[], None],
+        told: Callable[[ProfileEvent], None],
     ) -> None:
         self._options = options
         self._store = options.store
         self._engine = engine
         self._send = send
-        self._changed = changed
+        self._told = told
         self._records: dict[str, WorkerRecord] = {}
         self._places: dict[tuple[str, str], _Place] = {}
         self._profilers: dict[ProfileSubject, Profiler] = {}
@@ -103,36 +113,19 @@ class ProfileKeeper:
         """The workers that are announced just now."""
         self._records = {record.worker_id: record for record in records}
 
-    def job_arrived(self) -> None:
-        """A job is there: what is being measured has to wait. To be called before the engine hears of it."""
-        self._busy_at_s = time.monotonic()
-        self._give_way()
-
-    def worker_lost(self, worker_id: str) -> None:
-        """A worker's stream has ended."""
-        pair = self._prober.pair if self._prober else None
-        if pair and worker_id in (pair.unet.worker_id, pair.vae.worker_id):
-            self._give_way()
-
-    def task_ready(self, ready: TaskReady) -> None:
-        """A task is prepared, possibly a probe."""
-        if self._prober:
-            self._prober.task_ready(ready)
-
-    def task_failed(self, failed: TaskFailed) -> None:
-        """A task cannot be done, possibly a probe."""
-        if self._prober:
-            self._prober.task_failed(failed)
-
-    def unet_tick_done(self, worker_id: str, done: UnetTickDone) -> None:
-        """A UNet plan has run, possibly one of probes."""
-        if self._prober and worker_id == self._prober.pair.unet.worker_id:
-            self._prober.unet_tick_done(done)
-
-    def vae_tick_done(self, worker_id: str, done: VaeTickDone) -> None:
-        """A VAE plan has run, possibly one of probes."""
-        if self._prober and worker_id == self._prober.pair.vae.worker_id:
-            self._prober.vae_tick_done(done)
+    def on(self, event: Event) -> None:
+        """An event, before the engine takes it: probes leave the workers before a job's first task comes there."""
+        match event:
+            case Reported(worker_id, report) if self._prober:
+                self._prober.reported(worker_id, report)
+            case JobArrived():
+                self._busy_at_s = time.monotonic()
+                self._give_way()
+            case WorkerLost(worker_id) if self._prober:
+                if worker_id in (self._prober.pair.unet.worker_id, self._prober.pair.vae.worker_id):
+                    self._give_way()
+            case DomainGone(domain):
+                self._places = {at: place for at, place in self._places.items() if place.domain != domain}
 
     async def close(self) -> None:
         """End what is being measured."""
@@ -174,10 +167,10 @@ class ProfileKeeper:
             return
         key = BatchKey(card.name, card.native_width, card.native_height)
         if place:
-            self._engine.profile_unknown(place.domain, place.key)
+            self._told(ProfileUnknown(place.domain, place.key))
         place = self._places[pair.unet.domain, card.name] = _Place(pair, key, subject)
         if card.skip_cfg:
-            self._engine.budget_known(card.name, card.skip_cfg)
+            self._told(BudgetKnown(card.name, card.skip_cfg))
         profile = self._fitting_given(subject)
         if profile is None and self._store:
             profile = await self._store.get(subject)
@@ -195,8 +188,8 @@ class ProfileKeeper:
             return None
 
     def _plan_by(self, place: _Place, profile: Profile) -> None:
-        self._engine.profile_known(place.domain, place.key, within_memory(profile, place.pair.unet, place.pair.vae))
-        self._changed()
+        bounded = within_memory(profile, place.pair.unet, place.pair.vae)
+        self._told(ProfileKnown(place.domain, place.key, bounded))
 
     # ---- measuring
 
@@ -217,18 +210,15 @@ class ProfileKeeper:
         return here.keys() == pair and not any(lane.draining for lane in here.values())
 
     async def _measure(self, place: _Place) -> None:
-        subject, key = place.subject, place.key
+        subject = place.subject
         profiler = self._profilers.setdefault(subject, Profiler(self._options.profiler))
-        prober = self._prober = Prober(
-            place.pair,
-            (key.width, key.height),
-            self._engine.leader_token,
-            self._send,
-            lambda: self._engine.next_tick(place.domain),
-        )
+        size, engine = (place.key.width, place.key.height), self._engine
+        prober = self._prober = Prober(place.pair, size, engine.leader_token, self._send, engine.next_tick)
         log.info("profiling while idle", model=subject.model, domain=place.domain, measured=profiler.runs)
         try:
             profile = await profiler.run(prober, lambda course: self._draft(place, profiler, prober))
+            log.info("profiled", model=subject.model, cells=len(profile.cells), knee=profile.knee_rows())
+            await self._take_up(place, profile)
         except ProbeFailed as error:
             if self._prober is prober:
                 place.failures += 1
@@ -236,13 +226,6 @@ class ProfileKeeper:
         except Exception:  # a fault of ours in measuring must not end the serving
             place.failures += 1
             log.exception("profiling failed", model=subject.model)
-        else:
-            log.info("profiled", model=subject.model, cells=len(profile.cells), knee=profile.knee_rows())
-            self._profilers.pop(subject)
-            place.known = True
-            if self._places.get(place.at) is place:
-                self._plan_by(place, profile)
-            await self._keep(profile)
         finally:
             if self._prober is prober:
                 self._prober = None
@@ -258,7 +241,12 @@ class ProfileKeeper:
             self._plan_by(place, draft)
             log.info("drafted a profile", model=place.subject.model, knee=draft.knee_rows(), measured=profiler.runs)
 
-    async def _keep(self, profile: Profile) -> None:
+    async def _take_up(self, place: _Place, profile: Profile) -> None:
+        """Plan by what was measured to its end, and keep it for later leaders."""
+        self._profilers.pop(place.subject)
+        place.known = True
+        if self._places.get(place.at) is place:
+            self._plan_by(place, profile)
         if self._store is None:
             return
         try:

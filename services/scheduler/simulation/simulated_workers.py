@@ -13,6 +13,7 @@ from services.scheduler.engine.effects import (
     SendVaePlan,
     WorkerEffect,
 )
+from services.scheduler.engine.events import Report
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.simulation.simulated_device import Agenda, SimulatedDevice, Work
 from synerdiff.plans import (
@@ -32,7 +33,6 @@ from synerdiff.plans import (
 from synerdiff.profiles import Profile
 from synerdiff.requests import ImageFormat, TaskSpec
 
-Report = TaskReady | UnetTickDone | VaeTickDone | DecodedImage
 Reporter = Callable[[str, Report], None]
 MODEL = "simulated"
 

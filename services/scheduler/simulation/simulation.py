@@ -19,6 +19,7 @@ from services.scheduler.engine.effects import (
     FailJob,
     FinishJob,
     ForgetImages,
+    LetJobGo,
     MarkDecoding,
     ReleaseSlots,
     ReportProgress,
@@ -28,17 +29,27 @@ from services.scheduler.engine.effects import (
     StoreImage,
 )
 from services.scheduler.engine.engine import Engine, EngineBounds
+from services.scheduler.engine.events import (
+    Event,
+    ImageStored,
+    JobArrived,
+    ProfileKnown,
+    Report,
+    Reported,
+    UnetAttached,
+    VaeAttached,
+)
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ControllerSettings, ThresholdController
 from services.scheduler.policy.policies import ConfiguredPolicy, PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import BatchKey, DomainSnapshot, Policy, Thresholds
 from services.scheduler.simulation.simulated_device import Agenda
-from services.scheduler.simulation.simulated_workers import MODEL, Overheads, Report, SimulatedWorkers
+from services.scheduler.simulation.simulated_workers import MODEL, Overheads, SimulatedWorkers
 from services.scheduler.simulation.simulation_results import Outcome, SimulationResult, Switch
 from services.scheduler.simulation.workloads import Arrival
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobRecord, JobState
-from synerdiff.plans import DecodedImage, TaskReady, UnetTickDone, VaeTickDone
+from synerdiff.plans import DecodedImage, UnetTickDone
 from synerdiff.profiles import Profile
 from synerdiff.requests import ImageFormat, ImageRequest, Priority
 
@@ -146,10 +157,10 @@ class _Simulation:
 
     def run(self) -> SimulationResult:
         for workers in self._domains:
-            self._engine.unet_attached(workers.unet_lane(), ())
-            self._engine.vae_attached(workers.vae_lane())
+            self._on(UnetAttached(workers.unet_lane()))
+            self._on(VaeAttached(workers.vae_lane()))
             if self._known:
-                self._engine.profile_known(workers.domain, KEY, self._known)
+                self._on(ProfileKnown(workers.domain, KEY, self._known))
         for job_id, request in self._requests.items():
             self._agenda.at(request.arrival.at_ms, partial(self._arrive, job_id))
             if request.record.request.timed:
@@ -159,12 +170,16 @@ class _Simulation:
                 self._settle()
         return self._result()
 
+    def _on(self, event: Event) -> None:
+        self._heard = True
+        self._engine.on(event, int(self._agenda.now_ms))
+
     def _settle(self) -> None:
         """End a moment: read jobs, plan, carry out, let the lanes go on."""
         if self._heard:
-            self._heard = False
             if self._unread:
                 self._read()
+            self._heard = False
             self._engine.pump(int(self._agenda.now_ms))
             for effect in self._engine.take_effects():
                 self._carry_out[type(effect)](effect)
@@ -176,7 +191,7 @@ class _Simulation:
         to_worker = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
         return {
             **dict.fromkeys(to_worker, lambda effect: self._by_worker[effect.worker_id].carry_out(effect)),
-            **dict.fromkeys((ReportProgress, MarkDecoding), lambda effect: None),
+            **dict.fromkeys((ReportProgress, MarkDecoding, LetJobGo), lambda effect: None),
             StartJob: self._started,
             StoreImage: self._store,
             FinishJob: self._finished,
@@ -199,12 +214,12 @@ class _Simulation:
         while self._unread and wanted > 0:
             request = self._requests[heapq.heappop(self._unread)[1]]
             if not request.failed:
-                self._engine.job_arrived(request.record, int(self._agenda.now_ms))
+                self._on(JobArrived(request.record))
                 wanted -= 1
 
     def _expire(self, job_id: str) -> None:
         self._heard = True
-        self._engine.beat(int(self._agenda.now_ms))
+        self._engine.check_deadlines(int(self._agenda.now_ms))
         if any(unread == job_id for _, unread in self._unread):
             self._fail(job_id)
 
@@ -214,28 +229,17 @@ class _Simulation:
 
     def _store(self, effect: StoreImage) -> None:
         task_id = f"{effect.job_id}/{effect.index}"
-        self._agenda.at(self._agenda.now_ms + self._overheads.store_ms, partial(self._stored, task_id))
-
-    def _stored(self, task_id: str) -> None:
-        self._heard = True
-        self._engine.image_stored(task_id, int(self._agenda.now_ms))
+        self._agenda.at(self._agenda.now_ms + self._overheads.store_ms, partial(self._on, ImageStored(task_id)))
 
     def _report(self, worker_id: str, report: Report) -> None:
-        self._heard = True
         now_ms = self._agenda.now_ms
         match report:
-            case UnetTickDone():
-                for task_id, _ in report.finished:
-                    self._denoised_ms[task_id] = now_ms
-                self._engine.unet_tick_done(worker_id, report, int(now_ms))
-            case VaeTickDone():
-                self._engine.vae_tick_done(worker_id, report)
+            case UnetTickDone(finished=finished):
+                self._denoised_ms.update((task_id, now_ms) for task_id, _ in finished)
             case DecodedImage(task_id):
                 request = self._requests[task_id.partition("/")[0]]
                 request.decode_ms = max(request.decode_ms, now_ms - self._denoised_ms[task_id])
-                self._engine.image_decoded(worker_id, report, int(now_ms))
-            case TaskReady():
-                self._engine.task_ready(worker_id, report)
+        self._on(Reported(worker_id, report))
 
     def _result(self) -> SimulationResult:
         unserved = sum(request.ended_ms < 0 for request in self._requests.values())

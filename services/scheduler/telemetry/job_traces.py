@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, repeat
 
-from services.scheduler.engine.effects import FailJob, FinishJob, StoreEffect
+from services.scheduler.engine.effects import Admit, Effect, FailJob, FinishJob, LetJobGo
+from services.scheduler.engine.events import Event, ImageStored, JobArrived, Report, Reported, UnetAttached, WorkerLost
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import Job, Lane, Phase, PlannedPart, Task
 from services.scheduler.telemetry.request_traces import job_context
 from synerdiff.jobs import JobRecord, JobState
-from synerdiff.plans import DecodedImage, UnetTickDone, VaeTickDone
+from synerdiff.plans import DecodedImage, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.tracing import (
     Span,
     TraceContext,
@@ -105,6 +106,43 @@ class JobTraces:
         self._jobs: dict[str, _TracedJob] = {}
         self._tasks: dict[str, _TracedTask] = {}
 
+    # ---- events and effects
+
+    def on(self, event: Event, planned: PlannedPart | None) -> None:
+        """An event that the engine has taken. `planned`: as `Engine.on` said."""
+        match event:
+            case Reported(worker_id, report):
+                self._reported(worker_id, report, planned)
+            case JobArrived(record):
+                self.job_arrived(record)
+            case ImageStored(task_id):
+                self.moved((task_id,))
+            case UnetAttached() | WorkerLost():
+                self.all_moved()
+
+    def _reported(self, worker_id: str, report: Report, planned: PlannedPart | None) -> None:
+        match report:
+            case UnetTickDone() | VaeTickDone():
+                lane = self._holdings.lane(worker_id)
+                if lane:
+                    self.ticked(lane, report, planned)
+            case DecodedImage():
+                self.decoded(report)
+            case TaskReady(task_id) | TaskFailed(task_id):
+                self.moved((task_id,))
+
+    def effect(self, effect: Effect) -> None:
+        """What the engine wants done: a task may move by it, or a job end."""
+        match effect:
+            case Admit(task=task):
+                self.moved((task.task_id,))
+            case FinishJob(job_id=job_id):
+                self.job_ended(job_id, "finished")
+            case FailJob(job_id=job_id, message=message):
+                self.job_ended(job_id, "failed", message)
+            case LetJobGo(job_id=job_id, outcome=outcome):
+                self.job_ended(job_id, outcome)
+
     # ---- jobs
 
     def job_arrived(self, record: JobRecord) -> None:
@@ -120,14 +158,6 @@ class JobTraces:
             traced.stage.attributes["synerdiff.taken_over"] = True
         self._jobs[record.job_id] = _TracedJob(job, stored, context, tasks)
         self._tasks.update({traced.task.spec.task_id: traced for traced in tasks})
-
-    def effect(self, effect: StoreEffect) -> None:
-        """What the engine wants written: a job may end by it."""
-        match effect:
-            case FinishJob(job_id=job_id):
-                self.job_ended(job_id, "finished")
-            case FailJob(job_id=job_id, message=message):
-                self.job_ended(job_id, "failed", message)
 
     def job_ended(self, job_id: str, outcome: str, error: str = "") -> None:
         """The leader holds the job no more."""
@@ -235,14 +265,26 @@ class JobTraces:
 
     # ---- ticks
 
-    def ticked(self, lane: Lane, kind: str, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None) -> None:
-        """A worker's part of a tick has run. It has a span where one of its tasks is traced, and they are linked."""
-        if planned is None or not self._tasks or not done.items:
-            return
-        stage_name = "denoise" if kind == "unet" else "decode"
+    def ticked(self, lane: Lane, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None) -> None:
+        """A worker's part of a tick has run. It has a span where one of its tasks is traced, and they are linked.
+
+        Of the tasks that it moved, the stage ends with it.
+        """
+        if planned and self._tasks and done.items:
+            stages = self._stages_of(done, planned)
+            if stages:
+                self._record_tick(lane, done, planned, stages)
+        if isinstance(done, UnetTickDone):
+            self.moved(task_id for task_id, _ in done.finished)
+        self.moved(entry.task_id for entry in done.skipped)
+
+    def _stages_of(self, done: UnetTickDone | VaeTickDone, planned: PlannedPart) -> list[_Stage]:
+        """The traced stages that the tick had a part in, their steps and rows counted."""
+        unet = isinstance(done, UnetTickDone)
+        stage_name = "denoise" if unet else "decode"
         stale = {entry.task_id for entry in done.skipped}
         stages: list[_Stage] = []
-        named = _rows_by_task(planned) if kind == "unet" else zip(planned.task_ids, repeat(0), strict=False)
+        named = _rows_by_task(planned) if unet else zip(planned.task_ids, repeat(0), strict=False)
         for task_id, rows in named:
             traced = self._tasks.get(task_id)
             stage = traced.in_stage(stage_name) if traced else None
@@ -250,10 +292,14 @@ class JobTraces:
                 stages.append(stage)
                 stage.steps += task_id not in stale
                 stage.rows += 0 if task_id in stale else rows
-        if not stages:
-            return
+        return stages
+
+    def _record_tick(
+        self, lane: Lane, done: UnetTickDone | VaeTickDone, planned: PlannedPart, stages: list[_Stage]
+    ) -> None:
         tick = named_trace(self._leader_token, lane.domain, done.tick)
-        context, parent = (tick, None) if kind == "unet" else _beside(tick, planned)
+        unet = isinstance(done, UnetTickDone)
+        context, parent = (tick, None) if unet else _beside(tick, planned)
         for stage in stages:
             stage.link(context)
             stage.worker = lane.worker_id
@@ -268,10 +314,8 @@ class JobTraces:
         if done.skipped:
             attributes["synerdiff.stale"] = len(done.skipped)
         start_ns, end_ns = done.items[0].start_unix_ns, done.items[-1].end_unix_ns
-        dropped = len(stages) - len(links)
-        self._tracer.record(
-            Span(f"{kind} tick", context, parent, start_ns, end_ns, attributes, links, dropped_links=dropped)
-        )
+        name, dropped = f"{'unet' if unet else 'vae'} tick", len(stages) - len(links)
+        self._tracer.record(Span(name, context, parent, start_ns, end_ns, attributes, links, dropped_links=dropped))
 
 
 def _rows_by_task(planned: PlannedPart) -> Iterator[tuple[str, int]]:

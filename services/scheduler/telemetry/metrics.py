@@ -5,7 +5,7 @@ from typing import Self
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from services.scheduler.engine.effects import FailJob, FinishJob, StoreEffect, StoreImage
+from services.scheduler.engine.effects import FailJob, FinishJob, LetJobGo, StoreEffect, StoreImage
 from synerdiff.plans import UnetTickDone, VaeTickDone
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -109,7 +109,7 @@ class PoolMetrics:
         """Count tasks that made way."""
         self._set_aside.labels(model).inc(tasks)
 
-    def observe_effect(self, effect: StoreEffect, now_ms: int) -> None:
+    def observe_effect(self, effect: StoreEffect | LetJobGo, now_ms: int) -> None:
         """Count what the engine did."""
         match effect:
             case StoreImage():
@@ -120,6 +120,8 @@ class PoolMetrics:
                     seconds.observe(getattr(timings, f"{stage}_ms") / 1000)
             case FailJob(accepted_at_ms=accepted_at_ms):
                 self.job_ended("failed", now_ms - accepted_at_ms)
+            case LetJobGo(accepted_at_ms=accepted_at_ms, outcome=outcome):
+                self.job_ended(outcome, now_ms - accepted_at_ms)
 
     def worker_lost(self, kind: str) -> None:
         """Count a worker that is gone."""

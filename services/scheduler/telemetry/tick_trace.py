@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from services.scheduler.engine.measured import MeasuredItem, Pairing
-from services.scheduler.engine.tasks import PlannedItem
+from services.scheduler.engine.tasks import PartItem
 from services.scheduler.engine.ticks import TickRecord
 from synerdiff.plans import ItemTiming
 
@@ -73,7 +73,7 @@ def _slice(name: str, category: str, start_us: float, duration_us: float, args: 
     return {"ph": "X", "name": name, "cat": category, "ts": start_us, "dur": duration_us, "args": args}
 
 
-def _title(kind: str, timing: ItemTiming, item: PlannedItem | None) -> str:
+def _title(kind: str, timing: ItemTiming, item: PartItem | None) -> str:
     if kind == "unet":
         skips = f", {item.skips} skipping" if item and item.skips else ""
         return f"{timing.rows} rows{skips}"
@@ -82,7 +82,7 @@ def _title(kind: str, timing: ItemTiming, item: PlannedItem | None) -> str:
     return f"{item.decodes:.3g} decodes" + (f" in {item.chunks} chunks" if item.chunks > 1 else "")
 
 
-def _arguments(record: TickRecord, timing: ItemTiming, item: PlannedItem | None, whole: MeasuredItem | None) -> Event:
+def _arguments(record: TickRecord, timing: ItemTiming, item: PartItem | None, whole: MeasuredItem | None) -> Event:
     """What is known of one side of an item; `measured_ms` is of the whole item, `ran_ms` of this side."""
     unit = "ran_rows" if record.kind == "unet" else "ran_images"
     args: Event = {unit: timing.rows, "ran_ms": timing.ms, "waited_ms": timing.waited_ms, "stale": record.stale}

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from services.scheduler.profiles.measuring.prober import Prober
 from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOptions
 from services.scheduler.profiles.measuring.rounds import Probe
-from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone
 from synerdiff.profiles import Profile
 from tests.services.scheduler.measured_profiles import two_cores
-from tests.services.scheduler.timed_pair import Report, TimedPair, pair
+from tests.services.scheduler.timed_pair import TimedPair, pair
 
 
 class Bench:
@@ -22,20 +21,11 @@ class Bench:
         plan_ms: float = 0.001,
         threads: int = 2,
     ) -> None:
-        self.pair = TimedPair(self._told, slots, item_ms, plan_ms)
+        self.pair = TimedPair(
+            lambda worker_id, report: self.prober.reported(worker_id, report), slots, item_ms, plan_ms
+        )
         ticks = itertools.count(1)
         self.prober = Prober(pair(slots, threads=threads), (256, 256), 7, self.pair.send, lambda: next(ticks))
-
-    def _told(self, worker_id: str, report: Report) -> None:
-        match report:
-            case TaskReady():
-                self.prober.task_ready(report)
-            case TaskFailed():
-                self.prober.task_failed(report)
-            case UnetTickDone():
-                self.prober.unet_tick_done(report)
-            case _:
-                self.prober.vae_tick_done(report)
 
     async def profile(self, **options: object) -> Profile:
         """What measuring the pair gives, by the pair's own time."""

@@ -1,6 +1,6 @@
 """Reports of ticks as a domain's two workers make them, and a small profile, for tests of what is learned from them."""
 
-from services.scheduler.engine.tasks import PlannedItem, PlannedPart
+from services.scheduler.engine.tasks import PartItem, PlannedPart
 from services.scheduler.engine.ticks import TickRecord
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.plans import ItemTiming
@@ -20,10 +20,10 @@ def profile() -> Profile:
     return Profile(subject, tuple(cells), ItemCaps(4, 2), "2026-11-22T00:00:00Z")
 
 
-def planned(place: int, rows: int, decodes: float = 0.0, predicted_ms: float = 10.0, skips: int = 0) -> PlannedItem:
+def planned(place: int, rows: int, decodes: float = 0.0, predicted_ms: float = 10.0, skips: int = 0) -> PartItem:
     """An item as the profile would have it run."""
     setting = BESIDE if rows and decodes else ALONE if rows else Setting(2, 0, 2)
-    return PlannedItem(place, rows, skips, decodes, setting.chunks, setting, predicted_ms, tasks=rows, key=KEY)
+    return PartItem(place, rows, skips, decodes, setting.chunks, setting, predicted_ms, tasks=rows, key=KEY)
 
 
 def timing(start_ms: float, end_ms: float, ran: int, waited_ms: float = 0.0) -> ItemTiming:
@@ -33,7 +33,7 @@ def timing(start_ms: float, end_ms: float, ran: int, waited_ms: float = 0.0) -> 
 def record(
     kind: str,
     tick: int,
-    *items: tuple[PlannedItem, ItemTiming],
+    *items: tuple[PartItem, ItemTiming],
     domain: str = "d",
     threshold: float = 0.9,
     in_step: bool = True,

@@ -13,6 +13,7 @@ from services.scheduler.engine.effects import (
     SendVaePlan,
     WorkerEffect,
 )
+from services.scheduler.engine.events import Report
 from services.scheduler.profiles.measuring.prober import ProbePair
 from services.scheduler.profiles.measuring.rounds import Probe
 from synerdiff.plans import (
@@ -31,8 +32,6 @@ from synerdiff.profiles import Setting
 from synerdiff.requests import TaskSpec
 from tests.services.scheduler.harness import CARD
 from tests.services.scheduler.measured_profiles import record, two_cores
-
-Report = TaskReady | TaskFailed | UnetTickDone | VaeTickDone
 
 CALLS_OF_LONG_TASKS = 200
 VAE_SHARE = 0.7  # of an item's time, after which its decodes beside steps end

@@ -12,6 +12,7 @@ from services.scheduler.engine.effects import (
     SendVaePlan,
     WorkerEffect,
 )
+from services.scheduler.engine.events import Report
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from synerdiff.plans import (
     DecodedImage,
@@ -28,8 +29,6 @@ from synerdiff.plans import (
     VaeTickDone,
 )
 from synerdiff.requests import ImageFormat, TaskSpec
-
-Report = TaskReady | TaskFailed | UnetTickDone | VaeTickDone | DecodedImage
 
 
 @dataclass

@@ -22,6 +22,7 @@ from services.scheduler.engine.effects import (
     SendVaePlan,
     WorkerEffect,
 )
+from services.scheduler.engine.events import Report
 from services.scheduler.profiles.measuring.peak_memory import PeakMemory
 from services.scheduler.profiles.measuring.rounds import (
     Footprint,
@@ -91,22 +92,17 @@ class Prober:
 
     # ---- what the workers report
 
-    def task_ready(self, ready: TaskReady) -> None:
-        """A task is prepared."""
-        self._came("ready", ready.task_id, ready)
-
-    def task_failed(self, failed: TaskFailed) -> None:
-        """A task cannot be done."""
-        if failed.task_id.startswith(self._tasks.prefix):
-            self.abort(f"{failed.task_id}: {failed.message}")
-
-    def unet_tick_done(self, done: UnetTickDone) -> None:
-        """A UNet plan has run, possibly one of the prober's."""
-        self._came("unet", done.tick, done)
-
-    def vae_tick_done(self, done: VaeTickDone) -> None:
-        """A VAE plan has run, possibly one of the prober's."""
-        self._came("vae", done.tick, done)
+    def reported(self, worker_id: str, report: Report) -> None:
+        """A worker's report, possibly of what this prober has asked for."""
+        match report:
+            case TaskReady(task_id):
+                self._came("ready", task_id, report)
+            case TaskFailed(task_id, _, message) if task_id.startswith(self._tasks.prefix):
+                self.abort(f"{task_id}: {message}")
+            case UnetTickDone(tick) if worker_id == self.pair.unet.worker_id:
+                self._came("unet", tick, report)
+            case VaeTickDone(tick) if worker_id == self.pair.vae.worker_id:
+                self._came("vae", tick, report)
 
     def abort(self, why: str) -> None:
         """End what is being measured: it raises ProbeFailed."""

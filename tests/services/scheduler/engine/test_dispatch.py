@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable
 
-from services.scheduler.engine.dispatch import send_plan
+from services.scheduler.engine.dispatch import dispatch
 from services.scheduler.engine.effects import Admit, Effect, FinishJob, SendUnetPlan, SendVaePlan
+from services.scheduler.engine.events import BudgetKnown, VaeAttached, WorkerLost
 from services.scheduler.policy.policies import PolicyBounds
 from services.scheduler.policy.snapshots import (
     Admission,
@@ -60,7 +61,7 @@ def world(policy: Scripted, unets: int = 1, vaes: int = 1, domains: int = 1) -> 
     made = World(unets, vaes, domains)
     made.policy = policy  # type: ignore[assignment]
     made.new_leader()
-    made.engine.budget_known("emoji", BUDGET)
+    made.on(BudgetKnown("emoji", BUDGET))
     return made
 
 
@@ -95,7 +96,7 @@ def finished_skips(made: World) -> tuple[tuple[int, tuple[int, ...]], ...]:
 
 def test_skipped_steps_are_reported_and_embedded() -> None:
     made = world(Scripted())
-    made.engine.job_arrived(job("j", steps=5, seed=3))
+    made.arrive(job("j", steps=5, seed=3))
     made.attach_all()
     admitted = [c.task for c in made.unets["u0"].commands if isinstance(c, Admit)]
     assert [task.skip_predictor for task in admitted] == ["extrapolate:0.5"]
@@ -108,12 +109,12 @@ def test_skipped_steps_are_reported_and_embedded() -> None:
 
 def test_a_request_can_switch_skipping_off_or_fix_it() -> None:
     made = world(Scripted())
-    made.engine.job_arrived(job("off", steps=5, skip_cfg=SkipCfg(SkipCfgMode.OFF)))
+    made.arrive(job("off", steps=5, skip_cfg=SkipCfg(SkipCfgMode.OFF)))
     made.attach_all()
     made.settle()
     assert finished_skips(made) == ()
     made = world(Scripted())
-    made.engine.job_arrived(job("fixed", steps=6, skip_cfg=SkipCfg(SkipCfgMode.FIXED, steps=(2, 3))))
+    made.arrive(job("fixed", steps=6, skip_cfg=SkipCfg(SkipCfgMode.FIXED, steps=(2, 3))))
     made.attach_all()
     made.settle()
     assert finished_skips(made) == ((0, (2, 3)),)
@@ -121,7 +122,7 @@ def test_a_request_can_switch_skipping_off_or_fix_it() -> None:
 
 def test_an_unguided_task_has_nothing_to_skip() -> None:
     made = world(Scripted())
-    made.engine.job_arrived(job("j", steps=4, guidance_scale=1.0))
+    made.arrive(job("j", steps=4, guidance_scale=1.0))
     sent = Sent(made)
     made.attach_all()
     made.settle()
@@ -130,12 +131,12 @@ def test_an_unguided_task_has_nothing_to_skip() -> None:
 
 def test_a_retry_repeats_the_skips_that_were_made() -> None:
     made = world(Scripted())
-    made.engine.job_arrived(job("j", steps=6))
+    made.arrive(job("j", steps=6))
     made.attach_all()
     for _ in range(5):  # admit, then calls 0 to 3
         made.act("u0")
     made.unets["u0"].die()
-    made.engine.unet_lost("u0")
+    made.on(WorkerLost("u0"))
     # From here on the policy would skip even calls; the retry has to skip 1 and 3 again all the same.
     made.policy = made.engine.policy = Scripted(_skipping_even)  # type: ignore[assignment]
     sent = Sent(made)
@@ -160,11 +161,11 @@ def _skipping_even(snapshot: DomainSnapshot) -> TickPlan:
 def test_items_in_step_wait_for_the_other_workers_last_one() -> None:
     made = World()
     made.attach("u0")
-    made.engine.job_arrived(job("j", images=2, steps=1))
+    made.arrive(job("j", images=2, steps=1))
     made.pump()
     made.settle()
     assert set(made.engine.holdings.ready) == {"j/0", "j/1"}
-    made.engine.vae_attached(made.vaes["v0"].lane())
+    made.on(VaeAttached(made.vaes["v0"].lane()))
     unet, vae = in_step_plans(made)
     assert [(item.execution.place, item.execution.after) for item in unet.items] == [(1, None), (3, ItemRef(9, 2))]
     assert [(item.execution.place, item.execution.after) for item in vae.items] == [
@@ -185,7 +186,7 @@ def in_step_plans(made: World) -> tuple[UnetPlan, VaePlan]:
     """A tick of four items with parts for both, dispatched by hand."""
     holdings = made.engine.holdings
     more = job("k", images=2, steps=3)
-    made.engine.job_arrived(more)
+    made.arrive(more)
     for task in list(holdings.waiting.values()):
         holdings.unet["u0"].tasks[task.spec.task_id] = task
     step = UnetBatch("u0", ("k/0",), threads=1)
@@ -196,7 +197,7 @@ def in_step_plans(made: World) -> tuple[UnetPlan, VaePlan]:
         Item(None, VaeBatch("v0", (DecodePart("j/1", 2, 0, 2),))),
     )
     made.engine.take_effects()
-    send_plan(holdings, "d0", TickPlan(items, in_step=True), tick=9, leader_token=1)
+    dispatch(holdings, "d0", TickPlan(items, in_step=True), tick=9, leader_token=1)
     sent = made.engine.take_effects()
     unet = next(effect.plan for effect in sent if isinstance(effect, SendUnetPlan))
     vae = next(effect.plan for effect in sent if isinstance(effect, SendVaePlan))

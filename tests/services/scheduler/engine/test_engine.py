@@ -12,35 +12,43 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.scheduler.engine.effects import (
     Admit,
-    CancelOnWorker,
     Effect,
     FailJob,
     FinishJob,
-    ForgetImages,
     MarkDecoding,
-    ReleaseSlots,
     SendUnetPlan,
-    SendVaePlan,
     StartJob,
     StoreImage,
+    WorkerEffect,
 )
 from services.scheduler.engine.engine import Engine, EngineBounds
+from services.scheduler.engine.events import (
+    Event,
+    ImageStored,
+    JobArrived,
+    JobDropped,
+    ProfileKnown,
+    Report,
+    Reported,
+    UnetAttached,
+    VaeAttached,
+    WorkerAnnounced,
+    WorkerLost,
+)
 from services.scheduler.engine.tasks import Phase
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobRecord, JobState
-from synerdiff.plans import DecodedImage, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.profiles import ItemCaps, Mechanisms, Profile
 from synerdiff.requests import ImageFormat, ImageRequest, Priority
 from synerdiff.skip_cfg import SkipCfgBudget
 from tests.services.scheduler.simulated import straight_line_profile
-from tests.services.scheduler.virtual_workers import Report, VirtualUnet, VirtualVae
+from tests.services.scheduler.virtual_workers import VirtualUnet, VirtualVae
 
 ROUNDS = PlanBook(solve_now=True)
 WORKERS = st.sampled_from(("u0", "u1", "v0", "v1"))
-WORKER_EFFECTS = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
 
 
 def job(job_id: str, *, images: int = 1, steps: int = 2, width: int = 128, **fields: object) -> JobRecord:
@@ -101,17 +109,23 @@ class World:
         self.to_store.clear()
         for domain, width in product({unet.domain for unet in self.unets.values()}, (128, 256)):
             if self.profile:
-                self.engine.profile_known(domain, BatchKey("emoji", width, 128), self.profile)
+                self.on(ProfileKnown(domain, BatchKey("emoji", width, 128), self.profile))
+
+    def on(self, event: Event) -> None:
+        self.engine.on(event, self.now_ms)
+
+    def arrive(self, record: JobRecord) -> None:
+        self.on(JobArrived(record))
 
     def attach(self, worker_id: str) -> None:
         if worker_id in self.unets:
             unet = self.unets[worker_id]
             unet.commands.clear()
-            self.engine.unet_attached(unet.lane(), unet.resident_tasks())
+            self.on(UnetAttached(unet.lane(), tuple(unet.resident_tasks())))
         else:
             vae = self.vaes[worker_id]
             vae.commands.clear()
-            self.engine.vae_attached(vae.lane())
+            self.on(VaeAttached(vae.lane()))
             for image in list(vae.outbox.values()):
                 self.report(worker_id, image)
         self.pump()
@@ -123,7 +137,7 @@ class World:
     def pump(self) -> None:
         self.engine.pump(self.now_ms)
         for effect in self.engine.take_effects():
-            if isinstance(effect, WORKER_EFFECTS):
+            if isinstance(effect, WorkerEffect):
                 worker = self.unets.get(effect.worker_id) or self.vaes[effect.worker_id]
                 worker.commands.append(effect)
             elif isinstance(effect, StoreImage):
@@ -135,17 +149,7 @@ class World:
 
     def report(self, worker_id: str, report: Report) -> None:
         self.now_ms += 1
-        match report:
-            case TaskReady():
-                self.engine.task_ready(worker_id, report)
-            case TaskFailed():
-                self.engine.task_failed(worker_id, report)
-            case UnetTickDone():
-                self.engine.unet_tick_done(worker_id, report, self.now_ms)
-            case VaeTickDone():
-                self.engine.vae_tick_done(worker_id, report)
-            case DecodedImage():
-                self.engine.image_decoded(worker_id, report, self.now_ms)
+        self.on(Reported(worker_id, report))
 
     def act(self, worker_id: str) -> bool:
         worker = self.unets.get(worker_id) or self.vaes[worker_id]
@@ -160,7 +164,7 @@ class World:
             return False
         effect = self.to_store.pop(0)
         self.stored[effect.job_id, effect.index] += 1
-        self.engine.image_stored(f"{effect.job_id}/{effect.index}", self.now_ms)
+        self.on(ImageStored(f"{effect.job_id}/{effect.index}"))
         self.pump()
         return True
 
@@ -171,10 +175,7 @@ class World:
 
     def lose(self, worker_id: str) -> None:
         """The engine hears that the stream to a worker has ended."""
-        if worker_id in self.unets:
-            self.engine.unet_lost(worker_id)
-        else:
-            self.engine.vae_lost(worker_id)
+        self.on(WorkerLost(worker_id))
         self.pump()
 
     def settle(self, limit: int = 5000) -> None:
@@ -192,7 +193,7 @@ class World:
 
 def test_a_job_goes_from_waiting_to_finished_in_order() -> None:
     world = World()
-    world.engine.job_arrived(job("j", images=2))
+    world.arrive(job("j", images=2))
     world.attach_all()
     world.settle()
     kinds = [type(effect) for effect in world.store if not hasattr(effect, "step")]
@@ -203,7 +204,7 @@ def test_a_job_goes_from_waiting_to_finished_in_order() -> None:
 
 def test_plans_run_ahead_by_two_and_no_further() -> None:
     world = World()
-    world.engine.job_arrived(job("j", steps=10))
+    world.arrive(job("j", steps=10))
     world.attach_all()
     world.act("u0")  # admit
     plans = [c.plan for c in world.unets["u0"].commands if isinstance(c, SendUnetPlan)]
@@ -213,11 +214,11 @@ def test_plans_run_ahead_by_two_and_no_further() -> None:
 
 def test_a_waiting_task_joins_at_the_next_step_and_a_full_batch_is_never_exceeded() -> None:
     world = World()
-    world.engine.job_arrived(job("a", steps=20))
+    world.arrive(job("a", steps=20))
     world.attach_all()
     world.act("u0")
     for name in "bcde":
-        world.engine.job_arrived(job(name, steps=20))
+        world.arrive(job(name, steps=20))
     world.pump()
     batches = []
     for _ in range(10):
@@ -229,8 +230,8 @@ def test_a_waiting_task_joins_at_the_next_step_and_a_full_batch_is_never_exceede
 
 def test_sizes_share_a_tick_but_not_a_batch() -> None:
     world = World()
-    world.engine.job_arrived(job("a", steps=9))
-    world.engine.job_arrived(job("b", steps=9, width=256))
+    world.arrive(job("a", steps=9))
+    world.arrive(job("b", steps=9, width=256))
     world.attach_all()
     world.act("u0")
     world.act("u0")
@@ -244,8 +245,8 @@ def test_sizes_share_a_tick_but_not_a_batch() -> None:
 def test_priority_goes_first() -> None:
     world = World()
     for name in "abcd":
-        world.engine.job_arrived(job(name, priority=Priority.LOW, accepted_at_ms=1))
-    world.engine.job_arrived(job("urgent", priority=Priority.HIGH, accepted_at_ms=2))
+        world.arrive(job(name, priority=Priority.LOW, accepted_at_ms=1))
+    world.arrive(job("urgent", priority=Priority.HIGH, accepted_at_ms=2))
     world.attach_all()
     assert next(iter(world.engine.holdings.unet["u0"].tasks)) == "urgent/0"
 
@@ -253,10 +254,10 @@ def test_priority_goes_first() -> None:
 def test_work_spreads_over_workers() -> None:
     world = World(unets=2, domains=2)
     for name in "abcd":
-        world.engine.job_arrived(job(name))
+        world.arrive(job(name))
     world.attach_all()
     for name in "efgh":
-        world.engine.job_arrived(job(name))
+        world.arrive(job(name))
     world.pump()
     assert sorted(len(unet.commands) for unet in world.unets.values()) == [4, 4]
 
@@ -265,7 +266,7 @@ def test_a_domain_without_a_vae_worker_is_decoded_elsewhere() -> None:
     world = World(unets=2, vaes=1, domains=2)
     world.attach_all()
     for name in "abcdef":
-        world.engine.job_arrived(job(name))
+        world.arrive(job(name))
     world.pump()
     world.settle()
     assert len(world.ended) == 6
@@ -274,11 +275,11 @@ def test_a_domain_without_a_vae_worker_is_decoded_elsewhere() -> None:
 
 def test_a_cancelled_job_frees_its_slots_at_once() -> None:
     world = World()
-    world.engine.job_arrived(job("j", images=3, steps=50))
+    world.arrive(job("j", images=3, steps=50))
     world.attach_all()
     for _ in range(8):
         world.act("u0")
-    world.engine.job_dropped("j")
+    world.on(JobDropped("j"))
     world.pump()
     for _ in range(5):  # the two plans under way, and a cancellation each
         world.act("u0")
@@ -290,10 +291,10 @@ def test_a_cancelled_job_frees_its_slots_at_once() -> None:
 
 def test_a_deadline_fails_the_job_and_frees_its_slots() -> None:
     world = World()
-    world.engine.job_arrived(job("j", steps=50, deadline_ms=500, timeout_ms=500))
+    world.arrive(job("j", steps=50, deadline_ms=500, timeout_ms=500))
     world.attach_all()
     world.act("u0")
-    world.engine.beat(501)
+    world.engine.check_deadlines(501)
     world.pump()
     world.settle()
     failed = next(effect for effect in world.store if isinstance(effect, FailJob))
@@ -307,7 +308,7 @@ def test_a_worker_without_room_is_no_failure() -> None:
     world.attach_all()
     world.engine.holdings.unet["u0"].slots = 4  # the engine believes in more room than there is
     for name in "abc":
-        world.engine.job_arrived(job(name))
+        world.arrive(job(name))
     world.pump()
     admissions = 0
     for _ in range(30):
@@ -315,7 +316,7 @@ def test_a_worker_without_room_is_no_failure() -> None:
         world.act("u0")
     assert admissions == 3, "a worker that refuses is not asked again at once"
     world.unets["u0"].slots = 4
-    world.engine.beat(world.now_ms)
+    world.engine.check_deadlines(world.now_ms)
     world.pump()
     world.settle()
     assert set(world.ended) == {"a", "b", "c"}
@@ -325,16 +326,16 @@ def test_a_worker_without_room_is_no_failure() -> None:
 def test_a_worker_that_is_not_announced_gets_nothing_new_until_it_is_again() -> None:
     world = World()
     world.attach_all()
-    world.engine.job_arrived(job("a", steps=3))
+    world.arrive(job("a", steps=3))
     world.pump()
     for worker in ("u0", "v0"):
-        world.engine.worker_announced(worker, False)
-    world.engine.job_arrived(job("b", steps=3))
+        world.on(WorkerAnnounced(worker, takes_new=False))
+    world.arrive(job("b", steps=3))
     world.pump()
     world.settle()
     assert set(world.engine.holdings.unet["u0"].tasks) == {"a/0"}, "what it held went on; b waits"
     for worker in ("u0", "v0"):
-        world.engine.worker_announced(worker, True)
+        world.on(WorkerAnnounced(worker, takes_new=True))
     world.pump()
     world.settle()
     assert set(world.ended) == {"a", "b"}
@@ -343,12 +344,12 @@ def test_a_worker_that_is_not_announced_gets_nothing_new_until_it_is_again() -> 
 
 def test_a_task_that_kills_every_worker_is_given_up() -> None:
     world = World(max_deaths=2)
-    world.engine.job_arrived(job("poison", steps=50))
+    world.arrive(job("poison", steps=50))
     for _ in range(3):
         world.attach("u0")
         world.act("u0")
         world.unets["u0"].die()
-        world.engine.unet_lost("u0")
+        world.on(WorkerLost("u0"))
         world.pump()
     failed = next(effect for effect in world.store if isinstance(effect, FailJob))
     assert "lost 3 times" in failed.message
@@ -358,7 +359,7 @@ def test_a_new_leader_goes_on_where_the_tasks_stand() -> None:
     world = World()
     records = [job("a", steps=20), job("b", steps=20)]
     for record in records:
-        world.engine.job_arrived(record)
+        world.arrive(record)
     world.attach_all()
     for _ in range(12):
         world.act("u0")
@@ -366,7 +367,7 @@ def test_a_new_leader_goes_on_where_the_tasks_stand() -> None:
     assert min(stands.values()) > 2
     world.new_leader()
     world.store.clear()
-    world.engine.job_arrived(records[0])  # b has been cancelled meanwhile
+    world.arrive(records[0])  # b has been cancelled meanwhile
     world.attach_all()
     assert StartJob("a") in world.store, "its record says that the leader before could not write it"
     assert world.engine.holdings.tasks["a/0"].done_calls == stands["a/0"]
@@ -379,7 +380,7 @@ def test_a_new_leader_goes_on_where_the_tasks_stand() -> None:
 
 def test_a_job_whose_images_are_all_stored_needs_only_its_end() -> None:
     world = World()
-    world.engine.job_arrived(job("j", images=2, images_done=(0, 1), state=JobState.DECODING))
+    world.arrive(job("j", images=2, images_done=(0, 1), state=JobState.DECODING))
     world.pump()
     assert world.ended == {"j": 1}
 
@@ -387,13 +388,13 @@ def test_a_job_whose_images_are_all_stored_needs_only_its_end() -> None:
 @pytest.mark.parametrize("kind", ["unet", "vae"])
 def test_a_stream_that_breaks_does_not_lose_what_the_worker_holds(kind: str) -> None:
     world = World()
-    world.engine.job_arrived(job("j", steps=6))
+    world.arrive(job("j", steps=6))
     world.attach_all()
     for _ in range(5):
         world.act("u0")
     before = world.unets["u0"].residents["j/0"].next_call
     worker = "u0" if kind == "unet" else "v0"
-    (world.engine.unet_lost if kind == "unet" else world.engine.vae_lost)(worker)
+    world.on(WorkerLost(worker))
     world.attach(worker)
     assert world.engine.holdings.tasks["j/0"].done_calls >= before > 0 or kind == "vae"
     world.settle()
@@ -414,7 +415,7 @@ def test_both_workers_of_a_domain_may_die_at_once_whatever_its_tasks_are_at(
         world.unets["u0"].slots = 12
         jobs = [job(f"j{n}", steps=1 + n % 3) for n in range(16)]
         for record in jobs:
-            world.engine.job_arrived(record)
+            world.arrive(record)
         world.attach_all()
         for worker in script[:moment]:
             world.act(worker)
@@ -461,7 +462,7 @@ class AnyOrder(RuleBasedStateMachine):
     def arrive(self, images: int, steps: int, width: int, priority: Priority) -> None:
         record = job(f"j{len(self.records)}", images=images, steps=steps, width=width, priority=priority)
         self.records[record.job_id] = record
-        self.world.engine.job_arrived(record)
+        self.world.arrive(record)
         self.world.pump()
 
     @rule(worker=WORKERS, times=st.integers(1, 6))
@@ -502,7 +503,7 @@ class AnyOrder(RuleBasedStateMachine):
         job_id = data.draw(st.sampled_from(sorted(self.records)))
         if not self.world.ended[job_id]:
             self.dropped.add(job_id)
-        self.world.engine.job_dropped(job_id)
+        self.world.on(JobDropped(job_id))
         self.world.pump()
 
     @rule()
@@ -513,9 +514,7 @@ class AnyOrder(RuleBasedStateMachine):
             if not world.ended[job_id] and job_id not in self.dropped:
                 done = tuple(index for job, index in world.stored if job == job_id)
                 state = JobState.RUNNING
-                world.engine.job_arrived(
-                    JobRecord(job_id, state, record.request, 0, record.deadline_ms, False, images_done=done)
-                )
+                world.arrive(JobRecord(job_id, state, record.request, 0, record.deadline_ms, False, images_done=done))
         world.attach_all()
         self.away.clear()
 

@@ -6,6 +6,7 @@ import pytest
 
 from services.scheduler.api.validation import AdmissionLimits, resolve
 from services.scheduler.engine.effects import Admit, SendUnetPlan, SendVaePlan
+from services.scheduler.engine.events import BudgetKnown
 from synerdiff.skip_cfg import SkipCfgBudget, SkipCfgMode
 from synerdiff.v1 import images_pb2
 from tests.services.scheduler.api.test_validation import CARD, LIMITS, good
@@ -21,8 +22,8 @@ def test_they_share_items_with_each_other_alone(policy: str, profiled: bool) -> 
     world = World(policy=policy, profile=profile)
     exact = {f"e{k}/0" for k in range(3)}
     for k in range(3):
-        world.engine.job_arrived(job(f"e{k}", steps=6, exact=True))
-        world.engine.job_arrived(job(f"o{k}", steps=5))
+        world.arrive(job(f"e{k}", steps=6, exact=True))
+        world.arrive(job(f"o{k}", steps=5))
     world.attach_all()
     batches, decodes, admitted = list[set[str]](), dict[str, bool](), dict[str, bool]()
     for _, command in commands_of(world):
@@ -39,13 +40,13 @@ def test_they_share_items_with_each_other_alone(policy: str, profiled: bool) -> 
 
 def test_load_leaves_their_guidance_alone() -> None:
     world = World(policy="synerdiff", profile=straight_line_profile())
-    world.engine.budget_known("emoji", SkipCfgBudget("reuse", 0.5, 2, head=1, tail=1))
+    world.on(BudgetKnown("emoji", SkipCfgBudget("reuse", 0.5, 2, head=1, tail=1)))
     pb = good()
     pb.exact = True
     request = resolve(pb, [CARD], LIMITS)
     assert request.skip_cfg.mode is SkipCfgMode.OFF
     for k in range(6):
-        world.engine.job_arrived(job(f"e{k}", steps=30, exact=True, skip_cfg=request.skip_cfg))
+        world.arrive(job(f"e{k}", steps=30, exact=True, skip_cfg=request.skip_cfg))
     world.attach_all()
     plans = [command.plan for _, command in commands_of(world) if isinstance(command, SendUnetPlan)]
     assert plans
@@ -71,8 +72,8 @@ def test_a_deployment_may_draw_all_exactly_and_a_request_may_say_otherwise() -> 
 
 def test_the_file_of_an_exact_picture_says_that_it_is() -> None:
     world = World()
-    world.engine.job_arrived(job("e", steps=1, exact=True))
-    world.engine.job_arrived(job("o", steps=1))
+    world.arrive(job("e", steps=1, exact=True))
+    world.arrive(job("o", steps=1))
     world.attach_all()
     told: dict[str, bool] = {}
     for _, command in commands_of(world):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.scheduler.engine.events import JobDropped
 from services.scheduler.engine.tasks import Phase, Task
 from services.scheduler.policy.pace import Pace
 from synerdiff.requests import Priority
@@ -28,7 +29,7 @@ def first_come_ms(calls: float, decodes: float, unread_ms: float = 0.0) -> objec
 
 def test_as_many_tasks_as_a_batch_has_seats_run_at_once_then_one_after_another() -> None:
     w = world()
-    w.engine.job_arrived(job("many", images=2 * PACE.seats, steps=10))
+    w.arrive(job("many", images=2 * PACE.seats, steps=10))
     assert [task.first_come_ms for task in tasks_of(w, "many")] == [
         first_come_ms(10 if place < PACE.seats else 20, place + 1) for place in range(2 * PACE.seats)
     ]
@@ -36,40 +37,41 @@ def test_as_many_tasks_as_a_batch_has_seats_run_at_once_then_one_after_another()
 
 def test_only_those_of_its_model_and_no_lower_class_go_before_it() -> None:
     w = world()
-    w.engine.job_arrived(job("low", images=PACE.seats, steps=40, priority=Priority.LOW))
-    w.engine.job_arrived(job("other", images=PACE.seats, steps=40, model="other"))
-    w.engine.job_arrived(job("first", images=PACE.seats, steps=7))
-    w.engine.job_arrived(job("then", steps=10))
+    w.arrive(job("low", images=PACE.seats, steps=40, priority=Priority.LOW))
+    w.arrive(job("other", images=PACE.seats, steps=40, model="other"))
+    w.arrive(job("first", images=PACE.seats, steps=7))
+    w.arrive(job("then", steps=10))
     assert tasks_of(w, "then")[0].first_come_ms == first_come_ms(7 + 10, PACE.seats + 1)
     assert tasks_of(w, "other")[0].first_come_ms == 0, "nothing of it was measured"
 
 
 def test_every_worker_takes_its_share() -> None:
     w = world(unets=2)
-    w.engine.job_arrived(job("first", images=PACE.seats, steps=7))
-    w.engine.job_arrived(job("then", steps=10))
+    w.arrive(job("first", images=PACE.seats, steps=7))
+    w.arrive(job("then", steps=10))
     assert tasks_of(w, "then")[0].first_come_ms == first_come_ms(10, (PACE.seats + 1) / 2)
 
 
 def test_a_task_whose_image_is_made_takes_no_more_time() -> None:
     w = world()
-    w.engine.job_arrived(job("done", images=PACE.seats, steps=7))
+    w.arrive(job("done", images=PACE.seats, steps=7))
     for task in tasks_of(w, "done"):
         task.phase = Phase.STORING
-    w.engine.job_arrived(job("then", steps=10))
+    w.arrive(job("then", steps=10))
     assert tasks_of(w, "then")[0].first_come_ms == first_come_ms(10, 1)
 
 
 def test_the_time_in_the_queue_counts() -> None:
     w = world()
-    w.engine.job_arrived(job("late", steps=10, accepted_at_ms=100), now_ms=400)
+    w.now_ms = 400
+    w.arrive(job("late", steps=10, accepted_at_ms=100))
     assert tasks_of(w, "late")[0].first_come_ms == first_come_ms(10, 1, 300)
 
 
 def test_tasks_know_the_tail_of_those_before_them() -> None:
     w = world()
     for name in ("long", "as long"):
-        w.engine.job_arrived(job(name, steps=50))
-        w.engine.job_dropped(name)
-    w.engine.job_arrived(job("short", steps=4))
+        w.arrive(job(name, steps=50))
+        w.on(JobDropped(name))
+    w.arrive(job("short", steps=4))
     assert tasks_of(w, "short")[0].tail_ms == first_come_ms(50, 1)

@@ -6,6 +6,15 @@ from typing import Any, cast
 from prometheus_client import REGISTRY
 
 from services.scheduler.api.status import worker_statuses
+from services.scheduler.engine.events import (
+    ProfileKnown,
+    ProfileUnknown,
+    Reported,
+    UnetAttached,
+    VaeAttached,
+    WorkerAnnounced,
+    WorkerLost,
+)
 from services.scheduler.engine.tasks import PlannedPart, UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.leading.leader import Leader
@@ -23,15 +32,15 @@ NOBODY = cast(Any, None)
 def leader() -> Leader:
     policy = ConfiguredPolicy(POLICIES["synerdiff"], PolicyBounds())
     made = Leader(Lease("default", 1), LeaderOptions(policy), NOBODY, NOBODY, TickLog())
-    made.engine.unet_attached(UnetLaneState("u", "d", "m", slots=8), ())
-    made.engine.profile_known("d", KEY, profile())
+    made.engine.on(UnetAttached(UnetLaneState("u", "d", "m", slots=8)), 0)
+    made.engine.on(ProfileKnown("d", KEY, profile()), 0)
     return made
 
 
 def report(leading: Leader, tick: int, ms: float) -> None:
     part = PlannedPart(("t",), (planned(1, 8, predicted_ms=80.0),), 1.0, KEY, in_step=True)
     leading.engine.holdings.unet["u"].plans[tick] = part
-    leading.unet_tick_done("u", UnetTickDone(tick, (timing(0, ms, 8),), (), ()))
+    leading.on(Reported("u", UnetTickDone(tick, (timing(0, ms, 8),), (), ())))
 
 
 async def test_a_profile_that_is_off_is_replaced_and_one_that_is_right_is_not() -> None:
@@ -40,7 +49,7 @@ async def test_a_profile_that_is_off_is_replaced_and_one_that_is_right_is_not() 
         report(slow, tick, 120.0)
         report(steady, tick, 80.0)
     for leading in (slow, steady):
-        await leading.correct_profiles()
+        await leading.corrector.correct()
     assert 115 < slow.engine.holdings.profiles["d", KEY].latency_ms(8, 0) < 121
     assert steady.engine.holdings.profiles["d", KEY].digest == profile().digest
     assert slow.observer.corrections["d", KEY].original.digest == profile().digest
@@ -50,9 +59,9 @@ async def test_a_profile_that_is_taken_away_meanwhile_is_not_brought_back() -> N
     leading = leader()
     for tick in range(1, 101):
         report(leading, tick, 120.0)
-    correcting = asyncio.create_task(leading.correct_profiles())
+    correcting = asyncio.create_task(leading.corrector.correct())
     await asyncio.sleep(0)  # on its way to the other thread
-    leading.engine.profile_unknown("d", KEY)
+    leading.on(ProfileUnknown("d", KEY))
     await correcting
     assert leading.engine.holdings.profiles == {}
 
@@ -64,10 +73,10 @@ def lost(kind: str) -> float:
 def test_a_worker_that_goes_without_a_word_is_counted_and_one_that_drained_is_not() -> None:
     async def lose(*, draining: bool) -> None:
         leading = leader()
-        leading.engine.vae_attached(VaeLaneState("v", "d", "m"))
-        leading.worker_announced("v", not draining)
+        leading.on(VaeAttached(VaeLaneState("v", "d", "m")))
+        leading.on(WorkerAnnounced("v", takes_new=not draining))
         for worker_id in ("v", "unknown"):
-            leading.worker_lost(worker_id)
+            leading.on(WorkerLost(worker_id))
 
     before = lost("vae"), lost("unet")
     asyncio.run(lose(draining=False))
@@ -78,8 +87,8 @@ def test_a_worker_that_goes_without_a_word_is_counted_and_one_that_drained_is_no
 
 async def test_workers_that_a_leaving_leader_lets_go_are_not_lost() -> None:
     leading, before = leader(), lost("unet")
-    leading._leaving = True
-    leading.worker_lost("u")
+    leading.ended.set()
+    leading.on(WorkerLost("u"))
     assert lost("unet") == before
 
 

@@ -52,7 +52,7 @@ def test_each_job_is_drawn_by_the_workers_with_its_weights() -> None:
     for policy in ("continuous", "synerdiff", "static", "dynamic", "vae-first"):
         world = two_of_each(policy)
         for record in (*accepted_for(A, "a1", "a2", "a3"), *accepted_for(B, "b1", "b2", "b3", images=2)):
-            world.engine.job_arrived(record)
+            world.arrive(record)
         world.attach_all()
         given = drawn_by(world)
         assert set(world.ended) == {"a1", "a2", "a3", "b1", "b2", "b3"}, policy
@@ -65,17 +65,17 @@ def test_only_other_weights_left_they_wait_and_then_fail_in_one_line() -> None:
     world = World()
     world.unets["u0"].weights = world.vaes["v0"].weights = B
     for record in (*accepted_for(A, "old"), *accepted_for(B, "new")):
-        world.engine.job_arrived(record)
+        world.arrive(record)
     world.attach_all()
-    world.engine.beat(1000)
+    world.engine.check_deadlines(1000)
     world.settle()
     assert set(world.ended) == {"new"}
     wanted = world.engine.wanted_jobs()["emoji"]
     assert wanted == world.engine.bounds.read_ahead * world.unets["u0"].slots, "those that wait take nobody's room"
-    world.engine.beat(1000 + WAIT_MS - 1)
+    world.engine.check_deadlines(1000 + WAIT_MS - 1)
     world.pump()
     assert "old" not in world.ended
-    world.engine.beat(1000 + WAIT_MS)
+    world.engine.check_deadlines(1000 + WAIT_MS)
     world.pump()
     (failed,) = [effect for effect in world.store if isinstance(effect, FailJob)]
     assert (failed.job_id, failed.code) == ("old", 9)
@@ -89,12 +89,12 @@ def test_a_worker_that_comes_back_with_its_weights_in_time_is_waited_for() -> No
     world.attach("u1")
     world.attach("v1")
     for record in accepted_for(A, "old"):
-        world.engine.job_arrived(record)
+        world.arrive(record)
     for at_ms in (1000, WAIT_MS, 1000 + WAIT_MS - 1):
-        world.engine.beat(at_ms)
+        world.engine.check_deadlines(at_ms)
     world.attach("u0")
     world.attach("v0")
-    world.engine.beat(2 * WAIT_MS)
+    world.engine.check_deadlines(2 * WAIT_MS)
     assert drawn_by(world)["old"] == {"u0", "v0"}
     assert world.ended == {"old": 1}
 
@@ -102,9 +102,9 @@ def test_a_worker_that_comes_back_with_its_weights_in_time_is_waited_for() -> No
 def test_no_worker_at_all_is_waited_for_as_long_as_the_request_says() -> None:
     world = World()
     for record in accepted_for(A, "old"):
-        world.engine.job_arrived(record)
-    world.engine.beat(1000)
-    world.engine.beat(1000 + 10 * WAIT_MS)
+        world.arrive(record)
+    world.engine.check_deadlines(1000)
+    world.engine.check_deadlines(1000 + 10 * WAIT_MS)
     world.pump()
     assert not world.ended
 
@@ -114,7 +114,7 @@ def test_latents_wait_for_a_vae_worker_with_their_weights() -> None:
     world.unets["u0"].weights = A
     world.vaes["v0"].weights, world.vaes["v1"].weights = B, A
     for record in accepted_for(A, "old"):
-        world.engine.job_arrived(record)
+        world.arrive(record)
     world.attach("u0")
     world.attach("v0")
     world.settle()
@@ -128,7 +128,7 @@ def test_latents_wait_for_a_vae_worker_with_their_weights() -> None:
 
 def test_all_images_of_a_job_accepted_before_there_were_workers_have_the_same_weights() -> None:
     world = two_of_each()
-    world.engine.job_arrived(job("early", images=6))
+    world.arrive(job("early", images=6))
     world.attach_all()
     given = drawn_by(world)["early"]
     assert given in ({"u0", "v0"}, {"u1", "v1"}, {"u0", "v1"}, {"u1", "v0"})
@@ -138,7 +138,7 @@ def test_all_images_of_a_job_accepted_before_there_were_workers_have_the_same_we
 def test_a_worker_that_says_nothing_of_its_weights_draws_for_all() -> None:
     world = World()
     record = replace(job("old"), request=replace(job("old").request, unet_weights=A, vae_weights=A))
-    world.engine.job_arrived(record)
+    world.arrive(record)
     world.attach_all()
     world.settle()
     assert world.ended == {"old": 1}

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from services.scheduler.engine.engine import Engine
+from services.scheduler.engine.events import Event, JobArrived, JobDropped, Reported, UnetAttached, VaeAttached
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.policy.snapshots import BatchKey
@@ -19,13 +20,12 @@ from services.scheduler.profiles.measuring.findings import subject_of
 from services.scheduler.profiles.measuring.prober import Prober
 from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOptions
 from services.scheduler.profiles.store import ProfileStore
-from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone
 from synerdiff.profiles import Profile
 from synerdiff.registry import WorkerRecord
 from synerdiff.skip_cfg import SkipCfgBudget
 from tests.services.scheduler.engine.test_engine import job
 from tests.services.scheduler.measured_profiles import profile
-from tests.services.scheduler.timed_pair import Report, TimedPair, pair
+from tests.services.scheduler.timed_pair import TimedPair, pair
 from tests.waiting import HANG_S
 
 KEY = BatchKey("emoji", 256, 256)
@@ -38,18 +38,22 @@ class Led:
 
     def __init__(self, options: KeeperOptions, device: str = "EPYC") -> None:
         self.engine = Engine(ConfiguredPolicy(POLICIES["continuous"], PolicyBounds()), leader_token=3)
-        self.workers = TimedPair(self._told)
-        self.keeper = ProfileKeeper(options, self.engine, self.workers.send, lambda: None)
+        self.workers = TimedPair(lambda worker_id, report: self.on(Reported(worker_id, report)))
+        self.keeper = ProfileKeeper(options, self.engine, self.workers.send, self.on)
         self.pair = pair(device=device)
         self.attach(self.pair.unet, self.pair.vae)
+
+    def on(self, event: Event) -> None:
+        self.keeper.on(event)
+        self.engine.on(event, 0)
 
     def attach(self, *records: WorkerRecord) -> None:
         for each in records:
             name = each.worker_id, each.domain, each.model_card.name
             if each.kind == "unet":
-                self.engine.unet_attached(UnetLaneState(*name, slots=32, arena_address="a"), [])
+                self.on(UnetAttached(UnetLaneState(*name, slots=32, arena_address="a")))
             else:
-                self.engine.vae_attached(VaeLaneState(*name))
+                self.on(VaeAttached(VaeLaneState(*name)))
         self.keeper.announced(records)
 
     @property
@@ -75,21 +79,6 @@ class Led:
         await self.follow()
         assert self.known
         return self.known
-
-    def _told(self, worker_id: str, report: Report) -> None:
-        match report:
-            case TaskReady():
-                self.keeper.task_ready(report)
-                self.engine.task_ready(worker_id, report)
-            case TaskFailed():
-                self.keeper.task_failed(report)
-                self.engine.task_failed(worker_id, report)
-            case UnetTickDone():
-                self.engine.unet_tick_done(worker_id, report, 0)
-                self.keeper.unet_tick_done(worker_id, report)
-            case _:
-                self.engine.vae_tick_done(worker_id, report)
-                self.keeper.vae_tick_done(worker_id, report)
 
 
 def subject_here() -> Profile:
@@ -159,13 +148,12 @@ async def test_a_job_stops_it_at_once_and_it_goes_on_from_there() -> None:
     while led.workers.plans < 12:
         await asyncio.sleep(0)
     assert led.workers.held
-    led.keeper.job_arrived()
-    led.engine.job_arrived(job("a"), 0)
+    led.on(JobArrived(job("a")))
     assert led.workers.held == {}
     plans = led.workers.plans
     await led.follow(3)
     assert led.workers.plans == plans
-    led.engine.job_dropped("a")
+    led.on(JobDropped("a"))
     (began,) = [line for line in await led.until("profiled") if line["event"] == "profiling while idle"]
     assert began["measured"] > 0
 
@@ -176,12 +164,11 @@ async def test_plans_go_by_a_draft_until_all_is_measured_and_a_job_does_not_take
     draft = led.known
     assert draft
     assert draft.caps.unet <= 4
-    led.keeper.job_arrived()
-    led.engine.job_arrived(job("a"), 0)
+    led.on(JobArrived(job("a")))
     await led.follow(3)
     assert led.known is draft
     assert await ProfileStore(redis).get(draft.subject) is None
-    led.engine.job_dropped("a")
+    led.on(JobDropped("a"))
     made = await led.until_profiled()
     assert sum(cell.samples for cell in made.cells) > sum(cell.samples for cell in draft.cells)
     assert drafted["measured"] < sum(cell.samples for cell in made.cells)
@@ -191,7 +178,7 @@ async def test_numbers_of_ticks_rise_over_probes_and_plans() -> None:
     led = Led(AT_ONCE)
     await led.until_profiled()
     assert led.workers.ticks == sorted(set(led.workers.ticks))
-    assert led.engine.next_tick(led.pair.unet.domain) > led.workers.ticks[-1]
+    assert led.engine.next_tick() > led.workers.ticks[-1]
 
 
 async def test_workers_that_share_their_domain_with_others_are_not_measured() -> None:

@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 
 from services.scheduler.engine.engine import Engine, EngineBounds
-from services.scheduler.engine.tasks import Phase, PlannedItem, PlannedPart, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.events import (
+    Event,
+    ImageStored,
+    JobArrived,
+    JobDropped,
+    Reported,
+    UnetAttached,
+    VaeAttached,
+    WorkerLost,
+)
+from services.scheduler.engine.tasks import PartItem, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.telemetry.job_traces import MOST_LINKS, JobTraces
 from synerdiff.jobs import JobRecord, JobState
@@ -28,33 +38,38 @@ class Led:
         self.now_ms = 1000
         self.engine = Engine(ConfiguredPolicy(POLICIES["continuous"], PolicyBounds()), 1, EngineBounds())
         self.traces = JobTraces(Tracer(self.spans.append), self.engine.holdings, 1, lambda: self.now_ms * MS)
-        self.engine.unet_attached(UnetLaneState("u", "gpu", "emoji", slots=4), ())
-        self.engine.vae_attached(VaeLaneState("v", "gpu", "emoji"))
+        self.on(UnetAttached(UnetLaneState("u", "gpu", "emoji", slots=4)))
+        self.on(VaeAttached(VaeLaneState("v", "gpu", "emoji")))
+
+    def on(self, event: Event) -> None:
+        self.traces.on(event, self.engine.on(event, self.now_ms))
+        self.take_effects()
+
+    def take_effects(self) -> None:
+        for effect in self.engine.take_effects():
+            self.traces.effect(effect)
 
     def arrive(self, state: JobState = JobState.QUEUED, stored: TraceContext = STORED, **changes: Any) -> Task:
         record = JobRecord("job", state, a_request(**changes), 400, 2**60, False, traceparent=stored.traceparent)
-        self.engine.job_arrived(record, self.now_ms)
-        self.traces.job_arrived(record)
+        self.on(JobArrived(record))
         return self.engine.holdings.jobs["job"].tasks[0]
 
     def admit(self, task: Task) -> None:
         self.engine.holdings.admission_changed = True
         self.engine.pump(self.now_ms)
-        self.traces.moved((task.spec.task_id,))
+        self.take_effects()
 
     def ready(self, task: Task) -> None:
-        self.engine.task_ready("u", TaskReady(task.spec.task_id, 4, 12.5))
-        self.traces.moved((task.spec.task_id,))
+        self.on(Reported("u", TaskReady(task.spec.task_id, 4, 12.5)))
 
     def tick(self, number: int, task: Task, *, finished: bool = False) -> None:
-        lane = self.engine.holdings.unet["u"]
-        item = PlannedItem(1, 6, 0, 0.0, 1, Setting(), 20.0, tasks=1, key=task.key)
+        item = PartItem(1, 6, 0, 0.0, 1, Setting(), 20.0, tasks=1, key=task.key)
         timing = ItemTiming(self.now_ms * MS, (self.now_ms + 20) * MS, 6)
         ends = ((task.spec.task_id, SLOT),) if finished else ()
         done = UnetTickDone(number, (timing,), (), ends)
-        self.engine.unet_tick_done("u", done, self.now_ms)
-        self.traces.ticked(lane, "unet", done, PlannedPart((task.spec.task_id,), (item,), 0.0, task.key))
-        self.traces.moved(task_id for task_id, _ in ends)
+        part = PlannedPart((task.spec.task_id,), (item,), 0.0, task.key)
+        self.engine.holdings.unet["u"].plans[number] = part
+        self.on(Reported("u", done))
 
     def take(self) -> list[Span]:
         """The spans that have come since the last call."""
@@ -77,12 +92,9 @@ def test_each_stage_is_a_span_from_where_the_one_before_ended(led: Led) -> None:
     led.tick(2, task, finished=True)
     led.now_ms += 100
     image = DecodedImage(task.spec.task_id, ImageFormat.PNG, 64, 64, b"png", False, 7.0, 3.0)
-    led.engine.image_decoded("v", image, led.now_ms)
-    led.traces.decoded(image)
+    led.on(Reported("v", image))
     led.now_ms += 100
-    led.engine.image_stored(task.spec.task_id, led.now_ms)
-    led.traces.moved((task.spec.task_id,))
-    led.traces.job_ended("job", "finished")
+    led.on(ImageStored(task.spec.task_id))
     spans = {span.name: span for span in led.take()}
     stages = ("queue", "encode", "denoise", "decode", "store")
     bounds = [(spans[name].start_ns // MS, spans[name].end_ns // MS) for name in stages]
@@ -126,12 +138,11 @@ def test_a_lost_worker_ends_the_stage_with_an_error_and_the_task_queues_again(le
     led.tick(1, task)
     led.take()
     led.now_ms += 50
-    led.engine.unet_lost("u")
-    led.traces.all_moved()
+    led.on(WorkerLost("u"))
     (denoise,) = led.take()
     assert (denoise.name, denoise.error) == ("denoise", "its worker was lost")
     assert (denoise.attributes["synerdiff.worker"], denoise.attributes["synerdiff.steps"]) == ("u", 1)
-    led.engine.unet_attached(UnetLaneState("u", "gpu", "emoji", slots=4), ())
+    led.on(UnetAttached(UnetLaneState("u", "gpu", "emoji", slots=4)))
     led.now_ms += 50
     led.admit(task)
     (queue,) = led.take()
@@ -142,8 +153,7 @@ def test_a_lost_worker_ends_the_stage_with_an_error_and_the_task_queues_again(le
 def test_a_worker_without_room_puts_the_task_back_into_its_queue(led: Led) -> None:
     task = led.arrive()
     led.admit(task)
-    led.engine.task_failed("u", TaskFailed(task.spec.task_id, 8, "full"))
-    led.traces.moved((task.spec.task_id,))
+    led.on(Reported("u", TaskFailed(task.spec.task_id, 8, "full")))
     assert [(span.name, span.error) for span in led.take()] == [("queue", ""), ("encode", "")]
     assert task.phase is Phase.WAITING
 
@@ -152,7 +162,7 @@ def test_a_job_that_fails_or_is_cancelled_ends_its_open_stage(led: Led) -> None:
     task = led.arrive()
     led.admit(task)
     led.take()
-    led.traces.job_ended("job", "failed", "it could not be done")
+    led.on(Reported("u", TaskFailed(task.spec.task_id, 13, "it could not be done")))
     encode, job = led.take()
     assert (encode.name, encode.error, job.name, job.error) == (
         *("encode", "it could not be done"),
@@ -173,7 +183,7 @@ def test_a_new_leader_goes_on_in_the_same_trace_below_the_same_job(led: Led) -> 
     other = Led()
     other.arrive(JobState.RUNNING)
     other.now_ms += 10
-    other.traces.job_ended("job", "cancelled")
+    other.on(JobDropped("job"))
     queue, job = other.take()
     assert queue.attributes["synerdiff.taken_over"] is True
     assert queue.start_ns == 1000 * MS
