@@ -87,10 +87,10 @@ class Leader:
 
     async def lead(self) -> None:
         """Run until superseded or cancelled. Raises whatever ends a part of it: half a leader is none."""
-        await self._jobs.read_pending()
-        ended = asyncio.create_task(self.ended.wait())
-        parts = [asyncio.create_task(part) for part in self._parts()]
+        ended, parts = asyncio.create_task(self.ended.wait()), list[asyncio.Task[None]]()
         try:
+            await self._jobs.read_pending()
+            parts += [asyncio.create_task(part) for part in self._parts()]
             await asyncio.wait([ended, *parts], return_when=asyncio.FIRST_COMPLETED)
             if self._fault:
                 raise self._fault

@@ -1,0 +1,213 @@
+"""A fault in what decides ends the leadership, or the one job that it is of: loudly, and never in a hang."""
+
+import asyncio
+import inspect
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from services.scheduler.engine.effects import FailJob, SendUnetPlan
+from services.scheduler.engine.events import JobArrived
+from services.scheduler.engine.foresight import Foresight
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.snapshots import DomainSnapshot, TickPlan
+from synerdiff.cancellation import cancel_and_wait
+from synerdiff.client import AsyncClient
+from synerdiff.jobs import JobRecord
+from tests.services.scheduler.engine.test_engine import World, job
+from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualTimeLoop
+from tests.services.scheduler.whole import MODEL, whole_scheduler
+from tests.waiting import HANG_S
+
+FAULTS = 1000
+HANG_VIRTUAL_S = 600.0
+# Generators are called, in this sense, to be closed as well, and nobody hears of what they raise then.
+RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+FAULTY = ("engine", "policy", "planner", "telemetry", "profiles", "leading/observer", "leading/store_writer")
+
+
+class Fault(Exception):
+    """No code expects it."""
+
+
+async def test_a_fault_in_planning_ends_the_leadership_and_the_next_one_serves_on(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, faults = ConfiguredPolicy.plan, [Fault("injected")]
+
+    def plan_or_fail(policy: ConfiguredPolicy, snapshot: DomainSnapshot) -> TickPlan:
+        if faults:
+            raise faults.pop()
+        return plan(policy, snapshot)
+
+    async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
+        monkeypatch.setattr(ConfiguredPolicy, "plan", plan_or_fail)
+        token = whole.unet.guard.token
+        with capture_logs() as lines:
+            result = await asyncio.wait_for(client.generate("x", model=MODEL, num_inference_steps=3), HANG_S)
+        assert len(result.images) == 1
+        assert whole.unet.guard.token > token
+        assert [line["exc_info"] for line in lines if line["event"] == "a fault ends this leadership"] == [True]
+
+
+def test_a_domain_that_cannot_be_planned_does_not_keep_back_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(unets=2, vaes=2, domains=2)
+    world.attach_all()
+    for name in "ab":
+        world.arrive(job(name, steps=5))
+    world.pump()
+    plan = world.policy.plan
+
+    def plan_or_fail(snapshot: DomainSnapshot) -> TickPlan:
+        if snapshot.domain == "d0":
+            raise Fault("injected")
+        return plan(snapshot)
+
+    monkeypatch.setattr(world.policy, "plan", plan_or_fail)
+    for worker, unet in world.unets.items():
+        for report in unet.act():
+            world.report(worker, report)
+    with pytest.raises(ExceptionGroup) as raised:
+        world.pump()
+    assert [type(fault) for fault in raised.value.exceptions] == [Fault]
+    assert {e.worker_id for e in world.engine.take_effects() if isinstance(e, SendUnetPlan)} == {"u1"}
+
+
+def test_a_job_that_cannot_be_taken_up_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    look = Foresight.look
+
+    def look_or_fail(foresight: Foresight, holdings: object, record: object, *rest: object) -> None:
+        if getattr(record, "job_id") == "poison":  # noqa: B009
+            raise Fault("injected")
+        look(foresight, holdings, record, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Foresight, "look", look_or_fail)
+    with capture_logs() as lines:
+        for name in ("a", "poison", "b"):
+            world.on(JobArrived(job(name)))
+    world.attach_all()
+    world.settle()
+    assert world.ended == {"a": 1, "poison": 1, "b": 1}
+    (failed,) = (effect for effect in world.store if isinstance(effect, FailJob))
+    assert (failed.job_id, failed.code) == ("poison", 13)
+    assert "Fault('injected')" in failed.message
+    assert [line["exc_info"] for line in lines] == [True]
+
+
+def path_of(filename: str) -> str:
+    """The path of a source file below the scheduler's; empty for others."""
+    _, found, path = filename.rpartition("/services/scheduler/")
+    return path if found and "/tests/" not in filename else ""
+
+
+class Injector:
+    """Lets one call of a function of what decides raise: the one after `calls_left` others."""
+
+    def __init__(self) -> None:
+        self.calls_left = 0
+        self.at = ""
+        self._decides: dict[str, bool] = {}
+
+    @contextmanager
+    def armed(self, calls_left: int) -> Iterator[None]:
+        self.calls_left, self.at = calls_left, ""
+        sys.settrace(self._called)
+        try:
+            yield
+        finally:
+            sys.settrace(None)
+
+    def _called(self, frame: FrameType, event: str, argument: object) -> None:
+        code = frame.f_code
+        if code.co_flags & RESUMED:
+            return
+        decides = self._decides.get(code.co_filename)
+        if decides is None:
+            decides = self._decides[code.co_filename] = path_of(code.co_filename).startswith(FAULTY)
+        if decides:
+            self.calls_left -= 1
+            if self.calls_left < 0 and not self.at:
+                self.at = f"{path_of(code.co_filename)} {code.co_qualname}"
+                raise Fault(self.at)  # the interpreter takes the tracer off by itself then
+
+
+class Provoked:
+    """A virtual pool under load, in which one call after the other raises."""
+
+    def __init__(self, virtual: VirtualPool) -> None:
+        self.virtual = virtual
+        self.chance = random.Random(20261126)
+        self.injector = Injector()
+        self.unowned: list[dict[str, object]] = []
+        self.outcomes: Counter[str] = Counter()
+        self.jobs = 0
+
+    async def run(self, faults: int) -> None:
+        """Serve round after round, until so many calls have raised."""
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: self.unowned.append(context))
+        self.serving = asyncio.create_task(self.virtual.pool.run())
+        calls = await self.round(sys.maxsize)
+        while self.outcomes.total() < faults:
+            await self.round(self.chance.randrange(calls))
+        await cancel_and_wait(self.serving)
+
+    async def round(self, calls_left: int) -> int:
+        """A few jobs to their ends, while the call after so many others raises. Returns how many calls there were."""
+        store, token, failed = self.virtual.store, self.virtual.lock.token, len(self.virtual.store.reasons)
+        jobs = [self.job() for _ in range(self.chance.randint(1, 3))]
+        process_ended = False
+        with self.injector.armed(calls_left):
+            for each in jobs:
+                store.accept(each)
+            async with asyncio.timeout(HANG_VIRTUAL_S):
+                while not (process_ended or self.over(jobs, token, failed)):
+                    await asyncio.sleep(0.02)
+                    process_ended = self.serving.done()
+        if process_ended:  # as whoever supervises it would
+            assert isinstance(self.serving.exception(), Fault)
+            self.serving = asyncio.create_task(self.virtual.pool.run())
+            async with asyncio.timeout(HANG_VIRTUAL_S):
+                while not self.over(jobs, token, failed):
+                    await asyncio.sleep(0.02)
+        self.judge(jobs, token, failed, process_ended)
+        return calls_left - self.injector.calls_left
+
+    def job(self) -> JobRecord:
+        self.jobs += 1
+        images, steps = self.chance.randint(1, 2), self.chance.randint(1, 3)
+        size = {"width": SIDE, "height": SIDE}
+        return job(f"j{self.jobs}", images=images, steps=steps, deadline_ms=1 << 60, **size)
+
+    def over(self, jobs: Sequence[JobRecord], token: int, failed: int) -> bool:
+        """Whether all has come to its end: the jobs, what the workers held, and what the fault has led to."""
+        met = not self.injector.at or self.virtual.lock.token > token or len(self.virtual.store.reasons) > failed
+        return met and self.virtual.quiet and all(self.virtual.store.ended[each.job_id] for each in jobs)
+
+    def judge(self, jobs: Sequence[JobRecord], token: int, failed: int, process_ended: bool) -> None:
+        store, at = self.virtual.store, self.injector.at
+        assert all(store.ended[each.job_id] == 1 for each in jobs), at
+        reasons = [store.reasons[each.job_id] for each in jobs if each.job_id in store.reasons]
+        assert len(store.reasons) - failed == len(reasons) <= bool(at)
+        assert all("Fault" in reason for reason in reasons), reasons
+        if at:
+            leaderships = self.virtual.lock.token - token
+            assert leaderships + len(reasons) == 1, f"{leaderships} leaderships and {reasons} by {at}"
+            self.outcomes["job" if reasons else "process" if process_ended else "leadership"] += 1
+
+
+def test_a_thousand_faults_anywhere_end_a_leadership_or_one_job_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    provoked = Provoked(VirtualPool(monkeypatch))
+    with capture_logs() as lines, asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(provoked.run(FAULTS))
+    assert provoked.unowned == []
+    assert min(provoked.outcomes[kind] for kind in ("leadership", "job")) > 0, provoked.outcomes
+    told = [line for line in lines if line["event"] == "a fault ends this leadership" and line["exc_info"]]
+    assert len(told) == provoked.outcomes["leadership"]
