@@ -1,4 +1,4 @@
-"""Writes the table of docs/models.md: every scheduler class of diffusers with every option, served or refused.
+"""Writes the table of docs/schedulers.md: every scheduler class of diffusers with every option, served or refused.
 
     python docs/scheduler_table.py              # all of them: some minutes
     python docs/scheduler_table.py DDIMScheduler PNDMScheduler
@@ -34,7 +34,7 @@ from tests.parity import served_latents
 from tests.reference import drawing_in
 from tests.tiny_models import NATIVE_SIZE, tiny_model
 
-PAGE = Path(__file__).parent / "models.md"
+PAGE = Path(__file__).parent / "schedulers.md"
 BEGIN, END = "<!-- made by docs/scheduler_table.py -->", "<!-- end of what docs/scheduler_table.py made -->"
 HEAD = "| scheduler | option | 1 | 2 | 7 | 20 steps |\n|---|---|---|---|---|---|"
 STEPS = (1, 2, 7, 20)

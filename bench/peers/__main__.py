@@ -1,7 +1,7 @@
 """What people would run instead against ours, in one run: a diffusers pipeline, plain, batched and compiled.
 
     python -m bench.peers [--dtype float32|bfloat16] [--rounds 4] [--skip off,auto] [--ours NAME:SETTING=VALUE,...]
-    python -m bench.peers.report           # writes docs/benchmarks.md from what was measured
+    python -m bench.peers.report           # writes docs/benchmarks-peers.md from these results
 
 Starts a pipeline that serves one request at a time, and those that wait in batches of its best size, once eager and
 once compiled; and deployments of ours. Each round sends the same loads to one after the other while all others rest:

@@ -1,6 +1,6 @@
-"""docs/benchmarks.md from what `python -m bench.peers` measured.
+"""A page of docs/ from the results of `python -m bench.peers`.
 
-    python -m bench.peers.report [FILE ...] [--out docs/benchmarks.md]
+    python -m bench.peers.report [FILE ...] [--out docs/benchmarks-peers.md]
 
 Without files: every peers-*.json under bench/results. Pictures go to docs/pictures. Every number comes from the files.
 """
@@ -35,21 +35,21 @@ Result = Mapping[str, Any]
 
 _VALUES = {"images_per_s": "images/s", "mean_s": "mean latency", "p99_s": "P99 latency"}
 
-_HEAD = """# Benchmarks
+_HEAD = """# Benchmarks against a diffusers pipeline
 
-Against what people would run instead: a diffusers pipeline behind a small gRPC server. Written by
-`python -m bench.peers.report` from the numbers of the runs below; nothing here is typed in.
+`python -m bench.peers.report` writes this page from the results of the commands below. [benchmarks.md](benchmarks.md)
+has the other figures.
 
-- **one at a time**: the pipeline serves one request after the other.
-- **batched**: it draws whatever alike requests wait, at most its best batch at once. It finds that size, and the layout
-  of the weights, at its start; while it draws a batch the next one gathers.
-- **bare loop**: no server at all, the same pipeline called over and over at its best batch size; one picture at a time
-  under the load of one client. What a server of whole batches cannot pass.
-- *eager* as PyTorch runs it; *compiled*: UNet and decoder through inductor with frozen weights, a batch size each.
-  Batches are padded to those sizes.
+- **one at a time**: a diffusers pipeline behind a small gRPC server serves one request after the other.
+- **batched**: the same server draws the alike requests that wait, at most its best batch at once. It finds that size and
+  the layout of the weights at its start. The next batch gathers while it draws one.
+- **bare loop**: the pipeline without a server, called over and over at its best batch size (one picture at a time under
+  the load of one client). It bounds a server of whole batches from above, within the machine's noise.
+- *eager*: as PyTorch runs it. *compiled*: UNet and decoder through inductor with frozen weights, once per batch size;
+  batches are padded to these sizes.
 
-All get the same requests, in turns, within one round; everybody else rests meanwhile. Latency counts from when a
-request was due. Ratios are taken within a round; shown are their median and quartiles.
+All contenders get the same requests in turns within one round, and the others rest meanwhile. Latency counts from the
+time at which a request was due. Ratios are taken within a round; the tables show their median and quartiles.
 """
 
 
@@ -89,7 +89,8 @@ def _about(result: Result) -> str:
         f"sampler; {_rounds(result)}. Saturated: {amounts['clients']} clients "
         f"({amounts['clients_of_one']} where one is served at a time), {amounts['turns']} requests each. Alone: "
         f"{amounts['alone']} requests. Poisson arrivals: for {amounts['poisson_s']:g} s, as shares of what the best "
-        f"baseline had just served saturated; who serves less than arrives is left out, as its queue would only grow. "
+        f"baseline had just served saturated; a contender that serves less than arrives is left out, since its "
+        f"queue would only grow. "
         f"Burst: {amounts['burst']} at once."
     )
     facts = [_peer(name, peer) for name, peer in result["peers"].items()]
@@ -193,7 +194,7 @@ def main() -> int:
     """Read the files, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*", help="results of bench.peers")
-    parser.add_argument("--out", type=Path, default=DOCS / "benchmarks.md")
+    parser.add_argument("--out", type=Path, default=DOCS / "benchmarks-peers.md")
     options = parser.parse_args()
     files = options.files or sorted(RESULTS.glob("peers-*.json"))
     if not files:

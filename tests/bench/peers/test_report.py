@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from canned numbers: all of it derived, losses named."""
+"""The page of the peers from canned numbers: all of it derived, losses named."""
 
 import json
 import math
@@ -127,11 +127,11 @@ def test_who_serves_less_than_arrives_is_said_to() -> None:
 
 
 def test_it_is_written_with_its_pictures(tmp_path: Path) -> None:
-    file, out = tmp_path / "peers-float32.json", tmp_path / "docs" / "benchmarks.md"
+    file, out = tmp_path / "peers-float32.json", tmp_path / "docs" / "benchmarks-peers.md"
     file.write_text(json.dumps(result_of(4.4, 0.6)))
     write([file], out)
     assert out.read_text().startswith("# Benchmarks")
-    assert (tmp_path / "docs/pictures/benchmarks-float32.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "docs/pictures/benchmarks-peers-float32.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_product_knows_nothing_of_peers() -> None:
