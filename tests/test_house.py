@@ -2,12 +2,9 @@
 
 import ast
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from tests.waiting import HANG_S
 
@@ -72,17 +69,3 @@ def test_nothing_is_pickled() -> None:
             if unpickles or {"pickle", "cloudpickle", "dill", "shelve", "marshal"} & set(imported):
                 offenders.append(f"{name}: {ast.unparse(node)}")
     assert offenders == []
-
-
-def test_the_readme_names_both_commands() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert "make demo" in readme
-    assert "make test" in readme
-
-
-@pytest.mark.parametrize("name", ["README.md", *(f"docs/{n}.md" for n in ("architecture", "api", "configuration"))])
-def test_links_between_documents_lead_somewhere(name: str) -> None:
-    document = ROOT / name
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text())
-    dead = [link for link in links if "://" not in link and not (document.parent / link).exists()]
-    assert dead == []

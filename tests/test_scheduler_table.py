@@ -1,4 +1,4 @@
-"""The table of docs/schedulers.md says of every scheduler and option of diffusers that it is served right, or refused."""
+"""docs/schedulers.md: every scheduler and option of diffusers is served right, or refused."""
 
 import re
 import runpy

@@ -41,8 +41,8 @@ _HEAD = """# Benchmarks against a diffusers pipeline
 has the other figures.
 
 - **one at a time**: a diffusers pipeline behind a small gRPC server serves one request after the other.
-- **batched**: the same server draws the alike requests that wait, at most its best batch at once. It finds that size and
-  the layout of the weights at its start. The next batch gathers while it draws one.
+- **batched**: the same server draws the alike requests that wait, at most its best batch at once. It finds that size
+  and the layout of the weights at its start. The next batch gathers while it draws one.
 - **bare loop**: the pipeline without a server, called over and over at its best batch size (one picture at a time under
   the load of one client). It bounds a server of whole batches from above, within the machine's noise.
 - *eager*: as PyTorch runs it. *compiled*: UNet and decoder through inductor with frozen weights, once per batch size;

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,8 @@ from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
 from synerdiff_cli.main import app
 from tests.deploy.rendered import rendered
+from tests.markdown import ROOT, dead_links
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.md"
 THE_READERS_OWN = {"deploy/k8s/overlays/production", "deploy/k8s/overlays/production/kustomization.yaml"}
 SETTINGS = (SchedulerSettings, UnetWorkerSettings, VaeWorkerSettings)
@@ -63,7 +62,7 @@ def test_a_planted_mistake_is_found(old: str, new: str, found: str) -> None:
 
 def mistakes(text: str) -> Iterator[str]:
     """What the page says and is not so."""
-    checks: tuple[Callable[[str], Iterator[str]], ...] = (alerts, commands, files, headings, settings, resources)
+    checks: tuple[Callable[[str], Iterator[str]], ...] = (alerts, commands, files, links, settings, resources)
     for check in checks:
         yield from check(text)
 
@@ -111,15 +110,8 @@ def files(text: str) -> Iterator[str]:
                 yield f"no file: {component}"
 
 
-def headings(text: str) -> Iterator[str]:
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        path, _, anchor = link.partition("#")
-        target = PAGE.parent / path if path else PAGE
-        target = target / "README.md" if target.is_dir() else target
-        if not target.exists():
-            yield f"no file: {path}"
-        elif anchor and anchor not in _anchors(target.read_text() if path else text):
-            yield f"no heading: {link}"
+def links(text: str) -> Iterator[str]:
+    return dead_links(PAGE, text)
 
 
 def settings(text: str) -> Iterator[str]:
@@ -158,8 +150,3 @@ def code(text: str) -> Iterator[str]:
     """Lines of code blocks, and every piece of code within prose."""
     for place, part in enumerate(text.split("```")):
         yield from part.splitlines() if place % 2 else re.findall(r"`([^`]+)`", part)
-
-
-def _anchors(text: str) -> set[str]:
-    titles = re.findall(r"^#+ (.+?)\s*$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
