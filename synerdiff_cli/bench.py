@@ -110,7 +110,7 @@ def bench(
 
 
 def _tell(measured: Mapping[str, Sequence[Measured]]) -> dict[str, Summary]:
-    """Print the tables; returns what they are of."""
+    """Print the tables; returns their content."""
     summaries = {name: summarise([one.window for one in windows]) for name, windows in measured.items()}
     out.print(summary_table(summaries))
     if ratios := _ratios(measured):
@@ -153,7 +153,7 @@ def _targets(addresses: Sequence[str], tls_ca: str) -> tuple[Target, ...]:
 
 
 def _check_files(json_file: Path | None, plot: Path | None) -> None:
-    """Refuse what could not be written at the end, before anything is sent."""
+    """Refuse unwritable output files before anything is sent."""
     for option, path in (("--json", json_file), ("--plot", plot)):
         if path is not None and not path.parent.is_dir():
             fail(f"{option}: there is no folder {path.parent}", EXIT_INVALID)

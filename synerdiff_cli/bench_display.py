@@ -1,4 +1,4 @@
-"""What a person sees while a load is sent, and of it afterwards."""
+"""The display of a load under way, and its tables afterwards."""
 
 import math
 from collections.abc import Mapping, Sequence

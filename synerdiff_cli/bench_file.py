@@ -1,4 +1,4 @@
-"""The results of `synerdiff bench` as JSON: every answer, and what they come to."""
+"""The results of `synerdiff bench` as JSON: every answer, and their summary."""
 
 import json
 import math

@@ -18,7 +18,7 @@ _BUILT_IN_WORDS = BUNDLED_MODEL.parent / "core.txt"
 @dataclass(frozen=True)
 class Shape:
     """How requests come: from so many clients, at a rate, in bursts, or at the times of a file; one of them, or none
-    for the default. `requests`, `seconds`: when a round ends. Raises InvalidRequest for what does not go together."""
+    for the default. `requests`, `seconds`: when a round ends. Raises InvalidRequest for excluding options."""
 
     concurrency: int | None = None
     rate: float | None = None

@@ -18,7 +18,7 @@ _WARM_UP_SEED = 2**32
 
 @dataclass(frozen=True)
 class Target:
-    """A server and what it is called in tables."""
+    """A server and its name in tables."""
 
     name: str
     server: Server
@@ -36,7 +36,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done. `load` gives that of a round; `traced`: ask for traces as well."""
+    """The plan of a run. `load` gives the load of a round; `traced`: ask for traces as well."""
 
     targets: tuple[Target, ...]
     rounds: int

@@ -1,4 +1,4 @@
-"""What the command line says and how it exits: results on stdout, all else on stderr, one line per error."""
+"""Output and exit codes of the command line: results on stdout, all else on stderr, one line per error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

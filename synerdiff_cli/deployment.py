@@ -1,4 +1,4 @@
-"""What `up` and `demo` run on this machine: which processes, with which settings, and when each counts as ready."""
+"""The processes of `up` and `demo` on this machine, their settings, and their readiness."""
 
 import asyncio
 import sys
@@ -36,10 +36,10 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """What `up` can be told. `threads`: CPU threads of each worker, 0 for an equal share; no `redis_url`: a Redis of
-    its own. `profile`: a profile file, absolute; `idle_profile`: measure one where there is none and nothing to do.
+    """The options of `up`. `threads`: CPU threads of each worker, 0 for an equal share; no `redis_url`: a Redis of
+    its own. `profile`: a profile file, absolute; `idle_profile`: measure one while idle where there is none.
     `worker_threads`, `worker_environment`: threads, and further variables, by kind of worker (unet, vae). `compile`: as
-    workers take it; what is compiled is kept in the user's cache folder."""
+    workers take it; packages are kept in the user's cache folder."""
 
     data_dir: Path
     models: tuple[ModelSource, ...]

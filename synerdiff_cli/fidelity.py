@@ -1,4 +1,4 @@
-"""How much guidance a model's pictures can do without: measured by a process of its own, which loads the model."""
+"""Measures a model's budget of skipped guidance in a process of its own, which loads the model."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ Told = Callable[[int, int, float], None]
 
 
 class FidelityFailed(RuntimeError):
-    """The measuring process failed; the message ends with what it last said."""
+    """The measuring process failed; the message ends with its last output."""
 
 
 async def measured_budget(model: Path, dtype: str, told: Told) -> SkipCfgBudget | None:

@@ -47,7 +47,7 @@ def generate(
 ) -> None:
     """Make pictures from PROMPT and write them to files, whose names go to stdout.
 
-    What is not said is the model's own default. Ctrl-C cancels the job.
+    Options that are left out take the model's defaults. Ctrl-C cancels the job.
     """
     try:
         where = destination(prompt, output)

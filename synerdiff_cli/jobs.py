@@ -1,4 +1,4 @@
-"""`synerdiff jobs get|watch|cancel`: what became of a job."""
+"""`synerdiff jobs get|watch|cancel`: one job."""
 
 from datetime import datetime
 from typing import Annotated

@@ -32,7 +32,7 @@ Models = Annotated[
 
 
 class Dtype(StrEnum):
-    """What the workers compute in; auto: what the device does best."""
+    """The workers' dtype; auto: the device's best."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -186,7 +186,7 @@ def _scratch_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def local_errors_as_lines() -> Iterator[None]:
-    """What can go wrong on this machine, as one line each."""
+    """Turn errors of this machine into one line each."""
     try:
         with errors_as_lines():
             yield

@@ -1,4 +1,4 @@
-"""From a job's events to picture files: what `generate`, `demo` and `jobs watch` have in common."""
+"""From a job's events to picture files: shared by `generate`, `demo` and `jobs watch`."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ def destination(title: str, output: Path | None) -> Destination:
 
 @contextlib.asynccontextmanager
 async def connected(server: Server) -> AsyncIterator[AsyncClient]:
-    """A client of the deployment that `server` is of. Raises Unavailable soon when nobody is there."""
+    """A client of the deployment at `server`. Raises Unavailable soon when no scheduler answers."""
     async with server.channel() as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), _CONTACT_S)
@@ -75,7 +75,7 @@ async def save_pictures(
 ) -> list[Path]:
     """Follow a job to its end and write each picture as it comes. Returns the files.
 
-    `num_images` is how many to show progress for from the start. When interrupted, cancels the job unless
+    `num_images`: bars to show from the start. When interrupted, cancels the job unless
     `cancel_on_interrupt` says otherwise. Raises the job's own error, and OSError when a file cannot be written.
     """
     paths: list[Path] = []

@@ -27,7 +27,7 @@ from synerdiff_cli.supervisor import Supervisor
 
 @dataclass(frozen=True)
 class Wishes:
-    """What to measure, and where the results go. `width` and `height` in pixels, 0: the model's native size.
+    """The splits to measure, and where the results go. `width` and `height` in pixels, 0: the model's native size.
 
     `splits`: at least one; each is measured for itself.
     """

@@ -1,4 +1,4 @@
-"""Picture files: what they are called when nobody said, and a small look at one on a terminal."""
+"""Picture files: their default names, and a small view of one on a terminal."""
 
 import re
 import unicodedata

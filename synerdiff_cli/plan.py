@@ -1,4 +1,4 @@
-"""`synerdiff plan`: the round that the planner makes of a profile, and why not another."""
+"""`synerdiff plan`: the planner's round for a profile, compared with simpler ones."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""What a person sees while a profile is measured, and of it afterwards."""
+"""The display of a profile being measured, and its summary afterwards."""
 
 import math
 import time
@@ -27,7 +27,7 @@ class ProfileDisplay(Progress):
         self._told_at = time.monotonic()
 
     def show(self, course: ProfileCourse) -> None:
-        """What is being measured, the knee so far, and the time that this may take at most, in seconds."""
+        """Show the current measurement, the knee so far, and the longest remaining time in seconds."""
         knee = course.stages.curve().knee(KNEE_WITHIN) if course.ready else None
         so_far = f", knee at {knee.rows} rows ({knee.low} to {knee.high})" if knee else ""
         limited = math.isfinite(course.budget_s)
@@ -50,7 +50,7 @@ class ProfileDisplay(Progress):
 
 
 def summary(profile: Profile) -> Table:
-    """What a profile says, in a few lines, and how sure that is."""
+    """A profile's content in a few lines, with its certainty."""
     caps, mechanisms = profile.caps, profile.mechanisms
     rows = caps.rows
     lines = [
@@ -76,7 +76,7 @@ def summary(profile: Profile) -> Table:
 
 
 def shares_table(found: Sequence[tuple[str, Profile, float]]) -> Table:
-    """What shares were asked for, their profiles and pictures per second, the best first."""
+    """The requested shares, their profiles and pictures per second, the best first."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("shares", "ran under", "pictures/s at best", "tasks", "in ms", "decodes", "in ms", "together"):
         table.add_column(heading)

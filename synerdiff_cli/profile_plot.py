@@ -1,4 +1,4 @@
-"""A profile as a picture: throughput against batch size, and what is gained by running side by side."""
+"""A profile as a picture: throughput against batch size, and the gain of running side by side."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

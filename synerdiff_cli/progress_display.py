@@ -31,7 +31,7 @@ class ProgressDisplay(Progress):
             yield self._preview
 
     def show(self, event: Event) -> None:
-        """Show what happened."""
+        """Show an event."""
         if isinstance(event, Queued):
             self._describe_all(f"waiting, {event.position} ahead" if event.position else "waiting, next in line")
         elif isinstance(event, Started):

@@ -1,4 +1,4 @@
-"""A local deployment from its start to its end, for whatever is done while it runs."""
+"""A local deployment from its start to its end, as a context."""
 
 import asyncio
 import contextlib
@@ -63,7 +63,7 @@ def _check_port_is_free(listen: str) -> None:
 
 
 async def check_redis(url: str) -> None:
-    """Raise OptionError for what is no URL of a Redis, or one that evicts; RedisUnreachable where none answers."""
+    """Raise OptionError for an invalid URL or a Redis that evicts; RedisUnreachable where none answers."""
     try:
         async with connect(url) as client:
             await client.ping()

@@ -1,4 +1,4 @@
-"""Which scheduler a command talks to, and over what: the options that all such commands share."""
+"""The options of all commands that call a scheduler: its address and TLS."""
 
 import os
 from dataclasses import dataclass

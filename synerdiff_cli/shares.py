@@ -1,7 +1,7 @@
 """Splits of one device between the UNet and the VAE worker, as `--shares 70:30,60:40` gives them in percent.
 
-On a CPU a share is a number of threads. On a GPU it is what CUDA MPS lets a client take, set by a variable of each
-worker; MPS lets a client lower that, never raise it.
+On a CPU a share is a number of threads. On a GPU it is CUDA MPS's share of a client, set by a variable of each worker;
+MPS lets a client lower its share, never raise it.
 """
 
 import os
@@ -53,7 +53,7 @@ def parse_shares(text: str) -> tuple[Shares, ...]:
 
 
 def splits_of(local: LocalOptions, shares: Iterable[Shares], device: str) -> tuple[Split, ...]:
-    """What to run for each of the shares on a `device` (cpu, cuda or cuda:N).
+    """The splits to run for the shares on a `device` (cpu, cuda or cuda:N).
 
     Raises OptionError where they cannot be had: threads given as well, no MPS on a GPU, or an MPS that allows less.
     """

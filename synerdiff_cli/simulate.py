@@ -1,4 +1,4 @@
-"""`synerdiff simulate`: what the scheduler would make of a load on a device, by its profile alone."""
+"""`synerdiff simulate`: predicts the scheduler's results for a load on a device, by its profile alone."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -127,7 +127,7 @@ def _case(name: str, pairs: Iterable[str], profile: Profile, domains: int) -> _C
 
 
 def _changed(settings: _Settings, name: str, value: str, shown: str) -> _Settings:
-    """The settings with one value read from text; dots lead into nested ones, "auto" is what the profile says."""
+    """The settings with one value read from text; dots lead into nested ones, "auto" takes the profile's."""
     values: dict[str, Any] = asdict(settings)
     *outer, last = name.split(".")
     place = values

@@ -1,4 +1,4 @@
-"""What a person sees while processes come up: one live line on a terminal, a line per process elsewhere."""
+"""The display of processes coming up: one live line on a terminal, a line per process elsewhere."""
 
 import time
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""`synerdiff status` and `synerdiff models`: what runs where, and what can be asked for."""
+"""`synerdiff status` and `synerdiff models`: processes, queues, models and their bounds."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ def status(
     address: Address = DEFAULT_ADDRESS,
     tls_ca: TlsCa = "",
 ) -> None:
-    """Show the workers and queues of a running system, and what its leader plans by."""
+    """Show the workers, queues and profiles of a running system."""
     if as_json and watching:
         fail("--json shows what is now: leave out --watch", EXIT_INVALID)
     with errors_as_lines():

@@ -18,7 +18,7 @@ _EVERY_S = 1.0
 
 
 async def watch(ask: Callable[[], Awaitable[Reply]], console: Console, address: str, every_s: float = _EVERY_S) -> None:
-    """Show what `ask` answers, again every second, until cancelled. Raises what the first question raises."""
+    """Show the answer of `ask` every second until cancelled. Raises the first call's error."""
     reply, trouble = await ask(), ""
     with Live(console=console, auto_refresh=False) as live:
         while True:

@@ -1,6 +1,6 @@
 """Keeps a set of child processes alive, and takes all of them down with itself.
 
-Knows nothing of what the processes do: a spec says how to start one and how to ask whether it is ready.
+It does not know their work: a spec has the command of one and the probe of its readiness.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ TAIL_LINES = 12
 
 
 class ChildState(enum.Enum):
-    """What a child is doing just now."""
+    """The state of a child."""
 
     STARTING = "starting"
     READY = "ready"
@@ -183,7 +183,7 @@ class Supervisor:
         return bool(group and groups)
 
     def _leave_out(self, refused: _Child) -> None:
-        """Stop the others of the group of a child that cannot start; nobody waits for them any more."""
+        """Stop the others of the group of a child that cannot start; the start does not wait for them any more."""
         group = refused.spec.group
         self.left_out.add(group)
         self._on_refused(group, refusal(refused.spec.log))

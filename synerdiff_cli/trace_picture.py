@@ -23,7 +23,7 @@ class NothingToDraw(ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn. Times in seconds from the left edge of the picture, which is `seconds` wide.
+    """The drawn part of a trace. Times in seconds from the left edge of the picture, which is `seconds` wide.
 
     `lanes`: names of workers by (pid, tid), top first. `items`: the slices that can be seen. `counters`: of the first
     domain, (time, value) by name.

@@ -41,7 +41,7 @@ _DEADLINE_MARGIN_S = 10.0
 class AsyncClient:
     """A connection to a SynerDiff deployment, for asyncio. Every error it raises is a SynerDiffError.
 
-    address: "host:port" or any gRPC target. patience_s: how long calls are tried again while nobody answers, before and
+    address: "host:port" or any gRPC target. patience_s: how long calls are tried again without an answer, before and
     while a job runs. wait_when_full: when the queue is full, come back when the server says, instead of raising
     QueueFull. An HTTP proxy that the environment names is used for addresses of other machines.
     """
@@ -75,7 +75,7 @@ class AsyncClient:
     async def generate(
         self, prompt: str, *, on_event: OnEvent | None = None, **options: Unpack[GenerateOptions]
     ) -> GenerateResult:
-        """Make pictures and wait for them; `on_event` hears everything on the way.
+        """Make pictures and wait for them; `on_event` is called with every event.
 
         The job is cancelled by the server when this client goes away. See GenerateOptions for the options.
         """
@@ -157,7 +157,7 @@ class AsyncJobHandle:
         return await collect(self.events(), on_event)
 
     def events(self, *, after_sequence: int = 0) -> AsyncGenerator[Event, None]:
-        """What happened to the job and what happens, to its end."""
+        """The job's events from its first to its last, as they come."""
         return self.client.watch(self.job_id, after_sequence=after_sequence)
 
     async def status(self) -> Job:

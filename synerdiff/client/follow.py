@@ -26,7 +26,7 @@ _BACK_OFF = wait_random_exponential(multiplier=0.1, max=2.0)
 class RetryPolicy:
     """How long to try. `patience_s`: without any contact; `wait_when_full`: also as long as the queue is full.
 
-    `proxy`: what calls go through, to be named when they fail; "" for none.
+    `proxy`: the proxy of the calls, named when they fail; "" for none.
     """
 
     patience_s: float
@@ -35,7 +35,7 @@ class RetryPolicy:
 
 
 def is_broken_connection(error: BaseException) -> bool:
-    """Whether the same call may simply be made again: nobody answered, or the answer was cut off."""
+    """Whether the same call may be made again: no answer came, or it was cut off."""
     if not isinstance(error, grpc.aio.AioRpcError):
         return False
     if error.code() is grpc.StatusCode.UNAVAILABLE:
@@ -47,7 +47,7 @@ async def persist(attempt: Callable[[float | None], Awaitable[T]], policy: Retry
     """Make a call until it is answered. `attempt` is given the seconds that are left, None without a deadline.
 
     Raises the SynerDiffError that was answered, DeadlineExceeded when `deadline` (monotonic, s) passed during a call,
-    and Unavailable when nobody answers for `policy.patience_s`, or until the deadline.
+    and Unavailable without an answer for `policy.patience_s`, or until the deadline.
     """
     retrying = AsyncRetrying(
         retry=retry_if_exception(lambda error: is_broken_connection(error) or _is_full(error, policy)),

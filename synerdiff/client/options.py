@@ -1,4 +1,4 @@
-"""What a caller may ask for, and the GenerateRequest it becomes."""
+"""The options of a request, and the GenerateRequest made of them."""
 
 import uuid
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ E = TypeVar("E", bound=IntEnum)
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword options of `generate`, `stream` and `submit`. What is left out, or None, is the model's or server's own.
+    """Keyword options of `generate`, `stream` and `submit`. None takes the model's or server's default.
 
     width, height: pixels. timeout: seconds from acceptance to the last image, waiting included.
     sampler, image_format, priority: a member of the enum or its name, such as "euler_ancestral", "jpeg" or "high".
     skip_cfg: False keeps guidance on every step; a sequence of zero-based steps skips it on exactly those.
     skip_cfg_max_fraction: at most this share of the steps may be skipped. preview_every: steps between previews.
     exact: True draws the same picture to the bit, whatever else is drawn: docs/api.md.
-    request_id: an idempotency key; the same key with the same request gives the same job. Drawn when left out.
+    request_id: an idempotency key; the same key with the same request gives the same job. Random when left out.
     """
 
     model: str | None

@@ -1,4 +1,4 @@
-"""What a client hears back, typed: events while a job runs, the images and the result at its end."""
+"""The typed answers to a client: events while a job runs, images, and the result at its end."""
 
 import io
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from synerdiff.wire.public import model_card_from_pb
 
 @dataclass(frozen=True)
 class GeneratedImage:
-    """Image `index` of a job: an image file and what it was made from. `flagged`: the safety checker objected."""
+    """Image `index` of a job: an image file and its generation parameters. `flagged`: the safety checker objected."""
 
     index: int
     seed: int
@@ -65,7 +65,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened to a job. `sequence` is what `watch` can go on after."""
+    """An event of a job. `watch` can continue after its `sequence`."""
 
     job_id: str
     sequence: int

@@ -50,7 +50,7 @@ class Client:
     def generate(
         self, prompt: str, *, on_event: OnEvent | None = None, **options: Unpack[GenerateOptions]
     ) -> GenerateResult:
-        """Make pictures and wait for them; `on_event` hears everything on the way.
+        """Make pictures and wait for them; `on_event` is called with every event.
 
         The job is cancelled by the server when this client goes away. See GenerateOptions for the options.
         """
@@ -97,7 +97,7 @@ class JobHandle:
         return self.client.result(self.job_id, on_event=on_event)
 
     def events(self, *, after_sequence: int = 0) -> Iterator[Event]:
-        """What happened to the job and what happens, to its end."""
+        """The job's events from its first to its last, as they come."""
         return self.client.watch(self.job_id, after_sequence=after_sequence)
 
     def status(self) -> Job:

@@ -68,18 +68,18 @@ class Arena:
 
     @property
     def slots(self) -> int:
-        """How many slots there are in all."""
+        """The number of slots."""
         return len(self._slots)
 
     @property
     def free_slots(self) -> int:
-        """How many slots nobody holds."""
+        """The number of free slots."""
         with self._lock:
             return len(self._free)
 
     @property
     def on_device(self) -> bool:
-        """Whether the slots are in device memory, so that `write` takes what lies there."""
+        """Whether the slots are in device memory, so that `write` takes data on the device."""
         return isinstance(self._memory, DeviceMemory)
 
     def acquire(self) -> SlotRef:
@@ -142,7 +142,7 @@ class Arena:
             self._free.append(ref.index)
 
     def describe(self) -> ArenaDescription:
-        """What readers in other processes need to find this arena."""
+        """The offer by which readers in other processes find this arena."""
         return ArenaDescription(self.arena_id, len(self._slots), self.slot_bytes, self.dtype, self._memory.offers())
 
     def close(self) -> None:
@@ -184,9 +184,9 @@ def create_arena(
     directory: Path = SHARED_MEMORY_DIRECTORY,
     choice: TransportChoice = HOST_TRANSPORTS,
 ) -> Arena:
-    """An arena that can be read over the transports of `choice`, as far as this machine has what they need.
+    """An arena that can be read over those transports of `choice` that this machine supports.
 
-    What it lacks is said in a warning with the reason; bytes inside gRPC messages always work. Memory on a GPU comes
+    A warning names each missing one with the reason; bytes inside gRPC messages always work. Memory on a GPU comes
     with a copy in shared memory, unless `choice` leaves `shm` out. `dtype_name` is "float32", "bfloat16" or "float16".
     Files that dead workers left in `directory` are swept first.
 

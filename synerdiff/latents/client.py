@@ -92,7 +92,7 @@ class RemoteArena:
             return self._description, self._reader
 
     async def _do_without(self, broken: LatentsReader, reason: str) -> None:
-        """Read the same arena over another transport from now on, unless somebody has seen to it already."""
+        """Read the same arena over another transport from now on, unless another reader has switched already."""
         async with self._opening:
             if self._reader is broken and self._description is not None:
                 failed = {broken.transport: reason}
@@ -125,7 +125,7 @@ class RemoteArena:
 
 
 class ArenaClient:
-    """Reads from any number of arenas, and lets go of those that nobody has asked for in a while."""
+    """Reads from any number of arenas, and lets go of those that have not been used in a while."""
 
     def __init__(
         self,

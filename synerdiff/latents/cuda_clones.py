@@ -56,7 +56,7 @@ class ClonePool:
         return clone
 
     def close(self) -> None:
-        """Free what no clone holds now, and the rest as the clones go. Raises DriverError."""
+        """Free the buffers without a clone now, and the rest as the clones go. Raises DriverError."""
         self._closed = True
         self._free_buffers()
 

@@ -73,7 +73,7 @@ class CudaDevice:
         return f"{'MIG' if self.is_mig else 'GPU'}-{self._identity}"
 
     def free_bytes(self) -> int:
-        """Device memory that nobody has taken. Raises DriverError."""
+        """Free device memory. Raises DriverError."""
         with self._current():
             return int(self._call("cuMemGetInfo")[0])
 
@@ -83,7 +83,7 @@ class CudaDevice:
             return int(self._call("cuMemAlloc", size_bytes))
 
     def free(self, pointer: int) -> None:
-        """Give back what `allocate` gave. Raises DriverError."""
+        """Free memory of `allocate`. Raises DriverError."""
         with self._current():
             self._call("cuMemFree", pointer)
 

@@ -275,7 +275,7 @@ def _check_without_driver(offer: TransportOffer, device_ordinal: int | None) -> 
 
 
 def prepare(device_ordinal: int) -> None:
-    """Have the driver ready, from a thread, before an arena has to be opened in time. What fails, fails again then."""
+    """Have the driver ready, from a thread, before an arena has to be opened in time. A failure shows again then."""
 
     def ready() -> None:
         with contextlib.suppress(TransportUnusable):

@@ -24,7 +24,7 @@ _ALLOCATION_BYTES = 2 * 2**20  # a handle covers whole blocks of this size: an a
 
 @dataclass(frozen=True)
 class Entry:
-    """What a slot publishes."""
+    """The published state of a slot."""
 
     epoch: int
     length: int
@@ -47,7 +47,7 @@ class CudaLayout:
 
     @property
     def total_bytes(self) -> int:
-        """What has to be allocated."""
+        """Bytes to allocate."""
         return _round_up(self.data(self.slots), _ALLOCATION_BYTES)
 
     def entry(self, index: int) -> int:
@@ -59,7 +59,7 @@ class CudaLayout:
         return _round_up(self.entry(self.slots), _PAGE_BYTES) + index * _round_up(self.slot_bytes, _SLOT_ALIGNMENT)
 
     def header(self, epoch: int, pattern: bytes) -> bytes:
-        """What lies at the start."""
+        """The bytes at the start."""
         return _HEADER.pack(_MAGIC, _VERSION, self.slots, self.slot_bytes, epoch, pattern)
 
     def entries(self, table: bytes | bytearray) -> list[Entry]:
@@ -77,7 +77,7 @@ def layout_of(arena: ArenaDescription) -> CudaLayout:
 
 
 def expected_header(arena: ArenaDescription, offer: TransportOffer) -> bytes:
-    """What must lie at the start of the memory that an offer leads to."""
+    """The header that the memory of an offer must have."""
     return layout_of(arena).header(offer.epoch, offer.pattern)
 
 

@@ -1,4 +1,4 @@
-"""A thread for calls that may hang: whoever waits for one gives up in time, and the process can still end."""
+"""A thread for calls that may hang: its callers give up in time, and the process can still end."""
 
 import asyncio
 import queue
@@ -18,15 +18,15 @@ class DeviceThread:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
-        """What `work` returns or raises.
+        """Run `work`; return its result or raise its error.
 
         Raises:
-            TimeoutError: it has not ended after `timeout_s` seconds. It may still end, and all that is asked for waits.
+            TimeoutError: it has not ended after `timeout_s` seconds. It may still end; later calls wait.
         """
         return await asyncio.wait_for(asyncio.wrap_future(self._submit(work)), timeout_s)
 
     def end(self, last: Callable[[], object]) -> None:
-        """Do what was asked for before and `last`, then end. Does not wait; what is asked for later is never done."""
+        """End after the earlier calls and `last`. Does not wait; later calls never run."""
         self._submit(last)
         self._work.put(None)
 

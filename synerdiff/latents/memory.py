@@ -1,4 +1,4 @@
-"""What an arena keeps its bytes in, behind one interface, and the plainest forms of it."""
+"""The memory of an arena behind one interface, and its simplest kinds."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,10 +13,10 @@ class ArenaMemory(Protocol):
         """Copy `data` (one dimension of bytes, at most a slot long) into the slot, then publish it under `epoch`."""
 
     def withdraw(self, index: int) -> None:
-        """Unpublish the slot: whoever reads it from now on finds nothing."""
+        """Unpublish the slot: later reads find nothing."""
 
     def load(self, index: int, epoch: int) -> bytes | None:
-        """A copy of what was published under `epoch`, or None when that is no longer (or not yet) there."""
+        """A copy of the bytes published under `epoch`, or None when they are no longer (or not yet) there."""
 
     def offers(self) -> tuple[TransportOffer, ...]:
         """The ways that other processes may reach this memory, best first."""
@@ -51,10 +51,10 @@ def device_span(array: DeviceArray) -> DeviceSpan:
 
 @runtime_checkable
 class DeviceMemory(ArenaMemory, Protocol):
-    """Memory on a GPU, which also takes what lies there already."""
+    """Memory on a GPU, which also takes data already on it."""
 
     def store_span(self, index: int, epoch: int, span: DeviceSpan) -> None:
-        """As `store`, for bytes on the same device that nobody writes any more: their stream is synchronised."""
+        """As `store`, for finished bytes on the same device: their stream is synchronised."""
 
     def fetch(self, span: DeviceSpan) -> memoryview:
         """A copy of bytes on the device."""

@@ -1,4 +1,4 @@
-"""The owner's gRPC face of an arena: how to reach it, and its bytes for whoever cannot."""
+"""The gRPC service of an arena's owner: its offer, and its bytes for readers that cannot map it."""
 
 import grpc
 

@@ -76,7 +76,7 @@ class _Mapping:
         self.words = self._table.cast("Q")
 
     def load(self, index: int, epoch: int) -> bytearray | None:
-        """A whole copy of what is published under `epoch`, or None."""
+        """A whole copy of the bytes published under `epoch`, or None."""
         if not self._publishes(index, epoch):
             return None
         length, crc = (self.words[self.layout.word(index, field)] for field in (_LENGTH, _CRC))

@@ -20,9 +20,9 @@ from synerdiff.worker_settings import WorkerSettings
 def compile_subject(
     component: Component, model: Path, side: UnetSide | VaeSide, variant: str = "auto", digest: str = ""
 ) -> CompileSubject:
-    """What a worker has compiled, at the native size: of the weights that it holds, wherever those of the files are.
+    """The subject that a worker compiles at the native size: the weights it holds, even if the files have changed.
 
-    `variant`: by which `side` was loaded; `digest`: its `component_digest`, where it is known.
+    `variant`: the one that `side` was loaded with; `digest`: its `component_digest`, where it is known.
     """
     return CompileSubject(
         component=component,

@@ -1,4 +1,4 @@
-"""What tells models apart: directories, without reading all of them, and what was read into memory, to the byte."""
+"""Digests of models: of directories without reading all of them, and of loaded components to the byte."""
 
 import dataclasses
 import hashlib
@@ -66,7 +66,7 @@ def weights_digest(side: UnetSide | VaeSide, component: str = "") -> str:
 
 
 def _parts(value: object) -> Any:
-    """What a value of dataclasses, modules and tokenizers is made of, as JSON has it."""
+    """The parts of a value of dataclasses, modules and tokenizers, as JSON values."""
     if isinstance(value, nn.Module):
         return module_digest(value)
     if isinstance(value, PreTrainedTokenizerBase):
@@ -87,7 +87,7 @@ def _merges(tokenizer: Any) -> Any:
 
 
 def _config(module: nn.Module) -> str:
-    """A component's config without what its library notes of where and by what it was loaded."""
+    """A component's config without its library's notes on its path and version."""
     config: Any = getattr(module, "config", {})
     told = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     kept = {name: value for name, value in told.items() if not name.startswith("_") and name != "transformers_version"}

@@ -6,7 +6,7 @@ _MOST_CHARACTERS, _MOST_OF_A_LIBRARY = 900, 400  # libraries list every weight t
 
 
 class ModelLoadError(Exception):
-    """A directory that cannot be served: names the path and the reason, for whoever started the worker."""
+    """A directory that cannot be served. The message has the path and the reason."""
 
     def __init__(self, path: Path, reason: str) -> None:
         reason = _line(reason, _MOST_CHARACTERS)
@@ -16,7 +16,7 @@ class ModelLoadError(Exception):
 
 
 def in_one_line(error: Exception) -> str:
-    """What a library raised, in one line; with its type where its words alone say little."""
+    """An error of a library in one line; with its type where its text alone says little."""
     words = _line(str(error), _MOST_OF_A_LIBRARY)
     return (
         words if words and isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: {words}"

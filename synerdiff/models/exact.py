@@ -1,9 +1,9 @@
 """Calls whose answer depends on its own row alone, to the bit: batches of one size, always computed the same way.
 
 Kernels round by the batch's size, the number of threads, the weights' memory format and how they were compiled. So an
-exact call has all of these fixed: `ROWS` rows, padded with copies; `threads` CPU threads, which its caller sees to;
-contiguous weights; eager; on a GPU the kernels that cuDNN takes without its clock. That it then matters neither where a
-row stands in its batch nor who stands beside it is for the device to show: before the first call of a latent shape.
+exact call has all of these fixed: `ROWS` rows, padded with copies; `threads` CPU threads, set by the caller;
+contiguous weights; eager; on a GPU the kernels that cuDNN takes without its clock. Before the first call of a latent
+shape, a test on the device finds out whether a row's place in its batch or its neighbours still matter.
 """
 
 import contextlib

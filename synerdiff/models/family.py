@@ -1,7 +1,7 @@
 """The contract of a model family, and the two sides of a loaded model that the workers hold.
 
-A family (sd1, sd2, sdxl) is what differs between models that one UNet class serves: how prompts become embeddings,
-which added conditions the UNet takes, and how latents are scaled for the VAE. Everything else is read from configs.
+A family (sd1, sd2, sdxl) has the differences between models of one UNet class: the embedding of prompts, the added
+conditions of the UNet, and the scale of latents for the VAE. Everything else is read from configs.
 """
 
 from abc import ABC, abstractmethod
@@ -44,13 +44,13 @@ class PromptEmbeds:
         return sum(tensor.nbytes for tensor in self.tensors())
 
     def tensors(self) -> list[Tensor]:
-        """What it is made of."""
+        """Its tensors."""
         return [self.hidden] if self.pooled is None else [self.hidden, self.pooled]
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told besides latents and timesteps: `hidden` [rows, tokens, dim], added conditions per row."""
+    """The UNet's inputs besides latents and timesteps: `hidden` [rows, tokens, dim], added conditions per row."""
 
     hidden: Tensor
     added: dict[str, Tensor] | None
@@ -58,9 +58,9 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class ServingDefaults:
-    """What a model card says when a request does not. `max_side` in pixels.
+    """The defaults of a model card for requests. `max_side` in pixels.
 
-    `skip_cfg`: how much guidance the model's pictures can do without; None where nobody has measured that.
+    `skip_cfg`: the model's measured budget of skipped guidance; None where it was not measured.
     """
 
     num_inference_steps: int
@@ -87,7 +87,7 @@ class PromptEncoder(Protocol):
 
 
 class Family(ABC):
-    """What one model family does its own way. Stateless."""
+    """The parts that differ between model families. Stateless."""
 
     name: ClassVar[str]
     pipeline_class: ClassVar[str]
@@ -123,7 +123,7 @@ class Family(ABC):
 
 @dataclass(frozen=True)
 class UnetSide:
-    """Prompt encoders and UNet of one model: what a UNet worker needs. Made by `loading.load_unet_side`.
+    """Prompt encoders and UNet of one model, for a UNet worker. Made by `loading.load_unet_side`.
 
     `scheduler_config` is that of the model's own scheduler, as its pipeline would use it (with `_class_name`);
     feed it to `SomeScheduler.from_config`, or, without `_use_default_values`, to that of its own class.
@@ -147,7 +147,7 @@ class UnetSide:
 
     @property
     def prediction_type(self) -> str:
-        """What the UNet predicts: "epsilon", "v_prediction" or "sample"."""
+        """The UNet's prediction: "epsilon", "v_prediction" or "sample"."""
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
     @property
@@ -231,7 +231,7 @@ class UnetSide:
 
 @dataclass(frozen=True)
 class VaeSide:
-    """VAE and safety checker of one model: what a VAE worker needs. Made by `loading.load_vae_side`.
+    """VAE and safety checker of one model, for a VAE worker. Made by `loading.load_vae_side`.
 
     `dtype` is the one that latents come in; the VAE itself may run in another: see `vae_dtype`.
     """
@@ -250,7 +250,7 @@ class VaeSide:
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        """What the VAE computes in; SDXL's in float32 where the model is in float16, unless it was told otherwise."""
+        """The VAE's dtype; SDXL's is float32 where the model is in float16, unless set otherwise."""
         found: torch.dtype = self.vae.dtype
         return found
 
@@ -276,17 +276,17 @@ class VaeSide:
         return self.images(self.decoded(self.unscaled(latents)))
 
     def decoded(self, unscaled: Tensor) -> Tensor:
-        """What `vae.decode` gives for latents [n, C, h, w] in its own scale: [n, 3, H, W], before any clamping."""
+        """The output of `vae.decode` for latents [n, C, h, w] in its own scale: [n, 3, H, W], before any clamping."""
         images: Tensor = self.vae.decode(unscaled, return_dict=False)[0]
         return images
 
     def unscaled(self, latents: Tensor) -> Tensor:
-        """Latents as the UNet left them -> what `vae.decode` takes: on its device, in its dtype and scale."""
+        """Latents of the UNet -> input of `vae.decode`: on its device, in its dtype and scale."""
         there = self.compute.upload(latents) if latents.device != self.device else latents
         return self.family.unscale(there.to(self.vae.dtype), self.vae.config)
 
     def images(self, decoded: Tensor) -> Images:
-        """What `vae.decode` gives, [n, 3, H, W] -> pictures [n, H, W, 3], uint8, on the CPU."""
+        """Output of `vae.decode` [n, 3, H, W] -> pictures [n, H, W, 3], uint8, on the CPU."""
         unit_range = self.processor.postprocess(decoded, output_type="pt").float()
         pixels = unit_range.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         images: Images = self.compute.download(pixels).numpy()

@@ -1,7 +1,7 @@
 """UNet calls replayed from captures, where a device can do that: launching thousands of kernels becomes one launch.
 
 A capture is of one batch size and latent shape, and reads and writes buffers of its own. So that few sizes serve all,
-a batch is padded with rows that nobody reads. Rows never see each other in a UNet, so padding changes a picture only
+a batch is padded with unused rows. Rows never see each other in a UNet, so padding changes a picture only
 as any other company does: by the rounding of kernels for another batch size.
 """
 
@@ -49,7 +49,7 @@ def common_sizes(most_rows: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Buffers:
-    """What a capture reads: the same tensors at every replay."""
+    """The inputs of a capture: the same tensors at every replay."""
 
     latents: Tensor
     timesteps: Tensor
@@ -78,7 +78,7 @@ class _Buffers:
         return sum(tensor.nbytes for tensor in tensors)
 
     def fill(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> None:
-        """Put a call's rows first; what stands in the others stays, and is of no interest."""
+        """Put a call's rows first; the other rows keep their old content, which no result depends on."""
         rows = len(latents)
         self.latents[:rows].copy_(latents)
         self.timesteps[:rows].copy_(timesteps)
@@ -91,7 +91,7 @@ class _Buffers:
 class GraphedUnet:
     """`UnetSide.predict`, replayed where that works. One thread at a time.
 
-    Captures hold at most `most_bytes` (0: a quarter of what this process may take of the device): those used last stay.
+    Captures hold at most `most_bytes` (0: a quarter of this process's device memory): those used last stay.
     A size whose capture failed, or holds more alone, is computed without from then on; one that memory did not suffice
     for, not even without all other captures, is tried again after ten minutes.
     """
@@ -114,9 +114,9 @@ class GraphedUnet:
         return len(self._refused)
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """As `UnetSide.predict`. What it returns is the caller's own.
+        """As `UnetSide.predict`. The caller owns the answer.
 
-        Raises DeviceFailed, and whatever a call without a capture raises.
+        Raises DeviceFailed, and every error of a call without a capture.
         """
         return self.prepared(latents, timesteps, conditioning)()
 

@@ -46,9 +46,9 @@ _UNSERVED_UNET_FEATURES = ("time_cond_proj_dim", "class_embed_type", "num_class_
 
 @contextmanager
 def refusing(path: Path | str) -> Iterator[None]:
-    """Whatever is raised over the content of a model directory refuses it: ModelLoadError, with the reason in one line.
+    """Turns every error over the content of a model directory into ModelLoadError, with the reason in one line.
 
-    Libraries check little of what they read, and raise anything. What a device lacks is no fault of the directory's.
+    Libraries check little of their input, and raise any type. A device's lack is no fault of the directory.
     """
     try:
         yield
@@ -113,8 +113,8 @@ def load_vae_side(
 ) -> VaeSide:
     """Load the VAE and, unless switched off, the safety checker that the directory carries.
 
-    `dtype` is the model's, as given to `load_unet_side`; `variant` and `device` as there. `vae_dtype`: what the VAE
-    itself runs in; None is what its family says for `dtype`. Raises ModelLoadError, also for a VAE that would overflow.
+    `dtype` is the model's, as given to `load_unet_side`; `variant` and `device` as there. `vae_dtype`: the VAE's
+    own; None is its family's for `dtype`. Raises ModelLoadError, also for a VAE that would overflow.
     """
     with refusing(path):
         _silence_libraries()
@@ -158,7 +158,7 @@ def _detect_family(layout: ModelLayout) -> Family:
 
 
 def _check_sizes(layout: ModelLayout) -> None:
-    """That what pictures are measured by can be reckoned with."""
+    """Check the numbers that sizes of pictures follow from."""
     sample_size = layout.config("unet").get("sample_size")
     sides = sample_size if isinstance(sample_size, list) and len(sample_size) == 2 else [sample_size]
     blocks, scale = layout.config("vae").get("block_out_channels"), layout.config("vae").get("scaling_factor", 1.0)
@@ -187,7 +187,7 @@ def _check_latents(layout: ModelLayout) -> None:
 def _vae_dtypes(
     layout: ModelLayout, family: Family, dtype: torch.dtype, wanted: torch.dtype | None
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """What the VAE of a model in `dtype` usually runs in, and what it is to run in where that is something else.
+    """The VAE's usual dtype beside a model in `dtype`, and the requested one if it differs.
 
     In its usual dtype its weights go through `dtype` first, as they do in diffusers' pipelines.
     """
@@ -203,7 +203,7 @@ def _vae_scale_factor(vae_config: Mapping[str, Any]) -> int:
 
 
 def _defaults(family: Family, serving: ServingFile, sample_size: int | list[int], scale_factor: int) -> ServingDefaults:
-    """What serving.json says, else what the family does; a picture may be twice as large as the native one."""
+    """The defaults of serving.json, else the family's; a picture may be twice as large as the native one."""
     longest_side = sample_size if isinstance(sample_size, int) else max(sample_size)
     steps, guidance_scale = serving.default_num_inference_steps, serving.default_guidance_scale
     return ServingDefaults(

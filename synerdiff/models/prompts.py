@@ -17,7 +17,7 @@ _VECTORS = TextualInversionLoaderMixin()
 
 @dataclass(frozen=True)
 class Tokens:
-    """One tokenized prompt: `ids` and `attention_mask` are [1, max_tokens]; `cut_text` is what did not fit."""
+    """One tokenized prompt: `ids` and `attention_mask` are [1, max_tokens]; `cut_text` is the text that did not fit."""
 
     ids: Tensor
     attention_mask: Tensor
@@ -65,7 +65,7 @@ def prompts_at_once(device: torch.device) -> int:
 def in_batches(
     prompts: Sequence[str], most: int, encode: Callable[[Sequence[str]], list[PromptEmbeds]]
 ) -> list[PromptEmbeds]:
-    """What `encode` makes of prompts, `most` of them at a time."""
+    """The results of `encode` for prompts, `most` of them at a time."""
     batches = [prompts[first : first + most] for first in range(0, len(prompts), most)]
     return [embeds for batch in batches for embeds in encode(batch)]
 

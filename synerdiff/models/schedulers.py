@@ -37,7 +37,7 @@ def make_scheduler(class_name: str, options: Mapping[str, Any], **overrides: Any
 def own_scheduler_config(layout: ModelLayout) -> dict[str, Any]:
     """All options of the scheduler that diffusers' pipeline of this directory has, and its class as `_class_name`.
 
-    The class is what model_index.json says, and the pipeline corrects options that are outdated. A scheduler that
+    model_index.json names the class, and the pipeline corrects outdated options. A scheduler that
     cannot be made leaves the file as it stands. Raises ModelLoadError where class or file are missing.
     """
     library, class_name = layout.component("scheduler")

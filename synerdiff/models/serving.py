@@ -55,7 +55,7 @@ class SkipCfgFile(BaseModel):
 
 
 class ServingFile(BaseModel):
-    """What serving.json may say; what it leaves out comes from the family and the configs. Sizes in pixels."""
+    """The fields of serving.json; missing ones come from the family and the configs. Sizes in pixels."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""What StableDiffusionPipeline does the same way for SD 1.x and SD 2.x."""
+"""The parts of StableDiffusionPipeline that SD 1.x and SD 2.x share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

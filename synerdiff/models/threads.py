@@ -1,4 +1,4 @@
-"""CPU threads of torch operations, per Python thread: who computes has its share, what runs beside it keeps to one."""
+"""CPU threads of torch operations, per Python thread: the computing thread has its share, others keep to one."""
 
 import torch
 

@@ -70,7 +70,7 @@ def _load(
 
 
 def _own(model: nn.Module) -> None:
-    """Move what lies in the mapped file to memory of the process: writing to the file must not change what is served.
+    """Move tensors from the mapped file to the process's memory: a write to the file must not change served weights.
 
     safetensors maps files; weights that changed dtype or device on the way are copies already.
     """

@@ -1,1 +1,1 @@
-"""Loads: who asks for what and when, sending that to a server, and what came of it. For benchmarks; no torch."""
+"""Loads for benchmarks: their requests and arrivals, sending them to a server, and their results. No torch."""

@@ -49,7 +49,7 @@ def bursts(size: int, mix: Mix, seed: int, *, every_s: float = 0.0, times: int =
 def from_file(path: Path, mix: Mix, seed: int) -> tuple[Arrival, ...]:
     """Recorded arrivals, one a line: a time in s, or a JSON object with `at_s`, and `prompt` and `steps` where known.
 
-    What a line leaves open is drawn from the mix. Raises OSError, and InvalidRequest naming file and line.
+    Fields that a line leaves out are drawn from the mix. Raises OSError, and InvalidRequest naming file and line.
     """
     draw = random.Random(seed)
     arrivals = []

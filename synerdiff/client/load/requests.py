@@ -1,4 +1,4 @@
-"""What the requests of a load ask for: the same for the same seed."""
+"""The requests of a load: the same for the same seed."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ _LARGEST_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """One request of a load. What is None is the model's or the server's own. Sizes in pixels."""
+    """One request of a load. None takes the model's or the server's default. Sizes in pixels."""
 
     prompt: str
     seed: int
@@ -49,8 +49,8 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class Mix:
-    """What requests are drawn from: all are like `like`, but for a prompt and a seed of their own, and for what has
-    choices here, each as likely as any other of its kind."""
+    """The distribution of requests. Each is like `like` with a prompt and a seed of its own. Fields with choices here
+    take each with equal probability."""
 
     prompts: Sequence[str]
     like: LoadRequest = LoadRequest("", 0)

@@ -8,7 +8,7 @@ R = TypeVar("R")
 
 
 def order_of_round(targets: Sequence[T], number: int) -> tuple[T, ...]:
-    """Who goes when in a round: every target, another one first each time, every other time backwards.
+    """The order of a round: every target once, starting with another each time, every other time backwards.
 
     So each target comes early and late, and after each of its neighbours, about as often as any other.
     """

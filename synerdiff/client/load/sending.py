@@ -38,8 +38,8 @@ Load = OpenLoop | ClosedLoop
 class Answer:
     """How a request ended: with images, or with an error, named by its gRPC code. Times in s from its window's start.
 
-    `number`: its place in the load. `unet_calls`: of all its images, 0 where nobody said how many; `skipped_calls` of
-    them went without guidance. `queue_s`, `decode_s`: as the server says. `pictures`: where they were to be kept.
+    `number`: its place in the load. `unet_calls`: of all its images, 0 if unknown; `skipped_calls` of
+    them went without guidance. `queue_s`, `decode_s`: reported by the server. `pictures`: kept on request.
     """
 
     number: int
@@ -104,7 +104,7 @@ async def send(
     on_answer: Callable[[Answer], object] | None = None,
     keep_pictures: bool = False,
 ) -> Window:
-    """Send a load and wait for every answer; `on_answer` hears each as it comes."""
+    """Send a load and wait for every answer; `on_answer` is called with each."""
     sender = _Sender(client, on_answer, keep_pictures)
     if isinstance(load, OpenLoop):
         await sender.open_loop(load.arrivals)

@@ -1,4 +1,4 @@
-"""Has packages made beside the serving: built by a process of its own, loaded here, handed to who asked."""
+"""Builds packages beside the serving: a process of its own builds, this one loads and hands them over."""
 
 import contextlib
 import os
@@ -181,7 +181,7 @@ class BackgroundCompiler:
         return self._store.find(subject)
 
     def _wait_for(self, child: "subprocess.Popen[str]") -> str:
-        """What the process has said on stderr. Ends it when its time is over or this compiler is closed."""
+        """The stderr of the process. Ends it when its time is over or this compiler is closed."""
         give_up_at = time.monotonic() + self._options.limit_s
         while not self._closing.is_set():
             try:

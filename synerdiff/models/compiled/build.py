@@ -1,6 +1,6 @@
 """`python -m synerdiff.models.compiled.build STORE SUBJECT_JSON [--memory-bytes N]`: make one package.
 
-Runs at the lowest priority, so that what is served meanwhile hardly notices. Exit status 0: the store has the package.
+Runs at the lowest priority, beside the serving. Exit status 0: the store has the package.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def _check(module: Any, package: Any, inputs_of: Any) -> None:
 
 
 def main() -> None:
-    """Build what the command line says, within its bound of memory."""
+    """Build the package of the command line, within its bound of memory."""
     parser = argparse.ArgumentParser()
     parser.add_argument("store", type=Path)
     parser.add_argument("subject", type=CompileSubject.from_json)

@@ -59,7 +59,7 @@ class _Trial:
             self.compiled = self.speedup() >= 1
 
     def speedup(self) -> float:
-        """Eager over compiled time, the median over neighbouring calls: what else the machine did met both."""
+        """Eager over compiled time, the median over neighbouring calls, which other load of the machine meets alike."""
         pairs = zip(self.eager_s, self.compiled_s, strict=False)
         return statistics.median(eager / compiled for eager, compiled in pairs)
 
@@ -113,7 +113,7 @@ class FastestCall:
         return first
 
     def _call_compiled(self, *inputs: Tensor) -> Tensor:
-        """The compiled answer; of a package that fails, the eager one, from now on. Raises what memory or device do."""
+        """The compiled answer; from the package's first failure on the eager one. Raises errors of memory or device."""
         compiled = self._compiled
         assert compiled is not None
         try:

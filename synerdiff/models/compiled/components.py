@@ -107,9 +107,9 @@ class _Component(ABC):
         return self._shapes.execution
 
     def rehearse(self) -> None:
-        """Make the first eager call of every size, while nobody calls. On another thread than those who call.
+        """Make the first eager call of every size, while no call comes. On another thread than the callers.
 
-        Not where a package is about to come: loading it is what the idle time is for.
+        Not where a package is about to come: loading it needs the idle time.
         """
         if self.execution == "eager" and not self._shapes.soon:
             self._rehearse(self._eager, 0, _REHEARSED_WITHIN_S)
@@ -146,7 +146,7 @@ class CompiledUnet(_Component):
         super().__init__(native, partial(unet_inputs, side), request, likely_first(most_rows))
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """As `UnetSide.predict`. What it returns is the caller's own. Raises DeviceFailed, and whatever a call does."""
+        """As `UnetSide.predict`. The caller owns the answer. Raises DeviceFailed, and every error of a call."""
         return self.prepared(latents, timesteps, conditioning)()
 
     def prepared(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Tensor]:
@@ -166,7 +166,7 @@ class CompiledUnet(_Component):
     def capture_ahead(self, most_rows: int) -> None:
         """Where the device captures: calls of the native size, in every common batch size of up to `most_rows` rows.
 
-        The largest goes first: the others find room in what it has taken. Raises DeviceFailed.
+        The largest goes first: the others find room in its memory. Raises DeviceFailed.
         """
         sizes = common_sizes(most_rows) if self._side.compute.captures else ()
         for rows in sizes:
@@ -176,7 +176,7 @@ class CompiledUnet(_Component):
             log.info("captured", sizes=len(sizes), refused=self.graphed.refused)
 
     def free(self) -> None:
-        """Drop what is held to save time and can be made again."""
+        """Drop caches that can be made again."""
         self.graphed.free()
 
     def _eager(self, *inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Components as functions of tensors alone, which is what can be exported, and example inputs to export them with."""
+"""Components as functions of tensors alone, so that they can be exported, and example inputs for that."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def in_order(latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> 
 
 
 def conditioning_of(hidden: Tensor, *added: Tensor) -> Conditioning:
-    """The conditioning of a UNet call from what `in_order` put after latents and timesteps."""
+    """The conditioning of a UNet call from the tensors that `in_order` puts after latents and timesteps."""
     return Conditioning(hidden, dict(zip(_ADDED, added, strict=False)) or None)
 
 

@@ -29,7 +29,7 @@ def likely_first(most: int) -> tuple[int, ...]:
 
 
 class Rehearsal:
-    """Goes through `sizes`, in this order, while nobody computes. `close` ends it after the call under way."""
+    """Goes through `sizes`, in this order, while the device is idle. `close` ends it after the call under way."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes
@@ -48,7 +48,7 @@ class Rehearsal:
     def run(self, call: Callable[[int], object], limit_s: float, done: int = 0) -> int:
         """Make a call of every size but the first `done`, within `limit_s` seconds. Returns how many are done then.
 
-        Raises what a call does.
+        Raises every error of a call.
         """
         give_up_at = time.monotonic() + limit_s
         for made, size in enumerate(self._sizes[done:], start=done):
@@ -71,7 +71,7 @@ class Rehearsal:
 
 
 def start_at_lowest_priority(name: str, work: Callable[[], object], threads: int) -> threading.Thread:
-    """Run `work` beside whatever else the process does. What it raises is logged, no more.
+    """Run `work` beside the rest of the process. Its errors are only logged.
 
     `threads`: CPU threads of its calls; 0: torch's own number.
     """
@@ -89,7 +89,7 @@ def start_at_lowest_priority(name: str, work: Callable[[], object], threads: int
 
 
 def compute_at_lowest_priority(threads: int) -> None:
-    """Let the calling thread, and those it starts, run when nobody else wants to, with so many CPU threads (0: torch's
+    """Let the calling thread, and those it starts, run only on idle cores, with so many CPU threads (0: torch's
     own number).
     """
     if hasattr(os, "setpriority"):

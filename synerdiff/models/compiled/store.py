@@ -1,7 +1,7 @@
 """Packages on disk, for the next start and for other workers of the same model.
 
-A package is code that workers run, so the directory has to be this user's own and nobody else's to write. Files come
-into being by renaming: who sees one sees all of it.
+A package is code that workers run, so only this user may own and write the directory. Files are renamed into place:
+a visible file is complete.
 """
 
 import contextlib
@@ -63,8 +63,8 @@ class PackageStore:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder to compile in, empty at first and gone after. To be asked for within `compiling`: what processes
-        that were killed have left is removed."""
+        """A folder to compile in, empty at first and gone after. Call it within `compiling`: it removes the remains of
+        killed processes."""
         for left in self.directory.glob(f"{_SCRATCH}*"):
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=self.directory, prefix=_SCRATCH) as folder:
@@ -72,7 +72,7 @@ class PackageStore:
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """Only one process at a time compiles for a store: others wait here, and may then find what they wanted."""
+        """Only one process at a time compiles for a store: others wait here, and may then find their package."""
         with (self.directory / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

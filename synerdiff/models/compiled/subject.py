@@ -1,4 +1,4 @@
-"""What a package is of, and the name that it has on disk: another subject never gets it."""
+"""The subject of a package and its name on disk: another subject never gets it."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 class CompileSubject:
     """One component of a model directory, at one latent shape [C, h, w].
 
-    `component_digest` is that of what is served (see `digest.module_digest`): weights are folded into the package.
+    `component_digest` is that of the served component (see `digest.module_digest`): the package has its weights.
     `variant` names the weight files, as for `loading.load_unet_side`.
     """
 
@@ -50,7 +50,7 @@ class CompileSubject:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote."""
+        """A subject from the text of `to_json`."""
         fields = json.loads(text)
         return cls(**fields | {"latent_shape": tuple(fields["latent_shape"])})
 

@@ -1,7 +1,7 @@
 """The device as workers use it. Kinds: `CpuDevice`, `CudaDevice`.
 
 The work given to a device is done in order and possibly later: on CUDA a call returns once its kernels are queued.
-What a thread must not do in the midst of a plan is wait; so nothing here waits but what says so.
+A thread must not wait in the midst of a plan; so nothing here waits unless it says so.
 """
 
 from abc import ABC, abstractmethod
@@ -40,7 +40,7 @@ class Timeline(Protocol):
         """The moment when all work that this thread has given so far will be done."""
 
     def wait(self, mark: Mark) -> None:
-        """Wait for a moment. Raises what the work before it has failed with."""
+        """Wait for a moment. Raises the error of the work before it."""
 
     def unix_ns(self, mark: Mark) -> int:
         """The wall clock at a moment, in ns. Waits for it, and raises as `wait` does."""
@@ -73,7 +73,7 @@ class Device(ABC):
     @property
     @abstractmethod
     def fastest_dtype(self) -> torch.dtype:
-        """What it computes in fastest, natively."""
+        """The fastest dtype that it computes natively."""
 
     @abstractmethod
     def cpu_threads(self, own: int) -> int:
@@ -87,7 +87,7 @@ class Device(ABC):
 
     @abstractmethod
     def restart_peak(self) -> None:
-        """Forget what was held before, for `peak_bytes`."""
+        """Start `peak_bytes` anew."""
 
     @abstractmethod
     def peak_bytes(self) -> int:
@@ -122,9 +122,9 @@ class Device(ABC):
 
     @abstractmethod
     def beside(self) -> AbstractContextManager[Lend]:
-        """Work that is not to stand in the order of steps. At its end it is done, waited for by this thread alone.
+        """Work outside the order of steps. This thread alone waits for it at its end.
 
-        What comes of it and lives on is passed to the function that is yielded: others will use it.
+        Pass results that live on to the yielded function: others will use them.
         """
 
     @abstractmethod
@@ -133,4 +133,4 @@ class Device(ABC):
 
     @abstractmethod
     def captured_bytes(self) -> int:
-        """Bytes that the captures alive hold, with what is kept for the next; their inputs aside."""
+        """Bytes of the live captures and of the memory kept for the next; their inputs aside."""

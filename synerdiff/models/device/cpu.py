@@ -68,7 +68,7 @@ class CpuDevice(Device):
         """Nothing: see `peak_bytes`."""
 
     def peak_bytes(self) -> int:
-        """Not counted here: who measures looks at the process from outside."""
+        """Not counted here: measurements look at the process from outside."""
         return 0
 
     def free_caches(self) -> None:

@@ -117,7 +117,7 @@ class CudaDevice(Device):
         return 0
 
     def memory_limit_bytes(self) -> int:
-        """What was given, but no more than the GPU has."""
+        """The given limit, but no more than the GPU has."""
         return self._limit_bytes
 
     def restart_peak(self) -> None:
@@ -125,7 +125,7 @@ class CudaDevice(Device):
         self._memory.restart_peak()
 
     def peak_bytes(self) -> int:
-        """Of tensors and of what CUDA graphs keep: what CUDA itself, libraries and the arena hold is not among them."""
+        """Of tensors and of CUDA graphs' pools, without the memory of CUDA itself, libraries and the arena."""
         return self._memory.peak_bytes()
 
     def free_caches(self) -> None:
@@ -169,7 +169,7 @@ class CudaDevice(Device):
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[Lend]:
-        """On a stream of its own. What is lent is not freed before the steps that use it are done."""
+        """On a stream of its own. Lent tensors are not freed before the steps that use them are done."""
         steps = torch.cuda.default_stream(self.torch_device)
 
         def lend(tensors: Iterable[Tensor]) -> None:
@@ -189,7 +189,7 @@ class CudaDevice(Device):
             return self._graphs.capture(call)
 
     def captured_bytes(self) -> int:
-        """Of the graphs' pools, and an allowance for what the driver keeps of each."""
+        """Of the graphs' pools, and an allowance for the driver's memory of each."""
         return self._graphs.held_bytes
 
     def _stream(self) -> "torch.cuda.Stream":

@@ -1,6 +1,6 @@
 """CUDA graphs that share a memory pool. Never run on a GPU: written from torch's sources (see docs/gpu.md).
 
-What torch's CUDAGraph.cpp and CUDACachingAllocator.cpp ask for, and its documentation does not say:
+Rules of torch's CUDAGraph.cpp and CUDACachingAllocator.cpp that its documentation does not have:
 
 - A pool lives while a graph of it does. The handle of a dead one may still be known to the allocator, for a cuBLAS
   workspace that a capture took from it; to capture into it is then an assertion. So a new round of graphs gets a new
@@ -54,7 +54,7 @@ class GraphPool:
 
     @property
     def held_bytes(self) -> int:
-        """Memory of the pools, with what dropped graphs have left there for the next, and of the graphs' launches."""
+        """Memory of the pools, with the part left by dropped graphs for the next, and of the graphs' launches."""
         pools: int = sum(segment["total_size"] for segment in graph_segments(self._device))
         return pools + len(self._alive) * _LAUNCHES_BYTES
 

@@ -1,8 +1,8 @@
-"""What this process holds of a GPU, by torch's caching allocator. Never run on a GPU; tested on a fake of its API.
+"""The GPU memory of this process, by torch's caching allocator. Never run on a GPU; tested on a fake of its API.
 
 A CUDA graph keeps the memory that its capture took, in a pool of its own. A replay computes in it without asking the
-allocator, so the tensors that it makes there are in no count of allocated bytes. What counts is the whole pool: nobody
-else can have any of it for as long as a graph lives.
+allocator, so the tensors that it makes there are in no count of allocated bytes. The whole pool counts: no
+other tensor can use it while a graph lives.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class CudaMemory:
     def peak_bytes(self) -> int:
         """Most bytes of tensors and of graphs' pools since `restart_peak`.
 
-        A capture in between counts for what it leaves; while it ran it took no more than the calls before it.
+        A capture in between counts for the memory it leaves; while it ran it took no more than the calls before it.
         """
         stats = self._stats()
         allocated = stats["allocated_bytes"]["all"]
@@ -54,7 +54,7 @@ class CudaMemory:
 
 
 def graph_segments(device: torch.device) -> list[dict[str, Any]]:
-    """What the allocator has taken of a device for graphs' pools, as `torch.cuda.memory_snapshot` describes it."""
+    """The segments that the allocator holds for graphs' pools, as `torch.cuda.memory_snapshot` describes them."""
     segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
     return [
         segment

@@ -1,4 +1,4 @@
-"""What an error says of the device: too little memory, a device that is lost to this process, or nothing.
+"""Classifies errors: too little memory, a device that is lost to this process, or neither.
 
 A *sticky* CUDA error poisons the process's context: every later call fails with it, and only a new process helps. torch
 raises them as `torch.AcceleratorError` with an `error_code` (before 2.8 as a plain RuntimeError), and the libraries on
@@ -41,7 +41,7 @@ _FATAL = (
 
 
 class Fault(Enum):
-    """Whose fault an error is: memory's, the device's, or somebody else's (the input's, a library's, ours)."""
+    """The cause of an error: memory, the device, or another (the input, a library, our code)."""
 
     OUT_OF_MEMORY = auto()
     FATAL = auto()
@@ -53,7 +53,7 @@ class DeviceFailed(Exception):
 
 
 def fault_of(error: BaseException) -> Fault:
-    """What an error that came out of a computation says of the device."""
+    """The fault behind an error of a computation."""
     text, code = str(error), getattr(error, "error_code", None)
     if isinstance(error, DeviceFailed):
         return Fault.FATAL

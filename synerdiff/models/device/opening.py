@@ -12,7 +12,7 @@ from synerdiff.models.device.cuda import CudaDevice
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """What matters on GPUs alone.
+    """Options for GPUs alone.
 
     `cuda_graphs`: replay them. `memory_limit_bytes`: most device memory to take; 0: the part `memory_share` of all
     there is. `cudnn_benchmark`: let cuDNN time its kernels at the first call of each shape.
