@@ -5,7 +5,6 @@ import contextlib
 import gc
 import os
 import socket
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import uvloop
@@ -102,9 +101,8 @@ async def _store(
     settings: SchedulerSettings, tracer: Tracer
 ) -> AsyncIterator[tuple[Redis, JobStore, WorkerRegistry, Pool]]:
     redis = connect(settings.redis_url)
-    instance = settings.instance_id or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     store, registry = JobStore(redis, settings.store_settings()), WorkerRegistry(redis)
-    leadership = Leadership(redis, settings.pool, f"{instance}/{os.getpid()}", settings.leader_ttl_s)
+    leadership = Leadership(redis, settings.pool, settings.instance_id or socket.gethostname(), settings.leader_ttl_s)
     try:
         options = settings.leader_options(ProfileStore(redis))
         pool = Pool(settings.pool, options, store, registry, leadership, settings.leader_ttl_s, tracer)

@@ -27,7 +27,7 @@ _MOST_PLAN_AHEAD = 8
 class SchedulerSettings(ServiceSettings):
     """Settings of `python -m services.scheduler`."""
 
-    instance_id: str = Field("", description="this scheduler's name in leader elections; empty: drawn at start")
+    instance_id: str = Field("", description="this scheduler's name in Redis and in traces; empty: its host's")
     policy: str = Field(
         "synerdiff", pattern=f"^({'|'.join(POLICIES)})$", description=f"who runs and when: {', '.join(POLICIES)}"
     )

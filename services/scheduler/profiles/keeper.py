@@ -168,12 +168,12 @@ class ProfileKeeper:
         key = BatchKey(card.name, card.native_width, card.native_height)
         if place:
             self._told(ProfileUnknown(place.domain, place.key))
-        place = self._places[pair.unet.domain, card.name] = _Place(pair, key, subject)
         if card.skip_cfg:
             self._told(BudgetKnown(card.name, card.skip_cfg))
         profile = self._fitting_given(subject)
         if profile is None and self._store:
-            profile = await self._store.get(subject)
+            profile = await self._store.get(subject)  # before the place counts as met: a Redis that is away is asked again
+        place = self._places[pair.unet.domain, card.name] = _Place(pair, key, subject)
         if profile:
             place.known = True
             self._plan_by(place, profile)

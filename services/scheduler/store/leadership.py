@@ -4,25 +4,31 @@ The TTL only decides when another instance may try. What keeps an old leader fro
 every leader script refuse an older one.
 """
 
+import uuid
+
 from redis.asyncio import Redis
 
 from services.scheduler.store.scripts import Lease, Scripts
 
 
 class Leadership:
-    """One instance's bid for one pool. `ttl_s`: how long a silent leader is waited for."""
+    """One process's bid for one pool. `ttl_s`: how long a silent leader is waited for.
+
+    `instance_id` may be that of an earlier life of the process, down to its process id. So each bid draws an id of its
+    own: workers would refuse the token of the earlier life from a leader that they do not know.
+    """
 
     def __init__(self, redis: Redis, pool: str, instance_id: str, ttl_s: float = 3.0) -> None:
         self._scripts = Scripts(redis)
         self._pool = pool
-        self._instance_id = instance_id
+        self._instance_id = f"{instance_id}/{uuid.uuid4().hex}"
         self._ttl_ms = round(ttl_s * 1000)
         self._patience_s = ttl_s / 3
 
     async def acquire(self, above: int = 0) -> Lease | None:
-        """The lease, if the pool has no leader or this instance is it; None while another leads. Raises Unavailable.
+        """The lease, if the pool has no leader or this bid has won it; None while another leads. Raises Unavailable.
 
-        Its token is above `above`, the newest that this instance has led under or that a worker has told of: a Redis
+        Its token is above `above`, the newest that this process has led under or that a worker has told of: a Redis
         that has lost its data would give out again those that workers have seen.
         """
         token = await self._scripts.run(

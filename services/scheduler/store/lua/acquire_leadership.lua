@@ -1,6 +1,6 @@
 -- Become the leader of a pool that has none, under a token newer than every one before.
--- ARGV: pool, instance id, TTL ms, the token that it must be above (workers remember what Redis may have lost)
--- Returns the token, or nil while another instance leads. The leader itself gets its token again (a lost reply).
+-- ARGV: pool, id of the bid, TTL ms, the token that it must be above (workers remember what Redis may have lost)
+-- Returns the token, or nil while another instance leads. The bid that leads gets its token again (a lost reply).
 local pool, instance_id, ttl_ms, above = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local state, leader = key('pool', pool), key('leader', pool)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError
 from structlog.testing import capture_logs
 
 from services.scheduler.engine.engine import Engine
@@ -20,7 +21,7 @@ from services.scheduler.profiles.measuring.findings import subject_of
 from services.scheduler.profiles.measuring.prober import Prober
 from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOptions
 from services.scheduler.profiles.store import ProfileStore
-from synerdiff.profiles import Profile
+from synerdiff.profiles import Profile, ProfileSubject
 from synerdiff.registry import WorkerRecord
 from synerdiff.skip_cfg import SkipCfgBudget
 from tests.services.scheduler.engine.test_engine import job
@@ -94,6 +95,29 @@ async def test_a_kept_profile_is_found_when_its_workers_come(redis: Redis) -> No
     other = Led(KeeperOptions(store=ProfileStore(redis)), device="H100")
     await other.follow()
     assert other.known is None
+
+
+class ForgetfulStore(ProfileStore):
+    """A store whose Redis is away when it is asked first."""
+
+    asked = 0
+
+    async def get(self, subject: ProfileSubject) -> Profile | None:
+        self.asked += 1
+        if self.asked == 1:
+            raise ConnectionError("away")
+        return await super().get(subject)
+
+
+async def test_a_kept_profile_is_asked_for_again_after_an_error_of_redis(redis: Redis) -> None:
+    store = ForgetfulStore(redis)
+    await store.put(subject_here())
+    led = Led(KeeperOptions(store=store))
+    with pytest.raises(ConnectionError):
+        await led.follow()
+    await led.follow(2)
+    assert led.known == subject_here()
+    assert store.asked == 2
 
 
 async def test_a_given_profile_goes_first_and_is_refused_where_it_does_not_fit(redis: Redis) -> None:

@@ -81,6 +81,17 @@ async def test_a_silent_leader_is_followed_after_its_ttl(redis: Redis) -> None:
     assert not await one.renew(first)
 
 
+async def test_a_process_started_again_under_its_old_name_waits_for_the_ttl_and_leads_under_a_newer_token(
+    redis: Redis,
+) -> None:
+    earlier, later = (Leadership(redis, "default", "pod-0/1", ttl_s=60.0) for _ in range(2))
+    first = await earlier.acquire()
+    assert first == Lease("default", 1)
+    assert await later.acquire() is None, "it would lead under a token that workers have seen from another"
+    await earlier.resign(first)
+    assert await later.acquire() == Lease("default", 2)
+
+
 async def test_pools_have_leaders_of_their_own(redis: Redis) -> None:
     assert await Leadership(redis, "a", "one").acquire() == Lease("a", 1)
     assert await Leadership(redis, "b", "two").acquire() == Lease("b", 1)
