@@ -6,9 +6,10 @@ Model cards stay when their workers go: a known model without a worker just now 
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -24,6 +25,15 @@ WorkerKind = Literal["unet", "vae"]
 
 WORKERS = "synerdiff:workers"  # set of ids, some of them gone
 MODELS = "synerdiff:models"  # hash: model name -> card as JSON
+
+# One that has announced itself since it was missed stays.
+_FORGET_GONE = f"""
+for index, worker_key in ipairs(KEYS) do
+  if redis.call('EXISTS', worker_key) == 0 then
+    redis.call('SREM', '{WORKERS}', ARGV[index])
+  end
+end
+"""
 
 T = TypeVar("T")
 
@@ -119,10 +129,14 @@ def record_from_json(text: str | bytes) -> WorkerRecord:
 
 
 class WorkerRegistry:
-    """The announced workers and the known models, in Redis as JSON. Methods raise redis's own errors."""
+    """The announced workers and the known models, in Redis as JSON. Methods raise redis's own errors.
+
+    One that cannot be read, damaged or of a version unlike ours, is left out, and the log tells of it once.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._forget_gone = redis.register_script(_FORGET_GONE)
 
     async def announce(self, record: WorkerRecord, ttl_s: float) -> None:
         """Make a worker known for `ttl_s` seconds. UNet workers' model cards are kept for good: theirs are complete."""
@@ -149,13 +163,13 @@ class WorkerRegistry:
         gone = [name for name, text in zip(worker_ids, texts, strict=True) if text is None]
         if gone:
             with contextlib.suppress(ResponseError):  # a Redis that takes no writes just now still has its workers
-                await self._redis.srem(WORKERS, *gone)
-        records = [record_from_json(text) for text in texts if text is not None]
+                await self._forget_gone(keys=[_worker_key(name.decode()) for name in gone], args=gone)
+        records = _readable((text for text in texts if text is not None), record_from_json)
         return [record for record in records if pool is None or record.pool == pool]
 
     async def cards(self) -> list[ModelCard]:
         """Every model ever served here, by name."""
-        cards = [card_from_json(text) for text in await self._redis.hvals(MODELS)]
+        cards = _readable(cast(list[bytes], await self._redis.hvals(MODELS)), card_from_json)
         return sorted(cards, key=lambda card: card.name)
 
 
@@ -175,6 +189,19 @@ async def keep_announced(registry: WorkerRegistry, record: Callable[[], WorkerRe
             await registry.withdraw(record().worker_id)
         except (RedisError, OSError) as error:
             log.warning("could not withdraw the worker", worker=record().worker_id, error=str(error))
+
+
+def _readable(texts: Iterable[bytes], read: Callable[[bytes], T]) -> Iterator[T]:
+    for text in texts:
+        try:
+            yield read(text)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            _tell_once(text, repr(error))
+
+
+@functools.lru_cache(maxsize=256)
+def _tell_once(text: bytes, error: str) -> None:
+    log.error("a worker's record or a model's card cannot be read: it is left out", error=error, text=text[:200])
 
 
 def _known(kind: type[T], fields: dict[str, Any]) -> T:

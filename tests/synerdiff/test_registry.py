@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
-from synerdiff.registry import WorkerRecord, WorkerRegistry, default_domain, keep_announced
+from synerdiff.registry import WorkerRecord, WorkerRegistry, _tell_once, default_domain, keep_announced
 from synerdiff.skip_cfg import SkipCfgBudget
 
 CARD = ModelCard(
@@ -88,6 +89,40 @@ async def test_a_silent_worker_is_forgotten_and_its_model_is_not(registry: Worke
     await registry.announce(WORKER, ttl_s=60)
     await registry.withdraw(WORKER.worker_id)
     assert await registry.workers() == []
+
+
+async def test_a_worker_that_comes_back_while_it_is_forgotten_is_not(
+    registry: WorkerRegistry, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await registry.announce(WORKER, ttl_s=0.02)
+    await asyncio.sleep(0.05)
+    mget = redis.mget
+
+    async def mget_then_announced(names: Any) -> Any:
+        texts = await mget(names)
+        await registry.announce(WORKER, ttl_s=60)
+        return texts
+
+    monkeypatch.setattr(redis, "mget", mget_then_announced)
+    assert await registry.workers() == []
+    monkeypatch.undo()
+    assert await registry.workers() == [WORKER]
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}", '{"model_card": 3}'])
+async def test_what_cannot_be_read_is_left_out_and_told_of_once(
+    registry: WorkerRegistry, redis: Redis, text: str
+) -> None:
+    _tell_once.cache_clear()
+    await registry.announce(WORKER, ttl_s=60)
+    await registry.announce(dataclasses.replace(WORKER, worker_id="unet-0"), ttl_s=60)
+    await redis.set("synerdiff:worker:unet-0", text)
+    await redis.hset("synerdiff:models", "another", text)
+    with capture_logs() as lines:
+        for _ in range(2):
+            assert await registry.workers() == [WORKER]
+            assert await registry.cards() == [CARD]
+    assert [line["log_level"] for line in lines] in (["error"], ["error"] * 2)
 
 
 async def test_only_unet_workers_say_what_a_model_can_do(registry: WorkerRegistry) -> None:
