@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import math
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,6 +9,7 @@ from typing import Any, TypeVar
 from prometheus_client import Counter
 
 from services.scheduler.api.empty_watches import EmptyWatches
+from services.scheduler.api.kept import Kept
 from services.scheduler.api.validation import AdmissionLimits, body_digest, resolve
 from services.scheduler.store.queue import JobStore
 from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace, trace_id_of
@@ -35,8 +34,8 @@ MAX_REQUEST_BYTES = 1 << 20
 MAX_IMAGE_BYTES = 60 * MIB
 MAX_SUBMIT_IMAGE_BYTES = 3 * MIB
 REDIS_PATIENCE_S = 2.0
-# A model whose limits change is judged by its old ones for this long.
-_CARDS_KEPT_S = 1.0
+# A model whose limits change is judged by its old ones for this long, and its old weights are asked for.
+_KEPT_S = 1.0
 
 _log = get_logger("api")
 _accepted = Counter("synerdiff_requests_accepted_total", "Requests made into jobs", ["model", "method"])
@@ -66,10 +65,9 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         self._draining = draining
         self._tracer = tracer or Tracer()
         self._empty_watches = EmptyWatches()
-        self._known_cards: dict[str, ModelCard] = {}
-        self._cards_read_at_s = -math.inf
-        self._known_workers: list[WorkerRecord] = []
-        self._workers_read_at_s = -math.inf
+        self._models: dict[str, ModelCard] = {}
+        self._cards = Kept(self._read_cards, _KEPT_S)
+        self._workers = Kept(self._read_workers, _KEPT_S)
 
     def add_to(self, host: ServiceHost) -> None:
         """Serve on `host`."""
@@ -122,7 +120,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
 
     async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
         """Every model known, and whether a UNet and a VAE worker serve it just now."""
-        workers = await self._workers()
+        workers = await self._read_workers()
         serving = {(worker.model_card.name, worker.kind) for worker in workers if not worker.draining}
         return images_pb2.ListModelsResponse(
             models=[
@@ -141,7 +139,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         method = "Generate" if abandonable else "Submit"
         trace = RequestTrace(self._tracer, f"{SERVICE}/{method}", context.invocation_metadata())
         try:
-            request = await self._with_weights(resolve(pb, await self._cards(pb.model), self._limits))
+            request = await self._with_weights(resolve(pb, await self._cards_for(pb.model), self._limits))
             acceptance = await self._store.accept(request, body_digest(pb), abandonable, trace.traceparent)
         except SynerDiffError as error:
             _refused.labels(error.code.name).inc()
@@ -157,25 +155,23 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             traceparent = (await self._known(job_id)).traceparent  # of the call that made the job
         return job_id, Deliveries(self._tracer, job_id, traceparent)
 
-    async def _cards(self, model: str) -> list[ModelCard]:
-        """The known models: as they were within the last second, if `model` was among them.
+    async def _cards_for(self, model: str) -> list[ModelCard]:
+        """The known models: as they were within the last second, if `model` was among them; "" is the default one."""
+        cards = await self._cards.get(lambda known: model in known if model else bool(known))
+        return sorted(cards.values(), key=lambda card: card.name)
 
-        A model is never unknown again: a Redis that has lost its card has it back once a worker announces itself.
-        """
-        if time.monotonic() - self._cards_read_at_s > _CARDS_KEPT_S or model not in self._known_cards:
-            self._known_cards |= {card.name: card for card in await self._store.models()}
-            self._cards_read_at_s = time.monotonic()
-        return sorted(self._known_cards.values(), key=lambda card: card.name)
+    async def _read_cards(self) -> dict[str, ModelCard]:
+        """A model is never unknown again: a Redis that has lost its card has it back once a worker announces itself."""
+        self._models |= {card.name: card for card in await self._store.models()}
+        return self._models
 
-    async def _workers(self) -> list[WorkerRecord]:
+    async def _read_workers(self) -> list[WorkerRecord]:
         return await patiently(self._registry.workers, REDIS_PATIENCE_S)
 
     async def _with_weights(self, request: ImageRequest) -> ImageRequest:
         """The request with the weights that it is accepted for: the newest served, as of the last second."""
-        if time.monotonic() - self._workers_read_at_s > _CARDS_KEPT_S:
-            self._known_workers, self._workers_read_at_s = await self._workers(), time.monotonic()
         newest: dict[str, str] = {}
-        for served in served_weights(self._known_workers, request.model):
+        for served in served_weights(await self._workers.get(), request.model):
             newest.setdefault(served.kind, served.digest)
         return replace(request, unet_weights=newest.get("unet", ""), vae_weights=newest.get("vae", ""))
 

@@ -1,0 +1,39 @@
+"""What is read for many requests at once, and when it is read again."""
+
+import itertools
+
+import pytest
+
+from services.scheduler.api import kept
+from services.scheduler.api.kept import Kept
+from tests.waiting import VirtualTime
+
+
+async def test_it_is_read_again_once_it_is_old_or_no_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, count = VirtualTime(), itertools.count(1)
+    monkeypatch.setattr(kept, "time", clock)
+
+    async def read() -> int:
+        return next(count)
+
+    value = Kept(read, for_s=1.0)
+    assert [await value.get(), await value.get()] == [1, 1]
+    clock.now_s = 1.5
+    assert [await value.get(), await value.get()] == [2, 2]
+    assert await value.get(lambda number: number == 2) == 2
+    assert await value.get(lambda number: number > 2) == 3
+
+
+async def test_an_error_is_not_kept() -> None:
+    answers = iter([ConnectionError("away"), 1])
+
+    async def read() -> int:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    value = Kept(read, for_s=1.0)
+    with pytest.raises(ConnectionError):
+        await value.get()
+    assert await value.get() == 1
