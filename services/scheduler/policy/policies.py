@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from services.scheduler.planner.planned_round import PlanQuery
+from services.scheduler.planner.planned_round import MOST_COUNT, PlanQuery
 from services.scheduler.policy.admitting import joining, whole_requests
 from services.scheduler.policy.ordering import decodes_in_order
 from services.scheduler.policy.pace import paces_of
@@ -214,6 +214,7 @@ class _Tick:
         prices = self._spec.skip_prices
         if self._spec.planning != "programme" or profile is None or self._rounds is None:
             return decodes_first(work, None, self._caps(key, lane))
+        work = work.first(MOST_COUNT)
         query = PlanQuery(
             unet=len(work.seats),
             vae=len(work.decodes),

@@ -1,7 +1,7 @@
 """A round as items: a planned round's counts filled with tasks and decodes, or plain rounds that need no planner."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
@@ -36,6 +36,12 @@ class Work:
     def one_row(self) -> int:
         """Seats that take one row whatever is planned."""
         return sum(seat.standing.stance is Stance.ONE_ROW for seat in self.seats)
+
+    def first(self, most: int) -> "Work":
+        """The most urgent part: at most so many tasks, and so many decodes."""
+        seats = self.seats[:most]
+        choices = sum(seat.standing.stance is Stance.CHOICE for seat in seats)
+        return replace(self, seats=seats, decodes=self.decodes[:most], skips=min(self.skips, choices))
 
     def skipping(self, skips: int) -> list[Seat]:
         """The seats that take one row when `skips` of those with a choice skip: those with most credit."""

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.planner.planned_round import MOST_COUNT, PlannedRound, PlanQuery, check
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import (
     Admission,
@@ -362,3 +363,19 @@ def test_no_round_is_planned_past_the_last_call_of_a_task_so_that_its_decode_is_
     assert not policy("synerdiff").plan(snapshot(ending)).items
     assert stepped(policy("synerdiff").plan(snapshot(replace(ending, preparing=1)))) == ["a/0"]
     assert stepped(policy("continuous").plan(snapshot(ending))) == ["a/0"]
+
+
+class NothingKnown:
+    """Where planned rounds come from that were never planned; what cannot be planned is refused here already."""
+
+    def lookup(self, profile: Profile, query: PlanQuery) -> PlannedRound | None:
+        check(query)
+        return None
+
+
+@pytest.mark.parametrize(("tasks", "stepped_now"), [(MOST_COUNT, MOST_COUNT), (MOST_COUNT + 1, MOST_COUNT)])
+def test_what_is_beyond_the_most_that_a_round_is_planned_for_waits_for_the_next(tasks: int, stepped_now: int) -> None:
+    spec = replace(POLICIES["synerdiff"], knee=False)
+    lane = unet_lane(*(running(f"{k}") for k in range(tasks)), slots=2 * MOST_COUNT)
+    plan = ConfiguredPolicy(spec, PolicyBounds(unet_batch=2 * MOST_COUNT), NothingKnown()).plan(snapshot(lane, budget=HALF))
+    assert len(stepped(plan)) == stepped_now
