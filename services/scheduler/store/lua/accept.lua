@@ -1,6 +1,6 @@
 -- Accept a request durably: what this returns is never lost.
--- ARGV: job id, request id ('' for none), digest, request JSON, number of images, model, priority number, timeout ms
---       (0: none), abandonable (1 or 0), follower lease ms, most waiting jobs of a model, traceparent ('' for none)
+-- ARGV: job id, request id ('' for none), digest, request JSON, number of images, model, priority number, timeout ms,
+--       abandonable (1 or 0), follower lease ms, most waiting jobs of a model, traceparent ('' for none)
 -- Returns the job id: the one given, or that of the job which this request_id already made.
 -- Errors: ALREADYEXISTS, QUEUEFULL
 local job_id, request_id, digest, request_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -33,7 +33,7 @@ end
 
 local class = PRIORITIES[priority]
 local entry_id = redis.call('XADD', key('queue', model, class), '*', 'job', job_id)
-local deadline = timeout_ms > 0 and now + timeout_ms or 0
+local deadline = now + timeout_ms
 
 redis.call('HSET', key('job', job_id),
   'state', 'QUEUED', 'request', request_json, 'request_id', request_id, 'digest', digest, 'num_images', num_images,
@@ -42,9 +42,7 @@ redis.call('HSET', key('job', job_id),
 if request_id ~= '' then
   redis.call('SET', key('request', request_id), job_id)
 end
-if deadline > 0 then
-  redis.call('ZADD', key('deadlines'), deadline, job_id)
-end
+redis.call('ZADD', key('deadlines'), deadline, job_id)
 if abandonable == '1' then
   redis.call('ZADD', key('leases'), now + lease_ms, job_id)
 end

@@ -103,9 +103,7 @@ local function restore_deadlines()
   if was_lost(key('deadlines')) then
     for _, model in ipairs(known_models()) do
       in_streams(model, function(job_id, fields)
-        if tonumber(fields[5]) > 0 then
-          redis.call('ZADD', key('deadlines'), fields[5], job_id)
-        end
+        redis.call('ZADD', key('deadlines'), fields[5], job_id)
       end)
     end
   end
