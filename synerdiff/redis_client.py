@@ -1,12 +1,15 @@
 """Connections to Redis, and how long to keep trying when it is away or refuses for a while.
 
 Two layers. The client itself repeats a command a few times within a fraction of a second, which hides a dropped
-connection. `patiently` repeats a whole call for seconds, which hides a restart. Both repeat commands whose reply was
-lost, so whatever runs through them must be safe to run twice.
+connection. Over it there is one more, which hides a restart and writes to the log: `patiently`, for seconds, or a loop
+of the caller's own around `once`. Both repeat commands whose reply was lost, so whatever runs through them must be safe
+to run twice.
 """
 
 import asyncio
 import builtins
+import functools
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
@@ -17,6 +20,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError, NoPermissionError, ReadOnlyError, RedisError, TimeoutError
 
 from synerdiff.errors import SynerDiffError, Unavailable
+from synerdiff.telemetry import get_logger
 
 CONNECTIONS = 64
 SOCKET_TIMEOUT_S = 3.0
@@ -35,11 +39,15 @@ _REFUSALS = {
     "TRYAGAIN": "Redis moves its keys",
     "CLUSTERDOWN": "Redis is down",
     "FAILOVER": "Redis changes its primary",
+    "NOAUTH": "Redis asks for a password",
+    "NOPERM": "Redis does not permit it",
 }
 
 _KEEPS_ALL = "noeviction"
 
 T = TypeVar("T")
+
+log = get_logger("redis")
 
 
 def trouble(error: BaseException) -> str:
@@ -124,6 +132,16 @@ async def check_keeps_all(redis: Redis) -> None:
         )
 
 
+async def once(call: Awaitable[T]) -> T:
+    """`await call`. Raises Unavailable, which says why, where Redis is away or refuses for a while."""
+    try:
+        return await call
+    except RedisError as error:
+        if not _passes(error):
+            raise
+        raise Unavailable(trouble(error)) from error
+
+
 async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     """`await call()`, again and again with back-off while Redis is away or refuses for a while.
 
@@ -131,6 +149,10 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     still take effect.
     """
     why = f"Redis gave no answer within {patience_s:g} s"
+
+    async def attempt() -> T:  # tenacity awaits only what it can see to be a coroutine function, unlike a lambda
+        return await call()
+
     try:
         async with asyncio.timeout(patience_s):
             try:
@@ -139,24 +161,17 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
                 if not _passes(error):
                     raise
                 why = trouble(error)
-                return await _again_and_again(call, patience_s)
-    except RedisError as error:
-        if not _passes(error):
-            raise
-        raise Unavailable(trouble(error)) from error
+            _tell(why, int(time.monotonic()))
+            again = tenacity.AsyncRetrying(
+                retry=tenacity.retry_if_exception(_passes),
+                wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
+            )
+            return await again(attempt)
     except builtins.TimeoutError as error:
         raise Unavailable(why) from error
 
 
-async def _again_and_again(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
-    retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception(_passes),
-        stop=tenacity.stop_after_delay(patience_s),
-        wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
-        reraise=True,
-    )
-
-    async def attempt() -> T:  # tenacity awaits only what it can see to be a coroutine function, unlike a lambda
-        return await call()
-
-    return await retrying(attempt)
+@functools.lru_cache(maxsize=16)
+def _tell(why: str, second: int) -> None:
+    """Once for all that find it in the same second."""
+    log.warning("redis is tried again", reason=why)

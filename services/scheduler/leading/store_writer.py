@@ -1,7 +1,8 @@
 """Carries out the engine's store effects beside the ticks: in order within a job, side by side across jobs.
 
 A write that Redis cannot take just now is tried again for as long as this process leads: what the engine did is kept in
-memory meanwhile, and running work goes on. Progress is coalesced: only the latest of each image, twice a second.
+memory meanwhile, and running work goes on. One that Redis refuses for good ends its job. Progress is coalesced: only the
+latest of each image, twice a second, and can be done without.
 """
 
 import asyncio
@@ -9,7 +10,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from redis.exceptions import RedisError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
 from services.scheduler.engine.effects import (
@@ -28,14 +28,13 @@ from services.scheduler.store.scripts import TransitionRefused
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.jobs import JobTimings, SkippedSteps
-from synerdiff.redis_client import trouble
 from synerdiff.requests import task_id
 from synerdiff.telemetry import get_logger
 
 PROGRESS_EVERY_S = 0.5
 PROGRESS_PER_S = 100  # every one of them wakes its followers, on whichever scheduler: many images are told less often
 
-_AWAY = (RedisError, Unavailable, OSError)
+_AWAY = (Unavailable, OSError)
 
 log = get_logger("store_writer")
 
@@ -82,8 +81,14 @@ class StoreWriter:
         while True:
             latest, self._progress = list(self._progress.values()), {}
             if latest:
-                await self._persist(partial(self._store.append_progress, self._lease, latest))
+                await self._write_progress(latest)
             await asyncio.sleep(max(PROGRESS_EVERY_S, len(latest) / PROGRESS_PER_S))
+
+    async def _write_progress(self, latest: list[ReportProgress]) -> None:
+        try:
+            await self._persist(partial(self._store.append_progress, self._lease, latest))
+        except Exception:  # of one job, but of which is not told; it must not end the writing of all
+            log.exception("progress cannot be written", images=len(latest))
 
     async def stop(self) -> None:
         """Write nothing more."""
@@ -107,16 +112,13 @@ class StoreWriter:
         del self._queues[job_id]
 
     async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0), before_sleep=_say
+        )
         try:
-            try:
-                await write()
-            except _AWAY:
-                retrying = AsyncRetrying(
-                    retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0), before_sleep=_say
-                )
-                async for attempt in retrying:
-                    with attempt:
-                        await write()
+            async for attempt in retrying:
+                with attempt:
+                    await write()
         except StaleLeader:
             self._leader.superseded()
 
@@ -156,4 +158,4 @@ class StoreWriter:
 def _say(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     if error is not None:
-        log.warning("cannot write to redis yet", attempt=state.attempt_number, error=trouble(error) or str(error))
+        log.warning("cannot write to redis yet", attempt=state.attempt_number, error=str(error))

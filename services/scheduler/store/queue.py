@@ -4,18 +4,20 @@ One Redis stream per model and priority class, read by all pools through one con
 acknowledged when the job ends, so what a pool was working on is found again by its next leader, or by another pool.
 """
 
+import collections
 import uuid
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from services.scheduler.store import keys
 from services.scheduler.store.notifications import Subscription
 from services.scheduler.store.records import (
+    UnreadableRecord,
     cancelled_event,
     failed_event,
     finished_event,
@@ -33,8 +35,13 @@ from synerdiff.jobs import JobRecord, JobState, JobTimings, SkippedSteps
 from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRegistry
 from synerdiff.requests import ImageRequest, Priority
+from synerdiff.telemetry import get_logger
 
 __all__ = ["Acceptance", "GoneJobs", "JobQueue", "JobStore", "JobStoreSettings", "Lease", "QueueDepth"]
+
+
+log = get_logger("job_queue")
+_unreadable = Counter("synerdiff_unreadable_jobs", "Jobs failed by a leader that cannot read their records")
 
 
 class Acceptance(NamedTuple):
@@ -61,7 +68,8 @@ class GoneJobs(NamedTuple):
 
 
 class JobQueue(StoreBase):
-    """Jobs from acceptance to their end. Methods that take a Lease raise StaleLeader once a newer leader has the pool.
+    """Jobs from acceptance to their end. Methods that take a Lease raise StaleLeader once a newer leader has the pool,
+    and Unavailable where Redis does not take a first try: who leads knows what to do meanwhile.
 
     Those that return bool say False when the job has ended otherwise or belongs to another pool by now: the caller then
     drops its tasks. Every method may be called again after a lost reply.
@@ -69,7 +77,7 @@ class JobQueue(StoreBase):
 
     def __init__(self, redis: Redis, settings: JobStoreSettings | None = None) -> None:
         super().__init__(redis, settings)
-        self._answered_reads: Counter[tuple[Lease, str]] = Counter()
+        self._answered_reads: collections.Counter[tuple[Lease, str]] = collections.Counter()
 
     # ---- for the API
 
@@ -143,7 +151,7 @@ class JobQueue(StoreBase):
 
     async def read_pending(self, lease: Lease) -> list[JobRecord]:
         """All that was delivered to this pool and has not ended: what a new leader goes on with."""
-        return [record_from_reply(reply) for reply in await self._leader("read_pending", lease)]
+        return await self._readable(lease, await self._leader("read_pending", lease))
 
     async def claim_stale(
         self, lease: Lease, models: Sequence[str], count: int, min_absence_s: float
@@ -155,7 +163,26 @@ class JobQueue(StoreBase):
         # The number moves on only once an answer has come: a read whose answer was lost is answered again.
         replies = await self._leader(name, lease, f"{lease.token}:{self._answered_reads[lease, name]}", *args)
         self._answered_reads[lease, name] += 1
-        return [record_from_reply(reply) for reply in replies]
+        return await self._readable(lease, replies)
+
+    async def _readable(self, lease: Lease, replies: Sequence[list[Any]]) -> list[JobRecord]:
+        """The jobs of which something can be made; the others fail, with the reason."""
+        records = []
+        for reply in replies:
+            try:
+                records.append(record_from_reply(reply))
+            except UnreadableRecord as error:
+                await self._set_apart(lease, error)
+        return records
+
+    async def _set_apart(self, lease: Lease, unreadable: UnreadableRecord) -> None:
+        """Fail a job. Where that is not possible it stays as it is, for the next leader or a sweep: others matter more."""
+        _unreadable.inc()
+        log.error("a job's record cannot be read: it fails", job_id=unreadable.job_id, reason=unreadable.message)
+        try:
+            await self.fail(lease, unreadable.job_id, unreadable.code.value[0], unreadable.message)
+        except Exception as error:
+            log.warning("it could not be failed yet", job_id=unreadable.job_id, error=repr(error))
 
     async def start(self, lease: Lease, job_id: str) -> bool:
         """QUEUED to RUNNING. A job that is past that stays where it is."""

@@ -9,11 +9,20 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from synerdiff.cards import Sampler
+from synerdiff.errors import SynerDiffError
 from synerdiff.jobs import JobRecord, JobState, JobTimings, SkippedSteps
 from synerdiff.plans import DecodedImage
 from synerdiff.requests import ImageFormat, ImageRequest, Priority
 from synerdiff.skip_cfg import SkipCfg, SkipCfgMode
 from synerdiff.v1 import images_pb2
+
+class UnreadableRecord(SynerDiffError):
+    """INTERNAL: what Redis holds of a job is damaged, or of a version that this one cannot read."""
+
+    def __init__(self, job_id: str, error: Exception) -> None:
+        super().__init__(f"the record of job {job_id!r} cannot be read: {error!r}")
+        self.job_id = job_id
+
 
 REQUEST_ENUMS: dict[str, type[IntEnum]] = {"sampler": Sampler, "image_format": ImageFormat, "priority": Priority}
 
@@ -40,8 +49,7 @@ def request_from_json(text: str | bytes) -> ImageRequest:
     return ImageRequest(**fields)
 
 
-def record_from_fields(job_id: str, fields: Mapping[bytes, bytes], image_indices: Iterable[bytes]) -> JobRecord:
-    """A job from the fields of its hash and the indices of its stored images."""
+def _record(job_id: str, fields: Mapping[bytes, bytes], image_indices: Iterable[bytes]) -> JobRecord:
     return JobRecord(
         job_id=job_id,
         state=JobState[fields[b"state"].decode()],
@@ -57,9 +65,20 @@ def record_from_fields(job_id: str, fields: Mapping[bytes, bytes], image_indices
 
 
 def record_from_reply(reply: list[Any]) -> JobRecord:
-    """A job as scripts return it: [job id, [field, value, ...], [image index, ...]]."""
-    job_id, flat, image_indices = reply
-    return record_from_fields(job_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)), image_indices)
+    """A job as scripts return it: [job id, [field, value, ...], [image index, ...]]. Raises UnreadableRecord."""
+    job_id, flat, image_indices = reply[0].decode(), *reply[1:]
+    try:
+        return _record(job_id, dict(zip(flat[::2], flat[1::2], strict=True)), image_indices)
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise UnreadableRecord(job_id, error) from error
+
+
+def state_from_reply(job_id: str, name: bytes) -> JobState:
+    """The state of a job. Raises UnreadableRecord for one that only another version knows."""
+    try:
+        return JobState[name.decode()]
+    except LookupError as error:
+        raise UnreadableRecord(job_id, error) from error
 
 
 def event_from_entry(job_id: str, sequence: int, form: bytes, value: bytes) -> images_pb2.GenerateEvent:

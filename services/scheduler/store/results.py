@@ -6,7 +6,14 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, cast
 
 from services.scheduler.store import keys
-from services.scheduler.store.records import event_from_entry, image_event, image_message, is_terminal, progress_event
+from services.scheduler.store.records import (
+    event_from_entry,
+    image_event,
+    image_message,
+    is_terminal,
+    progress_event,
+    state_from_reply,
+)
 from services.scheduler.store.scripts import Lease
 from services.scheduler.store.store_base import StoreBase
 from synerdiff.errors import NotFound
@@ -94,7 +101,7 @@ class JobResults(StoreBase):
         if reply is None:
             return 0.0
         state, num_images, stored, latest = reply
-        if JobState[state.decode()] is JobState.FINISHED:
+        if state_from_reply(job_id, state) is JobState.FINISHED:
             return 1.0
         under_way = [images_pb2.GenerateEvent.FromString(event).progress for event in latest]
         done = stored + sum(image.step / image.num_inference_steps for image in under_way)
@@ -109,7 +116,7 @@ class JobResults(StoreBase):
         """The events after `after_sequence` as they happen, images with their bytes; ends with the job.
 
         While it is followed an abandonable job is kept alive. A queued job's position comes again when it moves.
-        Outlives a Redis that is away for `leader_patience_s`. Raises NotFound, Unavailable.
+        Outlives a Redis that is away for `follower_patience_s`. Raises NotFound, Unavailable.
         """
         shown, known = NO_POSITION_SHOWN, False
         images_lost: set[int] = set()
@@ -149,7 +156,7 @@ class JobResults(StoreBase):
             raise NotFound(f"no job {job_id!r}, or its results are not kept any more")
         state, *entries = reply
         events = [event_from_entry(job_id, *entry) for entry in entries]
-        return JobState[state.decode()], sorted(events, key=lambda event: event.sequence)
+        return state_from_reply(job_id, state), sorted(events, key=lambda event: event.sequence)
 
     async def _completed(self, event: images_pb2.GenerateEvent, lost: set[int]) -> bool:
         """Give an image's event its bytes. False where Redis has lost them: while the job runs it is drawn again.
@@ -160,7 +167,7 @@ class JobResults(StoreBase):
         if event.HasField("image"):
             index = event.image.index
             stored = await patiently(
-                lambda: self._redis.hget(keys.images(job_id), str(index)), self._settings.leader_patience_s
+                lambda: self._redis.hget(keys.images(job_id), str(index)), self._settings.follower_patience_s
             )
             if stored is None:
                 lost.add(index)

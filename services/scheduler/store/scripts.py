@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 from services.scheduler.store import keys
 from synerdiff.errors import StaleLeader
 from synerdiff.jobs import TRANSITIONS
-from synerdiff.redis_client import patiently
+from synerdiff.redis_client import once, patiently
 
 Argument = str | bytes | int
 
@@ -80,20 +80,22 @@ def script_sources() -> dict[str, str]:
 
 
 class Scripts:
-    """The scripts on one Redis. While it is away a call is repeated for `patience_s` seconds, then Unavailable."""
+    """The scripts on one Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self._registered = {name: redis.register_script(source) for name, source in script_sources().items()}
 
-    async def run(self, name: str, *args: Argument, patience_s: float) -> Any:
-        """Run a script that anyone may run. Raises Unavailable, ResponseError."""
+    async def run(self, name: str, *args: Argument, patience_s: float = 0.0) -> Any:
+        """Run a script that anyone may run; again for `patience_s` seconds, where any. Raises Unavailable, ResponseError."""
         script = self._registered[name]
-        return await patiently(lambda: script(args=args), patience_s)
+        if patience_s:
+            return await patiently(lambda: script(args=args), patience_s)
+        return await once(script(args=args))
 
-    async def run_as_leader(self, name: str, lease: Lease, *args: Argument, patience_s: float) -> Any:
-        """Run a script of lua/leader/. Raises StaleLeader, TransitionRefused, Unavailable."""
+    async def run_as_leader(self, name: str, lease: Lease, *args: Argument) -> Any:
+        """Run a script of lua/leader/. Raises StaleLeader, TransitionRefused, Unavailable, ResponseError."""
         try:
-            return await self.run(f"leader/{name}", lease.pool, lease.token, *args, patience_s=patience_s)
+            return await self.run(f"leader/{name}", lease.pool, lease.token, *args)
         except ResponseError as error:
             if str(error).startswith("STALELEADER"):
                 message = f"pool {lease.pool!r} has a newer leader than token {lease.token}"

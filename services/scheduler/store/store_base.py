@@ -19,7 +19,7 @@ class JobStoreSettings:
     retention_s: float = 3600.0  # of an ended job, its events and its images
     follower_lease_s: float = 10.0  # an abandonable job that nobody follows for this long is cancelled
     api_patience_s: float = 2.0  # Redis away for longer than this fails a call with Unavailable
-    leader_patience_s: float = 30.0  # likewise for a leader's writes and for followers
+    follower_patience_s: float = 30.0  # likewise for followers; leaders try again by themselves
 
 
 class StoreBase:
@@ -43,7 +43,7 @@ class StoreBase:
         return await self._scripts.run(name, *args, patience_s=self._settings.api_patience_s)
 
     async def _follower(self, name: str, *args: Argument) -> Any:
-        return await self._scripts.run(name, *args, patience_s=self._settings.leader_patience_s)
+        return await self._scripts.run(name, *args, patience_s=self._settings.follower_patience_s)
 
     async def _leader(self, name: str, lease: Lease, *args: Argument) -> Any:
-        return await self._scripts.run_as_leader(name, lease, *args, patience_s=self._settings.leader_patience_s)
+        return await self._scripts.run_as_leader(name, lease, *args)

@@ -18,13 +18,11 @@ local function given_or_now(given)
   return tonumber(given) or now_ms()
 end
 
-local function has_ended(state)
-  return next(TRANSITIONS[state]) == nil
-end
+-- A state that only another version knows is no end, and may end in no other way than these.
+local UNKNOWN_STATE = {FAILED = true, CANCELLED = true}
 
-local function stream_of(job_id)
-  local fields = redis.call('HMGET', key('job', job_id), 'model', 'priority')
-  return key('queue', fields[1], fields[2])
+local function has_ended(state)
+  return next(TRANSITIONS[state] or UNKNOWN_STATE) == nil
 end
 
 -- [job id, [field, value, ...], [index of each stored image, ...]]; see record_from_reply.
@@ -66,17 +64,18 @@ local function change_state(job_id, to)
   if not from or has_ended(from) then
     return 'gone'
   end
-  if not TRANSITIONS[from][to] then
+  if not (TRANSITIONS[from] or UNKNOWN_STATE)[to] then
     error({err = 'REFUSED job ' .. job_id .. ' is ' .. from .. ' and may not become ' .. to})
   end
   redis.call('HSET', job, 'state', to)
-  if from == 'QUEUED' then
+  if from == 'QUEUED' and model then
     redis.call('ZREM', key('waiting', model), job_id)
   end
   return 'changed'
 end
 
 -- The one way a job ends: state, event, acknowledgement, and the start of its retention time. Returns as change_state.
+-- Of a damaged record it does what the fields left allow: one that cannot end would stop every sweep.
 local function end_job(job_id, to, event, retention_ms)
   local outcome = change_state(job_id, to)
   if outcome ~= 'changed' then
@@ -87,12 +86,15 @@ local function end_job(job_id, to, event, retention_ms)
   redis.call('HSET', job, 'last_event', event)
   redis.call('ZREM', key('deadlines'), job_id)
   redis.call('ZREM', key('leases'), job_id)
-  local entry_id, request_id = unpack(redis.call('HMGET', job, 'entry_id', 'request_id'))
-  redis.call('XACK', stream_of(job_id), GROUP, entry_id)
+  local model, class, entry_id, request_id = unpack(
+    redis.call('HMGET', job, 'model', 'priority', 'entry_id', 'request_id'))
+  if model and class and entry_id then
+    redis.call('XACK', key('queue', model, class), GROUP, entry_id)
+  end
   for _, name in ipairs({'job', 'events', 'progress', 'images'}) do
     redis.call('PEXPIRE', key(name, job_id), retention_ms)
   end
-  if request_id ~= '' then
+  if request_id and request_id ~= '' then
     redis.call('PEXPIRE', key('request', request_id), retention_ms)
   end
   return outcome

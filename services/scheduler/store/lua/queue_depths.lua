@@ -7,7 +7,7 @@ for _, model in ipairs(redis.call('SMEMBERS', key('queued_models'))) do
     local from, to = priority * 2 ^ 40, '(' .. (priority + 1) * 2 ^ 40
     local count = redis.call('ZCOUNT', waiting, from, to)
     local oldest = redis.call('ZRANGEBYSCORE', waiting, from, to, 'LIMIT', 0, 1)[1]
-    local accepted_at = oldest and redis.call('HGET', key('job', oldest), 'accepted_at_ms') or now
+    local accepted_at = oldest and tonumber(redis.call('HGET', key('job', oldest), 'accepted_at_ms') or nil) or now
     table.insert(depths, {model, priority, count, math.max(0, now - accepted_at)})
   end
 end

@@ -54,7 +54,7 @@ async def redis(own_redis: RedisProcess) -> AsyncIterator[Redis]:
 @pytest.fixture
 async def scheduler(redis: Redis) -> AsyncIterator[Scheduler]:
     await announce(redis, "unet")
-    scheduler = await start_scheduler(redis, settings=JobStoreSettings(api_patience_s=1.0, leader_patience_s=1.0))
+    scheduler = await start_scheduler(redis, settings=JobStoreSettings(api_patience_s=1.0, follower_patience_s=1.0))
     yield scheduler
     await scheduler.stop()
 

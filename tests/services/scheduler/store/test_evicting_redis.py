@@ -20,6 +20,6 @@ async def test_it_ends_with_one_line_that_names_the_policy(own_redis: RedisProce
         cwd=Path(__file__).parents[4],
     )
     said, _ = await asyncio.wait_for(scheduler.communicate(), HANG_S)
-    assert scheduler.returncode == EXIT_BAD_SETTINGS
+    assert scheduler.returncode == EXIT_BAD_SETTINGS, said
     assert said.count(b"\n") == 1, said
     assert b"maxmemory-policy is allkeys-lru" in said

@@ -3,6 +3,7 @@ import time
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from services.scheduler.store import keys
 from services.scheduler.store.queue import JobStore, JobStoreSettings, QueueDepth
@@ -184,7 +185,7 @@ async def test_a_deserted_pools_jobs_are_claimed_and_its_old_leader_is_shut_out(
 
 async def test_deadlines_end_waiting_and_running_jobs_once(store: JobStore, lease: Lease) -> None:
     running, waiting = await accept(store, timeout_ms=1000), await accept(store, timeout_ms=1000)
-    patient, timeless = await accept(store), await accept(store, timeout_ms=0)
+    patient = await accept(store)
     await store.read_new(lease, ["emoji"], 1)
     await store.start(lease, running)
     record = await store.job(waiting)
@@ -197,8 +198,16 @@ async def test_deadlines_end_waiting_and_running_jobs_once(store: JobStore, leas
         assert ended is not None
         assert (ended.state, ended.error_code) == (JobState.FAILED, 4)
         assert "timeout" in ended.error_message
-    assert await store.ended([patient, timeless]) == set()
+    assert await store.ended([patient]) == set()
     assert not await store.start(lease, running)
+
+
+async def test_no_time_at_all_is_over_at_once(store: JobStore) -> None:
+    job_id = await accept(store, timeout_ms=0)
+    record = await store.job(job_id)
+    assert record is not None
+    assert record.deadline_ms == record.accepted_at_ms, "what the engine ends it by"
+    assert await store.sweep_expired(record.deadline_ms) == 1
 
 
 async def test_a_sweep_goes_through_more_than_one_batch(store: JobStore) -> None:
@@ -292,19 +301,20 @@ async def test_nothing_accepted_or_delivered_is_lost_by_kill_9(own_redis: RedisP
     await redis.aclose()
 
 
-async def test_a_leader_waits_for_redis_and_the_api_soon_says_it_is_away(own_redis: RedisProcess) -> None:
+async def test_a_leader_hears_at_once_that_redis_is_away_and_the_api_soon(own_redis: RedisProcess) -> None:
     redis = connect(own_redis.url)
     store = JobStore(redis)
     lease = await new_leader(redis)
     job_id = await accept(store)
     await store.read_new(lease, ["emoji"], 1)
     own_redis.kill9()
-    starting = asyncio.create_task(store.start(lease, job_id))
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="Redis is away"):
+        await store.start(lease, job_id)
+    with capture_logs() as lines, pytest.raises(Unavailable, match="Redis is away"):
         await JobStore(redis, JobStoreSettings(api_patience_s=0.3)).job(job_id)
-    assert not starting.done()
+    assert [line["event"] for line in lines] == ["redis is tried again"]
     own_redis.start()
-    assert await starting
+    assert await store.start(lease, job_id)
     await redis.aclose()
 
 
