@@ -19,24 +19,13 @@ from typing import Any
 
 import uvloop
 
+from services.scheduler.simulation.counting import CountingUnet, decode, picture
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
 from synerdiff.leadership_guard import LeaderGuard
-from synerdiff.plans import (
-    DecodedImage,
-    ItemTiming,
-    ResidentTask,
-    SkippedEntry,
-    SkipReason,
-    SlotRef,
-    TaskReady,
-    UnetPlan,
-    UnetTickDone,
-    VaeTickDone,
-)
+from synerdiff.plans import DecodedImage, ItemTiming, TaskFailed, TaskReady, UnetPlan, UnetTickDone, VaeTickDone
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry, keep_announced
-from synerdiff.requests import TaskSpec
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
@@ -60,26 +49,6 @@ IMAGE = b"not really a picture"
 
 
 @dataclass
-class SimulatedTask:
-    """A resident task: a counter and a slot."""
-
-    spec: TaskSpec
-    slot: SlotRef
-    next_call: int = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether its last call is done."""
-        return self.next_call >= self.spec.num_inference_steps
-
-    @property
-    def resident(self) -> ResidentTask:
-        """What a leader that attaches is told of it."""
-        slot = self.slot if self.finished else None
-        return ResidentTask(self.spec.task_id, self.next_call, self.spec.num_inference_steps, slot)
-
-
-@dataclass
 class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
     """A UNet worker that counts. `idle_s` is time without a plan while an unfinished task was resident."""
 
@@ -88,12 +57,13 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
     slots: int
     address: str = ""
     guard: LeaderGuard = field(default_factory=LeaderGuard)
-    tasks: dict[str, SimulatedTask] = field(default_factory=dict)
     busy_s: float = 0.0
     idle_s: float = 0.0
     ticks: int = 0
     calls: int = 0
-    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.counting = CountingUnet(self.worker_id, self.slots)
 
     async def Run(
         self, requests: AsyncIterator[stages_pb2.UnetCommand], context: Any
@@ -103,7 +73,7 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
         self.guard.attach(attach.leader_token, attach.leader_id)
         plans: asyncio.Queue[UnetPlan] = asyncio.Queue()
         reports: asyncio.Queue[stages_pb2.UnetReport] = asyncio.Queue()
-        residents = [stages.resident_task_to_pb(task.resident) for task in self.tasks.values()]
+        residents = map(stages.resident_task_to_pb, self.counting.resident_tasks())
         await reports.put(
             stages_pb2.UnetReport(
                 attached=stages_pb2.UnetAttached(
@@ -132,48 +102,31 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
                 if self.guard.accepts(plan.leader_token, plan.tick):
                     plans.put_nowait(plan)
             elif kind == "admit":
-                task = stages.task_spec_from_pb(command.admit)
-                self.epoch += 1
-                self.tasks[task.task_id] = SimulatedTask(task, SlotRef(self.worker_id, self.epoch, self.epoch))
-                ready = TaskReady(task.task_id, task.num_inference_steps, 1.0)
-                reports.put_nowait(stages_pb2.UnetReport(task_ready=stages.task_ready_to_pb(ready)))
+                match self.counting.admit(stages.task_spec_from_pb(command.admit)):
+                    case TaskReady() as ready:
+                        reports.put_nowait(stages_pb2.UnetReport(task_ready=stages.task_ready_to_pb(ready)))
+                    case TaskFailed() as failed:
+                        reports.put_nowait(stages_pb2.UnetReport(task_failed=stages.task_failed_to_pb(failed)))
             elif kind in ("cancel", "release"):
-                for task_id in getattr(command, kind).task_ids:
-                    self.tasks.pop(task_id, None)
+                self.counting.let_go(getattr(command, kind).task_ids)
 
     async def _step(self, plans: "asyncio.Queue[UnetPlan]", reports: Any) -> None:
         while True:
             waited_from = time.perf_counter()
-            had_work = any(not task.finished for task in self.tasks.values())
+            had_work = any(not task.finished for task in self.counting.residents.values())
             plan = await plans.get()
             began = time.perf_counter()
             if had_work:
                 self.idle_s += began - waited_from
             start_ns = time.time_ns()
             await asyncio.sleep(max(0.0, self.tick_s - (time.perf_counter() - began)))
-            done = self._advance(plan, start_ns)
+            stepped = self.counting.step(plan.items)
             self.busy_s += time.perf_counter() - began
             self.ticks += 1
+            self.calls += sum(len(item.entries) for item in plan.items) - len(stepped.skipped)
+            items = (ItemTiming(start_ns, time.time_ns(), stepped.rows),)
+            done = UnetTickDone(plan.tick, items, stepped.skipped, stepped.finished)
             reports.put_nowait(stages_pb2.UnetReport(tick_done=stages.unet_tick_done_to_pb(done)))
-
-    def _advance(self, plan: UnetPlan, start_ns: int) -> UnetTickDone:
-        skipped: list[SkippedEntry] = []
-        finished: list[tuple[str, SlotRef]] = []
-        rows = 0
-        for entry in (e for item in plan.items for e in item.entries):
-            task = self.tasks.get(entry.task_id)
-            if task is None:
-                skipped.append(SkippedEntry(entry.task_id, SkipReason.UNKNOWN_TASK))
-            elif task.finished or task.next_call != entry.call:
-                skipped.append(SkippedEntry(entry.task_id, SkipReason.OTHER_CALL, task.next_call))
-            else:
-                task.next_call += 1
-                rows += task.spec.rows
-                self.calls += 1
-                if task.finished:
-                    finished.append((entry.task_id, task.slot))
-        items = (ItemTiming(start_ns, time.time_ns(), rows),)
-        return UnetTickDone(plan.tick, items, tuple(skipped), tuple(finished))
 
 
 @dataclass
@@ -198,14 +151,12 @@ class SimulatedVae(stages_pb2_grpc.VaeStageServicer):
             plan, start_ns = stages.vae_plan_from_pb(command.plan), time.time_ns()
             if not self.guard.accepts(plan.leader_token, plan.tick):
                 continue
-            entries = [entry for item in plan.items for entry in item.entries]
-            await asyncio.sleep(self.decode_s * len(entries))
-            for e in entries:
-                self.images.put_nowait(
-                    DecodedImage(e.task_id, e.image_format, e.width, e.height, IMAGE, False, self.decode_s * 1e3, 0.0)
-                )
-            items = (ItemTiming(start_ns, time.time_ns(), len(entries)),)
-            done = VaeTickDone(plan.tick, items, (), tuple(e.task_id for e in entries))
+            decoded = decode(plan.items, held=lambda entry: True)  # whichever UNet worker's process has it
+            await asyncio.sleep(self.decode_s * len(decoded.entries))
+            for entry in decoded.entries:
+                self.images.put_nowait(picture(entry, IMAGE, self.decode_s * 1e3))
+            items = (ItemTiming(start_ns, time.time_ns(), len(decoded.entries)),)
+            done = VaeTickDone(plan.tick, items, (), decoded.task_ids)
             yield stages_pb2.VaeReport(tick_done=stages.vae_tick_done_to_pb(done))
 
     async def Images(self, request: stages_pb2.ImagesRequest, context: Any) -> AsyncIterator[stages_pb2.DecodedImage]:

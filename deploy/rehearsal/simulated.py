@@ -55,7 +55,7 @@ async def _serve(options: argparse.Namespace, settings: WorkerSettings) -> None:
 
 
 async def _until_empty(unet: SimulatedUnet) -> None:
-    while unet.tasks:  # noqa: ASYNC110 - it counts, and tells nobody
+    while unet.counting.residents:  # noqa: ASYNC110 - it counts, and tells nobody
         await asyncio.sleep(0.05)
 
 

@@ -1,7 +1,7 @@
 """Workers of one domain under a virtual clock: they keep to the stage contracts, a profile says how long it takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from services.scheduler.engine.effects import (
@@ -15,23 +15,11 @@ from services.scheduler.engine.effects import (
 )
 from services.scheduler.engine.events import Report
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.simulation.counting import CountingUnet, decode, picture
 from services.scheduler.simulation.simulated_device import Agenda, SimulatedDevice, Work
-from synerdiff.plans import (
-    DecodedImage,
-    DecodeEntry,
-    ItemRef,
-    SkippedEntry,
-    SkipReason,
-    SlotRef,
-    TaskReady,
-    UnetPlan,
-    UnetTickDone,
-    VaeItem,
-    VaePlan,
-    VaeTickDone,
-)
+from synerdiff.plans import DecodedImage, ItemRef, TaskReady, UnetPlan, UnetTickDone, VaeItem, VaePlan, VaeTickDone
 from synerdiff.profiles import Profile
-from synerdiff.requests import ImageFormat, TaskSpec
+from synerdiff.requests import TaskSpec
 
 Reporter = Callable[[str, Report], None]
 MODEL = "simulated"
@@ -52,14 +40,6 @@ class Overheads:
 
 
 @dataclass
-class _Resident:
-    rows: int
-    num_calls: int
-    slot: SlotRef
-    next_call: int = 0
-
-
-@dataclass
 class SimulatedWorkers:
     """A UNet worker and a VAE worker that share a device."""
 
@@ -69,12 +49,11 @@ class SimulatedWorkers:
     agenda: Agenda
     report: Reporter
     unet_ticks: int = 0
-    _residents: dict[str, _Resident] = field(default_factory=dict)
-    _epoch: int = 0
 
     def __post_init__(self) -> None:
         self.unet_id, self.vae_id = f"{self.domain}-unet", f"{self.domain}-vae"
         self.device = SimulatedDevice(self.agenda, self.profile)
+        self._unet = CountingUnet(self.unet_id, self.overheads.slots)
 
     def unet_lane(self) -> UnetLaneState:
         """What the UNet worker's stream reports when it opens."""
@@ -95,17 +74,14 @@ class SimulatedWorkers:
             case Admit(task=task):
                 self._admit(task)
             case CancelOnWorker(worker_id, task_ids) | ReleaseSlots(worker_id, task_ids):
-                for task_id in task_ids if worker_id == self.unet_id else ():
-                    self._residents.pop(task_id, None)
+                if worker_id == self.unet_id:
+                    self._unet.let_go(task_ids)
             case ForgetImages():
                 pass
 
     def _admit(self, task: TaskSpec) -> None:
-        assert len(self._residents) < self.overheads.slots, "the engine admits no more tasks than there are slots"
-        self._epoch += 1
-        calls, slot = task.num_inference_steps, SlotRef(self.unet_id, self._epoch, self._epoch)
-        self._residents[task.task_id] = _Resident(task.rows, calls, slot)
-        ready = TaskReady(task.task_id, calls, self.overheads.prepare_ms)
+        ready = self._unet.admit(task, encode_ms=self.overheads.prepare_ms)
+        assert isinstance(ready, TaskReady), "the engine admits no more tasks than there are slots"
         self._tell(self.unet_id, ready, self.overheads.prepare_ms)
 
     def _tell(self, worker_id: str, report: Report, after_ms: float) -> None:
@@ -114,27 +90,14 @@ class SimulatedWorkers:
     def _queue_unet(self, plan: UnetPlan) -> None:
         last = len(plan.items) - 1
         for number, item in enumerate(plan.items):
-            present = [(self._residents.get(entry.task_id), entry) for entry in item.entries]
-            rows = sum(resident.rows - entry.skip_cfg for resident, entry in present if resident)
             ended = partial(self._unet_ended, plan) if number == last else _nothing
             ref = ItemRef(plan.tick, item.execution.place)
-            self.device.unet.queue.append(Work(ref, item.execution.after, rows, 0.0, 1, ended))
+            self.device.unet.queue.append(Work(ref, item.execution.after, self._unet.rows(item), 0.0, 1, ended))
 
     def _unet_ended(self, plan: UnetPlan) -> None:
-        skipped, finished = [], []
-        for item in plan.items:
-            for entry in item.entries:
-                resident = self._residents.get(entry.task_id)
-                if resident is None:
-                    skipped.append(SkippedEntry(entry.task_id, SkipReason.UNKNOWN_TASK))
-                elif resident.next_call != entry.call:
-                    skipped.append(SkippedEntry(entry.task_id, SkipReason.OTHER_CALL, resident.next_call))
-                else:
-                    resident.next_call += 1
-                    if resident.next_call == resident.num_calls:
-                        finished.append((entry.task_id, resident.slot))
         self.unet_ticks += 1
-        done = UnetTickDone(plan.tick, (), tuple(skipped), tuple(finished))
+        stepped = self._unet.step(plan.items)
+        done = UnetTickDone(plan.tick, (), stepped.skipped, stepped.finished)
         self._tell(self.unet_id, done, self.overheads.report_ms)
 
     def _queue_vae(self, plan: VaePlan) -> None:
@@ -147,25 +110,12 @@ class SimulatedWorkers:
             self.device.vae.queue.append(Work(ref, item.execution.after, 0, decodes, chunks, ended))
 
     def _vae_ended(self, plan: VaePlan, item: VaeItem, last: bool) -> None:
-        for entry in item.entries:
-            if entry.end_chunk == entry.chunks and self._readable(entry):
-                image = DecodedImage(entry.task_id, ImageFormat.PNG, entry.width, entry.height, b"", False, 0.0, 0.0)
-                self._tell(self.vae_id, image, self.overheads.report_ms)
+        for entry in decode((item,), self._unet.holds).entries:
+            self._tell(self.vae_id, picture(entry), self.overheads.report_ms)
         if last:
-            entries = {entry.task_id: entry for item in plan.items for entry in item.entries}
-            stale = tuple(
-                SkippedEntry(task_id, SkipReason.STALE_SLOT)
-                for task_id, entry in entries.items()
-                if not self._readable(entry)
-            )
-            decoded = tuple(task_id for task_id, entry in entries.items() if self._readable(entry))
-            done = VaeTickDone(plan.tick, (), stale, decoded)
+            whole = decode(plan.items, self._unet.holds)
+            done = VaeTickDone(plan.tick, (), whole.skipped, whole.task_ids)
             self._tell(self.vae_id, done, self.overheads.report_ms)
-
-    def _readable(self, entry: DecodeEntry) -> bool:
-        """Whether the slot still holds this task's latents."""
-        resident = self._residents.get(entry.task_id)
-        return resident is not None and resident.slot == entry.slot
 
 
 def _nothing() -> None:

@@ -1,7 +1,7 @@
 """A pair of workers that only report, in times that are known: items in step, or side by side on two cores."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from services.scheduler.engine.effects import (
@@ -16,11 +16,9 @@ from services.scheduler.engine.effects import (
 from services.scheduler.engine.events import Report
 from services.scheduler.profiles.measuring.prober import ProbePair
 from services.scheduler.profiles.measuring.rounds import Probe
+from services.scheduler.simulation.counting import CountedTask, CountingUnet, Stepped
 from synerdiff.plans import (
     ItemTiming,
-    SkippedEntry,
-    SkipReason,
-    SlotRef,
     TaskFailed,
     TaskReady,
     UnetItem,
@@ -29,7 +27,6 @@ from synerdiff.plans import (
     VaeTickDone,
 )
 from synerdiff.profiles import Setting
-from synerdiff.requests import TaskSpec
 from tests.services.scheduler.harness import CARD
 from tests.services.scheduler.measured_profiles import record, two_cores
 
@@ -49,7 +46,7 @@ def pair(slots: int = 32, device: str = "EPYC", threads: int = 2) -> ProbePair:
 class TimedPair:
     """Answers commands some turns of the event loop later. `told` hears of each report and the worker it comes from.
 
-    `held` are the tasks with a slot, `images` those whose image a VAE worker keeps. `step_free`: nobody waits for
+    `images` are the tasks whose image a VAE worker keeps. `step_free`: nobody waits for
     anybody. `broken`: a UNet row count that cannot be computed. `most_rows`, `most_decodes`: what memory suffices for,
     0 for any; `row_bytes`: what each row and decode takes. `item_ms`: of an item and when it begins, in virtual ms;
     `plan_ms`: from the end of what a worker has to do to the beginning of a plan that comes then.
@@ -62,7 +59,7 @@ class TimedPair:
         item_ms: Callable[[Probe, float], float] = lambda probe, now_ms: two_cores(probe),
         plan_ms: float = 0.001,
     ) -> None:
-        self.held: dict[str, TaskSpec] = {}
+        self._unet = CountingUnet("a", slots)
         self.images: set[str] = set()
         self.admitted = self.most_held = 0
         self.plans = 0
@@ -76,7 +73,6 @@ class TimedPair:
         self._plan_ns = round(plan_ms * 1e6)
         self._heard_ns = 0
         self._sent_ns: dict[int, int] = {}
-        self._calls: dict[str, int] = {}
         self._now_ns = 0
         self._waiting: dict[int, list[SendUnetPlan | SendVaePlan]] = {}
 
@@ -84,22 +80,24 @@ class TimedPair:
         match effect:
             case Admit(worker_id=worker_id, task=task):
                 self.admitted += 1
-                self.held[task.task_id] = task
-                self._calls[task.task_id] = 0
+                report = self._unet.admit(task, min(task.num_inference_steps, CALLS_OF_LONG_TASKS))
                 self.most_held = max(self.most_held, len(self.held))
-                calls = min(task.num_inference_steps, CALLS_OF_LONG_TASKS)
-                self._report(worker_id, TaskReady(task.task_id, calls, 1.0))
+                self._report(worker_id, report)
             case CancelOnWorker(task_ids=task_ids) | ReleaseSlots(task_ids=task_ids) | ForgetImages(task_ids=task_ids):
-                for task_id in task_ids:
-                    if effect.worker_id.startswith("unet"):
-                        self.held.pop(task_id, None)
-                    self.images.discard(task_id)
+                if effect.worker_id.startswith("unet"):
+                    self._unet.let_go(task_ids)
+                self.images.difference_update(task_ids)
             case SendUnetPlan() | SendVaePlan():
                 self.plans += 1
                 self._sent_ns[effect.plan.tick] = self._heard_ns
                 if not self._waiting and not self.paused:
                     self._later(TURNS)
                 self._waiting.setdefault(effect.plan.tick, []).append(effect)
+
+    @property
+    def held(self) -> Mapping[str, CountedTask]:
+        """The tasks with a slot."""
+        return self._unet.residents
 
     @property
     def now_s(self) -> float:
@@ -153,7 +151,7 @@ class TimedPair:
         vae: VaeTickDone,
     ) -> tuple[UnetTickDone, VaeTickDone]:
         """The reports with an item more. `clocks`: when each side ended the one before, in ns; moved on."""
-        rows, skipped, finished = self._step(stepping) if stepping else (0, (), ())
+        rows, skipped, finished = self._step(stepping) if stepping else Stepped(0, (), ())
         decodes = decoding.entries if decoding else ()
         threads = [item.execution.threads if item else 0 for item in (stepping, decoding)]
         probe = Probe(rows, len(decodes), Setting(decodes[0].chunks if decodes else 1, *threads))
@@ -170,19 +168,8 @@ class TimedPair:
             self.images |= {entry.task_id for entry in decodes}
         return replace(unet, skipped=(*unet.skipped, *skipped), finished=(*unet.finished, *finished)), vae
 
-    def _step(self, item: UnetItem) -> tuple[int, tuple[SkippedEntry, ...], tuple[tuple[str, SlotRef], ...]]:
-        """Rows computed, entries that were stale, tasks that are through."""
-        rows, skipped = 0, []
-        finished: list[tuple[str, SlotRef]] = []
-        for entry in item.entries:
-            spec = self.held.get(entry.task_id)
-            if spec is None or self._calls[entry.task_id] != entry.call:
-                skipped.append(SkippedEntry(entry.task_id, SkipReason.UNKNOWN_TASK))
-                continue
-            rows += spec.rows
-            self._calls[entry.task_id] += 1
-            if self._calls[entry.task_id] == min(spec.num_inference_steps, CALLS_OF_LONG_TASKS):
-                finished.append((entry.task_id, SlotRef("a", len(finished), 1)))
-        if rows == self.broken != 0:
+    def _step(self, item: UnetItem) -> Stepped:
+        stepped = self._unet.step((item,))
+        if stepped.rows == self.broken != 0:
             self._report("unet-0", TaskFailed(item.entries[0].task_id, 13, "the UNet call failed"))
-        return rows, tuple(skipped), tuple(finished)
+        return stepped

@@ -14,56 +14,27 @@ from services.scheduler.engine.effects import (
 )
 from services.scheduler.engine.events import Report
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.simulation.counting import CountingUnet, decode, picture
 from synerdiff.plans import (
     DecodedImage,
+    DecodeEntry,
     ItemTiming,
-    ResidentTask,
-    SkippedEntry,
-    SkipReason,
-    SlotRef,
     TaskFailed,
     TaskReady,
-    UnetPlan,
     UnetTickDone,
     VaePlan,
     VaeTickDone,
 )
-from synerdiff.requests import ImageFormat, TaskSpec
 
 
-@dataclass
-class Resident:
-    """A task on a virtual UNet worker."""
+class VirtualUnet(CountingUnet):
+    """A UNet worker that counts."""
 
-    spec: TaskSpec
-    slot: SlotRef
-    num_calls: int = 0
-    next_call: int = 0
-
-    @property
-    def finished(self) -> bool:
-        """Whether its last call is done."""
-        return 0 < self.num_calls <= self.next_call
-
-
-@dataclass
-class VirtualUnet:
-    """A UNet worker that advances tasks by counting. `arena` maps slot index to the task that holds it."""
-
-    worker_id: str
-    domain: str
-    model: str = "emoji"
-    slots: int = 4
-    life: int = 0
-    residents: dict[str, Resident] = field(default_factory=dict)
-    commands: deque[WorkerEffect] = field(default_factory=deque)
-    epoch: int = 0
-    weights: str = ""
-
-    @property
-    def arena_id(self) -> str:
-        """The arena of this life."""
-        return f"{self.worker_id}#{self.life}"
+    def __init__(self, worker_id: str, domain: str, model: str = "emoji", slots: int = 4) -> None:
+        super().__init__(f"{worker_id}#0", slots)
+        self.worker_id, self.domain, self.model, self.weights = worker_id, domain, model, ""
+        self.commands: deque[WorkerEffect] = deque()
+        self.life = 0
 
     def lane(self) -> UnetLaneState:
         """What a stream reports when it opens."""
@@ -71,16 +42,10 @@ class VirtualUnet:
         lane.weights = self.weights
         return lane
 
-    def resident_tasks(self) -> list[ResidentTask]:
-        """Likewise."""
-        return [
-            ResidentTask(task_id, r.next_call, r.num_calls, r.slot if r.finished else None)
-            for task_id, r in self.residents.items()
-        ]
-
     def die(self) -> None:
         """Forget everything; the next life has another arena."""
         self.life += 1
+        self.arena_id = f"{self.worker_id}#{self.life}"
         self.residents.clear()
         self.commands.clear()
 
@@ -90,41 +55,13 @@ class VirtualUnet:
             return []
         match self.commands.popleft():
             case Admit(task=task):
-                return self._admit(task)
+                return [self.admit(task)]
             case SendUnetPlan(plan=plan):
-                return [self._run(plan)]
+                stepped = self.step(plan.items)
+                return [UnetTickDone(plan.tick, (ItemTiming(0, 1, stepped.rows),), stepped.skipped, stepped.finished)]
             case CancelOnWorker(task_ids=task_ids) | ReleaseSlots(task_ids=task_ids):
-                for task_id in task_ids:
-                    self.residents.pop(task_id, None)
+                self.let_go(task_ids)
         return []
-
-    def _admit(self, task: TaskSpec) -> list[Report]:
-        used = {r.slot.index for r in self.residents.values()}
-        free = [index for index in range(self.slots) if index not in used]
-        if not free:
-            return [TaskFailed(task.task_id, 8, "arena full")]
-        self.epoch += 1
-        resident = Resident(task, SlotRef(self.arena_id, free[0], self.epoch))
-        resident.num_calls = task.num_inference_steps
-        self.residents[task.task_id] = resident
-        return [TaskReady(task.task_id, resident.num_calls, 1.0)]
-
-    def _run(self, plan: UnetPlan) -> UnetTickDone:
-        skipped: list[SkippedEntry] = []
-        finished: list[tuple[str, SlotRef]] = []
-        rows = 0
-        for entry in (e for item in plan.items for e in item.entries):
-            resident = self.residents.get(entry.task_id)
-            if resident is None:
-                skipped.append(SkippedEntry(entry.task_id, SkipReason.UNKNOWN_TASK))
-            elif resident.finished or resident.next_call != entry.call:
-                skipped.append(SkippedEntry(entry.task_id, SkipReason.OTHER_CALL, resident.next_call))
-            else:
-                resident.next_call += 1
-                rows += 1
-                if resident.finished:
-                    finished.append((entry.task_id, resident.slot))
-        return UnetTickDone(plan.tick, (ItemTiming(0, 1, rows),), tuple(skipped), tuple(finished))
 
 
 @dataclass
@@ -160,16 +97,12 @@ class VirtualVae:
                     self.outbox.pop(task_id, None)
         return []
 
+    def _holds(self, entry: DecodeEntry) -> bool:
+        return self.unets[entry.arena_address].holds(entry)
+
     def _run(self, plan: VaePlan) -> list[Report]:
-        skipped, images = [], []
-        for entry in (e for item in plan.items for e in item.entries if e.end_chunk == e.chunks):
-            unet = self.unets[entry.arena_address]
-            resident = unet.residents.get(entry.task_id)
-            if resident is None or resident.slot != entry.slot:
-                skipped.append(SkippedEntry(entry.task_id, SkipReason.STALE_SLOT))
-            else:
-                data = f"{entry.task_id}:{resident.spec.seed}".encode()
-                images.append(DecodedImage(entry.task_id, ImageFormat.PNG, 8, 8, data, False, 1.0, 1.0))
+        decoded = decode(plan.items, self._holds)
+        images = [picture(entry, f"file of {entry.task_id}".encode(), 1.0) for entry in decoded.entries]
         self.outbox.update({image.task_id: image for image in images})
-        decoded = tuple(image.task_id for image in images)
-        return [VaeTickDone(plan.tick, (ItemTiming(0, 1, len(images)),), tuple(skipped), decoded), *images]
+        timing = ItemTiming(0, 1, len(images))
+        return [VaeTickDone(plan.tick, (timing,), decoded.skipped, decoded.task_ids), *images]

@@ -128,7 +128,7 @@ async def test_a_leader_that_leads_again_is_obeyed_though_redis_gives_it_its_old
 async def test_what_can_never_be_written_fails_its_job(redis: Redis) -> None:
     async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
         job = asyncio.create_task(client.generate("x", model=MODEL, num_inference_steps=60))
-        await until(lambda: whole.unet.tasks)
+        await until(lambda: whole.unet.counting.residents)
         (name,) = (name for name in await names_like(redis, keys.PATTERNS["job"] % "*") if name.count(":") == 2)
         while await redis.hget(name, "state") != b"RUNNING":
             await asyncio.sleep(0.01)

@@ -148,7 +148,7 @@ async def test_a_report_that_does_not_match_is_no_measurement() -> None:
     bench = Bench()
     await bench.prober.run_round([ProbeItem(4, 0, Setting())], in_step=False)
     task = next(iter(bench.pair.held.values()))
-    bench.pair.held[task.task_id] = replace(task, guidance_scale=1.0)
+    task.spec = replace(task.spec, guidance_scale=1.0)
     with pytest.raises(ProbeFailed, match="4 UNet rows were asked for, 3 were computed"):
         await bench.prober.run_round([ProbeItem(4, 0, Setting())], in_step=False)
 
