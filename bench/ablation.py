@@ -9,17 +9,14 @@ its image stored. `largest item` is the longest time of an item over its predict
 Prints a Markdown table and writes bench/results/NAME.json. A run takes about configurations x loads x 1.5 x `seconds`.
 """
 
-import argparse
-import asyncio
 import statistics
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from bench.reporting import markdown_table, save
-from bench.serving import MIXED, Outcome, add_only, add_settings, deployment, equal_requests, serve
+from bench.command import Only, ProfileFile, Settings, run, say, settings_of, some_of
+from bench.reporting import markdown_table, number, save
+from bench.serving import MIXED, SETTINGS, Outcome, deployment, serve, warm_up
 from synerdiff.client.load.arrivals import Arrival, bursts, poisson
 from synerdiff.client.load.summary import percentile
 
@@ -41,17 +38,14 @@ CONFIGURATIONS: dict[str, dict[str, str]] = {
 }
 LOADS = {"low": 0.3, "medium": 0.7, "saturating": 1.3}
 CAPACITY_BURST = 48
-HEADINGS = (
-    "configuration",
-    "load",
-    "images/s",
-    "end to end, mean s",
-    "P99 s",
-    "decode, mean ms",
-    "P99 ms",
-    "skipped",
-    "largest item",
-)
+# Of the numbers of a load: their heading, and how they are printed.
+COLUMNS = {
+    "images_per_s": ("images/s", 2),
+    "end_to_end_mean_s": ("end to end, mean s", 2),
+    "end_to_end_p99_s": ("P99 s", 2),
+    "decode_mean_ms": ("decode, mean ms", 0),
+    "decode_p99_ms": ("P99 ms", 0),
+}
 
 
 def workload(capacity: float, seconds: float, seed: int) -> dict[str, tuple[Arrival, ...]]:
@@ -82,29 +76,14 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 
 def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The results as Markdown, a row per configuration and load."""
-    rows = [
-        (
-            configuration,
-            load,
-            _number(r["images_per_s"], 2),
-            _number(r["end_to_end_mean_s"], 2),
-            _number(r["end_to_end_p99_s"], 2),
-            _number(r["decode_mean_ms"], 0),
-            _number(r["decode_p99_ms"], 0),
-            f"{r['skipped_share']:.0%}",
-            "-" if r["item_ratio_largest"] is None else f"{r['item_ratio_largest']:.2f}x",
-        )
-        for load in LOADS
-        for configuration, loads in results.items()
-        if (r := loads.get(load))
-    ]
-    return markdown_table(HEADINGS, rows)
-
-
-async def warm_up(address: str) -> None:
-    """Let every worker do each of its kinds of work, and the planner meet common counts."""
-    for count in (1, 4, 12):
-        await serve(address, bursts(count, equal_requests(6), seed=count))
+    rows = []
+    for load, configuration in ((load, configuration) for load in LOADS for configuration in results):
+        if r := results[configuration].get(load):
+            shown = (number(r[name], digits) for name, (_, digits) in COLUMNS.items())
+            largest = number(r["item_ratio_largest"], 2, "x")
+            rows.append((configuration, load, *shown, f"{r['skipped_share']:.0%}", largest))
+    headings = (heading for heading, _ in COLUMNS.values())
+    return markdown_table(("configuration", "load", *headings, "skipped", "largest item"), rows)
 
 
 async def measured_capacity(dtype: str) -> float:
@@ -114,58 +93,41 @@ async def measured_capacity(dtype: str) -> float:
         return (await serve(address, bursts(CAPACITY_BURST, MIXED, seed=0))).window.images_per_s
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    profile: ProfileFile = None,
+    seconds: float = 20.0,
+    seed: int = 1,
+    dtype: str = "float32",
+    capacity: float | None = None,
+    settings: Settings = None,
+    only: Only = "",
+    name: str = "ablation",
+) -> dict[str, Any]:
     """Run every chosen configuration under every load."""
-    capacity = options.capacity or await measured_capacity(options.dtype)
-    _say(f"capacity: {capacity:.2f} images/s")
-    loads = workload(capacity, options.seconds, options.seed)
-    results: dict[str, dict[str, Any]] = {}
-    for configuration in options.only or CONFIGURATIONS:
-        settings = dict(options.settings) | CONFIGURATIONS[configuration]
-        async with deployment(settings, options.profile, options.dtype) as address:
+    chosen, common = some_of(only, CONFIGURATIONS, "--only"), settings_of(settings, SETTINGS)
+    capacity = capacity or await measured_capacity(dtype)
+    say(f"capacity: {capacity:.2f} images/s")
+    results: dict[str, dict[str, Any]] = {each: {} for each in chosen}
+    for configuration, done in results.items():
+        async with deployment(common | CONFIGURATIONS[configuration], profile, dtype) as address:
             await warm_up(address)
-            for load, arrivals in loads.items():
+            for load, arrivals in workload(capacity, seconds, seed).items():
                 began = time.monotonic()
-                results.setdefault(configuration, {})[load] = summary(await serve(address, arrivals))
-                _say(f"{configuration}, {load}: {len(arrivals)} requests in {time.monotonic() - began:.1f} s")
-    return {
-        "command": "python -m bench.ablation " + " ".join(sys.argv[1:]),
-        "dtype": options.dtype,
-        "settings": dict(options.settings),
-        "seconds": options.seconds,
-        "seed": options.seed,
+                done[load] = summary(await serve(address, arrivals))
+                say(f"{configuration}, {load}: {len(arrivals)} requests in {time.monotonic() - began:.1f} s")
+    result = {
+        "dtype": dtype,
+        "settings": common,
+        "seconds": seconds,
+        "seed": seed,
         "capacity_images_per_s": capacity,
         "load_shares": LOADS,
-        "configurations": {name: CONFIGURATIONS[name] for name in results},
+        "configurations": {each: CONFIGURATIONS[each] for each in results},
         "results": results,
     }
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def main() -> int:
-    """Parse the command line and measure. The exit status is 1 when a request failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", type=Path, help="profile file that every configuration plans by")
-    parser.add_argument("--seconds", type=float, default=20.0, help="arrivals of each load")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--capacity", type=float, help="images/s that loads are shares of; default: measured")
-    add_settings(parser)
-    add_only(parser, CONFIGURATIONS)
-    parser.add_argument("--name", default="ablation", help="of the file under bench/results")
-    options = parser.parse_args()
-    result = asyncio.run(measure(options))
-    print(table(result["results"]))
-    _say(f"written: {save(options.name, result)}")
-    return int(any(r["errors"] for loads in result["results"].values() for r in loads.values()))
+    say(f"written: {save(name, result)}")
+    return result
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, show=lambda result: table(result["results"]))

@@ -9,7 +9,6 @@ ratio of each round; the served system is idle while the bare loop runs. `gap_sh
 which the worker had no step under way: it does not depend on how steady the machine is.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -22,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from bench.command import run
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
 from synerdiff.cards import Sampler
@@ -79,7 +79,7 @@ async def served_steps_per_s(address: str, tasks: int, steps: int) -> tuple[floa
     return len(full) / seconds, gaps
 
 
-async def measure(tasks: int, steps: int, rounds: int) -> dict[str, object]:
+async def measure(tasks: int = 8, steps: int = 60, rounds: int = 5) -> dict[str, object]:
     """Measure turn by turn."""
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
@@ -110,15 +110,5 @@ async def measure(tasks: int, steps: int, rounds: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(options.tasks, options.steps, options.rounds)), indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    run(measure)

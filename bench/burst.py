@@ -8,18 +8,13 @@ burst shows where the threshold comes from and goes back to. Prints the ratios o
 bench/results/NAME.json.
 """
 
-import argparse
-import asyncio
 import itertools
-import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-from bench.ablation import warm_up
+from bench.command import Only, ProfileFile, Settings, as_json, run, say, settings_of, some_of
 from bench.reporting import save
-from bench.serving import MIXED, Outcome, add_only, add_settings, deployment, equal_requests, serve
+from bench.serving import MIXED, SETTINGS, Outcome, deployment, equal_requests, serve, warm_up
 from synerdiff.client.load.arrivals import bursts, poisson
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
@@ -50,30 +45,31 @@ def summary(before: Outcome, outcome: Outcome, after: Outcome) -> dict[str, Any]
     }
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    profile: ProfileFile = None,
+    requests: int = 64,
+    steps: int = 20,
+    rounds: int = 2,
+    dtype: str = "float32",
+    settings: Settings = None,
+    only: Only = "",
+    name: str = "burst",
+) -> dict[str, Any]:
     """Run the bursts in turn."""
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only or CONFIGURATIONS}
-    for number in range(options.rounds):
-        for name, done in rounds.items():
-            async with deployment(
-                CONFIGURATIONS[name] | dict(options.settings), options.profile, options.dtype
-            ) as address:
-                await warm_up(address)
-                trickle = poisson(TRICKLE_PER_S, MIXED, number, seconds=TRICKLE_S)
-                before = await serve(address, trickle)
-                outcome = await serve(address, bursts(options.requests, equal_requests(options.steps), seed=number))
-                after = await serve(address, trickle)
-                done.append(summary(before, outcome, after))
-                print(f"{name}: {done[-1]}", file=sys.stderr, flush=True)
-    return {
-        "command": "python -m bench.burst " + " ".join(sys.argv[1:]),
-        "requests": options.requests,
-        "steps": options.steps,
-        "dtype": options.dtype,
-        "settings": dict(options.settings),
-        "ratios": ratios(rounds),
-        "rounds": rounds,
-    }
+    done: dict[str, list[dict[str, Any]]] = {each: [] for each in some_of(only, CONFIGURATIONS, "--only")}
+    common = settings_of(settings, SETTINGS)
+    for number, (policy, listed) in itertools.product(range(rounds), done.items()):
+        async with deployment(CONFIGURATIONS[policy] | common, profile, dtype) as address:
+            await warm_up(address)
+            trickle = poisson(TRICKLE_PER_S, MIXED, number, seconds=TRICKLE_S)
+            before = await serve(address, trickle)
+            outcome = await serve(address, bursts(requests, equal_requests(steps), seed=number))
+            listed.append(summary(before, outcome, await serve(address, trickle)))
+            say(f"{policy}: {listed[-1]}")
+    about = {"requests": requests, "steps": steps, "dtype": dtype, "settings": common}
+    result = {**about, "ratios": ratios(done), "rounds": done}
+    say(f"written: {save(name, result)}")
+    return result
 
 
 def ratios(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
@@ -87,23 +83,5 @@ def ratios(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float
     return {name: {value: median("synerdiff", value) / median(name, value) for value in values} for name in others}
 
 
-def main() -> int:
-    """Parse the command line and measure. The exit status is 1 when a request failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", type=Path, help="profile file that every configuration plans by")
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--dtype", default="float32")
-    add_settings(parser)
-    add_only(parser, CONFIGURATIONS)
-    parser.add_argument("--name", default="burst", help="of the file under bench/results")
-    options = parser.parse_args()
-    result = asyncio.run(measure(options))
-    print(json.dumps(result["ratios"], indent=1))
-    print(f"written: {save(options.name, result)}", file=sys.stderr)
-    return int(any(one["errors"] for done in result["rounds"].values() for one in done))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, show=lambda result: as_json(result["ratios"]))

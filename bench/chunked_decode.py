@@ -1,6 +1,6 @@
 """Exact decoding in row bands against `vae.decode`: peak memory, time and error over the number of bands.
 
-    python -m bench.chunked_decode [--size 512] [--batch 1] [--bands 1 2 4 8 16] [--rounds 3] [--threads N] [--json]
+    python -m bench.chunked_decode [--size 512] [--batch 1] [--bands 1,2,4,8,16] [--rounds 3] [--threads N]
 
 The decoder has the architecture of Stable Diffusion 1.5's (SDXL's is the same) and random weights, in float32 on the
 CPU; `--model DIRECTORY` takes another's VAE. The first round measures memory and error, the others time, each round all
@@ -9,33 +9,27 @@ band counts turn by turn. `time_ratio` is the median over the rounds of chunked 
 decoder names is from that of time at worst, `unit_ms` its longest single unit.
 """
 
-import argparse
 import gc
-import json
 import os
 import statistics
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+import typer
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from bench.command import ModelDirectory, run
+from bench.gpu.configs import FULL
 from bench.live_bytes import LiveBytes, reset_peak_rss, rss_bytes
+from bench.reporting import markdown_table
 from services.vae_worker.chunked_decoder import ChunkedDecoder
-
-SD15_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "sample_size": 512,
-}
 
 
 @dataclass
@@ -142,33 +136,25 @@ def _median_ratio(ours: list[float], theirs: list[float]) -> float:
 def load_vae(model: Path | None) -> AutoencoderKL:
     """The VAE of a model directory, or a random one shaped like Stable Diffusion 1.5's."""
     torch.manual_seed(0)
-    vae = AutoencoderKL(**SD15_VAE) if model is None else AutoencoderKL.from_pretrained(model, subfolder="vae")
+    vae = AutoencoderKL(**FULL["sd15"].vae) if model is None else AutoencoderKL.from_pretrained(model, subfolder="vae")
     return vae.eval()
 
 
-def main() -> None:
-    """Parse the command line, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=512, help="pixels along either side")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--bands", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--model", type=Path, help="a model directory in diffusers' layout")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    vae = load_vae(options.model)
-    side = options.size // 2 ** (len(vae.config.block_out_channels) - 1)
-    latents = torch.randn(options.batch, vae.config.latent_channels, side, side)
-    table = rows(measure(vae, latents, options.bands, options.rounds))
-    if options.json:
-        print(json.dumps(table, indent=2))
-        return
-    print("".join(f"{name:>14}" for name in table[0]))
-    for row in table:
-        print("".join(f"{value!s:>14}" for value in row.values()))
+def command(
+    size: Annotated[int, typer.Option(help="Pixels along either side.")] = 512,
+    batch: int = 1,
+    bands: Annotated[str, typer.Option(help="Band counts by comma.")] = "1,2,4,8,16",
+    rounds: Annotated[int, typer.Option(help="Timed rounds.")] = 3,
+    threads: int = len(os.sched_getaffinity(0)),
+    model: ModelDirectory | None = None,
+) -> list[dict[str, float | int | str]]:
+    """A row for each way to decode."""
+    torch.set_num_threads(threads)
+    vae = load_vae(model)
+    side = size // 2 ** (len(vae.config.block_out_channels) - 1)
+    latents = torch.randn(batch, vae.config.latent_channels, side, side)
+    return rows(measure(vae, latents, [int(count) for count in bands.split(",")], rounds))
 
 
 if __name__ == "__main__":
-    main()
+    run(command, show=lambda table: markdown_table(list(table[0]), [list(row.values()) for row in table]))

@@ -8,13 +8,12 @@ process says so), from there to the first picture of 20 steps, and from there to
 Nothing is asked for after the first picture, so that what is compiled in the background has the cores.
 """
 
-import argparse
 import asyncio
-import json
-import sys
 import tempfile
 import time
+from typing import Any
 
+from bench.command import run, say
 from bench.reporting import machine
 from bench.serving import deployed, equal_requests
 from synerdiff.client import AsyncClient
@@ -55,27 +54,16 @@ async def _until_compiled(address: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def measure(rounds: int, dtype: str) -> list[dict[str, dict[str, float]]]:
+async def measure(rounds: int = 3, dtype: str = "float32") -> dict[str, Any]:
     """All rounds."""
-    found = []
+    found: list[dict[str, dict[str, float]]] = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
             ways = {"eager": "off", "empty cache": "auto", "warm cache": "auto"}
             found.append({name: await start(mode, cache, dtype) for name, mode in ways.items()})
-        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-    return found
-
-
-def main() -> int:
-    """Parse the command line, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    options = parser.parse_args()
-    rounds = asyncio.run(measure(options.rounds, options.dtype))
-    print(json.dumps({"machine": machine(), "dtype": options.dtype, "rounds": rounds}, indent=1))
-    return 0
+        say(str(found[-1]))
+    return {"machine": machine(), "dtype": dtype, "rounds": found}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure)

@@ -7,24 +7,23 @@ load, the mean end-to-end latency (s) under every constant and under the control
 best constant, and the most switches it made within any second.
 """
 
-import argparse
-import json
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from itertools import product
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import TypeAdapter
+import typer
 
+from bench.command import CORES, JsonFile, Processes, Settings, as_json, say, spread, typed
+from bench.command import run as run_command
+from bench.order import paper_profile
+from bench.reporting import markdown_table
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ControllerSettings
 from services.scheduler.policy.policies import POLICIES, PolicySpec
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
 from services.scheduler.simulation.workloads import Mix, poisson
-from synerdiff.profiles import load
 
 PROFILES = ("paper-table", "paper-table-serial")
 LOADS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
@@ -58,7 +57,7 @@ class Row(NamedTuple):
 
 def run(case: Case) -> tuple[Case, float, float, int]:
     """Mean end-to-end latency (s), mean threshold, most switches within a second."""
-    profile = load(Path(__file__).parent / "profiles" / f"{case.profile}.json")
+    profile = paper_profile(case.profile)
     arrivals = poisson(case.load * case.mix.capacity_per_s(profile), case.requests, case.mix, case.seed)
     spec: PolicySpec = POLICIES["synerdiff"]
     if case.threshold is not None:
@@ -67,10 +66,9 @@ def run(case: Case) -> tuple[Case, float, float, int]:
     return case, summary.mean_s, summary.mean_threshold, summary.switches_per_s
 
 
-def table(cases: Iterable[Case], processes: int) -> list[Row]:
+def table(cases: Sequence[Case], processes: int) -> list[Row]:
     """Run them all; a row per profile and load, means over the seeds."""
-    with ProcessPoolExecutor(processes) as pool:
-        done = list(pool.map(run, cases, chunksize=4))
+    done = spread(run, cases, processes)
     rows = []
     for profile, share in dict.fromkeys((case.profile, case.load) for case, *_ in done):
         here = [one for one in done if (one[0].profile, one[0].load) == (profile, share)]
@@ -86,50 +84,38 @@ def table(cases: Iterable[Case], processes: int) -> list[Row]:
 
 def printed(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    thresholds = [f"{threshold:g}" for threshold in rows[0].constants]
-    heads = ["profile", "load", *thresholds, "controller", "over the best", "mean threshold", "switches/s"]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    heads = ("profile", "load", *(f"{threshold:g}" for threshold in rows[0].constants))
+    lines = []
     for row in rows:
-        means = [f"{mean_s:.3f}" for mean_s in row.constants.values()]
-        own = [f"{row.controller:.3f}", f"{row.excess:+.1%}", f"{row.mean_threshold:.2f}", str(row.switches_per_s)]
-        lines.append(f"| {' | '.join([row.profile, f'{row.load:g}', *means, *own])} |")
-    return "\n".join(lines)
+        means = (f"{mean_s:.3f}" for mean_s in row.constants.values())
+        own = (f"{row.controller:.3f}", f"{row.excess:+.1%}", f"{row.mean_threshold:.2f}", row.switches_per_s)
+        lines.append((row.profile, f"{row.load:g}", *means, *own))
+    return markdown_table((*heads, "controller", "over the best", "mean threshold", "switches/s"), lines)
 
 
-def settings_from(pairs: Iterable[str]) -> ControllerSettings:
-    """The controller's settings from NAME=VALUE pairs."""
-    return TypeAdapter(ControllerSettings).validate_python(dict(pair.split("=", 1) for pair in pairs))
-
-
-def main() -> None:
-    """Parse the command line, simulate, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, nargs="+", default=[20], help="step counts, equally likely")
-    parser.add_argument("--profiles", nargs="+", default=PROFILES)
-    parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
-    parser.add_argument("--constants", type=float, nargs="+", default=CONSTANTS)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the controller")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", type=Path, help="also write the rows there")
-    options = parser.parse_args()
-    mix = Mix(steps=tuple((steps, 1.0) for steps in options.steps))
-    settings = settings_from(options.set)
-    cases = [
-        Case(profile, share, seed, threshold, options.requests, mix, settings)
-        for profile in options.profiles
-        for share in options.loads
-        for threshold in (*options.constants, None)
-        for seed in range(options.seeds)
-    ]
-    rows = table(cases, options.processes)
-    print(f"simulated: {options.requests} requests of {options.steps} steps, {options.seeds} seeds")
-    print(printed(rows))
-    if options.json:
-        written: list[dict[str, Any]] = [row._asdict() for row in rows]
-        options.json.write_text(json.dumps(written, indent=2))
+def measure(
+    requests: int = 500,
+    seeds: int = 3,
+    steps: Annotated[str, typer.Option(help="Step counts, equally likely.")] = "20",
+    profiles: str = ",".join(PROFILES),
+    loads: str = ",".join(map(str, LOADS)),
+    constants: str = ",".join(map(str, CONSTANTS)),
+    settings: Settings = None,
+    processes: Processes = CORES,
+    json_file: JsonFile = None,
+) -> list[Row]:
+    """Simulate; lists are by comma, settings those of the controller."""
+    mix = Mix(steps=tuple((int(count), 1.0) for count in steps.split(",")))
+    own = typed(ControllerSettings, settings)
+    thresholds = (*map(float, constants.split(",")), None)
+    places = product(profiles.split(","), map(float, loads.split(",")), thresholds, range(seeds))
+    cases = [Case(name, share, seed, threshold, requests, mix, own) for name, share, threshold, seed in places]
+    rows = table(cases, processes)
+    if json_file:
+        json_file.write_text(as_json([row._asdict() for row in rows]))
+    say(f"simulated: {requests} requests of {steps} steps, {seeds} seeds")
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    run_command(measure, show=printed)

@@ -7,16 +7,17 @@ picture to that of the same seed in float32, mean and worst; PSNR of the first f
 and the alignment score of either dtype, where there is one. Prints a Markdown table.
 """
 
-import argparse
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+import typer
 
+from bench.command import run
 from bench.reporting import machine, markdown_table
 from services.unet_worker.fidelity import load_score, prompts_of
 from services.unet_worker.fidelity_pictures import Pictures, Score, Studio, Task, loss
@@ -55,22 +56,19 @@ def row(task: Task, exact: Studio, rounded: Studio, score: Score | None) -> tupl
     return (task.sampler.name, *numbers, *scores)
 
 
-def main() -> int:
-    """Parse the command line, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--prompts-file", type=Path, help="a prompt a line")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--score", type=Path, help="a Python file with score(images, prompts) -> percent")
-    options = parser.parse_args()
+def measure(
+    prompts: int = 64,
+    prompts_file: Annotated[Path | None, typer.Option(help="A prompt a line.")] = None,
+    steps: int = 20,
+    score: Annotated[Path | None, typer.Option(help="A Python file with score(images, prompts) -> percent.")] = None,
+) -> str:
+    """The table, and on what it was measured."""
     torch.set_num_threads(usable_cores())
-    exact, rounded, score = studio(torch.float32), studio(torch.bfloat16), load_score(options.score)
-    prompts = tuple(prompts_of(options.prompts_file, options.prompts))
-    tasks = [Task(prompts, sampler, options.steps, _GUIDANCE_SCALE) for sampler in _SAMPLERS]
-    print(machine())
-    print(markdown_table(_HEADINGS, [row(task, exact, rounded, score) for task in tasks]))
-    return 0
+    exact, rounded, scored = studio(torch.float32), studio(torch.bfloat16), load_score(score)
+    drawn = tuple(prompts_of(prompts_file, prompts))
+    tasks = [Task(drawn, sampler, steps, _GUIDANCE_SCALE) for sampler in _SAMPLERS]
+    return f"{machine()}\n{markdown_table(_HEADINGS, [row(task, exact, rounded, scored) for task in tasks])}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, show=str)

@@ -8,28 +8,28 @@ has to be the one that came alone, byte by byte; of the requests that are not ex
 it measures, in turns, the throughput of requests that are alike but for being exact. Prints JSON.
 """
 
-import argparse
-import asyncio
+import contextlib
 import io
-import json
 import os
 import statistics
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, cast
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import typer
 from PIL import Image
 
-from bench.load import send_all
+from bench.command import run
 from bench.mixed_requests import MixedRequest, mixed_requests
 from bench.serving import equal_requests
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.requests import Drawn
 from synerdiff.client.load.sending import Answer, ClosedLoop, send
+from synerdiff.worker_settings import CompileMode
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
 from synerdiff_cli.running import running
 
@@ -49,33 +49,36 @@ def files_of(answer: Answer) -> Files:
     return tuple(image.data for image in answer.pictures)
 
 
-async def drawn(options: argparse.Namespace, requests: Sequence[MixedRequest], clients: int, unets: int) -> list[Files]:
-    """The files of every request, in order, from a deployment of its own. Raises RuntimeError where one failed."""
+@contextlib.asynccontextmanager
+async def emoji(dtype: str, unets: int = 1, compile: CompileMode = "off") -> AsyncIterator[AsyncClient]:
+    """A client of a deployment of the bundled model, compiled where that is asked for."""
+    models = (ModelSource("emoji", BUNDLED_MODEL),)
     with tempfile.TemporaryDirectory() as folder:
-        async with running(local_options(options, Path(folder), unets)) as deployed:
-            window = await send_all(deployed.deployment.addresses[0], requests, clients)
+        local = LocalOptions(Path(folder), models, dtype=dtype, unet_workers=unets, compile=compile)
+        async with running(local) as deployed, AsyncClient(deployed.deployment.addresses[0], patience_s=120) as client:
+            yield client
+
+
+async def drawn(client: AsyncClient, requests: Sequence[MixedRequest], clients: int) -> list[Files]:
+    """The files of every request, in order. Raises RuntimeError where one failed."""
+    window = await send(client, ClosedLoop(requests, clients), keep_pictures=True)
     failed = [f"{answer.error}: {answer.message}" for answer in window.answers if answer.error]
     if failed:
         raise RuntimeError(f"{len(failed)} requests failed, as {failed[0]}")
     return [files_of(answer) for answer in window.answers]
 
 
-async def price(options: argparse.Namespace) -> dict[str, object]:
+async def prices(client: AsyncClient, clients: int, rounds: int) -> dict[str, object]:
     """Images a second of equal requests, exact and not, in turns; and the medians' ratio."""
     rates: dict[bool, list[float]] = {False: [], True: []}
-    with tempfile.TemporaryDirectory() as folder:
-        async with (
-            running(local_options(options, Path(folder), 1)) as deployed,
-            AsyncClient(deployed.deployment.addresses[0], patience_s=120.0) as client,
-        ):
-            for number in range(options.rounds + 1):
-                for exact in rates:
-                    mix = equal_requests(12, skip_cfg=False)
-                    mix = replace(mix, like=replace(mix.like, exact=exact))
-                    load = ClosedLoop(Drawn(mix, number, _WINDOW_TURNS * options.clients), options.clients)
-                    rate = (await send(client, load)).images_per_s
-                    if number:  # the first round warms up
-                        rates[exact].append(rate)
+    for number in range(rounds + 1):
+        for exact, measured in rates.items():
+            mix = equal_requests(12, skip_cfg=False)
+            mix = replace(mix, like=replace(mix.like, exact=exact))
+            load = ClosedLoop(Drawn(mix, number, _WINDOW_TURNS * clients), clients)
+            rate = (await send(client, load)).images_per_s
+            if number:  # the first round warms up
+                measured.append(rate)
     ratios = [exact / other for exact, other in zip(rates[True], rates[False], strict=True)]
     return {
         "images_per_s": {"exact": rounded(rates[True]), "other": rounded(rates[False])},
@@ -83,29 +86,36 @@ async def price(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def local_options(options: argparse.Namespace, folder: Path, unets: int) -> LocalOptions:
-    """A deployment of the bundled model, compiled where that is asked for."""
-    models = (ModelSource("emoji", BUNDLED_MODEL),)
-    return LocalOptions(folder, models, dtype=options.dtype, unet_workers=unets, compile=options.compile)
-
-
 def rounded(values: Sequence[float]) -> list[float]:
     """For people."""
     return [round(value, 3) for value in values]
 
 
-async def measure(options: argparse.Namespace) -> dict[str, object]:
+async def measure(
+    requests: int = 200,
+    clients: int = 16,
+    seed: int = 1,
+    dtype: str = "float32",
+    compile: Annotated[str, typer.Option(help="off, auto or wait: of those that are not exact.")] = "off",
+    rounds: Annotated[int, typer.Option(help="Of the price.")] = 3,
+    price: bool = True,
+) -> dict[str, object]:
     """All of it, once."""
-    requests = mixed_requests(options.requests, options.seed)
-    alone = await drawn(options, [replace(request, exact=True) for request in requests], clients=1, unets=1)
+    mixed, mode = mixed_requests(requests, seed), cast(CompileMode, compile)
     others: dict[str, int] = {}
     equal: dict[str, int] = {}
+    async with emoji(dtype, compile=mode) as client:
+        alone = await drawn(client, [replace(request, exact=True) for request in mixed], clients=1)
     for name, unets in (("in a crowd", 1), ("after a restart", 1), ("on two UNet workers", 2)):
-        files = await drawn(options, in_a_crowd(requests), options.clients, unets)
+        async with emoji(dtype, unets, mode) as client:
+            files = await drawn(client, in_a_crowd(mixed), clients)
         equal[name] = sum(map(_same, alone, files[::2]))
         others[name] = sum(map(_same_pixels, alone, files[1::2]))
-    found: dict[str, object] = {"requests": len(requests), "equal_to_the_bit": equal, "of_the_others": others}
-    return found | (await price(options) if options.price else {})
+    found: dict[str, object] = {"requests": len(mixed), "equal_to_the_bit": equal, "of_the_others": others}
+    if price:
+        async with emoji(dtype, compile=mode) as client:
+            found |= await prices(client, clients, rounds)
+    return found
 
 
 def _same(one: Files, other: Files) -> bool:
@@ -121,22 +131,5 @@ def _pixels(file: bytes) -> bytes:
     return Image.open(io.BytesIO(file)).tobytes()
 
 
-def main() -> int:
-    """Parse the command line, measure, and say by the exit status whether every exact picture is the one alone."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--compile", choices=("off", "auto", "wait"), default="off", help="of those that are not exact")
-    parser.add_argument("--rounds", type=int, default=3, help="of the price")
-    parser.add_argument("--no-price", dest="price", action="store_false")
-    options = parser.parse_args()
-    result = asyncio.run(measure(options))
-    print(json.dumps(result, indent=2))
-    equal = result["equal_to_the_bit"]
-    return 0 if isinstance(equal, dict) and set(equal.values()) == {options.requests} else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, well=lambda found: set(found["equal_to_the_bit"].values()) == {found["requests"]})

@@ -7,13 +7,10 @@ INTERNAL or UNKNOWN; the scheduler's memory must stay flat; and a good request m
 exit status 1 where something of that does not hold, with the bytes that do it again.
 """
 
-import argparse
 import asyncio
 import contextlib
-import json
 import math
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +25,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from bench.command import run
 from bench.many_domains import processes, ready
 from bench.simulated_workers import MODEL
 from synerdiff.client import AsyncClient
@@ -289,18 +287,12 @@ async def _is_well(address: str) -> list[str]:
         return [f"a good request is not served: {error}"]
 
 
-def main() -> None:
-    """Parse the command line and fuzz."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
+def measure(minutes: float = 10.0, seed: int = 1) -> dict[str, object]:
+    """Fuzz a scheduler of its own."""
     with processes(1, 2.0) as (address, scheduler, _):
         asyncio.run(ready(address))
-        found = asyncio.run(fuzz(address, scheduler, options.minutes * 60, options.seed))
-    print(json.dumps(found, indent=2))
-    sys.exit(bool(found["faults"]))
+        return asyncio.run(fuzz(address, scheduler, minutes * 60, seed))
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, well=lambda found: not found["faults"])

@@ -12,7 +12,6 @@ while the read is under way: what is read must be whole or nothing. Some are rea
 found. A reader that was killed leaves its slots to the next, which must find them whole.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -24,8 +23,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from bench.command import run, say
 from synerdiff.latents.cuda_ipc import TRANSPORT
 
 ROOT = Path(__file__).parents[1]
@@ -321,24 +323,21 @@ def _quantile(values: list[float], percent: int) -> float:
     return statistics.quantiles(values, n=100)[percent - 1] if len(values) > 1 else 0.0
 
 
-def main() -> int:
-    """The command line; 1 when anything was torn, stale, lost or leaked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--transfers", type=int, default=Trial.transfers)
-    parser.add_argument("--kills", type=int, default=Trial.kills)
-    parser.add_argument("--transports", default=",".join(Trial.transports))
-    parser.add_argument("--slot-bytes", type=int, default=Trial.slot_bytes)
-    parser.add_argument("--lanes", type=int, default=Trial.lanes)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--cuda-device", type=int, default=Trial.cuda_device)
-    arguments = vars(parser.parse_args())
-    arguments["transports"] = tuple(arguments["transports"].split(","))
-    trial = Trial(**arguments)
-    print(f"seed {trial.seed}")
-    findings = asyncio.run(Experiment(trial).run())
-    print(findings.summary())
-    return bool(findings.violations)
+def measure(
+    transfers: int = Trial.transfers,
+    kills: int = Trial.kills,
+    transports: Annotated[str, typer.Option(help="By comma.")] = ",".join(Trial.transports),
+    slot_bytes: int = Trial.slot_bytes,
+    lanes: int = Trial.lanes,
+    seed: int | None = None,
+    cuda_device: int = Trial.cuda_device,
+) -> Findings:
+    """One trial."""
+    seed = int(time.time()) if seed is None else seed
+    say(f"seed {seed}")
+    trial = Trial(transfers, kills, tuple(transports.split(",")), slot_bytes, lanes, seed, cuda_device)
+    return asyncio.run(Experiment(trial).run())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, show=Findings.summary, well=lambda findings: not findings.violations)

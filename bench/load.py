@@ -10,25 +10,26 @@ makes of the same settings alone, and looks at the end whether every slot is fre
 supervisor starts them again. Prints JSON.
 """
 
-import argparse
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import random
+import shutil
 import signal
-import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import grpc
 import numpy as np
+import typer
 
+from bench.command import run, some_of
 from bench.mixed_requests import MixedRequest, mixed_requests
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.sending import Answer, ClosedLoop, Window, send
@@ -145,33 +146,37 @@ async def slots_used(addresses: Sequence[str]) -> int:
     return used
 
 
-async def measure(options: argparse.Namespace) -> dict[str, object]:
+async def measure(
+    requests: int = 200,
+    clients: int = 16,
+    seed: int = 1,
+    dtype: str = "float32",
+    schedulers: int = 1,
+    unet_workers: int = 1,
+    kill: Annotated[str, typer.Option(help=f"By comma: {', '.join(KINDS)}; a+b: both at once.")] = "",
+    sign: Annotated[str, typer.Option("--signal", help="KILL or TERM.")] = "KILL",
+    kill_every_s: float = 10.0,
+    kill_jitter_s: Annotated[float, typer.Option(help="Up to so much later, at random.")] = 0.0,
+    keep_logs: Annotated[Path | None, typer.Option(help="A folder that the processes' logs are copied to.")] = None,
+) -> dict[str, object]:
     """Run the load once."""
-    requests = mixed_requests(options.requests, options.seed)
-    kills: list[str] = []
+    killing = Killing(turns_of(kill), kill_every_s, kill_jitter_s, signal.Signals[f"SIG{sign}"], seed)
+    mixed, kills = mixed_requests(requests, seed), list[str]()
+    models = (ModelSource("emoji", BUNDLED_MODEL),)
     with tempfile.TemporaryDirectory() as folder:
-        local = LocalOptions(
-            Path(folder),
-            (ModelSource("emoji", BUNDLED_MODEL),),
-            dtype=options.dtype,
-            schedulers=options.schedulers,
-            unet_workers=options.unet_workers,
-        )
+        local = LocalOptions(Path(folder), models, dtype=dtype, schedulers=schedulers, unet_workers=unet_workers)
         async with running(local) as deployed:
-            killing = asyncio.create_task(kill_in_turn(deployed, killing_of(options), kills))
-            address = deployed.deployment.addresses[-1]
-            window = await send_all(address, requests, options.clients)
-            killing.cancel()
+            killer = asyncio.create_task(kill_in_turn(deployed, killing, kills))
+            window = await send_all(deployed.deployment.addresses[-1], mixed, clients)
+            killer.cancel()
             leaked = await slots_used(deployed.deployment.addresses)
-        if options.keep_logs:
-            options.keep_logs.mkdir(parents=True, exist_ok=True)
-            for log in (Path(folder) / "logs").iterdir():
-                (options.keep_logs / log.name).write_bytes(log.read_bytes())
-    differences = largest_differences(requests, window.served)
+        if keep_logs:
+            shutil.copytree(Path(folder) / "logs", keep_logs, dirs_exist_ok=True)
+    differences = largest_differences(mixed, window.served)
     latencies = [answer.latency_s for answer in window.answers]
     return {
-        "requests": len(requests),
-        "clients": options.clients,
+        "requests": len(mixed),
+        "clients": clients,
         "answered": len(window.served),
         "errors": [f"{answer.error}: {answer.message}" for answer in window.answers if answer.error],
         "pictures": sum(answer.images for answer in window.served),
@@ -184,42 +189,17 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def killing_of(options: argparse.Namespace) -> Killing:
-    """What the options ask to be killed."""
-    turns = tuple(tuple(turn.split("+")) for turn in options.kill.split(",") if turn)
-    sign = signal.Signals[f"SIG{options.signal}"]
-    return Killing(turns, options.kill_every_s, options.kill_jitter_s, sign, options.seed)
+def turns_of(kill: str) -> tuple[tuple[str, ...], ...]:
+    """What `--kill` asks to be killed, turn by turn. Raises typer.BadParameter."""
+    turns = tuple(tuple(turn.split("+")) for turn in kill.split(",") if turn)
+    some_of(",".join(kind for turn in turns for kind in turn), KINDS, "--kill")
+    return turns
 
 
-def kinds_to_kill(text: str) -> str:
-    """The value of `--kill`, if every kind in it is one. Raises argparse's own error."""
-    for kind in text.replace("+", ",").split(",") if text else ():
-        if kind not in KINDS:
-            raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")
-    return text
-
-
-def main() -> int:
-    """Parse the command line, measure, and say by the exit status whether all is well."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--schedulers", type=int, default=1)
-    parser.add_argument("--unet-workers", type=int, default=1)
-    parser.add_argument(
-        "--kill", default="", type=kinds_to_kill, help="comma-separated: unet, vae, scheduler, redis; a+b: both at once"
-    )
-    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
-    parser.add_argument("--kill-every-s", type=float, default=10.0)
-    parser.add_argument("--kill-jitter-s", type=float, default=0.0, help="up to so much later, at random")
-    parser.add_argument("--keep-logs", type=Path, help="folder that the processes' logs are copied to")
-    result = asyncio.run(measure(parser.parse_args()))
-    print(json.dumps(result, indent=2))
-    well = not result["errors"] and result["slots_used_after"] == 0 and result["pictures_over_2_levels"] == 0
-    return 0 if well else 1
+def well(found: Mapping[str, object]) -> bool:
+    """Whether all were answered, with the right pictures, and nothing is held any more."""
+    return not (found["errors"] or found["slots_used_after"] or found["pictures_over_2_levels"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, well=well)

@@ -6,7 +6,6 @@ A real scheduler process, a real Redis, workers that take `tick-ms` per tick ove
 Prints JSON: the share of time the UNet workers waited for a plan while they held unfinished tasks.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -19,10 +18,11 @@ from pathlib import Path
 
 import psutil
 
+from bench.command import run
 from bench.simulated_workers import MODEL
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.rpc import open_channel, serving
-from synerdiff.v1 import images_pb2, images_pb2_grpc
+from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
 
 
 async def keep_full(address: str, tasks: int, steps: int, seconds: float) -> int:
@@ -81,18 +81,21 @@ def processes(domains: int, tick_ms: float) -> Iterator[tuple[str, psutil.Proces
             redis.stop()
 
 
-async def ready(address: str) -> None:
-    """Return once the scheduler serves and has had time to attach its workers."""
+async def ready(address: str, domains: int = 1) -> None:
+    """Return once the scheduler serves and has attached both workers of so many domains."""
     async with open_channel(address) as channel:
-        while not await serving(channel):  # noqa: ASYNC110 - health is asked for, not told
+        stub, attached = operations_pb2_grpc.OperationsStub(channel), 0
+        while attached < 2 * domains:
             await asyncio.sleep(0.1)
-    await asyncio.sleep(2.0)
+            if await serving(channel):
+                status = await stub.GetStatus(operations_pb2.GetStatusRequest())
+                attached = sum(worker.attached for worker in status.workers)
 
 
-def measure(domains: int, tick_ms: float, seconds: float, steps: int) -> dict[str, object]:
+def measure(domains: int = 16, tick_ms: float = 20.0, seconds: float = 20.0, steps: int = 200) -> dict[str, object]:
     """Run the whole of it once."""
     with processes(domains, tick_ms) as (address, scheduler, workers):
-        asyncio.run(ready(address))
+        asyncio.run(ready(address, domains))
         before = scheduler.cpu_times()
         finished = asyncio.run(keep_full(address, domains * 12, steps, seconds))
         after = scheduler.cpu_times()
@@ -111,16 +114,5 @@ def measure(domains: int, tick_ms: float, seconds: float, steps: int) -> dict[st
     }
 
 
-def main() -> None:
-    """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domains", type=int, default=16)
-    parser.add_argument("--tick-ms", type=float, default=20.0)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--steps", type=int, default=200)
-    options = parser.parse_args()
-    print(json.dumps(measure(options.domains, options.tick_ms, options.seconds, options.steps), indent=2))
-
-
 if __name__ == "__main__":
-    main()
+    run(measure)

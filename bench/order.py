@@ -10,18 +10,17 @@ mean of `synerdiff` over that of processor sharing and over that of `continuous`
 throughputs, both with full guidance and with what the bundled model can do without.
 """
 
-import argparse
-import json
-import os
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
+from bench.command import CORES, JsonFile, Processes, as_json, run, say, spread
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.capacity import best_costs
 from services.scheduler.policy.policies import POLICIES, PolicySpec
@@ -115,36 +114,34 @@ def burst_of_equals(profile: Profile, requests: int, steps: int) -> Mapping[str,
     return figures
 
 
-def main() -> None:
-    """Parse the command line, simulate, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--requests", type=int, default=5000)
-    parser.add_argument("--load", type=float, default=0.9)
-    parser.add_argument("--profile", default="paper-table")
-    parser.add_argument("--burst", type=int, default=64)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", type=Path, help="also write the figures there")
-    options = parser.parse_args()
-    profile = paper_profile(options.profile)
-    bursts = {}
-    for steps in (8, 20, 50):
-        for name, of in (("full guidance", profile), ("half of it skipped", replace(profile, skip_cfg=BUNDLED_BUDGET))):
-            figures = bursts[f"{steps} steps, {name}"] = burst_of_equals(of, options.burst, steps)
-            print(f"simulated: a burst of {options.burst} requests of {steps} steps on {options.profile}, {name}")
-            print("  " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()), flush=True)
-    one_seed = partial(steady, options.profile, options.load, options.requests)
-    rows = []
-    print(f"simulated: {options.requests} requests, half of 8 and half of 50 steps, load {options.load:g}", flush=True)
-    with ProcessPoolExecutor(options.processes) as pool:
-        for row in pool.map(one_seed, range(options.seeds)):
-            rows.append(row)
-            print("  " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+def measure(
+    seeds: int = 20,
+    requests: int = 5000,
+    load: float = 0.9,
+    profile: str = "paper-table",
+    burst: int = 64,
+    processes: Processes = CORES,
+    json_file: JsonFile = None,
+) -> dict[str, Any]:
+    """Simulate both."""
+    full, bursts = paper_profile(profile), dict[str, Mapping[str, float]]()
+    ways = {"full guidance": full, "half of it skipped": replace(full, skip_cfg=BUNDLED_BUDGET)}
+    for steps, (name, of) in product((8, 20, 50), ways.items()):
+        bursts[f"{steps} steps, {name}"] = burst_of_equals(of, burst, steps)
+        say(f"simulated: a burst of {burst} requests of {steps} steps on {profile}, {name}")
+    say(f"simulated: {requests} requests, half of 8 and half of 50 steps, load {load:g}")
+    rows = spread(partial(steady, profile, load, requests), range(seeds), processes)
     ratio = mean(row["urgency_mean_s"] for row in rows) / mean(row["fifo_mean_s"] for row in rows)
-    print(f"  all seeds: mean ratio {ratio:.3f}, most later {max(row['most_later'] for row in rows):.3f}")
-    if options.json:
-        options.json.write_text(json.dumps({"bursts": bursts, "steady": rows}, indent=2))
+    found = {
+        "bursts": bursts,
+        "steady": rows,
+        "mean_ratio": ratio,
+        "most_later": max(row["most_later"] for row in rows),
+    }
+    if json_file:
+        json_file.write_text(as_json(found))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    run(measure)

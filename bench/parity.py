@@ -11,20 +11,21 @@ of a batch: the PSNR of the batched picture against the one made alone in the sa
 With --compiled every UNet call and every decode is made by a compiled package, which is made first, in a minute or two.
 """
 
-import argparse
 import itertools
-import json
 import os
-import sys
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
+import typer
 
+from bench.command import run
 from synerdiff.cards import Sampler
 from synerdiff.models.announcement import compile_subject
 from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
@@ -77,7 +78,7 @@ def psnr_db(a: Image, b: Image) -> float:
     return 99.0 if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
-def compiled(model: Path, dtype: torch.dtype, folder: Path) -> Packages:
+def packages_of(model: Path, dtype: torch.dtype, folder: Path) -> Packages:
     """Packages of a model's UNet and VAE, made in `folder`. Raises RuntimeError where one cannot be made."""
     got: dict[Component, Call] = {}
     compiler = BackgroundCompiler(CompilerOptions("wait", folder))
@@ -119,40 +120,32 @@ def measure(
     return found
 
 
-def main() -> int:
-    """Parse the command line, measure, and say by the exit status whether every bound holds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--models", default="emoji,sd1,sd2,sdxl")
-    parser.add_argument("--compiled", action="store_true", help="compute with compiled packages only")
-    options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
+def command(
+    steps: int = 8,
+    dtype: str = "float32",
+    models: str = "emoji,sd1,sd2,sdxl",
+    compiled: Annotated[bool, typer.Option("--compiled", help="Compute with compiled packages only.")] = False,
+) -> dict[str, Any]:
+    """Every model by comma: the worst of any picture, and each."""
     results = {}
+    torch_dtype: torch.dtype = getattr(torch, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.models.split(","):
+        for name in models.split(","):
             model = BUNDLED_MODEL if name == "emoji" else tiny_model(name, Path(folder) / name)
-            packages = compiled(model, dtype, Path(folder) / f"{name} packages") if options.compiled else None
-            results[name] = measure(model, 128 if name == "emoji" else 64, options.steps, dtype, packages)
+            packages = packages_of(model, torch_dtype, Path(folder) / f"{name} packages") if compiled else None
+            results[name] = measure(model, 128 if name == "emoji" else 64, steps, torch_dtype, packages)
     rows = [row for found in results.values() for row in found.values()]
-    if dtype is torch.float32:
-        summary: dict[str, float] = {
-            "worst_alone_levels": max(row["alone_levels"] for row in rows),
-            "worst_batched_levels": max(row["batched_levels"] for row in rows),
-        }
-        well = summary["worst_alone_levels"] <= 1 and summary["worst_batched_levels"] <= 2
-    else:
-        summary = {"worst_batched_psnr_db": min(row["batched_psnr_db"] for row in rows)}
-        well = summary["worst_batched_psnr_db"] >= 40
-    summary["least_contrast"] = min(row["contrast"] for row in rows)
-    print(
-        json.dumps(
-            {"dtype": options.dtype, "compiled": options.compiled, **summary, "pictures": len(rows), "models": results},
-            indent=1,
-        )
-    )
-    return 0 if well else 1
+    least = ("batched_psnr_db", "contrast")
+    worst = {name: (min if name in least else max)(row[name] for row in rows) for name in rows[0]}
+    return {"dtype": dtype, "compiled": compiled, "worst": worst, "pictures": len(rows), "models": results}
+
+
+def well(found: Mapping[str, Any]) -> bool:
+    """Whether every bound holds."""
+    worst = found["worst"]
+    close = worst.get("alone_levels", 0) <= 1 and worst.get("batched_levels", 0) <= 2
+    return bool(close and worst.get("batched_psnr_db", 99) >= 40)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(command, well=well)

@@ -1,6 +1,6 @@
 """Every policy at several loads, simulated: mean and P99 latency, and how far synerdiff is from the best of the others.
 
-    python -m bench.policies [--profiles paper-table ...] [--mixes mixed ...] [--loads 0.3 0.7 1.3 burst]
+    python -m bench.policies [--profiles paper-table,...] [--mixes mixed,...] [--loads 0.3,0.7,1.3,burst]
         [--requests 100] [--seeds 10] [--set tail_factor=2] [--json FILE]
 
 Poisson arrivals at shares of what the device can serve, or 64 requests at once; the same requests for every policy, no
@@ -9,20 +9,18 @@ model bears it, or as much as the profile's own budget says; the others never sk
 and P99; a load over 1 lasts as long as its requests, so its P99 is near the latency of the last of them.
 """
 
-import argparse
-import json
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import TypeAdapter
+import typer
 
+from bench.command import CORES, JsonFile, Processes, Settings, as_json, say, some_of, spread, typed
+from bench.command import run as run_command
 from bench.order import BUNDLED_BUDGET, HALF_SHORT_HALF_LONG, paper_profile
+from bench.reporting import markdown_table
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, PolicyBounds
 from services.scheduler.policy.policy_spec import Urgency
@@ -96,11 +94,7 @@ def _arrivals(case: Case, profile: Profile) -> tuple[Arrival, ...]:
 
 def table(cases: Sequence[Case], processes: int) -> list[Row]:
     """Run them all; a row per profile, mix and load, means over the seeds."""
-    if processes > 1:
-        with ProcessPoolExecutor(processes) as pool:
-            done = list(pool.map(run, cases, chunksize=4))
-    else:
-        done = list(map(run, cases))
+    done = spread(run, cases, processes)
     rows: dict[tuple[str, str, str], dict[str, list[Latencies]]] = {}
     for case, latencies in zip(cases, done, strict=True):
         of_policies = rows.setdefault((case.profile, case.mix, case.load), {})
@@ -123,13 +117,13 @@ def _row(place: tuple[str, str, str], of_policies: dict[str, list[Latencies]]) -
 def printed(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table: mean / P99 of each policy, then ours over the best of the others."""
     names = list(rows[0].policies)
-    heads = ["profile", "requests", "load", *names, *(f"{name}, over the best" for name in rows[0].excess)]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    lines = []
     for row in rows:
         latencies = [f"{row.policies[name].mean_s:.2f} / {row.policies[name].p99_s:.2f}" for name in names]
         excess = [f"{of_mean:+.1%} / {of_p99:+.1%}" for of_mean, of_p99 in row.excess.values()]
-        lines.append(f"| {' | '.join([row.profile, row.mix, row.load, *latencies, *excess])} |")
-    return "\n".join(lines)
+        lines.append([row.profile, row.mix, row.load, *latencies, *excess])
+    over = (f"{name}, over the best" for name in rows[0].excess)
+    return markdown_table(["profile", "requests", "load", *names, *over], lines)
 
 
 def cases(
@@ -143,26 +137,25 @@ def cases(
     ]
 
 
-def main() -> None:
-    """Parse the command line, simulate, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profiles", nargs="+", default=PROFILES)
-    parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=MIXES)
-    parser.add_argument("--loads", nargs="+", default=LOADS, help="shares of capacity, and burst")
-    parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a constant of the order")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", type=Path, help="also write the rows there")
-    options = parser.parse_args()
-    urgency = TypeAdapter(Urgency).validate_python(dict(pair.split("=", 1) for pair in options.set))
-    every = cases(options.profiles, options.mixes, options.loads, options.seeds, options.requests, urgency)
-    rows = table(every, options.processes)
-    print(f"simulated, mean / P99 in s: {options.requests} requests, {options.seeds} seeds")
-    print(printed(rows))
-    if options.json:
-        options.json.write_text(json.dumps([row._asdict() for row in rows], indent=2))
+def measure(
+    profiles: str = ",".join(PROFILES),
+    mixes: Annotated[str, typer.Option(help=f"Of {', '.join(MIXES)}.")] = "",
+    loads: Annotated[str, typer.Option(help="Shares of capacity, and burst.")] = ",".join(LOADS),
+    requests: int = 100,
+    seeds: int = 10,
+    settings: Settings = None,
+    processes: Processes = CORES,
+    json_file: JsonFile = None,
+) -> list[Row]:
+    """Simulate every policy; lists are by comma, settings constants of the order."""
+    listed = some_of(mixes, MIXES, "--mixes")
+    every = cases(profiles.split(","), listed, loads.split(","), seeds, requests, typed(Urgency, settings))
+    rows = table(every, processes)
+    if json_file:
+        json_file.write_text(as_json([row._asdict() for row in rows]))
+    say(f"simulated, mean / P99 in s: {requests} requests, {seeds} seeds")
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    run_command(measure, show=printed)

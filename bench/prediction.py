@@ -9,18 +9,16 @@ take when it was planned. The error of an item is |measured / predicted - 1|. Pr
 HOST:PORT it starts and sends nothing, and only looks at a running scheduler's last ticks.
 """
 
-import argparse
 import asyncio
-import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from bench.ablation import warm_up
+import typer
+
+from bench.command import ProfileFile, Settings, run, say, settings_of
 from bench.reporting import save
-from bench.serving import MIXED, ItemRun, add_settings, deployment, item_runs, serve
+from bench.serving import MIXED, SETTINGS, ItemRun, deployment, item_runs, serve, warm_up
 from synerdiff.client.load.arrivals import Arrival, poisson
 from synerdiff.client.load.summary import percentile
 from synerdiff.client.load.trace import trace_events
@@ -56,33 +54,38 @@ def windows(runs: Sequence[ItemRun], seconds: float) -> list[dict[str, Any]]:
     ]
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    profile: ProfileFile = None,
+    address: Annotated[str, typer.Option(help="HOST:PORT of a running scheduler: only look at its last ticks.")] = "",
+    settings: Settings = None,
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 2.0,
+    settle: Annotated[float, typer.Option(help="Seconds before items count.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of items that count.")] = 30.0,
+    seed: int = 1,
+    dtype: str = "float32",
+    name: str = "prediction",
+) -> dict[str, Any]:
     """Load a deployment of its own, in pieces short enough for the ring of ticks."""
+    if address:
+        return await look(address)
     runs: list[ItemRun] = []
     failed: list[str] = []
-    whole_s = options.settle + options.seconds
-    arrivals = poisson(options.rate, MIXED, options.seed, seconds=whole_s)
-    async with deployment(dict(options.settings), options.profile, options.dtype) as address:
-        await warm_up(address)
+    common, whole_s = settings_of(settings, SETTINGS), settle + seconds
+    arrivals = poisson(rate, MIXED, seed, seconds=whole_s)
+    async with deployment(common, profile, dtype) as own:
+        await warm_up(own)
         began_s, passed_s = asyncio.get_running_loop().time(), 0.0
         while passed_s < whole_s:
-            piece = _piece(arrivals, passed_s, passed_s + WINDOW_S)
-            if piece:
-                outcome = await serve(address, piece)
+            if piece := _piece(arrivals, passed_s, passed_s + WINDOW_S):
+                outcome = await serve(own, piece)
                 failed += outcome.errors
                 runs += [ItemRun(run.kind, run.ratio, run.end_s + passed_s) for run in outcome.items]
             passed_s = max(passed_s + WINDOW_S, asyncio.get_running_loop().time() - began_s)
-    last = [run for run in runs if run.end_s >= options.settle]
-    return {
-        "command": "python -m bench.prediction " + " ".join(sys.argv[1:]),
-        "settings": dict(options.settings),
-        "dtype": options.dtype,
-        "rate_per_s": options.rate,
-        "settled_after_s": options.settle,
-        "errors": failed,
-        "settled": by_kind(last),
-        "windows": windows(runs, whole_s),
-    }
+    about = {"settings": common, "dtype": dtype, "rate_per_s": rate, "settled_after_s": settle, "errors": failed}
+    last = by_kind([run for run in runs if run.end_s >= settle])
+    result = {**about, "settled": last, "windows": windows(runs, whole_s)}
+    say(f"written: {save(name, result)}")
+    return result
 
 
 def _piece(arrivals: Sequence[Arrival], start_s: float, end_s: float) -> list[Arrival]:
@@ -96,27 +99,5 @@ async def look(address: str) -> dict[str, Any]:
         return {"settled": by_kind(item_runs(await trace_events(channel), 0.0))}
 
 
-def main() -> int:
-    """Parse the command line and measure. The exit status is 1 when a request failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", type=Path, help="profile file that the domain plans by")
-    parser.add_argument("--address", help="HOST:PORT of a running scheduler: only look at its last ticks")
-    add_settings(parser)
-    parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
-    parser.add_argument("--settle", type=float, default=60.0, help="seconds before items count")
-    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of items that count")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--name", default="prediction", help="of the file under bench/results")
-    options = parser.parse_args()
-    if options.address:
-        print(json.dumps(asyncio.run(look(options.address)), indent=1))
-        return 0
-    result = asyncio.run(measure(options))
-    print(json.dumps({"settled": result["settled"], "windows": result["windows"]}, indent=1))
-    print(f"written: {save(options.name, result)}", file=sys.stderr)
-    return int(bool(result["errors"]))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure)

@@ -1,8 +1,11 @@
 """What a measurement says of itself: the machine, the date, tables for documents, files under bench/results."""
 
 import json
+import math
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -37,10 +40,12 @@ def machine() -> dict[str, object]:
 
 
 def save(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
-    """Write a result with machine and date to NAME.json; returns the file."""
+    """Write a result with the command, machine and date to NAME.json; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    whole = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), **result}
+    module = getattr(sys.modules["__main__"].__spec__, "name", sys.argv[0]).removesuffix(".__main__")
+    about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine()}
+    whole = {**about, "command": shlex.join(["python", "-m", module, *sys.argv[1:]]), **result}
     path.write_text(json.dumps(whole, indent=1) + "\n")
     return path
 
@@ -49,3 +54,8 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) ->
     """A table as Markdown writes it."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def number(value: float | None, digits: int, unit: str = "") -> str:
+    """A number as tables show it; a dash where there is none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}{unit}"

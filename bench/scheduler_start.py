@@ -8,9 +8,7 @@ imported from, and weighed. Prints JSON: seconds of each run, the CPU seconds in
 megabytes.
 """
 
-import argparse
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -24,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from bench.command import run
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.rpc import READINESS, open_channel, serving
 
@@ -101,8 +100,8 @@ def megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()) / 1e6
 
 
-async def main(runs: int, fresh: bool) -> dict[str, Any]:
-    """Measure `runs` starts."""
+async def measure(runs: int = 5, fresh: bool = False) -> dict[str, Any]:
+    """Measure `runs` starts; `fresh`: install the packages of the image first, and weigh them."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder, python = Path(name), Path(sys.executable)
@@ -123,8 +122,4 @@ async def main(runs: int, fresh: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--fresh", action="store_true", help="install the packages of the image first, and weigh them")
-    told = parser.parse_args()
-    print(json.dumps(asyncio.run(main(told.runs, told.fresh)), indent=1))
+    run(measure)

@@ -1,12 +1,11 @@
 """A deployment under settings of its own, a load on it, and what came of both."""
 
-import argparse
 import asyncio
 import contextlib
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from synerdiff import profiles
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
 from synerdiff.client.load import trace
-from synerdiff.client.load.arrivals import Arrival
+from synerdiff.client.load.arrivals import Arrival, bursts
 from synerdiff.client.load.requests import LoadRequest, Mix, prompts_of_words
 from synerdiff.client.load.sending import OpenLoop, Window, send
 from synerdiff.client.load.summary import summarise
@@ -127,6 +126,12 @@ async def serve(address: str, arrivals: Sequence[Arrival]) -> Outcome:
     return Outcome(window, item_runs(events, since_s * 1e6), trace.thresholds(events, since_s))
 
 
+async def warm_up(address: str) -> None:
+    """Let every worker do each of its kinds of work, and the planner meet common counts."""
+    for count in (1, 4, 12):
+        await serve(address, bursts(count, equal_requests(6), seed=count))
+
+
 def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tuple[ItemRun, ...]:
     """The items of a trace that can be compared with their prediction, each once, in order of their ends."""
     runs: dict[tuple[int, int, int], ItemRun] = {}
@@ -139,33 +144,6 @@ def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tupl
         run = ItemRun("beside" if both else event["cat"], args["measured_ms"] / args["predicted_ms"], end_s)
         runs[event["pid"], args["tick"], args["place"]] = run
     return tuple(sorted(runs.values(), key=lambda run: run.end_s))
-
-
-def add_only(parser: argparse.ArgumentParser, configurations: Collection[str]) -> None:
-    """Let a bench be told by `--only` which of its configurations to run."""
-
-    def chosen(names: str) -> list[str]:
-        listed = [name.strip() for name in names.split(",")]
-        for name in listed:
-            if name not in configurations:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(configurations)}")
-        return listed
-
-    parser.add_argument("--only", type=chosen, help="configurations by comma; default: all")
-
-
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Let a bench be told settings of scheduler and workers: `--set NAME=VALUE`, any number, in `options.settings`."""
-
-    def pair(text: str) -> tuple[str, str]:
-        name, separator, value = text.partition("=")
-        if not separator or name not in SETTINGS:
-            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE of a setting of scheduler or workers")
-        return name, value
-
-    parser.add_argument(
-        "--set", dest="settings", type=pair, action="append", default=[], metavar="NAME=VALUE", help="a setting"
-    )
 
 
 def _local_options(folder: Path, profile: Path | None, dtype: str, model: Path) -> LocalOptions:

@@ -6,20 +6,18 @@ Each domain is a UNet worker and a VAE worker on ports of their own. On SIGTERM,
 workers ran and how long they stood idle with unfinished tasks resident.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
 import os
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvloop
-
+from bench.command import run
 from services.scheduler.simulation.counting import CountingUnet, decode, picture
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
 from synerdiff.leadership_guard import LeaderGuard
@@ -27,6 +25,7 @@ from synerdiff.plans import DecodedImage, ItemTiming, TaskFailed, TaskReady, Une
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.rpc import ServiceHost
+from synerdiff.stopping import stop_signal
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
 
@@ -198,29 +197,25 @@ class SimulatedWorker:
         self.announcing = asyncio.create_task(keep_announced(registry, lambda: record))
 
 
-async def serve(redis_url: str, domains: int, tick_s: float, decode_s: float, slots: int) -> dict[str, float]:
+async def serve(
+    redis_url: str, domains: int = 1, tick_ms: float = 20.0, decode_ms: float = 5.0, slots: int = 32
+) -> dict[str, float]:
     """Run until SIGTERM. Returns totals over the UNet workers."""
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    redis = connect(redis_url)
-    registry = WorkerRegistry(redis)
+    stop = stop_signal()
     unets: list[SimulatedUnet] = []
-    async with contextlib.AsyncExitStack() as hosts:
-        announcing = []
+    announcing = []
+    async with connect(redis_url) as redis, contextlib.AsyncExitStack() as hosts:
         for index in range(domains):
-            unet = SimulatedUnet(f"unet-{os.getpid()}-{index}", tick_s, slots)
-            vae = SimulatedVae(f"vae-{os.getpid()}-{index}", decode_s)
+            unet = SimulatedUnet(f"unet-{os.getpid()}-{index}", tick_ms / 1e3, slots)
+            vae = SimulatedVae(f"vae-{os.getpid()}-{index}", decode_ms / 1e3)
             unets.append(unet)
             for servicer in (unet, vae):
                 worker = SimulatedWorker(servicer, f"simulated-{os.getpid()}-{index}")
                 hosts.push_async_callback(worker.host.drain, 0.0)
-                await worker.start(registry)
+                await worker.start(WorkerRegistry(redis))
                 announcing.append(worker.announcing)
         await stop.wait()
-        for task in announcing:
-            task.cancel()
-        await asyncio.gather(*announcing, return_exceptions=True)
-    await redis.aclose()
+        await cancel_and_wait(*announcing)
     busy, idle = sum(u.busy_s for u in unets), sum(u.idle_s for u in unets)
     return {
         "ticks": sum(u.ticks for u in unets),
@@ -232,20 +227,5 @@ async def serve(redis_url: str, domains: int, tick_s: float, decode_s: float, sl
     }
 
 
-def main() -> None:
-    """Parse the command line and serve."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--redis-url", required=True)
-    parser.add_argument("--domains", type=int, default=1)
-    parser.add_argument("--tick-ms", type=float, default=20.0)
-    parser.add_argument("--decode-ms", type=float, default=5.0)
-    parser.add_argument("--slots", type=int, default=32)
-    options = parser.parse_args()
-    result = uvloop.run(
-        serve(options.redis_url, options.domains, options.tick_ms / 1e3, options.decode_ms / 1e3, options.slots)
-    )
-    print(json.dumps(result), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run(serve, show=json.dumps)

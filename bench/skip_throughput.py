@@ -7,74 +7,59 @@ once: with the server's default, and with Skip-CFG switched off by the request; 
 is images over the time from the first arrival to the last end. Prints JSON and writes bench/results/NAME.json.
 """
 
-import argparse
-import asyncio
-import json
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
-from bench.ablation import warm_up
+from bench.command import ProfileFile, Settings, as_json, run, say, settings_of
 from bench.reporting import save
-from bench.serving import Outcome, add_settings, deployment, equal_requests, serve
+from bench.serving import SETTINGS, deployment, equal_requests, serve, warm_up
 from synerdiff.client.load.arrivals import bursts
 from synerdiff.client.load.rounds import in_turns
 
 MODES: dict[str, bool | None] = {"default": None, "off": False}
+SHOWN = ("median_gain", "gains", "skipped_share")
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """One burst: images/s, and the share of steps that skipped guidance."""
-    return {
-        "images_per_s": outcome.window.images_per_s,
-        "skipped_share": outcome.skipped_share,
-        "errors": outcome.errors,
-    }
-
-
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    profile: ProfileFile = None,
+    settings: Settings = None,
+    requests: int = 64,
+    steps: int = 20,
+    rounds: int = 4,
+    dtype: str = "float32",
+    name: str = "skip-throughput",
+) -> dict[str, Any]:
     """Run the rounds."""
-    async with deployment(dict(options.settings), options.profile, options.dtype) as address:
+    common = settings_of(settings, SETTINGS)
+    async with deployment(common, profile, dtype) as address:
 
         async def burst(mode: str, number: int) -> dict[str, Any]:
-            mix = equal_requests(options.steps, skip_cfg=MODES[mode])
-            done = summary(await serve(address, bursts(options.requests, mix, seed=number)))
-            print(f"round {number}, {mode}: {done}", file=sys.stderr, flush=True)
+            mix = equal_requests(steps, skip_cfg=MODES[mode])
+            outcome = await serve(address, bursts(requests, mix, seed=number))
+            done = {
+                "images_per_s": outcome.window.images_per_s,
+                "skipped_share": outcome.skipped_share,
+                "errors": outcome.errors,
+            }
+            say(f"round {number}, {mode}: {done}")
             return done
 
         await warm_up(address)
-        rounds = await in_turns(list(MODES), options.rounds, burst)
-    gains = [one["default"]["images_per_s"] / one["off"]["images_per_s"] for one in rounds]
-    return {
-        "command": "python -m bench.skip_throughput " + " ".join(sys.argv[1:]),
-        "settings": dict(options.settings),
-        "requests": options.requests,
-        "steps": options.steps,
-        "dtype": options.dtype,
+        done = await in_turns(list(MODES), rounds, burst)
+    gains = [one["default"]["images_per_s"] / one["off"]["images_per_s"] for one in done]
+    result = {
+        "settings": common,
+        "requests": requests,
+        "steps": steps,
+        "dtype": dtype,
         "median_gain": statistics.median(gains),
         "gains": gains,
-        "skipped_share": statistics.fmean(one["default"]["skipped_share"] for one in rounds),
-        "rounds": rounds,
+        "skipped_share": statistics.fmean(one["default"]["skipped_share"] for one in done),
+        "rounds": done,
     }
-
-
-def main() -> int:
-    """Parse the command line and measure. The exit status is 1 when a request failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", type=Path, help="profile file with a budget")
-    add_settings(parser)
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--name", default="skip-throughput", help="of the file under bench/results")
-    options = parser.parse_args()
-    result = asyncio.run(measure(options))
-    print(json.dumps({key: result[key] for key in ("median_gain", "gains", "skipped_share")}, indent=1))
-    print(f"written: {save(options.name, result)}", file=sys.stderr)
-    return int(any(mode["errors"] for one in result["rounds"] for mode in one.values()))
+    say(f"written: {save(name, result)}")
+    return result
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, show=lambda result: as_json({key: result[key] for key in SHOWN}))

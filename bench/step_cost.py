@@ -8,22 +8,23 @@ of them queued, as a scheduler keeps them. Without `--model` it measures a UNet 
 call takes a few ms. Prints ms a step, and the loop's over the thread's: 1 is a thread that costs as much as the loop.
 """
 
-import argparse
 import os
 import queue
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+import typer
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
+from bench.command import ModelDirectory, run
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.residents import Residents
@@ -159,33 +160,36 @@ def unet_alone(side: UnetSide) -> Callable[[int, int], float]:
     return made
 
 
-def main() -> int:
-    """Parse the command line, measure in turns and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="model directory in diffusers layout")
-    parser.add_argument("--tasks", type=int, default=8, help="guided tasks of a batch: two rows each")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
+def measure(
+    model: ModelDirectory | None = None,
+    tasks: Annotated[int, typer.Option(help="Guided tasks of a batch: two rows each.")] = 8,
+    steps: int = 50,
+    rounds: int = 9,
+) -> dict[str, list[float]]:
+    """ms a step of each way, round by round, in turns."""
     torch.set_num_threads(usable_cores())
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or quick_model(Path(folder))
-        side = load_unet_side(model, torch.float32)
-        with device_thread(side, options.tasks) as thread:
-            ways = {"UNet alone": unet_alone(side), "pipeline": pipeline_loop(model), "device thread": thread}
+        path = model or quick_model(Path(folder))
+        side = load_unet_side(path, torch.float32)
+        with device_thread(side, tasks) as thread:
+            ways = {"UNet alone": unet_alone(side), "pipeline": pipeline_loop(path), "device thread": thread}
             for way in ways.values():
-                way(options.tasks, 10)
+                way(tasks, 10)
             taken: dict[str, list[float]] = {name: [] for name in ways}
-            for number in range(options.rounds):
+            for number in range(rounds):
                 for name in list(ways)[:: 1 if number % 2 else -1]:
-                    taken[name].append(ways[name](options.tasks, options.steps))
-    for name, times in taken.items():
-        print(f"{name}: {median(times):.2f} ms a step, {min(times):.2f} at best")
+                    taken[name].append(ways[name](tasks, steps))
+    return taken
+
+
+def shown(taken: Mapping[str, list[float]]) -> str:
+    """ms a step of each way, and the others' over the device thread's."""
+    lines = [f"{name}: {median(times):.2f} ms a step, {min(times):.2f} at best" for name, times in taken.items()]
     for other in ("UNet alone", "pipeline"):
         ratios = [a / b for a, b in zip(taken[other], taken["device thread"], strict=True)]
-        print(f"{other} over device thread: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
-    return 0
+        lines.append(f"{other} over device thread: {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, show=shown)

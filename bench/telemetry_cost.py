@@ -7,21 +7,19 @@ traced. CPU time, the least of `repeats`; a tick is a UNet worker's part with a 
 second or once a scrape is divided by the ticks between. Exits with 1 above --limit-ms. --profile: where the time goes.
 """
 
-import argparse
 import cProfile
 import gc
 import itertools
 import pstats
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import generate_latest
-from rich.console import Console
-from rich.table import Table
 
+from bench.command import run
+from bench.reporting import markdown_table
 from services.scheduler.api.status import set_holdings_gauges, set_planning_gauges
 from services.scheduler.engine.effects import FinishJob
 from services.scheduler.engine.holdings import Holdings
@@ -256,34 +254,31 @@ def _links(leading: Leadership, load: Load, repeats: int) -> float:
     return (times[0] - times[1]) * load.jobs_per_tick
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--domains", type=int, default=8)
-    parser.add_argument("--tasks", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--tick-ms", type=float, default=20.0)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--count", type=int, default=400)
-    parser.add_argument("--limit-ms", type=float, default=0.2)
-    parser.add_argument("--profile", action="store_true")
-    options = parser.parse_args()
-    load = Load(options.domains, options.tasks, options.steps, options.tick_ms)
+def command(
+    domains: int = 8,
+    tasks: int = 64,
+    steps: int = 20,
+    tick_ms: float = 20.0,
+    repeats: int = 7,
+    count: int = 400,
+    limit_ms: float = 0.2,
+    profile: bool = False,
+) -> dict[str, float]:
+    """ms of a tick, by what they go to, and `over`: by how much they pass the limit."""
+    load = Load(domains, tasks, steps, tick_ms)
     gc.set_threshold(50_000, 20, 20)  # as a scheduler does
     profiler = cProfile.Profile()
-    work = partial(measure, load, options.repeats, options.count)
-    found = profiler.runcall(work) if options.profile else work()
-    if options.profile:
+    work = partial(measure, load, repeats, count)
+    found = profiler.runcall(work) if profile else work()
+    if profile:
         pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
-    table = Table(title=f"{load.domains} domains, {load.tasks} tasks of {load.steps} steps, {load.tick_ms:g} ms a tick")
-    table.add_column("per tick")
-    table.add_column("ms", justify="right")
-    for name, ms in found.items():
-        table.add_row(name, f"{ms:.4f}")
-    table.add_row("all", f"{sum(found.values()):.4f}", style="bold")
-    Console().print(table)
-    sys.exit(sum(found.values()) > options.limit_ms)
+    return found | {"all": sum(found.values()), "over": max(0.0, sum(found.values()) - limit_ms)}
+
+
+def table(found: Mapping[str, float]) -> str:
+    """As Markdown."""
+    return markdown_table(("per tick", "ms"), [(name, f"{ms:.4f}") for name, ms in found.items()])
 
 
 if __name__ == "__main__":
-    main()
+    run(command, show=table, well=lambda found: not found["over"])

@@ -7,14 +7,14 @@ not overflow in it, in float16. Prints JSON: per dtype the least and the mean PS
 levels of 255.
 """
 
-import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.command import ModelDirectory, run
 from bench.parity import levels, psnr_db
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
@@ -41,11 +41,11 @@ def denoised(model: Path, pictures: int, steps: int) -> Tensor:
     return torch.stack([task.sample for task in tasks])
 
 
-def measure(model: Path, pictures: int, steps: int) -> dict[str, dict[str, float]]:
+def measure(model: ModelDirectory = BUNDLED_MODEL, pictures: int = 8, steps: int = 12) -> dict[str, Any]:
     """Per dtype how far its pictures are from those of float32."""
     latents = denoised(model, pictures, steps)
     reference = load_vae_side(model, torch.float32, safety_checker=False).decode(latents)
-    found = {}
+    found: dict[str, Any] = {"device": "cpu", "model": model.name, "pictures": pictures}
     for name in ("bfloat16", "float16"):
         try:
             side = load_vae_side(model, torch.float32, vae_dtype=dtype_from_name(name), safety_checker=False)
@@ -61,16 +61,5 @@ def measure(model: Path, pictures: int, steps: int) -> dict[str, dict[str, float
     return found
 
 
-def main() -> None:
-    """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL)
-    parser.add_argument("--pictures", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=12)
-    options = parser.parse_args()
-    found = measure(options.model, options.pictures, options.steps)
-    print(json.dumps({"device": "cpu", "model": options.model.name, "pictures": options.pictures, **found}, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    run(measure)

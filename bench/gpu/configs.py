@@ -42,7 +42,8 @@ _DDIM: Config = {**_BETAS, "clip_sample": False, "set_alpha_to_one": False}
 class ModelConfig:
     """What one model is built from. `side`: pixels of its native picture; `pad_tokens`: of each tokenizer.
 
-    `unet_parameters_m`: millions of parameters of its UNet, as published; 0: not checked.
+    `unet_parameters_m`: millions of parameters of its UNet, as published; 0: not checked. `steps`: of the pictures
+    that are asked for.
     """
 
     title: str
@@ -54,6 +55,7 @@ class ModelConfig:
     scheduler_class: str
     scheduler: Config
     unet_parameters_m: float = 0.0
+    steps: int = STEPS
 
     @property
     def latent_side(self) -> int:
@@ -149,7 +151,7 @@ FULL: Mapping[ModelName, ModelConfig] = {
     ),
 }
 
-_TINY_SIDE = 64
+_TINY_SIDE, _TINY_STEPS = 64, 8
 _TINY_TEXT: Config = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _TINY_VAE: Config = {
     "block_out_channels": (8, 8, 16, 16),
@@ -185,6 +187,7 @@ def _tiny(full: ModelConfig) -> ModelConfig:
         pad_tokens=full.pad_tokens,
         scheduler_class=full.scheduler_class,
         scheduler=full.scheduler,
+        steps=_TINY_STEPS,
     )
 
 

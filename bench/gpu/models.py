@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bench.gpu.configs import GUIDANCE_SCALE, STEPS, ModelConfig
+from bench.gpu.configs import GUIDANCE_SCALE, ModelConfig
 from synerdiff_cli.deployment import BUNDLED_MODEL
 
 TOKENS = 77
@@ -51,9 +51,9 @@ def save_model(config: ModelConfig, path: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     pipeline = _pipeline(config, random_block())
     pipeline.save_pretrained(unfinished, safe_serialization=True)
-    serving = json.loads((BUNDLED_MODEL / "serving.json").read_text())
-    own = {"default_num_inference_steps": STEPS, "default_guidance_scale": GUIDANCE_SCALE}
-    (unfinished / "serving.json").write_text(json.dumps({**own, "skip_cfg": serving["skip_cfg"]}))
+    budget = json.loads((BUNDLED_MODEL / "serving.json").read_text())["skip_cfg"]
+    own = {"default_num_inference_steps": config.steps, "default_guidance_scale": GUIDANCE_SCALE}
+    (unfinished / "serving.json").write_text(json.dumps({**own, "skip_cfg": budget | {"least_calls": config.steps}}))
     unfinished.rename(path)
 
 

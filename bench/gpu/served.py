@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import mps
-from bench.gpu.configs import GUIDANCE_SCALE, STEPS, ModelName
+from bench.gpu.configs import GUIDANCE_SCALE, ModelName
 from bench.gpu.kit import Kit
 from bench.peers.measuring import numbers
 from bench.peers.systems import Peer, peer
@@ -71,6 +71,7 @@ class _Serving:
         self._kit = kit
         self._name = name
         self._course = _TINY if kit.tiny else _COURSES[name]
+        self._steps = kit.config(name).steps
         self._rate_per_s = 0.0
         self._best_size = self._course.sizes[-1]
         self._failures: list[str] = []
@@ -114,7 +115,14 @@ class _Serving:
     def _arguments(self, compiled: bool) -> list[str]:
         sizes = self._course.sizes if not compiled else (self._best_size,)
         arguments = ["--model", str(self._kit.model_path(self._name)), "--dtype", self._kit.dtype]
-        arguments += ["--device", self._kit.device, "--steps", str(STEPS), "--guidance-scale", str(GUIDANCE_SCALE)]
+        arguments += [
+            "--device",
+            self._kit.device,
+            "--steps",
+            str(self._steps),
+            "--guidance-scale",
+            str(GUIDANCE_SCALE),
+        ]
         arguments += ["--sizes", ",".join(map(str, sizes)), "--sweep-steps", "4", "--sweep-times", "1"]
         return arguments + ["--compiled"] * compiled
 
@@ -123,7 +131,7 @@ class _Serving:
             size=size,
             calls=calls,
             prompts=PROMPTS[:64],
-            num_inference_steps=STEPS,
+            num_inference_steps=self._steps,
             guidance_scale=GUIDANCE_SCALE,
         )
         per_s = size * len(taken) / sum(taken)
@@ -131,8 +139,8 @@ class _Serving:
 
     async def _dynamic_batching(self, running: Peer, who: str) -> None:
         async with AsyncClient(running.about["batched"], patience_s=_PATIENCE_S) as client:
-            await self._load(client, who, "alone", "burst", self._burst(_mix(None)))
-            await self._load(client, who, "alone", "Poisson", self._poisson(_mix(None)))
+            await self._load(client, who, "alone", "burst", self._burst(self._mix(None)))
+            await self._load(client, who, "alone", "Poisson", self._poisson(self._mix(None)))
 
     # ---- ours
 
@@ -150,9 +158,9 @@ class _Serving:
         async with deployed(settings, profile, kit.dtype, path, idle_profile=False) as system:
             try:
                 async with AsyncClient(system.deployment.addresses[0], patience_s=_PATIENCE_S) as client:
-                    await send(client, OpenLoop(bursts(self._course.burst // 2, _mix(None), 0)))  # warms up
+                    await send(client, OpenLoop(bursts(self._course.burst // 2, self._mix(None), 0)))  # warms up
                     for skips, skip_cfg in _SKIPS.items():
-                        await self._load(client, f"{who}, {skips}", way, "burst", self._burst(_mix(skip_cfg)))
+                        await self._load(client, f"{who}, {skips}", way, "burst", self._burst(self._mix(skip_cfg)))
                     if profile is None:
                         await self._light_loads(client, who, way)
             finally:
@@ -163,9 +171,9 @@ class _Serving:
                         kit.record("graphs", model=self._name, way=way, sizes_without=without)
 
     async def _light_loads(self, client: AsyncClient, who: str, way: str) -> None:
-        await self._load(client, f"{who}, skips off", way, "one client", self._alone(_mix(False)))
+        await self._load(client, f"{who}, skips off", way, "one client", self._alone(self._mix(False)))
         for skips in self._course.poisson_skips:
-            await self._load(client, f"{who}, {skips}", way, "Poisson", self._poisson(_mix(_SKIPS[skips])))
+            await self._load(client, f"{who}, {skips}", way, "Poisson", self._poisson(self._mix(_SKIPS[skips])))
 
     # ---- loads
 
@@ -189,8 +197,7 @@ class _Serving:
         self._record(who, load, way, rate_per_s=round(rate_per_s, 3), **found)
 
     def _record(self, who: str, load: str, way: str, **figures: Any) -> None:
-        self._kit.record("load", model=self._name, who=who, load=load, way=way, steps=STEPS, **figures)
+        self._kit.record("load", model=self._name, who=who, load=load, way=way, steps=self._steps, **figures)
 
-
-def _mix(skip_cfg: bool | None) -> Mix:
-    return Mix(PROMPTS, LoadRequest("", 0, STEPS, GUIDANCE_SCALE, skip_cfg=skip_cfg))
+    def _mix(self, skip_cfg: bool | None) -> Mix:
+        return Mix(PROMPTS, LoadRequest("", 0, self._steps, GUIDANCE_SCALE, skip_cfg=skip_cfg))

@@ -1,6 +1,7 @@
 """The threshold controller's simulated numbers, small: the whole of them is `python -m bench.controller_tuning`."""
 
-from bench.controller_tuning import Case, printed, settings_from, table
+from bench.command import typed
+from bench.controller_tuning import Case, printed, table
 from services.scheduler.policy.controller import ControllerSettings
 from services.scheduler.simulation.workloads import Mix
 
@@ -17,4 +18,4 @@ def test_no_constant_is_better_by_more_than_a_twentieth_when_the_device_is_nearl
 
 
 def test_settings_are_read_from_pairs() -> None:
-    assert settings_from(["gain=0.3", "dwell_ms=2000"]) == ControllerSettings(gain=0.3, dwell_ms=2000)
+    assert typed(ControllerSettings, ["gain=0.3", "dwell_ms=2000"]) == ControllerSettings(gain=0.3, dwell_ms=2000)

@@ -13,7 +13,7 @@ from synerdiff.v1 import images_pb2, images_pb2_grpc
 
 pytestmark = pytest.mark.alone
 
-SECONDS = 4.0
+SECONDS = 3.0
 
 
 def test_nothing_that_is_no_request_is_internal_or_hangs() -> None:

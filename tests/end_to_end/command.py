@@ -79,19 +79,11 @@ class Up:
 def running_up(home: Path, *, schedulers: int, model: str = "", **variables: str) -> Iterator[Up]:
     """Run `synerdiff up` in `home`, and end it at once if it is still there afterwards. `model`: NAME=PATH, if it is
     not to be the bundled one."""
-    options: tuple[str, ...] = (
-        "--listen",
-        "127.0.0.1:0",
-        "--data-dir",
-        str(home / "data"),
-        "--dtype",
-        "float32",
-        "--no-idle-profile",
-    )
-    options += ("--compile", "off", *(("--model", model) if model else ()))
+    options = f"--listen 127.0.0.1:0 --data-dir {home}/data --dtype float32 --no-idle-profile --compile off".split()
+    options += ["--schedulers", str(schedulers), *(["--model", model] if model else [])]
     with (home / "stderr").open("w") as stderr:
         process = subprocess.Popen(
-            [SYNERDIFF, "up", *options, "--schedulers", str(schedulers)],
+            [SYNERDIFF, "up", *options],
             env=environment(home) | variables,
             stdout=subprocess.PIPE,
             stderr=stderr,

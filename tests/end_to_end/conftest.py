@@ -1,11 +1,19 @@
 """One deployment for all tests here: what one kills is there again for the next."""
 
+import asyncio
+import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from bench.exact import Files, files_of
+from bench.load import send_all
+from bench.mixed_requests import mixed_requests
 from tests.end_to_end.command import Up, processes, running_up
+from tests.tiny_models import EMOJI_MODEL
 from tests.waiting import HANG_S
 
 ABANDONMENT_S = 8  # longer than a scheduler that was killed takes to come back, and its clients to find it
@@ -18,11 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.alone)
 
 
+# Drawn exactly, by one test alone and in a crowd, by another while workers die.
+EXACT = [replace(request, exact=True) for request in mixed_requests(8, seed=11, steps=(3, 6))]
+
+
 @pytest.fixture(scope="package")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """`synerdiff up` with two schedulers; after the last test it must go with Ctrl-C and leave nothing behind."""
     home = tmp_path_factory.mktemp("up")
-    with running_up(home, schedulers=2, SYNERDIFF_ABANDONMENT_S=str(ABANDONMENT_S)) as deployment:
+    model = Path(shutil.copytree(EMOJI_MODEL, home / "model"))
+    settings = {"SYNERDIFF_ABANDONMENT_S": str(ABANDONMENT_S), "SYNERDIFF_WEIGHTS_WAIT_S": "1"}
+    with running_up(home, schedulers=2, model=f"emoji={model}", **settings) as deployment:
         yield deployment
         deployment.process.send_signal(signal.SIGINT)
         assert deployment.process.wait(timeout=HANG_S) == 130
@@ -30,3 +44,11 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         assert {path.name for path in deployment.logs.iterdir()} == {
             *("redis.log", "scheduler-0.log", "scheduler-1.log", "unet-emoji-0.log", "vae-emoji-0.log")
         }
+
+
+@pytest.fixture(scope="package")
+def alone(up: Up) -> list[Files]:
+    """The files of EXACT, drawn one after the other."""
+    files = [files_of(answer) for answer in asyncio.run(send_all(up.addresses[0], EXACT, clients=1)).answers]
+    assert all(files)
+    return files

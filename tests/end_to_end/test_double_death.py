@@ -8,16 +8,17 @@ import asyncio
 import os
 import random
 
+from bench.exact import Files, files_of, in_a_crowd
 from bench.load import largest_differences, leaders_status, send_all, slots_used
-from bench.mixed_requests import mixed_requests
 from tests.end_to_end.command import Up, processes
+from tests.end_to_end.conftest import EXACT
 from tests.rounding import A_LEVEL
 
 DEATHS = int(os.environ.get("SYNERDIFF_TEST_DOUBLE_DEATHS", "1"))
-REQUESTS = mixed_requests(8 * DEATHS, seed=23)
+REQUESTS = in_a_crowd(EXACT[::-1] * DEATHS)
 
 
-async def test_both_workers_dying_at_once_cost_time_and_nothing_else(up: Up) -> None:
+async def test_both_workers_dying_at_once_cost_time_and_nothing_else(up: Up, alone: list[Files]) -> None:
     sending = asyncio.create_task(send_all(up.addresses[0], REQUESTS, clients=8))
     dead: dict[str, int] = {}
     for _ in range(DEATHS):
@@ -27,7 +28,8 @@ async def test_both_workers_dying_at_once_cost_time_and_nothing_else(up: Up) -> 
         dead = up.kill("unet", "vae")
     window = await sending
     assert len(window.served) == len(REQUESTS), window.answers
-    assert max(largest_differences(REQUESTS, window.served)) <= A_LEVEL
+    assert [files_of(answer) for answer in window.answers[::2]] == alone[::-1] * DEATHS, "exact ones are no others"
+    assert max(largest_differences(REQUESTS, window.answers[1::2])) <= A_LEVEL
     assert await slots_used(up.addresses) == 0
     assert all(f"{name} died and is started again" in up.said() for name in dead)
     assert not processes(up.home).keys() & set(dead.values())

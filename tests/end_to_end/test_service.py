@@ -22,7 +22,7 @@ from tests.rounding import A_LEVEL
 from tests.waiting import HANG_S
 
 LONG = 900  # steps of a job that is still running when a test has seen enough of it
-REQUESTS = mixed_requests(16, seed=5)
+REQUESTS = mixed_requests(12, seed=5)
 PATIENCE_S = 90.0  # workers take a while to come back
 
 

@@ -1,6 +1,7 @@
 """Weights that change under a running deployment: nobody gets a picture of others than it was accepted for."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from bench.load import attached_again
 from synerdiff.client import AsyncClient, GenerateOptions
 from synerdiff.errors import SynerDiffError
-from tests.end_to_end.command import running_up
+from tests.end_to_end.command import Up
 from tests.tiny_models import EMOJI_MODEL
 from tests.waiting import HANG_S
 
@@ -22,22 +23,29 @@ def train_in_place(weights: Path, beside: Path) -> None:
     shutil.copyfile(beside, weights)
 
 
+@pytest.fixture
+def weights(up: Up) -> Iterator[Path]:
+    """The UNet's file, which is what it was for whatever comes after."""
+    weights = up.home / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    yield weights
+    shutil.copyfile(EMOJI_MODEL / "unet" / weights.name, weights)
+    up.kill("unet")
+
+
 async def test_what_was_accepted_for_weights_that_are_gone_ends_in_one_line_and_new_requests_get_the_new(
-    tmp_path: Path,
+    up: Up, weights: Path, tmp_path: Path
 ) -> None:
-    model = Path(shutil.copytree(EMOJI_MODEL, tmp_path / "model"))
     told = GenerateOptions(num_inference_steps=3, seed=7, exact=True)
-    with running_up(tmp_path, schedulers=1, model=f"emoji={model}", SYNERDIFF_WEIGHTS_WAIT_S="1") as up:
-        async with AsyncClient(up.addresses[0], patience_s=HANG_S) as client:
-            before = await client.generate("a car", **told)
-            (unet, _) = (await client.models())[0].weights
-            old = await client.submit("a car", num_inference_steps=LONG)
-            train_in_place(model / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "trained")
-            assert (await client.generate("a car", **told)).image.data == before.image.data, "it serves what it read"
-            up.kill("unet")
-            await attached_again(up.addresses)
-            with pytest.raises(SynerDiffError, match=rf"accepted for UNet weights {unet.digest[:12]}.*ask again"):
-                await old.result()
-            after = await client.generate("a car", **told)
-            assert after.image.data != before.image.data
-            assert (await client.models())[0].weights[0].digest != unet.digest
+    async with AsyncClient(up.addresses[0], patience_s=HANG_S) as client:
+        before = await client.generate("a car", **told)
+        (unet, _) = (await client.models())[0].weights
+        old = await client.submit("a car", num_inference_steps=LONG)
+        train_in_place(weights, tmp_path / "trained")
+        assert (await client.generate("a car", **told)).image.data == before.image.data, "it serves what it read"
+        up.kill("unet")
+        await attached_again(up.addresses)
+        with pytest.raises(SynerDiffError, match=rf"accepted for UNet weights {unet.digest[:12]}.*ask again"):
+            await old.result()
+        after = await client.generate("a car", **told)
+        assert after.image.data != before.image.data
+        assert (await client.models())[0].weights[0].digest != unet.digest
