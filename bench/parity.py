@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import typer
 
-from bench.command import run
+from bench.command import run, some_of
 from synerdiff.cards import Sampler
 from synerdiff.models.announcement import compile_subject
 from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
@@ -36,7 +36,7 @@ from synerdiff.requests import TaskSpec
 from synerdiff_cli.deployment import BUNDLED_MODEL
 from tests.parity import Image, Packages, served_images, unet_side, vae_side
 from tests.reference import reference_image, settings_of
-from tests.tiny_models import tiny_model
+from tests.tiny_models import FamilyName, tiny_model
 
 BATCH = 8
 GUIDANCE_SCALES = (1.0, 3.0, 4.0, 7.5)
@@ -123,15 +123,15 @@ def measure(
 def command(
     steps: int = 8,
     dtype: str = "float32",
-    models: str = "emoji,sd1,sd2,sdxl",
+    models: str = "",
     compiled: Annotated[bool, typer.Option("--compiled", help="Compute with compiled packages only.")] = False,
 ) -> dict[str, Any]:
     """Every model by comma: the worst of any picture, and each."""
     results = {}
     torch_dtype: torch.dtype = getattr(torch, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        for name in models.split(","):
-            model = BUNDLED_MODEL if name == "emoji" else tiny_model(name, Path(folder) / name)
+        for name in some_of(models, ("emoji", *get_args(FamilyName)), "--models"):
+            model = BUNDLED_MODEL if name == "emoji" else tiny_model(cast(FamilyName, name), Path(folder) / name)
             packages = packages_of(model, torch_dtype, Path(folder) / f"{name} packages") if compiled else None
             results[name] = measure(model, 128 if name == "emoji" else 64, steps, torch_dtype, packages)
     rows = [row for found in results.values() for row in found.values()]

@@ -3,14 +3,14 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from synerdiff.client.load.requests import LoadRequest
+from synerdiff.client.load.requests import LoadRequest, Mix
 from synerdiff.client.load.summary import Ratio, Summary, summarise, window_ratios
 from synerdiff.client.options import generate_request
 from synerdiff.errors import FieldViolation, InvalidRequest
@@ -29,19 +29,31 @@ from synerdiff_cli.trace import PICTURE_SUFFIXES
 _ROUNDS_OF_SEVERAL = 3
 
 
+# Options of `bench` that take more than a line.
+_Rounds = Annotated[int | None, typer.Option(min=1, help=f"Default: 1; with several addresses {_ROUNDS_OF_SEVERAL}.")]
+_Times = Annotated[Path | None, typer.Option(help="Arrivals, one a line: seconds, or JSON with at_s, prompt, steps.")]
+_Prompts = Annotated[
+    Path | None, typer.Option(help="Prompts to draw from, one a line. Default: what the bundled model knows.")
+]
+_Addresses = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="HOST:PORT of a server, or NAME=HOST:PORT; several get the same requests, in turns.",
+        envvar="SYNERDIFF_ADDRESS",
+        metavar="HOST:PORT",
+    ),
+]
+
+
 def bench(
     concurrency: Annotated[int | None, typer.Option(min=1, help="So many clients, one request each at a time.")] = None,
     rate: Annotated[float | None, typer.Option(help="Poisson arrivals, requests per second.")] = None,
     burst: Annotated[int | None, typer.Option(min=1, help="So many requests at once.")] = None,
     every_s: Annotated[float | None, typer.Option(min=0.01, help="The next burst after so many seconds.")] = None,
-    times: Annotated[
-        Path | None, typer.Option(help="Arrivals, one a line: seconds, or JSON with at_s, prompt, steps.")
-    ] = None,
+    times: _Times = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests of a round. Default: 100.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Send for so long in a round.")] = None,
-    rounds: Annotated[
-        int | None, typer.Option(min=1, help=f"Default: 1, or {_ROUNDS_OF_SEVERAL} with several addresses.")
-    ] = None,
+    rounds: _Rounds = None,
     warm_up: Annotated[int, typer.Option(min=0, help="Requests to each server before, all at once, not counted.")] = 8,
     seed: Annotated[int, typer.Option(help="The same seed gives the same requests at the same times.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.", min=1)] = None,
@@ -51,18 +63,9 @@ def bench(
     height: Annotated[int | None, typer.Option(help="Pixels.", min=1)] = None,
     no_skip_cfg: Annotated[bool, typer.Option("--no-skip-cfg", help="Guidance on every step.")] = False,
     model: Annotated[str, typer.Option(help="The model's name. Default: the server's.")] = "",
-    prompts: Annotated[
-        Path | None, typer.Option(help="Prompts to draw from, one a line. Default: what the bundled model knows.")
-    ] = None,
+    prompts: _Prompts = None,
     num_prompts: Annotated[int | None, typer.Option(min=1, help="Draw from the first so many prompts only.")] = None,
-    address: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="HOST:PORT of a server, or NAME=HOST:PORT; several get the same requests, in turns.",
-            envvar="SYNERDIFF_ADDRESS",
-            metavar="HOST:PORT",
-        ),
-    ] = None,
+    address: _Addresses = None,
     tls_ca: TlsCa = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every answer there, as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw latencies and throughput: .png, .svg or .pdf.")] = None,
@@ -74,32 +77,12 @@ def bench(
     """
     _check_files(json_file, plot)
     with errors_as_lines():
-        like = LoadRequest(
-            prompt="",
-            seed=0,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler or None,
-            width=width,
-            height=height,
-            skip_cfg=False if no_skip_cfg else None,
-            model=model or None,
-        )
-        generate_request("", like.options())  # what cannot be asked for is refused before anything is sent
-        mix = mix_of(like, prompts, num_prompts)
+        like = LoadRequest("", 0, steps, guidance_scale, sampler or None, width, height, model=model or None)
+        like = replace(like, skip_cfg=False if no_skip_cfg else None)
         shape = Shape(concurrency, rate, burst, every_s, times, requests, seconds)
-        shape.load(mix, seed)
         targets = _targets(address or [DEFAULT_ADDRESS], tls_ca)
-        plan = Plan(
-            targets,
-            rounds=rounds or (1 if len(targets) == 1 else _ROUNDS_OF_SEVERAL),
-            warm_up=warm_up,
-            mix=mix,
-            load=lambda number: shape.load(mix, seed + number),
-            traced=json_file is not None or plot is not None,
-        )
-        with BenchDisplay(plan.rounds) as display:
-            measured = run(run_bench(plan, display))
+        plan = _plan(shape, like, mix_of(like, prompts, num_prompts), targets, rounds, warm_up, seed)
+        measured = _measured(replace(plan, traced=json_file is not None or plot is not None))
         summaries = _tell(measured)
         if json_file is not None:
             about = {"load": asdict(shape), "requests_like": asdict(like), "seed": seed, "warm_up": warm_up}
@@ -107,6 +90,27 @@ def bench(
         if plot is not None:
             plot_bench(measured, plot)
     raise typer.Exit(EXIT_FAILED if any(summary.errors for summary in summaries.values()) else 0)
+
+
+def _plan(
+    shape: Shape,
+    like: LoadRequest,
+    mix: Mix,
+    targets: tuple[Target, ...],
+    rounds: int | None,
+    warm_up: int,
+    seed: int,
+) -> Plan:
+    """The run, without traces. Raises InvalidRequest for what cannot be asked for, before anything is sent."""
+    generate_request("", like.options())
+    shape.load(mix, seed)
+    number = rounds or (1 if len(targets) == 1 else _ROUNDS_OF_SEVERAL)
+    return Plan(targets, number, warm_up, mix, lambda number: shape.load(mix, seed + number), traced=False)
+
+
+def _measured(plan: Plan) -> dict[str, list[Measured]]:
+    with BenchDisplay(plan.rounds) as display:
+        return run(run_bench(plan, display))
 
 
 def _tell(measured: Mapping[str, Sequence[Measured]]) -> dict[str, Summary]:

@@ -1,6 +1,7 @@
 """`synerdiff profile`: measure how long items of a model take on this machine, and write that down."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ from synerdiff_cli.local import (
     VaeDtypeOption,
     local_errors_as_lines,
 )
-from synerdiff_cli.measuring import Wishes, measure, with_note
+from synerdiff_cli.measuring import Measured, Wishes, measure, with_note
 from synerdiff_cli.profile_display import shares_table, summary
 from synerdiff_cli.profile_plot import check_can_plot, plot_profile
 from synerdiff_cli.shares import Split, parse_shares, splits_of
@@ -76,33 +77,28 @@ def profile(
         if plot:
             _check_folder("--plot", plot)
             check_can_plot()
-        options = ProfilerOptions(
-            max_rows=max_rows,
-            max_decodes=max_decodes,
-            chunks=(1,) if quick else _band_counts(chunks),
-            bound=max(bound, _QUICK_BOUND) if quick else bound,
-            budget_s=min(budget_s, _QUICK_S) if quick else budget_s,
-        )
+        options = ProfilerOptions(max_rows, max_decodes, _band_counts(chunks), bound, budget_s)
+        if quick:
+            bounds = {"bound": max(bound, _QUICK_BOUND), "budget_s": min(budget_s, _QUICK_S)}
+            options = replace(options, chunks=(1,), **bounds)
         with tempfile.TemporaryDirectory(prefix="synerdiff-profile-") as folder:
-            local = LocalOptions(
-                Path(folder),
-                sources,
-                schedulers=0,
-                dtype=dtype,
-                vae_dtype=vae_dtype,
-                threads=threads,
-                compile=compile.value,
-            )
+            local = LocalOptions(Path(folder), sources, schedulers=0, compile=compile.value)
+            local = replace(local, dtype=dtype, vae_dtype=vae_dtype, threads=threads)
             found = run(measure(Wishes(_splits(local, shares), options, width, height, fidelity, redis_url)))
-        made = with_note(found)
-        target.write_text(dump(made), encoding="utf-8")
-        if plot:
-            plot_profile(made, plot)
-            err.print(f"The plot is {plot}")
-        if len(found) > 1:
-            err.print(shares_table([(each.split.label, each.profile, each.pictures_per_s) for each in found]))
-        err.print(summary(made))
-        out.print(str(target))
+        _keep(found, target, plot)
+
+
+def _keep(found: Sequence[Measured], target: Path, plot: Path | None) -> None:
+    """Write the best profile, draw it where that is asked for, and say what was found."""
+    made = with_note(found)
+    target.write_text(dump(made), encoding="utf-8")
+    if plot:
+        plot_profile(made, plot)
+        err.print(f"The plot is {plot}")
+    if len(found) > 1:
+        err.print(shares_table([(each.split.label, each.profile, each.pictures_per_s) for each in found]))
+    err.print(summary(made))
+    out.print(str(target))
 
 
 def _splits(local: LocalOptions, shares: str) -> tuple[Split, ...]:

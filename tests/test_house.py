@@ -14,6 +14,8 @@ HEAVY = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
 # Where torch may be; everything else runs on a machine that never installed it.
 MODEL_CODE = ("synerdiff.models", "services.unet_worker", "services.vae_worker")
 
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 350, 70
+
 
 def modules() -> dict[str, Path]:
     """Every module of the product that a person wrote, by its name."""
@@ -69,3 +71,20 @@ def test_nothing_is_pickled() -> None:
             if unpickles or {"pickle", "cloudpickle", "dill", "shelve", "marshal"} & set(imported):
                 offenders.append(f"{name}: {ast.unparse(node)}")
     assert offenders == []
+
+
+def test_files_and_functions_fit_the_eye() -> None:
+    """A file is one role, a function a screen."""
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    too_long = []
+    for name in listed.split():
+        if "/v1/" in name or not (ROOT / name).exists():
+            continue
+        text = (ROOT / name).read_text()
+        lengths = {name: text.count("\n") - MOST_LINES_OF_A_FILE}
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                lengths[f"{name}: {node.name}"] = length - MOST_LINES_OF_A_FUNCTION
+        too_long += [f"{where}: {over} lines too many" for where, over in lengths.items() if over > 0]
+    assert not too_long

@@ -114,15 +114,9 @@ class _Serving:
 
     def _arguments(self, compiled: bool) -> list[str]:
         sizes = self._course.sizes if not compiled else (self._best_size,)
-        arguments = ["--model", str(self._kit.model_path(self._name)), "--dtype", self._kit.dtype]
-        arguments += [
-            "--device",
-            self._kit.device,
-            "--steps",
-            str(self._steps),
-            "--guidance-scale",
-            str(GUIDANCE_SCALE),
-        ]
+        kit = self._kit
+        arguments = ["--model", str(kit.model_path(self._name)), "--dtype", kit.dtype, "--device", kit.device]
+        arguments += ["--steps", str(self._steps), "--guidance-scale", str(GUIDANCE_SCALE)]
         arguments += ["--sizes", ",".join(map(str, sizes)), "--sweep-steps", "4", "--sweep-times", "1"]
         return arguments + ["--compiled"] * compiled
 

@@ -17,7 +17,7 @@ from services.scheduler.engine.events import Report
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.simulation.counting import CountingUnet, decode, picture
 from services.scheduler.simulation.simulated_device import Agenda, SimulatedDevice, Work
-from synerdiff.plans import DecodedImage, ItemRef, TaskReady, UnetPlan, UnetTickDone, VaeItem, VaePlan, VaeTickDone
+from synerdiff.plans import ItemRef, TaskReady, UnetPlan, UnetTickDone, VaeItem, VaePlan, VaeTickDone
 from synerdiff.profiles import Profile
 from synerdiff.requests import TaskSpec
 

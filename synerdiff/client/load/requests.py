@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
+from typing import cast
 
 from synerdiff.cards import Sampler
 from synerdiff.client.options import GenerateOptions
@@ -32,19 +33,7 @@ class LoadRequest:
 
     def options(self) -> GenerateOptions:
         """The request as `AsyncClient.generate` takes it, beside its prompt."""
-        return GenerateOptions(
-            seed=self.seed,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            sampler=self.sampler,
-            width=self.width,
-            height=self.height,
-            negative_prompt=self.negative_prompt,
-            num_images=self.num_images,
-            skip_cfg=self.skip_cfg,
-            model=self.model,
-            exact=self.exact,
-        )
+        return cast(GenerateOptions, {name: value for name, value in vars(self).items() if name != "prompt"})
 
 
 @dataclass(frozen=True)

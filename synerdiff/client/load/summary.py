@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from synerdiff.client.load.sending import Window
@@ -60,13 +60,8 @@ def percentile(values: Iterable[float], p: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)]
 
 
-# What one window comes to, by the names that ratios are told under.
-OF_WINDOW: dict[str, Callable[[Window], float]] = {
-    "images_per_s": lambda window: window.images_per_s,
-    "mean_s": lambda window: summarise([window]).mean_s,
-    "p50_s": lambda window: summarise([window]).p50_s,
-    "p99_s": lambda window: summarise([window]).p99_s,
-}
+# The numbers of a summary that ratios are told of.
+_COMPARED = ("images_per_s", "mean_s", "p50_s", "p99_s")
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,5 @@ def ratio(values: Sequence[float], others: Sequence[float]) -> Ratio:
 
 def window_ratios(windows: Sequence[Window], others: Sequence[Window]) -> dict[str, Ratio]:
     """Throughput and latencies of one server over those of another that got the same loads, by name."""
-    return {
-        name: ratio([value(window) for window in windows], [value(window) for window in others])
-        for name, value in OF_WINDOW.items()
-    }
+    ours, theirs = ([summarise([window]) for window in each] for each in (windows, others))
+    return {name: ratio([getattr(s, name) for s in ours], [getattr(s, name) for s in theirs]) for name in _COMPARED}

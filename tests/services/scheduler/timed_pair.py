@@ -20,7 +20,6 @@ from services.scheduler.simulation.counting import CountedTask, CountingUnet, St
 from synerdiff.plans import (
     ItemTiming,
     TaskFailed,
-    TaskReady,
     UnetItem,
     UnetTickDone,
     VaeItem,

@@ -19,8 +19,6 @@ from synerdiff.plans import (
     DecodedImage,
     DecodeEntry,
     ItemTiming,
-    TaskFailed,
-    TaskReady,
     UnetTickDone,
     VaePlan,
     VaeTickDone,
