@@ -43,13 +43,18 @@ def run(
         result = measure(**options)
         if inspect.iscoroutine(result):
             result = uvloop.run(result)
-        print(show(result))
+        if result is not None:
+            print(show(result))
         raise typer.Exit(0 if well(result) else 1)
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    paragraphs = (sys.modules["__main__"].__doc__ or "").split("\n\n")
-    app.command(help="\n\n".join(f"\b\n{paragraph}" for paragraph in paragraphs))(command)
+    app.command(help=help_of(sys.modules["__main__"].__doc__))(command)
     app()
+
+
+def help_of(doc: str | None) -> str:
+    """A module's docstring with its lines as they are."""
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in (doc or "").split("\n\n"))
 
 
 def as_json(result: Any) -> str:

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from bench.environment import environment
 from services.scheduler.settings import SchedulerSettings
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
@@ -107,7 +107,7 @@ async def deployed(
         if name not in SETTINGS:
             raise ValueError(f"{name}: no setting of scheduler or workers")
     variables = {f"SYNERDIFF_{name.upper()}": value for name, value in settings.items()}
-    with tempfile.TemporaryDirectory() as folder, environment(variables):
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, variables):
         local = _local_options(Path(folder), profile, dtype, model)
         compile_mode = cast(CompileMode, settings.get("compile", local.compile))
         async with running(replace(local, compile=compile_mode, idle_profile=idle_profile)) as system:

@@ -79,8 +79,8 @@ def profile(
             check_can_plot()
         options = ProfilerOptions(max_rows, max_decodes, _band_counts(chunks), bound, budget_s)
         if quick:
-            bounds = {"bound": max(bound, _QUICK_BOUND), "budget_s": min(budget_s, _QUICK_S)}
-            options = replace(options, chunks=(1,), **bounds)
+            bound, budget_s = max(bound, _QUICK_BOUND), min(budget_s, _QUICK_S)
+            options = replace(options, chunks=(1,), bound=bound, budget_s=budget_s)
         with tempfile.TemporaryDirectory(prefix="synerdiff-profile-") as folder:
             local = LocalOptions(Path(folder), sources, schedulers=0, compile=compile.value)
             local = replace(local, dtype=dtype, vae_dtype=vae_dtype, threads=threads)

@@ -10,93 +10,74 @@ ones are left out. Models are of full size with random weights, on which speed d
 is changed. DIR gets results.jsonl, summary.md, pytest.txt, workers.log, pictures.png and the measured profiles.
 """
 
-import argparse
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
-from bench.arguments import some_of
+import typer
+
+from bench.command import help_of, say, some_of
 from bench.gpu.kit import RESULTS, SUMMARY, Kit, scratch
 from bench.gpu.report import render
 from bench.gpu.runner import Wanted, run_sections
 from bench.gpu.sections import BY_NAME, SECTIONS
 
-DEADLINE_S = 480.0
+NAMES = [section.name for section in SECTIONS]
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line. The exit status is 1 where a section failed."""
-    options = _command_line().parse_args(arguments)
-    chosen: int = options.run(options)
-    return chosen
-
-
-def _command_line() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(run=_run)
-    _add_run_options(parser)
-    commands = parser.add_subparsers(metavar="COMMAND")
-    report = commands.add_parser("report", help="render the tables of each results.jsonl")
-    report.add_argument("results", type=Path, nargs="+")
-    report.set_defaults(run=_report)
-    section = commands.add_parser("section")  # one section's own process
-    section.add_argument("name", choices=sorted(BY_NAME))
-    section.add_argument("--out", type=Path, required=True)
-    section.add_argument("--work", type=Path, required=True)
-    section.add_argument("--device", default="cuda")
-    section.add_argument("--limit-s", type=float, required=True)
-    section.add_argument("--planted", action="store_true")
-    section.set_defaults(run=_section)
-    return parser
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    names = [section.name for section in SECTIONS]
-    parser.add_argument("--out", type=Path, help="folder for the results")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--deadline-s", type=float, default=DEADLINE_S, help="all is over after so many seconds")
-    parser.add_argument("--sections", type=some_of(*names), default=names, help=f"by comma, of {', '.join(names)}")
-    # A section that fails at once, for the test that the others do not mind.
-    parser.add_argument("--plant-failure", type=some_of(*BY_NAME), default=[], help=argparse.SUPPRESS)
-
-
-def _run(options: argparse.Namespace) -> int:
+@app.callback(invoke_without_command=True, help=help_of(__doc__))
+def kit(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    deadline_s: Annotated[float, typer.Option(help="All is over after so many seconds.")] = 480.0,
+    sections: Annotated[str, typer.Option(help=f"By comma, of {', '.join(NAMES)}.")] = "",
+    # Sections that fail at once, for the test that the others do not mind.
+    plant_failure: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Run the sections. The exit status is 1 where one failed."""
+    if context.invoked_subcommand:
+        return
     began = time.monotonic()
-    if options.out is None:
-        _command_line().error("--out: a folder for the results")
-    options.out.mkdir(parents=True, exist_ok=True)
-    if (options.out / RESULTS).exists():
-        _command_line().error(f"--out: {options.out} has the results of another run")
+    if out is None:
+        raise typer.BadParameter("a folder for the results", param_hint="--out")
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / RESULTS).exists():
+        raise typer.BadParameter(f"{out} has the results of another run", param_hint="--out")
+    names = some_of(sections, NAMES, "--sections")
+    planted = some_of(plant_failure, BY_NAME, "--plant-failure") if plant_failure else []
     with scratch("synerdiff-gpu-") as work:
-        wanted = Wanted(
-            out=options.out.resolve(),
-            work=work,
-            device=options.device,
-            give_up_at=began + options.deadline_s,
-            names=options.sections,
-            planted=options.plant_failure,
-        )
-        ended = run_sections(wanted, lambda line: print(line, file=sys.stderr, flush=True))
-    (options.out / SUMMARY).write_text(render(options.out / RESULTS))
-    print(render(options.out / RESULTS, brief=True))
-    return int(any(status in ("failed", "out of time") for status in ended.values()))
+        ended = run_sections(Wanted(out.resolve(), work, device, began + deadline_s, names, planted), say)
+    (out / SUMMARY).write_text(render(out / RESULTS))
+    print(render(out / RESULTS, brief=True))
+    raise typer.Exit(int(any(status in ("failed", "out of time") for status in ended.values())))
 
 
-def _report(options: argparse.Namespace) -> int:
-    print("\n".join(map(render, options.results)))
-    return 0
+@app.command()
+def report(results: list[Path]) -> None:
+    """Render the tables of each results.jsonl."""
+    print("\n".join(map(render, results)))
 
 
-def _section(options: argparse.Namespace) -> int:
-    if options.planted:
+@app.command(hidden=True)
+def section(
+    name: str,
+    out: Path = Path(),
+    work: Path = Path(),
+    device: str = "cuda",
+    limit_s: float = 0.0,
+    planted: bool = False,
+) -> None:
+    """One section's own process."""
+    if planted:
         raise RuntimeError("planted")
     # So that what a section holds, as a daemon of CUDA MPS, is given back when its time is over.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    give_up_at = time.monotonic() + options.limit_s
-    BY_NAME[options.name].run(Kit(options.name, options.out, options.work, options.device, give_up_at))
-    return 0
+    BY_NAME[name].run(Kit(name, out, work, device, time.monotonic() + limit_s))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app()

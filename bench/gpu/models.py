@@ -8,6 +8,7 @@ to them, so that skipping can be timed.
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,31 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from bench.gpu.configs import GUIDANCE_SCALE, ModelConfig
+from bench.gpu.configs import GUIDANCE_SCALE, ModelConfig, ModelName
+from bench.gpu.kit import Kit
 from synerdiff_cli.deployment import BUNDLED_MODEL
 
 TOKENS = 77
 
+_ORDER: tuple[ModelName, ...] = ("sd15", "sdxl", "sd21")
 _BLOCK_ELEMENTS = 1 << 22
 _COMPONENTS = ("text_encoder", "text_encoder_2")
 _TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def run(kit: Kit) -> None:
+    """Beside the first sections: make the directories in the order of their need, and count what each costs.
+
+    Raises AssertionError for a config that is not the published one.
+    """
+    kit.model_path(_ORDER[0]).parent.mkdir(parents=True, exist_ok=True)
+    for name in _ORDER:
+        began, config = time.monotonic(), kit.config(name)
+        costs = count_costs(config)
+        published = config.unet_parameters_m
+        assert not published or abs(costs["unet_parameters_m"] - published) < 0.1, f"{name}: {costs}, not {published}"
+        save_model(config, kit.model_path(name))
+        kit.record("cost", model=name, title=config.title, side=config.side, **costs, seconds=time.monotonic() - began)
 
 
 def meta_unet(config: ModelConfig) -> Any:

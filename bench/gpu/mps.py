@@ -9,8 +9,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
-from bench.environment import environment
 from bench.gpu.kit import Kit
 from synerdiff.mps import CONTROL_PROGRAM, PIPE_DIRECTORY
 
@@ -46,7 +46,7 @@ def daemon() -> Iterator[None]:
             each.mkdir()
         path = os.pathsep.join((str(Path(program).parent), os.environ.get("PATH", "")))
         variables = {PIPE_DIRECTORY: str(pipes), _LOG_DIRECTORY: str(logs), "PATH": path}
-        with environment(variables):
+        with patch.dict(os.environ, variables):
             _start(program, logs / "start.log")
             _await(pipes / "control")
             try:

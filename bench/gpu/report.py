@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.gpu.configs import FULL
 from bench.gpu.floors import Floors, Record
-from bench.reporting import markdown_table
+from bench.reporting import markdown_table, number
 from synerdiff.profiles import parse
 
 # Published figures of others, to be read beside ours: source, what, figure.
@@ -94,8 +94,8 @@ def _costs(run: Run) -> str:
             f"{r['unet_parameters_m']:.1f} M",
             f"{r['row_tflop']:.3g}",
             f"{r['decode_tflop']:.3g}",
-            _number(run.floors.item_ms(r["model"], 2, 0, run.dtype), 3),
-            _number(run.floors.item_ms(r["model"], 0, 1, run.dtype), 3),
+            number(run.floors.item_ms(r["model"], 2, 0, run.dtype), 3),
+            number(run.floors.item_ms(r["model"], 0, 1, run.dtype), 3),
         )
         for r in run.of("cost")
     ]
@@ -114,8 +114,8 @@ def _parity(run: Run) -> str:
             run.card,
             f"{r['sampler']}, {r['steps']} steps",
             r["served_levels"],
-            _number(r.get("served_half_db"), 1),
-            _number(r.get("diffusers_half_db"), 1),
+            number(r.get("served_half_db"), 1),
+            number(r.get("diffusers_half_db"), 1),
         )
         for r in run.of("parity")
     ]
@@ -135,12 +135,12 @@ def _loads(run: Run) -> str:
                 r["who"],
                 r["way"],
                 r["load"] + rate,
-                _number(r["images_per_s"], 3),
-                _number(most, 3),
+                number(r["images_per_s"], 3),
+                number(most, 3),
                 f"{r['images_per_s'] / most:.0%}" if most else "-",
                 f"{r['images_per_s'] / offline[r['model']]:.2f}" if r["model"] in offline else "-",
-                _number(r.get("p50_s"), 2),
-                _number(r.get("p99_s"), 2),
+                number(r.get("p50_s"), 2),
+                number(r.get("p99_s"), 2),
                 f"{r['skipped_share']:.0%}" if r.get("skipped_share") else "-",
                 r["images"] if not r.get("errors") else f"{r['images']}, failed: {r['errors']}",
             )
@@ -180,9 +180,9 @@ def _way_of_profile(run: Run, record: Record) -> tuple[object, ...]:
         _title(record["model"]),
         record["way"],
         f"{rows} rows beside {decodes}",
-        _number(together_ms / (1 - gain), 2),
-        _number(together_ms, 2),
-        _number(run.floors.item_ms(record["model"], rows, decodes, run.dtype), 2),
+        number(together_ms / (1 - gain), 2),
+        number(together_ms, 2),
+        number(run.floors.item_ms(record["model"], rows, decodes, run.dtype), 2),
         f"{gain:+.1%} (other items {min(gains):+.1%} or more)" if len(gains) > 1 else f"{gain:+.1%}",
         f"{record['pictures_per_s']:.2f}",
         profile.knee_rows(),
@@ -198,9 +198,9 @@ def _way_of_streams(run: Run, record: Record) -> tuple[object, ...]:
         _title(record["model"]),
         record["way"],
         f"{steps} x {record['rows']} rows beside {decodes}",
-        _number(record["serial_ms"], 2),
-        _number(record["together_ms"], 2),
-        _number(floor, 2),
+        number(record["serial_ms"], 2),
+        number(record["together_ms"], 2),
+        number(floor, 2),
         f"{record['gain']:+.1%}",
         "-",
         "-",
@@ -224,8 +224,8 @@ def _cells(run: Run) -> str:
                     cell.rows,
                     cell.decodes,
                     cell.setting.chunks,
-                    _number(cell.median_ms, 2),
-                    _number(floor, 2),
+                    number(cell.median_ms, 2),
+                    number(floor, 2),
                     f"{cell.median_ms / floor:.1f}" if floor else "-",
                 )
             )
@@ -247,8 +247,8 @@ def _calls(run: Run) -> str:
                 r["part"],
                 what,
                 r["how"],
-                _number(r["ms"], 2),
-                _number(floor, 2),
+                number(r["ms"], 2),
+                number(floor, 2),
                 times,
                 r.get("peak_mib") or "-",
             )
@@ -257,7 +257,7 @@ def _calls(run: Run) -> str:
 
 
 def _quality(run: Run) -> str:
-    rows = [(run.card, r["what"], r["how"], _number(r["psnr_db"], 1)) for r in run.of("quality")]
+    rows = [(run.card, r["what"], r["how"], number(r["psnr_db"], 1)) for r in run.of("quality")]
     return _table(("card", "", "dtype", "PSNR, dB"), rows)
 
 
@@ -270,7 +270,7 @@ def _latents(run: Run) -> str:
             ", ".join(f"{name} {count}" for name, count in r["kills"].items()) or "none",
             r["whole"],
             len(r["violations"]),
-            _number(r["read_ms_p50"], 3),
+            number(r["read_ms_p50"], 3),
         )
         for r in run.of("latents")
     ]
@@ -324,7 +324,3 @@ def _line(text: Any) -> str:
     """The last line of a text, so that a table holds it."""
     lines = str(text).strip().splitlines()
     return lines[-1].replace("|", "/")[:160] if lines else ""
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None or value != value else f"{value:.{digits}f}"

@@ -32,7 +32,7 @@ class Section:
 
 
 # Made beside the first sections, which need no model of full size.
-MODEL_MAKER = Section(MODELS, "models with random weights", "making_models.run", 180, 0)
+MODEL_MAKER = Section(MODELS, "models with random weights", "models.run", 180, 0)
 
 SECTIONS = (
     Section("machine", "what this machine is, and its ceilings", "machine.run", 60, 10),
@@ -44,7 +44,7 @@ SECTIONS = (
     Section("contention-sdxl", "SDXL: steps beside decodes", "contention.run", 170, 60, ("sdxl",)),
     Section("choices", "SD 1.5: the same calls in other ways", "choices.run", 90, 25, ("sd15",)),
     Section("latents", "latents over CUDA IPC, with kills", "latents.run", 45, 20),
-    Section("cells-sd21", "SD 2.1: two cells", "cells.run", 40, 15, ("sd21",)),
+    Section("cells-sd21", "SD 2.1: two cells", "streams.run", 40, 15, ("sd21",)),
 )
 
 BY_NAME = {section.name: section for section in (MODEL_MAKER, *SECTIONS)}

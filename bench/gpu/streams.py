@@ -16,6 +16,12 @@ _TIMES, _TINY_TIMES = 7, 2
 WAY = "two streams"
 
 
+def run(kit: Kit, name: ModelName) -> None:
+    """Section 9: two cells of a model, UNet rows alone and a decode alone, and both side by side."""
+    kit.wait_for_model(name)
+    measure(kit, name, 2 if kit.tiny else 16, 1)
+
+
 def measure(kit: Kit, name: ModelName, rows: int, images: int) -> None:
     """Record what steps of `rows` rows beside a decode of `images` take together and in turn."""
     networks = Networks.load(kit, name)

@@ -10,17 +10,16 @@ just before (who serves less than arrives is left out); a burst. Beside them run
 same pipeline, without a server. Writes bench/results/NAME.json after every round.
 """
 
-import argparse
-import asyncio
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from bench.arguments import some_of
+import typer
+
+from bench.command import ModelDirectory, ProfileFile, run, say, settings_of, some_of
 from bench.peers.contenders import SKIPS, Wanted, started
 from bench.peers.loads import LOADS, POISSON, SATURATED, Amounts
 from bench.peers.measuring import Course, field
-from bench.peers.sizes import SIZES, sizes_of
+from bench.peers.sweep import SIZES, sizes_of
 from bench.reporting import save
 from bench.serving import PROMPTS, SETTINGS
 from synerdiff.client.load.requests import LoadRequest, Mix
@@ -31,133 +30,73 @@ _CLIENTS_PER_BEST_SIZE = 2
 _LEAST_CLIENTS = 32
 _CLIENTS_OF_ONE = 4
 EAGER = "synerdiff eager"
+# As it comes, and eager where it compiles.
+DEFAULT_OURS = {"synerdiff": {"compile": "auto"}, EAGER: {"compile": "off"}}
 # What inductor compiles, and the logs of the peers; outside of the packages that are checked.
 CACHE = Path(__file__).parents[2] / "out" / "peers"
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    model: ModelDirectory = BUNDLED_MODEL,
+    dtype: str = "float32",
+    rounds: int = 4,
+    loads: Annotated[str, typer.Option(help=f"By comma, of {', '.join(LOADS)}.")] = "",
+    skip: Annotated[str, typer.Option(help="Ours skipping guidance: off, auto or both.")] = "",
+    ours: Annotated[list[str] | None, typer.Option(metavar="NAME:SETTING=VALUE,...")] = None,
+    profile: ProfileFile = None,
+    peers: Annotated[str, typer.Option(help="eager, compiled or both by comma.")] = "",
+    sizes: Annotated[str, typer.Option(help="Batch sizes that the peers try, by comma.")] = SIZES,
+    threads: Annotated[int, typer.Option(help="CPU threads of the peers; 0: torch's own choice.")] = 0,
+    steps: int = 20,
+    guidance_scale: float = 5.0,
+    clients: Annotated[int, typer.Option(help="Of the saturated load; 0: twice the best size, or 32.")] = 0,
+    turns: Annotated[int, typer.Option(min=3, help="Requests of each of these clients.")] = 6,
+    alone: Annotated[int, typer.Option(help="Requests one after the other.")] = 6,
+    poisson_s: Annotated[float, typer.Option(help="Seconds of Poisson arrivals.")] = 30.0,
+    burst: Annotated[int, typer.Option(help="Requests at once.")] = 64,
+    capacity: Annotated[float | None, typer.Option(help="images/s that Poisson loads are shares of.")] = None,
+    warm_up_s: Annotated[float, typer.Option(help="Seconds of load on everybody before the rounds.")] = 15.0,
+    settle_s: Annotated[float, typer.Option(help="Longest wait for work in the background to end.")] = 900.0,
+    seed: int = 1,
+    name: Annotated[str, typer.Option(help="Of the file under bench/results. Default: peers-DTYPE.")] = "",
+) -> dict[str, Any]:
     """Start everybody, and run the rounds."""
-    wanted = Wanted(
-        model=options.model.resolve(),
-        dtype=options.dtype,
-        compiled=options.peers,
-        sizes=options.sizes,
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        threads=options.threads,
-        ours=dict(options.ours or default_ours()),
-        skip=options.skip,
-        profile=options.profile,
-        cache=CACHE,
-    )
-    async with started(wanted) as (contenders, peers):
-        course = course_of(options, [about["best_size"] for about in peers.values()])
+    listed = some_of(loads, LOADS, "--loads")
+    if capacity is None and SATURATED not in listed and set(POISSON) & set(listed):
+        raise typer.BadParameter(f"Poisson arrivals need {SATURATED} too, or --capacity", param_hint="--loads")
+    compiled = [each == "compiled" for each in some_of(peers, ("eager", "compiled"), "--peers")]
+    settings = dict(map(own_settings, ours)) if ours else DEFAULT_OURS
+    skips = some_of(skip, SKIPS, "--skip")
+    asked = (sizes_of(sizes), steps, guidance_scale, threads, settings, skips, profile, CACHE)
+    async with started(Wanted(model.resolve(), dtype, compiled, *asked)) as (contenders, about):
+        best = max((each["best_size"] for each in about.values()), default=0)
+        clients = clients or max(_LEAST_CLIENTS, _CLIENTS_PER_BEST_SIZE * best)
+        amounts = Amounts(clients, min(_CLIENTS_OF_ONE, clients), turns, alone, poisson_s, burst)
+        mix = Mix(PROMPTS, LoadRequest("", 0, steps, guidance_scale))
         result: dict[str, Any] = {
-            "command": "python -m bench.peers " + " ".join(sys.argv[1:]),
-            "model": options.model.name if options.model != BUNDLED_MODEL else "the bundled model",
-            "dtype": options.dtype,
-            "steps": options.steps,
-            "guidance_scale": options.guidance_scale,
-            "amounts": vars(course.amounts),
-            "peers": peers,
-            "ours": wanted.ours,
+            "model": model.name if model != BUNDLED_MODEL else "the bundled model",
+            "dtype": dtype,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "amounts": vars(amounts),
+            "peers": about,
+            "ours": settings,
             "contenders": {contender.name: contender.about() for contender in contenders},
             "rounds": [],
         }
-        async with field(contenders, course) as everybody:
+        async with field(contenders, Course(listed, amounts, mix, seed, capacity, warm_up_s, settle_s)) as everybody:
             await everybody.warm_up(say)
-            for number in range(course.rounds):
+            for number in range(rounds):
                 result["rounds"].append(await everybody.round(number, say))
-                save(options.name or f"peers-{options.dtype}", result)
+                save(name or f"peers-{dtype}", result)
     return result
 
 
-def course_of(options: argparse.Namespace, best_sizes: list[int]) -> Course:
-    """What the options ask to be measured."""
-    clients = options.clients or max(_LEAST_CLIENTS, _CLIENTS_PER_BEST_SIZE * max(best_sizes, default=0))
-    amounts = Amounts(
-        clients=clients,
-        clients_of_one=min(_CLIENTS_OF_ONE, clients),
-        turns=options.turns,
-        alone=options.alone,
-        poisson_s=options.poisson_s,
-        burst=options.burst,
-    )
-    like = LoadRequest("", 0, options.steps, options.guidance_scale)
-    return Course(
-        loads=[name for name in LOADS if name in options.loads],
-        rounds=options.rounds,
-        amounts=amounts,
-        mix=Mix(PROMPTS, like),
-        seed=options.seed,
-        capacity=options.capacity,
-        warm_up_s=options.warm_up_s,
-        settle_s=options.settle_s,
-    )
-
-
-def default_ours() -> dict[str, dict[str, str]]:
-    """As it comes, and eager where it compiles."""
-    return {"synerdiff": {"compile": "auto"}, EAGER: {"compile": "off"}}
-
-
-def our_settings(text: str) -> tuple[str, dict[str, str]]:
-    """A deployment of ours, NAME or NAME:SETTING=VALUE,... Raises argparse's own error."""
+def own_settings(text: str) -> tuple[str, dict[str, str]]:
+    """A deployment of ours, NAME or NAME:SETTING=VALUE,... Raises typer.BadParameter."""
     name, _, rest = text.partition(":")
-    settings = dict(pair.partition("=")[::2] for pair in rest.split(",") if pair)
-    for setting in settings:
-        if setting not in SETTINGS:
-            raise argparse.ArgumentTypeError(f"{setting!r} is no setting of scheduler or workers")
-    return name, settings
-
-
-def say(line: str) -> None:
-    """Tell whoever watches."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def command_line() -> argparse.ArgumentParser:
-    """What can be asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="model directory in diffusers layout")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--loads", type=some_of(*LOADS), default=list(LOADS), help=f"by comma, of {', '.join(LOADS)}")
-    parser.add_argument("--skip", type=some_of(*SKIPS), default=list(SKIPS), help="ours skipping guidance: off, auto")
-    parser.add_argument("--ours", type=our_settings, action="append", metavar="NAME:SETTING=VALUE,...")
-    parser.add_argument("--profile", type=Path, help="profile that ours plan by; default: none")
-    parser.add_argument(
-        "--peers",
-        type=lambda text: [name == "compiled" for name in some_of("eager", "compiled")(text)],
-        default=[False, True],
-        help="eager, compiled or both by comma",
-    )
-    parser.add_argument("--sizes", type=sizes_of, default=SIZES, help="batch sizes that the peers try, by comma")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the peers; 0: torch's own choice")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=5.0)
-    parser.add_argument("--clients", type=int, help="of the saturated load; default: twice the best size, or 32")
-    parser.add_argument("--turns", type=int, default=6, help="requests of each of these clients; 3 at least")
-    parser.add_argument("--alone", type=int, default=6, help="requests one after the other")
-    parser.add_argument("--poisson-s", type=float, default=30.0, help="seconds of Poisson arrivals")
-    parser.add_argument("--burst", type=int, default=64, help="requests at once")
-    parser.add_argument("--capacity", type=float, help="images/s that Poisson loads are shares of; default: measured")
-    parser.add_argument("--warm-up-s", type=float, default=15.0, help="seconds of load on everybody before the rounds")
-    parser.add_argument("--settle-s", type=float, default=900.0, help="longest wait for work in the background to end")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--name", default="", help="of the file under bench/results; default: peers-DTYPE")
-    return parser
-
-
-def main() -> int:
-    """Parse the command line and measure. The exit status is 1 when a request failed."""
-    options = command_line().parse_args()
-    if options.capacity is None and SATURATED not in options.loads and set(POISSON) & set(options.loads):
-        command_line().error(f"--loads: Poisson arrivals need {SATURATED} too, or --capacity")
-    result = asyncio.run(measure(options))
-    windows = [w for each in result["rounds"] for load in each["loads"].values() for w in load["results"].values()]
-    return int(any(window["errors"] for window in windows))
+    return name, settings_of(filter(None, rest.split(",")), SETTINGS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(measure, show=lambda result: f"{len(result['rounds'])} rounds")

@@ -29,7 +29,6 @@ class Course:
     are shares of; None: that of the best baseline in the same round."""
 
     loads: Sequence[str]
-    rounds: int
     amounts: Amounts
     mix: Mix
     seed: int

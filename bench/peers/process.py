@@ -1,11 +1,10 @@
-"""`python -m bench.peers.process`: one pipeline, served one request at a time, in batches, and looped over bare.
+"""`python -m bench.peers.process --model DIR`: one pipeline, served one by one, in batches, and looped over bare.
 
 All three in one process and over one pipeline, so that they differ in nothing else; only one is asked at a time. It
 finds its best batch size first, and then writes a line of JSON to stdout: both addresses and the sweep. A line of JSON
 on stdin runs the bare loop, whose times come back as a line. It ends when stdin does.
 """
 
-import argparse
 import asyncio
 import itertools
 import json
@@ -15,15 +14,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+import typer
 
+from bench.command import run
 from bench.peers.line import Line
 from bench.peers.painter import Alike, Asked, Painter
 from bench.peers.service import PeerService
-from bench.peers.sizes import SIZES, sizes_of
-from bench.peers.sweep import STEPS, TIMES, Sweep, call_s, sweep
+from bench.peers.sweep import SIZES, STEPS, TIMES, Sweep, call_s, sizes_of, sweep
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import images_pb2_grpc
 
@@ -83,17 +83,28 @@ class Studio:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
-async def serve(options: argparse.Namespace) -> None:
+async def serve(
+    model: Path,
+    dtype: str = "float32",
+    compiled: Annotated[bool, typer.Option("--compiled")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    sweep_steps: Annotated[int, typer.Option(help="Most steps of a call of the sweep.")] = STEPS,
+    sweep_times: Annotated[int, typer.Option(help="Calls of each size in the sweep.")] = TIMES,
+    threads: Annotated[int, typer.Option(help="Of torch; 0: its own choice.")] = 0,
+    steps: Annotated[int, typer.Option(help="Of the sweep's requests.")] = 20,
+    guidance_scale: float = 5.0,
+    sizes: Annotated[str, typer.Option(help="Batch sizes to try, by comma.")] = SIZES,
+) -> None:
     """Load, sweep, serve, until stdin ends."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    alike = Alike(options.steps, options.guidance_scale, None, None, False)
+    if threads:
+        torch.set_num_threads(threads)
+    alike, listed = Alike(steps, guidance_scale, None, None, False), sizes_of(sizes)
     began = time.perf_counter()
-    painter = Painter(options.model, getattr(torch, options.dtype), compiled=options.compiled, device=options.device)
-    measured = alike._replace(num_inference_steps=min(options.sweep_steps, options.steps))
-    found = sweep(painter, options.sizes, measured, times=options.sweep_times, compiled=options.compiled)
-    studio = Studio(painter, found, options.sizes if options.compiled else ())
-    if not options.compiled and options.device == "cpu":
+    painter = Painter(model, getattr(torch, dtype), compiled=compiled, device=device)
+    measured = alike._replace(num_inference_steps=min(sweep_steps, steps))
+    found = sweep(painter, listed, measured, times=sweep_times, compiled=compiled)
+    studio = Studio(painter, found, listed if compiled else ())
+    if not compiled and device == "cpu":
         painter.use_format(found.best_format(studio.best_size))
         for size in range(1, studio.best_size + 1):  # what oneDNN makes anew for each
             call_s(painter, alike._replace(num_inference_steps=1), size)
@@ -134,21 +145,5 @@ async def _lines_of_stdin() -> AsyncIterator[bytes]:
         yield line
 
 
-def main() -> None:
-    """Parse the command line and serve."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--sweep-steps", type=int, default=STEPS, help="most steps of a call of the sweep")
-    parser.add_argument("--sweep-times", type=int, default=TIMES, help="calls of each size in the sweep")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: its own choice")
-    parser.add_argument("--steps", type=int, default=20, help="of the sweep's requests")
-    parser.add_argument("--guidance-scale", type=float, default=5.0)
-    parser.add_argument("--sizes", type=sizes_of, default=SIZES, help="batch sizes to try, by comma")
-    asyncio.run(serve(parser.parse_args()))
-
-
 if __name__ == "__main__":
-    main()
+    run(serve)

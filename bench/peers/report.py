@@ -5,14 +5,15 @@
 Without files: every peers-*.json under bench/results. Pictures go to docs/pictures. Every number comes from the files.
 """
 
-import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from bench.command import run
 from bench.peers.contenders import BATCHED, LOOP, ONE, OURS
 from bench.peers.findings import (
     LATENCY_LOADS,
@@ -27,7 +28,7 @@ from bench.peers.findings import (
 )
 from bench.peers.loads import POISSON, SATURATED
 from bench.peers.picture import draw
-from bench.reporting import RESULTS, markdown_table
+from bench.reporting import RESULTS, markdown_table, number
 from synerdiff.client.load.summary import Ratio
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -127,7 +128,7 @@ def _throughput(result: Result) -> str:
     rows = [
         (
             name,
-            _number(median(result, SATURATED, name, "images_per_s"), 2),
+            number(median(result, SATURATED, name, "images_per_s"), 2),
             *(
                 _ratio(over(result, SATURATED, ours, name, "images_per_s")) if name != ours else ""
                 for ours in contenders(result, OURS)
@@ -150,7 +151,7 @@ def _latency(result: Result) -> str:
                 if name in overloaded(result, load):
                     rows.append((load, name, "saturated", "-", "-", "-", "-"))
                 continue
-            numbers = [_number(median(result, load, name, value), 2) for value in ("mean_s", "p50_s", "p99_s")]
+            numbers = [number(median(result, load, name, value), 2) for value in ("mean_s", "p50_s", "p99_s")]
             compared = [_against(result, load, name, other, value) for value, other in best.items()]
             rows.append((load, name, *numbers, *compared))
     return markdown_table(("load", "", "mean s", "P50", "P99", "mean over the best baseline's", "P99"), rows)
@@ -186,24 +187,6 @@ def _ratio(of: Ratio) -> str:
     return f"{of.median:.2f} ({of.lower_quartile:.2f} to {of.upper_quartile:.2f})"
 
 
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
-
-
-def main() -> int:
-    """Read the files, draw, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="*", help="results of bench.peers")
-    parser.add_argument("--out", type=Path, default=DOCS / "benchmarks-peers.md")
-    options = parser.parse_args()
-    files = options.files or sorted(RESULTS.glob("peers-*.json"))
-    if not files:
-        parser.error(f"no peers-*.json in {RESULTS}: run python -m bench.peers first")
-    write(files, options.out)
-    print(options.out)
-    return 0
-
-
 def write(files: Sequence[Path], out: Path) -> None:
     """Write the document of these results to `out`, and their pictures into the folder `pictures` beside it."""
     results = [json.loads(file.read_text()) for file in files]
@@ -217,5 +200,17 @@ def write(files: Sequence[Path], out: Path) -> None:
     out.write_text(document(results, pictures))
 
 
+def command(
+    files: Annotated[list[Path] | None, typer.Argument(help="Results of bench.peers.")] = None,
+    out: Path = DOCS / "benchmarks-peers.md",
+) -> Path:
+    """Read the files, draw, write."""
+    found = files or sorted(RESULTS.glob("peers-*.json"))
+    if not found:
+        raise typer.BadParameter(f"no peers-*.json in {RESULTS}: run python -m bench.peers first", param_hint="files")
+    write(found, out)
+    return out
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run(command, show=str)

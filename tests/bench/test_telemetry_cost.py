@@ -11,7 +11,7 @@ def test_both_parts_of_a_tick_are_traced_with_a_link_for_each_task() -> None:
     leading = Leadership(LOAD)
     leading.spans.clear()
     for part in leading.tick(0, 1):
-        leading.traces.ticked(part.lane, part.kind, part.done, part.planned)
+        leading.traces.ticked(part.lane, part.done, part.planned)
     unet, vae = leading.spans
     assert (unet.name, len(unet.links), vae.name, len(vae.links)) == ("unet tick", 4, "vae tick", 1)
     assert vae.parent == unet.context

@@ -28,8 +28,8 @@ from synerdiff.models.graphed_unet import common_sizes
 from synerdiff.models.loading import load_unet_side, load_vae_side
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import UnetEntry, UnetItem, UnetPlan
-from tests.services.unet_worker.specs import spec
 from tests.tiny_models import EMOJI_MODEL
+from tests.values import spec
 from tests.waiting import HANG_S
 
 MODEL = Path(os.environ.get("SYNERDIFF_GPU_TEST_MODEL", EMOJI_MODEL))

@@ -34,8 +34,8 @@ from synerdiff.plans import (
     VaeItem,
 )
 from synerdiff.requests import ImageFormat
-from tests.services.unet_worker.specs import spec
 from tests.tiny_models import tiny_model
+from tests.values import spec
 from tests.waiting import HANG_S
 
 TICKS, PLACES, CHUNKS = 3, 4, 4

@@ -16,16 +16,15 @@ from services.scheduler.engine.engine import Engine
 from services.scheduler.engine.events import JobArrived, ProfileKnown
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.policy.snapshots import BatchKey
-from synerdiff.cards import Sampler
-from synerdiff.jobs import JobRecord, JobState
+from synerdiff.jobs import JobRecord
 from synerdiff.models.family import Conditioning, UnetSide, VaeSide
 from synerdiff.plans import UnetTickDone, VaeTickDone
 from synerdiff.profiles import ItemCaps
-from synerdiff.requests import ImageFormat, ImageRequest, Priority
 from tests.parity import unet_side, vae_side
 from tests.services.one_domain import DOMAIN, one_domain
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.tiny_models import tiny_model
+from tests.values import a_job, a_request
 
 MODEL, SIDE, IMAGES = "tiny", 64, 5
 KEY = BatchKey(MODEL, SIDE, SIDE)
@@ -61,24 +60,8 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def job(job_id: str, steps: int) -> JobRecord:
-    request = ImageRequest(
-        model=MODEL,
-        prompt=job_id,
-        negative_prompt="",
-        width=SIDE,
-        height=SIDE,
-        num_inference_steps=steps,
-        guidance_scale=5.0,
-        seed=1,
-        sampler=Sampler.EULER,
-        num_images=IMAGES,
-        image_format=ImageFormat.PNG,
-        priority=Priority.NORMAL,
-        timeout_ms=10**9,
-        request_id=job_id,
-        preview_every=0,
-    )
-    return JobRecord(job_id, JobState.QUEUED, request, 0, 1 << 60, False)
+    asked = {"num_inference_steps": steps, "guidance_scale": 5.0, "num_images": IMAGES, "preview_every": 0}
+    return a_job(job_id, a_request(model=MODEL, prompt=job_id, request_id=job_id, width=SIDE, height=SIDE, **asked))
 
 
 @pytest.mark.parametrize(("policy", "profiled"), [("continuous", False), ("vae-first", True)])

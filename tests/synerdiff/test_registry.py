@@ -8,38 +8,14 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from synerdiff.cancellation import cancel_and_wait
-from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
-from synerdiff.registry import WorkerRecord, WorkerRegistry, _tell_once, default_domain, keep_announced
+from synerdiff.registry import WorkerRegistry, _tell_once, default_domain, keep_announced
 from synerdiff.skip_cfg import SkipCfgBudget
+from tests.values import CARD, a_worker
 
-CARD = ModelCard(
-    name="emoji",
-    family="sd1",
-    native_width=64,
-    native_height=64,
-    size_multiple=8,
-    max_side=128,
-    default_num_inference_steps=20,
-    default_guidance_scale=4.5,
-    default_sampler=Sampler.DPMSOLVER_MULTISTEP,
-    samplers=(SamplerLimits(Sampler.DDIM, 1, 1000), SamplerLimits(Sampler.LCM, 1, 50)),
-    max_prompt_tokens=77,
-    prediction_type="epsilon",
-)
-
-WORKER = WorkerRecord(
-    worker_id="unet-1",
-    kind="unet",
-    address="10.0.0.1:50061",
-    model_card=CARD,
-    pool="default",
-    domain="cpu:host",
-    boot_id="host",
-    pid=7,
-)
+WORKER = a_worker(worker_id="unet-1", address="10.0.0.1:50061", domain="cpu:host", boot_id="host")
 
 
 @pytest.fixture

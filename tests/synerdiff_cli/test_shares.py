@@ -14,8 +14,8 @@ from synerdiff_cli.main import app
 from synerdiff_cli.measuring import Measured, pictures_per_s, with_note
 from synerdiff_cli.shares import Shares, Split, parse_shares, splits_of, thread_counts
 from tests.mps_daemon import fake_daemon
-from tests.services.scheduler.harness import CARD
 from tests.services.scheduler.measured_profiles import profile
+from tests.values import CARD
 
 
 def options(tmp_path: Path) -> LocalOptions:

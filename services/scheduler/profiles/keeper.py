@@ -172,7 +172,9 @@ class ProfileKeeper:
             self._told(BudgetKnown(card.name, card.skip_cfg))
         profile = self._fitting_given(subject)
         if profile is None and self._store:
-            profile = await self._store.get(subject)  # before the place counts as met: a Redis that is away is asked again
+            profile = await self._store.get(
+                subject
+            )  # before the place counts as met: a Redis that is away is asked again
         place = self._places[pair.unet.domain, card.name] = _Place(pair, key, subject)
         if profile:
             place.known = True

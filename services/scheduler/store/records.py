@@ -16,6 +16,7 @@ from synerdiff.requests import ImageFormat, ImageRequest, Priority
 from synerdiff.skip_cfg import SkipCfg, SkipCfgMode
 from synerdiff.v1 import images_pb2
 
+
 class UnreadableRecord(SynerDiffError):
     """INTERNAL: what Redis holds of a job is damaged, or of a version that this one cannot read."""
 

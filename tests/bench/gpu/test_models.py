@@ -47,7 +47,7 @@ def test_a_tiny_model_is_served_as_its_family(name: ModelName, tmp_path: Path) -
     assert unet.family.name == FAMILIES[name]
     assert unet.native_size == (config.side, config.side)
     assert unet.encoder.max_tokens == 77
-    assert unet.defaults.num_inference_steps == 20
+    assert unet.defaults.num_inference_steps == config.steps
     assert unet.defaults.skip_cfg is not None
     picture = vae.decode(torch.randn(1, *unet.latent_shape(config.side, config.side)))[0]
     assert picture.std() > 1

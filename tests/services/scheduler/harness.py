@@ -16,28 +16,14 @@ from services.scheduler.api.validation import AdmissionLimits
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore, JobStoreSettings, Lease
 from synerdiff.cancellation import cancel_and_wait
-from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.cards import ModelCard
 from synerdiff.jobs import JobRecord, JobTimings
 from synerdiff.plans import DecodedImage
 from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry
 from synerdiff.requests import task_id
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import operations_pb2
-
-CARD = ModelCard(
-    name="emoji",
-    family="sd1",
-    native_width=256,
-    native_height=256,
-    size_multiple=64,
-    max_side=512,
-    default_num_inference_steps=20,
-    default_guidance_scale=7.5,
-    default_sampler=Sampler.PNDM,
-    samplers=(SamplerLimits(Sampler.PNDM, 4, 1000), SamplerLimits(Sampler.LCM, 1, 8)),
-    max_prompt_tokens=77,
-    prediction_type="epsilon",
-)
+from tests.values import CARD, a_worker
 
 
 class QuietPool:
@@ -79,7 +65,7 @@ async def start_scheduler(
 
 
 async def announce(redis: Redis, kind: WorkerKind, card: ModelCard = CARD, **fields: Any) -> WorkerRecord:
-    record = WorkerRecord(f"{kind}-{card.name}", kind, "127.0.0.1:1", card, "default", "cpu:test", "boot", 1)
+    record = a_worker(kind, worker_id=f"{kind}-{card.name}", model_card=card)
     record = replace(record, **fields)
     await WorkerRegistry(redis).announce(record, ttl_s=60)
     return record

@@ -1,32 +1,22 @@
 """Profiles and the records of their workers, for tests that measure nothing."""
 
+from dataclasses import replace
+from typing import Any
+
 from services.scheduler.profiles.measuring.extent import extent_for
 from services.scheduler.profiles.measuring.rounds import Probe
 from synerdiff.host import boot_id
 from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject
 from synerdiff.registry import WorkerKind, WorkerRecord
-from tests.services.scheduler.harness import CARD
+from tests.values import a_worker
 
 SUBJECT = ProfileSubject("emoji", "d1", "EPYC", "float32", (4, 32, 32), "2 + 2 threads")
 
 
-def record(kind: WorkerKind, **changes: object) -> WorkerRecord:
+def record(kind: WorkerKind, **changes: Any) -> WorkerRecord:
     """A worker on a CPU of two cores."""
-    fields: dict[str, object] = {
-        "worker_id": f"{kind}-0",
-        "kind": kind,
-        "address": "127.0.0.1:1",
-        "model_card": CARD,
-        "pool": "default",
-        "domain": "cpu:test",
-        "boot_id": boot_id(),
-        "pid": 1,
-        "device": "EPYC",
-        "dtype": "float32",
-        "model_digest": "d1",
-        "threads": 2,
-    }
-    return WorkerRecord(**{**fields, **changes})  # type: ignore[arg-type]
+    here = a_worker(kind, boot_id=boot_id(), device="EPYC", dtype="float32", model_digest="d1", threads=2)
+    return replace(here, **changes)
 
 
 def two_cores(probe: Probe) -> float:

@@ -1,44 +1,18 @@
 """Requests, images and progress as the job store's tests need them, and a leader made on the spot."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from redis.asyncio import Redis
 
 from services.scheduler.store import keys
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.scripts import Lease
-from synerdiff.cards import Sampler
 from synerdiff.jobs import JobTimings
 from synerdiff.plans import DecodedImage
-from synerdiff.requests import ImageFormat, ImageRequest, Priority
+from synerdiff.requests import ImageFormat
 
 DIGEST = b"\x00digest\xff"
 TIMINGS = JobTimings(queue_ms=1.5, encode_ms=2.0, denoise_ms=3000.0, decode_ms=4.25)
-
-REQUEST = ImageRequest(
-    request_id="",
-    model="emoji",
-    prompt="ein Stück Pizza 🍕",
-    negative_prompt="",
-    width=64,
-    height=64,
-    num_inference_steps=4,
-    guidance_scale=7.5,
-    seed=2**63 - 2,
-    sampler=Sampler.EULER,
-    num_images=1,
-    image_format=ImageFormat.WEBP,
-    priority=Priority.NORMAL,
-    timeout_ms=600_000,
-    preview_every=2,
-)
-
-
-def a_request(**changes: Any) -> ImageRequest:
-    """A request; without `request_id` each acceptance is a job of its own."""
-    return dataclasses.replace(REQUEST, **changes)
 
 
 def a_picture(data: bytes = b"\x89PNG\x00\xff") -> DecodedImage:

@@ -26,8 +26,8 @@ from synerdiff.plans import (
     VaeTickDone,
 )
 from synerdiff.profiles import Setting
-from tests.services.scheduler.harness import CARD
 from tests.services.scheduler.measured_profiles import record, two_cores
+from tests.values import CARD
 
 CALLS_OF_LONG_TASKS = 200
 VAE_SHARE = 0.7  # of an item's time, after which its decodes beside steps end

@@ -13,8 +13,8 @@ from synerdiff.requests import TaskSpec
 from tests.parity import served_images, unet_side
 from tests.reference import reference_levels, settings_of
 from tests.rounding import assert_same_picture
-from tests.services.unet_worker.specs import spec
 from tests.tiny_models import EMOJI_MODEL, FamilyName, tiny_model
+from tests.values import spec
 
 
 def mixed_eight(size: int) -> list[TaskSpec]:

@@ -22,9 +22,9 @@ from synerdiff.wire import stages
 from tests.parity import served_latents, unet_side
 from tests.services.unet_worker.conftest import served_worker
 from tests.services.unet_worker.leader import leading
-from tests.services.unet_worker.specs import spec
 from tests.services.unet_worker.test_denoiser import mixed_eight
 from tests.tiny_models import EMOJI_MODEL, FamilyName, tiny_model
+from tests.values import spec
 
 _Fault = Callable[[Tensor, Tensor], Tensor]
 

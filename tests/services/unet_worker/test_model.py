@@ -18,6 +18,7 @@ from synerdiff.requests import TaskSpec
 from tests.parity import served_latents
 from tests.reference import reference_pipeline
 from tests.tiny_models import FamilyName, edit_json, tiny_model
+from tests.values import spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:numpy", "ignore::FutureWarning")
 
@@ -50,18 +51,8 @@ def copy_of(originals: dict[str, Path], tmp_path: Path) -> Any:
 
 
 def spec_of(card: ModelCard, prompt: str = "a red car", steps: int = 6) -> TaskSpec:
-    return TaskSpec(
-        task_id="job/0",
-        prompt=prompt,
-        negative_prompt="",
-        width=card.native_width,
-        height=card.native_height,
-        num_inference_steps=steps,
-        guidance_scale=5.0,
-        seed=11,
-        sampler=card.default_sampler,
-        preview_every=0,
-    )
+    size = {"width": card.native_width, "height": card.native_height}
+    return spec(prompt=prompt, **size, num_inference_steps=steps, guidance_scale=5.0, sampler=card.default_sampler)
 
 
 def assert_draws_as_diffusers(path: Path, prompt: str = "a red car") -> ModelCard:

@@ -18,8 +18,8 @@ from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.family import UnetSide
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import Execution, ResidentTask, TaskFailed, UnetEntry, UnetItem, UnetPlan, UnetTickDone
-from tests.services.unet_worker.specs import spec
 from tests.synerdiff.models.fake_gpu import FakeGpu
+from tests.values import spec
 from tests.waiting import HANG_S, wait_until
 
 CALLS = 3

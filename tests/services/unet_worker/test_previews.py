@@ -18,7 +18,7 @@ from synerdiff.models.preview import PreviewProjection
 from synerdiff.plans import Preview
 from tests.parity import served_latents
 from tests.rounding import assert_rounded
-from tests.services.unet_worker.specs import spec
+from tests.values import spec
 from tests.waiting import HANG_S
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}

@@ -28,9 +28,9 @@ from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
 from tests.services.unet_worker.leader import Leader, leading
-from tests.services.unet_worker.specs import spec
 from tests.synerdiff.models.fake_gpu import FakeGpu
 from tests.tiny_models import edit_json, tiny_model
+from tests.values import spec
 from tests.waiting import HANG_S
 
 

@@ -14,7 +14,7 @@ from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.device import open_device
 from synerdiff.models.family import PromptEmbeds
 from synerdiff.plans import SkippedEntry, SkipReason, SlotRef, UnetEntry
-from tests.services.unet_worker.specs import spec
+from tests.values import spec
 
 SLOTS, CALLS, ELEMENTS = 3, 2, 4 * 2 * 2
 IDS = st.sampled_from(["a/0", "b/0", "c/0", "d/0", "e/0"])

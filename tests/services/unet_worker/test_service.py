@@ -34,7 +34,7 @@ from tests.reference import reference_latents, settings_of
 from tests.rounding import assert_rounded
 from tests.services.unet_worker.conftest import SLOTS, ServedWorker, served_worker
 from tests.services.unet_worker.leader import Leader, leading
-from tests.services.unet_worker.specs import spec
+from tests.values import spec
 from tests.waiting import HANG_S, until
 
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]

@@ -21,8 +21,8 @@ from synerdiff.requests import TaskSpec
 from tests.parity import unet_side
 from tests.reference import reference_pipeline
 from tests.rounding import assert_rounded
-from tests.services.unet_worker.specs import spec
 from tests.tiny_models import tiny_model
+from tests.values import spec
 
 STEPS = 7
 SCHEDULERS = {

@@ -22,7 +22,7 @@ from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.family import UnetSide
 from synerdiff.pace import Pacer, PaceSide, SharedPace
 from synerdiff.plans import Execution, ItemRef, UnetEntry, UnetItem, UnetPlan, UnetTickDone
-from tests.services.unet_worker.specs import spec
+from tests.values import spec
 from tests.waiting import HANG_S, VirtualTime, WatchedTime
 
 FOREVER_MS = 10_000 * int(HANG_S)

@@ -15,10 +15,10 @@ from synerdiff.models.loading import load_vae_side
 from synerdiff.mps import DeviceShare
 from synerdiff.profiles import ItemCaps
 from synerdiff.settings import load
-from tests.services.scheduler.harness import CARD
 from tests.services.scheduler.measured_profiles import record
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.synerdiff.models.fake_torch_cuda import FakeTorchCuda
+from tests.values import CARD
 
 GIB = 2**30
 TOTAL = 80 * GIB

@@ -20,8 +20,8 @@ from synerdiff.models.prompts import prompts_at_once
 from tests.parity import served_latents, vae_side
 from tests.reference import in_float64, reference_pipeline
 from tests.rounding import A_LEVEL, off, rounding
-from tests.services.unet_worker.specs import spec
 from tests.tiny_models import FamilyName, edit_json
+from tests.values import spec
 
 PROMPTS = ["a slice of pizza", "", "Ein Äpfel, ☃ 42% OFF!!", "word " * 80]
 # The random text encoders of the tiny models make more of rounding than a trained one.

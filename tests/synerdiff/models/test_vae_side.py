@@ -20,8 +20,8 @@ from synerdiff.settings import load
 from synerdiff.worker_settings import WorkerSettings
 from tests.reference import in_float64, reference_image, reference_pipeline
 from tests.rounding import COARSEST, assert_same_picture, off
-from tests.services.scheduler.harness import CARD
 from tests.tiny_models import edit_json, tiny_model
+from tests.values import CARD
 
 Images = npt.NDArray[np.uint8]
 

@@ -15,30 +15,12 @@ from services.scheduler.store.queue import JobStore, JobStoreSettings
 from synerdiff.client import AsyncClient, Client, Event, Finished, ImageReady, Progress, Queued, Started
 from synerdiff.errors import AlreadyExists, Cancelled, DeadlineExceeded, InvalidRequest, NotFound, QueueFull
 from synerdiff.jobs import JobState
-from synerdiff.rpc import MIB, open_channel
+from synerdiff.rpc import open_channel
 from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
 from tests.services.scheduler.api.test_validation import BAD, Spoil
-from tests.services.scheduler.harness import CARD, Leader, Scheduler, announce, background, png, start_scheduler
+from tests.services.scheduler.harness import Leader, Scheduler, announce, background, start_scheduler
+from tests.values import CARD
 from tests.waiting import HANG_S, until
-
-
-@pytest.fixture
-async def scheduler(redis: Redis) -> AsyncIterator[Scheduler]:
-    await announce(redis, "unet")
-    scheduler = await start_scheduler(redis)
-    yield scheduler
-    await scheduler.stop()
-
-
-@pytest.fixture
-async def leader(redis: Redis, scheduler: Scheduler) -> Leader:
-    return await Leader.of(redis, scheduler.store)
-
-
-@pytest.fixture
-async def client(scheduler: Scheduler) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(scheduler.address, patience_s=HANG_S) as client:
-        yield client
 
 
 async def sweep(store: JobStore) -> None:
@@ -299,49 +281,6 @@ async def test_operations_answer_from_the_pool(scheduler: Scheduler) -> None:
         status = await stub.GetStatus(operations_pb2.GetStatusRequest())
         assert (status.pool, status.leader, status.policy) == ("default", True, "continuous")
         assert (await stub.GetTrace(operations_pb2.GetTraceRequest())).trace_json == b'{"traceEvents": []}'
-
-
-async def test_a_job_answers_whatever_its_images_weigh(
-    client: AsyncClient, leader: Leader, scheduler: Scheduler
-) -> None:
-    padding_bytes = 9 * MIB
-    request = {"request_id": "heavy", "num_images": 8, "seed": 1}
-    handle = await client.submit("pizza", **request)  # type: ignore[arg-type]
-    await leader.complete(await leader.take(), padding_bytes)
-    assert (await client.submit("pizza", **request)).job_id == handle.job_id  # type: ignore[arg-type]
-    for job in (await handle.status(), await handle.cancel()):
-        assert job.state is JobState.FINISHED
-        assert [len(image.data) - padding_bytes for image in job.images] == [len(png(1 + i)) for i in range(8)]
-        assert [image.pil.getpixel((0, 0)) for image in job.images] == [(1 + i, 1, 2) for i in range(8)]
-    default_limit_bytes = 4 * MIB  # of a client that was told nothing
-    async with open_channel(scheduler.address, max_message_bytes=default_limit_bytes) as channel:
-        stub = images_pb2_grpc.ImageGenerationStub(channel)
-        repeated = images_pb2.GenerateRequest(request_id="heavy", prompt="pizza", num_images=8, seed=1)
-        job_id = handle.job_id
-        for call in (
-            stub.GetJob(images_pb2.GetJobRequest(job_id=job_id, max_image_bytes=1)),
-            stub.CancelJob(images_pb2.CancelJobRequest(job_id=job_id, max_image_bytes=1)),
-            stub.Submit(repeated),
-        ):
-            images = (await call).images
-            assert [(image.index, image.seed, image.width, image.data) for image in images] == [
-                (i, 1 + i, 8, b"") for i in range(8)
-            ]
-            assert all(image.size_bytes > padding_bytes for image in images)
-    async with open_channel(scheduler.address) as channel:
-        stub = images_pb2_grpc.ImageGenerationStub(channel)
-        images = (await stub.GetJob(images_pb2.GetJobRequest(job_id=job_id))).images
-        assert [bool(image.data) for image in images] == [True] * 6 + [False] * 2, "as many as 60 MiB hold"
-
-
-async def test_an_image_that_is_not_there_is_not_found(client: AsyncClient, scheduler: Scheduler) -> None:
-    job_id = (await client.submit("pizza")).job_id
-    async with open_channel(scheduler.address) as channel:
-        stub = images_pb2_grpc.ImageGenerationStub(channel)
-        for asked, message in ((job_id, "index: the job has no image 3"), ("unknown", "job_id: 'unknown' is unknown")):
-            with pytest.raises(grpc.aio.AioRpcError, match=message) as caught:
-                await stub.GetImage(images_pb2.GetImageRequest(job_id=asked, index=3))
-            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_watching_on_after_the_end_ends_at_once_and_costs_next_to_nothing(

@@ -10,25 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.api.validation import DRAWN_SEED_BOUND, AdmissionLimits, body_digest, resolve
-from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.cards import Sampler, SamplerLimits
 from synerdiff.errors import InvalidRequest, NotFound, SynerDiffError
 from synerdiff.requests import ImageFormat, Priority
 from synerdiff.v1 import images_pb2
+from tests import values
 
-CARD = ModelCard(
-    name="emoji",
-    family="sd1",
-    native_width=256,
-    native_height=320,
-    size_multiple=64,
-    max_side=512,
-    default_num_inference_steps=20,
-    default_guidance_scale=7.5,
-    default_sampler=Sampler.PNDM,
-    samplers=(SamplerLimits(Sampler.PNDM, 4, 1000), SamplerLimits(Sampler.LCM, 1, 8)),
-    max_prompt_tokens=77,
-    prediction_type="epsilon",
-)
+CARD = replace(values.CARD, native_height=320)
 LIMITS = AdmissionLimits()
 
 Spoil = Callable[[images_pb2.GenerateRequest], None]
@@ -144,7 +132,7 @@ def test_without_any_model_the_answer_says_so() -> None:
 
 
 def test_an_empty_model_is_the_default_or_the_only_one() -> None:
-    other = ModelCard(**{**vars(CARD), "name": "other"})
+    other = replace(CARD, name="other")
     pb = good()
     pb.model = ""
     assert resolve(pb, [CARD], LIMITS).model == "emoji"

@@ -22,9 +22,8 @@ from services.scheduler.leading.options import LeaderOptions
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.store.queue import Lease
 from synerdiff.plans import UnetTickDone
-from synerdiff.registry import WorkerRecord
-from tests.services.scheduler.harness import CARD
 from tests.services.scheduler.reports import KEY, planned, profile, timing
+from tests.values import a_worker
 
 NOBODY = cast(Any, None)
 
@@ -95,6 +94,6 @@ async def test_workers_that_a_leaving_leader_lets_go_are_not_lost() -> None:
 async def test_the_rows_of_a_workers_last_item_are_told() -> None:
     leading = leader()
     report(leading, 1, 80.0)
-    record = WorkerRecord("u", "unet", "h:1", CARD, "default", "d", "boot", 1)
+    record = a_worker(worker_id="u", domain="d")
     (status,) = worker_statuses([record], leading.engine.holdings)
     assert status.rows == 8

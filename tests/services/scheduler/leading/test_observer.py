@@ -14,10 +14,9 @@ from services.scheduler.policy.controller import ThresholdController
 from services.scheduler.policy.pace import Pace
 from services.scheduler.policy.snapshots import DomainSnapshot
 from services.scheduler.telemetry.metrics import PoolMetrics
-from synerdiff.cards import Sampler
 from synerdiff.plans import ItemTiming, UnetTickDone, VaeTickDone
-from synerdiff.requests import TaskSpec
 from tests.services.scheduler.reports import KEY, planned, profile, timing
+from tests.values import spec as a_spec
 
 
 class Reporter:
@@ -51,7 +50,7 @@ class Reporter:
         return self.holdings.profiles["d", KEY].latency_ms(rows, decodes)
 
     def task(self, task_id: str) -> None:
-        spec = TaskSpec(task_id, "", "", 64, 64, 20, 4.0, 1, Sampler.DDIM, 0)
+        spec = a_spec(task_id)
         self.lane.tasks[task_id] = Task(spec, "j", 0, KEY, Phase.RUNNING)
 
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from bench.simulated_workers import CARD
 from services.scheduler.engine.events import Event, WorkerAnnounced
 from services.scheduler.leading.worker_streams import WorkerStreams
 from synerdiff.registry import WorkerRecord
+from tests.values import a_worker
 
-RECORD = WorkerRecord("unet-1", "unet", "127.0.0.1:1", CARD, "default", "cpu", "boot", 1)
+RECORD = a_worker(worker_id="unet-1", domain="cpu")
 
 
 class Heard:

@@ -14,7 +14,8 @@ from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease, Scripts, script_sources
 from synerdiff.errors import StaleLeader
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, a_request, new_leader
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, new_leader
+from tests.values import a_request
 from tests.waiting import HANG_S
 
 LEADER_SCRIPTS = sorted(name for name in script_sources() if name.startswith("leader/"))

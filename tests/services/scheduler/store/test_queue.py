@@ -13,7 +13,8 @@ from synerdiff.jobs import JobState
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 from synerdiff.requests import Priority
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, a_request, new_leader
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, new_leader
+from tests.values import a_request
 from tests.waiting import HANG_S, until
 
 

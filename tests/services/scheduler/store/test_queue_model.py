@@ -4,16 +4,13 @@ Two pools with changing leaders share the streams of two models. The model is pl
 agree with it on every job's state, owner and place in the queue. Replies get lost (calls repeated), Redis is killed.
 """
 
-import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
@@ -22,79 +19,31 @@ from hypothesis.stateful import (
 )
 
 from services.scheduler.store import keys
-from services.scheduler.store.queue import JobStore
-from services.scheduler.store.scripts import Lease, TransitionRefused
+from services.scheduler.store.scripts import TransitionRefused
 from synerdiff.errors import AlreadyExists, StaleLeader
-from synerdiff.jobs import ENDED, JobState
-from synerdiff.redis_client import connect
+from synerdiff.jobs import JobState
 from synerdiff.redis_process import RedisProcess
 from synerdiff.requests import Priority
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, a_request, new_leader
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, new_leader
+from tests.services.scheduler.store.queue_model import Job, QueueModel
+from tests.values import a_request
 
 MODELS = ["m1", "m2"]
 POOLS = ["a", "b"]
 SHORT_MS, LONG_MS = 100_000, 10_000_000
 NUM_IMAGES = 2
 
-T = TypeVar("T")
-
 pools = st.sampled_from(POOLS)
 job_numbers = st.integers(0, 30)
 
 
-@dataclass
-class Job:
-    """What the model knows of a job. `owner`: the pool that it was delivered to."""
-
-    job_id: str
-    request_id: str
-    model: str
-    priority: Priority
-    timeout_ms: int
-    abandonable: bool
-    accepted_at_ms: int
-    state: JobState = JobState.QUEUED
-    owner: str | None = None
-    images: set[int] = field(default_factory=set)
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-
-class QueueMachine(RuleBasedStateMachine):
-    server: RedisProcess
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runner = asyncio.Runner()
-        self.redis: Any = connect(self.server.url)  # its stubs cannot tell bytes from text
-        self.store = JobStore(self.redis)
-        self.jobs: list[Job] = []  # in order of arrival
-        self.leases: dict[str, Lease] = {}
-        self.old_leases: list[Lease] = []
-        self.restarted = False
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(coroutine)
-
+class QueueMachine(QueueModel):
     def teardown(self) -> None:
         for job in self.jobs:
             self.check_history(job)
         self.run(self.store.close())
         self.run(self.redis.aclose())
         self.runner.close()
-
-    def job(self, number: int) -> Job:
-        return self.jobs[number % len(self.jobs)]
-
-    def waiting_in_order(self) -> list[Job]:
-        """Not yet delivered, in reading order."""
-        order = sorted(range(len(self.jobs)), key=lambda i: (self.jobs[i].priority, self.jobs[i].model, i))
-        return [self.jobs[i] for i in order if self.jobs[i].owner is None and not self.jobs[i].ended]
-
-    def held_by(self, pool: str) -> set[str]:
-        return {job.job_id for job in self.jobs if job.owner == pool and not job.ended}
 
     # ---- what clients do
 

@@ -11,7 +11,8 @@ from synerdiff.errors import NotFound
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 from synerdiff.v1 import images_pb2
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, a_request, new_leader
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, new_leader
+from tests.values import a_request
 from tests.waiting import HANG_S, until
 
 SHORT_LEASES = JobStoreSettings(follower_lease_s=3.0)

@@ -6,7 +6,8 @@ from redis.asyncio import Redis
 from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import script_sources
 from synerdiff.jobs import TRANSITIONS
-from tests.services.scheduler.redis_jobs import DIGEST, a_request
+from tests.services.scheduler.redis_jobs import DIGEST
+from tests.values import a_request
 
 
 def test_every_lua_file_is_a_script_or_goes_in_front_of_some() -> None:

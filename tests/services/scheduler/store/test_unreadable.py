@@ -29,7 +29,10 @@ DAMAGES: dict[str, dict[str, str | None]] = {
     "a state of tomorrow": {"state": "PAUSED"},
     "no time": {"accepted_at_ms": "noon"},
 }
-DAMAGES_TO_SWEEPS: dict[str, dict[str, str | None]] = DAMAGES | {"no model": {"model": None}, "no class": {"priority": None}}
+DAMAGES_TO_SWEEPS: dict[str, dict[str, str | None]] = DAMAGES | {
+    "no model": {"model": None},
+    "no class": {"priority": None},
+}
 
 
 async def damage(redis: Redis, job_id: str, fields: dict[str, str | None]) -> None:

@@ -10,17 +10,16 @@ from services.scheduler.telemetry.decode_backlog import (
     best_decode_ms,
     decode_backlog_s,
 )
-from synerdiff.cards import Sampler
 from synerdiff.plans import SkippedEntry, SkipReason, VaeTickDone
-from synerdiff.requests import TaskSpec
 from tests.services.scheduler.reports import KEY, planned, profile, timing
+from tests.values import spec as a_spec
 
 
 def holding(*phases: Phase) -> Holdings:
     holdings = Holdings(max_deaths=1)
     holdings.unet["u"] = UnetLaneState("u", "d", "m")
     for number, phase in enumerate(phases):
-        spec = TaskSpec(f"j/{number}", "", "", 64, 64, 20, 4.0, 1, Sampler.DDIM, 0)
+        spec = a_spec(f"j/{number}")
         holdings.tasks[spec.task_id] = Task(spec, "j", number, KEY, phase, unet_worker="u")
     return holdings
 

@@ -23,7 +23,7 @@ from synerdiff.plans import DecodedImage, ItemTiming, SlotRef, TaskFailed, TaskR
 from synerdiff.profiles import Setting
 from synerdiff.requests import ImageFormat
 from synerdiff.tracing import Span, TraceContext, Tracer
-from tests.services.scheduler.redis_jobs import a_request
+from tests.values import a_request
 
 MS = 1_000_000
 STORED = TraceContext(77, 1)

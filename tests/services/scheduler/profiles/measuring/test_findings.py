@@ -8,8 +8,8 @@ from services.scheduler.profiles.measuring.findings import decodes_at_once, subj
 from services.scheduler.profiles.store import usable
 from synerdiff.errors import InvalidRequest
 from synerdiff.profiles import Cell, ItemCaps, Profile, Setting
-from tests.services.scheduler.harness import CARD
 from tests.services.scheduler.measured_profiles import SUBJECT, profile, record
+from tests.values import CARD
 
 
 def grid(latency: dict[tuple[int, int], float], max_rows: int, max_decodes: int) -> Profile:
