@@ -1,8 +1,8 @@
 """Carries out the engine's store effects beside the ticks: in order within a job, side by side across jobs.
 
 A write that Redis cannot take just now is tried again for as long as this process leads: what the engine did is kept in
-memory meanwhile, and running work goes on. One that Redis refuses for good ends its job. Progress is coalesced: only the
-latest of each image, twice a second, and can be done without.
+memory meanwhile, and running work goes on. One that Redis refuses for good ends its job. Progress can be done without,
+and is coalesced: only the latest of each image, twice a second.
 """
 
 import asyncio

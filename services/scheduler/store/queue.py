@@ -176,7 +176,7 @@ class JobQueue(StoreBase):
         return records
 
     async def _set_apart(self, lease: Lease, unreadable: UnreadableRecord) -> None:
-        """Fail a job. Where that is not possible it stays as it is, for the next leader or a sweep: others matter more."""
+        """Fail a job. Where that cannot be done just now it is left to the next leader or a sweep."""
         _unreadable.inc()
         log.error("a job's record cannot be read: it fails", job_id=unreadable.job_id, reason=unreadable.message)
         try:

@@ -86,7 +86,7 @@ class Scripts:
         self._registered = {name: redis.register_script(source) for name, source in script_sources().items()}
 
     async def run(self, name: str, *args: Argument, patience_s: float = 0.0) -> Any:
-        """Run a script that anyone may run; again for `patience_s` seconds, where any. Raises Unavailable, ResponseError."""
+        """Run a script that anyone may run; for `patience_s` seconds, 0: once. Raises Unavailable, ResponseError."""
         script = self._registered[name]
         if patience_s:
             return await patiently(lambda: script(args=args), patience_s)
