@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from bench.parity import compiled
+from bench.parity import packages_of
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.fidelity import prompts_of
 from services.unet_worker.fidelity_pictures import Studio, Task, loss
@@ -72,7 +72,7 @@ def main() -> None:
     )
     side, decoder = unet_side(BUNDLED_MODEL, dtype), vae_side(BUNDLED_MODEL, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        package = compiled(BUNDLED_MODEL, dtype, Path(folder)).unet
+        package = packages_of(BUNDLED_MODEL, dtype, Path(folder)).unet
         studios = {
             "eager": Studio(side, decoder),
             "compiled": Studio(side, decoder, Denoiser(side, PackagedUnet(side, package))),

@@ -164,7 +164,7 @@ class WorkerRegistry:
         if gone:
             with contextlib.suppress(ResponseError):  # a Redis that takes no writes just now still has its workers
                 await self._forget_gone(keys=[_worker_key(name.decode()) for name in gone], args=gone)
-        records = _readable((text for text in texts if text is not None), record_from_json)
+        records = _readable((cast(bytes, text) for text in texts if text is not None), record_from_json)
         return [record for record in records if pool is None or record.pool == pool]
 
     async def cards(self) -> list[ModelCard]:

@@ -219,4 +219,6 @@ class VirtualPool:
     def quiet(self) -> bool:
         """Whether no worker holds anything, nor has anything to do."""
         unets, vaes = self.domains.unets.values(), self.domains.vaes.values()
-        return not any([w.commands for w in (*unets, *vaes)] + [u.residents for u in unets] + [v.outbox for v in vaes])
+        return not any(
+            [u.commands or u.residents for u in unets] + [v.commands for v in vaes] + [v.outbox for v in vaes]
+        )

@@ -51,7 +51,7 @@ def copy_of(originals: dict[str, Path], tmp_path: Path) -> Any:
 
 
 def spec_of(card: ModelCard, prompt: str = "a red car", steps: int = 6) -> TaskSpec:
-    size = {"width": card.native_width, "height": card.native_height}
+    size: dict[str, Any] = {"width": card.native_width, "height": card.native_height}
     return spec(prompt=prompt, **size, num_inference_steps=steps, guidance_scale=5.0, sampler=card.default_sampler)
 
 

@@ -1,6 +1,7 @@
 """What is read for many requests at once, and when it is read again."""
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,7 +26,7 @@ async def test_it_is_read_again_once_it_is_old_or_no_good(monkeypatch: pytest.Mo
 
 
 async def test_an_error_is_not_kept() -> None:
-    answers = iter([ConnectionError("away"), 1])
+    answers: Iterator[int | ConnectionError] = iter([ConnectionError("away"), 1])
 
     async def read() -> int:
         answer = next(answers)

@@ -13,7 +13,8 @@ from services.scheduler.store.scripts import Lease
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 from tests.services.scheduler.harness import background
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, a_request, new_leader
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, new_leader
+from tests.values import a_request
 from tests.waiting import until
 
 

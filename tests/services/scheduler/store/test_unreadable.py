@@ -16,8 +16,9 @@ from services.scheduler.store.scripts import Lease
 from synerdiff.client import AsyncClient
 from synerdiff.errors import SynerDiffError
 from synerdiff.jobs import JobRecord
-from tests.services.scheduler.redis_jobs import DIGEST, a_request, new_leader
+from tests.services.scheduler.redis_jobs import DIGEST, new_leader
 from tests.services.scheduler.whole import MODEL, whole_scheduler
+from tests.values import a_request
 from tests.waiting import HANG_S, until
 
 Read = Callable[[JobStore, Redis, Lease], Coroutine[Any, Any, list[JobRecord]]]
@@ -107,7 +108,7 @@ async def test_sweeps_go_on(store: JobStore, redis: Redis, fields: dict[str, str
 async def test_a_leadership_and_the_next_go_on_beside_it(redis: Redis) -> None:
     async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
         jobs = [asyncio.create_task(client.generate(f"{k}", model=MODEL, num_inference_steps=30)) for k in range(3)]
-        await until(lambda: len(whole.unet.tasks) == 3)
+        await until(lambda: len(whole.unet.counting.residents) == 3)
         names = [cast(bytes, name).decode().split(":")[-1] for name in await redis.keys(keys.PATTERNS["job"] % "*")]
         damaged = next(name for name in names if len(name) == 32)
         await damage(redis, damaged, DAMAGES["a sampler of tomorrow"])
