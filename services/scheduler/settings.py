@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from services.scheduler.api.validation import AdmissionLimits
 from services.scheduler.engine.engine import EngineBounds
 from services.scheduler.leading.options import LeaderOptions
+from services.scheduler.leading.plan_watch import Patience
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ThresholdController
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
@@ -60,6 +61,12 @@ class SchedulerSettings(ServiceSettings):
     profile_when_idle: bool = Field(True, description="measure a profile where there is none and nothing to do")
     read_ahead: int = Field(2, ge=1, le=64, description="jobs read from the queue per arena slot")
     max_deaths: int = Field(10, ge=0, le=1000, description="losses of its worker that one image survives")
+    plan_timeout_s: float = Field(
+        600.0,
+        ge=2,
+        le=86_400,
+        description="seconds for a prompt, or an item that no profile predicts, before its worker is given up",
+    )
     max_waiting: int = Field(10_000, ge=1, description="jobs that may wait for one model before new ones are refused")
     max_num_images: int = Field(16, ge=1, le=1024, description="most images of one request")
     weights_wait_s: float = Field(
@@ -155,4 +162,5 @@ class SchedulerSettings(ServiceSettings):
             profiles=KeeperOptions(given, store, self.profile_when_idle),
             plans=plans,
             worker_tls=self.worker_tls(),
+            patience=Patience(self.plan_timeout_s),
         )

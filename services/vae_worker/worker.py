@@ -180,7 +180,8 @@ async def _serve_until(
     failure = working.exception() if working.done() else None
     if failure is None:
         log.info("draining", grace_s=settings.drain_grace_s)
-        await worker.drain(settings.drain_grace_s)
+        async with _announced(lambda: replace(record(), draining=True), settings):  # for it to be given nothing new
+            await worker.drain(settings.drain_grace_s)
     else:
         _tell_of(failure)
     worker.servicer.end_streams(Unavailable("the VAE worker's device failed") if failure else None)

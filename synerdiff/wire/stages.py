@@ -24,7 +24,10 @@ from synerdiff.plans import (
     VaeTickDone,
 )
 from synerdiff.requests import ImageFormat, TaskSpec
+from synerdiff.telemetry import get_logger
 from synerdiff.v1 import images_pb2, stages_pb2
+
+log = get_logger("wire")
 
 
 def slot_ref_to_pb(slot: SlotRef) -> stages_pb2.SlotRef:
@@ -197,8 +200,11 @@ def skipped_entry_to_pb(entry: SkippedEntry) -> stages_pb2.SkippedEntry:
 
 
 def skipped_entry_from_pb(pb: stages_pb2.SkippedEntry) -> SkippedEntry:
-    """SkippedEntry from its message."""
-    return SkippedEntry(pb.task_id, SkipReason(pb.reason), pb.next_call)
+    """SkippedEntry from its message. A reason that only a newer worker knows says nothing: the task runs again."""
+    known = pb.reason in SkipReason.__members__.values()
+    if not known:
+        log.warning("an entry was skipped for an unknown reason", reason=pb.reason, task_id=pb.task_id)
+    return SkippedEntry(pb.task_id, SkipReason(pb.reason) if known else SkipReason.UNKNOWN_TASK, pb.next_call)
 
 
 def unet_tick_done_to_pb(done: UnetTickDone) -> stages_pb2.UnetTickDone:

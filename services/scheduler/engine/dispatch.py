@@ -50,17 +50,20 @@ class _Split:
     def into_effects(self) -> None:
         for place, item in enumerate(self._plan.items, start=1):
             self._add(place, item)
-        holdings = self._holdings
+        holdings, times_ms = self._holdings, [item.predicted_ms for item in self._plan.items]
+        predicted_ms = sum(times_ms) if all(times_ms) else 0.0
         for worker_id, unet_part in self._unet.items():
             unet_items = tuple(item for item, _ in unet_part)
             named = tuple(entry.task_id for item in unet_items for entry in item.entries)
             holdings.unet[worker_id].plans[self._tick] = self._part(named, [planned for _, planned in unet_part])
-            holdings.effects.append(SendUnetPlan(worker_id, UnetPlan(self._leader_token, self._tick, unet_items)))
+            unet_plan = UnetPlan(self._leader_token, self._tick, unet_items)
+            holdings.effects.append(SendUnetPlan(worker_id, unet_plan, predicted_ms))
         for worker_id, vae_part in self._vae.items():
             vae_items = tuple(item for item, _ in vae_part)
             named = tuple(dict.fromkeys(entry.task_id for item in vae_items for entry in item.entries))
             holdings.vae[worker_id].plans[self._tick] = self._part(named, [planned for _, planned in vae_part])
-            holdings.effects.append(SendVaePlan(worker_id, VaePlan(self._leader_token, self._tick, vae_items)))
+            vae_plan = VaePlan(self._leader_token, self._tick, vae_items)
+            holdings.effects.append(SendVaePlan(worker_id, vae_plan, predicted_ms))
 
     def _part(self, task_ids: tuple[str, ...], items: Sequence[PartItem]) -> PlannedPart:
         """What a worker's part is remembered by."""

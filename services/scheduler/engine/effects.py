@@ -17,18 +17,20 @@ class Admit:
 
 @dataclass(frozen=True)
 class SendUnetPlan:
-    """To a UNet worker: its part of a tick."""
+    """To a UNet worker: its part of a tick. `predicted_ms`: of the whole tick; 0 where no profile predicts it."""
 
     worker_id: str
     plan: UnetPlan
+    predicted_ms: float = 0.0
 
 
 @dataclass(frozen=True)
 class SendVaePlan:
-    """To a VAE worker: its part of a tick."""
+    """To a VAE worker: its part of a tick. `predicted_ms`: as for a UNet worker."""
 
     worker_id: str
     plan: VaePlan
+    predicted_ms: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Leader:
         self.observer = Observer(self.engine.holdings, ticks, self._metrics)
         self._traces = JobTraces(tracer or Tracer(), self.engine.holdings, lease.token)
         self.writer = StoreWriter(store, lease, self)
-        self.streams = WorkerStreams(lease.token, self, options.worker_tls)
+        self.streams = WorkerStreams(lease.token, self, options.worker_tls, options.patience)
         self._jobs = JobReader(store, lease, self.engine, self.on)
         self.keeper = ProfileKeeper(options.profiles, self.engine, self.streams.send, self.on)
         self._plans = options.plans

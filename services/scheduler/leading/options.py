@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from services.scheduler.engine.engine import EngineBounds
+from services.scheduler.leading.plan_watch import Patience
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.snapshots import Policy, Thresholds
 from services.scheduler.profiles.keeper import KeeperOptions
@@ -20,6 +21,7 @@ class LeaderOptions:
 
     `thresholds` makes what each leadership asks for the thresholds of its ticks. `profiles`: where they come from.
     `plans`: the policy's memory of planned rounds, which a leader has to fill. `worker_tls`: how workers are called.
+    `patience`: how long they may take to answer.
     """
 
     policy: Policy
@@ -28,3 +30,4 @@ class LeaderOptions:
     profiles: KeeperOptions = field(default_factory=KeeperOptions)
     plans: PlanBook = field(default_factory=PlanBook)
     worker_tls: ClientTls | None = None
+    patience: Patience = field(default_factory=Patience)

@@ -34,6 +34,15 @@ class PoolMetrics:
         self._losses = Counter("synerdiff_worker_losses", "workers lost that had not said that they drain", ["kind"])
         for kind in ("unet", "vae"):
             self._losses.labels(kind)
+        self._overdue = Counter(
+            "synerdiff_overdue_workers",
+            "workers that did not answer in time and are given nothing new (suspect), or are given up (lost)",
+            ["kind", "became"],
+        )
+        self._unreadable = Counter("synerdiff_unreadable_reports", "images of workers that cannot be read", ["kind"])
+        for kind in ("unet", "vae"):
+            for became in ("suspect", "lost"):
+                self._overdue.labels(kind, became)
         self._halved = Counter("synerdiff_halved_items", "items run in halves for want of memory", ["kind"])
         self._ticks = Counter("synerdiff_ticks", "plans that workers have run", ["kind"])
         self._skipped = Counter("synerdiff_skipped_entries", "plan entries that no longer fitted", ["kind", "reason"])
@@ -126,6 +135,16 @@ class PoolMetrics:
     def worker_lost(self, kind: str) -> None:
         """Count a worker that is gone."""
         self._losses.labels(kind).inc()
+
+    def worker_overdue(self, kind: str, became: str) -> None:
+        """Count a worker that became "suspect", and then perhaps "lost", which is a loss without a word as well."""
+        self._overdue.labels(kind, became).inc()
+        if became == "lost":
+            self.worker_lost(kind)
+
+    def report_unreadable(self, kind: str) -> None:
+        """Count what a worker said and nobody here understands."""
+        self._unreadable.labels(kind).inc()
 
     def jobs_expired(self, jobs: int) -> None:
         """Count what a sweep ended."""

@@ -63,7 +63,7 @@ async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -
             process.send_signal(signal.SIGTERM)
             assert set(await leader.images(1)) == {"a/0"}
             async with asyncio.timeout(HANG_S):
-                while await registry.workers("testing"):
+                while not (await announced(registry)).draining:
                     await asyncio.sleep(0.02)
             assert not await serving(channel, SERVICE_NAME)
             assert process.returncode is None, "it went before its image was stored"

@@ -29,11 +29,12 @@ class Heard:
 
 
 @pytest.mark.parametrize(
-    ("records", "takes_new"), [([RECORD], True), ([replace(RECORD, draining=True)], False), ([], False)]
+    ("records", "takes_new"), [([RECORD], True), ([replace(RECORD, draining=True)], False), ([], True)]
 )
-async def test_a_worker_takes_something_new_while_it_is_announced_and_does_not_drain(
+async def test_a_worker_takes_something_new_until_it_says_that_it_drains(
     records: list[WorkerRecord], takes_new: bool
 ) -> None:
+    """One whose record has run out has a stream all the same: Redis is full, or its own way there is broken."""
     heard = Heard()
     streams = WorkerStreams(1, heard)
     streams.reconcile([RECORD])

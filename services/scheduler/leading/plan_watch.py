@@ -1,0 +1,109 @@
+"""How long a worker may take for what it was asked for.
+
+A device that hangs leaves its process well, its stream open and its health SERVING: only reports that do not come tell.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from services.scheduler.engine.effects import (
+    Admit,
+    CancelOnWorker,
+    ReleaseSlots,
+    SendUnetPlan,
+    SendVaePlan,
+    WorkerEffect,
+)
+from services.scheduler.engine.events import Report
+from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
+
+# What a plan may take of its prediction. A machine slowed tenfold by its neighbours takes ten times as long, and waits
+# three times as long for the other worker (`dispatch`): less than half of this.
+TIMES_PREDICTED = 30
+# However short the prediction: a graph is captured, a compiled package comes into use, a host is moved.
+LEAST_S = 30.0
+SUSPECT_AT = 0.5
+
+
+@dataclass(frozen=True)
+class Patience:
+    """`unpredicted_s`: for a prompt, and for every item of a plan that no profile predicts: first steps are slow."""
+
+    unpredicted_s: float = 600.0
+
+    def of(self, plan: SendUnetPlan | SendVaePlan) -> float:
+        """For the plan, in seconds, from when the worker is done with the one before."""
+        if not plan.predicted_ms:
+            return self.unpredicted_s * len(plan.plan.items)
+        return max(TIMES_PREDICTED * plan.predicted_ms / 1000, min(LEAST_S, self.unpredicted_s))
+
+
+@dataclass
+class _Line:
+    """What is done one after the other: for the first of it the worker may take `allowed_s`, and took `taken_s`."""
+
+    allowed_s: dict[int | str, float] = field(default_factory=dict)
+    taken_s: float = 0.0
+
+    def expect(self, key: int | str, allowed_s: float) -> None:
+        if not self.allowed_s:
+            self.taken_s = 0.0
+        self.allowed_s[key] = allowed_s
+
+    def is_over(self, *keys: int | str) -> bool:
+        """Whether one of these was expected: then the next has its time from now on."""
+        known = [self.allowed_s.pop(key, None) for key in keys]
+        over = any(allowed_s is not None for allowed_s in known)
+        if over:
+            self.taken_s = 0.0
+        return over
+
+    def used(self) -> float:
+        return self.taken_s / next(iter(self.allowed_s.values())) if self.allowed_s else 0.0
+
+
+class PlanWatch:
+    """What one worker was asked for on one stream, and is still to answer. Knows no clock: see `after`.
+
+    `stretch`: how much more patience than usual. `answered`: something that takes the device has been answered.
+    """
+
+    def __init__(self, patience: Patience, stretch: float = 1.0) -> None:
+        self.answered = False
+        self._patience = patience
+        self._stretch = stretch
+        self._plans, self._prompts = _Line(), _Line()
+
+    def sent(self, effect: WorkerEffect) -> None:
+        """The worker was asked for something, or told to let go of tasks."""
+        match effect:
+            case SendUnetPlan() | SendVaePlan():
+                self._plans.expect(effect.plan.tick, self._patience.of(effect) * self._stretch)
+            case Admit(task=task):
+                self._prompts.expect(task.task_id, self._patience.unpredicted_s * self._stretch)
+            case CancelOnWorker(task_ids=task_ids) | ReleaseSlots(task_ids=task_ids):
+                self._prompts.is_over(*task_ids)
+
+    def reported(self, report: Report) -> None:
+        """The worker has answered."""
+        match report:
+            case UnetTickDone() | VaeTickDone():
+                self.answered |= self._plans.is_over(report.tick)
+            case TaskReady() | TaskFailed():
+                self.answered |= self._prompts.is_over(report.task_id)
+
+    def after(self, seconds: float) -> float:
+        """Let time pass. Returns how much of the patience is used up: of 1 all.
+
+        Whoever calls this every so often says how often, not how long it was: a leader that was held up itself, and
+        finds a pile of reports to take, has waited no longer for them than it was awake.
+        """
+        for line in (self._plans, self._prompts):
+            line.taken_s += seconds
+        return max(self._plans.used(), self._prompts.used())
+
+    def awaited(self) -> Iterable[str]:
+        """What is waited for, in words."""
+        for what, line in (("tick", self._plans), ("prompt of task", self._prompts)):
+            for key, allowed_s in list(line.allowed_s.items())[:1]:
+                yield f"{what} {key}: {line.taken_s:g} of {allowed_s:g} s"
