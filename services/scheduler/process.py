@@ -17,6 +17,7 @@ from services.scheduler.api.status import PoolStatus
 from services.scheduler.leading.pool import Pool
 from services.scheduler.profiles.store import ProfileStore
 from services.scheduler.settings import SchedulerSettings
+from services.scheduler.store import keys
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
@@ -32,6 +33,7 @@ from synerdiff.tracing import MissingTracing, Tracer, Value, start_tracing
 log = get_logger("process")
 
 GAUGES_EVERY_S = 1.0
+_WRITTEN_KEPT_MS = 60_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +88,7 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
                 ("pool", pool.run()),
                 ("sweep", pool.sweep()),
                 ("gauges", _repeat(status.update_gauges, GAUGES_EVERY_S)),
-                ("readiness", _follow_redis(host, redis, registry)),
+                ("readiness", follow_redis(host, redis)),
             )
         ]
         _spare_collections()
@@ -140,14 +142,14 @@ def _spare_collections() -> None:
     gc.set_threshold(50_000, 5, 5)
 
 
-async def _follow_redis(host: ServiceHost, redis: Redis, registry: WorkerRegistry) -> None:
-    """Ready while Redis answers and keeps what it is given: without it nothing can be accepted."""
+async def follow_redis(host: ServiceHost, redis: Redis) -> None:
+    """Ready while Redis takes what it is given, and keeps it: else nothing can be accepted."""
     while True:
         try:
-            await patiently(registry.cards, 2.0)
+            await patiently(lambda: redis.set(keys.WRITTEN, "", px=_WRITTEN_KEPT_MS), 2.0)
             await patiently(lambda: check_keeps_all(redis), 2.0)
             await host.set_ready(True)
-        except (Unavailable, EvictingRedis) as error:
+        except (Unavailable, EvictingRedis, RedisError) as error:
             log.warning("not ready", reason=str(error))
             await host.set_ready(False)
         await asyncio.sleep(1.0)

@@ -41,6 +41,9 @@ PATTERNS = {
 
 ACCEPTED = PATTERNS["accepted"]
 
+# Written by every scheduler now and then, to see whether Redis takes writes.
+WRITTEN = "synerdiff:written"
+
 GROUP = "pools"
 KEEPER = ""  # the member of every sorted set that marks it as whole; ranked last, it is in nobody's way
 

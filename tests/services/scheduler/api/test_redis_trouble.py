@@ -1,24 +1,30 @@
 """What clients hear while a real Redis is full or read-only, and that they keep trying."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from services.scheduler.engine.tasks import Phase
+from services.scheduler.process import follow_redis
 from services.scheduler.store.queue import JobStoreSettings
 from synerdiff.client import AsyncClient
 from synerdiff.errors import Unavailable
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
-from synerdiff.rpc import open_channel
+from synerdiff.rpc import READINESS, ServiceHost, open_channel, serving
 from synerdiff.v1 import images_pb2, images_pb2_grpc
-from tests.services.scheduler.harness import Scheduler, announce, start_scheduler
+from tests.services.scheduler.harness import Scheduler, announce, background, start_scheduler
 from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.waiting import HANG_S, until
 
+REFUSED = "synerdiff_requests_refused_total", {"code": "UNAVAILABLE"}
 Switch = Callable[[Redis], Coroutine[Any, Any, object]]
 
 
@@ -38,9 +44,30 @@ async def primary_again(redis: Redis) -> None:
     await redis.replicaof("NO", "ONE")
 
 
+async def cannot_save(redis: Redis) -> None:
+    """What is in the way of the dump is a folder; Redis takes no writes while its last dump has failed."""
+    (dump_file(await redis.config_get()) / "in the way").mkdir(parents=True)
+    await redis.config_set("save", "3600 1000000")
+    await redis.bgsave()
+    while (await redis.info("persistence"))["rdb_last_bgsave_status"] != "err":
+        await asyncio.sleep(0.01)
+
+
+async def saves_again(redis: Redis) -> None:
+    shutil.rmtree(dump_file(await redis.config_get()))
+    await redis.bgsave()
+    while (await redis.info("persistence"))["rdb_last_bgsave_status"] != "ok":
+        await asyncio.sleep(0.01)
+
+
+def dump_file(config: dict[str, str]) -> Path:
+    return Path(config["dir"]) / config["dbfilename"]
+
+
 TROUBLES = [
     pytest.param(full, room_again, "Redis is full", id="full"),
     pytest.param(read_only, primary_again, "Redis is read-only", id="read-only"),
+    pytest.param(cannot_save, saves_again, "Redis cannot write to its disk", id="misconfigured"),
 ]
 
 
@@ -66,8 +93,10 @@ async def test_a_redis_that_refuses_for_a_while_is_unavailable_and_true(
     async with AsyncClient(scheduler.address, patience_s=0.1) as client:
         job_id = (await client.submit("pizza")).job_id
         await begin(redis)
+        before = REGISTRY.get_sample_value(*REFUSED) or 0.0
         with pytest.raises(Unavailable, match=message):
             await client.submit("pizza")
+        assert (REGISTRY.get_sample_value(*REFUSED) or 0.0) > before
         with pytest.raises(Unavailable, match=message):
             await client.cancel(job_id)
         assert (await client.job(job_id)).job_id == job_id, "it can still be read"
@@ -131,5 +160,36 @@ async def test_running_work_goes_on_and_is_stored_once_it_has_passed(
         await until(lambda: whole.unet.calls > calls + 20, "a step meanwhile")
         await asyncio.sleep(1.0)
         await end(redis)
+        for result in await asyncio.wait_for(asyncio.gather(*jobs), HANG_S):
+            assert len(result.images) == 1
+
+
+@pytest.mark.parametrize(("begin", "end", "message"), TROUBLES)
+async def test_a_scheduler_is_ready_while_redis_takes_what_it_is_given(
+    redis: Redis, begin: Switch, end: Switch, message: str
+) -> None:
+    host = ServiceHost()
+    await host.start("127.0.0.1:0")
+    async with background(follow_redis(host, redis)), open_channel(host.address) as channel:
+        for change, ready in ((None, True), (begin, False), (end, True)):
+            if change:
+                await change(redis)
+            async with asyncio.timeout(HANG_S):
+                while await serving(channel, READINESS) is not ready:
+                    await asyncio.sleep(0.02)
+    await host.drain(0)
+
+
+async def test_workers_that_a_full_redis_has_forgotten_go_on_with_what_they_have(redis: Redis) -> None:
+    """Their records run out, since they cannot be written again; their streams say that they live."""
+    async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address, patience_s=HANG_S) as client:
+        jobs = [asyncio.create_task(client.generate("x", model=MODEL, num_inference_steps=300)) for _ in range(3)]
+        await until(lambda: whole.unet.calls > 10)
+        await full(redis)
+        await redis.delete("synerdiff:worker:unet", "synerdiff:worker:vae")
+        leader = whole.pool.leader
+        assert leader is not None
+        await until(lambda: any(task.phase is Phase.STORING for task in leader.engine.holdings.tasks.values()))
+        await room_again(redis)
         for result in await asyncio.wait_for(asyncio.gather(*jobs), HANG_S):
             assert len(result.images) == 1
