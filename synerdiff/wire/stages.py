@@ -201,10 +201,12 @@ def skipped_entry_to_pb(entry: SkippedEntry) -> stages_pb2.SkippedEntry:
 
 def skipped_entry_from_pb(pb: stages_pb2.SkippedEntry) -> SkippedEntry:
     """SkippedEntry from its message. A reason that only a newer worker knows says nothing: the task runs again."""
-    known = pb.reason in SkipReason.__members__.values()
-    if not known:
-        log.warning("an entry was skipped for an unknown reason", reason=pb.reason, task_id=pb.task_id)
-    return SkippedEntry(pb.task_id, SkipReason(pb.reason) if known else SkipReason.UNKNOWN_TASK, pb.next_call)
+    try:
+        reason = SkipReason(pb.reason)
+    except ValueError as error:
+        log.warning("an entry was skipped for an unknown reason", error=str(error), task_id=pb.task_id)
+        reason = SkipReason.UNKNOWN_TASK
+    return SkippedEntry(pb.task_id, reason, pb.next_call)
 
 
 def unet_tick_done_to_pb(done: UnetTickDone) -> stages_pb2.UnetTickDone:

@@ -14,7 +14,7 @@ from tests.rounding import A_LEVEL
 
 PLAN_TIMEOUT_S = 4
 KEEPALIVE_S = 30 + 10  # after which gRPC ends a stream to a process that does not answer at all
-REQUESTS = mixed_requests(24, seed=29)
+REQUESTS = mixed_requests(12, seed=29)
 
 
 async def test_one_that_stands_still_costs_time_and_nothing_else(tmp_path: Path) -> None:

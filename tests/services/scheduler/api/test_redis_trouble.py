@@ -60,8 +60,8 @@ async def saves_again(redis: Redis) -> None:
         await asyncio.sleep(0.01)
 
 
-def dump_file(config: dict[str, str]) -> Path:
-    return Path(config["dir"]) / config["dbfilename"]
+def dump_file(config: dict[str | None, str | None]) -> Path:
+    return Path(str(config["dir"])) / str(config["dbfilename"])
 
 
 TROUBLES = [

@@ -193,7 +193,9 @@ async def and_back(servicer: Vae | Unet, leader: Leader) -> None:
         before = len(leader.events)
         streams.reconcile([record])
         assert record.worker_id not in streams._streams, "it is let be for a while"
-        await until(lambda: streams.reconcile([record]) or len(leader.events) > before)
+        while len(leader.events) == before:
+            streams.reconcile([record])
+            await asyncio.sleep(LOOK_S)
         assert isinstance(leader.events[before], UnetAttached | VaeAttached)
         streams.send(plan(record, 2))
         await until(lambda: len(leader.heard(WorkerLost)) == 2)
