@@ -203,12 +203,13 @@ class VirtualPool:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, domains: int = 2) -> None:
         self.store, self.lock, self.domains = VirtualStore(), VirtualLock(), VirtualDomains(domains)
         monkeypatch.setattr(leader_module, "WorkerStreams", self.domains.streams)
+        monkeypatch.setattr(leader_module, "PROFILES_EVERY_S", ACT_EVERY_S)  # before the first of its ticks
         by_kind = {worker.kind: worker for worker in self.domains.records}
         profile = straight_line_profile(step_ms=1.5, chunks=(1, 2))
         profile = replace(profile, subject=subject_of(by_kind["unet"], by_kind["vae"], SIDE, SIDE))
         bounds = PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=1)
         options = LeaderOptions(
-            ConfiguredPolicy(POLICIES["synerdiff"], bounds, PlanBook(capacity=4, solve_now=True)),
+            ConfiguredPolicy(POLICIES["synerdiff"], bounds, PlanBook(capacity=1, solve_now=True)),
             profiles=KeeperOptions(profile),
         )
         self.pool = Pool(

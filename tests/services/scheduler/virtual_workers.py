@@ -56,7 +56,7 @@ class VirtualUnet(CountingUnet):
                 return [self.admit(task)]
             case SendUnetPlan(plan=plan):
                 stepped = self.step(plan.items)
-                return [UnetTickDone(plan.tick, (ItemTiming(0, 1, stepped.rows),), stepped.skipped, stepped.finished)]
+                return [UnetTickDone(plan.tick, (ItemTiming(0, 0, stepped.rows),), stepped.skipped, stepped.finished)]
             case CancelOnWorker(task_ids=task_ids) | ReleaseSlots(task_ids=task_ids):
                 self.let_go(task_ids)
         return []
@@ -102,5 +102,5 @@ class VirtualVae:
         decoded = decode(plan.items, self._holds)
         images = [picture(entry, f"file of {entry.task_id}".encode(), 1.0) for entry in decoded.entries]
         self.outbox.update({image.task_id: image for image in images})
-        timing = ItemTiming(0, 1, len(images))
+        timing = ItemTiming(0, 0, len(images))
         return [VaeTickDone(plan.tick, (timing,), decoded.skipped, decoded.task_ids), *images]
