@@ -6,14 +6,14 @@ Stood for are what takes real time: the workers and their streams, Redis, and th
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from services.scheduler.engine.effects import WorkerEffect
-from services.scheduler.engine.events import Reported, UnetAttached, VaeAttached
+from services.scheduler.engine.events import Reported, UnetAttached, VaeAttached, WorkerLost
 from services.scheduler.leading import leader as leader_module
 from services.scheduler.leading.listener import Listener
 from services.scheduler.leading.options import LeaderOptions
@@ -33,6 +33,7 @@ from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.virtual_workers import VirtualUnet, VirtualVae
 
 ACT_EVERY_S = 0.01
+HANG_VIRTUAL_S = 600.0
 SIDE = 256
 
 
@@ -177,6 +178,13 @@ class VirtualStreams:
             if each.worker_id not in self._working:
                 self._working[each.worker_id] = asyncio.create_task(self._work(self._worker(each.worker_id)))
 
+    def lose(self, domain: str) -> None:
+        """End the streams to its workers."""
+        for worker_id in list(self._working):
+            if self._worker(worker_id).domain == domain:
+                self._working.pop(worker_id).cancel()
+                self._leader.on(WorkerLost(worker_id))
+
     async def close(self) -> None:
         await cancel_and_wait(*self._working.values())
 
@@ -215,6 +223,12 @@ class VirtualPool:
         self.pool = Pool(
             "default", options, cast(Any, self.store), cast(Any, self.domains), cast(Any, self.lock), leader_ttl_s=0.3
         )
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Return once the condition holds; TimeoutError after as long as nothing here takes."""
+        async with asyncio.timeout(HANG_VIRTUAL_S):
+            while not condition():
+                await asyncio.sleep(2 * ACT_EVERY_S)
 
     @property
     def quiet(self) -> bool:

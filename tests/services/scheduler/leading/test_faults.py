@@ -27,7 +27,6 @@ from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.waiting import HANG_S
 
 FAULTS = 1000
-HANG_VIRTUAL_S = 600.0
 # Generators are called, in this sense, to be closed as well, and nobody hears of what they raise then.
 RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 FAULTY = ("engine", "policy", "planner", "telemetry", "profiles", "leading/observer", "leading/store_writer")
@@ -163,20 +162,15 @@ class Provoked:
         """A few jobs to their ends, while the call after so many others raises. Returns how many calls there were."""
         store, token, failed = self.virtual.store, self.virtual.lock.token, len(self.virtual.store.reasons)
         jobs = [self.job() for _ in range(self.chance.randint(1, 3))]
-        process_ended = False
         with self.injector.armed(calls_left):
             for each in jobs:
                 store.accept(each)
-            async with asyncio.timeout(HANG_VIRTUAL_S):
-                while not (process_ended or self.over(jobs, token, failed)):
-                    await asyncio.sleep(0.02)
-                    process_ended = self.serving.done()
-        if process_ended:  # as whoever supervises it would
+            await self.virtual.until(lambda: self.serving.done() or self.over(jobs, token, failed))
+        process_ended = self.serving.done()
+        if process_ended:  # its supervisor starts another
             assert isinstance(self.serving.exception(), Fault)
             self.serving = asyncio.create_task(self.virtual.pool.run())
-            async with asyncio.timeout(HANG_VIRTUAL_S):
-                while not self.over(jobs, token, failed):
-                    await asyncio.sleep(0.02)
+            await self.virtual.until(lambda: self.over(jobs, token, failed))
         self.judge(jobs, token, failed, process_ended)
         return calls_left - self.injector.calls_left
 

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any, cast
 
+import pytest
 from prometheus_client import REGISTRY
 
 from services.scheduler.api.status import worker_statuses
@@ -21,8 +22,11 @@ from services.scheduler.leading.leader import Leader
 from services.scheduler.leading.options import LeaderOptions
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.store.queue import Lease
+from synerdiff.cancellation import cancel_and_wait
 from synerdiff.plans import UnetTickDone
+from tests.services.scheduler.engine.test_engine import job
 from tests.services.scheduler.reports import KEY, planned, profile, timing
+from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualStreams, VirtualTimeLoop
 from tests.values import a_worker
 
 NOBODY = cast(Any, None)
@@ -97,3 +101,39 @@ async def test_the_rows_of_a_workers_last_item_are_told() -> None:
     record = a_worker(worker_id="u", domain="d")
     (status,) = worker_statuses([record], leading.engine.holdings)
     assert status.rows == 8
+
+
+def test_what_is_known_of_a_domain_goes_and_comes_with_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    virtual = VirtualPool(monkeypatch)
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(_lose_a_domain(virtual))
+
+
+async def _lose_a_domain(virtual: VirtualPool) -> None:
+    serving = asyncio.create_task(virtual.pool.run())
+    await virtual.until(lambda: virtual.pool.leader is not None)
+    leading = cast(Leader, virtual.pool.leader)
+    everybody, streams = list(virtual.domains.records), cast(VirtualStreams, leading.streams)
+
+    def known() -> set[str]:
+        return {domain for domain, _ in leading.engine.holdings.profiles}
+
+    async def serve(job_id: str) -> None:
+        virtual.store.accept(job(job_id, images=8, steps=3, width=SIDE, height=SIDE, deadline_ms=1 << 60))
+        await virtual.until(lambda: bool(virtual.store.ended[job_id]))
+
+    await virtual.until(lambda: known() == {"d0", "d1"})
+    await serve("before")
+    assert set(leading.observer.thresholds) == {"d0", "d1"}
+    streams.lose("d1")
+    await asyncio.sleep(0)
+    assert known() == {"d0", "d1"}, "it is announced, and may be back at once"
+    virtual.domains.records[:] = [record for record in everybody if record.domain == "d0"]
+    await virtual.until(lambda: known() == {"d0"})
+    assert set(leading.observer.thresholds) == {"d0"}
+    virtual.domains.records[:] = everybody
+    await virtual.until(lambda: known() == {"d0", "d1"})
+    await serve("after")
+    assert set(leading.observer.thresholds) == {"d0", "d1"}, "its workers have ignored no plan"
+    assert virtual.pool.leader is leading
+    await cancel_and_wait(serving)
