@@ -26,7 +26,7 @@ from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualTime
 from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.waiting import HANG_S
 
-FAULTS = 1000
+FAULTS, SEEDS = 1000, 4
 # Generators are called, in this sense, to be closed as well, and nobody hears of what they raise then.
 RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 FAULTY = ("engine", "policy", "planner", "telemetry", "profiles", "leading/observer", "leading/store_writer")
@@ -141,9 +141,9 @@ class Injector:
 class Provoked:
     """A virtual pool under load, in which one call after the other raises."""
 
-    def __init__(self, virtual: VirtualPool) -> None:
+    def __init__(self, virtual: VirtualPool, seed: int) -> None:
         self.virtual = virtual
-        self.chance = random.Random(20261126)
+        self.chance = random.Random(seed)
         self.injector = Injector()
         self.unowned: list[dict[str, object]] = []
         self.outcomes: Counter[str] = Counter()
@@ -197,10 +197,13 @@ class Provoked:
             self.outcomes["job" if reasons else "process" if process_ended else "leadership"] += 1
 
 
-def test_a_thousand_faults_anywhere_end_a_leadership_or_one_job_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    provoked = Provoked(VirtualPool(monkeypatch))
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_thousand_faults_anywhere_end_a_leadership_or_one_job_each(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    provoked = Provoked(VirtualPool(monkeypatch), seed)
     with capture_logs() as lines, asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        runner.run(provoked.run(FAULTS))
+        runner.run(provoked.run(FAULTS // SEEDS))
     assert provoked.unowned == []
     assert min(provoked.outcomes[kind] for kind in ("leadership", "job")) > 0, provoked.outcomes
     told = [line for line in lines if line["event"] == "a fault ends this leadership" and line["exc_info"]]
