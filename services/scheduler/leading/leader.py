@@ -18,10 +18,10 @@ from services.scheduler.engine.effects import StoreEffect, WorkerEffect
 from services.scheduler.engine.engine import Engine
 from services.scheduler.engine.events import DomainGone, Event, Reported, WorkerLost
 from services.scheduler.engine.ticks import TickLog
+from services.scheduler.leading.correcting import correct_profiles
 from services.scheduler.leading.job_reader import JobReader
 from services.scheduler.leading.observer import Observer
 from services.scheduler.leading.options import LeaderOptions
-from services.scheduler.leading.profile_corrector import ProfileCorrector
 from services.scheduler.leading.store_writer import StoreWriter
 from services.scheduler.leading.worker_streams import WorkerStreams
 from services.scheduler.planner.cold_plans import ColdPlans
@@ -81,7 +81,6 @@ class Leader:
         self.keeper = ProfileKeeper(options.profiles, self.engine, self.streams.send, self.on)
         self._plans = options.plans
         self._cold_plans = ColdPlans(options.plans.add)
-        self.corrector = ProfileCorrector(self.engine.holdings, self.observer, options.plans, self._cold_plans, self.on)
         self._domains: set[str] = set()
         self._pump_is_due = False
 
@@ -97,6 +96,7 @@ class Leader:
             for part in parts:
                 if part.done():
                     part.result()
+                    raise RuntimeError(f"{part.get_coro()} has ended")
         finally:
             self.ended.set()
             self._traces.left()
@@ -111,7 +111,7 @@ class Leader:
             (self._check_deadlines, DEADLINES_EVERY_S),
             (self._jobs.drop_ended, RECONCILE_EVERY_S),
             (self._jobs.claim_stale, CLAIM_EVERY_S),
-            (self.corrector.correct, CORRECT_EVERY_S),
+            (self.correct_profiles, CORRECT_EVERY_S),
             (self.keeper.follow, PROFILES_EVERY_S),
         )
         parts = [self._forever(step, every_s) for step, every_s in repeated]
@@ -213,6 +213,10 @@ class Leader:
         """Read what the engine wants, as it wants more and as jobs are accepted."""
         with self._store.listen_accepted() as accepted:
             await self._forever(partial(self._jobs.read_new, accepted), 0.0)
+
+    async def correct_profiles(self) -> None:
+        """Let plans go by profiles as they turned out."""
+        await correct_profiles(self.engine.holdings, self.observer, self._plans, self._cold_plans, self.on)
 
     async def _check_deadlines(self) -> None:
         self.engine.check_deadlines(now_ms())

@@ -196,8 +196,10 @@ class ProfileKeeper:
     # ---- measuring
 
     def _measure_next(self) -> None:
-        if self._measuring and not self._measuring.done():
-            return
+        if self._measuring:
+            if not self._measuring.done():
+                return
+            self._measuring.result()
         for place in self._places.values():
             if not place.known and place.failures < _MOST_FAILURES and self._alone_and_well(place):
                 self._measuring = asyncio.create_task(self._measure(place))

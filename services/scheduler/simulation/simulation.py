@@ -10,23 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from services.scheduler.engine.effects import (
-    Admit,
-    CancelOnWorker,
     Effect,
     FailJob,
     FinishJob,
-    ForgetImages,
     LetJobGo,
     MarkDecoding,
-    ReleaseSlots,
     ReportProgress,
-    SendUnetPlan,
-    SendVaePlan,
     StartJob,
     StoreImage,
+    WorkerEffect,
 )
 from services.scheduler.engine.engine import Engine, EngineBounds
 from services.scheduler.engine.events import (
@@ -188,9 +183,8 @@ class _Simulation:
 
     def _handlers(self) -> dict[type[Effect], Callable[[Any], None]]:
         """Who carries out which effect: a dictionary, as there are several at every step."""
-        to_worker = (Admit, SendUnetPlan, SendVaePlan, CancelOnWorker, ReleaseSlots, ForgetImages)
         return {
-            **dict.fromkeys(to_worker, lambda effect: self._by_worker[effect.worker_id].carry_out(effect)),
+            **dict.fromkeys(get_args(WorkerEffect), lambda effect: self._by_worker[effect.worker_id].carry_out(effect)),
             **dict.fromkeys((ReportProgress, MarkDecoding, LetJobGo), lambda effect: None),
             StartJob: self._started,
             StoreImage: self._store,

@@ -9,14 +9,15 @@ spans of their own would say the same once more, beside the step loop and by a c
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice, repeat
 
 from services.scheduler.engine.effects import Admit, Effect, FailJob, FinishJob, LetJobGo
 from services.scheduler.engine.events import Event, ImageStored, JobArrived, Report, Reported, UnetAttached, WorkerLost
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Job, Lane, Phase, PlannedPart, Task
+from services.scheduler.engine.tasks import Job, Lane, PlannedPart
 from services.scheduler.telemetry.request_traces import job_context
+from services.scheduler.telemetry.task_stages import MOST_LINKS, Stage, TracedTask
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.tracing import (
@@ -30,58 +31,6 @@ from synerdiff.tracing import (
     unix_ns,
 )
 
-# Most links of one span; what comes after is counted only.
-MOST_LINKS = 128
-
-_STAGES = {
-    Phase.WAITING: "queue",
-    Phase.PREPARING: "encode",
-    Phase.RUNNING: "denoise",
-    Phase.READY_TO_DECODE: "decode",
-    Phase.DECODING: "decode",
-    Phase.STORING: "store",
-    Phase.DONE: "",
-}
-
-
-@dataclass
-class _Stage:
-    """The stage that a task is in. `steps`, `rows`: UNet calls made in it, and the rows of the batches they were in."""
-
-    name: str
-    context: TraceContext
-    since_ns: int
-    deaths: int
-    worker: str = ""
-    steps: int = 0
-    rows: int = 0
-    ticks: list[TraceContext] = field(default_factory=list)
-    dropped_ticks: int = 0
-    attributes: dict[str, Value] = field(default_factory=dict)
-
-    def link(self, tick: TraceContext) -> None:
-        """Remember a tick that had a part in it."""
-        if len(self.ticks) < MOST_LINKS:
-            self.ticks.append(tick)
-        else:
-            self.dropped_ticks += 1
-
-
-@dataclass
-class _TracedTask:
-    """`job`: the context of its job's span. `before`: the stage it was in last."""
-
-    task: Task
-    job: TraceContext
-    stage: _Stage
-    before: _Stage | None = None
-
-    def in_stage(self, name: str) -> _Stage | None:
-        """Its stage of that name: an image file may come before the report of the tick that decoded it."""
-        if self.stage.name == name:
-            return self.stage
-        return self.before if self.before and self.before.name == name else None
-
 
 @dataclass
 class _TracedJob:
@@ -90,7 +39,7 @@ class _TracedJob:
     job: Job
     stored: TraceContext
     context: TraceContext
-    tasks: list[_TracedTask]
+    tasks: list[TracedTask]
 
 
 class JobTraces:
@@ -104,7 +53,7 @@ class JobTraces:
         self._leader_token = leader_token
         self._clock_ns = clock_ns
         self._jobs: dict[str, _TracedJob] = {}
-        self._tasks: dict[str, _TracedTask] = {}
+        self._tasks: dict[str, TracedTask] = {}
 
     # ---- events and effects
 
@@ -153,7 +102,7 @@ class JobTraces:
         context = job_context(stored, record.job_id)
         fresh = record.state is JobState.QUEUED
         since_ns = unix_ns(record.accepted_at_ms) if fresh else self._clock_ns()
-        tasks = [_TracedTask(task, context, _stage(context, task, since_ns)) for task in job.tasks]
+        tasks = [TracedTask(task, context, since_ns) for task in job.tasks]
         for traced in () if fresh else tasks:
             traced.stage.attributes["synerdiff.taken_over"] = True
         self._jobs[record.job_id] = _TracedJob(job, stored, context, tasks)
@@ -222,46 +171,15 @@ class JobTraces:
             traced.stage.attributes |= times
             self._follow(traced)
 
-    def _follow(self, traced: _TracedTask) -> None:
-        task, stage = traced.task, traced.stage
-        if _STAGES[task.phase] == stage.name and task.deaths == stage.deaths:
-            stage.worker = _worker_of(task) or stage.worker
-            return
-        now = self._clock_ns()
-        self._end_stage(traced, now, "its worker was lost" if task.deaths > stage.deaths else "")
-        traced.before, traced.stage = stage, _stage(traced.job, task, now)
+    def _follow(self, traced: TracedTask) -> None:
+        if traced.has_moved():
+            now_ns = self._clock_ns()
+            self._end_stage(traced, now_ns, "its worker was lost" if traced.task.deaths > traced.stage.deaths else "")
+            traced.begin(now_ns)
 
-    def _end_stage(self, traced: _TracedTask, end_ns: int, error: str = "") -> None:
-        task, stage = traced.task, traced.stage
-        if not stage.name:
-            return
-        attributes: dict[str, Value] = {"synerdiff.image": task.index}
-        worker_id = (not error and _worker_of(task, stage.name)) or stage.worker
-        if worker_id:
-            attributes["synerdiff.worker"] = worker_id
-            lane = self._holdings.unet.get(worker_id) or self._holdings.vae.get(worker_id)
-            if lane:
-                attributes["synerdiff.domain"] = lane.domain
-        if stage.name == "encode" and task.encode_ms:
-            attributes["synerdiff.prompt_ms"] = task.encode_ms
-        if stage.name == "denoise":
-            attributes |= {"synerdiff.steps": stage.steps, "synerdiff.skipped_steps": len(task.skipped)}
-            attributes["synerdiff.mean_batch_rows"] = stage.rows / max(1, stage.steps)
-        if task.deaths:
-            attributes["synerdiff.deaths"] = task.deaths
-        self._tracer.record(
-            Span(
-                stage.name,
-                stage.context,
-                traced.job,
-                stage.since_ns,
-                end_ns,
-                attributes | stage.attributes if stage.attributes else attributes,
-                stage.ticks,
-                error=error,
-                dropped_links=stage.dropped_ticks,
-            )
-        )
+    def _end_stage(self, traced: TracedTask, end_ns: int, error: str = "") -> None:
+        if traced.stage.name:
+            self._tracer.record(traced.span(self._holdings, end_ns, error))
 
     # ---- ticks
 
@@ -278,12 +196,12 @@ class JobTraces:
             self.moved(task_id for task_id, _ in done.finished)
         self.moved(entry.task_id for entry in done.skipped)
 
-    def _stages_of(self, done: UnetTickDone | VaeTickDone, planned: PlannedPart) -> list[_Stage]:
+    def _stages_of(self, done: UnetTickDone | VaeTickDone, planned: PlannedPart) -> list[Stage]:
         """The traced stages that the tick had a part in, their steps and rows counted."""
         unet = isinstance(done, UnetTickDone)
         stage_name = "denoise" if unet else "decode"
         stale = {entry.task_id for entry in done.skipped}
-        stages: list[_Stage] = []
+        stages: list[Stage] = []
         named = _rows_by_task(planned) if unet else zip(planned.task_ids, repeat(0), strict=False)
         for task_id, rows in named:
             traced = self._tasks.get(task_id)
@@ -295,7 +213,7 @@ class JobTraces:
         return stages
 
     def _record_tick(
-        self, lane: Lane, done: UnetTickDone | VaeTickDone, planned: PlannedPart, stages: list[_Stage]
+        self, lane: Lane, done: UnetTickDone | VaeTickDone, planned: PlannedPart, stages: list[Stage]
     ) -> None:
         tick = named_trace(self._leader_token, lane.domain, done.tick)
         unet = isinstance(done, UnetTickDone)
@@ -324,18 +242,6 @@ def _rows_by_task(planned: PlannedPart) -> Iterator[tuple[str, int]]:
     for item in planned.items:
         for task_id in islice(task_ids, item.tasks):
             yield task_id, item.rows
-
-
-def _stage(job: TraceContext, task: Task, since_ns: int) -> _Stage:
-    return _Stage(_STAGES[task.phase], job.child(), since_ns, task.deaths, _worker_of(task))
-
-
-def _worker_of(task: Task, stage_name: str = "") -> str:
-    """The worker that has the task in its present stage, or had it in one just left."""
-    stage_name = stage_name or _STAGES[task.phase]
-    if stage_name == "decode":
-        return task.vae_worker
-    return task.unet_worker if stage_name in ("encode", "denoise") else ""
 
 
 def _beside(tick: TraceContext, planned: PlannedPart) -> tuple[TraceContext, TraceContext | None]:

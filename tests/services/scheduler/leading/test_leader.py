@@ -52,7 +52,7 @@ async def test_a_profile_that_is_off_is_replaced_and_one_that_is_right_is_not() 
         report(slow, tick, 120.0)
         report(steady, tick, 80.0)
     for leading in (slow, steady):
-        await leading.corrector.correct()
+        await leading.correct_profiles()
     assert 115 < slow.engine.holdings.profiles["d", KEY].latency_ms(8, 0) < 121
     assert steady.engine.holdings.profiles["d", KEY].digest == profile().digest
     assert slow.observer.corrections["d", KEY].original.digest == profile().digest
@@ -62,7 +62,7 @@ async def test_a_profile_that_is_taken_away_meanwhile_is_not_brought_back() -> N
     leading = leader()
     for tick in range(1, 101):
         report(leading, tick, 120.0)
-    correcting = asyncio.create_task(leading.corrector.correct())
+    correcting = asyncio.create_task(leading.correct_profiles())
     await asyncio.sleep(0)  # on its way to the other thread
     leading.on(ProfileUnknown("d", KEY))
     await correcting

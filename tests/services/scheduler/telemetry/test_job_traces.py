@@ -17,7 +17,8 @@ from services.scheduler.engine.events import (
 )
 from services.scheduler.engine.tasks import PartItem, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
-from services.scheduler.telemetry.job_traces import MOST_LINKS, JobTraces
+from services.scheduler.telemetry.job_traces import JobTraces
+from services.scheduler.telemetry.task_stages import MOST_LINKS
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, ItemTiming, SlotRef, TaskFailed, TaskReady, UnetTickDone
 from synerdiff.profiles import Setting
