@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from synerdiff.requests import ImageFormat
+from synerdiff.telemetry import get_logger
+
+log = get_logger("plans")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ class SkipReason(IntEnum):
     NOT_READY = 3
     STALE_SLOT = 4
     ARENA_UNREACHABLE = 5
+
+    @classmethod
+    def _missing_(cls, value: object) -> "SkipReason":
+        """A reason that only a newer worker knows says nothing about the task: it runs again."""
+        log.warning("an entry was skipped for an unknown reason", reason=value)
+        return cls.UNKNOWN_TASK
 
 
 @dataclass(frozen=True)

@@ -4,40 +4,28 @@ from collections.abc import Iterable
 
 from google.protobuf import timestamp_pb2
 
-from synerdiff.cards import ModelCard, Sampler, SamplerLimits, ServedWeights
+from synerdiff.cards import ModelCard, Sampler, ServedWeights
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.v1 import images_pb2
+from synerdiff.wire.codec import codec
+
+# What is kept beside the card, and what only schedulers know of it.
+_BESIDE = ("available", "weights", "skip_cfg", "latent_channels", "calls_per_step", "extra_calls")
+
+_SAMPLERS = frozenset(sampler.value for sampler in Sampler)
+
+_card_to_pb, _card_from_pb = codec(ModelCard, images_pb2.ModelCard, leave_out=_BESIDE)
+_weights_to_pb, _ = codec(ServedWeights, images_pb2.Weights)
 
 
 def model_card_to_pb(
     card: ModelCard, *, available: bool = False, weights: Iterable[ServedWeights] = ()
 ) -> images_pb2.ModelCard:
     """ModelCard as its message; `available` says whether a UNet and a VAE worker serve it just now, with `weights`."""
-    return images_pb2.ModelCard(
-        name=card.name,
-        family=card.family,
-        native_width=card.native_width,
-        native_height=card.native_height,
-        size_multiple=card.size_multiple,
-        max_side=card.max_side,
-        default_num_inference_steps=card.default_num_inference_steps,
-        default_guidance_scale=card.default_guidance_scale,
-        default_sampler=images_pb2.Sampler.ValueType(card.default_sampler),
-        samplers=[
-            images_pb2.SamplerLimits(
-                sampler=images_pb2.Sampler.ValueType(limits.sampler),
-                min_num_inference_steps=limits.min_num_inference_steps,
-                max_num_inference_steps=limits.max_num_inference_steps,
-            )
-            for limits in card.samplers
-        ],
-        max_prompt_tokens=card.max_prompt_tokens,
-        prediction_type=card.prediction_type,
-        available=available,
-        scheduler=card.scheduler,
-        scheduler_refused=card.scheduler_refused,
-        weights=[images_pb2.Weights(kind=one.kind, digest=one.digest, workers=one.workers) for one in weights],
-    )
+    pb = _card_to_pb(card)
+    pb.available = available
+    pb.weights.extend(map(_weights_to_pb, weights))
+    return pb
 
 
 def model_card_from_pb(pb: images_pb2.ModelCard) -> ModelCard:
@@ -45,27 +33,11 @@ def model_card_from_pb(pb: images_pb2.ModelCard) -> ModelCard:
 
     Raises ValueError when the default sampler is one of those.
     """
-    known = {sampler.value for sampler in Sampler}
-    return ModelCard(
-        name=pb.name,
-        family=pb.family,
-        native_width=pb.native_width,
-        native_height=pb.native_height,
-        size_multiple=pb.size_multiple,
-        max_side=pb.max_side,
-        default_num_inference_steps=pb.default_num_inference_steps,
-        default_guidance_scale=pb.default_guidance_scale,
-        default_sampler=Sampler(pb.default_sampler),
-        samplers=tuple(
-            SamplerLimits(Sampler(s.sampler), s.min_num_inference_steps, s.max_num_inference_steps)
-            for s in pb.samplers
-            if s.sampler in known
-        ),
-        max_prompt_tokens=pb.max_prompt_tokens,
-        prediction_type=pb.prediction_type,
-        scheduler=pb.scheduler,
-        scheduler_refused=pb.scheduler_refused,
-    )
+    known = images_pb2.ModelCard()
+    known.CopyFrom(pb)
+    known.ClearField("samplers")
+    known.samplers.extend(limits for limits in pb.samplers if limits.sampler in _SAMPLERS)
+    return _card_from_pb(known)
 
 
 def job_to_pb(
