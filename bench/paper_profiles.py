@@ -11,7 +11,7 @@ long, so that it does not. Neither is what that GPU does: they keep a planner ho
 
 from pathlib import Path
 
-from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject, dump
+from synerdiff.profiles import Cell, ItemCaps, Origin, Profile, ProfileSubject, dump
 
 FOLDER = Path(__file__).parent / "profiles"
 DECODE_MS = 21.6
@@ -40,7 +40,7 @@ def paper_profile(name: str, alone_factor: float, caps: ItemCaps) -> Profile:
 def _cell(rows: int, decodes: int) -> Cell:
     if (rows, decodes) in GIVEN_MS:
         return _given(rows, decodes, GIVEN_MS[rows, decodes], "given")
-    origin = "fitted" if rows in STEP_MS else "interpolated" if rows > 2 else "assumed"
+    origin: Origin = "fitted" if rows in STEP_MS else "interpolated" if rows > 2 else "assumed"
     return _given(rows, decodes, _step_ms(rows) + DECODE_MS * decodes, origin)
 
 
@@ -51,7 +51,7 @@ def _step_ms(rows: int) -> float:
     return STEP_MS[below] + (STEP_MS[above] - STEP_MS[below]) * (rows - below) / (above - below)
 
 
-def _given(rows: int, decodes: int, ms: float, origin: str) -> Cell:
+def _given(rows: int, decodes: int, ms: float, origin: Origin) -> Cell:
     return Cell(rows, decodes, round(ms, 3), round(ms, 3), origin=origin)
 
 

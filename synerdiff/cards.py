@@ -4,12 +4,13 @@ Cards persist in Redis, so a known model without a worker just now is queued and
 """
 
 from dataclasses import dataclass
-from enum import IntEnum
+from typing import Any
 
+from synerdiff.named_enum import NamedEnum
 from synerdiff.skip_cfg import SkipCfgBudget
 
 
-class Sampler(IntEnum):
+class Sampler(NamedEnum):
     """The samplers of the public API, by the proto's numbers. OWN: a model's own scheduler, where it is no other."""
 
     DDIM = 1
@@ -65,6 +66,13 @@ class SamplerLimits:
         if self.sampler is Sampler.OWN:
             return self.calls_per_step * num_inference_steps + self.extra_calls
         return unet_calls(self.sampler, num_inference_steps)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """JSON of a newer version: a sampler that this one does not know is left out of its card."""
+        from pydantic_core import core_schema
+
+        return core_schema.with_default_schema(handler(source), on_error="omit")
 
 
 @dataclass(frozen=True)

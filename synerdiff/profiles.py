@@ -9,28 +9,34 @@ L(r, 0), L(0, v) and L(r, v) are grids of their own.
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AllowInfNan, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from synerdiff.errors import FieldViolation, InvalidRequest
+from synerdiff.json_codec import JsonCodec
 from synerdiff.latency_grids import Grids
 from synerdiff.skip_cfg import SkipCfgBudget
 
 PROFILE_VERSION = 2
 KNEE_WITHIN = 0.05  # of the best throughput: more rows than that takes only add latency
 UNPROFILED_TASKS = 8  # of an item where no profile says how many
-ORIGINS = ("measured", "given", "fitted", "interpolated", "assumed")
+
+Origin = Literal["measured", "given", "fitted", "interpolated", "assumed"]
+
+
+_Finite = Annotated[NonNegativeFloat, AllowInfNan(False)]
 
 
 class Setting(NamedTuple):
     """How an item is run: bands a decode is cut into, and each side's share of the device (CPU threads; 0: its own)."""
 
-    chunks: int = 1
-    unet_threads: int = 0
-    vae_threads: int = 0
+    chunks: PositiveInt = 1
+    unet_threads: NonNegativeInt = 0
+    vae_threads: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)
@@ -43,18 +49,18 @@ class Cell:
     device counts it. 0: not known.
     """
 
-    rows: int
-    decodes: int
-    median_ms: float
-    p90_ms: float
+    rows: NonNegativeInt
+    decodes: NonNegativeInt
+    median_ms: _Finite
+    p90_ms: _Finite
     setting: Setting = field(default_factory=Setting)
-    unet_ms: float = 0.0
-    vae_ms: float = 0.0
-    peak_bytes: int = 0
-    samples: int = 0
-    origin: str = "measured"
-    unet_bytes: int = 0
-    vae_bytes: int = 0
+    unet_ms: _Finite = 0.0
+    vae_ms: _Finite = 0.0
+    peak_bytes: NonNegativeInt = 0
+    samples: NonNegativeInt = 0
+    origin: Origin = "measured"
+    unet_bytes: NonNegativeInt = 0
+    vae_bytes: NonNegativeInt = 0
     error: float = 0.0
 
 
@@ -82,8 +88,8 @@ class ItemCaps:
     Tasks that take one row count half, so an item of skipping tasks holds up to twice as many.
     """
 
-    unet: int
-    vae: int
+    unet: PositiveInt
+    vae: PositiveInt
 
     @property
     def rows(self) -> int:
@@ -134,7 +140,7 @@ class KneeFound:
     rows: int
     low: int
     high: int
-    error: float
+    error: _Finite
 
 
 class Choice(NamedTuple):
@@ -243,12 +249,22 @@ class Profile:
 # ---- as a file
 
 
+@dataclass(frozen=True)
+class _Versioned:
+    version: int
+
+
+_VERSION = JsonCodec(_Versioned, "profile")
+_PROFILE = JsonCodec(Profile, "profile")
+
+
 def dump(profile: Profile) -> str:
     """The profile as JSON for people: a line a cell, and a line for each piece of evidence."""
-    fields = {name: value for name, value in asdict(profile.with_cells(())).items() if not name.startswith("_")}
-    del fields["cells"]
-    cells = [vars(cell) | {"setting": cell.setting._asdict()} for cell in profile.cells]
-    rows = {"evidence": fields.pop("evidence"), "cells": cells}
+    fields = _PROFILE.fields(profile, without={"_grids"})
+    cells, evidence = fields.pop("cells"), fields.pop("evidence")
+    for told, cell in zip(cells, profile.cells, strict=True):
+        told["setting"] = cell.setting._asdict()
+    rows = {"evidence": evidence, "cells": cells}
     head = json.dumps(fields, indent=2, ensure_ascii=False)[:-2]
     return head + "".join(f',\n  "{name}": {_a_line_each(listed)}' for name, listed in rows.items()) + "\n}\n"
 
@@ -270,62 +286,23 @@ def load(path: Path) -> Profile:
 
 def parse(text: str | bytes) -> Profile:
     """The profile that `dump` wrote. Raises InvalidRequest, naming the field and what it should be."""
-    try:
-        fields: dict[str, Any] = json.loads(text)
-        version = fields["version"]
-        if version != PROFILE_VERSION:
-            raise _refused(
-                "version", f"{version}; this SynerDiff reads version {PROFILE_VERSION}: profile the device anew"
-            )
-        subject = fields.pop("subject")
-        skip_cfg, knee = fields.pop("skip_cfg", None), fields.pop("knee", None)
-        profile = Profile(
-            subject=ProfileSubject(**subject | {"latent_shape": tuple(subject["latent_shape"])}),
-            cells=tuple(_cell(cell) for cell in fields.pop("cells")),
-            caps=ItemCaps(**fields.pop("caps")),
-            skip_cfg=SkipCfgBudget(**skip_cfg) if skip_cfg else None,
-            mechanisms=Mechanisms(**fields.pop("mechanisms", {})),
-            knee=KneeFound(**knee) if knee else None,
-            evidence=tuple(Evidence(**each) for each in fields.pop("evidence", ())),
-            notes=tuple(fields.pop("notes", ())),
-            **fields,
-        )
-        _check(profile)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise _refused("profile", f"not a profile: {error}") from error
-    except KeyError as error:
-        raise _refused(str(error.args[0]), "missing") from error
-    return profile
-
-
-def _cell(fields: dict[str, Any]) -> Cell:
-    return Cell(**fields | {"setting": Setting(**fields.get("setting", {}))})
-
-
-def _check(profile: Profile) -> None:
+    version = _VERSION.parse(text).version
+    if version != PROFILE_VERSION:
+        raise _refused("version", f"{version}; this SynerDiff reads version {PROFILE_VERSION}: profile the device anew")
+    profile = _PROFILE.parse(text, whole=True)
     for number, cell in enumerate(profile.cells):
-        sizes = (cell.peak_bytes, cell.unet_bytes, cell.vae_bytes)
-        counts = (cell.rows, cell.decodes, *cell.setting, *sizes, cell.samples)
-        if any(type(count) is not int or count < 0 for count in counts):
-            raise _refused(f"cells[{number}]", "a count that is not a whole number of at least 0")
-        if cell.rows + cell.decodes == 0 or cell.setting.chunks < 1:
-            item = f"{cell.rows} rows beside {cell.decodes} decodes in {cell.setting.chunks} chunks"
-            raise _refused(f"cells[{number}]", f"{item} is no item")
-        if not 0 < cell.median_ms <= cell.p90_ms < inf:
+        if not cell.rows + cell.decodes:
+            raise _refused(f"cells[{number}]", "0 rows beside 0 decodes is no item")
+        if not 0 < cell.median_ms <= cell.p90_ms:
             raise _refused(
-                f"cells[{number}]", f"median_ms {cell.median_ms} and p90_ms {cell.p90_ms}: 0 < median <= p90 < inf"
+                f"cells[{number}]", f"median_ms {cell.median_ms} and p90_ms {cell.p90_ms}: 0 < median <= p90"
             )
-        if not (0 <= cell.unet_ms < inf and 0 <= cell.vae_ms < inf):
-            raise _refused(f"cells[{number}]", f"unet_ms {cell.unet_ms} and vae_ms {cell.vae_ms}: at least 0, finite")
-        if cell.origin not in ORIGINS:
-            raise _refused(f"cells[{number}].origin", f"{cell.origin!r}; one of {', '.join(ORIGINS)}")
     knee = profile.knee
-    if knee and not (1 <= knee.low <= knee.rows <= knee.high and 0 <= knee.error < inf):
-        raise _refused("knee", f"{knee}: whole rows, 1 <= low <= rows <= high, and a finite error of at least 0")
-    if profile.caps.unet < 1 or profile.caps.vae < 1:
-        raise _refused("caps", f"{profile.caps.unet} tasks and {profile.caps.vae} decodes; both at least 1")
+    if knee and not 1 <= knee.low <= knee.rows <= knee.high:
+        raise _refused("knee", f"{knee}: 1 <= low <= rows <= high")
     if profile.choice(1, 0) is None or profile.choice(0, 1) is None:
         raise _refused("cells", "each side must have been measured alone")
+    return profile
 
 
 def _refused(field_name: str, description: str) -> InvalidRequest:

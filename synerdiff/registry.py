@@ -5,20 +5,19 @@ Model cards stay when their workers go: a known model without a worker just now 
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from synerdiff.cards import ModelCard, Sampler, SamplerLimits, ServedWeights
+from synerdiff.cards import ModelCard, ServedWeights
+from synerdiff.errors import InvalidRequest
 from synerdiff.host import boot_id
-from synerdiff.skip_cfg import SkipCfgBudget
+from synerdiff.json_codec import JsonCodec
 from synerdiff.telemetry import get_logger
 
 WorkerKind = Literal["unet", "vae"]
@@ -89,43 +88,8 @@ def default_domain(gpu_uuid: str | None = None) -> str:
     return gpu_uuid or f"cpu:{boot_id()}"
 
 
-def card_to_json(card: ModelCard) -> str:
-    """A model card as JSON, samplers by name."""
-    fields = dataclasses.asdict(card)
-    fields["default_sampler"] = card.default_sampler.name
-    fields["samplers"] = [dataclasses.asdict(limits) | {"sampler": limits.sampler.name} for limits in card.samplers]
-    return json.dumps(fields, ensure_ascii=False)
-
-
-def card_from_json(text: str | bytes) -> ModelCard:
-    """The card that `card_to_json` wrote. Fields and samplers that only a newer version knows are left out."""
-    fields: dict[str, Any] = json.loads(text)
-    fields["default_sampler"] = Sampler[fields["default_sampler"]]
-    fields["samplers"] = tuple(
-        _known(SamplerLimits, limits | {"sampler": Sampler[limits["sampler"]]})
-        for limits in fields["samplers"]
-        if limits["sampler"] in Sampler.__members__
-    )
-    if fields.get("skip_cfg"):
-        fields["skip_cfg"] = _known(SkipCfgBudget, fields["skip_cfg"])
-    return _known(ModelCard, fields)
-
-
-def record_to_json(record: WorkerRecord) -> str:
-    """A worker record as JSON, its card inside."""
-    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    fields["model_card"] = json.loads(card_to_json(record.model_card))
-    return json.dumps(fields, ensure_ascii=False)
-
-
-def record_from_json(text: str | bytes) -> WorkerRecord:
-    """The record that `record_to_json` wrote. Fields that only a newer version knows are left out.
-
-    In a rolling upgrade schedulers read the records of workers that are newer than they are.
-    """
-    fields: dict[str, Any] = json.loads(text)
-    fields["model_card"] = card_from_json(json.dumps(fields["model_card"]))
-    return _known(WorkerRecord, fields)
+_CARD = JsonCodec(ModelCard, "model card")
+_RECORD = JsonCodec(WorkerRecord, "worker record")
 
 
 class WorkerRegistry:
@@ -141,10 +105,10 @@ class WorkerRegistry:
     async def announce(self, record: WorkerRecord, ttl_s: float) -> None:
         """Make a worker known for `ttl_s` seconds. UNet workers' model cards are kept for good: theirs are complete."""
         async with self._redis.pipeline(transaction=True) as batch:
-            batch.set(_worker_key(record.worker_id), record_to_json(record), px=round(ttl_s * 1000))
+            batch.set(_worker_key(record.worker_id), _RECORD.dump(record), px=round(ttl_s * 1000))
             batch.sadd(WORKERS, record.worker_id)
             if record.kind == "unet":
-                batch.hset(MODELS, record.model_card.name, card_to_json(record.model_card))
+                batch.hset(MODELS, record.model_card.name, _CARD.dump(record.model_card))
             await batch.execute()
 
     async def withdraw(self, worker_id: str) -> None:
@@ -164,13 +128,12 @@ class WorkerRegistry:
         if gone:
             with contextlib.suppress(ResponseError):  # a Redis that takes no writes just now still has its workers
                 await self._forget_gone(keys=[_worker_key(name.decode()) for name in gone], args=gone)
-        records = _readable((cast(bytes, text) for text in texts if text is not None), record_from_json)
+        records = _readable(_RECORD, (text for text in texts if text is not None))
         return [record for record in records if pool is None or record.pool == pool]
 
     async def cards(self) -> list[ModelCard]:
         """Every model ever served here, by name."""
-        cards = _readable(cast(list[bytes], await self._redis.hvals(MODELS)), card_from_json)
-        return sorted(cards, key=lambda card: card.name)
+        return sorted(_readable(_CARD, await self._redis.hvals(MODELS)), key=lambda card: card.name)
 
 
 async def keep_announced(registry: WorkerRegistry, record: Callable[[], WorkerRecord], ttl_s: float = 10.0) -> None:
@@ -191,22 +154,17 @@ async def keep_announced(registry: WorkerRegistry, record: Callable[[], WorkerRe
             log.warning("could not withdraw the worker", worker=record().worker_id, error=str(error))
 
 
-def _readable(texts: Iterable[bytes], read: Callable[[bytes], T]) -> Iterator[T]:
+def _readable(codec: JsonCodec[T], texts: Iterable[str | bytes]) -> Iterator[T]:
     for text in texts:
         try:
-            yield read(text)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            _tell_once(text, repr(error))
+            yield codec.parse(text)
+        except InvalidRequest as error:
+            _tell_once(text, error.message)
 
 
 @functools.lru_cache(maxsize=256)
-def _tell_once(text: bytes, error: str) -> None:
+def _tell_once(text: str | bytes, error: str) -> None:
     log.error("a worker's record or a model's card cannot be read: it is left out", error=error, text=text[:200])
-
-
-def _known(kind: type[T], fields: dict[str, Any]) -> T:
-    names = {field.name for field in dataclasses.fields(cast(Any, kind))}
-    return kind(**{name: value for name, value in fields.items() if name in names})
 
 
 def _worker_key(worker_id: str) -> str:

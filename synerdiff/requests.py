@@ -1,13 +1,13 @@
 """A request as the system works on it: every default filled in, every bound checked."""
 
 from dataclasses import dataclass, field
-from enum import IntEnum
 
 from synerdiff.cards import Sampler
+from synerdiff.named_enum import NamedEnum
 from synerdiff.skip_cfg import SkipCfg
 
 
-class ImageFormat(IntEnum):
+class ImageFormat(NamedEnum):
     """Image file formats of the public API, by the proto's numbers."""
 
     PNG = 1
@@ -15,7 +15,7 @@ class ImageFormat(IntEnum):
     WEBP = 3
 
 
-class Priority(IntEnum):
+class Priority(NamedEnum):
     """Priority classes, by the proto's numbers; a smaller number goes first."""
 
     HIGH = 1

@@ -7,15 +7,15 @@ done in units of predicted noise, in which D changes least from call to call, wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from itertools import pairwise
 
 from synerdiff.errors import FieldViolation, InvalidRequest
+from synerdiff.named_enum import NamedEnum
 
 _REMEMBERS = {"drop": 0, "reuse": 1, "extrapolate": 2}
 
 
-class SkipCfgMode(IntEnum):
+class SkipCfgMode(NamedEnum):
     """Who decides which steps skip guidance, by the proto's numbers."""
 
     AUTO = 1

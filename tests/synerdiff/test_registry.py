@@ -28,7 +28,7 @@ async def test_a_record_comes_back_as_it_was_and_reads_as_text(registry: WorkerR
     assert await registry.workers() == [WORKER]
     assert await registry.cards() == [CARD]
     stored: Any = await redis.get("synerdiff:worker:unet-1")
-    assert json.loads(stored)["model_card"]["default_sampler"] == "DPMSOLVER_MULTISTEP"
+    assert json.loads(stored)["model_card"]["default_sampler"] == "PNDM"
 
 
 async def test_what_only_a_newer_worker_knows_is_left_out(registry: WorkerRegistry, redis: Redis) -> None:
@@ -85,7 +85,7 @@ async def test_a_worker_that_comes_back_while_it_is_forgotten_is_not(
     assert await registry.workers() == [WORKER]
 
 
-@pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}", '{"model_card": 3}'])
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}", '{"kind": "text", "model_card": 3}'])
 async def test_what_cannot_be_read_is_left_out_and_told_of_once(
     registry: WorkerRegistry, redis: Redis, text: str
 ) -> None:

@@ -170,7 +170,7 @@ class JobQueue(StoreBase):
         records = []
         for reply in replies:
             try:
-                records.append(record_from_reply(reply))
+                records.append(record_from_reply(reply, to_draw=True))
             except UnreadableRecord as error:
                 await self._set_apart(lease, error)
         return records

@@ -1,76 +1,55 @@
 """How jobs and events look in Redis: job fields as readable text, the request as JSON, events as protobuf."""
 
-import dataclasses
-import json
-from collections.abc import Iterable, Mapping
-from enum import IntEnum
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from synerdiff.cards import Sampler
-from synerdiff.errors import SynerDiffError
+from synerdiff.errors import InvalidRequest, SynerDiffError
 from synerdiff.jobs import JobRecord, JobState, JobTimings, SkippedSteps
+from synerdiff.json_codec import JsonCodec
 from synerdiff.plans import DecodedImage
-from synerdiff.requests import ImageFormat, ImageRequest, Priority
-from synerdiff.skip_cfg import SkipCfg, SkipCfgMode
+from synerdiff.requests import ImageRequest
 from synerdiff.v1 import images_pb2
+
+TERMINAL_EVENTS = frozenset({"finished", "failed", "cancelled"})
+
+
+_REQUEST = JsonCodec(ImageRequest, "request")
+request_to_json = _REQUEST.dump
 
 
 class UnreadableRecord(SynerDiffError):
     """INTERNAL: what Redis holds of a job is damaged, or of a version that this one cannot read."""
 
     def __init__(self, job_id: str, error: Exception) -> None:
-        super().__init__(f"the record of job {job_id!r} cannot be read: {error!r}")
+        reason = error.message if isinstance(error, InvalidRequest) else repr(error)
+        super().__init__(f"the record of job {job_id!r} cannot be read: {reason}")
         self.job_id = job_id
 
 
-REQUEST_ENUMS: dict[str, type[IntEnum]] = {"sampler": Sampler, "image_format": ImageFormat, "priority": Priority}
+def record_from_reply(reply: list[Any], *, to_draw: bool = False) -> JobRecord:
+    """A job as scripts return it: [job id, [field, value, ...], [image index, ...]].
 
-TERMINAL_EVENTS = frozenset({"finished", "failed", "cancelled"})
-
-
-def request_to_json(request: ImageRequest) -> str:
-    """A request as JSON, enums by name."""
-    fields: dict[str, Any] = {
-        name: value.name if isinstance(value, IntEnum) else value for name, value in dataclasses.asdict(request).items()
-    }
-    fields["skip_cfg"]["mode"] = request.skip_cfg.mode.name
-    return json.dumps(fields, ensure_ascii=False)
-
-
-def request_from_json(text: str | bytes) -> ImageRequest:
-    """The request that `request_to_json` wrote."""
-    fields: dict[str, Any] = json.loads(text)
-    for name, enum in REQUEST_ENUMS.items():
-        fields[name] = enum[fields[name]]
-    skip_cfg = fields["skip_cfg"]
-    mode, steps = SkipCfgMode[skip_cfg["mode"]], tuple(skip_cfg["steps"])
-    fields["skip_cfg"] = SkipCfg(mode, skip_cfg["max_fraction"], steps)
-    return ImageRequest(**fields)
-
-
-def _record(job_id: str, fields: Mapping[bytes, bytes], image_indices: Iterable[bytes]) -> JobRecord:
-    return JobRecord(
-        job_id=job_id,
-        state=JobState[fields[b"state"].decode()],
-        request=request_from_json(fields[b"request"]),
-        accepted_at_ms=int(fields[b"accepted_at_ms"]),
-        deadline_ms=int(fields[b"deadline_ms"]),
-        abandonable=fields[b"abandonable"] == b"1",
-        images_done=tuple(sorted(int(index) for index in image_indices)),
-        error_code=int(fields.get(b"error_code", 0)),
-        error_message=fields.get(b"error_message", b"").decode(),
-        traceparent=fields.get(b"traceparent", b"").decode(),
-    )
-
-
-def record_from_reply(reply: list[Any]) -> JobRecord:
-    """A job as scripts return it: [job id, [field, value, ...], [image index, ...]]. Raises UnreadableRecord."""
+    `to_draw`: not where a newer version that accepted it may draw something else (`json_codec`). Raises
+    UnreadableRecord.
+    """
     job_id, flat, image_indices = reply[0].decode(), *reply[1:]
     try:
-        return _record(job_id, dict(zip(flat[::2], flat[1::2], strict=True)), image_indices)
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        fields: dict[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=True))
+        return JobRecord(
+            job_id=job_id,
+            state=JobState[fields[b"state"].decode()],
+            request=_REQUEST.parse(fields[b"request"], whole=to_draw),
+            accepted_at_ms=int(fields[b"accepted_at_ms"]),
+            deadline_ms=int(fields[b"deadline_ms"]),
+            abandonable=fields[b"abandonable"] == b"1",
+            images_done=tuple(sorted(map(int, image_indices))),
+            error_code=int(fields.get(b"error_code", 0)),
+            error_message=fields.get(b"error_message", b"").decode(),
+            traceparent=fields.get(b"traceparent", b"").decode(),
+        )
+    except (InvalidRequest, LookupError, ValueError) as error:
         raise UnreadableRecord(job_id, error) from error
 
 

@@ -1,6 +1,7 @@
 """One job whose record cannot be read: it ends, with the reason, and costs no other and no leadership."""
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from services.scheduler.store.records import UnreadableRecord
 from services.scheduler.store.scripts import Lease
 from synerdiff.client import AsyncClient
 from synerdiff.errors import SynerDiffError
-from synerdiff.jobs import JobRecord
+from synerdiff.jobs import JobRecord, JobState
 from tests.services.scheduler.redis_jobs import DIGEST, new_leader
 from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.values import a_request
@@ -81,6 +82,21 @@ async def test_every_way_of_reading_passes_it_over_and_ends_it(
     (*_, last) = await store.events(job_ids[1])
     assert "cannot be read" in last.failed.message
     assert await store.ended(job_ids) == {job_ids[1]}
+
+
+async def test_what_only_a_newer_version_can_draw_is_not_drawn_but_shown(
+    store: JobStore, redis: Redis, lease: Lease
+) -> None:
+    """As in a rolling upgrade, where a leader may be older than the scheduler that accepts."""
+    newer, good = [(await store.accept(a_request(), DIGEST, abandonable=False)).job_id for _ in range(2)]
+    for job_id, style in ((newer, "3d"), (good, "")):
+        request = json.loads(cast(bytes, await redis.hget(keys.job(job_id), "request")))
+        await redis.hset(keys.job(job_id), "request", json.dumps(request | {"style": style}))
+    assert [record.job_id for record in await store.read_new(lease, ["emoji"], 9)] == [good]
+    record = await store.job(newer)
+    assert record is not None
+    assert record.state is JobState.FAILED
+    assert "style: '3d'; this version of SynerDiff does not know this field" in record.error_message
 
 
 async def test_a_job_of_a_state_that_nobody_knows_is_told_as_such(store: JobStore, redis: Redis) -> None:

@@ -1,0 +1,70 @@
+"""Frozen values as JSON, by pydantic: what Redis holds of jobs, models and workers, and profiles.
+
+Processes of several versions read each other's JSON during an upgrade. So:
+
+- A field that is missing has its default, which means what versions without the field do.
+- A field that the reader does not know is ignored. But where a value is needed `whole`, as a request is by the leader
+  that draws it, such a field makes it unreadable, unless it is null, false, 0 or empty, which has to mean the same as
+  missing. So what changes a picture is a field of the request; what does not is better kept beside it.
+- A name that an enum does not know makes a value unreadable.
+
+The reader of many values fails the one job whose request is unreadable, or leaves the one card or worker out.
+"""
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from synerdiff.errors import FieldViolation, InvalidRequest
+
+T = TypeVar("T")
+
+_UNKNOWN_FIELD = "unexpected_keyword_argument"
+
+
+class JsonCodec(Generic[T]):
+    """JSON of one type; `name` says in errors what is wrong as a whole. Make one per type: that takes milliseconds."""
+
+    def __init__(self, kind: type[T], name: str) -> None:
+        self._adapter = TypeAdapter(kind)
+        self._name = name
+
+    def dump(self, value: T) -> bytes:
+        """The value in one line, enums by name."""
+        return self._adapter.dump_json(value)
+
+    def fields(self, value: T, without: set[str]) -> dict[str, Any]:
+        """The value as JSON's own types."""
+        fields: dict[str, Any] = self._adapter.dump_python(value, mode="json", exclude=without)
+        return fields
+
+    def parse(self, text: str | bytes, *, whole: bool = False) -> T:
+        """The value; `whole`: not without a field that is unknown here. Raises InvalidRequest.
+
+        That names every field that is wrong, its value and its bound.
+        """
+        try:
+            return self._adapter.validate_json(text, strict=True, extra="forbid" if whole else "ignore")
+        except ValidationError as error:
+            wrong = [each for each in error.errors(include_url=False) if not _says_nothing(each)]
+            if not wrong:
+                return self._adapter.validate_json(text, strict=True, extra="ignore")
+            raise InvalidRequest(*map(self._violation, wrong)) from error
+
+    def _violation(self, error: ErrorDetails) -> FieldViolation:
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+        if error["type"] in ("missing", "missing_argument"):
+            return FieldViolation(path, "missing")
+        if error["type"] == _UNKNOWN_FIELD:
+            return FieldViolation(path, f"{_short(error['input'])}; this version of SynerDiff does not know this field")
+        return FieldViolation(path or self._name, f"{_short(error['input'])}: {error['msg']}")
+
+
+def _says_nothing(error: ErrorDetails) -> bool:
+    return error["type"] == _UNKNOWN_FIELD and not error["input"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
