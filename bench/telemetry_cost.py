@@ -12,10 +12,12 @@ import gc
 import itertools
 import pstats
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan
 from prometheus_client import generate_latest
 
 from bench.command import run
@@ -29,12 +31,12 @@ from services.scheduler.leading.observer import Observer
 from services.scheduler.policy.controller import ThresholdController
 from services.scheduler.policy.snapshots import BatchKey
 from services.scheduler.telemetry.decode_backlog import decode_backlog_s
-from services.scheduler.telemetry.job_traces import JobTraces
+from services.scheduler.telemetry.job_traces import TICKS_APART, JobTraces
 from services.scheduler.telemetry.metrics import PoolMetrics
 from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace
 from synerdiff.cards import Sampler
 from synerdiff.jobs import JobRecord, JobState, JobTimings
-from synerdiff.otlp import BATCH_SPANS, request
+from synerdiff.otlp import BATCH_SPANS, sdk_spans
 from synerdiff.plans import DecodedImage, ItemTiming, SlotRef, UnetTickDone, VaeTickDone
 from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject, Setting
 from synerdiff.requests import ImageFormat, ImageRequest, Priority, task_spec
@@ -43,6 +45,7 @@ from synerdiff.v1 import images_pb2
 
 SCRAPE_EVERY_S = 15.0
 MODEL = "a model"
+_TO_SDK = sdk_spans({"service.name": "a scheduler"})
 KEY = BatchKey(MODEL, 512, 512)
 PARENT = (("traceparent", TraceContext(1, 2).traceparent),)
 
@@ -72,8 +75,8 @@ class Leadership:
 
     def __init__(self, load: Load) -> None:
         self.load = load
-        self.spans: list[Span] = []
-        self.tracer = Tracer(self.spans.append)
+        self.spans: list[ReadableSpan] = []
+        self.tracer = Tracer(lambda span: self.spans.append(_TO_SDK(span)))
         self.holdings = Holdings(max_deaths=1)
         self.metrics = PoolMetrics.of_process()
         self.observer = Observer(self.holdings, TickLog(), self.metrics)
@@ -88,7 +91,8 @@ class Leadership:
             for _ in range(load.tasks // load.domains):
                 self.denoising(self.arrive(), domain)
             decoded = self.denoising(self.arrive(), domain)
-            self.move(decoded, Phase.DECODING)
+            for phase in (Phase.READY_TO_DECODE, Phase.DECODING):
+                self.move(decoded, phase)
             del self.holdings.unet[f"unet-{domain}"].tasks[decoded.spec.task_id]
             self.holdings.vae[f"vae-{domain}"].tasks[decoded.spec.task_id] = decoded
 
@@ -228,30 +232,32 @@ def measure(load: Load, repeats: int, count: int) -> dict[str, float]:
     found = {"metrics of a tick": timed(observe)}
     leading.holdings.profiles = profiles
     found["spans of a tick"] = timed(trace)
-    tick_spans = leading.spans[-BATCH_SPANS:]
-    exported = [least_ms(repeats, 1, lambda: request(tick_spans, {}).SerializeToString()) / len(tick_spans) * 2]
+    of_ticks = _encoded(leading.spans, repeats) * len(leading.spans) / (repeats * count)
     leading.spans.clear()
     jobs = [leading.new_job() for _ in range(repeats * count)]
     found["spans of its share of the jobs"] = (
         least_ms(repeats, count, lambda: leading.whole_job(jobs.pop())) * load.jobs_per_tick
     )
     leading.forget_jobs_of_no_worker()
-    of_a_job = len(leading.spans) / (repeats * count)
-    job_spans = leading.spans[-BATCH_SPANS:]
-    per_span = least_ms(repeats, 1, lambda: request(job_spans, {}).SerializeToString()) / len(job_spans)
-    exported.append(per_span * of_a_job * load.jobs_per_tick + _links(leading, load, repeats))
-    found["both as protobuf, on the exporter's thread"] = sum(exported)
+    of_jobs = _encoded(leading.spans, repeats) * len(leading.spans) / (repeats * count) * load.jobs_per_tick
+    found["both as protobuf, on the exporter's thread"] = of_ticks + of_jobs + _links(load, repeats)
     found["gauges, once a second"] = least_ms(repeats, 20, leading.gauges) / load.ticks_per_s
     found["scrapes, every 15 s"] = least_ms(repeats, 5, generate_latest) / (load.ticks_per_s * SCRAPE_EVERY_S)
     return found
 
 
-def _links(leading: Leadership, load: Load, repeats: int) -> float:
-    """The denoise spans' links to their ticks, which a job without ticks does not have: one for each task of a tick."""
-    links = [TraceContext(7, 8)] * load.steps
+def _encoded(spans: Sequence[ReadableSpan], repeats: int) -> float:
+    """ms that the exporter takes for one of the last batch of them."""
+    batch = spans[-BATCH_SPANS:]
+    return least_ms(repeats, 1, lambda: encode_spans(batch).SerializeToString()) / len(batch)
+
+
+def _links(load: Load, repeats: int) -> float:
+    """The denoise spans' links to their ticks, which a job without ticks does not have."""
+    links = [TraceContext(7, 8)] * (load.steps // TICKS_APART)
     bare, linked = (Span("denoise", TraceContext(1, 2), None, 1, 2, {}, ticks) for ticks in ((), links))
-    times = [least_ms(repeats, 1, lambda s=s: request([s] * 100, {}).SerializeToString()) / 100 for s in (linked, bare)]  # type: ignore[misc]
-    return (times[0] - times[1]) * load.jobs_per_tick
+    of_bare, of_linked = (_encoded([_TO_SDK(span)] * BATCH_SPANS, repeats) for span in (bare, linked))
+    return (of_linked - of_bare) * load.jobs_per_tick
 
 
 def command(

@@ -1,7 +1,6 @@
 """Traces: spans as plain values, made after the fact with explicit times, and sent to an OTLP collector where asked.
 
-Nothing here imports the OpenTelemetry SDK; `start_tracing` does, and only with an endpoint. Contexts travel between
-processes as W3C traceparent.
+Nothing here imports OpenTelemetry: `otlp` does, which sends them. Contexts travel between processes as W3C traceparent.
 """
 
 import hashlib
@@ -12,19 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from synerdiff.errors import SynerDiffError
-
 TRACEPARENT = "traceparent"
 INSTRUMENTATION = "synerdiff"
 
 Value = str | int | float | bool
-SpanKind = Literal["internal", "server"]
+SpanKind = Literal["INTERNAL", "SERVER"]
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
-
-
-class MissingTracing(SynerDiffError):
-    """The packages that send traces are not installed; the message says how to get them."""
 
 
 class TraceContext(NamedTuple):
@@ -33,11 +26,6 @@ class TraceContext(NamedTuple):
     trace_id: int
     span_id: int
     sampled: bool = True
-
-    @property
-    def trace_flags(self) -> "TraceContext":
-        """What the SDK's span processors ask for `sampled`."""
-        return self
 
     @property
     def traceparent(self) -> str:
@@ -83,10 +71,7 @@ def context_of_call(metadata: Iterable[tuple[str, str | bytes]] | None) -> Trace
 
 
 class Span(NamedTuple):
-    """One span that has ended. Times are Unix ns. `error`: what went wrong; empty where nothing did.
-
-    `dropped_links`: links past what a span may carry.
-    """
+    """One span that has ended. Times are Unix ns. `error`: what went wrong; empty where nothing did."""
 
     name: str
     context: TraceContext
@@ -95,9 +80,8 @@ class Span(NamedTuple):
     end_ns: int
     attributes: Mapping[str, Value] = MappingProxyType({})
     links: Sequence[TraceContext] = ()
-    kind: SpanKind = "internal"
+    kind: SpanKind = "INTERNAL"
     error: str = ""
-    dropped_links: int = 0
 
 
 class Tracer:
@@ -139,24 +123,6 @@ class Tracer:
         """Send what is left, for at most a few seconds."""
         if self._close is not None:
             self._close()
-
-
-def start_tracing(endpoint: str, ratio: float, resource: Mapping[str, Value]) -> Tracer:
-    """A tracer that sends to the OTLP/gRPC collector at `endpoint` ("http://host:4317"), or one that records nothing.
-
-    `resource` says which process this is. Raises MissingTracing.
-    """
-    if not endpoint:
-        return Tracer()
-    try:
-        from synerdiff.otlp import SpanSender
-    except ImportError as error:
-        raise MissingTracing(
-            f"--otlp-endpoint needs OpenTelemetry's SDK ({error.name} is missing); "
-            "install it with: pip install 'synerdiff[tracing]'"
-        ) from error
-    sender = SpanSender(endpoint, resource)
-    return Tracer(sender.send, ratio, sender.close)
 
 
 def unix_ns(unix_ms: int) -> int:

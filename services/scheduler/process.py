@@ -22,13 +22,14 @@ from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import SynerDiffError, Unavailable
+from synerdiff.otlp import MissingTracing, start_tracing
 from synerdiff.redis_client import EvictingRedis, check_keeps_all, connect, patiently
 from synerdiff.registry import WorkerRegistry
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.stopping import stop_signal
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
-from synerdiff.tracing import MissingTracing, Tracer, Value, start_tracing
+from synerdiff.tracing import Tracer, Value
 
 log = get_logger("process")
 

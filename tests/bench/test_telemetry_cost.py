@@ -3,6 +3,7 @@
 from collections import Counter
 
 from bench.telemetry_cost import Leadership, Load, measure
+from services.scheduler.telemetry.job_traces import TICKS_APART
 
 LOAD = Load(domains=2, tasks=8, steps=20, tick_ms=20.0)
 
@@ -10,7 +11,7 @@ LOAD = Load(domains=2, tasks=8, steps=20, tick_ms=20.0)
 def test_both_parts_of_a_tick_are_traced_with_a_link_for_each_task() -> None:
     leading = Leadership(LOAD)
     leading.spans.clear()
-    for part in leading.tick(0, 1):
+    for part in leading.tick(0, TICKS_APART):
         leading.traces.ticked(part.lane, part.done, part.planned)
     unet, vae = leading.spans
     assert (unet.name, len(unet.links), vae.name, len(vae.links)) == ("unet tick", 4, "vae tick", 1)

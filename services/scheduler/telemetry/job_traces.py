@@ -31,6 +31,15 @@ from synerdiff.tracing import (
     unix_ns,
 )
 
+# About one of so many ticks has spans: OpenTelemetry takes some 50 us for each, and `synerdiff trace` has all.
+TICKS_APART = 8
+_GOLDEN = 2654435761  # 2**32 over the golden ratio: its multiples fill the circle of 2**32 evenly
+
+
+def has_spans(tick: int) -> bool:
+    """Whether a tick is among those with spans. Scattered: domains that take turns would else have all or none."""
+    return (tick * _GOLDEN & 0xFFFFFFFF) * TICKS_APART < 1 << 32
+
 
 @dataclass
 class _TracedJob:
@@ -184,19 +193,19 @@ class JobTraces:
     # ---- ticks
 
     def ticked(self, lane: Lane, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None) -> None:
-        """A worker's part of a tick has run. It has a span where one of its tasks is traced, and they are linked.
+        """A worker's part of a tick has run. It may have a span where one of its tasks is traced; then they are linked.
 
         Of the tasks that it moved, the stage ends with it.
         """
         if planned and self._tasks and done.items:
-            stages = self._stages_of(done, planned)
-            if stages:
+            stages = self._stages_of(lane, done, planned)
+            if stages and has_spans(done.tick):
                 self._record_tick(lane, done, planned, stages)
         if isinstance(done, UnetTickDone):
             self.moved(task_id for task_id, _ in done.finished)
         self.moved(entry.task_id for entry in done.skipped)
 
-    def _stages_of(self, done: UnetTickDone | VaeTickDone, planned: PlannedPart) -> list[Stage]:
+    def _stages_of(self, lane: Lane, done: UnetTickDone | VaeTickDone, planned: PlannedPart) -> list[Stage]:
         """The traced stages that the tick had a part in, their steps and rows counted."""
         unet = isinstance(done, UnetTickDone)
         stage_name = "denoise" if unet else "decode"
@@ -208,6 +217,7 @@ class JobTraces:
             stage = traced.in_stage(stage_name) if traced else None
             if stage:
                 stages.append(stage)
+                stage.worker = lane.worker_id
                 stage.steps += task_id not in stale
                 stage.rows += 0 if task_id in stale else rows
         return stages
@@ -219,8 +229,7 @@ class JobTraces:
         unet = isinstance(done, UnetTickDone)
         context, parent = (tick, None) if unet else _beside(tick, planned)
         for stage in stages:
-            stage.link(context)
-            stage.worker = lane.worker_id
+            stage.ticks.append(context)
         links = [stage.context for stage in stages[:MOST_LINKS]]
         attributes: dict[str, Value] = {
             "synerdiff.domain": lane.domain,
@@ -232,8 +241,8 @@ class JobTraces:
         if done.skipped:
             attributes["synerdiff.stale"] = len(done.skipped)
         start_ns, end_ns = done.items[0].start_unix_ns, done.items[-1].end_unix_ns
-        name, dropped = f"{'unet' if unet else 'vae'} tick", len(stages) - len(links)
-        self._tracer.record(Span(name, context, parent, start_ns, end_ns, attributes, links, dropped_links=dropped))
+        name = f"{'unet' if unet else 'vae'} tick"
+        self._tracer.record(Span(name, context, parent, start_ns, end_ns, attributes, links))
 
 
 def _rows_by_task(planned: PlannedPart) -> Iterator[tuple[str, int]]:

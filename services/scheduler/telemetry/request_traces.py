@@ -43,7 +43,7 @@ class RequestTrace:
             return
         rpc: dict[str, Value] = {"rpc.system": "grpc", "rpc.method": self._method}
         span = Span(
-            "accept", self.context, self._client, self._began_ns, now_ns(), rpc | attributes, kind="server", error=error
+            "accept", self.context, self._client, self._began_ns, now_ns(), rpc | attributes, kind="SERVER", error=error
         )
         self._tracer.record(span)
 

@@ -6,7 +6,7 @@ from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import Phase, Task
 from synerdiff.tracing import Span, TraceContext, Value
 
-# Most links of one span; what comes after is counted only.
+# Most links of one span.
 MOST_LINKS = 128
 
 _STAGES = {
@@ -32,20 +32,12 @@ class Stage:
     steps: int = 0
     rows: int = 0
     ticks: list[TraceContext] = field(default_factory=list)
-    dropped_ticks: int = 0
     attributes: dict[str, Value] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: TraceContext, task: Task, since_ns: int) -> "Stage":
         """The task's present one, below the span of its job."""
         return cls(_STAGES[task.phase], job.child(), since_ns, task.deaths, _worker_of(task, _STAGES[task.phase]))
-
-    def link(self, tick: TraceContext) -> None:
-        """Remember a tick that had a part in it."""
-        if len(self.ticks) < MOST_LINKS:
-            self.ticks.append(tick)
-        else:
-            self.dropped_ticks += 1
 
 
 class TracedTask:
@@ -94,8 +86,8 @@ class TracedTask:
             attributes["synerdiff.deaths"] = task.deaths
         if stage.attributes:
             attributes |= stage.attributes
-        ended = Span(stage.name, stage.context, self._job, stage.since_ns, end_ns, attributes, stage.ticks, error=error)
-        return ended._replace(dropped_links=stage.dropped_ticks) if stage.dropped_ticks else ended
+        links = stage.ticks[:MOST_LINKS]
+        return Span(stage.name, stage.context, self._job, stage.since_ns, end_ns, attributes, links, error=error)
 
 
 def _worker_of(task: Task, stage_name: str) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from synerdiff.plans import Execution, ItemRef, SkippedEntry
+from synerdiff.plans import DecodedImage, Execution, ItemRef
 from synerdiff.v1 import images_pb2, stages_pb2
 from synerdiff.wire.codec import codec
 from synerdiff.wire.stages import unet_plan_from_pb, unet_tick_done_from_pb
@@ -35,9 +35,9 @@ def test_a_message_that_is_not_set_is_none_and_an_empty_one_is_not() -> None:
 
 
 def test_an_enum_of_a_newer_version_is_refused() -> None:
-    _, from_pb = codec(SkippedEntry, stages_pb2.SkippedEntry)
+    _, from_pb = codec(DecodedImage, stages_pb2.DecodedImage)
     with pytest.raises(ValueError, match="99"):
-        from_pb(stages_pb2.SkippedEntry(task_id="a", reason=99))  # type: ignore[arg-type]
+        from_pb(stages_pb2.DecodedImage(task_id="a", format=99))  # type: ignore[arg-type]
 
 
 def test_fields_of_a_newer_version_are_ignored() -> None:

@@ -17,7 +17,7 @@ from services.scheduler.engine.events import (
 )
 from services.scheduler.engine.tasks import PartItem, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
-from services.scheduler.telemetry.job_traces import JobTraces
+from services.scheduler.telemetry.job_traces import TICKS_APART, JobTraces, has_spans
 from services.scheduler.telemetry.task_stages import MOST_LINKS
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, ItemTiming, SlotRef, TaskFailed, TaskReady, UnetTickDone
@@ -116,18 +116,20 @@ def test_each_stage_is_a_span_from_where_the_one_before_ended(led: Led) -> None:
     assert spans["decode"].attributes["synerdiff.image_file_ms"] == 3.0
 
 
-def test_ticks_and_the_denoising_they_belong_to_are_linked_both_ways_up_to_a_bound(led: Led) -> None:
+def test_some_ticks_are_spans_linked_both_ways_with_the_denoising_they_belong_to_up_to_a_bound(led: Led) -> None:
     task = led.arrive()
     led.admit(task)
     led.ready(task)
     led.take()
-    for number in range(MOST_LINKS + 10):
+    for number in range((MOST_LINKS + 10) * TICKS_APART):
         led.tick(number, task)
     ticks = led.take()
-    led.tick(1000, task, finished=True)
+    led.tick(1001, task, finished=True)
     denoise = next(span for span in led.take() if span.name == "denoise")
     assert list(denoise.links) == [tick.context for tick in ticks[:MOST_LINKS]]
-    assert denoise.dropped_links == 11
+    with_spans = [number for number in range((MOST_LINKS + 10) * TICKS_APART) if has_spans(number)]
+    assert [tick.attributes["synerdiff.tick"] for tick in ticks] == with_spans
+    assert denoise.attributes["synerdiff.steps"] == (MOST_LINKS + 10) * TICKS_APART + 1
     assert all(list(tick.links) == [denoise.context] for tick in ticks)
     assert len({tick.context.trace_id for tick in ticks}) == len(ticks)
 

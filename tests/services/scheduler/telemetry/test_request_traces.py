@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis.asyncio import Redis
 
+from services.scheduler.telemetry.job_traces import TICKS_APART
 from synerdiff.client import AsyncClient, Progress
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.rpc import open_channel
@@ -49,7 +50,7 @@ def schedulers(
         for address in addresses
     }
     workers = subprocess.Popen(
-        [*python, "bench.simulated_workers", "--redis-url", redis_server.url, "--tick-ms", "10"],
+        [*python, "bench.simulated_workers", redis_server.url, "--tick-ms", "10"],
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -90,11 +91,6 @@ def check_one_that_began_here(collector: Collector, job_id: str) -> None:
     assert accept.parent_span_id == b""
     spans = [span for span in collector.spans if span.trace_id == accept.trace_id]
     check_tree(spans)
-    (decode,) = (span for span in spans if span.name == "decode")
-    vae_ticks = [
-        span for span in collector.named("vae tick") if decode.span_id in {link.span_id for link in span.links}
-    ]
-    assert len(vae_ticks) == 1
 
 
 async def test_one_trace_from_client_to_picture_and_over_a_change_of_leader(
@@ -154,6 +150,6 @@ async def test_one_trace_from_client_to_picture_and_over_a_change_of_leader(
     assert told["synerdiff.worker"].startswith("unet-")
     ticks = {span.span_id: span for span in collector.named("unet tick")}
     linked = [ticks[link.span_id] for link in denoise.links]
-    assert len(linked) == 20
+    assert 20 // TICKS_APART <= len(linked) <= 20 // TICKS_APART + 1
     assert all(denoise.span_id in {link.span_id for link in tick.links} for tick in linked)
-    assert len({tick.trace_id for tick in linked} | {trace_id.to_bytes(16)}) == 21
+    assert len({tick.trace_id for tick in linked} | {trace_id.to_bytes(16)}) == len(linked) + 1
