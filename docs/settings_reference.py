@@ -32,8 +32,8 @@ What TLS asks of certificates, and what becomes of renewed ones: [deploy/docker]
 
 Workers set what OpenMP's own variables leave open, in a container as anywhere: `OMP_WAIT_POLICY=passive` with
 `GOMP_SPINCOUNT=2000`, so that threads without work soon leave their core to the other worker. A worker that has its
-cores to itself is faster with `OMP_WAIT_POLICY=active`; `python -m bench.contention` measures both. Workers that run
-items in step need one `/dev/shm` between them; without one they run free.
+cores to itself is faster with `OMP_WAIT_POLICY=active`; `synerdiff profile` under either says what it is worth here.
+Workers that run items in step need one `/dev/shm` between them; without one they run free.
 """
 
 SERVICES = (

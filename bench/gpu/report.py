@@ -1,7 +1,7 @@
 """The tables of a run, as Markdown: what docs/gpu.md shows, and what is printed at the end of a run."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,47 +80,35 @@ def _sections(run: Run) -> str:
 
 def _ceilings(run: Run) -> str:
     rows = [
-        (run.card, r["what"], f"{r['tflops']:.4g} TFLOP/s" if "tflops" in r else f"{r['tb_per_s']:.3g} TB/s")
+        (r["what"], f"{r['tflops']:.4g} TFLOP/s" if "tflops" in r else f"{r['tb_per_s']:.3g} TB/s")
         for r in run.of("ceiling")
     ]
-    rows += [(run.card, "CUDA MPS", _line(r["said"])) for r in run.of("mps")]
-    return _table(("card", "ceiling", ""), rows)
+    return _of_card(run, ("ceiling", ""), rows + [("CUDA MPS", _line(r["said"])) for r in run.of("mps")])
 
 
 def _costs(run: Run) -> str:
-    rows = [
-        (
-            r["title"],
-            f"{r['unet_parameters_m']:.1f} M",
-            f"{r['row_tflop']:.3g}",
-            f"{r['decode_tflop']:.3g}",
-            number(run.floors.item_ms(r["model"], 2, 0, run.dtype), 3),
-            number(run.floors.item_ms(r["model"], 0, 1, run.dtype), 3),
-        )
-        for r in run.of("cost")
-    ]
+    rows = []
+    for r in run.of("cost"):
+        floors = (number(run.floors.item_ms(r["model"], *of, run.dtype), 3) for of in ((2, 0), (0, 1)))
+        sizes = (f"{r['unet_parameters_m']:.1f} M", f"{r['row_tflop']:.3g}", f"{r['decode_tflop']:.3g}")
+        rows.append((r["title"], *sizes, *floors))
     names = ("model", "UNet", "TFLOP a row", "TFLOP a decode", "floor of a call of 2 rows, ms", "floor of a decode, ms")
     return _table(names, rows)
 
 
 def _tests(run: Run) -> str:
-    rows = [(run.card, r["test"], r["outcome"], f"{r['s']:.1f}", _line(r["message"])) for r in run.of("test")]
-    return _table(("card", "test", "", "s", "why"), rows)
+    rows = [(r["test"], r["outcome"], f"{r['s']:.1f}", _line(r["message"])) for r in run.of("test")]
+    return _of_card(run, ("test", "", "s", "why"), rows)
 
 
 def _parity(run: Run) -> str:
+    halves = ("served_half_db", "diffusers_half_db")
     rows = [
-        (
-            run.card,
-            f"{r['sampler']}, {r['steps']} steps",
-            r["served_levels"],
-            number(r.get("served_half_db"), 1),
-            number(r.get("diffusers_half_db"), 1),
-        )
+        (f"{r['sampler']}, {r['steps']} steps", r["served_levels"], *(number(r.get(name), 1) for name in halves))
         for r in run.of("parity")
     ]
-    names = ("card", "sampler", "served float32, levels off", "served float16, dB", "diffusers float16, dB")
-    return _table(names, rows)
+    names = ("sampler", "served float32, levels off", "served float16, dB", "diffusers float16, dB")
+    return _of_card(run, names, rows)
 
 
 def _loads(run: Run) -> str:
@@ -128,25 +116,19 @@ def _loads(run: Run) -> str:
     for r in run.of("load"):
         most = run.floors.images_per_s(r["model"], r["steps"], run.dtype, r.get("skipped_share", 0.0))
         rate = f" at {r['rate_per_s']:.3g}/s" if r.get("rate_per_s") else ""
-        rows.append(
-            (
-                run.card,
-                _title(r["model"]),
-                r["who"],
-                r["way"],
-                r["load"] + rate,
-                number(r["images_per_s"], 3),
-                number(most, 3),
-                f"{r['images_per_s'] / most:.0%}" if most else "-",
-                f"{r['images_per_s'] / offline[r['model']]:.2f}" if r["model"] in offline else "-",
-                number(r.get("p50_s"), 2),
-                number(r.get("p99_s"), 2),
-                f"{r['skipped_share']:.0%}" if r.get("skipped_share") else "-",
-                r["images"] if not r.get("errors") else f"{r['images']}, failed: {r['errors']}",
-            )
+        figures = (
+            number(r["images_per_s"], 3),
+            number(most, 3),
+            f"{r['images_per_s'] / most:.0%}" if most else "-",
+            f"{r['images_per_s'] / offline[r['model']]:.2f}" if r["model"] in offline else "-",
+            number(r.get("p50_s"), 2),
+            number(r.get("p99_s"), 2),
+            f"{r['skipped_share']:.0%}" if r.get("skipped_share") else "-",
+            r["images"] if not r.get("errors") else f"{r['images']}, failed: {r['errors']}",
         )
-    names = ("card", "model", "who", "device", "load", "images/s", "at most", "of that", "of the best offline")
-    return _table((*names, "p50 s", "p99 s", "skipped", "images"), rows)
+        rows.append((_title(r["model"]), r["who"], r["way"], r["load"] + rate, *figures))
+    names = ("model", "who", "device", "load", "images/s", "at most", "of that", "of the best offline")
+    return _of_card(run, (*names, "p50 s", "p99 s", "skipped", "images"), rows)
 
 
 def _best_offline(run: Run) -> dict[str, float]:
@@ -162,8 +144,8 @@ def _ways(run: Run) -> str:
     """Of each profile, and of the streams of one process: what running side by side gains, with its sign."""
     rows = [_way_of_profile(run, r) for r in run.of("profile")]
     rows += [_way_of_streams(run, r) for r in run.of("overlap")]
-    names = ("card", "model", "device", "item", "in turn ms", "together ms", "floor ms", "gain", "images/s of it all")
-    return _table((*names, "knee, rows", "found"), rows)
+    names = ("model", "device", "item", "in turn ms", "together ms", "floor ms", "gain", "images/s of it all")
+    return _of_card(run, (*names, "knee, rows", "found"), rows)
 
 
 def _way_of_profile(run: Run, record: Record) -> tuple[object, ...]:
@@ -173,63 +155,33 @@ def _way_of_profile(run: Run, record: Record) -> tuple[object, ...]:
     rows, decodes = max(both, key=lambda item: profile.overlap_gain(*item), default=(0, 0))
     together_ms = profile.latency_ms(rows, decodes) if both else 0.0
     gains = [profile.overlap_gain(*item) for item in both] or [0.0]
-    gain = max(gains)
+    floor_ms = run.floors.item_ms(record["model"], rows, decodes, run.dtype)
+    times = (number(ms, 2) for ms in (together_ms / (1 - max(gains)), together_ms, floor_ms))
+    others = f" (other items {min(gains):+.1%} or more)" if len(gains) > 1 else ""
     taken = [f"{each.choice} {'on' if each.taken else 'off'} ({each.ratio:.2f})" for each in profile.evidence]
-    return (
-        run.card,
-        _title(record["model"]),
-        record["way"],
-        f"{rows} rows beside {decodes}",
-        number(together_ms / (1 - gain), 2),
-        number(together_ms, 2),
-        number(run.floors.item_ms(record["model"], rows, decodes, run.dtype), 2),
-        f"{gain:+.1%} (other items {min(gains):+.1%} or more)" if len(gains) > 1 else f"{gain:+.1%}",
-        f"{record['pictures_per_s']:.2f}",
-        profile.knee_rows(),
-        ", ".join(taken) or "-",
-    )
+    about = (f"{record['pictures_per_s']:.2f}", profile.knee_rows(), ", ".join(taken) or "-")
+    item = f"{rows} rows beside {decodes}"
+    return (_title(record["model"]), record["way"], item, *times, f"{max(gains):+.1%}{others}", *about)
 
 
 def _way_of_streams(run: Run, record: Record) -> tuple[object, ...]:
     steps, decodes = record["steps"], record["decodes"]
     floor = run.floors.item_ms(record["model"], steps * record["rows"], decodes, run.dtype)
-    return (
-        run.card,
-        _title(record["model"]),
-        record["way"],
-        f"{steps} x {record['rows']} rows beside {decodes}",
-        number(record["serial_ms"], 2),
-        number(record["together_ms"], 2),
-        number(floor, 2),
-        f"{record['gain']:+.1%}",
-        "-",
-        "-",
-        record["how"],
-    )
+    times = (number(ms, 2) for ms in (record["serial_ms"], record["together_ms"], floor))
+    item = f"{steps} x {record['rows']} rows beside {decodes}"
+    return (_title(record["model"]), record["way"], item, *times, f"{record['gain']:+.1%}", "-", "-", record["how"])
 
 
 def _cells(run: Run) -> str:
     """Of each model's best way."""
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for model in dict.fromkeys(record["model"] for record in run.of("profile")):
         listed = [record for record in run.of("profile") if record["model"] == model]
         best = max(listed, key=lambda record: float(record["pictures_per_s"]))
         for cell in parse(json.dumps(best["profile"])).cells:
-            floor = run.floors.item_ms(model, cell.rows, cell.decodes, run.dtype)
-            rows.append(
-                (
-                    run.card,
-                    _title(model),
-                    best["way"],
-                    cell.rows,
-                    cell.decodes,
-                    cell.setting.chunks,
-                    number(cell.median_ms, 2),
-                    number(floor, 2),
-                    f"{cell.median_ms / floor:.1f}" if floor else "-",
-                )
-            )
-    return _table(("card", "model", "device", "rows", "decodes", "bands", "ms", "floor ms", "times it"), rows)
+            timed = _timed(cell.median_ms, run.floors.item_ms(model, cell.rows, cell.decodes, run.dtype))
+            rows.append((_title(model), best["way"], cell.rows, cell.decodes, cell.setting.chunks, *timed))
+    return _of_card(run, ("model", "device", "rows", "decodes", "bands", *_TIMED), rows)
 
 
 def _calls(run: Run) -> str:
@@ -239,43 +191,30 @@ def _calls(run: Run) -> str:
         dtype = next((name for name in ("bfloat16", "float32", "float16") if name in r["how"]), run.dtype)
         floor = run.floors.item_ms(r["model"], r["count"] if unet else 0, 0 if unet else r["count"], dtype)
         what = f"{r['count']} rows" if unet else f"{r['count']} pictures"
-        times = f"{r['ms'] / floor:.1f}" if floor else "-"
-        rows.append(
-            (
-                run.card,
-                _title(r["model"]),
-                r["part"],
-                what,
-                r["how"],
-                number(r["ms"], 2),
-                number(floor, 2),
-                times,
-                r.get("peak_mib") or "-",
-            )
-        )
-    return _table(("card", "model", "part", "call", "how", "ms", "floor ms", "times it", "peak MiB"), rows)
+        timed = _timed(r["ms"], floor)
+        rows.append((_title(r["model"]), r["part"], what, r["how"], *timed, r.get("peak_mib") or "-"))
+    return _of_card(run, ("model", "part", "call", "how", *_TIMED, "peak MiB"), rows)
 
 
 def _quality(run: Run) -> str:
-    rows = [(run.card, r["what"], r["how"], number(r["psnr_db"], 1)) for r in run.of("quality")]
-    return _table(("card", "", "dtype", "PSNR, dB"), rows)
+    rows = [(r["what"], r["how"], number(r["psnr_db"], 1)) for r in run.of("quality")]
+    return _of_card(run, ("", "dtype", "PSNR, dB"), rows)
 
 
 def _latents(run: Run) -> str:
     rows = [
         (
-            run.card,
             r["way"],
-            ", ".join(f"{name} {count}" for name, count in r["transports"].items()),
-            ", ".join(f"{name} {count}" for name, count in r["kills"].items()) or "none",
+            _counts(r["transports"]),
+            _counts(r["kills"]),
             r["whole"],
             len(r["violations"]),
             number(r["read_ms_p50"], 3),
         )
         for r in run.of("latents")
     ]
-    names = ("card", "device", "transfers by", "killed", "whole", "torn, stale, lost or leaked", "read p50, ms")
-    return _table(names, rows)
+    names = ("device", "transfers by", "killed", "whole", "torn, stale, lost or leaked", "read p50, ms")
+    return _of_card(run, names, rows)
 
 
 def _troubles(run: Run) -> str:
@@ -283,8 +222,8 @@ def _troubles(run: Run) -> str:
 
 
 def _graphs(run: Run) -> str:
-    rows = [(run.card, _title(r["model"]), r["way"], r["sizes_without"]) for r in run.of("graphs")]
-    return _table(("card", "model", "device", "batch sizes that ran without a graph"), rows)
+    rows = [(_title(r["model"]), r["way"], r["sizes_without"]) for r in run.of("graphs")]
+    return _of_card(run, ("model", "device", "batch sizes that ran without a graph"), rows)
 
 
 def _anchors(run: Run) -> str:
@@ -314,6 +253,23 @@ _LONG = (_tests, _cells, _calls)
 def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     listed = list(rows)
     return markdown_table(names, listed) if listed else ""
+
+
+def _of_card(run: Run, names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table whose rows say of which card they are: those of several runs are read together."""
+    return _table(("card", *names), [(run.card, *row) for row in rows])
+
+
+_TIMED = ("ms", "floor ms", "times it")
+
+
+def _timed(ms: float, floor_ms: float | None) -> tuple[str, str, str]:
+    """The columns _TIMED."""
+    return number(ms, 2), number(floor_ms, 2), f"{ms / floor_ms:.1f}" if floor_ms else "-"
+
+
+def _counts(of: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in of.items()) or "none"
 
 
 def _title(model: str) -> str:

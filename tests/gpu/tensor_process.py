@@ -16,7 +16,7 @@ from synerdiff.latents.client import Latents
 from synerdiff.latents.transports import TransportChoice
 from synerdiff.plans import SlotRef
 from tests.synerdiff.latents.cuda_process import CudaCommands
-from tests.synerdiff.latents.other_process import described_to, obey
+from tests.synerdiff.latents.other_process import described_to, serve
 
 MODULE = "tests.gpu.tensor_process"
 SHAPE = (4, 128, 128)
@@ -60,4 +60,4 @@ def _digest(tensor: torch.Tensor) -> str:
 
 
 if __name__ == "__main__":
-    obey(TensorCommands())
+    serve(TensorCommands())

@@ -12,7 +12,8 @@ import pytest
 from bench.latents import Experiment, Trial
 from synerdiff.mps import find_client
 from tests.gpu import tensor_process
-from tests.synerdiff.latents.other_process import OtherProcess, module
+from tests.synerdiff.latents.other_process import OtherProcess
+from tests.told_process import module
 
 TRANSFERS = int(os.environ.get("SYNERDIFF_TEST_TRANSFERS", "10000"))
 KILLS = int(os.environ.get("SYNERDIFF_TEST_KILLS", "20"))

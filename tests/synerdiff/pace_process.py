@@ -2,64 +2,23 @@
 
 import contextlib
 import json
-import select
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from synerdiff.pace import PaceSide, SharedPace
 from synerdiff.plans import ItemRef
+from tests.told_process import ToldProcess, obey, told
 from tests.waiting import HANG_S
-
-ROOT = Path(__file__).parents[2]
-
-
-class PartnerProcess:
-    """This side's handle on it: the VAE's side of the pace `name`."""
-
-    def __init__(self, name: str, directory: Path) -> None:
-        command = [sys.executable, "-m", "tests.synerdiff.pace_process", name, str(directory)]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self.answer()
-
-    def tell(self, command: str, **arguments: Any) -> None:
-        assert self.process.stdin
-        print(json.dumps({"command": command, **arguments}), file=self.process.stdin, flush=True)
-
-    def answer(self) -> Any:
-        assert self.process.stdout
-        return json.loads(self.process.stdout.readline())
-
-    def has_answered(self, within_s: float) -> bool:
-        """Whether there is something to read."""
-        assert self.process.stdout
-        return bool(select.select([self.process.stdout], [], [], within_s)[0])
-
-    def ask(self, command: str, **arguments: Any) -> Any:
-        self.tell(command, **arguments)
-        return self.answer()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(timeout=HANG_S)
 
 
 @contextlib.contextmanager
-def partner(name: str, directory: Path) -> Iterator[PartnerProcess]:
-    other = PartnerProcess(name, directory)
-    try:
+def partner(name: str, directory: Path) -> Iterator[ToldProcess]:
+    """The VAE's side of the pace `name`."""
+    with told(__name__, name, str(directory)) as other:
+        other.answer()
         yield other
-    finally:
-        assert other.process.stdin
-        other.process.stdin.close()
-        other.process.wait(timeout=HANG_S)
-        assert other.process.stdout
-        other.process.stdout.close()
 
 
 class _Commands:
@@ -97,9 +56,7 @@ def main() -> None:
     pace = SharedPace(sys.argv[1], PaceSide.VAE, Path(sys.argv[2]))
     commands = _Commands(pace)
     print(json.dumps("open"), flush=True)
-    for line in sys.stdin:
-        arguments = json.loads(line)
-        print(json.dumps(getattr(commands, arguments.pop("command"))(**arguments)), flush=True)
+    obey(commands)
     pace.close()
 
 

@@ -48,7 +48,7 @@ def lost() -> float:
 
 def test_a_wait_ends_when_the_other_process_has_ended_the_item(pace: SharedPace, directory: Path) -> None:
     with partner("pair-1", directory) as other:
-        other.tell("wait", tick=7, place=2, patience_ms=FOREVER_MS)
+        other.send("wait", tick=7, place=2, patience_ms=FOREVER_MS)
         pace.ended(ItemRef(7, 1))
         assert not other.has_answered(within_s=0.05), "it went on before the item had ended"
         pace.ended(ItemRef(7, 2))
@@ -105,7 +105,7 @@ def test_words_are_read_whole(pace: SharedPace, directory: Path) -> None:
     with partner("pair-1", directory) as other:
         while len(reads) <= 100:  # a busy machine may let the writer run alone
             first = (word >> 32) + 1
-            other.tell("count", first=first, rounds=rounds)
+            other.send("count", first=first, rounds=rounds)
             while (word >> 32) < first + rounds - 1:
                 word = pace._words[pace._other]
                 assert word >> 32 == 0 or (word >> 32) & 0xFFFF == (word >> 16) & 0xFFFF == word & 0xFFFF, hex(word)
@@ -121,7 +121,7 @@ def test_the_handover_between_two_processes_takes_no_longer_than_a_nap(pace: Sha
     assert LONGEST_SLEEP_MS < 1
     rounds, ended_ns = 60, []
     with partner("pair-1", directory) as other:
-        other.tell("take_turns", rounds=rounds, work_ms=10, nap_ms=LONGEST_SLEEP_MS)
+        other.send("take_turns", rounds=rounds, work_ms=10, nap_ms=LONGEST_SLEEP_MS)
         for tick in range(1, rounds + 1):
             pace.wait(ItemRef(tick, 1), FOREVER_MS)
             time.sleep(0.01)

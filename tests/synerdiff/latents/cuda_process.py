@@ -20,7 +20,7 @@ from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.latents.cuda_driver import CudaDevice
 from synerdiff.latents.transports import LatentsReader, TransportChoice, open_arena
 from synerdiff.plans import SlotRef
-from tests.synerdiff.latents.other_process import Commands, described_from, described_to, obey
+from tests.synerdiff.latents.other_process import Commands, described_from, described_to, serve
 from tests.waiting import HANG_S
 
 MODULE = "tests.synerdiff.latents.cuda_process"
@@ -132,4 +132,4 @@ def _plain(logs: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    obey(CudaCommands())
+    serve(CudaCommands())

@@ -4,9 +4,6 @@ Lives in a process of its own because both sides of a mapping in one process wou
 """
 
 import contextlib
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,36 +14,14 @@ from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.description import ArenaDescription, TransportOffer
 from synerdiff.latents.shared_memory import SharedMemoryReader
 from synerdiff.plans import SlotRef
-from tests.waiting import HANG_S
-
-ROOT = Path(__file__).parents[3]
+from tests.told_process import ToldProcess, module, obey
 
 
-class OtherProcess:
+class OtherProcess(ToldProcess):
     """This side's handle on it."""
 
     def __init__(self, *command: str, environment: dict[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            command or module("tests.synerdiff.latents.other_process"),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-
-    def ask(self, command: str, **arguments: Any) -> Any:
-        self.send(command, **arguments)
-        return self.answer()
-
-    def send(self, command: str, **arguments: Any) -> None:
-        assert self.process.stdin
-        print(json.dumps({"command": command, **arguments}), file=self.process.stdin, flush=True)
-
-    def answer(self) -> Any:
-        assert self.process.stdout
-        return json.loads(self.process.stdout.readline())
+        super().__init__(*(command or module(__name__)), environment=environment)
 
     def open(self, description: ArenaDescription) -> None:
         self.ask("open", description=described_to(description))
@@ -55,26 +30,11 @@ class OtherProcess:
         found = self.ask("read", slot=asdict(slot))
         return None if found is None else bytes.fromhex(found)
 
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait(timeout=HANG_S)
-        assert self.process.stdout
-        self.process.stdout.close()
-
-
-def module(name: str) -> list[str]:
-    """The command that runs a module."""
-    return [sys.executable, "-m", name]
-
 
 @contextlib.contextmanager
 def other_process() -> Iterator[OtherProcess]:
-    other = OtherProcess()
-    try:
+    with contextlib.closing(OtherProcess()) as other:
         yield other
-    finally:
-        other.close()
 
 
 def pattern(epoch: int, length: int) -> bytes:
@@ -143,11 +103,9 @@ class Commands:
                 self.arena.release(slot)
 
 
-def obey(commands: Commands) -> None:
+def serve(commands: Commands) -> None:
     """Carry out commands until stdin ends."""
-    for line in sys.stdin:
-        arguments = json.loads(line)
-        print(json.dumps(getattr(commands, arguments.pop("command"))(**arguments)), flush=True)
+    obey(commands)
     if commands.arena:
         commands.arena.close()
 
@@ -158,4 +116,4 @@ def _offer(plain: dict[str, Any]) -> TransportOffer:
 
 
 if __name__ == "__main__":
-    obey(Commands())
+    serve(Commands())

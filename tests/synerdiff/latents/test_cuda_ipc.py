@@ -22,7 +22,8 @@ from synerdiff.latents.description import ArenaDescription
 from synerdiff.latents.transports import TransportChoice, open_arena
 from tests.cuda_driver.stand_in import NO_COMPILER, StandIn, build, compiler
 from tests.synerdiff.latents import cuda_process
-from tests.synerdiff.latents.other_process import OtherProcess, described_from, module
+from tests.synerdiff.latents.other_process import OtherProcess, described_from
+from tests.told_process import module
 from tests.waiting import wait_until
 
 SLOT_BYTES = 65536
