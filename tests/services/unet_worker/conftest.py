@@ -1,4 +1,6 @@
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,8 +9,10 @@ import grpc
 import pytest
 import torch
 
+from services.unet_worker.denoiser import Denoiser, StepOutcome
 from services.unet_worker.process import slot_bytes, start_services
 from services.unet_worker.settings import UnetWorkerSettings
+from services.unet_worker.tasks import DenoisingTask
 from services.unet_worker.worker import UnetWorker
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
@@ -18,6 +22,7 @@ from synerdiff.rpc import ServiceHost, open_channel
 from synerdiff.settings import load
 from tests.parity import unet_side
 from tests.tiny_models import tiny_model
+from tests.waiting import HANG_S
 
 SLOTS = 3
 
@@ -65,3 +70,28 @@ async def served(tiny_side: UnetSide) -> AsyncIterator[ServedWorker]:
     """A worker whose steps keep to one core."""
     async with served_worker(tiny_side, threads=1) as worker:
         yield worker
+
+
+class Gate:
+    """Holds the device thread inside a UNet call until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.open = threading.Event()
+
+    async def wait_until_reached(self) -> None:
+        assert await asyncio.to_thread(self.reached.wait, HANG_S)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate, step = Gate(), Denoiser.step
+
+    def gated(denoiser: Denoiser, tasks: Sequence[DenoisingTask], skipping: Sequence[bool]) -> StepOutcome:
+        gate.reached.set()
+        assert gate.open.wait(HANG_S)
+        return step(denoiser, tasks, skipping)
+
+    monkeypatch.setattr(Denoiser, "step", gated)
+    yield gate
+    gate.open.set()

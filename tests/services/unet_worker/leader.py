@@ -102,3 +102,8 @@ async def leading(channel: grpc.aio.Channel, token: int = 1) -> AsyncIterator[Le
         yield leader
     finally:
         leader.call.cancel()
+
+
+async def finish(leader: Leader, task_id: str, calls: int) -> UnetTickDone:
+    """Run all calls of one task in one plan."""
+    return await leader.run(*[[(task_id, call)] for call in range(calls)])

@@ -1,7 +1,8 @@
-"""The bundled model's VAE, and diffusers' own decode of it to compare with."""
+"""The bundled model's VAE, a worker that serves it, and diffusers' own decode of it to compare with."""
 
+import asyncio
 import io
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +14,17 @@ from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from services.vae_worker.worker import SERVICE_NAME, VaeWorker
+from synerdiff.cancellation import cancel_and_wait
+from synerdiff.latents.arena import create_arena
+from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import load_vae_side
+from synerdiff.rpc import ServiceHost
+from synerdiff.v1 import stages_pb2_grpc
 from tests.reference import in_float64
 from tests.rounding import assert_same_picture
+from tests.services.vae_worker.stage import SIDE, Stage
 
 MODEL = Path(__file__).parents[3] / "models" / "emoji" / "model"
 
@@ -24,6 +32,28 @@ MODEL = Path(__file__).parents[3] / "models" / "emoji" / "model"
 @pytest.fixture(scope="session")
 def vae_side() -> VaeSide:
     return load_vae_side(MODEL, torch.float32)
+
+
+@pytest.fixture
+async def stage(vae_side: VaeSide) -> AsyncIterator[Stage]:
+    arena = create_arena(16, 4 * (SIDE // 8) ** 2 * 4, "float32")
+    arena_host, host = ServiceHost(), ServiceHost()
+    arena_host.add(
+        "synerdiff.v1.LatentsArena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena)
+    )
+    worker = VaeWorker(vae_side, "vae-1", encode_threads=2, outbox_bytes=1 << 24)
+    host.add(SERVICE_NAME, stages_pb2_grpc.add_VaeStageServicer_to_server, worker.servicer)
+    arena_address, address = await arena_host.start("127.0.0.1:0"), await host.start("127.0.0.1:0")
+    working = asyncio.create_task(worker.loop.run())
+    made = Stage(worker, address, arena, arena_address)
+    yield made
+    for channel in made.channels:
+        await channel.close()
+    await host.drain(0)
+    await arena_host.drain(0)
+    await cancel_and_wait(working)
+    await worker.close()
+    arena.close()
 
 
 def latents_of(count: int, width: int, height: int) -> torch.Tensor:

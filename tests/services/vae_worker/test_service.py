@@ -1,193 +1,44 @@
 """A whole VAE worker over real gRPC, reading a real arena: what a leader asks, and what it hears back."""
 
 import asyncio
-import contextlib
-import io
-import json
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import grpc
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
-from PIL import Image
 
 from services.vae_worker import decode_loop
 from services.vae_worker.decoder import BatchDecoder, DecodeInProgress
 from services.vae_worker.image_files import encode_image, read_parameters
 from services.vae_worker.item_runner import ItemRunner
-from services.vae_worker.metrics import READ_SECONDS
 from services.vae_worker.outbox import Outbox
-from services.vae_worker.worker import SERVICE_NAME, VaeWorker
-from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.client import ArenaClient, Latents
-from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import VaeSide
 from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import (
-    DecodedImage,
     DecodeEntry,
     Execution,
     SkippedEntry,
     SkipReason,
     SlotRef,
-    TaskFailed,
     VaeItem,
     VaePlan,
-    VaeTickDone,
 )
 from synerdiff.requests import ImageFormat
-from synerdiff.rpc import ServiceHost, open_channel
-from synerdiff.v1 import stages_pb2, stages_pb2_grpc
+from synerdiff.v1 import stages_pb2
 from synerdiff.wire.stages import (
-    decoded_image_from_pb,
-    task_failed_from_pb,
     vae_plan_to_pb,
-    vae_tick_done_from_pb,
 )
 from tests.services.vae_worker.conftest import assert_decoded, assert_decoded_as_jpeg, latents_of
-from tests.waiting import HANG_S, until
-
-SIDE = 32
-
-
-class Leader:
-    """A scheduler's end of a worker's two streams."""
-
-    def __init__(self, channel: grpc.aio.Channel, token: int) -> None:
-        self.token = token
-        self._stub = stages_pb2_grpc.VaeStageStub(channel)
-        self.call: Any = self._stub.Run()
-        self._images: Any = None
-
-    async def attach(self) -> stages_pb2.VaeAttached:
-        attach = stages_pb2.Attach(leader_token=self.token, domain="here")
-        await self.call.write(stages_pb2.VaeCommand(attach=attach))
-        report = await self.report()
-        assert report.WhichOneof("report") == "attached"
-        return report.attached
-
-    async def plan(self, tick: int, *items: Sequence[DecodeEntry], token: int | None = None) -> None:
-        plan = VaePlan(self.token if token is None else token, tick, tuple(VaeItem(tuple(item)) for item in items))
-        await self.call.write(stages_pb2.VaeCommand(plan=vae_plan_to_pb(plan)))
-
-    async def cancel(self, *task_ids: str) -> None:
-        await self.call.write(stages_pb2.VaeCommand(cancel=stages_pb2.CancelTasks(task_ids=task_ids)))
-
-    async def stored(self, *task_ids: str) -> None:
-        await self.call.write(stages_pb2.VaeCommand(stored=stages_pb2.CancelTasks(task_ids=task_ids)))
-
-    async def report(self) -> stages_pb2.VaeReport:
-        report: stages_pb2.VaeReport = await asyncio.wait_for(self.call.read(), HANG_S)
-        if report is grpc.aio.EOF:
-            raise EOFError
-        return report
-
-    async def done(self) -> VaeTickDone:
-        report = await self.report()
-        assert report.WhichOneof("report") == "tick_done", report
-        return vae_tick_done_from_pb(report.tick_done)
-
-    async def failed(self) -> TaskFailed:
-        report = await self.report()
-        assert report.WhichOneof("report") == "task_failed", report
-        return task_failed_from_pb(report.task_failed)
-
-    async def images(self, count: int, *, again: bool = False) -> dict[str, DecodedImage]:
-        """The next images of its stream; with `again`, of a new stream."""
-        if self._images is None or again:
-            self._images = self._stub.Images(stages_pb2.ImagesRequest(leader_token=self.token))
-        images = [decoded_image_from_pb(await asyncio.wait_for(self._images.read(), HANG_S)) for _ in range(count)]
-        return {image.task_id: image for image in images}
-
-    async def no_image(self) -> None:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(self._images.read(), 0.1)
-
-
-@dataclass
-class Stage:
-    """A worker, the arena that its plans name, and channels for leaders."""
-
-    worker: VaeWorker
-    address: str
-    arena: Arena
-    arena_address: str
-    channels: list[grpc.aio.Channel] = field(default_factory=list)
-
-    def leader(self, token: int = 1) -> Leader:
-        self.channels.append(open_channel(self.address))
-        return Leader(self.channels[-1], token)
-
-    async def attached(self, token: int = 1) -> Leader:
-        leader = self.leader(token)
-        await leader.attach()
-        return leader
-
-    def entry(self, task_id: str, latents: torch.Tensor, **changed: Any) -> DecodeEntry:
-        slot = self.arena.acquire()
-        self.arena.write(slot, latents.contiguous().numpy().tobytes())
-        fields: dict[str, Any] = {
-            "task_id": task_id,
-            "arena_address": self.arena_address,
-            "slot": slot,
-            "width": SIDE,
-            "height": SIDE,
-            "image_format": ImageFormat.PNG,
-            "parameters_json": json.dumps({"prompt": task_id}),
-        }
-        return DecodeEntry(**fields | changed)
-
-    def entries(self, *task_ids: str) -> list[DecodeEntry]:
-        return [
-            self.entry(task_id, one)
-            for task_id, one in zip(task_ids, latents_of(len(task_ids), SIDE, SIDE), strict=True)
-        ]
-
-
-@pytest.fixture
-async def stage(vae_side: VaeSide) -> AsyncIterator[Stage]:
-    arena = create_arena(16, 4 * (SIDE // 8) ** 2 * 4, "float32")
-    arena_host, host = ServiceHost(), ServiceHost()
-    arena_host.add(
-        "synerdiff.v1.LatentsArena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena)
-    )
-    worker = VaeWorker(vae_side, "vae-1", encode_threads=2, outbox_bytes=1 << 24)
-    host.add(SERVICE_NAME, stages_pb2_grpc.add_VaeStageServicer_to_server, worker.servicer)
-    arena_address, address = await arena_host.start("127.0.0.1:0"), await host.start("127.0.0.1:0")
-    working = asyncio.create_task(worker.loop.run())
-    made = Stage(worker, address, arena, arena_address)
-    yield made
-    for channel in made.channels:
-        await channel.close()
-    await host.drain(0)
-    await arena_host.drain(0)
-    working.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await working
-    await worker.close()
-    arena.close()
-
-
-def picture(image: DecodedImage) -> npt.NDArray[np.uint8]:
-    with Image.open(io.BytesIO(image.data)) as opened:
-        assert opened.format == image.format.name
-        return np.asarray(opened.convert("RGB"))
-
-
-async def ended_with(leader: Leader) -> grpc.StatusCode:
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        assert await leader.call.read() is grpc.aio.EOF
-    code: grpc.StatusCode = await leader.call.code()
-    return code
+from tests.services.vae_worker.stage import SIDE, Stage, ended_with, picture
+from tests.waiting import HANG_S
 
 
 async def test_pictures_are_those_of_diffusers_in_every_format(stage: Stage) -> None:
@@ -344,95 +195,6 @@ async def test_images_come_again_until_they_are_stored(stage: Stage) -> None:
     await newer.no_image()
     await newer.stored("b/0", "c/0")
     await asyncio.wait_for(stage.worker.outbox.emptied(), HANG_S)
-
-
-class GatedDecoder(BatchDecoder):
-    """A decoder that waits before each batch until the test lets it go on."""
-
-    def __init__(self, side: VaeSide) -> None:
-        super().__init__(side)
-        self.begun = threading.Semaphore(0)
-        self.gate = threading.Semaphore(0)
-
-    def begin(
-        self, batch: Sequence[Latents], width: int, height: int, bands: int, exact: bool = False
-    ) -> DecodeInProgress:
-        self.begun.release()
-        assert self.gate.acquire(timeout=HANG_S)
-        return super().begin(batch, width, height, bands, exact)
-
-    async def decoding(self) -> None:
-        assert await asyncio.to_thread(self.begun.acquire, timeout=HANG_S)
-
-
-@pytest.fixture
-def gated(stage: Stage, vae_side: VaeSide, monkeypatch: pytest.MonkeyPatch) -> GatedDecoder:
-    decoder = GatedDecoder(vae_side)
-    monkeypatch.setattr(stage.worker.loop._runner, "_decoder", decoder)
-    return decoder
-
-
-async def test_a_cancel_counts_from_the_next_item_on(stage: Stage, gated: GatedDecoder) -> None:
-    leader = await stage.attached()
-    first, second, third = stage.entries("a/0", "b/0", "c/0")
-    await leader.plan(1, [first], [second, third])
-    await leader.plan(2, [second])
-    await gated.decoding()
-    stage.worker.outbox.put(DecodedImage("decoy/0", ImageFormat.PNG, SIDE, SIDE, b"png", False, 0, 0))
-    await leader.cancel("a/0", "b/0", "decoy/0")
-    await asyncio.wait_for(stage.worker.outbox.emptied(), HANG_S)  # so the cancel has been carried out
-    gated.gate.release(2)
-    done = await leader.done()
-    assert done.decoded == ("c/0",)
-    assert {skipped.task_id for skipped in done.skipped} == {"a/0", "b/0"}
-    assert {skipped.reason for skipped in done.skipped} == {SkipReason.UNKNOWN_TASK}
-    assert (await leader.done()).decoded == ()
-    assert set(await leader.images(1)) == {"c/0"}
-    await leader.plan(3, [second])
-    gated.gate.release()
-    assert (await leader.done()).decoded == ("b/0",), "a plan made after the cancel was taken for cancelled"
-
-
-async def test_latents_are_read_while_the_item_before_is_decoded(stage: Stage, gated: GatedDecoder) -> None:
-    """Also those of the next plan: the device never waits for them."""
-    leader = await stage.attached()
-    first, second = stage.entries("a/0", "b/0")
-    await leader.plan(1, [first])
-    await gated.decoding()
-    reads = READ_SECONDS._sum.get()
-    await leader.plan(2, [second])
-    await until(lambda: READ_SECONDS._sum.get() > reads)
-    stage.arena.release(second.slot)
-    gated.gate.release(2)
-    assert [(await leader.done()).decoded for _ in range(2)] == [("a/0",), ("b/0",)]
-
-
-async def test_a_newer_leader_drops_the_plans_of_the_older(stage: Stage, gated: GatedDecoder) -> None:
-    older = await stage.attached(token=1)
-    first, second, third = stage.entries("a/0", "b/0", "c/0")
-    await older.plan(1, [first], [second])
-    await older.plan(2, [second])
-    await gated.decoding()
-    newer = await stage.attached(token=2)
-    await newer.plan(1, [third])
-    gated.gate.release(2)
-    assert (await newer.done()).decoded == ("c/0",)
-    assert not gated.gate.acquire(blocking=False), "an item was skipped that should have run"
-    assert set(await newer.images(2)) == {"a/0", "c/0"}, "what was decoded already is not lost"
-
-
-async def test_a_leader_that_goes_away_leaves_no_plans_behind(stage: Stage, gated: GatedDecoder) -> None:
-    gone = await stage.attached()
-    first, second, third = stage.entries("a/0", "b/0", "c/0")
-    await gone.plan(1, [first], [second])
-    await gated.decoding()
-    gone.call.cancel()
-    await asyncio.wait_for(stage.worker.servicer.leaderless(), HANG_S)
-    leader = await stage.attached()
-    await leader.plan(2, [third])
-    gated.gate.release(2)
-    assert (await leader.done()).decoded == ("c/0",)
-    assert set(await leader.images(2)) == {"a/0", "c/0"}
 
 
 async def test_a_dead_device_ends_the_work(vae_side: VaeSide) -> None:

@@ -20,7 +20,7 @@ from services.scheduler.policy.snapshots import (
 from synerdiff.plans import DecodeEntry, ItemRef, UnetPlan, VaePlan
 from synerdiff.profiles import Profile
 from synerdiff.skip_cfg import SkipCfg, SkipCfgBudget, SkipCfgMode
-from tests.services.scheduler.engine.test_engine import World, job
+from tests.services.scheduler.world import World, job
 
 BUDGET = SkipCfgBudget("extrapolate:0.5", share=0.5, longest_run=1)
 

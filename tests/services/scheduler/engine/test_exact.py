@@ -10,9 +10,9 @@ from services.scheduler.engine.events import BudgetKnown
 from synerdiff.skip_cfg import SkipCfgBudget, SkipCfgMode
 from synerdiff.v1 import images_pb2
 from tests.services.scheduler.api.test_validation import CARD, LIMITS, good
-from tests.services.scheduler.engine.test_engine import World, job
 from tests.services.scheduler.leading.test_weights import commands_of
 from tests.services.scheduler.simulated import straight_line_profile
+from tests.services.scheduler.world import World, job
 
 
 @pytest.mark.parametrize("policy", ["continuous", "synerdiff", "static", "dynamic", "vae-first"])

@@ -6,8 +6,8 @@ from services.scheduler.engine.events import JobDropped
 from services.scheduler.engine.tasks import Phase, Task
 from services.scheduler.policy.pace import Pace
 from synerdiff.requests import Priority
-from tests.services.scheduler.engine.test_engine import World, job
 from tests.services.scheduler.simulated import straight_line_profile
+from tests.services.scheduler.world import World, job
 
 PROFILE = straight_line_profile()
 PACE = Pace.of(PROFILE)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from services.scheduler.engine.effects import Admit, FailJob, SendVaePlan, WorkerEffect
 from services.scheduler.engine.tasks import Phase
 from synerdiff.jobs import JobRecord
-from tests.services.scheduler.engine.test_engine import World, job
+from tests.services.scheduler.world import World, job
 
 A, B = "a" * 64, "b" * 64
 WAIT_MS = 60_000

@@ -24,9 +24,9 @@ from services.scheduler.profiles.store import ProfileStore
 from synerdiff.profiles import Profile, ProfileSubject
 from synerdiff.registry import WorkerRecord
 from synerdiff.skip_cfg import SkipCfgBudget
-from tests.services.scheduler.engine.test_engine import job
 from tests.services.scheduler.measured_profiles import profile
 from tests.services.scheduler.timed_pair import TimedPair, pair
+from tests.services.scheduler.world import job
 from tests.waiting import HANG_S
 
 KEY = BatchKey("emoji", 256, 256)
