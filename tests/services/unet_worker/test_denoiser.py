@@ -56,7 +56,7 @@ def assert_equal_to_pipeline(model_path: Path, tasks: list[TaskSpec]) -> None:
 
 
 def test_the_bundled_model_alone_and_in_a_mixed_batch_of_eight() -> None:
-    assert_equal_to_pipeline(EMOJI_MODEL, mixed_eight(128))
+    assert_equal_to_pipeline(EMOJI_MODEL, mixed_eight(64))
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
