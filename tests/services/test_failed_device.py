@@ -32,7 +32,7 @@ from synerdiff.v1 import stages_pb2_grpc
 from tests.parity import unet_side, vae_side
 from tests.services.unet_worker.conftest import ServedWorker, served_worker
 from tests.services.unet_worker.leader import leading
-from tests.services.vae_worker.test_service import Leader as VaeLeader
+from tests.services.vae_worker.stage import Leader as VaeLeader
 from tests.tiny_models import tiny_model
 from tests.values import spec
 from tests.waiting import HANG_S

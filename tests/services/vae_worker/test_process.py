@@ -21,7 +21,7 @@ from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import ServiceHost, open_channel, serving
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.v1 import stages_pb2_grpc
-from tests.services.vae_worker.test_service import Leader, Stage
+from tests.services.vae_worker.stage import Leader, Stage
 from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[3]
