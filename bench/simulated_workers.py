@@ -13,7 +13,9 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from bench.command import run
 from services.scheduler.simulation.counting import CountingUnet, decode, picture
@@ -198,7 +200,11 @@ class SimulatedWorker:
 
 
 async def serve(
-    redis_url: str, domains: int = 1, tick_ms: float = 20.0, decode_ms: float = 5.0, slots: int = 32
+    redis_url: Annotated[str, typer.Option()],
+    domains: int = 1,
+    tick_ms: float = 20.0,
+    decode_ms: float = 5.0,
+    slots: int = 32,
 ) -> dict[str, float]:
     """Run until SIGTERM. Returns totals over the UNet workers."""
     stop = stop_signal()

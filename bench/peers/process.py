@@ -84,7 +84,7 @@ class Studio:
 
 
 async def serve(
-    model: Path,
+    model: Annotated[Path, typer.Option()],
     dtype: str = "float32",
     compiled: Annotated[bool, typer.Option("--compiled")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

@@ -15,7 +15,7 @@ from tests.waiting import HANG_S
 # glibc gives blocks of over 32 MiB back to the kernel whenever they are freed, if it is not told otherwise.
 BLOCKS = 2
 BLOCK_BYTES = 40 * 2**20
-ROUNDS = 20
+ROUNDS = 8
 
 # Rounds of activations, on the first thread and on another: faults of the first round and, once blocks have found their
 # places, of ROUNDS more.

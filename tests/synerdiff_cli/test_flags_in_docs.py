@@ -1,5 +1,6 @@
 """Every flag that a page of the docs names is one that some command or service takes."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -48,7 +49,22 @@ def _of_scripts() -> set[str]:
     sources = [
         path for folder in ("bench", "deploy", "docs", "models", "services") for path in (ROOT / folder).rglob("*.py")
     ]
-    return {flag for path in sources for flag in re.findall(r"[\"'](--[a-z][a-z0-9-]*)[\"']", path.read_text())}
+    written = {flag for path in sources for flag in re.findall(r"[\"'](--[a-z][a-z0-9-]*)[\"']", path.read_text())}
+    return written | {flag for path in sources for flag in _of_measurement(path)}
+
+
+def _of_measurement(path: Path) -> set[str]:
+    """Flags of a module that ends with `run(FUNCTION)` of bench.command, or is a command of typer: its parameters."""
+    tree = ast.parse(path.read_text())
+    called = [node.args[0] for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    run = {argument.id for argument in called if isinstance(argument, ast.Name)}
+    measured = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.name in run or node.decorator_list)
+    ]
+    names = {argument.arg.replace("_", "-") for node in measured for argument in node.args.args}
+    return {f"--{no}{name}" for name in names for no in ("", "no-")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
