@@ -21,9 +21,9 @@ from services.scheduler.policy.snapshots import DomainSnapshot, TickPlan
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.client import AsyncClient
 from synerdiff.jobs import JobRecord
-from tests.services.scheduler.engine.test_engine import World, job
 from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualTimeLoop
 from tests.services.scheduler.whole import MODEL, whole_scheduler
+from tests.services.scheduler.world import World, job
 from tests.waiting import HANG_S
 
 FAULTS, SEEDS = 1000, 4
