@@ -10,7 +10,7 @@ from synerdiff.client.load.sending import Answer, Load, Window
 from synerdiff.client.load.summary import Ratio, Summary, summarise
 from synerdiff_cli.bench_load import requests_of
 from synerdiff_cli.bench_run import Listener, Target
-from synerdiff_cli.console import err
+from synerdiff_cli.console import err, plain_table
 
 _RATIO_HEADINGS = {"images_per_s": "images/s", "mean_s": "mean", "p50_s": "P50", "p99_s": "P99"}
 
@@ -62,7 +62,7 @@ def errors_of(summary: Summary) -> str:
 
 def summary_table(summaries: Mapping[str, Summary]) -> Table:
     """A row per server; latencies in s."""
-    table = _table("server", "images/s", "mean s", "P50", "P90", "P99", "max", "skipped", "failed")
+    table = plain_table("server", "images/s", "mean s", "P50", "P90", "P99", "max", "skipped", "failed")
     for name, s in summaries.items():
         times = (_number(value, 3) for value in (s.mean_s, s.p50_s, s.p90_s, s.p99_s, s.max_s))
         failed = str(sum(s.errors.values()))
@@ -72,7 +72,7 @@ def summary_table(summaries: Mapping[str, Summary]) -> Table:
 
 def ratio_table(base: str, ratios: Mapping[str, Mapping[str, Ratio]]) -> Table:
     """The other servers over the first: medians of the rounds, with the quartiles."""
-    table = _table(f"over {base}", *_RATIO_HEADINGS.values())
+    table = plain_table(f"over {base}", *_RATIO_HEADINGS.values())
     for name, of in ratios.items():
         table.add_row(name, *(_ratio(of[value]) for value in _RATIO_HEADINGS))
     return table
@@ -85,14 +85,6 @@ def _ratio(of: Ratio) -> str:
 
 def _number(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column(first)
-    for heading in others:
-        table.add_column(heading)
-    return table
 
 
 def slowness(summaries: Sequence[Summary]) -> str:

@@ -8,6 +8,7 @@ import grpc
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from synerdiff.errors import SynerDiffError
 
@@ -37,6 +38,14 @@ _EXIT_CODES = {
     grpc.StatusCode.CANCELLED: EXIT_CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED: EXIT_DEADLINE,
 }
+
+
+def plain_table(*headings: str, numbers: bool = False) -> Table:
+    """A table without lines. `numbers`: all columns but the first are aligned as numbers are."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, overflow="fold", justify="right" if numbers and place else "left")
+    return table
 
 
 def exit_code(error: SynerDiffError) -> int:

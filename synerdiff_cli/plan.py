@@ -12,7 +12,7 @@ from services.scheduler.planner.baseline_rounds import coarse, fine, vae_first
 from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery
 from services.scheduler.planner.planner import plan_round
 from synerdiff.profiles import Profile, Setting, load
-from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
+from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table
 
 _BASELINES: dict[str, Callable[[Profile, PlanQuery], PlannedRound]] = {
     "coarse": coarse,
@@ -105,7 +105,9 @@ def _show(profile: Profile, query: PlanQuery, planned: PlannedRound) -> None:
 
 
 def _items(planned: PlannedRound) -> Table:
-    table = _table("item", "starts ms", "takes ms", "tasks", "one-row", "rows", "decodes", "chunks", "threads")
+    table = plain_table(
+        "item", "starts ms", "takes ms", "tasks", "one-row", "rows", "decodes", "chunks", "threads", numbers=True
+    )
     for number, (item, starts_ms) in enumerate(_with_starts(planned), 1):
         times = (f"{starts_ms:.1f}", f"{item.ms:.1f}")
         unet = (str(item.unet), str(item.skips), str(item.rows)) if item.unet else ("", "", "")
@@ -119,7 +121,7 @@ def _threads(setting: Setting) -> str:
 
 
 def _show_comparison(profile: Profile, query: PlanQuery, planned: PlannedRound) -> None:
-    table = _table("round", "total ms", "steps/s", "mean decode ms", "objective ms", "allowed")
+    table = plain_table("round", "total ms", "steps/s", "mean decode ms", "objective ms", "allowed", numbers=True)
     table.add_row("planned", *_sums(query, planned))
     reasons = []
     for name, baseline in _BASELINES.items():
@@ -146,10 +148,3 @@ def _against(query: PlanQuery, planned: PlannedRound, other: PlannedRound) -> st
     if other.objective > planned.objective + _SAME_MS:
         return f"objective {other.objective - planned.objective:.1f} ms worse"
     return "as good by the objective, which prefers fewer skips, then a shorter round, then fewer items"
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading != "round" else "left")
-    return table

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from services.scheduler.profiles.measuring.course import ProfileCourse
 from synerdiff.profiles import KNEE_WITHIN, Evidence, Profile
-from synerdiff_cli.console import err
+from synerdiff_cli.console import err, plain_table
 
 _TELL_EVERY_S = 10.0
 
@@ -77,9 +77,7 @@ def summary(profile: Profile) -> Table:
 
 def shares_table(found: Sequence[tuple[str, Profile, float]]) -> Table:
     """The requested shares, their profiles and pictures per second, the best first."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("shares", "ran under", "pictures/s at best", "tasks", "in ms", "decodes", "in ms", "together"):
-        table.add_column(heading)
+    table = plain_table("shares", "ran under", "pictures/s at best", "tasks", "in ms", "decodes", "in ms", "together")
     for label, profile, pictures_per_s in found:
         caps = profile.caps
         beside = profile.choice(caps.rows, caps.vae)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.table import Table
 
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ControllerSettings
@@ -19,7 +18,7 @@ from services.scheduler.simulation.simulation import SimulatedPool, simulate_spe
 from services.scheduler.simulation.simulation_results import SimulationResult, Summary
 from services.scheduler.simulation.workloads import Arrival, Mix, burst, from_file, poisson
 from synerdiff.profiles import Profile, load
-from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
+from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table
 
 _DEFAULT_LOAD = 0.8
 _HIGHEST_LOAD = 1.5
@@ -200,9 +199,7 @@ def _show(
     subject = profile.subject
     out.print(f"simulated, not measured: {subject.model} on {subject.device}", markup=False)
     out.print(f"simulated capacity: {capacity_per_s:.3g} requests/s at most, no guidance skipped")
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("simulated (s)", "req/s", "mean", "p50", "p99", "queue", "decode", "p99", "threshold", "failed"):
-        table.add_column(heading)
+    table = plain_table("simulated (s)", "req/s", "mean", "p50", "p99", "queue", "decode", "p99", "threshold", "failed")
     for name, result in results.items():
         s = result.summary
         times = (s.mean_s, s.p50_s, s.p99_s, s.mean_queue_s, s.mean_decode_s, s.p99_decode_s)

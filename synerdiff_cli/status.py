@@ -15,7 +15,7 @@ from synerdiff.cards import ModelCard, Sampler
 from synerdiff.client import Model
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
-from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
+from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table
 from synerdiff_cli.interruption import run
 from synerdiff_cli.making import connected
 from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server_at
@@ -76,15 +76,10 @@ async def _models(server: Server) -> tuple[Model, ...]:
         return await client.models()
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
-    return table
-
-
 def _workers(reply: operations_pb2.GetStatusResponse) -> Table:
-    table = _table("worker", "kind", "model", "weights", "domain", "address", "runs", "attached", "slots", "running")
+    table = plain_table(
+        "worker", "kind", "model", "weights", "domain", "address", "runs", "attached", "slots", "running"
+    )
     for worker in reply.workers:
         slots = f"{worker.slots_used}/{worker.slots}" if worker.slots else ""
         attached = "yes" if worker.attached else "no"
@@ -96,7 +91,7 @@ def _workers(reply: operations_pb2.GetStatusResponse) -> Table:
 
 
 def _queues(reply: operations_pb2.GetStatusResponse) -> Table:
-    table = _table("queue of model", "waiting", "running", "decoding", "oldest waits (s)")
+    table = plain_table("queue of model", "waiting", "running", "decoding", "oldest waits (s)")
     for queue in reply.queues:
         counts = (queue.waiting, queue.running, queue.decoding)
         table.add_row(queue.model, *map(str, counts), f"{queue.oldest_age_s:.1f}")
@@ -104,7 +99,7 @@ def _queues(reply: operations_pb2.GetStatusResponse) -> Table:
 
 
 def _planning(reply: operations_pb2.GetStatusResponse, now: datetime) -> Table:
-    table = _table("domain", "model", "size", "threshold", "knee rows", "profile", "origin", "age", "drift")
+    table = plain_table("domain", "model", "size", "threshold", "knee rows", "profile", "origin", "age", "drift")
     for planning in reply.planning:
         threshold = f"{planning.threshold:.2f}" if planning.threshold else "none"
         if not planning.profile_digest:
@@ -131,7 +126,7 @@ def _age(made_at: str, now: datetime) -> str:
 
 
 def _models_table(found: tuple[Model, ...]) -> Table:
-    table = _table("model", "family", "size", "multiple of", "up to", "steps", "guidance", "sampler", "available")
+    table = plain_table("model", "family", "size", "multiple of", "up to", "steps", "guidance", "sampler", "available")
     for model in found:
         card = model.card
         sizes = (f"{card.native_width}x{card.native_height}", str(card.size_multiple), str(card.max_side))

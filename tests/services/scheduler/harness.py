@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from services.scheduler.api.generate import MAX_REQUEST_BYTES, ImageGenerationService
 from services.scheduler.api.operations import OperationsService
 from services.scheduler.api.validation import AdmissionLimits
+from services.scheduler.engine.events import Event
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore, JobStoreSettings, Lease
 from synerdiff.cancellation import cancel_and_wait
@@ -136,6 +137,22 @@ class Leader:
             job = await self.take()
             await self.progress(job, 1)
             await self.complete(job)
+
+
+class Heard:
+    """A Listener that remembers what it hears, and expects no end."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def on(self, event: Event) -> None:
+        self.events.append(event)
+
+    def superseded(self, newest_token: int = 0) -> None:
+        raise AssertionError("superseded")
+
+    def failed(self, error: BaseException) -> None:
+        raise AssertionError("failed") from error
 
 
 @contextlib.asynccontextmanager

@@ -5,33 +5,17 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from services.scheduler.engine.effects import FinishJob, ReportProgress, StoreEffect, StoreImage
-from services.scheduler.engine.events import Event, ImageStored, JobUnwritable
+from services.scheduler.engine.events import ImageStored, JobUnwritable
 from services.scheduler.leading.store_writer import StoreWriter
 from services.scheduler.store import keys
 from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
-from tests.services.scheduler.harness import background
+from tests.services.scheduler.harness import Heard, background
 from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, new_leader
 from tests.values import a_request
 from tests.waiting import until
-
-
-class Heard:
-    """What the writer reports."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def on(self, event: Event) -> None:
-        self.events.append(event)
-
-    def superseded(self, newest_token: int = 0) -> None:
-        raise AssertionError("superseded")
-
-    def failed(self, error: BaseException) -> None:
-        raise AssertionError("failed") from error
 
 
 def unwritable(heard: Heard) -> str:

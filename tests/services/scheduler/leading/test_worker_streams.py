@@ -4,28 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from services.scheduler.engine.events import Event, WorkerAnnounced
+from services.scheduler.engine.events import WorkerAnnounced
 from services.scheduler.leading.worker_streams import WorkerStreams
 from synerdiff.registry import WorkerRecord
+from tests.services.scheduler.harness import Heard
 from tests.values import a_worker
 
 RECORD = a_worker(worker_id="unet-1", domain="cpu")
-
-
-class Heard:
-    """A Listener that remembers what it hears."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def on(self, event: Event) -> None:
-        self.events.append(event)
-
-    def superseded(self, newest_token: int = 0) -> None:
-        raise AssertionError("nobody has taken over")
-
-    def failed(self, error: BaseException) -> None:
-        raise error
 
 
 @pytest.mark.parametrize(
