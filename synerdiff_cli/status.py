@@ -77,9 +77,8 @@ async def _models(server: Server) -> tuple[Model, ...]:
 
 
 def _workers(reply: operations_pb2.GetStatusResponse) -> Table:
-    table = plain_table(
-        "worker", "kind", "model", "weights", "domain", "address", "runs", "attached", "slots", "running"
-    )
+    names = ("worker", "kind", "model", "weights", "domain", "address")
+    table = plain_table(*names, "runs", "attached", "slots", "running")
     for worker in reply.workers:
         slots = f"{worker.slots_used}/{worker.slots}" if worker.slots else ""
         attached = "yes" if worker.attached else "no"
