@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from services.scheduler.engine.effects import (
     Effect,
@@ -34,6 +34,8 @@ from services.scheduler.engine.events import (
     UnetAttached,
     VaeAttached,
 )
+from services.scheduler.engine.holdings import Holdings
+from services.scheduler.engine.tasks import PlannedPart
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ControllerSettings, ThresholdController
 from services.scheduler.policy.policies import ConfiguredPolicy, PolicyBounds, PolicySpec
@@ -72,14 +74,28 @@ class SimulatedPool:
         return None if self.unprofiled else self.planned_by or self.profile
 
 
+class Bystander(Protocol):
+    """Hears what a leader's books and traces hear, just as these do."""
+
+    def on(self, event: Event, planned: PlannedPart | None) -> None:
+        """An event that the engine has taken. `planned`: as `Engine.on` said."""
+
+    def effect(self, effect: Effect) -> None:
+        """What the engine wants done."""
+
+
 def simulate(
-    pool: SimulatedPool, policy: Policy, arrivals: Sequence[Arrival], thresholds: Thresholds | None = None
+    pool: SimulatedPool,
+    policy: Policy,
+    arrivals: Sequence[Arrival],
+    thresholds: Thresholds | None = None,
+    bystander: Callable[[Holdings], Bystander] | None = None,
 ) -> SimulationResult:
     """Serve the arrivals to the last one. `thresholds`: a fresh controller, or None for the snapshots' own threshold.
 
     Raises RuntimeError if the policy leaves requests unserved with nothing under way.
     """
-    return _Simulation(pool, policy, arrivals, thresholds).run()
+    return _Simulation(pool, policy, arrivals, thresholds, bystander).run()
 
 
 def simulate_spec(
@@ -132,11 +148,17 @@ class _RecordedThresholds:
 
 class _Simulation:
     def __init__(
-        self, pool: SimulatedPool, policy: Policy, arrivals: Sequence[Arrival], thresholds: Thresholds | None
+        self,
+        pool: SimulatedPool,
+        policy: Policy,
+        arrivals: Sequence[Arrival],
+        thresholds: Thresholds | None,
+        bystander: Callable[[Holdings], Bystander] | None,
     ) -> None:
         self._agenda = Agenda()
         self._recorded = _RecordedThresholds(thresholds) if thresholds else None
         self._engine = Engine(policy, 1, pool.bounds, self._recorded)
+        self._bystander = bystander(self._engine.holdings) if bystander else None
         self._known = pool.known
         self._overheads = pool.overheads
         self._domains = [
@@ -167,7 +189,9 @@ class _Simulation:
 
     def _on(self, event: Event) -> None:
         self._heard = True
-        self._engine.on(event, int(self._agenda.now_ms))
+        planned = self._engine.on(event, int(self._agenda.now_ms))
+        if self._bystander:
+            self._bystander.on(event, planned)
 
     def _settle(self) -> None:
         """End a moment: read jobs, plan, carry out, let the lanes go on."""
@@ -178,6 +202,8 @@ class _Simulation:
             self._engine.pump(int(self._agenda.now_ms))
             for effect in self._engine.take_effects():
                 self._carry_out[type(effect)](effect)
+                if self._bystander:
+                    self._bystander.effect(effect)
         for workers in self._domains:
             workers.device.settle()
 
