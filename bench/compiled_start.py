@@ -8,7 +8,6 @@ process says so), from there to the first picture of 20 steps, and from there to
 Nothing is asked for after the first picture, so that what is compiled in the background has the cores.
 """
 
-import asyncio
 import tempfile
 import time
 from typing import Any
@@ -16,13 +15,10 @@ from typing import Any
 from bench.command import run, say
 from bench.reporting import machine
 from bench.serving import deployed, equal_requests
+from bench.status import until
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.requests import Drawn
 from synerdiff.client.load.sending import ClosedLoop, send
-from synerdiff.rpc import open_channel
-from synerdiff.v1 import operations_pb2, operations_pb2_grpc
-
-_COMPILED_WITHIN_S = 600.0
 
 
 async def start(compile_mode: str, cache: str, dtype: str) -> dict[str, float]:
@@ -36,22 +32,12 @@ async def start(compile_mode: str, cache: str, dtype: str) -> dict[str, float]:
             await send(client, ClosedLoop(Drawn(equal_requests(), 1, 1), 1))
         seconds["first_picture_after_ready"] = time.monotonic() - ready
         if compile_mode != "off":
-            await _until_compiled(address)
+            await until(address, lambda status: all(w.execution == "compiled" for w in status.workers))
             seconds["compiled_after_ready"] = time.monotonic() - ready
             async with AsyncClient(address) as client:
                 window = await send(client, ClosedLoop(Drawn(equal_requests(), 2, 3), 1))
             seconds["picture_then"] = min(answer.latency_s for answer in window.served)
     return seconds
-
-
-async def _until_compiled(address: str) -> None:
-    async with open_channel(address) as channel, asyncio.timeout(_COMPILED_WITHIN_S):
-        stub = operations_pb2_grpc.OperationsStub(channel)
-        while True:
-            status = await stub.GetStatus(operations_pb2.GetStatusRequest())
-            if all(worker.execution == "compiled" for worker in status.workers):
-                return
-            await asyncio.sleep(0.1)
 
 
 async def measure(rounds: int = 3, dtype: str = "float32") -> dict[str, Any]:

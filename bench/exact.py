@@ -12,11 +12,9 @@ import contextlib
 import io
 import os
 import statistics
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -25,13 +23,10 @@ from PIL import Image
 
 from bench.command import run
 from bench.mixed_requests import MixedRequest, mixed_requests
-from bench.serving import equal_requests
+from bench.serving import deployed, equal_requests
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.requests import Drawn
 from synerdiff.client.load.sending import Answer, ClosedLoop, send
-from synerdiff.worker_settings import CompileMode
-from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
-from synerdiff_cli.running import running
 
 # Requests of a window of the price: enough that `images_per_s` leaves out its beginning and its end.
 _WINDOW_TURNS = 4
@@ -50,13 +45,11 @@ def files_of(answer: Answer) -> Files:
 
 
 @contextlib.asynccontextmanager
-async def emoji(dtype: str, unets: int = 1, compile: CompileMode = "off") -> AsyncIterator[AsyncClient]:
+async def emoji(dtype: str, compile: str, unets: int = 1) -> AsyncIterator[AsyncClient]:
     """A client of a deployment of the bundled model, compiled where that is asked for."""
-    models = (ModelSource("emoji", BUNDLED_MODEL),)
-    with tempfile.TemporaryDirectory() as folder:
-        local = LocalOptions(Path(folder), models, dtype=dtype, unet_workers=unets, compile=compile)
-        async with running(local) as deployed, AsyncClient(deployed.deployment.addresses[0], patience_s=120) as client:
-            yield client
+    starting = deployed({"compile": compile}, dtype=dtype, idle_profile=False, unet_workers=unets)
+    async with starting as system, AsyncClient(system.deployment.addresses[0], patience_s=120) as client:
+        yield client
 
 
 async def drawn(client: AsyncClient, requests: Sequence[MixedRequest], clients: int) -> list[Files]:
@@ -101,19 +94,19 @@ async def measure(
     price: bool = True,
 ) -> dict[str, object]:
     """All of it, once."""
-    mixed, mode = mixed_requests(requests, seed), cast(CompileMode, compile)
+    mixed = mixed_requests(requests, seed)
     others: dict[str, int] = {}
     equal: dict[str, int] = {}
-    async with emoji(dtype, compile=mode) as client:
+    async with emoji(dtype, compile) as client:
         alone = await drawn(client, [replace(request, exact=True) for request in mixed], clients=1)
     for name, unets in (("in a crowd", 1), ("after a restart", 1), ("on two UNet workers", 2)):
-        async with emoji(dtype, unets, mode) as client:
+        async with emoji(dtype, compile, unets) as client:
             files = await drawn(client, in_a_crowd(mixed), clients)
         equal[name] = sum(map(_same, alone, files[::2]))
         others[name] = sum(map(_same_pixels, alone, files[1::2]))
     found: dict[str, object] = {"requests": len(mixed), "equal_to_the_bit": equal, "of_the_others": others}
     if price:
-        async with emoji(dtype, compile=mode) as client:
+        async with emoji(dtype, compile) as client:
             found |= await prices(client, clients, rounds)
     return found
 

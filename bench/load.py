@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +24,18 @@ from typing import Annotated
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import grpc
 import numpy as np
 import typer
 
 from bench.command import run, some_of
 from bench.mixed_requests import MixedRequest, mixed_requests
+from bench.serving import deployed
+from bench.status import Status, status_of
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.sending import Answer, ClosedLoop, Window, send
 from synerdiff.client.load.summary import percentile
-from synerdiff.rpc import open_channel
-from synerdiff.v1 import operations_pb2, operations_pb2_grpc
-from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
-from synerdiff_cli.running import Running, running
+from synerdiff_cli.deployment import BUNDLED_MODEL
+from synerdiff_cli.running import Running
 from tests.reference import reference_image
 
 KINDS = ("unet", "vae", "scheduler", "redis")
@@ -110,15 +108,12 @@ def kill_together(deployed: Running, kinds: Sequence[str], sign: signal.Signals 
     return signalled
 
 
-async def leaders_status(addresses: Sequence[str]) -> operations_pb2.GetStatusResponse | None:
+async def leaders_status(addresses: Sequence[str]) -> Status | None:
     """The pool as its leader sees it; None where no scheduler answers that leads."""
     for address in addresses:
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            async with open_channel(address) as channel:
-                stub = operations_pb2_grpc.OperationsStub(channel)
-                status: operations_pb2.GetStatusResponse = await stub.GetStatus(operations_pb2.GetStatusRequest())
-                if status.leader:
-                    return status
+        status = await status_of(address)
+        if status and status.leader:
+            return status
     return None
 
 
@@ -162,16 +157,16 @@ async def measure(
     """Run the load once."""
     killing = Killing(turns_of(kill), kill_every_s, kill_jitter_s, signal.Signals[f"SIG{sign}"], seed)
     mixed, kills = mixed_requests(requests, seed), list[str]()
-    models = (ModelSource("emoji", BUNDLED_MODEL),)
-    with tempfile.TemporaryDirectory() as folder:
-        local = LocalOptions(Path(folder), models, dtype=dtype, schedulers=schedulers, unet_workers=unet_workers)
-        async with running(local) as deployed:
-            killer = asyncio.create_task(kill_in_turn(deployed, killing, kills))
-            window = await send_all(deployed.deployment.addresses[-1], mixed, clients)
-            killer.cancel()
-            leaked = await slots_used(deployed.deployment.addresses)
+    async with deployed(
+        {}, dtype=dtype, idle_profile=False, schedulers=schedulers, unet_workers=unet_workers
+    ) as system:
+        addresses = system.deployment.addresses
+        killer = asyncio.create_task(kill_in_turn(system, killing, kills))
+        window = await send_all(addresses[-1], mixed, clients)
+        killer.cancel()
+        leaked = await slots_used(addresses)
         if keep_logs:
-            shutil.copytree(Path(folder) / "logs", keep_logs, dirs_exist_ok=True)
+            shutil.copytree(system.deployment.children[0].log.parent, keep_logs, dirs_exist_ok=True)
     differences = largest_differences(mixed, window.served)
     latencies = [answer.latency_s for answer in window.answers]
     return {

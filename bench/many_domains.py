@@ -20,9 +20,10 @@ import psutil
 
 from bench.command import run
 from bench.simulated_workers import MODEL
+from bench.status import until
 from synerdiff.redis_process import RedisProcess, free_port
-from synerdiff.rpc import open_channel, serving
-from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
+from synerdiff.rpc import open_channel
+from synerdiff.v1 import images_pb2, images_pb2_grpc
 
 
 async def keep_full(address: str, tasks: int, steps: int, seconds: float) -> int:
@@ -82,14 +83,8 @@ def processes(domains: int, tick_ms: float) -> Iterator[tuple[str, psutil.Proces
 
 
 async def ready(address: str, domains: int = 1) -> None:
-    """Return once the scheduler serves and has attached both workers of so many domains."""
-    async with open_channel(address) as channel:
-        stub, attached = operations_pb2_grpc.OperationsStub(channel), 0
-        while attached < 2 * domains:
-            await asyncio.sleep(0.1)
-            if await serving(channel):
-                status = await stub.GetStatus(operations_pb2.GetStatusRequest())
-                attached = sum(worker.attached for worker in status.workers)
+    """Return once the scheduler has attached both workers of so many domains."""
+    await until(address, lambda status: sum(worker.attached for worker in status.workers) == 2 * domains)
 
 
 def measure(domains: int = 16, tick_ms: float = 20.0, seconds: float = 20.0, steps: int = 200) -> dict[str, object]:

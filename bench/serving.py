@@ -1,18 +1,17 @@
 """A deployment under settings of its own, a load on it, and what came of both."""
 
-import asyncio
 import contextlib
 import os
 import tempfile
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from bench.status import until
 from services.scheduler.settings import SchedulerSettings
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
@@ -25,7 +24,6 @@ from synerdiff.client.load.requests import LoadRequest, Mix, prompts_of_words
 from synerdiff.client.load.sending import OpenLoop, Window, send
 from synerdiff.client.load.summary import summarise
 from synerdiff.rpc import open_channel
-from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 from synerdiff.worker_settings import CompileMode
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
 from synerdiff_cli.running import Running, running
@@ -97,8 +95,10 @@ async def deployed(
     model: Path = BUNDLED_MODEL,
     *,
     idle_profile: bool = True,
+    schedulers: int = 1,
+    unet_workers: int = 1,
 ) -> AsyncIterator[Running]:
-    """A scheduler, a UNet and a VAE worker under `settings`, each by the name that the service has for it.
+    """Schedulers, UNet workers and a VAE worker under `settings`, each by the name that the service has for it.
 
     `profile`: a file that its domain is to plan by; `idle_profile`: measure one when idle where there is none. Raises
     ValueError for a setting that none of them has, RuntimeError where the scheduler does not take the profile.
@@ -108,9 +108,17 @@ async def deployed(
             raise ValueError(f"{name}: no setting of scheduler or workers")
     variables = {f"SYNERDIFF_{name.upper()}": value for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, variables):
-        local = _local_options(Path(folder), profile, dtype, model)
-        compile_mode = cast(CompileMode, settings.get("compile", local.compile))
-        async with running(replace(local, compile=compile_mode, idle_profile=idle_profile)) as system:
+        local = LocalOptions(
+            Path(folder),
+            (ModelSource("emoji" if model == BUNDLED_MODEL else model.name, model),),
+            dtype=dtype,
+            profile=profile and _whole(profile),
+            idle_profile=idle_profile,
+            compile=cast(CompileMode, settings.get("compile", "off")),
+            schedulers=schedulers,
+            unet_workers=unet_workers,
+        )
+        async with running(local) as system:
             if profile:
                 await _takes_profile(system.deployment.addresses[0], profile)
             yield system
@@ -146,19 +154,14 @@ def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tupl
     return tuple(sorted(runs.values(), key=lambda run: run.end_s))
 
 
-def _local_options(folder: Path, profile: Path | None, dtype: str, model: Path) -> LocalOptions:
-    source = ModelSource("emoji" if model == BUNDLED_MODEL else model.name, model)
-    return LocalOptions(folder, (source,), dtype=dtype, profile=profile.resolve() if profile else None)
+def _whole(path: Path) -> Path:
+    return path.resolve()
 
 
 async def _takes_profile(address: str, profile: Path) -> None:
     digest = profiles.load(profile).digest
-    async with open_channel(address) as channel:
-        stub = operations_pb2_grpc.OperationsStub(channel)
-        give_up_at = time.monotonic() + PROFILE_KNOWN_WITHIN_S
-        while time.monotonic() < give_up_at:
-            status = await stub.GetStatus(operations_pb2.GetStatusRequest(), timeout=10)
-            if digest in {planning.profile_digest for planning in status.planning}:
-                return
-            await asyncio.sleep(0.1)
-    raise RuntimeError(f"the scheduler did not take {profile} up within {PROFILE_KNOWN_WITHIN_S:g} s; its log says why")
+    try:
+        await until(address, lambda s: digest in {each.profile_digest for each in s.planning}, PROFILE_KNOWN_WITHIN_S)
+    except TimeoutError:
+        where = f"{profile} up within {PROFILE_KNOWN_WITHIN_S:g} s; its log says why"
+        raise RuntimeError(f"the scheduler did not take {where}") from None

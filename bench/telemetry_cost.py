@@ -9,7 +9,7 @@ worker's beside it. Exits with 1 above --limit-ms.
 
 import gc
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,7 +68,7 @@ class Telemetry:
 
     def __init__(self, holdings: Holdings, load: Load) -> None:
         self.spans: list[ReadableSpan] = []
-        self.spent_s = Counter[str]()
+        self.spent_s: dict[str, float] = defaultdict(float)
         self.ticks = 0
         self._load = load
         self._holdings = holdings

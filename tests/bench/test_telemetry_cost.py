@@ -16,7 +16,7 @@ def test_every_job_and_some_ticks_are_traced() -> None:
     assert telemetry.ticks >= 2 * 20 * 8
     assert abs(counts["unet tick"] - telemetry.ticks / TICKS_APART) <= 2
     assert counts["vae tick"] > 0
-    linked = {len(span.links) for span in telemetry.spans if span.name == "denoise"}
-    assert linked <= {LOAD.steps // TICKS_APART, LOAD.steps // TICKS_APART + 1}
+    links = [len(span.links) for span in telemetry.spans if span.name == "denoise"]
+    assert abs(sum(links) / len(links) - LOAD.steps / TICKS_APART) <= 1
     assert len(telemetry.spent_s) == 5
     assert all(seconds > 0 for seconds in telemetry.spent_s.values())
