@@ -3,8 +3,6 @@
 import asyncio
 import io
 from collections.abc import AsyncIterator, Iterable
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +22,7 @@ from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2_grpc
 from tests.reference import in_float64
 from tests.rounding import assert_same_picture
-from tests.services.vae_worker.stage import SIDE, Stage
-
-MODEL = Path(__file__).parents[3] / "models" / "emoji" / "model"
+from tests.services.vae_worker.stage import MODEL, SIDE, Stage, reference_vae
 
 
 @pytest.fixture(scope="session")
@@ -56,23 +52,17 @@ async def stage(vae_side: VaeSide) -> AsyncIterator[Stage]:
     arena.close()
 
 
-def latents_of(count: int, width: int, height: int) -> torch.Tensor:
-    """Random latents [count, C, height / factor, width / factor], each its own."""
-    config = _vae().config
-    factor = 2 ** (len(config.block_out_channels) - 1)
-    shape = (count, config.latent_channels, height // factor, width // factor)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(count))
-
-
 def assert_decoded(pictures: Iterable[npt.NDArray[np.uint8]], latents: torch.Tensor) -> None:
     """That pictures [H, W, 3] are those that diffusers makes of latents, each alone."""
     for picture, one in zip(pictures, latents, strict=True):
-        assert_same_picture(picture, diffusers_levels(in_float64(_vae()), one.double()), diffusers_levels(_vae(), one))
+        assert_same_picture(
+            picture, diffusers_levels(in_float64(reference_vae()), one.double()), diffusers_levels(reference_vae(), one)
+        )
 
 
 def assert_decoded_as_jpeg(picture: npt.NDArray[np.uint8], latents: torch.Tensor) -> None:
     """The same of a JPEG: that it is off by no more than twice what a JPEG of diffusers' own picture is."""
-    expected = diffusers_levels(_vae(), latents).round().byte().numpy()
+    expected = diffusers_levels(reference_vae(), latents).round().byte().numpy()
     file = io.BytesIO()
     Image.fromarray(expected).save(file, "JPEG", quality=90)
     with Image.open(file) as opened:
@@ -87,8 +77,3 @@ def diffusers_levels(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     [picture] = VaeImageProcessor().postprocess(image, output_type="pt")
     levels: torch.Tensor = picture.permute(1, 2, 0) * 255
     return levels
-
-
-@cache
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(MODEL, subfolder="vae")

@@ -6,6 +6,8 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from services.vae_worker.worker import VaeWorker
@@ -34,10 +37,24 @@ from synerdiff.wire.stages import (
     vae_plan_to_pb,
     vae_tick_done_from_pb,
 )
-from tests.services.vae_worker.conftest import latents_of
 from tests.waiting import HANG_S
 
 SIDE = 32
+MODEL = Path(__file__).parents[3] / "models" / "emoji" / "model"
+
+
+@cache
+def reference_vae() -> AutoencoderKL:
+    """Diffusers' own."""
+    return AutoencoderKL.from_pretrained(MODEL, subfolder="vae")
+
+
+def latents_of(count: int, width: int, height: int) -> torch.Tensor:
+    """Random latents [count, C, height / factor, width / factor], each its own."""
+    config = reference_vae().config
+    factor = 2 ** (len(config.block_out_channels) - 1)
+    shape = (count, config.latent_channels, height // factor, width // factor)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(count))
 
 
 class Leader:

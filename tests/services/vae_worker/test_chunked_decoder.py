@@ -16,7 +16,7 @@ from services.vae_worker.chunked_decoder import ChunkedDecoder
 from services.vae_worker.decoder_walk import NotChunkable
 from tests.reference import in_float64
 from tests.rounding import assert_rounded
-from tests.services.vae_worker.conftest import MODEL
+from tests.services.vae_worker.stage import MODEL
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.models.loading import load_vae_side
-from tests.services.vae_worker.conftest import MODEL, assert_decoded, latents_of
+from tests.services.vae_worker.conftest import assert_decoded
+from tests.services.vae_worker.stage import MODEL, latents_of
 from tests.synerdiff.models.fake_gpu import FakeGpu
 from tests.tiny_models import tiny_model
 

@@ -24,7 +24,8 @@ from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide, SharedPace
 from synerdiff.plans import DecodeEntry, Execution, ItemRef, SlotRef, VaeItem
 from synerdiff.requests import ImageFormat
-from tests.services.vae_worker.conftest import assert_decoded, latents_of
+from tests.services.vae_worker.conftest import assert_decoded
+from tests.services.vae_worker.stage import latents_of
 from tests.waiting import HANG_S, VirtualTime, WatchedTime
 
 SIDE = 32

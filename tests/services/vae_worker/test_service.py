@@ -36,8 +36,8 @@ from synerdiff.v1 import stages_pb2
 from synerdiff.wire.stages import (
     vae_plan_to_pb,
 )
-from tests.services.vae_worker.conftest import assert_decoded, assert_decoded_as_jpeg, latents_of
-from tests.services.vae_worker.stage import SIDE, Stage, ended_with, picture
+from tests.services.vae_worker.conftest import assert_decoded, assert_decoded_as_jpeg
+from tests.services.vae_worker.stage import SIDE, Stage, ended_with, latents_of, picture
 from tests.waiting import HANG_S
 
 
