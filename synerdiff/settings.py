@@ -58,7 +58,7 @@ class ServiceSettings(BaseSettings):
     tls_certificate: OptionalFile = Field(None, description="PEM file of this process's certificate; none: plaintext")
     tls_key: OptionalFile = Field(None, description="PEM file of its key")
     tls_ca: OptionalFile = Field(
-        None, description="PEM file of the CA of this system's processes; workers obey only who has a certificate of it"
+        None, description="PEM file of the CA of this system's processes; workers obey only holders of its certificates"
     )
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ class WorkerSettings(ServiceSettings):
     dtype: str = Field(
         "auto",
         pattern=DTYPES,
-        description="what the model computes in; auto: bfloat16 on CPUs that have it, float16 on GPUs, else float32",
+        description="dtype of the model; auto: bfloat16 on CPUs that have it, float16 on GPUs, else float32",
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where the model runs: cpu, cuda or cuda:N")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads it computes with; 0: as many as there are cores")
@@ -65,10 +65,10 @@ class WorkerSettings(ServiceSettings):
         pattern="^((cuda_ipc|shm)(,(cuda_ipc|shm))*)?$",
         description="ways for latents to try before gRPC messages, best first: cuda_ipc, shm; empty: none",
     )
-    worker_id: str = Field("", description="this worker's name in the registry; empty: drawn at start")
+    worker_id: str = Field("", description="this worker's name in the registry; empty: random")
     domain: str = Field("", description="the domain whose device it shares; empty: the GPU's UUID, or this host")
     registry_ttl_s: float = Field(
-        5.0, ge=1, le=300, description="seconds after which a silent worker is taken for gone; renewed at a third of it"
+        5.0, ge=1, le=300, description="seconds after which a silent worker counts as gone; renewed at a third of it"
     )
 
     @model_validator(mode="after")

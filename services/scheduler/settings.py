@@ -30,10 +30,10 @@ class SchedulerSettings(ServiceSettings):
 
     instance_id: str = Field("", description="this scheduler's name in Redis and in traces; empty: its host's")
     policy: str = Field(
-        "synerdiff", pattern=f"^({'|'.join(POLICIES)})$", description=f"who runs and when: {', '.join(POLICIES)}"
+        "synerdiff", pattern=f"^({'|'.join(POLICIES)})$", description=f"scheduling policy: {', '.join(POLICIES)}"
     )
     order: Literal["auto", "fifo", "sharing", "urgency"] = Field(
-        "auto", description="who goes first: fifo, sharing (all advance equally), urgency; auto: the policy's own"
+        "auto", description="order of tasks: fifo, sharing (all advance equally), urgency; auto: the policy's own"
     )
     knee: Switch = Field("auto", description="run no more rows at once than the profile's knee: on, off, auto")
     planning: Literal["auto", "none", "decodes_first", "programme"] = Field(
@@ -58,7 +58,7 @@ class SchedulerSettings(ServiceSettings):
         description="plans under way per worker; 1 makes workers wait for each; 0: the policy's own",
     )
     profile: Path | None = Field(None, description="profile file of the workers' device; none: one kept in Redis")
-    profile_when_idle: bool = Field(True, description="measure a profile where there is none and nothing to do")
+    profile_when_idle: bool = Field(True, description="measure a profile while idle where there is none")
     read_ahead: int = Field(2, ge=1, le=64, description="jobs read from the queue per arena slot")
     max_deaths: int = Field(10, ge=0, le=1000, description="losses of its worker that one image survives")
     plan_timeout_s: float = Field(
@@ -75,7 +75,7 @@ class SchedulerSettings(ServiceSettings):
         le=86_400,
         description="seconds that a job waits for the weights it was accepted for, if others serve",
     )
-    exact: bool = Field(False, description="draw the same picture to the bit where a request does not say; slower")
+    exact: bool = Field(False, description="default of a request's `exact`: the same picture to the bit; slower")
     default_model: str = Field("", description="the model of requests that name none; empty: the only one there is")
     default_timeout_s: float = Field(600.0, gt=0, le=86_400, description="timeout of requests that name none")
     max_timeout_s: float = Field(3600.0, gt=0, le=86_400, description="longest timeout a request may ask for")
@@ -91,7 +91,7 @@ class SchedulerSettings(ServiceSettings):
     trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced where the client did not decide")
     tls_client_ca: OptionalFile = Field(
         None,
-        description="PEM file of the CA that clients must show a certificate of; none: anybody may call",
+        description="PEM file of the CA of clients' certificates; none: clients need no certificate",
     )
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ class UnetWorkerSettings(WorkerSettings):
     """Settings of `python -m services.unet_worker`."""
 
     memory_share: float = Field(
-        0.6, gt=0, le=1, description="on GPUs: part of the memory to take where neither memory_limit_bytes nor MPS says"
+        0.6, gt=0, le=1, description="on GPUs: part of the memory to take without memory_limit_bytes or a limit of MPS"
     )
     cudnn_benchmark: bool = Field(
         True, description="on GPUs: let cuDNN time its kernels at the first call of a shape; batches have few shapes"

@@ -15,7 +15,7 @@ class VaeWorkerSettings(WorkerSettings):
         0, ge=0, le=64, description="threads that encode image files beside the decodes; 0: half the cores, at least 2"
     )
     memory_share: float = Field(
-        0.3, gt=0, le=1, description="on GPUs: part of the memory to take where neither memory_limit_bytes nor MPS says"
+        0.3, gt=0, le=1, description="on GPUs: part of the memory to take without memory_limit_bytes or a limit of MPS"
     )
     cudnn_benchmark: bool = Field(
         False, description="on GPUs: let cuDNN time its kernels at the first decode of a shape; those are many in bands"
@@ -23,7 +23,7 @@ class VaeWorkerSettings(WorkerSettings):
     vae_dtype: str = Field(
         "auto",
         pattern=DTYPES,
-        description="what the VAE computes in; auto: as dtype says, float32 where the model asks for that (SDXL)",
+        description="dtype of the VAE; auto: that of the model, float32 where its config asks for it (SDXL)",
     )
     safety_checker: bool = Field(True, description="run the safety checker that the model directory may carry")
     outbox_bytes: int = Field(
