@@ -27,6 +27,13 @@ def dead_links(page: Path, text: str) -> Iterator[str]:
             yield f"no heading: {link}"
 
 
+def missing_files(page: Path, text: str) -> Iterator[str]:
+    """Source files that a page names in prose and that are neither beside it, nor at the root or the scheduler's."""
+    for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|lua|sh|c|proto))`", _without_blocks(text)):
+        if not any((folder / name).exists() for folder in (page.parent, ROOT, ROOT / "services/scheduler")):
+            yield f"no file: {name}"
+
+
 def anchors(text: str) -> set[str]:
     """The anchors of a page's headings; the second of equal ones ends with -1."""
     found: set[str] = set()

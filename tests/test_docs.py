@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.markdown import ROOT, anchors, dead_links, pages
+from tests.markdown import ROOT, anchors, dead_links, missing_files, pages
 
 PAGES = pages()
 
@@ -13,6 +13,16 @@ PAGES = pages()
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     assert list(dead_links(page, page.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_source_files_that_are_named_exist(page: Path) -> None:
+    assert list(missing_files(page, page.read_text(encoding="utf-8"))) == []
+
+
+def test_a_missing_source_file_is_found() -> None:
+    text = "`engine/engine.py`, `synerdiff/jobs.py`, `engine/engines.py`\n\n```sh\npython `made/up.py`\n```\n"
+    assert list(missing_files(ROOT / "docs/api.md", text)) == ["no file: engine/engines.py"]
 
 
 @pytest.mark.parametrize(
