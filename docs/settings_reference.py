@@ -27,7 +27,7 @@ exit status 2 and one line that names it.
 - [deploy/docker](../deploy/docker/README.md#tls) describes certificates and their renewal.
 - Workers set `OMP_WAIT_POLICY=passive` and `GOMP_SPINCOUNT=2000` unless the environment does, so that idle threads
   soon leave their core to the other worker. A worker with cores of its own is faster with `OMP_WAIT_POLICY=active`;
-  `synerdiff profile` under either measures it.
+  `synerdiff profile` under either measures the difference.
 - Workers that run items in step share one `/dev/shm`; without it they run free.
 """
 

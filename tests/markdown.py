@@ -28,10 +28,15 @@ def dead_links(page: Path, text: str) -> Iterator[str]:
 
 
 def missing_files(page: Path, text: str) -> Iterator[str]:
-    """Source files that a page names in prose and that are neither beside it, nor at the root or the scheduler's."""
+    """Source files that a page names and that are neither beside it, nor at the root or the scheduler's; and modules
+    of ours that it runs and that are not there."""
     for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|lua|sh|c|proto))`", _without_blocks(text)):
         if not any((folder / name).exists() for folder in (page.parent, ROOT, ROOT / "services/scheduler")):
             yield f"no file: {name}"
+    for name in re.findall(rf"\bpython -m ((?:{'|'.join(FOLDERS)})\.[a-z_.]*[a-z_])", text):
+        module = ROOT / name.replace(".", "/")
+        if not module.with_suffix(".py").exists() and not (module / "__main__.py").exists():
+            yield f"no module: {name}"
 
 
 def anchors(text: str) -> set[str]:

@@ -16,13 +16,15 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_source_files_that_are_named_exist(page: Path) -> None:
+def test_files_and_modules_that_are_named_exist(page: Path) -> None:
     assert list(missing_files(page, page.read_text(encoding="utf-8"))) == []
 
 
-def test_a_missing_source_file_is_found() -> None:
+def test_a_missing_file_or_module_is_found() -> None:
     text = "`engine/engine.py`, `synerdiff/jobs.py`, `engine/engines.py`\n\n```sh\npython `made/up.py`\n```\n"
     assert list(missing_files(ROOT / "docs/api.md", text)) == ["no file: engine/engines.py"]
+    text = "`python -m bench.load`, `python -m pytest`, `python -m deploy.rehearsal`.\n\n    python -m bench.loads\n"
+    assert list(missing_files(ROOT / "docs/api.md", text)) == ["no module: bench.loads"]
 
 
 @pytest.mark.parametrize(
