@@ -15,7 +15,11 @@ from services.scheduler.telemetry.metrics import PoolMetrics
 
 # Where metrics are declared, by the service that shows them. A test finds declarations that stand elsewhere.
 MODULES = {
-    "Scheduler": ("services.scheduler.telemetry.metrics", "services.scheduler.api.generate"),
+    "Scheduler": (
+        "services.scheduler.telemetry.metrics",
+        "services.scheduler.api.generate",
+        "services.scheduler.store.queue",
+    ),
     "UNet worker": ("services.unet_worker.metrics",),
     "VAE worker": ("services.vae_worker.metrics",),
     "Both workers": ("synerdiff.pace",),

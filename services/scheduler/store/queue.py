@@ -41,7 +41,7 @@ __all__ = ["Acceptance", "GoneJobs", "JobQueue", "JobStore", "JobStoreSettings",
 
 
 log = get_logger("job_queue")
-_unreadable = Counter("synerdiff_unreadable_jobs", "Jobs failed by a leader that cannot read their records")
+_unreadable = Counter("synerdiff_unreadable_jobs", "jobs failed because the leader cannot read their records")
 
 
 class Acceptance(NamedTuple):
