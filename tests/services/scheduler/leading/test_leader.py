@@ -24,9 +24,9 @@ from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, Polic
 from services.scheduler.store.queue import Lease
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.plans import UnetTickDone
-from tests.services.scheduler.engine.test_engine import job
 from tests.services.scheduler.reports import KEY, planned, profile, timing
 from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualStreams, VirtualTimeLoop
+from tests.services.scheduler.world import job
 from tests.values import a_worker
 
 NOBODY = cast(Any, None)
