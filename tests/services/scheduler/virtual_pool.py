@@ -158,7 +158,7 @@ class VirtualDomains:
     async def workers(self, pool: str) -> list[WorkerRecord]:
         return self.records
 
-    def streams(self, token: int, leader: Listener, *how_called: object) -> "VirtualStreams":
+    def streams(self, token: int, leader: Listener, *options: object) -> "VirtualStreams":
         return VirtualStreams(self, leader)
 
 

@@ -208,3 +208,32 @@ def test_a_thousand_faults_anywhere_end_a_leadership_or_one_job_each(
     assert min(provoked.outcomes[kind] for kind in ("leadership", "job")) > 0, provoked.outcomes
     told = [line for line in lines if line["event"] == "a fault ends this leadership" and line["exc_info"]]
     assert len(told) == provoked.outcomes["leadership"]
+
+
+@pytest.mark.parametrize(
+    "method", ["read_pending", "read_new", "claim_stale", "gone", "start", "decoding", "store_image", "finish"]
+)
+def test_a_fault_in_what_is_asked_of_the_store_ends_a_leadership_or_one_job(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    virtual, raised = VirtualPool(monkeypatch), list[str]()
+    works = getattr(virtual.store, method)
+
+    async def raise_once(*arguments: object) -> object:
+        if not raised:
+            raised.append(method)
+            raise Fault(method)
+        return await works(*arguments)
+
+    async def serve() -> None:
+        serving, store = asyncio.create_task(virtual.pool.run()), virtual.store
+        for name in ("a", "b"):
+            store.accept(job(name, steps=200, width=SIDE, height=SIDE, deadline_ms=1 << 60))
+        await virtual.until(lambda: bool(raised) and store.ended == {"a": 1, "b": 1} and virtual.quiet)
+        await cancel_and_wait(serving)
+
+    monkeypatch.setattr(virtual.store, method, raise_once)
+    with capture_logs() as lines, asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(serve())
+    assert virtual.lock.token - 1 + len(virtual.store.reasons) == 1
+    assert any(line.get("exc_info") for line in lines)
