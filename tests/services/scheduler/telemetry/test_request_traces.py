@@ -50,7 +50,7 @@ def schedulers(
         for address in addresses
     }
     workers = subprocess.Popen(
-        [*python, "bench.simulated_workers", redis_server.url, "--tick-ms", "10"],
+        [*python, "bench.simulated_workers", "--redis-url", redis_server.url, "--tick-ms", "10"],
         stdout=subprocess.DEVNULL,
     )
     try:
