@@ -21,21 +21,22 @@ from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 # three times as long for the other worker (`dispatch`): less than half of this.
 TIMES_PREDICTED = 30
 # However short the prediction: a graph is captured, a compiled package comes into use, a host is moved.
-LEAST_S = 30.0
+LEAST_S = 60.0
 SUSPECT_AT = 0.5
 
 
 @dataclass(frozen=True)
 class Patience:
-    """`unpredicted_s`: for a prompt, and for every item of a plan that no profile predicts: first steps are slow."""
+    """`unpredicted_s`: for a prompt, each item of a plan that no profile predicts, and at least for a first plan."""
 
     unpredicted_s: float = 600.0
 
-    def of(self, plan: SendUnetPlan | SendVaePlan) -> float:
-        """For the plan, in seconds, from when the worker is done with the one before."""
+    def of(self, plan: SendUnetPlan | SendVaePlan, *, warm: bool) -> float:
+        """For the plan, in seconds, from when the worker is done with the one before. `warm`: it has run one before."""
         if not plan.predicted_ms:
             return self.unpredicted_s * len(plan.plan.items)
-        return max(TIMES_PREDICTED * plan.predicted_ms / 1000, min(LEAST_S, self.unpredicted_s))
+        least_s = min(LEAST_S, self.unpredicted_s) if warm else self.unpredicted_s
+        return max(TIMES_PREDICTED * plan.predicted_ms / 1000, least_s)
 
 
 @dataclass
@@ -65,11 +66,13 @@ class _Line:
 class PlanWatch:
     """What one worker was asked for on one stream, and is still to answer. Knows no clock: see `after`.
 
-    `stretch`: how much more patience than usual. `answered`: something that takes the device has been answered.
+    `stretch`: how much more patience than usual. `warm`: this life of the worker has run a plan before. `answered`:
+    something that takes the device has been answered.
     """
 
-    def __init__(self, patience: Patience, stretch: float = 1.0) -> None:
+    def __init__(self, patience: Patience, stretch: float = 1.0, *, warm: bool = False) -> None:
         self.answered = False
+        self._warm = warm
         self._patience = patience
         self._stretch = stretch
         self._plans, self._prompts = _Line(), _Line()
@@ -78,7 +81,7 @@ class PlanWatch:
         """The worker was asked for something, or told to let go of tasks."""
         match effect:
             case SendUnetPlan() | SendVaePlan():
-                self._plans.expect(effect.plan.tick, self._patience.of(effect) * self._stretch)
+                self._plans.expect(effect.plan.tick, self._patience.of(effect, warm=self._warm) * self._stretch)
             case Admit(task=task):
                 self._prompts.expect(task.task_id, self._patience.unpredicted_s * self._stretch)
             case CancelOnWorker(task_ids=task_ids) | ReleaseSlots(task_ids=task_ids):
@@ -88,7 +91,8 @@ class PlanWatch:
         """The worker has answered."""
         match report:
             case UnetTickDone() | VaeTickDone():
-                self.answered |= self._plans.is_over(report.tick)
+                if self._plans.is_over(report.tick):
+                    self.answered = self._warm = True
             case TaskReady() | TaskFailed():
                 self.answered |= self._prompts.is_over(report.task_id)
 

@@ -68,6 +68,8 @@ class WorkerStreams:
         known = {record.worker_id: record for record in announced}
         for worker_id, stream in list(self._streams.items()):
             record = known.get(worker_id)
+            if stream.watch.answered:
+                self._given_up.pop(worker_id, None)
             stream.announced(record is None or not record.draining)
             if record and (record.address, record.pid) != (stream.record.address, stream.record.pid):
                 self._tasks[worker_id].cancel()  # another life of the same worker
@@ -86,7 +88,7 @@ class WorkerStreams:
         if life and time.monotonic() < life.until_s:
             return
         attach = stages_pb2.Attach(leader_token=self._token, domain=record.domain, leader_id=self._leader_id)
-        watch = PlanWatch(self._patience, 2.0**life.times if life else 1.0)
+        watch = PlanWatch(self._patience, 2.0**life.times if life else 1.0, warm=life is not None)
         stream = WorkerStream(record, attach, self._leader, self._tls, watch)
         self._streams[record.worker_id] = stream
         self._tasks[record.worker_id] = asyncio.create_task(self._run(stream))
