@@ -8,6 +8,7 @@ the workers, and the next leader makes new books from there within seconds. So t
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -86,10 +87,14 @@ class Leader:
 
     async def lead(self) -> None:
         """Run until superseded or cancelled. Raises whatever ends a part of it: half a leader is none."""
-        ended, parts = asyncio.create_task(self.ended.wait()), list[asyncio.Task[None]]()
-        try:
+        async with contextlib.AsyncExitStack() as leaving:  # all of it, whatever fails on the way out
+            for close in (self.writer.stop, self.streams.close, self.keeper.close):
+                leaving.push_async_callback(close)
+            leaving.callback(self._traces.left)
+            leaving.callback(self.ended.set)
             await self._jobs.read_pending()
-            parts += [asyncio.create_task(part) for part in self._parts()]
+            ended, parts = asyncio.create_task(self.ended.wait()), list(map(asyncio.create_task, self._parts()))
+            leaving.push_async_callback(cancel_and_wait, ended, *parts)
             await asyncio.wait([ended, *parts], return_when=asyncio.FIRST_COMPLETED)
             if self._fault:
                 raise self._fault
@@ -97,13 +102,6 @@ class Leader:
                 if part.done():
                     part.result()
                     raise RuntimeError(f"{part.get_coro()} has ended")
-        finally:
-            self.ended.set()
-            self._traces.left()
-            await cancel_and_wait(ended, *parts)
-            await self.keeper.close()
-            await self.streams.close()
-            await self.writer.stop()
 
     def _parts(self) -> list[Coroutine[None, None, None]]:
         repeated = (

@@ -18,6 +18,7 @@ from services.scheduler.engine.events import JobArrived
 from services.scheduler.engine.foresight import Foresight
 from services.scheduler.policy.policies import ConfiguredPolicy
 from services.scheduler.policy.snapshots import DomainSnapshot, TickPlan
+from services.scheduler.telemetry.job_traces import JobTraces
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.client import AsyncClient
 from synerdiff.jobs import JobRecord
@@ -238,3 +239,27 @@ def test_a_fault_in_what_is_asked_of_the_store_ends_a_leadership_or_one_job(
         runner.run(serve())
     assert virtual.lock.token - 1 + len(virtual.store.reasons) == 1
     assert any(line.get("exc_info") for line in lines)
+
+
+def test_a_fault_on_the_way_out_leaves_nothing_of_a_leadership_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    virtual = VirtualPool(monkeypatch)
+
+    def fail(_: JobTraces) -> None:
+        raise Fault("on the way out")
+
+    async def lead_twice() -> None:
+        serving = asyncio.create_task(virtual.pool.run())
+        await virtual.until(lambda: virtual.pool.leader is not None)
+        await asyncio.sleep(1)
+        tasks, leader = len(asyncio.all_tasks()), virtual.pool.leader
+        assert leader is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(JobTraces, "left", fail)
+            leader.superseded()
+            await virtual.until(lambda: virtual.lock.token == 2)
+        await asyncio.sleep(1)
+        assert len(asyncio.all_tasks()) == tasks
+        await cancel_and_wait(serving)
+
+    with capture_logs(), asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(lead_twice())
