@@ -1,4 +1,4 @@
-"""What ends jobs by the clock: deadlines that have passed, and weights that nobody serves any more."""
+"""The clock ends jobs whose deadline has passed, and jobs whose weights nobody serves any more."""
 
 import grpc
 

@@ -66,7 +66,7 @@ class _Split:
             holdings.effects.append(SendVaePlan(worker_id, vae_plan, predicted_ms))
 
     def _part(self, task_ids: tuple[str, ...], items: Sequence[PartItem]) -> PlannedPart:
-        """What a worker's part is remembered by."""
+        """The record of a worker's part."""
         key = self._holdings.tasks[task_ids[0]].key
         return PlannedPart(task_ids, tuple(items), self._plan.threshold, key, self._pair is not None)
 
@@ -85,7 +85,7 @@ class _Split:
         self._patience_ms = max(_PATIENCE_FLOOR_MS, expected_ms)
 
     def _partners_last(self) -> tuple[ItemRef | None, ItemRef | None]:
-        """What the UNet worker's part has to come after, and the VAE worker's."""
+        """The items that the UNet worker's part has to come after, and the VAE worker's."""
         if self._pair is None:
             return None, None
         unet, vae = (lane.last_in_step for lane in self._pair)
@@ -159,7 +159,7 @@ def _pace_name(unet: UnetLaneState, vae: VaeLaneState, leader_token: int) -> str
 
 
 def _parameters_json(task: Task) -> str:
-    """What it takes to make the picture again, as embedded in its file."""
+    """The parameters that make the picture again, as embedded in its file."""
     parameters = asdict(task.spec) | {"model": task.key.model, "sampler": task.spec.sampler.name.lower()}
     del parameters["preview_every"], parameters["task_id"], parameters["skip_predictor"]
     if not task.spec.exact:

@@ -1,4 +1,4 @@
-"""What the engine wants done: the mirror of `events`. Whoever drives the engine carries these out; it does no I/O."""
+"""The engine's effects, the mirror of `events`: its driver carries them out, since the engine does no I/O."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
-"""The engine: what happens to what is held. Pure: no clock, no I/O, no randomness.
+"""The engine: events change the holdings, and plans follow. Pure: no clock, no I/O, no randomness.
 
-Events come in by `on`, each with its time; what must be done comes out of `take_effects`. A leader drives it with real
-workers, the simulation with virtual ones. Plans run ahead of reports by `plan_ahead` ticks, so that no worker waits for
-the scheduler; a plan is therefore conditional, and a skipped entry only moves its task's mark back.
+Events come in by `on`, each with its time; effects come out of `take_effects`. A leader drives it with real workers,
+the simulation with virtual ones. Plans run ahead of reports by `plan_ahead` ticks, so that no worker waits for the
+scheduler; a plan is therefore conditional, and a skipped entry only moves its task's mark back.
 """
 
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ class EngineBounds:
     """How far the engine goes.
 
     `plan_ahead`: plans under way per worker. `max_deaths`: losses of its worker that a task survives. `read_ahead`:
-    jobs read from the queue per slot, so that what is most urgent can be chosen and the rest waits in Redis.
+    jobs read from the queue per slot, so that the most urgent can be chosen and the rest waits in Redis.
     `weights_wait_s`: how long a job waits for the weights it was accepted for, while only others are served.
     """
 
@@ -82,7 +82,7 @@ class Engine:
     # ---- in and out
 
     def on(self, event: Event, now_ms: int) -> PlannedPart | None:
-        """Take an event. Returns what a tick that has run was planned as, None for any other event."""
+        """Take an event. Returns the plan of a tick that has run, None for any other event."""
         if isinstance(event, Reported):
             return take_report(self.holdings, event.worker_id, event.report, now_ms, self.policy.grows_from)
         if isinstance(event, LaneEvent):
@@ -102,7 +102,7 @@ class Engine:
                 lane.no_room, self.holdings.admission_changed = False, True
 
     def take_effects(self) -> list[Effect]:
-        """What has to be done since the last call, in order."""
+        """The effects since the last call, in order."""
         effects, self.holdings.effects = self.holdings.effects, []
         return effects
 

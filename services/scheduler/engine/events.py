@@ -1,4 +1,4 @@
-"""What happens to a pool: the mirror of `effects`. Whoever drives the engine hands each event to `Engine.on`.
+"""The events of a pool, the mirror of `effects`: the engine's driver hands each of them to `Engine.on`.
 
 A leader's profile keeper, observer and traces hear the same events.
 """
@@ -91,7 +91,7 @@ class JobUnwritable:
 
 @dataclass(frozen=True)
 class ProfileKnown:
-    """From whoever measures: how long items of `key` take on a domain."""
+    """From the profile keeper: how long items of `key` take on a domain."""
 
     domain: str
     key: BatchKey
@@ -100,7 +100,7 @@ class ProfileKnown:
 
 @dataclass(frozen=True)
 class ProfileUnknown:
-    """From whoever measures: the domain's device is another one now."""
+    """From the profile keeper: the domain's device is another one now."""
 
     domain: str
     key: BatchKey
@@ -108,7 +108,7 @@ class ProfileUnknown:
 
 @dataclass(frozen=True)
 class BudgetKnown:
-    """From whoever measures: how much guidance the pictures of a model can do without."""
+    """From the profile keeper: how much guidance the pictures of a model can do without."""
 
     model: str
     budget: SkipCfgBudget

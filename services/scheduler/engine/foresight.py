@@ -34,7 +34,7 @@ class Foresight:
 
 
 def _calls_ahead(holdings: Holdings, model: str, priority: int) -> list[float]:
-    """What each task has left that goes before a new job in order of acceptance, in UNet calls of two rows."""
+    """The UNet calls of two rows left of each task that goes before a new job in order of acceptance."""
     jobs = holdings.jobs
     ahead = [
         task

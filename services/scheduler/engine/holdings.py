@@ -1,4 +1,4 @@
-"""What a pool holds, and every move that a task can make. No decisions here: the engine makes them."""
+"""The books of a pool, and every move that a task can make. No decisions here: the engine makes them."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ class Holdings:
         self.memory = MemoryBounds()
         self.budgets: dict[str, SkipCfgBudget] = {}
         self.effects: list[Effect] = []
-        # What has changed since the last plans were made: only there is planning worth the time.
+        # Changed since the last plans were made: only there is planning worth the time.
         self.admission_changed = False
         self.changed_domains: set[str] = set()
 
@@ -71,7 +71,7 @@ class Holdings:
         """Where there is a worker."""
         return {lane.domain for lane in (*self.unet.values(), *self.vae.values())}
 
-    # ---- what was measured
+    # ---- measurements
 
     def plan_by(self, domain: str, key: BatchKey, profile: Profile) -> None:
         """Let plans go by a profile, from the domain's next tick on."""
@@ -82,7 +82,7 @@ class Holdings:
             self.budgets[key.model] = profile.skip_cfg
 
     def forget_domain(self, domain: str) -> None:
-        """Forget what was measured of a domain."""
+        """Forget the measurements of a domain."""
         self.profiles = {place: profile for place, profile in self.profiles.items() if place[0] != domain}
         self.memory.forget(domain)
 
@@ -164,7 +164,7 @@ class Holdings:
         self._to_waiting(task)
 
     def run_again(self, task: Task) -> None:
-        """What held the task's latents is gone: from step 0, to the same picture."""
+        """The task's latents are gone: it runs from step 0 again, to the same picture."""
         task.deaths += 1
         if task.deaths > self.max_deaths:
             self.fail(task.job_id, _INTERNAL, f"image {task.index}: its workers were lost {task.deaths} times")

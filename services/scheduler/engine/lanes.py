@@ -42,7 +42,7 @@ def _unet_attached(holdings: Holdings, lane: UnetLaneState, resident: tuple[Resi
 
 
 def _taken_up(holdings: Holdings, lane: UnetLaneState, held: ResidentTask, now_ms: int) -> bool:
-    """Take up what a worker holds of a task; False where the task is gone or runs elsewhere by now."""
+    """Take up a task that a worker holds; False where the task is gone or runs elsewhere by now."""
     task = holdings.tasks.get(held.task_id)
     if task is None:
         return False
@@ -56,7 +56,7 @@ def _taken_up(holdings: Holdings, lane: UnetLaneState, held: ResidentTask, now_m
 
 
 def _unet_lost(holdings: Holdings, worker_id: str) -> None:
-    """What the worker held runs again elsewhere, or there once it is back.
+    """The worker's tasks run again elsewhere, or there once it is back.
 
     A decode under way is left alone: the VAE worker may have read the latents, and says so if it could not.
     """
@@ -82,7 +82,7 @@ def _vae_lost(holdings: Holdings, worker_id: str) -> None:
 
 
 def _announced(holdings: Holdings, worker_id: str, takes_new: bool) -> None:
-    """A worker that drains takes nothing new; what it holds goes on."""
+    """A worker that drains takes nothing new; its tasks go on."""
     lane = holdings.lane(worker_id)
     if lane and lane.draining == takes_new:
         lane.draining = not takes_new

@@ -15,7 +15,7 @@ KEPT_HALVES = 512
 class MeasuredItem:
     """One item of a tick with each side's own times; None for a side it does not have.
 
-    `intact`: nothing that it named was stale and memory sufficed, so it did at once what it was planned to do.
+    `intact`: nothing that it named was stale and memory sufficed, so it ran at once and as planned.
     `in_step`: it began when the item before it had ended on both workers; only then is its time the one that a profile
     speaks of.
     """
@@ -30,7 +30,7 @@ class MeasuredItem:
 
     @property
     def kind(self) -> str:
-        """What ran: "unet" or "vae" alone, or one "beside" the other."""
+        """Its sides: "unet" or "vae" alone, or one "beside" the other."""
         return "beside" if self.unet and self.vae else "unet" if self.unet else "vae"
 
     @property

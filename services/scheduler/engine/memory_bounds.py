@@ -1,4 +1,4 @@
-"""What memory was seen not to suffice for: from then on items of that domain and batch key stay under it. Pure."""
+"""Bounds on items of a domain and batch key: they stay under the size for which memory did not suffice. Pure."""
 
 from dataclasses import replace
 

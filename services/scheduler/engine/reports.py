@@ -1,4 +1,4 @@
-"""What workers report: how each `Report` changes the holdings."""
+"""Reports of workers: how each `Report` changes the holdings."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ _HAS_LATENTS = (Phase.READY_TO_DECODE, Phase.DECODING, Phase.STORING)
 
 
 def take_report(holdings: Holdings, worker_id: str, report: Report, now_ms: int, grows_from: int) -> PlannedPart | None:
-    """Take a report. Returns what a tick that has run was planned as, None where this leader did not plan it.
+    """Take a report. Returns the plan of a tick that has run, None where this leader did not plan it.
 
     `grows_from`: tasks of a first batch, where batches grow; 0 where they do not.
     """

@@ -218,7 +218,7 @@ class Lane:
     weights: str = ""
 
     def tick_done(self, tick: int, items: tuple[ItemTiming, ...]) -> PlannedPart | None:
-        """One of its plans has run. Returns what was planned; None where this leader did not plan it."""
+        """One of its plans has run. Returns the plan; None where this leader made none."""
         if items:
             self.rows = items[-1].rows
         return self.plans.pop(tick, None)

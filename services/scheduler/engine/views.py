@@ -1,4 +1,4 @@
-"""Between the holdings and a policy: what it sees of them."""
+"""The views of the holdings that a policy gets."""
 
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
@@ -19,7 +19,7 @@ from synerdiff.skip_cfg import SkipCfgMode
 
 
 def pool_snapshot(holdings: Holdings, plan_ahead: int, now_ms: int) -> PoolSnapshot:
-    """What admission sees: the waiting tasks in order of acceptance, and every UNet worker."""
+    """The view for admission: the waiting tasks in order of acceptance, and every UNet worker."""
     jobs = holdings.jobs
 
     def age(task: Task) -> tuple[int, str, int]:
@@ -39,7 +39,7 @@ def has_room(holdings: Holdings, domain: str, plan_ahead: int) -> bool:
 
 
 def domain_snapshot(holdings: Holdings, domain: str, plan_ahead: int, now_ms: int) -> DomainSnapshot:
-    """What a domain's plan sees: its lanes, its decodes, and the decodes of domains without a VAE worker for them."""
+    """The view for a domain's plan: its lanes, its decodes, and those of domains without a VAE worker for them."""
     unet = tuple(
         _unet_view(lane, holdings.jobs, plan_ahead) for lane in holdings.unet.values() if lane.domain == domain
     )
@@ -64,7 +64,7 @@ def domain_snapshot(holdings: Holdings, domain: str, plan_ahead: int, now_ms: in
 
 
 def decodable(holdings: Holdings, domain: str, plan_ahead: int) -> tuple[list[VaeLaneState], list[Task]]:
-    """The domain's VAE workers, and what they may decode now: what is here, or where no VAE worker can decode it.
+    """The domain's VAE workers, and the decodes that they may take: those here, and those where no VAE worker can.
 
     Of a model whose workers hold several weights, those of one digest at a time: that of the task which has waited
     longest for a worker with room for a plan. So a policy need not know of weights.

@@ -1,4 +1,4 @@
-"""Brings a leader what Redis says of jobs: those to be done, as the engine wants more, and those that others ended."""
+"""Brings a leader the jobs in Redis, as the engine wants more, and the word of jobs that others ended."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ READ_AGAIN_S = 0.5  # the safety net under pub/sub
 
 
 class JobReader:
-    """One per leadership. Methods but `follow_controls` are steps, to be repeated; they raise what the store does."""
+    """One per leadership. Methods but `follow_controls` are steps, to be repeated; they raise the store's errors."""
 
     def __init__(self, store: JobStore, lease: Lease, engine: Engine, on: Callable[[JobEvent], None]) -> None:
         self._store = store
@@ -27,7 +27,7 @@ class JobReader:
         self._on = on
 
     async def read_pending(self) -> None:
-        """What an earlier leader of the pool left."""
+        """Read the jobs that an earlier leader of the pool left."""
         self._arrived(await self._store.read_pending(self._lease))
 
     async def read_new(self, accepted: Subscription) -> None:

@@ -1,10 +1,10 @@
 """A pool's leader at work: the engine, driven with real workers, Redis and the clock.
 
-Leading begins by reading what the pool held, then attaches to its workers and what is resident there, then reads on.
+A leader first reads the jobs that the pool held, then attaches to its workers and their tasks, then reads on.
 
 A leadership is whole or over. An exception in any part of it, the engine first of all, may have left the books wrong,
-and books that are wrong would be planned by: jobs that hang, slots given away twice. What was held is in Redis and on
-the workers, and the next leader makes new books from there within seconds. So that is how a fault ends.
+and plans by wrong books hang jobs or give a slot away twice. The jobs are in Redis and their tasks on the workers; the
+next leader makes new books from these within seconds. So a fault ends the leadership.
 """
 
 import asyncio
@@ -152,7 +152,7 @@ class Leader:
             if lane and not lane.draining:
                 self._metrics.worker_lost("unet" if event.worker_id in holdings.unet else "vae")
 
-    # ---- carrying out what the engine wants
+    # ---- carrying out effects
 
     def _pump_soon(self) -> None:
         """Pump once after everything that has come in this turn of the event loop."""
@@ -208,7 +208,7 @@ class Leader:
             self.on(DomainGone(domain))
 
     async def _follow_queue(self) -> None:
-        """Read what the engine wants, as it wants more and as jobs are accepted."""
+        """Read jobs as the engine wants more, and as they are accepted."""
         with self._store.listen_accepted() as accepted:
             await self._forever(partial(self._jobs.read_new, accepted), 0.0)
 

@@ -1,4 +1,4 @@
-"""What the streams to workers and the writer to Redis report to."""
+"""The leader, as the streams to workers and the writer to Redis see it."""
 
 from typing import Protocol
 

@@ -18,7 +18,7 @@ _LOOK_EVERY_S = 0.1
 
 
 class ProbeSession:
-    """The workers' streams and the prober they report to. What is said before both are there is of no interest."""
+    """The workers' streams and the prober they report to. Reports before both are there are of no interest."""
 
     def __init__(self, registry: WorkerRegistry) -> None:
         self.prober: Prober | None = None

@@ -1,4 +1,4 @@
-"""What a leader learns from reports once the next plans are out: trace, metrics, corrections of profiles."""
+"""A leader's books of reports, kept once the next plans are out: trace, metrics, corrections of profiles."""
 
 from services.scheduler.engine.events import DomainGone, Event, Reported
 from services.scheduler.engine.holdings import Holdings
@@ -20,7 +20,7 @@ class Observer:
     """One per leadership. Reads the holdings and changes nothing of them.
 
     `corrections`: by domain and batch key, of every profile that plans go by and items were measured of.
-    `thresholds`: what each domain's last reported tick was planned with. `decode_times`: of decodes as they ran.
+    `thresholds`: that of each domain's last reported tick. `decode_times`: of decodes as they ran.
     """
 
     def __init__(self, holdings: Holdings, ticks: TickLog, metrics: PoolMetrics) -> None:
@@ -70,7 +70,7 @@ class Observer:
             self._tell_shortage(worker_id, kind, lane.domain, done, planned)
 
     def due(self, now_s: float) -> list[tuple[str, BatchKey, ProfileCorrection]]:
-        """The profiles that have drifted far enough; what is of workers and profiles that are gone is forgotten."""
+        """The profiles that have drifted far enough; the records of gone workers and profiles are forgotten."""
         held = self._holdings
         self._stepped = {worker_id: ids for worker_id, ids in self._stepped.items() if worker_id in held.unet}
         self.corrections = {place: c for place, c in self.corrections.items() if place in held.profiles}

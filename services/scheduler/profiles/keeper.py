@@ -1,8 +1,8 @@
 """Gives the engine the profiles it plans by: from a file, from Redis, or measured while the pool has nothing to do.
 
 One per leadership, driven by the leader: it is told which workers there are, of every report, and when a job arrives.
-What was measured before a job came is kept, and measuring goes on from there once the pool is idle again. Plans go by a
-first draft of the profile as soon as all that is essential was measured.
+Measurements made before a job came are kept, and measuring goes on from there once the pool is idle again. Plans go by
+a first draft of the profile as soon as all that is essential was measured.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class ProfileKeeper:
         self._measuring: asyncio.Task[None] | None = None
         self._busy_at_s = time.monotonic()
 
-    # ---- what the leader tells
+    # ---- the leader tells
 
     def announced(self, records: Iterable[WorkerRecord]) -> None:
         """The workers that are announced just now."""
@@ -128,7 +128,7 @@ class ProfileKeeper:
                 self._places = {at: place for at, place in self._places.items() if place.domain != domain}
 
     async def close(self) -> None:
-        """End what is being measured."""
+        """End the measuring."""
         self._give_way()
         if self._measuring:
             await cancel_and_wait(self._measuring)
@@ -236,7 +236,7 @@ class ProfileKeeper:
                 prober.close()
 
     def _draft(self, place: _Place, profiler: Profiler, prober: Prober) -> None:
-        """Let plans go by what was measured so far, now and then."""
+        """Let plans go by the measurements so far, now and then."""
         if time.monotonic() - place.drafted_at_s < _DRAFT_EVERY_S or self._places.get(place.at) is not place:
             return
         draft = profiler.draft(prober)
@@ -246,7 +246,7 @@ class ProfileKeeper:
             log.info("drafted a profile", model=place.subject.model, knee=draft.knee_rows(), measured=profiler.runs)
 
     async def _take_up(self, place: _Place, profile: Profile) -> None:
-        """Plan by what was measured to its end, and keep it for later leaders."""
+        """Plan by a profile that is whole, and keep it for later leaders."""
         self._profilers.pop(place.subject)
         place.known = True
         if self._places.get(place.at) is place:

@@ -1,10 +1,10 @@
-"""Spans of what a leader does: one per job, one per stage of each of its images, and one per worker's part of a tick.
+"""Spans of a leader's work: one per job, one per stage of each of its images, and one per worker's part of a tick.
 
 Nothing is measured for it: stages are read off the phases of tasks when an event has moved them, ticks off their
 reports, once the next plans are out. A span is made when what it tells of has ended, so nothing of it runs between two
 steps, and a job that is not traced costs a look into a dictionary.
 
-Workers make no spans. What they do is in their reports (a prompt's encoding, an image file's, every item of a tick), so
+Workers make no spans. Their work is in their reports (a prompt's encoding, an image file's, every item of a tick), so
 spans of their own would say the same once more, beside the step loop and by a clock of another host.
 """
 
@@ -90,7 +90,7 @@ class JobTraces:
                 self.moved((task_id,))
 
     def effect(self, effect: Effect) -> None:
-        """What the engine wants done: a task may move by it, or a job end."""
+        """An effect of the engine: a task may move by it, or a job end."""
         match effect:
             case Admit(task=task):
                 self.moved((task.task_id,))
