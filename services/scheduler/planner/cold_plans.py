@@ -1,6 +1,8 @@
 """Plans that nobody has yet, made in a process of their own, so that none of them delays a tick.
 
-The process is asked over its pipes, in JSON; it dies with this one and is started anew when it dies by itself.
+The process is asked over its pipes, in JSON; it dies with this one and is started anew when it dies by itself. It is
+none of concurrent.futures' pool, whose process outlives a scheduler that is killed, cannot be killed by public means
+while it hangs (before Python 3.14), imports all of a scheduler, and is asked in pickles, which nothing here is.
 """
 
 import asyncio
@@ -9,9 +11,11 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
-from services.scheduler.planner.plan_solver import planned_round, question
+from services.scheduler.planner.plan_solver import ANSWERS, PROFILES_KEPT, QUESTIONS, Answer, Question
 from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
+from synerdiff.errors import InvalidRequest
 from synerdiff.profiles import Profile, dump
 from synerdiff.telemetry import get_logger
 
@@ -21,13 +25,14 @@ MOST_WAITING = 256
 MOST_UNSOLVABLE = 4096
 TRIES = 2
 TIMEOUT_S = 60.0
-_PROFILES_KEPT = 16
 _LINE_LIMIT_BYTES = 1 << 20
 _RESTART_PAUSE_S = 0.5
 _AS_WE_WERE_STARTED = ("-P",) if sys.flags.safe_path else ()
 _COMMAND = (sys.executable, *_AS_WE_WERE_STARTED, "-m", "services.scheduler.planner.plan_solver")
 
 _Key = tuple[str, PlanQuery]
+
+_text = lru_cache(PROFILES_KEPT)(dump)
 
 
 class ColdPlans:
@@ -84,15 +89,15 @@ class ColdPlans:
             try:
                 async with asyncio.timeout(TIMEOUT_S):
                     answer = await self._solver.ask(profile, key[1])
-            except (OSError, ValueError, EOFError, TimeoutError) as error:
+            except (OSError, ValueError, EOFError, TimeoutError, InvalidRequest) as error:
                 log.warning("the planning process is gone", error=repr(error), query=key[1]._asdict())
                 await self._solver.end()
                 await asyncio.sleep(_RESTART_PAUSE_S)
                 continue
-            if isinstance(answer, PlannedRound):
-                self._on_plan(*key, answer)
+            if answer.planned:
+                self._on_plan(*key, answer.planned)
                 return
-            log.warning("a round cannot be planned", problem=answer, query=key[1]._asdict())
+            log.warning("a round cannot be planned", problem=answer.problem, query=key[1]._asdict())
             break
         self._unsolvable[key] = None
         if len(self._unsolvable) > MOST_UNSOLVABLE:
@@ -100,35 +105,28 @@ class ColdPlans:
 
 
 class _Solver:
-    """The process, started when first asked, and which profiles it has."""
+    """The process, started when first asked."""
 
     def __init__(self, command: tuple[str, ...]) -> None:
         self._command = command
         self._process: Process | None = None
-        self._sent: set[str] = set()
 
-    async def ask(self, profile: Profile, query: PlanQuery) -> PlannedRound | str:
-        """A plan, or why there is none. Raises OSError, EOFError or ValueError when the process does not answer."""
+    async def ask(self, profile: Profile, query: PlanQuery) -> Answer:
+        """Its answer. Raises OSError, EOFError, ValueError or InvalidRequest when it gives none."""
         process = self._process or await self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        forget = len(self._sent) >= _PROFILES_KEPT and profile.digest not in self._sent
-        if forget:
-            self._sent.clear()
-        new = profile.digest not in self._sent
-        profile_json = await asyncio.to_thread(dump, profile) if new else None
-        process.stdin.write(question(profile.digest, query, profile_json, forget))
+        text = await asyncio.to_thread(_text, profile)
+        process.stdin.write(QUESTIONS.dump(Question(query, text)) + b"\n")
         await process.stdin.drain()
-        self._sent.add(profile.digest)
         answer = await process.stdout.readline()
         if not answer:
             raise EOFError("it ended")
-        return planned_round(answer)
+        return ANSWERS.parse(answer)
 
     async def end(self) -> None:
         """Kill the process if it runs."""
         process, self._process = self._process, None
-        self._sent.clear()
         if process is not None:
             if process.returncode is None:
                 process.kill()

@@ -3,56 +3,61 @@
     python -m services.scheduler.planner.plan_solver
 
 Started and asked by `cold_plans`, at low priority: a plan for later is worth less than the picture under way, but not
-nothing. It ends when its stdin does, so it never outlives the scheduler, however that ends. A question names its
-profile by digest and carries the profile itself the first time; `forget` drops the profiles sent before.
+nothing. It ends when its stdin does, so it never outlives the scheduler, however that ends.
 """
 
-import json
 import os
 import signal
 import sys
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import BinaryIO
 
-from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery
+from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
 from services.scheduler.planner.planner import plan_round
 from synerdiff.errors import InvalidRequest
-from synerdiff.profiles import Profile, Setting, parse
+from synerdiff.json_codec import JsonCodec
+from synerdiff.profiles import parse
+
+PROFILES_KEPT = 16
 
 _NICENESS = 10
 
 
+@dataclass(frozen=True)
+class Question:
+    """Which round to plan, by which profile, as `synerdiff.profiles.dump` writes it."""
+
+    query: PlanQuery
+    profile: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The plan, or why there is none."""
+
+    planned: PlannedRound | None = None
+    problem: str = ""
+
+
+QUESTIONS, ANSWERS = JsonCodec(Question, "question"), JsonCodec(Answer, "answer")
+
+_profile = lru_cache(PROFILES_KEPT)(parse)
+
+
 def serve(questions: BinaryIO, answers: BinaryIO) -> None:
     """Answer every question until there are no more."""
-    profiles: dict[str, Profile] = {}
     for line in questions:
-        answers.write(json.dumps(_answer(profiles, json.loads(line))).encode() + b"\n")
+        answers.write(ANSWERS.dump(_answer(line)) + b"\n")
         answers.flush()
 
 
-def question(digest: str, query: PlanQuery, profile_json: str | None, forget: bool) -> bytes:
-    """One line for the solver; `profile_json` as `synerdiff.profiles.dump` writes it, None if it was sent before."""
-    fields = {"forget": forget, "digest": digest, "profile": profile_json, "query": list(query)}
-    return json.dumps(fields).encode() + b"\n"
-
-
-def planned_round(answer: bytes) -> PlannedRound | str:
-    """The plan in an answer, or why there is none. Raises ValueError for what is no answer."""
-    fields: dict[str, Any] = json.loads(answer)
-    if "problem" in fields:
-        return str(fields["problem"])
-    items = tuple(PlannedItem(*item)._replace(setting=Setting(*item[-1])) for item in fields.pop("items"))
-    return PlannedRound(items=items, **fields)
-
-
-def _answer(profiles: dict[str, Profile], fields: dict[str, Any]) -> dict[str, Any]:
-    if fields["forget"]:
-        profiles.clear()
+def _answer(line: bytes) -> Answer:
     try:
-        if fields["profile"] is not None:
-            profiles[fields["digest"]] = parse(fields["profile"])
-        return vars(plan_round(profiles[fields["digest"]], PlanQuery(*fields["query"])))
+        question = QUESTIONS.parse(line)
+        return Answer(plan_round(_profile(question.profile), question.query))
     except (InvalidRequest, ValueError, LookupError, MemoryError) as error:
-        return {"problem": f"{type(error).__name__}: {error}"}
+        return Answer(problem=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

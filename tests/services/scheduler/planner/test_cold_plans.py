@@ -1,6 +1,7 @@
 """Plans from another process: they come, they survive its death, and what has none is asked once."""
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from services.scheduler.planner import cold_plans
 from services.scheduler.planner.cold_plans import ColdPlans
-from services.scheduler.planner.plan_solver import planned_round, question, serve
+from services.scheduler.planner.plan_solver import ANSWERS, QUESTIONS, Question, serve
 from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
 from services.scheduler.planner.planner import plan_round
 from synerdiff.cancellation import cancel_and_wait
@@ -110,15 +111,17 @@ async def test_the_newest_question_goes_first_and_the_oldest_are_dropped(
 
 def test_the_solver_answers_every_line(profile: Profile) -> None:
     text = dump(profile)
-    questions = [
-        question(profile.digest, PlanQuery(3, 2), text, forget=False),
-        question(profile.digest, PlanQuery(2, 2), None, forget=False),
-        question(profile.digest, PlanQuery(2, 2, threshold=-1), None, forget=False),
-        question(profile.digest, PlanQuery(2, 2), None, forget=True),
-        question(profile.digest, PlanQuery(2, 2), "{}", forget=False),
+    asked = [PlanQuery(3, 2), PlanQuery(2, 2, threshold=-1), PlanQuery(2, 2, skip_price_ms=math.inf)]
+    lines = [
+        *(QUESTIONS.dump(Question(query, text)) for query in asked),
+        QUESTIONS.dump(Question(asked[0], "{}")),
+        b"3",
     ]
     answers = BytesIO()
-    serve(BytesIO(b"".join(questions)), answers)
-    found = [planned_round(line) for line in answers.getvalue().splitlines()]
-    assert found[:2] == [plan_round(profile, PlanQuery(3, 2)), plan_round(profile, PlanQuery(2, 2))]
-    assert [str(problem).split(":")[0] for problem in found[2:]] == ["ValueError", "KeyError", "InvalidRequest"]
+    serve(BytesIO(b"\n".join(lines)), answers)
+    first, *others = [ANSWERS.parse(line) for line in answers.getvalue().splitlines()]
+    assert first.planned == plan_round(profile, asked[0])
+    assert [(answer.planned, answer.problem.split(":")[0]) for answer in others] == [
+        (None, "ValueError"),
+        *[(None, "InvalidRequest")] * 3,
+    ]
