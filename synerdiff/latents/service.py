@@ -1,5 +1,7 @@
 """The gRPC service of an arena's owner: its offer, and its bytes for readers that cannot map it."""
 
+import asyncio
+
 import grpc
 
 from synerdiff.latents.arena import Arena
@@ -9,7 +11,7 @@ from synerdiff.wire.stages import slot_ref_from_pb
 
 
 class LatentsArenaServicer(stages_pb2_grpc.LatentsArenaServicer):
-    """Serves one arena. Reading copies at most a batch of latents, too little to need a thread of its own."""
+    """Serves one arena. Latents are copied beside the event loop, which reports and probes wait for."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
@@ -24,6 +26,9 @@ class LatentsArenaServicer(stages_pb2_grpc.LatentsArenaServicer):
         self, request: stages_pb2.ReadLatentsRequest, context: grpc.aio.ServicerContext
     ) -> stages_pb2.ReadLatentsResponse:
         """The bytes of the slots asked for, in that order; none for a stale one."""
+        return await asyncio.to_thread(self._read, request)
+
+    def _read(self, request: stages_pb2.ReadLatentsRequest) -> stages_pb2.ReadLatentsResponse:
         return stages_pb2.ReadLatentsResponse(
             slots=[
                 stages_pb2.SlotLatents(slot=slot, data=self._arena.read(slot_ref_from_pb(slot)) or b"")

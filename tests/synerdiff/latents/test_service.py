@@ -1,0 +1,47 @@
+"""The owner's gRPC face of an arena."""
+
+import asyncio
+import threading
+
+import pytest
+
+from synerdiff.latents.arena import Arena
+from synerdiff.latents.memory import ProcessMemory
+from synerdiff.latents.service import LatentsArenaServicer
+from synerdiff.plans import SlotRef
+from synerdiff.rpc import ServiceHost, open_channel
+from synerdiff.v1 import stages_pb2, stages_pb2_grpc
+from synerdiff.wire.stages import slot_ref_to_pb
+from tests.waiting import HANG_S
+
+
+async def test_latents_are_copied_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena, read = Arena(1, 4, "float32", ProcessMemory()), Arena.read
+    copying, go_on = threading.Event(), threading.Event()
+    slot = arena.acquire()
+    arena.write(slot, b"data")
+
+    def slow(arena: Arena, ref: SlotRef) -> bytes | None:
+        copying.set()
+        assert go_on.wait(HANG_S)
+        return read(arena, ref)
+
+    monkeypatch.setattr(Arena, "read", slow)
+    host = ServiceHost()
+    host.add("arena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
+    async with open_channel(await host.start("127.0.0.1:0")) as channel:
+        stub = stages_pb2_grpc.LatentsArenaStub(channel)
+        reading = asyncio.create_task(_read(stub, slot))
+        assert await asyncio.to_thread(copying.wait, HANG_S)
+        # Answered while the other call copies: on the event loop it would be answered after it, or never.
+        assert (await stub.Describe(stages_pb2.DescribeArenaRequest(), timeout=HANG_S)).slots == 1
+        assert not reading.done()
+        go_on.set()
+        assert await reading == b"data"
+    await host.drain(0)
+
+
+async def _read(stub: stages_pb2_grpc.LatentsArenaStub, slot: SlotRef) -> bytes:
+    reply = await stub.Read(stages_pb2.ReadLatentsRequest(slots=[slot_ref_to_pb(slot)]), timeout=HANG_S)
+    data: bytes = reply.slots[0].data
+    return data
