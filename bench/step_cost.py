@@ -36,9 +36,11 @@ from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import load_unet_side
+from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import Execution, TaskFailed, UnetEntry, UnetItem, UnetPlan
 from synerdiff.requests import TaskSpec
+from synerdiff.worker.device_thread import DeviceThread
 from tests.tiny_models import tiny_model
 
 _AHEAD = 2
@@ -73,8 +75,9 @@ def device_thread(side: UnetSide, slots: int) -> Iterator[Callable[[int, int], f
     preparer, reports, crashed = TaskPreparer(side), queue.SimpleQueue[StepReport](), list[Exception]()
     with tempfile.TemporaryDirectory() as folder:
         pacer = Pacer(PaceSide.UNET, Path(folder))
-        loop = StepLoop(Denoiser(side), residents, None, crashed.append, usable_cores(), pacer)  # type: ignore[arg-type]
-        loop.start()
+        thread = DeviceThread(side.compute, pacer, ThreadShare(usable_cores()), crashed.append)
+        loop = StepLoop(Denoiser(side), residents, None, thread)  # type: ignore[arg-type]
+        thread.start()
 
         def made(tasks: int, steps: int) -> float:
             specs = [_spec(side, f"{k}/0", steps) for k in range(tasks)]
@@ -101,7 +104,7 @@ def device_thread(side: UnetSide, slots: int) -> Iterator[Callable[[int, int], f
         try:
             yield made
         finally:
-            loop.close()
+            thread.close()
 
 
 def _spec(side: UnetSide, task_id: str, steps: int) -> TaskSpec:

@@ -10,18 +10,16 @@ class LeaderGuard:
         self._token = -1
         self._leader_id = ""
         self._tick = -1
-        self._session = 0
 
     @property
     def token(self) -> int:
         """The highest token seen; -1 before the first attach."""
         return self._token
 
-    def attach(self, token: int, leader_id: str = "") -> int:
-        """Make the leader with `token` the one that is listened to, and return the number of its session.
+    def attach(self, token: int, leader_id: str = "") -> None:
+        """Make the leader with `token` the one that is listened to. It may attach again: its ticks go on counting.
 
-        A leader may attach again, which begins a newer session; its ticks go on counting. `leader_id` tells it from
-        another with the same token, as a Redis that has lost its data gives out.
+        `leader_id` tells it from another with the same token, as a Redis that has lost its data gives out.
 
         Raises:
             StaleLeader: a leader with a higher token, or another with this one, has attached before.
@@ -31,17 +29,11 @@ class LeaderGuard:
         if token > self._token:
             self._token, self._leader_id = token, leader_id
             self._tick = -1
-        self._session += 1
-        return self._session
 
     def stale(self, token: int) -> StaleLeader:
         """The refusal of a leader with `token`; it says above which the next one has to be."""
         message = f"leader token {token} is not above {self._token}, which holds this worker"
         return StaleLeader(message, newest_token=self._token)
-
-    def is_current(self, session: int) -> bool:
-        """Whether no other leader, and no newer stream of the same leader, has attached since `session` began."""
-        return session == self._session
 
     def accepts(self, token: int, tick: int) -> bool:
         """Whether a plan is the attached leader's and newer than all before it; if so it counts as seen."""

@@ -19,7 +19,7 @@ MIB = 1 << 20
 SERVICE_MESSAGE_BYTES = 64 * MIB
 
 # Names for probes beside "" and the services' own: "startup" turns on with the first readiness and stays, "readiness"
-# follows it, "liveness" is never tied to load or drain.
+# follows it, "liveness" is never tied to load or drain: it ends where only a new process can help.
 STARTUP, READINESS, LIVENESS = "startup", "readiness", "liveness"
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -160,6 +160,10 @@ class ServiceHost:
         """Say whether work can be taken. No effect once withdrawn."""
         if not self._withdrawn:
             await self._publish(ready)
+
+    async def set_alive(self, alive: bool) -> None:
+        """Say whether this process is of any use still, or has to be replaced."""
+        await self._health.set(LIVENESS, _SERVING if alive else _NOT_SERVING)
 
     async def withdraw(self) -> None:
         """Not ready any more, for good; calls go on. `drain` begins with this, where nothing has to come between."""

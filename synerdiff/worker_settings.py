@@ -71,6 +71,13 @@ class WorkerSettings(ServiceSettings):
         5.0, ge=1, le=300, description="seconds after which a silent worker counts as gone; renewed at a third of it"
     )
 
+    hang_limit_s: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        description="longest time at one item of a plan, after which liveness fails; 0: 600 s on GPUs, 3600 s on CPUs",
+    )
+
     @model_validator(mode="after")
     def _check_worker_tls(self) -> Self:
         if self.tls_certificate and not self.tls_ca:

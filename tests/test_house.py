@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("synerdiff", "services", "synerdiff_cli")
 HEAVY = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
 # Where torch may be; everything else runs on a machine that never installed it.
-MODEL_CODE = ("synerdiff.models", "services.unet_worker", "services.vae_worker")
+MODEL_CODE = ("synerdiff.models", "synerdiff.worker", "services.unet_worker", "services.vae_worker")
 
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 350, 70
 

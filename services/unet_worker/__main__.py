@@ -1,13 +1,7 @@
-"""`python -m services.unet_worker`: one UNet worker."""
+"""`python -m services.unet_worker`: a UNet worker."""
 
-from synerdiff.allocator import keep_freed_memory
-from synerdiff.openmp import prepare_openmp
-from synerdiff.stopping import exit_at_stop_signal
+from services.unet_worker.settings import UnetWorkerSettings
+from synerdiff.worker.main import main
 
 if __name__ == "__main__":
-    exit_at_stop_signal()
-    keep_freed_memory()
-    prepare_openmp()
-    from services.unet_worker.process import main
-
-    main()
+    main("unet_worker", UnetWorkerSettings)

@@ -1,8 +1,8 @@
 """Prepares admitted tasks beside the running steps, on a thread that keeps to one CPU core."""
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from grpc import StatusCode
 
@@ -13,6 +13,7 @@ from synerdiff.models.device import Fault, fault_of
 from synerdiff.models.threads import limit_torch_threads
 from synerdiff.plans import TaskFailed, TaskReady
 from synerdiff.telemetry import get_logger
+from synerdiff.worker.job_thread import JobThread
 
 MAX_BATCH = 16
 
@@ -22,7 +23,7 @@ log = get_logger("preparation")
 class PreparationThread:
     """Takes all residents that wait at a time, so that their prompts are encoded together.
 
-    `deliver` is called on this thread with TaskReady or TaskFailed; residents dropped meanwhile get neither. `crashed`
+    `deliver` is called on this thread with TaskReady or TaskFailed; residents dropped meanwhile get neither. `failed`
     is told there of a device that is lost to this process: no task is to blame for that.
     """
 
@@ -31,57 +32,36 @@ class PreparationThread:
         preparer: TaskPreparer,
         residents: Residents,
         deliver: Callable[[TaskReady | TaskFailed], None],
-        crashed: Callable[[Exception], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         self._preparer = preparer
         self._residents = residents
         self._deliver = deliver
-        self._crashed = crashed
-        self._inbox: queue.SimpleQueue[Resident | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        self._waiting: deque[Resident] = deque()
+        self._thread = JobThread("preparation", failed, partial(limit_torch_threads, 1))
+        self.heartbeat = self._thread.heartbeat
+        self.start = self._thread.start
+        self.close = self._thread.close
 
     def submit(self, resident: Resident) -> None:
         """Prepare a resident soon."""
-        self._inbox.put(resident)
+        self._waiting.append(resident)
+        self._thread.submit(self._prepare_waiting)
 
-    def close(self) -> None:
-        """Prepare what was submitted before, then end the thread."""
-        self._inbox.put(None)
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        limit_torch_threads(1)
-        while (first := self._inbox.get()) is not None:
-            batch = [first, *self._waiting(MAX_BATCH - 1)]
-            wanted = [resident for resident in batch if self._residents.holds(resident)]
-            if wanted:
-                self._prepare(wanted)
-
-    def _waiting(self, most: int) -> list[Resident]:
-        waiting: list[Resident] = []
-        while len(waiting) < most:
-            try:
-                resident = self._inbox.get_nowait()
-            except queue.Empty:
-                break
-            if resident is None:
-                self._inbox.put(None)
-                break
-            waiting.append(resident)
-        return waiting
+    def _prepare_waiting(self) -> None:
+        """Nothing is left for the submissions of those that an earlier one has taken along."""
+        waiting = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_BATCH))]
+        wanted = [resident for resident in waiting if self._residents.holds(resident)]
+        if wanted:
+            self._prepare(wanted)
 
     def _prepare(self, residents: Sequence[Resident]) -> None:
         try:
             prepared = self._preparer.prepare([resident.spec for resident in residents])
         except Exception as error:
             if fault_of(error) is Fault.FATAL:
-                self._crashed(error)
-            elif len(residents) > 1:
+                raise
+            if len(residents) > 1:
                 for resident in residents:
                     self._prepare([resident])
             else:

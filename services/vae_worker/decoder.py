@@ -1,6 +1,5 @@
 """Batched decoding: latents as they lie in the arena in, pictures out, and every failure laid at the right door."""
 
-from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,11 +15,12 @@ from services.vae_worker.chunked_decoder import ChunkedDecoder
 from services.vae_worker.decoder_walk import NotChunkable
 from synerdiff.latents.client import Latents
 from synerdiff.latents.cuda_clones import CudaClone
-from synerdiff.models.device import Device, DeviceFailed, Fault, fault_of
+from synerdiff.models.device import Device, DeviceFailed, Fault
 from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.exact import one_way, plainly_laid
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.telemetry import get_logger
+from synerdiff.worker.halving import Halves
 
 log = get_logger("decoder")
 
@@ -93,10 +93,6 @@ class BatchDecoder:
         decode = self._decode_exactly if exact else self._decode
         return DecodeInProgress(self._side, decode, chunked, bands, failures, part)
 
-    def warm_up(self) -> None:
-        """Decode zeros of the smallest size once. Raises DeviceFailed."""
-        _check_device(self._side)
-
     def _decode_exactly(self, latents: Tensor) -> Images:
         with one_way(self.compute):
             return self._plain_side.decode(latents)
@@ -154,9 +150,11 @@ class _Part:
         others = tuple(place for place, ok in zip(self.places, finite, strict=True) if not ok)
         return _Part(tuple(self.places[row] for row in kept), self.latents[kept]) if kept else None, others
 
-    def halves(self) -> "tuple[_Part, _Part]":
-        middle = len(self.places) // 2
-        return _Part(self.places[:middle], self.latents[:middle]), _Part(self.places[middle:], self.latents[middle:])
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, places: slice, /) -> "_Part":
+        return _Part(self.places[places], self.latents[places])
 
 
 class DecodeInProgress:
@@ -176,10 +174,9 @@ class DecodeInProgress:
         self._chunked = chunked
         self._bands = bands
         self._outcomes: dict[int, Picture | DecodeFailure] = dict(failures)
-        self._waiting: deque[_Part] = deque([part] if part else ())
+        self._halves = Halves(part, side.compute.free_caches)
         self._units: Generator[float, None, list[Picture]] | None = None
         self._part_fraction = 0.0
-        self._halved = 0
 
     def advance(self, until: float) -> bool:
         """Work until the fraction `until` of the decode is done, or a little more; whether all of it is.
@@ -189,36 +186,37 @@ class DecodeInProgress:
         Raises:
             DeviceFailed: the device decodes nothing any more.
         """
-        while self._waiting and (until >= 1 or self._fraction() < until):
+        while self._halves and (until >= 1 or self._fraction() < until):
             self._run_unit()
-        return not self._waiting
+        return not self._halves
 
     def take_halved(self) -> int:
         """The fewest images that memory did not suffice for at once since this was last asked; 0: it did."""
-        halved, self._halved = self._halved, 0
-        return halved
+        return self._halves.take_halved()
 
     def outcomes(self) -> list[Picture | DecodeFailure]:
         """Of each image of the batch, in its order. Raises RuntimeError before all of the decode is done."""
-        if self._waiting:
+        if self._halves:
             raise RuntimeError("outcomes: the decode is not finished")
         return [self._outcomes[place] for place in range(len(self._outcomes))]
 
     def _fraction(self) -> float:
-        waiting = sum(len(part.places) for part in self._waiting)
+        waiting = sum(len(part) for part in self._halves.parts)
         images = waiting + len(self._outcomes)
-        return (len(self._outcomes) + self._part_fraction * len(self._waiting[0].places)) / images
+        return (len(self._outcomes) + self._part_fraction * len(self._halves.parts[0])) / images
 
     def _run_unit(self) -> None:
-        part = self._waiting[0]
+        part = self._halves.parts[0]
         try:
             if self._units is None:
                 self._units = self._pictures(part.latents)
             self._part_fraction = next(self._units)
         except StopIteration as end:
-            self._close_part(dict(zip(part.places, end.value, strict=True)))
+            self._end_part()
+            self._outcomes |= zip(part.places, end.value, strict=True)
+            self._halves.done()
         except Exception as error:  # whatever torch raises: what to do depends on who is at fault, not on its type
-            # Its frames hold the activations, whose memory the next attempt needs.
+            self._end_part()
             self._recover(part, error.with_traceback(None))
 
     def _pictures(self, latents: Tensor) -> Generator[float, None, list[Picture]]:
@@ -230,32 +228,20 @@ class DecodeInProgress:
         images, flagged = self._side.check(images)
         return [Picture(pixels, flag) for pixels, flag in zip(images, flagged, strict=True)]
 
-    def _close_part(self, outcomes: dict[int, Picture | DecodeFailure]) -> None:
-        self._outcomes |= outcomes
-        self._waiting.popleft()
+    def _end_part(self) -> None:
         self._units, self._part_fraction = None, 0.0
 
     def _recover(self, part: _Part, failure: Exception) -> None:
-        """Halve a part that failed; of one image, say why it failed."""
-        fault = fault_of(failure)
-        if fault is Fault.FATAL:
-            raise DeviceFailed(str(failure)) from failure
-        self._units = None
-        if fault is Fault.OUT_OF_MEMORY:
-            self._side.compute.free_caches()
-            if len(part.places) > 1:
-                self._halved = min(self._halved or len(part.places), len(part.places))
-        if len(part.places) > 1:
+        """Go on with the halves of a part that failed; of one image, say why it did."""
+        fault = self._halves.failed(failure)
+        if fault is None:
             metrics.HALVED_BATCHES.inc()
-            log.warning("decode failed, trying halves", images=len(part.places), reason=str(failure))
-            self._close_part({})
-            self._waiting.extendleft(reversed(part.halves()))
         elif fault is Fault.OUT_OF_MEMORY:
             reason = f"no memory to decode even one such picture: {failure}"
-            self._close_part({part.places[0]: DecodeFailure(_RESOURCE_EXHAUSTED, reason)})
+            self._outcomes[part.places[0]] = DecodeFailure(_RESOURCE_EXHAUSTED, reason)
         else:
             _check_device(self._side)
-            self._close_part({part.places[0]: DecodeFailure(_INTERNAL, f"decode failed: {failure}")})
+            self._outcomes[part.places[0]] = DecodeFailure(_INTERNAL, f"decode failed: {failure}")
 
 
 def elements(latents: Latents, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -265,10 +251,15 @@ def elements(latents: Latents, dtype: torch.dtype, device: torch.device) -> Tens
     return torch.frombuffer(latents.host(), dtype=dtype)
 
 
-def _check_device(side: VaeSide) -> None:
-    """Decode zeros of the smallest size once. Raises DeviceFailed."""
+def decode_zeros(side: VaeSide) -> None:
+    """Decode zeros of the smallest size once. Raises whatever that does."""
     pixels = side.scale_factor * 8
+    side.decode(torch.zeros(1, *side.latent_shape(pixels, pixels)))
+
+
+def _check_device(side: VaeSide) -> None:
+    """Raises DeviceFailed where not even zeros can be decoded."""
     try:
-        side.decode(torch.zeros(1, *side.latent_shape(pixels, pixels)))
+        decode_zeros(side)
     except Exception as error:
         raise DeviceFailed(f"the VAE decodes nothing on {side.device}: {error}") from error

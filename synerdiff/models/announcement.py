@@ -54,12 +54,17 @@ def worker_record(
         boot_id=boot_id(),
         pid=os.getpid(),
         device=side.compute.name,
-        dtype=dtype_name(side.vae_dtype if isinstance(side, VaeSide) else side.dtype),
+        dtype=dtype_name(computed_dtype(side)),
         model_digest=model_digest(read_layout(settings.model)),
         threads=side.compute.cpu_threads(settings.threads),
         mps_thread_percent=share.mps_thread_percent,
         memory_limit_bytes=side.compute.memory_limit_bytes(),
     )
+
+
+def computed_dtype(side: UnetSide | VaeSide) -> torch.dtype:
+    """What its UNet or VAE computes in."""
+    return side.vae_dtype if isinstance(side, VaeSide) else side.dtype
 
 
 def _loaded_dtype(side: UnetSide | VaeSide) -> torch.dtype:

@@ -18,11 +18,12 @@ def limit_torch_threads(count: int) -> None:
 class ThreadShare:
     """The CPU threads of a device thread, which alone uses it: its own number, or the share that an item gives it.
 
-    `exact`: those of exact items, whatever their share, since kernels round by the number of threads.
+    `own`: 0 takes as many as torch uses on the calling thread. `exact`: those of exact items, whatever their share,
+    since kernels round by the number of threads.
     """
 
     def __init__(self, own: int, exact: int = 1) -> None:
-        self._own = own
+        self._own = own or torch.get_num_threads()
         self._exact = exact
         self._taken = 0
 

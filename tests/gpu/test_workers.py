@@ -26,8 +26,10 @@ from synerdiff.models.device import Device, DeviceFailed, DeviceOptions, Fault, 
 from synerdiff.models.dtypes import dtype_name
 from synerdiff.models.graphed_unet import common_sizes
 from synerdiff.models.loading import load_unet_side, load_vae_side
+from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import UnetEntry, UnetItem, UnetPlan
+from synerdiff.worker.device_thread import DeviceThread
 from tests.tiny_models import EMOJI_MODEL
 from tests.values import spec
 from tests.waiting import HANG_S
@@ -191,16 +193,16 @@ def test_plans_run_one_behind_the_other_and_are_reported_in_order(device: Device
     residents.make_ready(resident, TaskPreparer(side).prepare([wanted])[0].task)
     reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
     crashed: list[Exception] = []
-    pacer = Pacer(PaceSide.UNET, tmp_path)
-    loop = StepLoop(Denoiser(side, unet), residents, None, crashed.append, 1, pacer)  # type: ignore[arg-type]
-    loop.start()
+    thread = DeviceThread(device, Pacer(PaceSide.UNET, tmp_path), ThreadShare(1), crashed.append)
+    loop = StepLoop(Denoiser(side, unet), residents, None, thread)  # type: ignore[arg-type]
+    thread.start()
     try:
         for call in range(STEPS):
             plan = UnetPlan(1, call + 1, (UnetItem((UnetEntry(wanted.task_id, call),)),))
             loop.submit(plan, reports.put)
         told = [reports.get(timeout=HANG_S) for _ in range(STEPS)]
     finally:
-        loop.close()
+        thread.close()
     assert not crashed
     assert [report.tick for report in told] == list(range(1, STEPS + 1))
     assert [bool(report.finished) for report in told] == [False] * (STEPS - 1) + [True]

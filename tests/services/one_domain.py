@@ -26,8 +26,8 @@ from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.leading.observer import Observer
 from services.scheduler.telemetry.metrics import PoolMetrics
-from services.unet_worker.process import slot_bytes
-from services.unet_worker.worker import Leader, UnetWorker
+from services.unet_worker.stage import largest_slot_bytes
+from services.unet_worker.worker import UnetWorker
 from services.vae_worker.worker import VaeWorker
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.latents.arena import Arena
@@ -37,6 +37,7 @@ from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2_grpc
+from synerdiff.worker.leader import Leader
 from tests.waiting import HANG_S
 
 DOMAIN, TOKEN = "here", 1
@@ -66,14 +67,13 @@ class OneDomain:
 
     async def attach(self, model: str) -> list[asyncio.Task[None]]:
         """Open both lanes; the tasks to cancel at the end."""
-        leader = await self.unet.attach(TOKEN)
+        leader = self.leader = await self.unet.attach(TOKEN)
         unet = UnetLaneState("unet", DOMAIN, model, slots=self.slots, arena_address=self.arena_address)
         self.on(UnetAttached(unet, leader.residents))
         self.on(VaeAttached(VaeLaneState("vae", DOMAIN, model)))
         return [
             asyncio.create_task(self._hear_unet(leader)),
             asyncio.create_task(self._hear_images()),
-            asyncio.create_task(self.vae.loop.run()),
         ]
 
     async def until_ended(self, jobs: int) -> None:
@@ -103,7 +103,7 @@ class OneDomain:
             case Admit(task=spec):
                 self.unet.admit(spec)
             case SendUnetPlan(plan=plan):
-                self.unet.run_plan(plan)
+                self.unet.run_plan(plan, self.leader)
             case SendVaePlan(plan=plan):
                 self.vae.loop.submit(plan, partial(self._heard, "vae"))
             case CancelOnWorker() | ReleaseSlots() | ForgetImages():
@@ -124,7 +124,7 @@ class OneDomain:
             self.vae.outbox.forget(effect.task_ids)
 
     async def _hear_unet(self, leader: Leader) -> None:
-        async for message in leader.outbox.messages():
+        async for message in leader.messages():
             if isinstance(message, TaskReady):
                 self._one_more_ready(message)
             else:
@@ -155,13 +155,14 @@ async def one_domain(
     engine: Engine, unet_side: UnetSide, vae_side: VaeSide, model: str, slots: int = 8
 ) -> AsyncIterator[OneDomain]:
     """A domain that serves `model` with `slots` slots of pictures up to 64 x 64 pixels."""
-    arena = Arena(slots, slot_bytes(unet_side, 64), "float32", ProcessMemory())
+    arena = Arena(slots, largest_slot_bytes(unet_side, 64), "float32", ProcessMemory())
     host = ServiceHost()
     host.add("arena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
     address = await host.start("127.0.0.1:0")
-    unet = UnetWorker(unet_side, arena, threads=1)
-    vae = VaeWorker(vae_side, "vae", encode_threads=1, outbox_bytes=1 << 24, threads=1)
+    unet = UnetWorker("unet", unet_side, arena, threads=1)
+    vae = VaeWorker("vae", vae_side, encode_threads=1, outbox_bytes=1 << 24, threads=1)
     unet.start()
+    vae.start()
     made = OneDomain(engine, unet, vae, address, slots)
     tasks = await made.attach(model)
     try:

@@ -1,15 +1,23 @@
-"""A worker process whose model fails as in a poisoned CUDA context once it is warm: `unet` or `vae`, then flags."""
+"""A worker process whose model fails once it is warm: `unet` or `vae`, `poisoned` or `hangs`, then flags.
+
+It fails as in a poisoned CUDA context, or never answers.
+"""
 
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
+from services.unet_worker.settings import UnetWorkerSettings
+from services.vae_worker.settings import VaeWorkerSettings
 from synerdiff.models.compiled import CompiledUnet, CompiledVae
+from synerdiff.worker.main import main
+from tests.waiting import HANG_S
 
 
-def poisoned(call: Callable[..., Any], let_through: int) -> Callable[..., Any]:
+def failing_after(call: Callable[..., Any], let_through: int, fail: Callable[[], object]) -> Callable[..., Any]:
     """As many calls are let through, which are the worker's own."""
     calls = 0
 
@@ -17,25 +25,29 @@ def poisoned(call: Callable[..., Any], let_through: int) -> Callable[..., Any]:
         nonlocal calls
         calls += 1
         if calls > let_through:
-            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+            fail()
         return call(*arguments)
 
     return failing
 
 
-def main() -> int:
-    """Run the worker; its exit status."""
-    kind = sys.argv.pop(1)
+def be_poisoned() -> NoReturn:
+    raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+
+def hang() -> None:
+    time.sleep(10 * HANG_S)
+
+
+def run() -> NoReturn:
+    """Run the worker."""
+    kind, fail = sys.argv.pop(1), {"poisoned": be_poisoned, "hangs": hang}[sys.argv.pop(1)]
     if kind == "unet":
-        CompiledUnet.prepared = poisoned(CompiledUnet.prepared, 1)  # type: ignore[method-assign]
-        from services.unet_worker import process
-
-        return process.main()
-    CompiledVae.decode = poisoned(CompiledVae.decode, 0)  # type: ignore[method-assign]
-    from services.vae_worker import __main__ as vae_process
-
-    return vae_process.main()
+        CompiledUnet.prepared = failing_after(CompiledUnet.prepared, 1, fail)  # type: ignore[method-assign]
+        main("unet_worker", UnetWorkerSettings)
+    CompiledVae.decode = failing_after(CompiledVae.decode, 0, fail)  # type: ignore[method-assign]
+    main("vae_worker", VaeWorkerSettings)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run()

@@ -1,7 +1,8 @@
-"""A device that is lost to its process: no task is blamed, the worker ends and says why. The errors are injected."""
+"""A device that is lost to its process, or hangs: no task is blamed, the worker ends and says why. All is injected."""
 
 import asyncio
 import contextlib
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -14,20 +15,18 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from services.unet_worker.preparation import TaskPreparer
+from services.vae_worker.decode_item import DecodeItem, PlanDecodes
 from services.vae_worker.decoder import BatchDecoder
-from services.vae_worker.item_runner import ItemRunner, ItemWork, PlanDecodes
 from synerdiff.latents.arena import create_arena
 from synerdiff.latents.client import Latents
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import UnetSide, VaeSide
-from synerdiff.models.threads import ThreadShare
-from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import DecodeEntry, Execution, SlotRef, VaeItem
-from synerdiff.redis_process import RedisProcess
+from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.registry import WorkerRegistry
 from synerdiff.requests import ImageFormat
-from synerdiff.rpc import ServiceHost, open_channel
+from synerdiff.rpc import LIVENESS, ServiceHost, open_channel, serving
 from synerdiff.v1 import stages_pb2_grpc
 from tests.parity import unet_side, vae_side
 from tests.services.unet_worker.conftest import ServedWorker, served_worker
@@ -68,7 +67,7 @@ async def test_a_unet_worker_ends_and_blames_no_task(served: ServedWorker, monke
         monkeypatch.setattr(UnetSide, "predict", counted)
         with capture_logs() as logs:
             await leader.plan([("a/0", 0), ("b/0", 0)])
-            await asyncio.wait_for(served.worker.crashed.wait(), HANG_S)
+            await asyncio.wait_for(served.worker.failure.wait(), HANG_S)
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(leader.report(), 0.2)
     assert tried == [4], "a poisoned context is not tried again"
@@ -85,7 +84,7 @@ async def test_a_device_that_fails_while_a_task_is_prepared_is_noticed(
     async with leading(served.channel) as leader:
         for task_id in ("a/0", "b/0"):
             served.worker.admit(spec(task_id))
-        await asyncio.wait_for(served.worker.crashed.wait(), HANG_S)
+        await asyncio.wait_for(served.worker.failure.wait(), HANG_S)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(leader.report(), 0.2)
     assert len(served.worker.residents) == 2
@@ -104,7 +103,7 @@ async def test_a_device_that_computes_nothing_is_not_blamed_on_the_only_task(
         await leader.admit(spec("a/0"))
         monkeypatch.setattr(UnetSide, "predict", broken)
         await leader.plan([("a/0", 0)])
-        await asyncio.wait_for(served.worker.crashed.wait(), HANG_S)
+        await asyncio.wait_for(served.worker.failure.wait(), HANG_S)
         assert len(served.worker.residents) == 1
 
 
@@ -124,22 +123,18 @@ class Dying(BatchDecoder):
 
 
 @pytest.mark.parametrize("where", ["latents", "decode"])
-def test_a_vae_worker_fails_as_a_whole(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_a_vae_worker_fails_as_a_whole(model: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     side = vae_side(model)
     decoder = Dying(side, where, monkeypatch)
-    runner = ItemRunner(decoder, Pacer(PaceSide.VAE, tmp_path), ThreadShare(1))
     entries = [
         DecodeEntry(task_id, "", SlotRef("a", 0, 1), SIDE, SIDE, ImageFormat.PNG, "{}") for task_id in ("a", "b")
     ]
-    decodes = PlanDecodes.of([VaeItem(tuple(entries))], set(), lambda: False)
+    decodes = PlanDecodes([VaeItem(tuple(entries))], set())
     data = bytes(4 * 8 * 8 * 4)
     fresh = tuple((entry, Latents(memoryview(bytearray(data)), "float32")) for entry in entries)
     with pytest.raises((DeviceFailed, torch.AcceleratorError), match="illegal memory access"):
-        runner.run(ItemWork(1, Execution(), fresh, ()), decodes)
+        DecodeItem(Execution(), fresh, (), decoder, decodes, lambda outcome: None).compute()
     assert decoder.tried <= 1, "a poisoned context is not tried again"
-    runner.close()
 
 
 async def test_both_processes_end_with_status_one(redis: Redis, redis_server: RedisProcess, model: Path) -> None:
@@ -152,25 +147,63 @@ async def test_both_processes_end_with_status_one(redis: Redis, redis_server: Re
         assert "unspecified launch failure" in told
 
 
+async def test_a_process_whose_device_hangs_is_not_alive_and_ends_at_once_when_told_to(
+    redis: Redis, redis_server: RedisProcess, model: Path
+) -> None:
+    async def check(kind: str) -> None:
+        health = f"127.0.0.1:{free_port()}"
+        flags = ("--health-listen", health, "--hang-limit-s", "3", "--drain-grace-s", "3000")
+        async with _failing(kind, "hangs", redis_server.url, model, *flags) as process:
+            address = await _announced(redis, kind)
+            async with open_channel(address) as channel, open_channel(health) as probe:
+                assert await serving(probe, LIVENESS)
+                working = asyncio.create_task((_step if kind == "unet" else _decode)(channel))
+                async with asyncio.timeout(HANG_S):
+                    while await serving(probe, LIVENESS):
+                        await asyncio.sleep(0.05)
+                assert process.returncode is None
+                process.send_signal(signal.SIGTERM)
+                _, stderr = await asyncio.wait_for(process.communicate(), HANG_S)
+                assert not await working, "a task was blamed, or a report made"
+        assert process.returncode == 1
+        (told,) = [line for line in stderr.decode().splitlines() if '"level": "critical"' in line]
+        assert "a thread is stuck" in told
+
+    await asyncio.gather(check("unet"), check("vae"))
+
+
 async def _run_to_its_end(kind: str, redis: Redis, redis_url: str, model: Path) -> tuple[int, list[object], str]:
     """Start a worker whose first real work fails, and give it some. Its exit status, its reports and its log."""
-    flags = ("--model", str(model), "--redis-url", redis_url, "--pool", kind, "--threads", "1")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.services.poisoned_worker", kind, *flags), stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        async with asyncio.timeout(HANG_S):
-            while not (records := await WorkerRegistry(redis).workers(kind)):
-                await asyncio.sleep(0.05)
-        async with open_channel(records[0].address) as channel:
+    async with _failing(kind, "poisoned", redis_url, model) as process:
+        async with open_channel(await _announced(redis, kind)) as channel:
             reports = await (_step(channel) if kind == "unet" else _decode(channel))
         _, stderr = await asyncio.wait_for(process.communicate(), HANG_S)
+    assert process.returncode is not None
+    return process.returncode, reports, stderr.decode()
+
+
+@contextlib.asynccontextmanager
+async def _failing(
+    kind: str, how: str, redis_url: str, model: Path, *flags: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    flags = ("--model", str(model), "--redis-url", redis_url, "--pool", kind, "--threads", "1", *flags)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.services.poisoned_worker", kind, how, *flags), stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        yield process
     finally:
         if process.returncode is None:
             process.kill()
             await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, reports, stderr.decode()
+
+
+async def _announced(redis: Redis, pool: str) -> str:
+    """The address of the pool's only worker, once there is one."""
+    async with asyncio.timeout(HANG_S):
+        while not (records := await WorkerRegistry(redis).workers(pool)):
+            await asyncio.sleep(0.05)
+    return records[0].address
 
 
 async def _step(channel: grpc.aio.Channel) -> list[object]:

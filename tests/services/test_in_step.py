@@ -1,7 +1,6 @@
-"""A step loop and a VAE worker's item runner, each on its thread, through the ticks of one pair: nobody runs ahead."""
+"""The device threads of both workers through the ticks of one pair: nobody runs ahead."""
 
 import queue
-import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +12,12 @@ from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.previews import PreviewEncoder
 from services.unet_worker.residents import Residents
 from services.unet_worker.step_loop import StepLoop, StepReport
+from services.vae_worker.decode_item import DecodeItem, PlanDecodes
 from services.vae_worker.decoder import BatchDecoder
-from services.vae_worker.item_runner import ItemRunner, ItemWork, PlanDecodes
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.client import Latents
 from synerdiff.latents.memory import ProcessMemory
+from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.models.loading import load_unet_side, load_vae_side
 from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide
@@ -34,6 +34,7 @@ from synerdiff.plans import (
     VaeItem,
 )
 from synerdiff.requests import ImageFormat
+from synerdiff.worker.device_thread import DevicePlan, DeviceThread
 from tests.tiny_models import tiny_model
 from tests.values import spec
 from tests.waiting import HANG_S
@@ -49,27 +50,36 @@ def in_step(tick: int, place: int) -> Execution:
     return Execution(place=place, threads=1 + place % 2, after=after, patience_ms=PATIENCE_MS, pace="pair")
 
 
-class Decoding(threading.Thread):
+def device_thread(side: UnetSide | VaeSide, who: PaceSide, directory: Path) -> DeviceThread:
+    """A thread that fails nobody."""
+    return DeviceThread(side.compute, Pacer(who, directory), ThreadShare(1), lambda error: None)
+
+
+class Decoding:
     """Each tick one decode, a chunk of it in each place."""
 
     def __init__(self, model: Path, directory: Path) -> None:
-        super().__init__()
         side = load_vae_side(model, torch.float32)
-        self._runner = ItemRunner(BatchDecoder(side), Pacer(PaceSide.VAE, directory), ThreadShare(1))
-        self.timings: list[ItemTiming] = []
-        self.pictures: list[str] = []
+        self.thread = device_thread(side, PaceSide.VAE, directory)
+        self._decoder = BatchDecoder(side)
+        self._over: queue.SimpleQueue[DecodeItem] = queue.SimpleQueue()
+        self._plans = [self._submit(tick) for tick in range(1, TICKS + 1)]
 
-    def run(self) -> None:
-        for tick in range(1, TICKS + 1):
-            parts = [decode_entry(f"b/{tick}", chunk) for chunk in range(CHUNKS)]
-            decodes = PlanDecodes.of([VaeItem((part,)) for part in parts], set(), lambda: False)
-            for place, part in enumerate(parts, start=1):
-                fresh, resumed = (((part, zeros()),), ()) if place == 1 else ((), (part,))
-                outcome = self._runner.run(ItemWork(tick, in_step(tick, place), fresh, resumed), decodes)
-                assert outcome is not None
-                self.timings.append(outcome.run.timing())
-                self.pictures.extend(finished.entry.task_id for finished in outcome.finished)
-        self._runner.close()
+    def _submit(self, tick: int) -> DevicePlan:
+        parts = [decode_entry(f"b/{tick}", chunk) for chunk in range(CHUNKS)]
+        decodes, plan = PlanDecodes([VaeItem((part,)) for part in parts], set()), self.thread.begin_plan(tick)
+        for place, part in enumerate(parts, start=1):
+            fresh, resumed = (((part, zeros()),), ()) if place == 1 else ((), (part,))
+            item = DecodeItem(in_step(tick, place), fresh, resumed, self._decoder, decodes, self._over.put)
+            self.thread.submit_item(plan, item)
+        return plan
+
+    def timings(self) -> tuple[list[ItemTiming], list[str]]:
+        """Of all items, and the pictures made."""
+        items = [self._over.get(timeout=HANG_S) for _ in range(TICKS * CHUNKS)]
+        self.thread.close()
+        pictures = [finished.entry.task_id for item in items for finished in item.finished]
+        return [timing for plan in self._plans for timing in plan.timings], pictures
 
 
 class Stepping:
@@ -80,20 +90,17 @@ class Stepping:
         residents = Residents(Arena(1, 4 * 8 * 8 * 4, "float32", ProcessMemory()), torch.float32)
         resident = residents.admit(spec("a/0", num_inference_steps=TICKS * PLACES))
         residents.make_ready(resident, TaskPreparer(side).prepare([resident.spec])[0].task)
-        previews, pacer = PreviewEncoder(side, lambda preview: None), Pacer(PaceSide.UNET, directory)
-        self._loop = StepLoop(Denoiser(side), residents, previews, lambda error: None, 1, pacer)
+        self.thread = device_thread(side, PaceSide.UNET, directory)
+        loop = StepLoop(Denoiser(side), residents, PreviewEncoder(side, lambda preview: None), self.thread)
         self._reports: queue.SimpleQueue[StepReport] = queue.SimpleQueue()
         for tick in range(1, TICKS + 1):
             calls = range((tick - 1) * PLACES, tick * PLACES)
             items = [UnetItem((UnetEntry("a/0", call),), in_step(tick, k)) for k, call in enumerate(calls, start=1)]
-            self._loop.submit(UnetPlan(1, tick, tuple(items)), self._reports.put)
-
-    def start(self) -> None:
-        self._loop.start()
+            loop.submit(UnetPlan(1, tick, tuple(items)), self._reports.put)
 
     def timings(self) -> list[ItemTiming]:
         reports = [self._reports.get(timeout=HANG_S) for _ in range(TICKS)]
-        self._loop.close()
+        self.thread.close()
         return [timing for report in reports if isinstance(report, UnetTickDone) for timing in report.items]
 
 
@@ -106,11 +113,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_items_run_beside_those_of_their_place_and_after_those_before(model: Path, tmp_path: Path, first: str) -> None:
     stepping, decoding = Stepping(model, tmp_path), Decoding(model, tmp_path)
     for side in (stepping, decoding) if first == "unet" else (decoding, stepping):
-        side.start()
+        side.thread.start()
     unet = stepping.timings()
-    decoding.join(HANG_S)
-    vae = decoding.timings
-    assert decoding.pictures == [f"b/{tick}" for tick in range(1, TICKS + 1)]
+    vae, pictures = decoding.timings()
+    assert pictures == [f"b/{tick}" for tick in range(1, TICKS + 1)]
     assert [timing.rows for timing in unet] == [2] * TICKS * PLACES
     assert len(vae) == len(unet)
     for before, after in pairwise(zip(unet, vae, strict=True)):

@@ -119,16 +119,15 @@ async def gets_in(address: str, tls: ClientTls) -> bool:
 
 
 # A worker whose model takes for ever to load: no model does that on every machine.
-LOADING = {
-    "unet": "from services.unet_worker import process as module; from services.unet_worker.process import main",
-    "vae": "from services.vae_worker import worker as module; from services.vae_worker.__main__ import main",
-}
-FOR_EVER = "import sys, time; module._load = lambda *_: time.sleep(600); sys.argv = ['worker']; sys.exit(main())"
+FOR_EVER = (
+    "import runpy, sys, time; from synerdiff.worker import process; process.load = lambda *_: time.sleep(600); "
+    "module = sys.argv.pop(1); sys.argv = sys.argv[:1]; runpy.run_module(module, run_name='__main__')"
+)
 
 
 async def test_a_worker_that_loads_answers_probes_and_ends_when_told_to(redis_server: RedisProcess) -> None:
     async def check(kind: str) -> None:
-        async with started(("-c", f"{LOADING[kind]}; {FOR_EVER}"), redis_server.url, {}) as loading:
+        async with started(("-c", FOR_EVER, f"services.{kind}_worker"), redis_server.url, {}) as loading:
             async with asyncio.timeout(HANG_S):
                 while not await loading.is_(LIVENESS):
                     assert loading.process.returncode is None, "it ended before it answered"

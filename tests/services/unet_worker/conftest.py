@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from services.unet_worker.denoiser import Denoiser, StepOutcome
-from services.unet_worker.process import slot_bytes, start_services
-from services.unet_worker.settings import UnetWorkerSettings
+from services.unet_worker.service import add_services
+from services.unet_worker.stage import largest_slot_bytes
 from services.unet_worker.tasks import DenoisingTask
 from services.unet_worker.worker import UnetWorker
 from synerdiff.latents.arena import Arena
@@ -19,7 +19,6 @@ from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.family import UnetSide
 from synerdiff.models.preview import PreviewProjection
 from synerdiff.rpc import ServiceHost, open_channel
-from synerdiff.settings import load
 from tests.parity import unet_side
 from tests.tiny_models import tiny_model
 from tests.waiting import HANG_S
@@ -53,12 +52,14 @@ def tiny_side(tiny_path: Path) -> UnetSide:
 @asynccontextmanager
 async def served_worker(side: UnetSide, threads: int) -> AsyncIterator[ServedWorker]:
     """A worker of three slots behind real gRPC."""
-    arena = Arena(SLOTS, slot_bytes(side, 64), "float32", ProcessMemory())
-    worker = UnetWorker(side, arena, threads=threads)
+    arena = Arena(SLOTS, largest_slot_bytes(side, 64), "float32", ProcessMemory())
+    worker = UnetWorker("unet-test", side, arena, threads=threads)
     host = ServiceHost()
-    address = await start_services(host, worker, arena, "unet-test", load(UnetWorkerSettings, []))
+    add_services(host, worker)
+    worker.start()
+    worker.address = await host.start("127.0.0.1:0")
     try:
-        async with open_channel(address) as channel:
+        async with open_channel(worker.address) as channel:
             yield ServedWorker(worker, arena, channel)
     finally:
         await host.drain(grace_s=0)

@@ -16,8 +16,10 @@ from services.unet_worker.tasks import DenoisingTask
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.family import UnetSide
+from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import Execution, ResidentTask, TaskFailed, UnetEntry, UnetItem, UnetPlan, UnetTickDone
+from synerdiff.worker.device_thread import DeviceThread
 from tests.synerdiff.models.fake_gpu import FakeGpu
 from tests.values import spec
 from tests.waiting import HANG_S, wait_until
@@ -63,8 +65,9 @@ class OnDevice:
         monkeypatch.setattr(self.residents, "settle", watched_settle)
         self.crashed: list[Exception] = []
         pacer = WatchedPacer(directory, self.gpu.asked)
-        self.loop = StepLoop(Denoiser(side), self.residents, None, self.crashed.append, 1, pacer)  # type: ignore[arg-type]
-        self.loop.start()
+        self.thread = DeviceThread(self.gpu, pacer, ThreadShare(1), self.crashed.append)
+        self.loop = StepLoop(Denoiser(side), self.residents, None, self.thread)  # type: ignore[arg-type]
+        self.thread.start()
 
     def submit(self, tick: int, *calls: tuple[str, int], how: Execution = Execution()) -> None:  # noqa: B008
         """A plan with an item of one entry for each of `calls`."""
@@ -96,7 +99,7 @@ def device(tiny_side: UnetSide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     made = OnDevice(tiny_side, tmp_path, monkeypatch)
     yield made
     made.gpu.idle.set()
-    made.loop.close()
+    made.thread.close()
 
 
 def test_a_plan_is_settled_when_it_is_over_and_all_its_latents_come_in_one_copy(device: OnDevice) -> None:
@@ -158,7 +161,7 @@ def test_a_new_leader_finds_what_is_over(device: OnDevice) -> None:
     device.submit(CALLS, ("a/0", CALLS - 1))
     wait_until(lambda: device.gpu.asked.count("replay") == CALLS)
     found: queue.SimpleQueue[tuple[ResidentTask, ...]] = queue.SimpleQueue()
-    device.loop.begin_reign(lambda: found.put(device.residents.describe()))
+    device.thread.abandon_plans(lambda: found.put(device.residents.describe()))
     device.gpu.idle.set()
     told = {task.task_id: task for task in found.get(timeout=HANG_S)}
     assert told["a/0"].slot is not None

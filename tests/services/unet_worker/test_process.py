@@ -7,20 +7,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
-import pytest
 from redis.asyncio import Redis
 
-from services.unet_worker import process as unet_process
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.settings import UnetWorkerSettings
-from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
+from services.unet_worker.stage import UnetStage
+from synerdiff.models.compiled import no_request
 from synerdiff.models.device import open_device
 from synerdiff.models.digest import model_digest, weights_digest
 from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_unet_side
-from synerdiff.mps import DeviceShare
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import open_channel, serving
@@ -120,22 +118,18 @@ async def drawn(channel: grpc.aio.Channel, leader: Leader, task_id: str) -> byte
     return data
 
 
-def test_no_request_pays_for_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_request_pays_for_a_capture(tmp_path: Path) -> None:
     """On a fake of the device: all that a full worker may be asked for is captured before it serves, and kept."""
-    gpu = FakeGpu()
-    monkeypatch.setattr(unet_process, "open_device", lambda *_: gpu)
-    model = tiny_model("sd1", tmp_path / "tiny")
-    settings = load(UnetWorkerSettings, ["--model", str(model), "--slots", "3", "--dtype", "float32"])
-    compiler = BackgroundCompiler(CompilerOptions.of(settings))
-    try:
-        loaded = unet_process._load(settings, DeviceShare(), compiler)
-    finally:
-        compiler.close()
-    assert loaded.unet.graphed.captures == len((6, 4, 2, 1))
+    gpu, model = FakeGpu(), tiny_model("sd1", tmp_path / "tiny")
+    stage = UnetStage(load(UnetWorkerSettings, ["--model", str(model), "--slots", "3", "--dtype", "float32"]))
+    stage.load_model(gpu)
+    stage.make_ready(no_request, rehearse=False)
+    side, unet = stage.side, stage.compiled
+    assert unet.graphed.captures == len((6, 4, 2, 1))
     gpu.asked.clear()
     specs = [spec("a/0"), spec("b/0"), spec("c/0", guidance_scale=1.0)]
-    tasks = [prepared.task for prepared in TaskPreparer(loaded.unet_side).prepare(specs)]
-    denoiser = Denoiser(loaded.unet_side, loaded.unet)
+    tasks = [prepared.task for prepared in TaskPreparer(side).prepare(specs)]
+    denoiser = Denoiser(side, unet)
     for count in (3, 2, 1):
         denoiser.step(tasks[:count])
     denoiser.step(tasks[2:])

@@ -20,8 +20,10 @@ from synerdiff.host import usable_cores
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.family import UnetSide
+from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide, SharedPace
 from synerdiff.plans import Execution, ItemRef, UnetEntry, UnetItem, UnetPlan, UnetTickDone
+from synerdiff.worker.device_thread import DeviceThread
 from tests.values import spec
 from tests.waiting import HANG_S, VirtualTime, WatchedTime
 
@@ -54,9 +56,9 @@ class Loop:
         [prepared] = TaskPreparer(side).prepare([resident.spec])
         residents.make_ready(resident, prepared.task)
         crashed: list[Exception] = []
-        pacer = Pacer(PaceSide.UNET, directory)
-        self.loop = StepLoop(self.denoiser, residents, None, crashed.append, 1, pacer)  # type: ignore[arg-type]
-        self.loop.start()
+        self.device = DeviceThread(side.compute, Pacer(PaceSide.UNET, directory), ThreadShare(1), crashed.append)
+        self.loop = StepLoop(self.denoiser, residents, None, self.device)  # type: ignore[arg-type]
+        self.device.start()
 
     def submit(self, *executions: Execution, tick: int = 1, call: int = 0) -> None:
         items = tuple(UnetItem((UnetEntry("a/0", call + k),), how) for k, how in enumerate(executions))
@@ -68,7 +70,7 @@ class Loop:
         return report
 
     def close(self) -> None:
-        self.loop.close()
+        self.device.close()
         self.vae.close()
 
 
@@ -115,12 +117,12 @@ def test_patience_with_the_vae_worker_ends(loop: Loop, monkeypatch: pytest.Monke
     assert second.waited_ms == 0, "one that does not move is waited for once"
 
 
-def test_a_new_reign_does_not_wait_for_the_old_ones_patience(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_leader_does_not_wait_for_the_old_ones_patience(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "time", watched := WatchedTime())
     loop.submit(in_step(1, ItemRef(9, 1)), tick=9)
     watched.until_somebody_sleeps()
     reached = threading.Event()
-    loop.loop.begin_reign(reached.set)
+    loop.device.abandon_plans(reached.set)
     assert reached.wait(HANG_S)
     loop.submit(in_step(1, None), tick=1)
     assert loop.done().tick == 1
@@ -141,5 +143,5 @@ def test_a_device_that_waits_by_itself_has_all_done_by_the_thread_that_steps(loo
     threads: queue.SimpleQueue[str] = queue.SimpleQueue()
     plan = UnetPlan(1, 1, (UnetItem((UnetEntry("a/0", 0),)),))
     loop.loop.submit(plan, lambda _: threads.put(threading.current_thread().name))
-    assert threads.get(timeout=HANG_S) == "step-loop"
+    assert threads.get(timeout=HANG_S) == "device"
     assert "settling" not in {thread.name for thread in threading.enumerate()}

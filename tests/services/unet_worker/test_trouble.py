@@ -17,6 +17,7 @@ from synerdiff.plans import (
     UnetTickDone,
 )
 from synerdiff.requests import TaskSpec
+from synerdiff.worker import run_stream
 from tests.services.unet_worker.conftest import SLOTS, ServedWorker, served_worker
 from tests.services.unet_worker.leader import finish, leading
 from tests.values import spec
@@ -118,7 +119,17 @@ async def test_a_broken_step_loop_is_told(served: ServedWorker, monkeypatch: pyt
     async with leading(served.channel) as leader:
         monkeypatch.setattr(served.worker.residents, "select", None)
         await leader.plan([("a/0", 0)])
-        await asyncio.wait_for(served.worker.crashed.wait(), HANG_S)
+        await asyncio.wait_for(served.worker.failure.wait(), HANG_S)
+
+
+async def test_a_broken_sender_of_reports_ends_the_worker(
+    served: ServedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(run_stream._FIELDS, UnetTickDone)
+    async with leading(served.channel) as leader:
+        await leader.admit(spec("a/0"))
+        await leader.plan([("a/0", 0)])
+        await asyncio.wait_for(served.worker.failure.wait(), HANG_S)
 
 
 async def test_a_draining_worker_takes_nothing_new_and_finishes_what_it_has(served: ServedWorker) -> None:
@@ -128,7 +139,7 @@ async def test_a_draining_worker_takes_nothing_new_and_finishes_what_it_has(serv
         (refused,) = await leader.admit(spec("b/0"))
         assert isinstance(refused, TaskFailed)
         assert refused.code == RESOURCE_EXHAUSTED
-        emptied = asyncio.create_task(served.worker.until_empty())
+        emptied = asyncio.create_task(served.worker.until_done())
         assert (await finish(leader, "a/0", 3)).finished
         assert not emptied.done()
         await leader.release("a/0")

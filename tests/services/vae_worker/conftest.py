@@ -1,6 +1,5 @@
 """The bundled model's VAE, a worker that serves it, and diffusers' own decode of it to compare with."""
 
-import asyncio
 import io
 from collections.abc import AsyncIterator, Iterable
 
@@ -12,8 +11,8 @@ from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from services.vae_worker.worker import SERVICE_NAME, VaeWorker
-from synerdiff.cancellation import cancel_and_wait
+from services.vae_worker.service import add_services
+from services.vae_worker.worker import VaeWorker
 from synerdiff.latents.arena import create_arena
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.family import VaeSide
@@ -37,17 +36,16 @@ async def stage(vae_side: VaeSide) -> AsyncIterator[Stage]:
     arena_host.add(
         "synerdiff.v1.LatentsArena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena)
     )
-    worker = VaeWorker(vae_side, "vae-1", encode_threads=2, outbox_bytes=1 << 24)
-    host.add(SERVICE_NAME, stages_pb2_grpc.add_VaeStageServicer_to_server, worker.servicer)
+    worker = VaeWorker("vae-1", vae_side, encode_threads=2, outbox_bytes=1 << 24)
+    add_services(host, worker)
     arena_address, address = await arena_host.start("127.0.0.1:0"), await host.start("127.0.0.1:0")
-    working = asyncio.create_task(worker.loop.run())
+    worker.start()
     made = Stage(worker, address, arena, arena_address)
     yield made
     for channel in made.channels:
         await channel.close()
     await host.drain(0)
     await arena_host.drain(0)
-    await cancel_and_wait(working)
     await worker.close()
     arena.close()
 

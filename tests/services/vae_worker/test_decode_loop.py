@@ -41,7 +41,7 @@ class GatedDecoder(BatchDecoder):
 @pytest.fixture
 def gated(stage: Stage, vae_side: VaeSide, monkeypatch: pytest.MonkeyPatch) -> GatedDecoder:
     decoder = GatedDecoder(vae_side)
-    monkeypatch.setattr(stage.worker.loop._runner, "_decoder", decoder)
+    monkeypatch.setattr(stage.worker.loop, "_decoder", decoder)
     return decoder
 
 
@@ -100,7 +100,7 @@ async def test_a_leader_that_goes_away_leaves_no_plans_behind(stage: Stage, gate
     await gone.plan(1, [first], [second])
     await gated.decoding()
     gone.call.cancel()
-    await asyncio.wait_for(stage.worker.servicer.leaderless(), HANG_S)
+    await asyncio.wait_for(stage.worker.leaderless(), HANG_S)
     leader = await stage.attached()
     await leader.plan(2, [third])
     gated.gate.release(2)

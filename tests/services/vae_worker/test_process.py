@@ -5,11 +5,13 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from services.vae_worker.service import VAE_STAGE
 from services.vae_worker.settings import VaeWorkerSettings
-from services.vae_worker.worker import SERVICE_NAME, serve
+from services.vae_worker.stage import VaeStage
 from synerdiff.latents.arena import create_arena
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.device import open_device
@@ -21,6 +23,8 @@ from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import ServiceHost, open_channel, serving
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.v1 import stages_pb2_grpc
+from synerdiff.worker import process as process_module
+from synerdiff.worker.process import run
 from tests.services.vae_worker.stage import Leader, Stage
 from tests.waiting import HANG_S
 
@@ -54,7 +58,7 @@ async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -
         assert record.model_digest == model_digest(read_layout(ROOT / "models" / "emoji" / "model"))
         assert record.domain.startswith("cpu:")
         async with open_channel(record.address) as channel:
-            assert await serving(channel, SERVICE_NAME)
+            assert await serving(channel, VAE_STAGE)
             leader = Leader(channel, 1)
             await leader.attach()
             stage = Stage(None, record.address, arena, arena_address)  # type: ignore[arg-type]
@@ -65,7 +69,7 @@ async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -
             async with asyncio.timeout(HANG_S):
                 while not (await announced(registry)).draining:
                     await asyncio.sleep(0.02)
-            assert not await serving(channel, SERVICE_NAME)
+            assert not await serving(channel, VAE_STAGE)
             assert process.returncode is None, "it went before its image was stored"
             await leader.stored("a/0")
             assert await asyncio.wait_for(process.wait(), HANG_S) == 0
@@ -77,6 +81,21 @@ async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -
         arena.close()
 
 
+async def test_an_announcer_that_dies_ends_the_process(
+    redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "keep_announced", dying)
+    flags = ("--redis-url", redis_server.url, "--compile", "off", "--no-rehearse", "--threads", "1")
+    with capture_logs() as logs:
+        assert await asyncio.wait_for(run(VaeStage(load(VaeWorkerSettings, [*flags]))), HANG_S) == 1
+    [told] = [log for log in logs if log["log_level"] == "critical"]
+    assert told["event"].startswith("the announcer died")
+
+
+async def dying(*_: object) -> None:
+    raise KeyError("ours")
+
+
 async def test_a_bad_setting_is_named_at_once() -> None:
     process = await start("--encode-threads", "65")
     _, errors = await asyncio.wait_for(process.communicate(), HANG_S)
@@ -86,5 +105,6 @@ async def test_a_bad_setting_is_named_at_once() -> None:
 
 async def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) -> None:
     with capture_logs() as logs:
-        assert await serve(load(VaeWorkerSettings, ["--model", str(tmp_path / "nothing")])) == EXIT_BAD_SETTINGS
+        stage = VaeStage(load(VaeWorkerSettings, ["--model", str(tmp_path / "nothing")]))
+        assert await run(stage) == EXIT_BAD_SETTINGS
     assert str(tmp_path) in logs[-1]["reason"]

@@ -3,8 +3,6 @@
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import grpc
@@ -12,16 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from services.vae_worker import decode_loop
+from services.vae_worker import image_encoder, service
 from services.vae_worker.decoder import BatchDecoder, DecodeInProgress
 from services.vae_worker.image_files import encode_image, read_parameters
-from services.vae_worker.item_runner import ItemRunner
-from services.vae_worker.outbox import Outbox
-from synerdiff.latents.client import ArenaClient, Latents
+from synerdiff.errors import Unavailable
 from synerdiff.models.device import DeviceFailed
-from synerdiff.models.family import VaeSide
-from synerdiff.models.threads import ThreadShare
-from synerdiff.pace import Pacer, PaceSide
 from synerdiff.plans import (
     DecodeEntry,
     Execution,
@@ -35,6 +28,7 @@ from synerdiff.requests import ImageFormat
 from synerdiff.v1 import stages_pb2
 from synerdiff.wire.stages import (
     vae_plan_to_pb,
+    vae_tick_done_from_pb,
 )
 from tests.services.vae_worker.conftest import assert_decoded, assert_decoded_as_jpeg
 from tests.services.vae_worker.stage import SIDE, Stage, ended_with, latents_of, picture
@@ -99,8 +93,10 @@ async def test_input_at_fault_fails_its_task_and_no_other(stage: Stage) -> None:
     failed = await leader.failed()
     assert (failed.task_id, failed.code) == ("wrong/0", 13)
     assert f"{2 * SIDE} x {2 * SIDE}" in failed.message
-    assert (await leader.done()).decoded == ("good/0", "json/0")
-    assert (await leader.failed()).task_id == "json/0"
+    # The file is made beside the end of the plan: either may come first.
+    reports = {report.WhichOneof("report"): report for report in [await leader.report() for _ in range(2)]}
+    assert vae_tick_done_from_pb(reports["tick_done"].tick_done).decoded == ("good/0", "json/0")
+    assert reports["task_failed"].task_failed.task_id == "json/0"
     assert set(await leader.images(1)) == {"good/0"}
 
 
@@ -197,24 +193,26 @@ async def test_images_come_again_until_they_are_stored(stage: Stage) -> None:
     await asyncio.wait_for(stage.worker.outbox.emptied(), HANG_S)
 
 
-async def test_a_dead_device_ends_the_work(vae_side: VaeSide) -> None:
-    class DeadDecoder(BatchDecoder):
-        def begin(self, *_: object, **__: object) -> DecodeInProgress:
-            raise DeviceFailed("the device is gone")
+async def test_a_dead_device_ends_the_work(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(*_: object) -> DecodeInProgress:
+        raise DeviceFailed("the device is gone")
 
-    class Arenas(ArenaClient):
-        async def read(self, address: str, slots: Sequence[SlotRef]) -> list[Latents | None]:
-            return [Latents(memoryview(bytearray(4)), "float32") for _ in slots]
+    monkeypatch.setattr(BatchDecoder, "begin", dead)
+    leader = await stage.attached()
+    await leader.plan(1, stage.entries("a/0"))
+    await asyncio.wait_for(stage.worker.failure.wait(), HANG_S)
+    assert isinstance(stage.worker.failure.error, DeviceFailed)
+    stage.worker.end_streams(Unavailable("it has failed"))
+    assert await ended_with(leader) is grpc.StatusCode.UNAVAILABLE, "no task is to blame"
 
-    reports: list[object] = []
-    with ThreadPoolExecutor(1) as threads:
-        runner = ItemRunner(DeadDecoder(vae_side), Pacer(PaceSide.VAE), ThreadShare(1))
-        loop = decode_loop.DecodeLoop(runner, Arenas(), Outbox(1000), threads, threads)
-        entry = DecodeEntry("a/0", "nowhere", SlotRef("a", 0, 1), SIDE, SIDE, ImageFormat.PNG, "")
-        loop.submit(VaePlan(1, 1, (VaeItem((entry,)),)), reports.append)
-        with pytest.raises(DeviceFailed):
-            await asyncio.wait_for(loop.run(), HANG_S)
-    assert reports == [], "no task is to blame"
+
+async def test_a_broken_sender_of_images_ends_the_worker(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "decoded_image_to_pb", None)
+    leader = await stage.attached()
+    await leader.plan(1, stage.entries("a/0"))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await leader.images(1)
+    await asyncio.wait_for(stage.worker.failure.wait(), HANG_S)
 
 
 async def test_files_are_encoded_beside_the_next_decode(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +222,7 @@ async def test_files_are_encoded_beside_the_next_decode(stage: Stage, monkeypatc
         assert release.wait(HANG_S)
         return encode_image(pixels, image_format, parameters_json)
 
-    monkeypatch.setattr(decode_loop, "encode_image", slow)
+    monkeypatch.setattr(image_encoder, "encode_image", slow)
     leader = await stage.attached()
     first, second = stage.entries("a/0", "b/0")
     await leader.plan(1, [first], [second])
@@ -239,7 +237,8 @@ async def test_draining_waits_until_images_are_stored(stage: Stage) -> None:
     leader = await stage.attached()
     await leader.plan(1, stage.entries("a/0"))
     await leader.done()
-    draining = asyncio.create_task(stage.worker.drain(HANG_S))
+    stage.worker.draining = True
+    draining = asyncio.create_task(stage.worker.until_done())
     assert set(await leader.images(1)) == {"a/0"}
     await asyncio.sleep(1.2)
     assert not draining.done()

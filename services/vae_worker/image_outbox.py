@@ -1,7 +1,6 @@
 """Finished image files, kept until the leader says that they are stored."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
 
 from services.vae_worker import metrics
@@ -9,24 +8,10 @@ from synerdiff.errors import StaleLeader
 from synerdiff.plans import DecodedImage
 from synerdiff.telemetry import get_logger
 
-log = get_logger("outbox")
+log = get_logger("image_outbox")
 
 
-class _Follower:
-    """One stream of images: those waiting for it, and whether it is to end."""
-
-    def __init__(self, token: int, waiting: Iterable[str]) -> None:
-        self.token = token
-        self.waiting = deque(waiting)
-        self.ended = False
-        self.woken = asyncio.Event()
-
-    def end(self) -> None:
-        self.ended = True
-        self.woken.set()
-
-
-class Outbox:
+class ImageOutbox:
     """Images by task, in order of arrival; a newer one of a task takes the older one's place.
 
     One stream follows at a time, and each new one is given everything that is still here. Over `max_bytes` the oldest
@@ -37,7 +22,8 @@ class Outbox:
         self._max_bytes = max_bytes
         self._images: dict[str, DecodedImage] = {}
         self._bytes = 0
-        self._follower: _Follower | None = None
+        self._token = -1  # of the leader that took images last
+        self._stream: asyncio.Queue[str | None] | None = None  # ids of images to send; None ends it
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -55,9 +41,8 @@ class Outbox:
             metrics.OUTBOX_DROPPED.inc()
             self._remove(oldest)
         self._changed()
-        if self._follower is not None and not self._follower.ended:
-            self._follower.waiting.append(image.task_id)
-            self._follower.woken.set()
+        if self._stream is not None:
+            self._stream.put_nowait(image.task_id)
 
     def forget(self, task_ids: Iterable[str]) -> None:
         """The images of these tasks are stored, or nobody wants them. Unknown ids are ignored."""
@@ -71,36 +56,27 @@ class Outbox:
         Raises:
             StaleLeader: a leader with a higher token follows, or has begun to.
         """
-        if self._follower is not None and token < self._follower.token:
-            raise StaleLeader(f"leader token {token} is older than {self._follower.token}, which takes the images")
-        self._end_stream()
-        follower = self._follower = _Follower(token, self._images)
-        try:
-            while not follower.ended:
-                if not follower.waiting:
-                    follower.woken.clear()
-                    await follower.woken.wait()
-                    continue
-                image = self._images.get(follower.waiting.popleft())
-                if image is not None:
-                    yield image
-        finally:
-            follower.end()
-        if self._follower is not None and self._follower.token > token:
-            raise StaleLeader(f"leader token {self._follower.token} takes the images now")
+        if token >= self._token:
+            self.end_streams()
+            self._token = token
+            stream = self._stream = asyncio.Queue[str | None]()
+            for task_id in self._images:
+                stream.put_nowait(task_id)
+            while self._stream is stream and (sent := await stream.get()) is not None:
+                if sent in self._images:
+                    yield self._images[sent]
+        if token < self._token:
+            raise StaleLeader(f"leader token {token} is older than {self._token}, which takes the images", self._token)
 
     def end_streams(self, *, older_than: int | None = None) -> None:
         """End the stream that follows, if its leader's token is older than that."""
-        if self._follower is not None and (older_than is None or self._follower.token < older_than):
-            self._end_stream()
+        if self._stream is not None and (older_than is None or self._token < older_than):
+            self._stream.put_nowait(None)
+            self._stream = None
 
     async def emptied(self) -> None:
         """Wait until no image is left."""
         await self._empty.wait()
-
-    def _end_stream(self) -> None:
-        if self._follower is not None:
-            self._follower.end()
 
     def _remove(self, task_id: str) -> None:
         image = self._images.pop(task_id, None)

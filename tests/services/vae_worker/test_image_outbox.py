@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.vae_worker.outbox import Outbox
+from services.vae_worker.image_outbox import ImageOutbox
 from synerdiff.errors import StaleLeader
 from synerdiff.plans import DecodedImage
 from synerdiff.requests import ImageFormat
@@ -26,7 +26,7 @@ async def nothing_comes(stream: AsyncIterator[DecodedImage]) -> None:
 
 
 async def test_a_newer_stream_gets_what_is_not_stored_and_the_older_one_ends() -> None:
-    outbox = Outbox(1000)
+    outbox = ImageOutbox(1000)
     outbox.put(image("a"))
     first = outbox.follow(1)
     assert await next_ids(first, 1) == ["a"]
@@ -43,7 +43,7 @@ async def test_a_newer_stream_gets_what_is_not_stored_and_the_older_one_ends() -
 
 
 async def test_a_stream_that_waits_is_ended_by_a_newer_leader() -> None:
-    outbox = Outbox(1000)
+    outbox = ImageOutbox(1000)
     older = asyncio.create_task(next_ids(outbox.follow(1), 1))
     await asyncio.sleep(0)
     newer = asyncio.create_task(next_ids(outbox.follow(2), 1))
@@ -56,7 +56,7 @@ async def test_a_stream_that_waits_is_ended_by_a_newer_leader() -> None:
 
 
 async def test_streams_of_older_leaders_can_be_ended() -> None:
-    outbox = Outbox(1000)
+    outbox = ImageOutbox(1000)
     stream = asyncio.create_task(next_ids(outbox.follow(3), 1))
     await asyncio.sleep(0)
     outbox.end_streams(older_than=3)
@@ -68,7 +68,7 @@ async def test_streams_of_older_leaders_can_be_ended() -> None:
 
 
 async def test_a_newer_picture_of_a_task_takes_the_older_ones_place() -> None:
-    outbox = Outbox(1000)
+    outbox = ImageOutbox(1000)
     outbox.put(image("a", 10))
     outbox.put(image("a", 20))
     assert len(outbox) == 1
@@ -77,7 +77,7 @@ async def test_a_newer_picture_of_a_task_takes_the_older_ones_place() -> None:
 
 
 async def test_over_the_bound_the_oldest_goes() -> None:
-    outbox = Outbox(100)
+    outbox = ImageOutbox(100)
     for name in "abcd":
         outbox.put(image(name, 40))
     assert await next_ids(outbox.follow(1), 2) == ["c", "d"]
@@ -86,7 +86,7 @@ async def test_over_the_bound_the_oldest_goes() -> None:
 
 
 async def test_emptied_waits_for_the_last_one() -> None:
-    outbox = Outbox(100)
+    outbox = ImageOutbox(100)
     await outbox.emptied()
     outbox.put(image("a"))
     outbox.put(image("b"))

@@ -1,0 +1,196 @@
+"""The one thread that gives a worker's device its work: plans in order, their items in turn with the other worker's.
+
+No event loop, encoding or message is on its path, and no logging but of what fails. On a device that queues its work it
+never waits for what it gave before: the next item is prepared and queued while the last one runs, and what has to wait
+for the device is settled on another thread. Elsewhere all is done here: another thread would only take the cores and
+the interpreter's lock from the next item.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from synerdiff.models.device import Device, DeviceFailed, Mark
+from synerdiff.models.threads import ThreadShare
+from synerdiff.pace import Pacer
+from synerdiff.plans import Execution, ItemTiming
+from synerdiff.worker.job_thread import Job, JobThread
+
+# One item runs, the next is queued behind it: more would gain nothing, and hold up cancellations and new leaders.
+_MOST_ITEMS = 2
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What was computed in an item. `rows`, `halved`: see ItemTiming."""
+
+    rows: int
+    halved: int
+
+
+class DeviceItem(ABC):
+    """An item as its stage computes it, on the device thread.
+
+    `exact`: whether it is computed with the threads of exact pictures; known once it is prepared.
+    """
+
+    execution: Execution
+    exact: bool
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Do all that comes before its turn; where the device does not queue its work, as soon as its turn has come."""
+
+    @abstractmethod
+    def compute(self) -> Computed:
+        """Give the device its work. Raises DeviceFailed, and nothing that an input is to blame for."""
+
+    @abstractmethod
+    def over(self, abandoned: bool) -> None:
+        """It is done, which is told on the settling thread where there is one; or abandoned with its plan."""
+
+
+@dataclass(eq=False)
+class DevicePlan:
+    """A plan on its way. `timings`: of the items that have ended, in their order."""
+
+    thread: "DeviceThread"
+    tick: int
+    generation: int
+    begun: bool = False
+    timings: list[ItemTiming] = field(default_factory=list)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it is not wanted any more."""
+        return self.generation != self.thread.generation
+
+
+class DeviceThread:
+    """Does the work of plans until closed. `failed` is told, on a thread here, of the error that ended it.
+
+    `generation`: of the plans that are begun now; those of earlier ones are abandoned. `heartbeats`: of its threads.
+    """
+
+    def __init__(self, compute: Device, pacer: Pacer, share: ThreadShare, failed: Callable[[Exception], None]) -> None:
+        self._compute = compute
+        self._pacer = pacer
+        self._share = share
+        self._failed = failed
+        self._timeline = compute.timeline()
+        self._thread = JobThread("device", self._fail)
+        self._settling = JobThread("settling", self._fail) if compute.queues else None
+        self._threads = [thread for thread in (self._thread, self._settling) if thread]
+        self.heartbeats = [thread.heartbeat for thread in self._threads]
+        self.generation = 0
+        self._has_failed = False
+        self._unsettled = 0
+        self._changed = threading.Condition()
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def begin_plan(self, tick: int) -> DevicePlan:
+        """A plan to submit items of."""
+        return DevicePlan(self, tick, self.generation)
+
+    def abandon_plans(self, reached: Job | None = None) -> None:
+        """Compute no further item of the plans so far; `reached` is called from here once none of them runs."""
+        self.generation += 1
+        if reached:
+            self.submit(partial(self.settle, reached))
+
+    def submit(self, job: Job) -> None:
+        """Have a job done on the device thread, in its turn."""
+        self._thread.submit(job)
+
+    def submit_item(self, plan: DevicePlan, item: DeviceItem) -> None:
+        """Have an item computed, if its plan is still wanted when its turn comes."""
+        self._thread.submit(partial(self._run_item, plan, item))
+
+    def settle(self, job: Job) -> None:
+        """On the device thread: have a job done, once all that was to be settled before is."""
+        if self._settling:
+            self._settling.submit(job)
+        else:
+            job()
+
+    def settle_plan(self, plan: DevicePlan, settled: Callable[[tuple[ItemTiming, ...]], object]) -> None:
+        """On the device thread: `settled` gets the timings of the plan's items, once all that was given is done."""
+        mark, peak_bytes = self._timeline.mark(), self._compute.peak_bytes()
+
+        def settle() -> None:
+            self._timeline.wait(mark)
+            settled(tuple(replace(timing, peak_bytes=peak_bytes) for timing in plan.timings))
+
+        self.settle(settle)
+
+    def close(self) -> None:
+        """Abandon what was submitted, wait for what the device was given, and let go of the pace."""
+        self.generation += 1
+        for thread in self._threads:
+            thread.close()
+        self._pacer.close()
+
+    def _run_item(self, plan: DevicePlan, item: DeviceItem) -> None:
+        """Give the device an item in its turn, and leave its end to be settled."""
+        waited_ms = 0.0 if plan.abandoned else self._wait_for_turn(plan, item)
+        if plan.abandoned:
+            item.over(abandoned=True)
+            return
+        if not self._compute.queues:
+            item.prepare()
+        self._share.take(item.execution.threads, item.exact)
+        start = self._timeline.mark()
+        computed = item.compute()
+        end = self._timeline.mark()
+        with self._changed:
+            self._unsettled += 1
+        self.settle(partial(self._end_item, plan, item, start, end, computed, waited_ms))
+
+    def _wait_for_turn(self, plan: DevicePlan, item: DeviceItem) -> float:
+        """Returns how long the other worker was waited for, in ms; what can be done for the item before is done."""
+        self._wait_for_fewer_items(_MOST_ITEMS)
+        if not plan.begun:
+            plan.begun = True
+            self._compute.restart_peak()
+        if self._compute.queues:
+            item.prepare()
+        if item.execution.pace:
+            # Patience with the other worker counts from the end of the own last item.
+            self._wait_for_fewer_items(1)
+        self._thread.heartbeat.rest()  # to wait for the other worker is not to be stuck
+        waited_ms = self._pacer.before(item.execution, lambda: plan.abandoned)
+        self._thread.heartbeat.begin()
+        return waited_ms
+
+    def _end_item(
+        self, plan: DevicePlan, item: DeviceItem, start: Mark, end: Mark, computed: Computed, waited_ms: float
+    ) -> None:
+        """Once an item is over: tell the other worker, and note when it ran."""
+        timeline = self._timeline
+        timeline.wait(end)
+        self._pacer.after(item.execution, plan.tick)
+        start_ns, end_ns = timeline.unix_ns(start), timeline.unix_ns(end)
+        plan.timings.append(ItemTiming(start_ns, end_ns, computed.rows, waited_ms, computed.halved))
+        item.over(abandoned=False)
+        with self._changed:
+            self._unsettled -= 1
+            self._changed.notify_all()
+
+    def _wait_for_fewer_items(self, than: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._unsettled < than or self._has_failed)
+            if self._has_failed:
+                raise DeviceFailed("what was given to the device before has failed")
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            first, self._has_failed = not self._has_failed, True
+            self._changed.notify_all()
+        if first:
+            self._failed(error)

@@ -1,0 +1,78 @@
+"""The end of a worker at the first error that nobody expected: said once, then the process ends and is taken over."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import grpc
+
+from synerdiff.errors import SynerDiffError
+from synerdiff.models.device import Fault, fault_of
+from synerdiff.telemetry import get_logger
+
+log = get_logger("worker")
+
+
+class FailStop:
+    """Belongs to the event loop, but `on_loop`, and what `of` gives, may be called by any thread.
+
+    `work`: what has to be done again when the worker ends, in the plural.
+    """
+
+    def __init__(self, work: str) -> None:
+        self.error: BaseException | None = None
+        self._work = work
+        self._loop = asyncio.get_running_loop()
+        self._failed = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Return once something has failed."""
+        await self._failed.wait()
+
+    def of(self, what: str) -> Callable[[BaseException], None]:
+        """Whom to tell, from any thread, that `what` has ended with an error."""
+        return partial(self.on_loop, self._note, what)
+
+    def watch(self, task: asyncio.Task[Any], what: str) -> None:
+        """Fail with a task that ends with an error."""
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                self._note(what, error)
+
+        task.add_done_callback(ended)
+
+    @contextlib.contextmanager
+    def guarding(self, what: str) -> Iterator[None]:
+        """Fail with what the body raises, but for refusals of a caller and for calls that have ended."""
+        try:
+            yield
+        except (SynerDiffError, grpc.aio.BaseError):
+            raise
+        except Exception as error:
+            self._note(what, error)
+            raise
+
+    def on_loop(self, call: Callable[..., object], *arguments: object) -> None:
+        """Have the event loop make a call, as soon as it can, and fail with what it raises. Does not wait."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is at its end
+            self._loop.call_soon_threadsafe(self._make, call, arguments)
+
+    def _make(self, call: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        try:
+            call(*arguments)
+        except Exception as error:
+            self._note(getattr(call, "__qualname__", str(call)), error)
+
+    def _note(self, what: str, error: BaseException) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        self._failed.set()
+        if fault_of(error) is Fault.FATAL:
+            log.critical(f"the device failed: this process ends, its {self._work} run again", reason=str(error))
+        else:
+            log.critical(f"{what} died: this process ends, its {self._work} run again", exc_info=error)

@@ -1,0 +1,55 @@
+"""One leader's stream as its worker sees it: what waits to be sent, reports first, in order, then previews."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+from synerdiff.errors import SynerDiffError
+from synerdiff.plans import Preview, ResidentTask, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
+
+Report = UnetTickDone | VaeTickDone | TaskReady | TaskFailed
+
+
+class Leader:
+    """Belongs to the event loop. `residents`: what it found; `error`: what its stream ends with, if not well.
+
+    Of each task only the newest preview waits, so a slow reader costs no memory.
+    """
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+        self.residents: tuple[ResidentTask, ...] = ()
+        self.ended = False
+        self.error: SynerDiffError | None = None
+        self._reports: deque[Report] = deque()
+        self._previews: dict[str, Preview] = {}
+        self._changed = asyncio.Event()
+
+    def tell(self, message: Report | Preview) -> None:
+        """Send a message; nothing happens once the stream is ended."""
+        if self.ended:
+            return
+        if isinstance(message, Preview):
+            self._previews.pop(message.task_id, None)
+            self._previews[message.task_id] = message
+        else:
+            self._reports.append(message)
+        self._changed.set()
+
+    def end(self, error: SynerDiffError | None = None) -> None:
+        """End the stream, after what waits, well or with an error. The first end counts."""
+        if not self.ended:
+            self.ended, self.error = True, error
+            self._changed.set()
+
+    async def messages(self) -> AsyncIterator[Report | Preview]:
+        """Everything, as it comes, until the stream is ended and nothing waits. Raises what it ends with."""
+        while True:
+            while self._reports or self._previews:
+                yield self._reports.popleft() if self._reports else self._previews.pop(next(iter(self._previews)))
+            if self.ended:
+                break
+            self._changed.clear()
+            await self._changed.wait()
+        if self.error is not None:
+            raise self.error

@@ -1,0 +1,96 @@
+"""What a worker does before it serves: load its side of the model, choose how its weights lie, make the first calls."""
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from functools import partial
+from typing import Generic, TypeVar
+
+from synerdiff.cards import ModelCard
+from synerdiff.models.announcement import compile_subject, computed_dtype, worker_record
+from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, CompiledVae, no_request
+from synerdiff.models.compiled.components import Request
+from synerdiff.models.device import Device, DeviceOptions, open_device
+from synerdiff.models.digest import component_digest, weights_digest
+from synerdiff.models.dtypes import dtype_name
+from synerdiff.models.family import UnetSide, VaeSide
+from synerdiff.models.loading import refusing
+from synerdiff.models.memory_format import FormatChoice
+from synerdiff.mps import DeviceShare
+from synerdiff.registry import WorkerKind, WorkerRecord
+from synerdiff.rpc import ServiceHost
+from synerdiff.telemetry import get_logger
+from synerdiff.worker.stage_worker import StageWorker
+from synerdiff.worker_settings import WorkerSettings
+
+S = TypeVar("S", bound=WorkerSettings)
+
+log = get_logger("loading")
+
+
+class Stage(ABC, Generic[S]):
+    """What a stage brings to the skeleton to make a worker of it. Its methods are called once, in this order.
+
+    `side` and `card` are there once the model is loaded, `compiled` and `memory_format` once it is ready.
+    """
+
+    kind: WorkerKind
+    side: UnetSide | VaeSide
+    card: ModelCard
+    compiled: CompiledUnet | CompiledVae
+    memory_format: FormatChoice
+
+    def __init__(self, settings: S, device_options: DeviceOptions) -> None:
+        self.settings = settings
+        self.device_options = device_options
+
+    @abstractmethod
+    def load_model(self, device: Device) -> None:
+        """Load its side of the model. Takes long. Raises ModelLoadError."""
+
+    @abstractmethod
+    def make_ready(self, request: Request, rehearse: bool) -> None:
+        """Settle the memory format and make the first calls: a model that cannot run shows before it is announced.
+
+        `request`: how packages are asked for; `rehearse`: whether more first calls are to be made later on. Takes long.
+        Raises whatever calls of the model do.
+        """
+
+    @abstractmethod
+    def open(self, worker_id: str, host: ServiceHost) -> StageWorker:
+        """A worker that has not started, its services added to a host that has not either."""
+
+
+def load(stage: Stage[S], worker_id: str, share: DeviceShare, compiler: BackgroundCompiler) -> WorkerRecord:
+    """Make a stage ready to be opened. Takes long. Returns the worker's record, without its address.
+
+    Raises:
+        ModelLoadError: the model directory is refused.
+        DeviceFailed: the device computes nothing.
+    """
+    started, settings = time.perf_counter(), stage.settings
+    options = replace(stage.device_options, memory_limit_bytes=share.memory_limit_bytes)
+    device = open_device(settings.device, options)
+    stage.load_model(device)
+    side, card = stage.side, stage.card
+    component = component_digest(side)
+    weights, loaded_at_ms = weights_digest(side, component), time.time_ns() // 1_000_000
+    subject_of = partial(compile_subject, stage.kind, settings.model, side, settings.variant, component)
+    request = compiler.requests_like(subject_of) if device.compiles else no_request
+    with refusing(settings.model):
+        stage.make_ready(request, settings.rehearse and device.compiles)
+    compiler.wait()
+    log.info(
+        "model loaded",
+        model=card.name,
+        family=card.family,
+        dtype=dtype_name(side.dtype),
+        computes_in=dtype_name(computed_dtype(side)),
+        memory_format=stage.memory_format.name,
+        channels_last_ratio=stage.memory_format.ratio,
+        execution=stage.compiled.execution,
+        weights=weights,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+    record = worker_record(stage.kind, worker_id, "", card, side, share, settings)
+    return replace(record, memory_format=stage.memory_format.name, weights=weights, loaded_at_ms=loaded_at_ms)

@@ -1,0 +1,27 @@
+"""A worker process, from its start to its exit status. Imports no torch: what OpenMP reads is set before that."""
+
+import asyncio
+from importlib import import_module
+from typing import NoReturn
+
+from synerdiff.allocator import keep_freed_memory
+from synerdiff.openmp import prepare_openmp
+from synerdiff.settings import load
+from synerdiff.stopping import exit_at_stop_signal, leave_now
+from synerdiff.telemetry import configure_logging
+from synerdiff.worker_settings import WorkerSettings
+
+
+def main(service: str, settings_cls: type[WorkerSettings]) -> NoReturn:
+    """Serve until SIGTERM or SIGINT, and leave with the exit status of `process.run`.
+
+    `service`: its name in logs and its folder's, whose module `stage` has its `Stage` as `STAGE`.
+    """
+    exit_at_stop_signal()
+    settings = load(settings_cls)
+    configure_logging(service, settings.log_level)
+    keep_freed_memory()
+    prepare_openmp()
+    stage = import_module(f"services.{service}.stage").STAGE
+    process = import_module("synerdiff.worker.process")
+    leave_now(asyncio.run(process.run(stage(settings))))
