@@ -156,7 +156,7 @@ async def test_an_exact_item_takes_the_same_threads_whatever_its_share(tiny_side
     seen: list[tuple[str, int]] = []
 
     def note(latents: Tensor) -> None:
-        if threading.current_thread().name == "step-loop":
+        if threading.current_thread().name == "device":
             seen.append(("exact" if len(latents) == ROWS else "other", torch.get_num_threads()))
 
     async with served_worker(_watched(tiny_side, note), 2) as served, leading(served.channel) as leader:
