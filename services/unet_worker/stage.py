@@ -1,4 +1,4 @@
-"""The UNet stage: what a worker has to load, try and open to denoise."""
+"""The UNet stage: a worker's model, loaded and tried, and the worker."""
 
 from services.unet_worker.model import load_model, warm_up
 from services.unet_worker.service import add_services
@@ -44,7 +44,7 @@ class UnetStage(Stage[UnetWorkerSettings]):
         )
 
     def make_ready(self, request: Request, rehearse: bool) -> None:
-        """See Stage. No request pays for a capture: all that a full worker may be asked for is captured here."""
+        """See Stage. No request pays for a capture: every common batch size is captured here."""
         side, most_rows = self.side, 2 * self.settings.slots
         self.compiled = CompiledUnet(side, request, most_rows if rehearse else 0)
         inputs = unet_inputs(side, side.latent_shape(*side.native_size), _TYPICAL_ROWS)

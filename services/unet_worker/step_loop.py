@@ -29,7 +29,7 @@ Batch = tuple[Resident, ...]
 
 @dataclass
 class _StepsTaken:
-    """What a plan's report will say of its entries, as far as its items were given to the device.
+    """The entries of a plan as its report will tell of them, as far as its items were given to the device.
 
     `done`: residents whose last call has been made; `drifts`: task, call and the drift, still on the device.
     """
@@ -58,7 +58,7 @@ class StepLoop:
         self.device.submit(partial(self._end_plan, on_device, taken, deliver))
 
     def _end_plan(self, plan: DevicePlan, taken: _StepsTaken, deliver: Deliver) -> None:
-        """Begin to hand over what is finished, also of a plan that was abandoned."""
+        """Begin to hand over finished latents, also of an abandoned plan."""
         compute = self.denoiser.compute
         handed_over = self.residents.hand_over(taken.done, compute)
         off = [off for *_, off in taken.drifts]
@@ -108,7 +108,7 @@ class _StepItem(DeviceItem):
                 self._prepared = partial(_fail, error.with_traceback(None))
 
     def compute(self) -> Computed:
-        """Step the batch; what fails alone is given up."""
+        """Step the batch. A task that fails alone is given up."""
         rows, halves = 0, Halves(self._batch, self._loop.denoiser.free_memory, self._rows)
         while halves:
             batch = halves.parts[0]
@@ -122,7 +122,7 @@ class _StepItem(DeviceItem):
         return Computed(rows, halves.take_halved())
 
     def over(self, abandoned: bool) -> None:
-        """Nothing: the end of its plan says what came of it."""
+        """Nothing: the end of its plan reports it."""
 
     def _attempt(self, batch: Batch) -> StepOutcome | Exception:
         """The first one as it was prepared, once: of one that fails nothing is kept, which may hold a capture."""
@@ -154,7 +154,7 @@ class _StepItem(DeviceItem):
             code, message = StatusCode.INTERNAL, f"the UNet call failed: {type(failure).__name__}: {failure}"
         if self._loop.residents.give_up(resident):
             failed = TaskFailed(resident.spec.task_id, code.value[0], message)
-            self._loop.device.settle(partial(self._deliver, failed))  # after the reports of what ran before
+            self._loop.device.settle(partial(self._deliver, failed))  # after the reports of earlier plans
 
     def _tasks(self, batch: Batch) -> tuple[list[DenoisingTask], list[bool]]:
         """The tasks of residents that stand ready, and which of them are to skip guidance."""
@@ -162,7 +162,7 @@ class _StepItem(DeviceItem):
         return tasks, [task.spec.task_id in self._skipping for task in tasks]
 
     def _rows(self, batch: Batch) -> int:
-        """The rows of a batch, as far as its tasks can do what they are asked to."""
+        """The rows of a batch, two for each task that is guided at this call."""
         tasks = zip(*self._tasks(batch), strict=True)
         return sum(1 + (task.guided and not (skip and task.can_skip)) for task, skip in tasks)
 

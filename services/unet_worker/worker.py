@@ -1,4 +1,4 @@
-"""A UNet worker without its network: residents, what prepares and steps them, and the leader they serve.
+"""A UNet worker without its network: residents, their preparation and their steps.
 
 All methods belong to the event loop.
 """
@@ -33,8 +33,8 @@ log = get_logger("unet_worker")
 class UnetWorker(StageWorker):
     """Its tasks stay when the leader goes.
 
-    `threads`, `exact_threads`: see StageWorker. `unet`: how UNet calls are made. `card`: of the model, for what its
-    pictures have to be told with. The arena is closed with the worker.
+    `threads`, `exact_threads`: see StageWorker. `unet`: how UNet calls are made. `card`: of the model, for
+    warnings about its pictures. The arena is closed with the worker.
     """
 
     work, side, metrics = "tasks", PaceSide.UNET, metrics
@@ -97,7 +97,7 @@ class UnetWorker(StageWorker):
         leader.residents = self.residents.describe()
 
     def left(self) -> None:
-        """Its plans run on: tasks stand where they stand, and whoever leads next finds them there."""
+        """Its plans run on: the next leader finds each task at its call."""
 
     def admit(self, spec: TaskSpec) -> None:
         """Hold a task and prepare it from the start; answered by TaskReady or TaskFailed."""
@@ -151,7 +151,7 @@ class UnetWorker(StageWorker):
         self.tell(self.leader, TaskFailed(spec.task_id, code.value[0], message))
 
     def _hear(self, leader: Leader | None, message: Report | Preview) -> None:
-        """Tell the leader whose plan it was, or whoever leads, what a thread has to say."""
+        """Pass a thread's message to the plan's leader, or to the present one."""
         if isinstance(message, TaskFailed):
             self._fewer_residents.set()
         elif isinstance(message, UnetTickDone):

@@ -23,7 +23,7 @@ ChunkRanges = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class FinishedDecode:
-    """An entry that is decoded, well or not. `decode_ms`: what its batch took, over all of its items."""
+    """An entry that is decoded, well or not. `decode_ms`: the time of its batch, over all items."""
 
     entry: DecodeEntry
     outcome: Picture | DecodeFailure
@@ -109,7 +109,7 @@ class DecodeItem(DeviceItem):
         return Computed(images, halved)
 
     def over(self, abandoned: bool) -> None:
-        """Hand over what came of it, nothing where it was abandoned: decodes that are under way free their memory."""
+        """Hand the outcome over. Abandoned decodes free their memory."""
         if abandoned:
             self._decodes.batches.clear()
         self._ended(self)

@@ -1,4 +1,4 @@
-"""The plans of a VAE worker, in order: latents read ahead, items on the device thread, and what came of them."""
+"""The plans of a VAE worker, in order: latents read ahead, items on the device thread, and their outcome."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ Report = Callable[[VaeTickDone | TaskFailed], None]
 
 @dataclass(eq=False)
 class PlanInHand:
-    """A plan on its way, whom to tell, and the tasks cancelled since it came. `decodes` is the device thread's."""
+    """A plan on its way, its reports, and the tasks cancelled since it came. `decodes` is the device thread's."""
 
     plan: VaePlan
     report: Report
@@ -119,7 +119,7 @@ class DecodeLoop:
             report = partial(self._failure.on_loop, self._end_plan, in_hand)
             self._device.submit(partial(self._device.settle_plan, in_hand.on_device, report))
 
-    # ---- what the device thread has done
+    # ---- outcomes
 
     def _take_up(self, in_hand: PlanInHand, item: DecodeItem) -> None:
         self._room.release()

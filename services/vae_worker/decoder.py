@@ -252,7 +252,7 @@ def elements(latents: Latents, dtype: torch.dtype, device: torch.device) -> Tens
 
 
 def decode_zeros(side: VaeSide) -> None:
-    """Decode zeros of the smallest size once. Raises whatever that does."""
+    """Decode zeros of the smallest size once. Raises any error of it."""
     pixels = side.scale_factor * 8
     side.decode(torch.zeros(1, *side.latent_shape(pixels, pixels)))
 

@@ -15,7 +15,7 @@ class ImageOutbox:
     """Images by task, in order of arrival; a newer one of a task takes the older one's place.
 
     One stream follows at a time, and each new one is given everything that is still here. Over `max_bytes` the oldest
-    images go: a live leader has at most one image per slot here, so those are what an earlier leader never came for.
+    images go: a live leader has at most one image per slot here, so an earlier leader never came for those.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -31,7 +31,7 @@ class ImageOutbox:
         return len(self._images)
 
     def put(self, image: DecodedImage) -> None:
-        """Keep an image and send it to whoever follows."""
+        """Keep an image and send it on the stream that follows."""
         self._remove(image.task_id)
         self._images[image.task_id] = image
         self._bytes += len(image.data)
@@ -51,7 +51,7 @@ class ImageOutbox:
         self._changed()
 
     async def follow(self, token: int) -> AsyncIterator[DecodedImage]:
-        """Everything here, then what comes, until a newer stream begins or `end_streams` is called.
+        """Everything here, then each new image, until a newer stream begins or `end_streams` is called.
 
         Raises:
             StaleLeader: a leader with a higher token follows, or has begun to.

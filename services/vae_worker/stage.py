@@ -1,4 +1,4 @@
-"""The VAE stage: what a worker has to load, try and open to decode."""
+"""The VAE stage: a worker's model, loaded and tried, and the worker."""
 
 import torch
 
@@ -80,7 +80,7 @@ STAGE = VaeStage
 
 
 def _card(name: str, side: VaeSide) -> ModelCard:
-    """What a VAE worker can say of its model: its name and geometry. All else is the UNet workers' to say."""
+    """A VAE worker's card has its model's name and geometry. The UNet workers' cards have the rest."""
     return ModelCard(
         name=name,
         family=side.family.name,

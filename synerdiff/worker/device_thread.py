@@ -1,9 +1,9 @@
 """The one thread that gives a worker's device its work: plans in order, their items in turn with the other worker's.
 
-No event loop, encoding or message is on its path, and no logging but of what fails. On a device that queues its work it
-never waits for what it gave before: the next item is prepared and queued while the last one runs, and what has to wait
-for the device is settled on another thread. Elsewhere all is done here: another thread would only take the cores and
-the interpreter's lock from the next item.
+No event loop, encoding or message is on its path, and it logs failures alone. On a device that queues its work, the
+thread prepares and queues the next item while the last one runs; another thread waits for the device and settles. On
+other devices this thread does everything: a second one would take the cores and the interpreter's lock from the next
+item.
 """
 
 import threading
@@ -24,7 +24,7 @@ _MOST_ITEMS = 2
 
 @dataclass(frozen=True)
 class Computed:
-    """What was computed in an item. `rows`, `halved`: see ItemTiming."""
+    """The computation of an item. `rows`, `halved`: see ItemTiming."""
 
     rows: int
     halved: int
@@ -41,15 +41,15 @@ class DeviceItem(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Do all that comes before its turn; where the device does not queue its work, as soon as its turn has come."""
+        """Prepare the computation: before the item's turn if the device queues its work, else at its turn."""
 
     @abstractmethod
     def compute(self) -> Computed:
-        """Give the device its work. Raises DeviceFailed, and nothing that an input is to blame for."""
+        """Give the device its work. Raises DeviceFailed, and no error that an input caused."""
 
     @abstractmethod
     def over(self, abandoned: bool) -> None:
-        """It is done, which is told on the settling thread where there is one; or abandoned with its plan."""
+        """The item is computed, or abandoned with its plan. Called on the settling thread if there is one."""
 
 
 @dataclass(eq=False)
@@ -99,7 +99,7 @@ class DeviceThread:
         return DevicePlan(self, tick, self.generation)
 
     def abandon_plans(self, reached: Job | None = None) -> None:
-        """Compute no further item of the plans so far; `reached` is called from here once none of them runs."""
+        """Compute no further item of the plans so far. `reached` is called on a thread here once none of them runs."""
         self.generation += 1
         if reached:
             self.submit(partial(self.settle, reached))
@@ -113,14 +113,14 @@ class DeviceThread:
         self._thread.submit(partial(self._run_item, plan, item))
 
     def settle(self, job: Job) -> None:
-        """On the device thread: have a job done, once all that was to be settled before is."""
+        """On the device thread: have a job done after all jobs that were settled before."""
         if self._settling:
             self._settling.submit(job)
         else:
             job()
 
     def settle_plan(self, plan: DevicePlan, settled: Callable[[tuple[ItemTiming, ...]], object]) -> None:
-        """On the device thread: `settled` gets the timings of the plan's items, once all that was given is done."""
+        """On the device thread: `settled` gets the timings of the plan's items once the device has done all of them."""
         mark, peak_bytes = self._timeline.mark(), self._compute.peak_bytes()
 
         def settle() -> None:
@@ -130,7 +130,7 @@ class DeviceThread:
         self.settle(settle)
 
     def close(self) -> None:
-        """Abandon what was submitted, wait for what the device was given, and let go of the pace."""
+        """Abandon all plans, wait for the device, and let go of the pace."""
         self.generation += 1
         for thread in self._threads:
             thread.close()
@@ -153,7 +153,7 @@ class DeviceThread:
         self.settle(partial(self._end_item, plan, item, start, end, computed, waited_ms))
 
     def _wait_for_turn(self, plan: DevicePlan, item: DeviceItem) -> float:
-        """Returns how long the other worker was waited for, in ms; what can be done for the item before is done."""
+        """Prepare the item if the device queues its work, and wait for its turn. Returns the wait in ms."""
         self._wait_for_fewer_items(_MOST_ITEMS)
         if not plan.begun:
             plan.begun = True
@@ -186,7 +186,7 @@ class DeviceThread:
         with self._changed:
             self._changed.wait_for(lambda: self._unsettled < than or self._has_failed)
             if self._has_failed:
-                raise DeviceFailed("what was given to the device before has failed")
+                raise DeviceFailed("earlier work of the device has failed")
 
     def _fail(self, error: Exception) -> None:
         with self._changed:

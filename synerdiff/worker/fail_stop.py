@@ -16,9 +16,9 @@ log = get_logger("worker")
 
 
 class FailStop:
-    """Belongs to the event loop, but `on_loop`, and what `of` gives, may be called by any thread.
+    """Belongs to the event loop; any thread may call `on_loop` and the result of `of`.
 
-    `work`: what has to be done again when the worker ends, in the plural.
+    `work`: the worker's work in the plural, which another worker does again.
     """
 
     def __init__(self, work: str) -> None:
@@ -31,33 +31,33 @@ class FailStop:
         """Return once something has failed."""
         await self._failed.wait()
 
-    def of(self, what: str) -> Callable[[BaseException], None]:
-        """Whom to tell, from any thread, that `what` has ended with an error."""
-        return partial(self.on_loop, self._note, what)
+    def of(self, part: str) -> Callable[[BaseException], None]:
+        """A function that takes the error of a part of the worker, from any thread."""
+        return partial(self.on_loop, self._note, part)
 
-    def watch(self, task: asyncio.Task[Any], what: str) -> None:
-        """Fail with a task that ends with an error."""
+    def watch(self, task: asyncio.Task[Any], part: str) -> None:
+        """Fail with a task that ends with an error. `part`: its name in the log."""
 
         def ended(task: asyncio.Task[Any]) -> None:
             error = None if task.cancelled() else task.exception()
             if error is not None:
-                self._note(what, error)
+                self._note(part, error)
 
         task.add_done_callback(ended)
 
     @contextlib.contextmanager
-    def guarding(self, what: str) -> Iterator[None]:
-        """Fail with what the body raises, but for refusals of a caller and for calls that have ended."""
+    def guarding(self, part: str) -> Iterator[None]:
+        """Fail with an error of the body. Refusals of a caller and the end of a call are no such errors."""
         try:
             yield
         except (SynerDiffError, grpc.aio.BaseError):
             raise
         except Exception as error:
-            self._note(what, error)
+            self._note(part, error)
             raise
 
     def on_loop(self, call: Callable[..., object], *arguments: object) -> None:
-        """Have the event loop make a call, as soon as it can, and fail with what it raises. Does not wait."""
+        """Have the event loop make a call soon, and fail with its error. Does not wait."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is at its end
             self._loop.call_soon_threadsafe(self._make, call, arguments)
 
@@ -67,7 +67,7 @@ class FailStop:
         except Exception as error:
             self._note(getattr(call, "__qualname__", str(call)), error)
 
-    def _note(self, what: str, error: BaseException) -> None:
+    def _note(self, part: str, error: BaseException) -> None:
         if self.error is not None:
             return
         self.error = error
@@ -75,4 +75,4 @@ class FailStop:
         if fault_of(error) is Fault.FATAL:
             log.critical(f"the device failed: this process ends, its {self._work} run again", reason=str(error))
         else:
-            log.critical(f"{what} died: this process ends, its {self._work} run again", exc_info=error)
+            log.critical(f"{part} died: this process ends, its {self._work} run again", exc_info=error)

@@ -1,4 +1,4 @@
-"""A batch that cannot be computed at once: in halves, until what cannot be computed is alone."""
+"""A batch that cannot be computed at once: in halves, down to the failing one alone."""
 
 from collections import deque
 from collections.abc import Callable
@@ -15,8 +15,8 @@ B = TypeVar("B", bound=Any)
 class Halves(Generic[B]):
     """The parts of a batch that are still to be computed, in its order: false once there is none.
 
-    A batch has a length, and slices that are batches. `size`: what one counts as where memory does not suffice for it.
-    `free_memory` gives back what can be done without.
+    A batch has a length, and slices that are batches. `size`: its size in reports of too little memory. `free_memory`
+    gives back all memory that only saves time.
     """
 
     def __init__(self, batch: B | None, free_memory: Callable[[], None], size: Callable[[B], int] = len) -> None:

@@ -9,7 +9,7 @@ Job = Callable[[], object]
 
 
 class Heartbeat:
-    """Since when a thread has been at what it does. That thread alone writes, any may read."""
+    """Since when a thread has been at one job. That thread alone writes, any may read."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,7 +48,7 @@ class JobThread:
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Do what was submitted before, then end the thread."""
+        """Do all jobs submitted so far, then end the thread."""
         self._jobs.put(None)
         if self._thread.is_alive():
             self._thread.join()
@@ -59,7 +59,7 @@ class JobThread:
             while (job := self._jobs.get()) is not None:
                 self.heartbeat.begin()
                 job()
-                del job  # or this thread would hold on to what the job holds while it waits
+                del job  # or this thread would hold on to its memory while it waits
                 self.heartbeat.rest()
         except Exception as error:
             self.heartbeat.rest()

@@ -1,4 +1,4 @@
-"""One leader's stream as its worker sees it: what waits to be sent, reports first, in order, then previews."""
+"""One leader's stream as its worker sees it: messages that wait, reports first, in order, then previews."""
 
 import asyncio
 from collections import deque
@@ -11,7 +11,7 @@ Report = UnetTickDone | VaeTickDone | TaskReady | TaskFailed
 
 
 class Leader:
-    """Belongs to the event loop. `residents`: what it found; `error`: what its stream ends with, if not well.
+    """Belongs to the event loop. `residents`: the tasks that it found; `error`: the error that ends its stream, if any.
 
     Of each task only the newest preview waits, so a slow reader costs no memory.
     """
@@ -37,13 +37,13 @@ class Leader:
         self._changed.set()
 
     def end(self, error: SynerDiffError | None = None) -> None:
-        """End the stream, after what waits, well or with an error. The first end counts."""
+        """End the stream after the messages that wait, well or with an error. The first end counts."""
         if not self.ended:
             self.ended, self.error = True, error
             self._changed.set()
 
     async def messages(self) -> AsyncIterator[Report | Preview]:
-        """Everything, as it comes, until the stream is ended and nothing waits. Raises what it ends with."""
+        """Every message, until the stream is ended and none waits. Raises the stream's error."""
         while True:
             while self._reports or self._previews:
                 yield self._reports.popleft() if self._reports else self._previews.pop(next(iter(self._previews)))

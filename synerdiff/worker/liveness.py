@@ -8,8 +8,8 @@ from synerdiff.telemetry import get_logger
 from synerdiff.worker.job_thread import Heartbeat
 from synerdiff.worker_settings import WorkerSettings
 
-# Far above what anything takes: first calls, captures and a machine slowed tenfold are not being stuck. A CPU may well
-# take minutes for a batch of a large model, and hangs by a fault of ours alone.
+# Far above first calls, captures and the items of a machine slowed tenfold. A CPU may take minutes for a batch of a
+# large model, and hangs by a fault of ours alone.
 _GPU_LIMIT_S, _CPU_LIMIT_S = 600.0, 3600.0
 _LOOKS, _LOOK_EVERY_S = 20, 5.0
 

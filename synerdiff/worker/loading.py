@@ -1,4 +1,4 @@
-"""What a worker does before it serves: load its side of the model, choose how its weights lie, make the first calls."""
+"""The start of a worker: load its side of the model, choose how its weights lie, make the first calls."""
 
 import time
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ log = get_logger("loading")
 
 
 class Stage(ABC, Generic[S]):
-    """What a stage brings to the skeleton to make a worker of it. Its methods are called once, in this order.
+    """One stage, from settings to a worker. The skeleton calls its methods once, in this order.
 
     `side` and `card` are there once the model is loaded, `compiled` and `memory_format` once it is ready.
     """
@@ -53,7 +53,7 @@ class Stage(ABC, Generic[S]):
         """Settle the memory format and make the first calls: a model that cannot run shows before it is announced.
 
         `request`: how packages are asked for; `rehearse`: whether more first calls are to be made later on. Takes long.
-        Raises whatever calls of the model do.
+        Raises any error of a call.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""A worker process, from its start to its exit status. Imports no torch: what OpenMP reads is set before that."""
+"""A worker process, from its start to its exit status. Sets the variables of OpenMP before torch is imported."""
 
 import asyncio
 from importlib import import_module

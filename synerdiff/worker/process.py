@@ -95,7 +95,7 @@ async def _serve(
     await host.withdraw()
     if failure.error is None and not liveness.stuck:
         log.info("draining", held=worker.held, grace_s=settings.drain_grace_s)
-        # Still to be found: a leader that is new meanwhile has what is held end here.
+        # Still announced: a new leader lets the tasks in hand end here.
         async with _announced(current, settings, failure):
             await first_of(worker.until_done(), failure.wait(), asyncio.sleep(settings.drain_grace_s))
     stuck = liveness.stuck is not None
@@ -114,7 +114,7 @@ async def _serve(
 async def _announced(
     record: Callable[[], WorkerRecord], settings: WorkerSettings, failure: FailStop
 ) -> AsyncIterator[None]:
-    """Be in the registry for as long as the body runs, whatever becomes of Redis meanwhile."""
+    """Be in the registry for as long as the body runs, through any trouble with Redis."""
     async with connect(settings.redis_url) as redis:
         announcing = asyncio.create_task(keep_announced(WorkerRegistry(redis), record, settings.registry_ttl_s))
         failure.watch(announcing, "the announcer")

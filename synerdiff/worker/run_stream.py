@@ -26,7 +26,7 @@ W = TypeVar("W", bound=StageWorker)
 P = TypeVar("P", UnetPlan, VaePlan)
 
 
-# Which field of a report a message is, and how it becomes that.
+# The field of a report that a message becomes, and how.
 _FIELDS: dict[type[Any], tuple[str, Callable[[Any], Any]]] = {
     Preview: ("preview", preview_to_pb),
     TaskReady: ("task_ready", task_ready_to_pb),
@@ -46,11 +46,11 @@ class RunServicer(ABC, Generic[W]):
 
     @abstractmethod
     def attached(self, leader: Leader) -> Any:
-        """What the first report of a stream says."""
+        """The first report's content."""
 
     @abstractmethod
     def carry_out(self, command: Any, leader: Leader) -> None:
-        """Do what a leader commands. Raises InvalidRequest."""
+        """Carry out a leader's command. Raises InvalidRequest."""
 
     async def Run(self, request_iterator: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
         """One leader's stream."""

@@ -1,4 +1,4 @@
-"""A worker without its network: whom it serves, the thread that works for it, and what ends it."""
+"""A worker without its network: its leader, its device thread and its end."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -33,7 +33,7 @@ class StageWorker(ABC):
 
     `address` is host:port, as others reach it, known once it serves; `draining`: it takes nothing new; `heartbeats` are
     of all threads that wait for the device. `threads` CPU threads compute, `exact_threads` what is exact; 0 takes as
-    many as torch uses on the calling thread. Of a stage: `work`, what it does, in the plural.
+    many as torch uses on the calling thread. `work`: a stage's work in the plural.
     """
 
     work: str
@@ -53,16 +53,16 @@ class StageWorker(ABC):
         self._leaderless = asyncio.Event()
         self._leaderless.set()
 
-    # ---- what a stage adds
+    # ---- the stage's part
 
     @property
     @abstractmethod
     def held(self) -> int:
-        """How much it holds that would have to be done again elsewhere."""
+        """How many tasks or images another worker would have to make again."""
 
     @abstractmethod
     async def take_over(self, leader: Leader) -> None:
-        """Let no plan of an earlier stream run on, and tell the leader what is held."""
+        """Stop the plans of earlier streams, and note the tasks in hand for the leader."""
 
     @abstractmethod
     def left(self) -> None:
@@ -70,18 +70,18 @@ class StageWorker(ABC):
 
     @abstractmethod
     async def until_done(self) -> None:
-        """Wait until nothing is held, or nobody wants it."""
+        """Wait until nothing is in hand, or nobody wants it."""
 
     def start(self) -> None:
         """Start to work."""
         self.device.start()
 
     async def close(self) -> None:
-        """End the threads; what the device was given is waited for."""
+        """End the threads, after the device's present work."""
         self.end_streams()
         await asyncio.to_thread(self.device.close)
 
-    # ---- whom it serves
+    # ---- leaders
 
     async def attach(self, token: int, leader_id: str = "", domain: str = "") -> Leader:
         """Serve the leader with `token` from now on; returns once no plan of an earlier stream runs.
@@ -122,7 +122,7 @@ class StageWorker(ABC):
         await self._leaderless.wait()
 
     def end_streams(self, error: SynerDiffError | None = None) -> None:
-        """End the leader's stream after what it still has to be told."""
+        """End the leader's stream after the messages that wait."""
         if self.leader is not None:
             self.leader.end(error)
 

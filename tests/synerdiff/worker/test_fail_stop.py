@@ -1,4 +1,4 @@
-"""Whatever ends with an error that nobody expected ends the worker, once, with a line that says what it was."""
+"""An error that nobody expected ends the worker, once, with a line that names the part."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Batches that cannot be computed at once: in their order, in halves, until what fails is alone."""
+"""Batches that cannot be computed at once: in their order, in halves, down to the failing one alone."""
 
 import pytest
 import torch

@@ -55,7 +55,7 @@ def device(tmp_path: Path) -> Iterator[DeviceThread]:
 
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    """What heartbeats go by."""
+    """The clock of heartbeats."""
     time = VirtualTime()
     monkeypatch.setattr(job_thread, "time", time)
     return time
