@@ -53,18 +53,6 @@ class TaskNoise:
             return None
         return self._draw(torch.float32 if self._table.noise_dtype == "float32" else self._dtype)
 
-    def skip_to(self, call: int) -> None:
-        """Draw and drop the initial latents and all noise before `call`, as for a task that goes on from there.
-
-        Raises ValueError when `call` lies behind what was drawn already or after the last call.
-        """
-        if not self.next_call <= call <= self._table.num_calls:
-            raise ValueError(f"call {call} must be {self.next_call} to {self._table.num_calls}")
-        if self._next_call is None:
-            self.initial_latents()
-        while self.next_call < call:
-            self.next_step()
-
     def _draw(self, dtype: torch.dtype) -> Tensor:
         drawn: Tensor = randn_tensor(self._shape, generator=self._generator, device=torch.device("cpu"), dtype=dtype)[0]
         return drawn

@@ -1,4 +1,4 @@
-"""Image files with the generation parameters inside, and reading them back.
+"""Image files with the generation parameters inside.
 
 PNG carries two text chunks: `parameters`, a line for people as most image tools show it, and `synerdiff`, the JSON.
 JPEG and WebP carry the same two in EXIF: UserComment and ImageDescription.
@@ -52,23 +52,6 @@ def encode_image(pixels: npt.NDArray[np.uint8], image_format: ImageFormat, param
         case ImageFormat.WEBP:
             image.save(file, "WEBP", lossless=True, method=_WEBP_METHOD, exif=next(_exif_forms(parameters)))
     return file.getvalue()
-
-
-def read_parameters(data: bytes) -> dict[str, Any] | None:
-    """The generation parameters embedded in an image file, or None when it carries none."""
-    with Image.open(io.BytesIO(data)) as image:
-        if image.format == "PNG":
-            image.load()  # text chunks may follow the pixels
-            text = image.info.get(_JSON_KEY)
-        else:
-            text = image.getexif().get(_IMAGE_DESCRIPTION)
-            # EXIF knows only ASCII here, so Pillow reads the UTF-8 bytes as Latin-1.
-            text = text.encode("latin-1").decode() if isinstance(text, str) else None
-    try:
-        parameters = json.loads(text) if text else None
-    except ValueError:
-        return None
-    return parameters if isinstance(parameters, dict) else None
 
 
 def readable_line(parameters: Mapping[str, Any]) -> str:

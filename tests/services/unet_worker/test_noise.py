@@ -1,4 +1,4 @@
-"""A task's noise is a diffusers pipeline's noise, also when it goes on in the middle."""
+"""A task's noise is a diffusers pipeline's noise."""
 
 import pytest
 import torch
@@ -48,29 +48,14 @@ def test_draws_nothing_for_a_sampler_without_noise() -> None:
     assert [noise.next_step() for _ in range(4)] == [None] * 4
 
 
-@pytest.mark.parametrize("sampler", [Sampler.LCM, Sampler.DPMSOLVER_MULTISTEP_SDE, Sampler.DDIM], ids=lambda s: s.name)
-@pytest.mark.parametrize("call", [0, 1, 3, 4])
-def test_a_task_that_goes_on_in_the_middle_draws_what_is_left(sampler: Sampler, call: int) -> None:
-    whole, resumed = (TaskNoise(9, SHAPE, torch.float32, table(sampler)) for _ in range(2))
-    whole.initial_latents()
-    expected = [whole.next_step() for _ in range(4)][call:]
-    resumed.skip_to(call)
-    assert resumed.next_call == call
-    for noise in expected:
-        assert same(resumed.next_step(), noise)
-
-
 def test_drawing_out_of_order_is_refused() -> None:
     noise = TaskNoise(1, SHAPE, torch.float32, table(Sampler.DDPM))
     with pytest.raises(RuntimeError, match="initial latents come before"):
         noise.next_step()
-    noise.skip_to(2)
+    noise.initial_latents()
     with pytest.raises(RuntimeError, match="initial latents were drawn before"):
         noise.initial_latents()
-    with pytest.raises(ValueError, match="call 1 must be 2 to 4"):
-        noise.skip_to(1)
-    with pytest.raises(ValueError, match="call 5 must be 2 to 4"):
-        noise.skip_to(5)
-    noise.skip_to(4)
+    for _ in range(4):
+        noise.next_step()
     with pytest.raises(RuntimeError, match="all 4 calls"):
         noise.next_step()

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from services.vae_worker.image_files import encode_image, read_parameters, readable_line
+from services.vae_worker.image_files import encode_image, readable_line
 from synerdiff.requests import ImageFormat
+from tests.services.vae_worker.parameters import read_parameters
 
 PARAMETERS: dict[str, Any] = {
     "task_id": "job/0",

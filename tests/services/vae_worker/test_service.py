@@ -12,7 +12,7 @@ import pytest
 
 from services.vae_worker import image_encoder, service
 from services.vae_worker.decoder import BatchDecoder, DecodeInProgress
-from services.vae_worker.image_files import encode_image, read_parameters
+from services.vae_worker.image_files import encode_image
 from synerdiff.errors import Unavailable
 from synerdiff.models.device import DeviceFailed
 from synerdiff.plans import (
@@ -31,6 +31,7 @@ from synerdiff.wire.stages import (
     vae_tick_done_from_pb,
 )
 from tests.services.vae_worker.conftest import assert_decoded, assert_decoded_as_jpeg
+from tests.services.vae_worker.parameters import read_parameters
 from tests.services.vae_worker.stage import SIDE, Stage, ended_with, latents_of, picture
 from tests.waiting import HANG_S
 
