@@ -27,8 +27,8 @@ from synerdiff.worker.loading import S, Stage, load
 from synerdiff.worker.stage_worker import StageWorker
 from synerdiff.worker_settings import WorkerSettings
 
-# For streams that were ended, and for threads that are in the midst of something.
-_STREAMS_END_S, _THREADS_END_S = 1.0, 30.0
+# For streams that were ended and for threads at work; both fit into the margin that manifests leave after the drain.
+_STREAMS_END_S, _THREADS_END_S = 1.0, 10.0
 
 _FAILED = Unavailable("the worker has failed")
 
