@@ -45,15 +45,16 @@ def test_every_move_of_the_table_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
         world.attach_all()
         for worker in chance.choices(["u0", "u0", "u0", "v0"], k=chance.randrange(40)):
             world.act(worker)
-        lost = chance.choice(["u0", "v0", "leader"])
-        if lost == "leader":
+        lost = chance.choice([["u0"], ["v0"], ["u0", "v0"], []])
+        if not lost:  # but the leader
             world.new_leader()
             for record in records:
                 if not world.ended[record.job_id]:
                     world.arrive(record)
             world.attach_all()
-        else:
-            world.lose(lost)
-            world.attach(lost)
+        for worker in lost:
+            world.lose(worker)
+        for worker in lost:
+            world.attach(worker)
         world.settle()
     assert made == ALL
