@@ -51,12 +51,12 @@ def test_every_section_runs_and_one_that_fails_stops_no_other(tmp_path: Path) ->
 def _check_loads(loads: list[dict[str, Any]]) -> None:
     assert {record["model"] for record in loads} == {"sd15", "sdxl"}
     assert all(record["images"] and not record.get("errors") for record in loads)
-    skips = [
-        record["skipped_share"]
-        for record in loads
-        if record["who"].startswith("served") and "skips on" in record["who"]
-    ]
-    assert min(skips) > 0.3
+    served = [record for record in loads if record["who"].startswith("served")]
+    # A task has a skip to spend when its head is over, so no picture goes without one.
+    assert all(
+        record["skipped_share"] >= 1 / record["steps"] if "skips on" in record["who"] else record["skipped_share"] == 0
+        for record in served
+    ), served
     assert any(record["who"].startswith("served by a profile") for record in loads)
 
 
