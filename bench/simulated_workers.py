@@ -8,14 +8,17 @@ workers ran and how long they stood idle with unfinished tasks resident.
 
 import asyncio
 import contextlib
+import functools
+import io
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import typer
+from PIL import Image
 
 from bench.command import run
 from services.scheduler.simulation.counting import CountingUnet, decode, picture
@@ -23,9 +26,19 @@ from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
 from synerdiff.leadership_guard import LeaderGuard
-from synerdiff.plans import DecodedImage, ItemTiming, TaskFailed, TaskReady, UnetPlan, UnetTickDone, VaeTickDone
+from synerdiff.plans import (
+    DecodedImage,
+    ItemTiming,
+    Preview,
+    TaskFailed,
+    TaskReady,
+    UnetPlan,
+    UnetTickDone,
+    VaeTickDone,
+)
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry, keep_announced
+from synerdiff.requests import ImageFormat
 from synerdiff.rpc import ServiceHost
 from synerdiff.stopping import stop_signal
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
@@ -46,7 +59,15 @@ CARD = ModelCard(
     max_prompt_tokens=77,
     prediction_type="epsilon",
 )
-IMAGE = b"not really a picture"
+
+
+@functools.cache
+def grey(image_format: ImageFormat, width: int, height: int) -> bytes:
+    """A grey picture, as a file; each kind of it is drawn once."""
+    file = io.BytesIO()
+    options = {"lossless": True} if image_format is ImageFormat.WEBP else {}
+    Image.new("RGB", (width, height), (128, 128, 128)).save(file, image_format.name, **options)
+    return file.getvalue()
 
 
 @dataclass
@@ -122,12 +143,24 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
             start_ns = time.time_ns()
             await asyncio.sleep(max(0.0, self.tick_s - (time.perf_counter() - began)))
             stepped = self.counting.step(plan.items)
+            for preview in self._previews(plan):
+                reports.put_nowait(stages_pb2.UnetReport(preview=stages.preview_to_pb(preview)))
             self.busy_s += time.perf_counter() - began
             self.ticks += 1
             self.calls += sum(len(item.entries) for item in plan.items) - len(stepped.skipped)
             items = (ItemTiming(start_ns, time.time_ns(), stepped.rows),)
             done = UnetTickDone(plan.tick, items, stepped.skipped, stepped.finished)
             reports.put_nowait(stages_pb2.UnetReport(tick_done=stages.unet_tick_done_to_pb(done)))
+
+    def _previews(self, plan: UnetPlan) -> Iterator[Preview]:
+        """Those that are due after the calls that a plan has just made."""
+        for entry in (entry for item in plan.items for entry in item.entries):
+            task = self.counting.residents.get(entry.task_id)
+            if task is None or task.finished or task.next_call != entry.call + 1 or not task.spec.preview_every:
+                continue
+            if task.next_call % task.spec.preview_every == 0:
+                png = grey(ImageFormat.PNG, task.spec.width // 8, task.spec.height // 8)
+                yield Preview(entry.task_id, task.next_call, png)
 
 
 @dataclass
@@ -155,7 +188,8 @@ class SimulatedVae(stages_pb2_grpc.VaeStageServicer):
             decoded = decode(plan.items, held=lambda entry: True)  # whichever UNet worker's process has it
             await asyncio.sleep(self.decode_s * len(decoded.entries))
             for entry in decoded.entries:
-                self.images.put_nowait(picture(entry, IMAGE, self.decode_s * 1e3))
+                file = grey(entry.image_format, entry.width, entry.height)
+                self.images.put_nowait(picture(entry, file, self.decode_s * 1e3))
             items = (ItemTiming(start_ns, time.time_ns(), len(decoded.entries)),)
             done = VaeTickDone(plan.tick, items, (), decoded.task_ids)
             yield stages_pb2.VaeReport(tick_done=stages.vae_tick_done_to_pb(done))
@@ -176,6 +210,7 @@ class SimulatedWorker:
     listen: str = "127.0.0.1:0"
     health_listen: str = ""
     advertise: str = ""
+    card: ModelCard = CARD
     host: ServiceHost = field(default_factory=ServiceHost)
     announcing: "asyncio.Task[None]" = field(init=False)
 
@@ -194,7 +229,7 @@ class SimulatedWorker:
             self.servicer.address = address
         await self.host.set_ready(True)
         record = WorkerRecord(
-            self.servicer.worker_id, kind, address, CARD, self.pool, self.domain, boot_id(), os.getpid()
+            self.servicer.worker_id, kind, address, self.card, self.pool, self.domain, boot_id(), os.getpid()
         )
         self.announcing = asyncio.create_task(keep_announced(registry, lambda: record))
 
@@ -205,9 +240,11 @@ async def serve(
     tick_ms: float = 20.0,
     decode_ms: float = 5.0,
     slots: int = 32,
+    max_steps: int = 1_000_000,
 ) -> dict[str, float]:
-    """Run until SIGTERM. Returns totals over the UNet workers."""
+    """Run until SIGTERM. Returns totals over the UNet workers. `max_steps`: the most that the model takes."""
     stop = stop_signal()
+    card = replace(CARD, samplers=(SamplerLimits(Sampler.DDIM, 1, max_steps),))
     unets: list[SimulatedUnet] = []
     announcing = []
     async with connect(redis_url) as redis, contextlib.AsyncExitStack() as hosts:
@@ -216,7 +253,7 @@ async def serve(
             vae = SimulatedVae(f"vae-{os.getpid()}-{index}", decode_ms / 1e3)
             unets.append(unet)
             for servicer in (unet, vae):
-                worker = SimulatedWorker(servicer, f"simulated-{os.getpid()}-{index}")
+                worker = SimulatedWorker(servicer, f"simulated-{os.getpid()}-{index}", card=card)
                 hosts.push_async_callback(worker.host.drain, 0.0)
                 await worker.start(WorkerRegistry(redis))
                 announcing.append(worker.announcing)

@@ -25,10 +25,11 @@ def proxy_to(target: str) -> str:
 
 
 def _host(target: str) -> str:
-    """The host of "host:port", "[v6]:port" or "dns:///host:port"; "" for one that is a socket file."""
+    """The host of "host:port", "[v6]:port", "dns:///host:port", the first of "ipv4:ip:port,..."; "" of a socket file."""
     if target.startswith(("unix:", "unix-abstract:", "vsock:")):
         return ""
-    return urlsplit(f"//{target.rpartition('/')[2]}").hostname or ""
+    first = target.removeprefix("ipv4:").removeprefix("ipv6:").partition(",")[0]
+    return urlsplit(f"//{first.rpartition('/')[2]}").hostname or ""
 
 
 def _is_local(host: str) -> bool:

@@ -40,21 +40,40 @@ HostPort = Annotated[str, AfterValidator(_host_port)]
 OptionalFile = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 
 
-class ServiceSettings(BaseSettings):
-    """What every service can be told."""
+class ProcessSettings(BaseSettings):
+    """What every process can be told."""
 
     model_config = SettingsConfigDict(
         env_prefix="SYNERDIFF_", frozen=True, extra="forbid", cli_kebab_case=True, cli_implicit_flags=True
     )
 
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that holds the queue, events and images")
     listen: HostPort = Field("127.0.0.1:0", description="HOST:PORT to serve gRPC on; port 0 takes a free one")
-    advertise: HostPort = Field("", description="HOST:PORT at which others reach this process; empty: as it listens")
-    health_listen: HostPort = Field("", description="HOST:PORT of a plaintext health port of its own; empty: none")
     metrics_port: int = Field(0, ge=0, le=65535, description="port of the Prometheus metrics; 0: not served")
-    pool: str = Field("default", min_length=1, description="the pool of workers this process belongs to")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level that is logged")
     drain_grace_s: float = Field(30.0, gt=0, le=3600, description="seconds that work in hand gets after SIGTERM")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags (passed as init values by `load`) before variables before the file."""
+        path = os.environ.get("SYNERDIFF_CONFIG")
+        file = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
+        return init_settings, env_settings, *file
+
+
+class ServiceSettings(ProcessSettings):
+    """What every service of a pool can be told: the schedulers and the workers."""
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that holds the queue, events and images")
+    advertise: HostPort = Field("", description="HOST:PORT at which others reach this process; empty: as it listens")
+    health_listen: HostPort = Field("", description="HOST:PORT of a plaintext health port of its own; empty: none")
+    pool: str = Field("default", min_length=1, description="the pool of workers this process belongs to")
     tls_certificate: OptionalFile = Field(None, description="PEM file of this process's certificate; none: plaintext")
     tls_key: OptionalFile = Field(None, description="PEM file of its key")
     tls_ca: OptionalFile = Field(
@@ -85,22 +104,8 @@ class ServiceSettings(BaseSettings):
             return None
         return ClientTls(self.tls_ca, self.tls_certificate, self.tls_key, server_name=WORKER_NAME)
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags (passed as init values by `load`) before variables before the file."""
-        path = os.environ.get("SYNERDIFF_CONFIG")
-        file = (TomlConfigSettingsSource(settings_cls, Path(path)),) if path else ()
-        return init_settings, env_settings, *file
 
-
-S = TypeVar("S", bound=ServiceSettings)
+S = TypeVar("S", bound=ProcessSettings)
 
 
 def load(settings_cls: type[S], argv: Sequence[str] | None = None) -> S:

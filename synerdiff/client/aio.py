@@ -1,5 +1,6 @@
 """The asyncio client of the public API."""
 
+import copy
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -59,6 +60,7 @@ class AsyncClient:
         self._channel = open_channel(address, tls=tls, round_robin=True, through_proxy=bool(proxy))
         self._stub = images_pb2_grpc.ImageGenerationStub(self._channel)
         self._policy = RetryPolicy(patience_s, wait_when_full, proxy)
+        self._metadata: Metadata = ()
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,6 +73,12 @@ class AsyncClient:
     async def close(self) -> None:
         """Drop the connection. A job made by `generate` or `stream` that still runs is soon cancelled by the server."""
         await self._channel.close()
+
+    def with_metadata(self, metadata: Metadata) -> Self:
+        """The same connection, with further gRPC metadata in every call: (name, value), such as `authorization`."""
+        other = copy.copy(self)
+        other._metadata = (*self._metadata, *metadata)
+        return other
 
     async def generate(
         self, prompt: str, *, on_event: OnEvent | None = None, **options: Unpack[GenerateOptions]
@@ -127,7 +135,7 @@ class AsyncClient:
         # Safe to repeat, all of them: a Submit carries its request_id.
         async def attempt(left: float | None) -> Any:
             timeout_s = _UNARY_TIMEOUT_S if left is None else min(left, _UNARY_TIMEOUT_S)
-            return await method(request, timeout=timeout_s, metadata=metadata)
+            return await method(request, timeout=timeout_s, metadata=(*self._metadata, *metadata))
 
         return await persist(attempt, self._policy, None)
 
@@ -138,7 +146,8 @@ class AsyncClient:
         metadata: Metadata = (),
     ) -> AsyncGenerator[Event, None]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s + _DEADLINE_MARGIN_S
-        async with aclosing(follow(self._stub, start, self._policy, deadline, metadata)) as events:
+        calls = follow(self._stub, start, self._policy, deadline, (*self._metadata, *metadata))
+        async with aclosing(calls) as events:
             async for pb in events:
                 event = event_from_pb(pb)
                 if event is not None:

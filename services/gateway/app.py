@@ -1,0 +1,88 @@
+"""The HTTP application: its routes, and how everything that goes wrong in them is answered."""
+
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from importlib import metadata
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from services.gateway import health, models, pages_api
+from services.gateway.errors import INVALID, ApiError, api_error, invalid_body
+from services.gateway.following import HungUp
+from services.gateway.gateway import open_gateway
+from services.gateway.images import routes as images
+from services.gateway.middleware import Observed
+from services.gateway.settings import GatewaySettings
+from synerdiff.errors import SynerDiffError
+from synerdiff.telemetry import get_logger
+
+log = get_logger("app")
+
+PAGES = Path(__file__).with_name("pages")
+
+# Two prompts of 8 KiB, written as JSON escapes, and small change.
+MAX_BODY_BYTES = 256 << 10
+
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    """The application of one gateway; it connects when it is started."""
+
+    @contextlib.asynccontextmanager
+    async def connected(app: FastAPI) -> AsyncIterator[None]:
+        async with open_gateway(settings) as gateway:
+            app.state.gateway = gateway
+            yield
+
+    app = FastAPI(
+        title="SynerDiff",
+        summary="The OpenAI images API, served by SynerDiff",
+        version=metadata.version("synerdiff"),
+        lifespan=connected,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=MAX_BODY_BYTES,
+    )
+    for router in (images.router, models.router, pages_api.router, health.router):
+        app.include_router(router)
+    app.mount("/", StaticFiles(directory=PAGES, html=True), name="pages")
+    app.add_middleware(Observed, max_open_requests=settings.max_open_requests)
+    _answer_errors(app)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(SynerDiffError)
+    async def failed(request: Request, error: SynerDiffError) -> Response:
+        return api_error(error).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return invalid_body(error.errors()).response()
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        code = _CODES.get(error.status_code, "bad_request")
+        return ApiError(error.status_code, str(error.detail), INVALID, None, code, error.headers).response()
+
+    @app.exception_handler(HungUp)
+    async def hung_up(request: Request, error: HungUp) -> Response:
+        return Response(status_code=499)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        error_id = uuid.uuid4().hex
+        log.error("request failed", path=request.url.path, error_id=error_id, exc_info=error)
+        message = f"internal error; the gateway's log has it under error_id {error_id}"
+        return ApiError(500, message, "server_error", None, "internal_error").response()

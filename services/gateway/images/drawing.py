@@ -1,0 +1,119 @@
+"""A checked body and its model's card -> what is asked of the scheduler, and in which form it is answered. Pure."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.gateway.errors import ApiError
+from services.gateway.images.bodies import GenerationBody, OutputFormat
+from synerdiff.cards import ModelCard, Sampler, SamplerLimits
+from synerdiff.client import GenerateOptions
+
+# Steps by the model's default.
+_STEPS: Mapping[str, float] = {"low": 0.5, "medium": 1, "high": 2, "xhigh": 3, "max": 4}
+_QUALITIES: Mapping[str, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
+_LONGEST_PREVIEW_EVERY = 1000
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One request: `options` for the scheduler, and how its pictures are answered.
+
+    `num_inference_steps`: those it is drawn with. `quality`: whose steps these are; "auto" where the request names
+    steps. `recompress`: JPEG's or WebP's quality, where pictures are encoded anew; None: the worker's own files.
+    """
+
+    prompt: str
+    options: GenerateOptions
+    card: ModelCard
+    num_inference_steps: int
+    quality: str
+    output_format: OutputFormat
+    recompress: int | None
+    width: int
+    height: int
+    prompts: int
+    partial_images: int
+    safety_identifier: str | None
+
+
+def drawing(body: GenerationBody, card: ModelCard, request_id: str) -> Drawing:
+    """What `body` asks for. Raises ApiError for what the OpenAI API or the model's sampler rules out."""
+    limits = _limits(body.sampler, card)
+    steps, quality = _steps(body, card, limits)
+    width, height = body.sides or (card.native_width, card.native_height)
+    output_format = body.output_format or "png"
+    recompress = _recompress(body, output_format)
+    partial_images = (body.partial_images or 0) if body.stream else 0
+    guided = (card.default_guidance_scale if body.guidance_scale is None else body.guidance_scale) > 1
+    options: GenerateOptions = {
+        "request_id": request_id,
+        "model": card.name,
+        "num_images": body.n,
+        "width": width,
+        "height": height,
+        "num_inference_steps": steps,
+        "negative_prompt": body.negative_prompt,
+        "guidance_scale": body.guidance_scale,
+        "seed": body.seed,
+        "sampler": body.sampler,
+        "skip_cfg": body.skip_cfg,
+        "image_format": output_format if recompress is None else "webp",
+        "preview_every": _preview_every(partial_images, limits.unet_calls(steps)),
+    }
+    return Drawing(
+        prompt=body.prompt,
+        options=options,
+        card=card,
+        num_inference_steps=steps,
+        quality=quality,
+        output_format=output_format,
+        recompress=recompress,
+        width=width,
+        height=height,
+        prompts=2 if guided else 1,
+        partial_images=partial_images,
+        safety_identifier=body.safety_identifier or body.user,
+    )
+
+
+def _limits(sampler: str | None, card: ModelCard) -> SamplerLimits:
+    default = card.limits(card.default_sampler) or card.samplers[0]
+    if sampler is None:
+        return default
+    try:
+        limits = card.limits(Sampler[sampler.upper()])
+    except KeyError:
+        limits = None
+    if limits is None:
+        names = ", ".join(limits.sampler.name.lower() for limits in card.samplers)
+        raise ApiError(400, f"sampler: {sampler[:64]!r} is none of {card.name}'s: {names}", param="sampler")
+    return limits
+
+
+def _steps(body: GenerationBody, card: ModelCard, limits: SamplerLimits) -> tuple[int, str]:
+    """Steps, and the quality that they are. Those by quality keep within the sampler's bounds."""
+    if body.num_inference_steps is not None:
+        return body.num_inference_steps, "auto"
+    quality = body.quality or "auto"
+    quality = _QUALITIES.get(quality, quality)
+    steps = math.ceil(card.default_num_inference_steps * _STEPS[quality])
+    return min(max(steps, limits.min_num_inference_steps), limits.max_num_inference_steps), quality
+
+
+def _recompress(body: GenerationBody, output_format: OutputFormat) -> int | None:
+    if body.output_compression in (None, 100):
+        return None
+    if output_format == "png":
+        message = (
+            f"output_compression: {body.output_compression} is for jpeg and webp; png is lossless, and takes 100 alone"
+        )
+        raise ApiError(400, message, param="output_compression")
+    return body.output_compression
+
+
+def _preview_every(partial_images: int, unet_calls: int) -> int:
+    """The UNet calls between previews: so many before the last call, evenly spread."""
+    if not partial_images:
+        return 0
+    return min(math.ceil(unet_calls / (partial_images + 1)), _LONGEST_PREVIEW_EVERY)

@@ -1,0 +1,83 @@
+"""/v1/images: from HTTP to a job and back."""
+
+import asyncio
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Request
+from starlette.responses import Response
+
+from services.gateway.callers import Caller
+from services.gateway.errors import ApiError
+from services.gateway.following import unless_hung_up
+from services.gateway.gateway import Gateway, caller_of, gateway_of
+from services.gateway.images.answers import images_answer
+from services.gateway.images.bodies import ErrorAnswer, GenerationBody, ImagesAnswer
+from services.gateway.images.drawing import Drawing, drawing
+from services.gateway.images.streaming import image_stream
+from services.gateway.sse import EventStream
+from synerdiff.client.aio import collect
+
+router = APIRouter(tags=["images"])
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 429, 503, 504)
+}
+# Pictures to edit are read and dropped.
+MAX_EDIT_BYTES = 64 << 20
+
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+_FILE = {"type": "string", "format": "binary"}
+_EDIT_FORM = {
+    "type": "object",
+    "required": ["image", "prompt"],
+    "properties": {"image": {"oneOf": [_FILE, {"type": "array", "items": _FILE}]}, "prompt": {"type": "string"}},
+}
+
+
+@router.post(
+    "/v1/images/generations",
+    summary="Draw pictures",
+    response_model=ImagesAnswer,
+    responses={200: {"content": _STREAM}, **ERRORS},
+)
+async def generations(
+    request: Request,
+    body: Annotated[GenerationBody, Body()],
+    caller: Annotated[Caller, Depends(caller_of)],
+    gateway: Annotated[Gateway, Depends(gateway_of)],
+) -> Response:
+    """OpenAI's images.generate, with the extra fields that SynerDiff takes. `stream: true` answers with events."""
+    card = await gateway.catalogue.card(caller.client, body.model)
+    asked = drawing(body, card, caller.request_id)
+    if body.stream:
+        return await _streamed(request, asked, caller, gateway)
+    return await unless_hung_up(request.receive, _whole(asked, caller, gateway))
+
+
+@router.post(
+    "/v1/images/edits",
+    summary="Not served yet",
+    responses=ERRORS,
+    max_body_size=MAX_EDIT_BYTES,
+    openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": _EDIT_FORM}}}},
+)
+async def edits(request: Request) -> Response:
+    """OpenAI's images.edit. There is no image to image yet: every request is refused, once it has been read."""
+    async for _ in request.stream():
+        pass
+    message = "images cannot be edited: this server draws from text alone, by /v1/images/generations"
+    raise ApiError(400, message, code="unsupported_operation")
+
+
+async def _whole(asked: Drawing, caller: Caller, gateway: Gateway) -> Response:
+    result = await collect(gateway.following.events(caller, asked.prompt, asked.options), None)
+    files = await asyncio.gather(*(gateway.files.picture(asked, image.data) for image in result.images))
+    return Response(json.dumps(images_answer(asked, result, files)), media_type="application/json")
+
+
+async def _streamed(request: Request, asked: Drawing, caller: Caller, gateway: Gateway) -> Response:
+    """Answers once the job is accepted: until then what goes wrong is the answer's status."""
+    events = gateway.following.events(caller, asked.prompt, asked.options)
+    first = await unless_hung_up(request.receive, anext(events))
+    return EventStream(image_stream(asked, first, events, gateway.files))

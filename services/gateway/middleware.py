@@ -1,0 +1,80 @@
+"""Around every request: its id, its line in the log, its place in the metrics, and a bound on how many are open."""
+
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.gateway import metrics
+from services.gateway.errors import too_many
+from synerdiff.telemetry import get_logger
+
+log = get_logger("http")
+
+# Probes and scrapes come every few seconds, and say nothing.
+_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_HUNG_UP = 499  # as nginx has it: the client went before it was answered
+
+
+class Observed:
+    """An ASGI application whose requests are counted, timed and logged."""
+
+    def __init__(self, app: ASGIApp, max_open_requests: int) -> None:
+        self._app = app
+        self._max_open = max_open_requests
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = _Request(scope, send)
+        app = (
+            self._app if self._open < self._max_open else too_many("too many open requests", 1.0, "too_many").response()
+        )
+        self._open += 1
+        metrics.OPEN_REQUESTS.inc()
+        try:
+            await app(scope, receive, request.send)
+        finally:
+            self._open -= 1
+            metrics.OPEN_REQUESTS.dec()
+            request.ended()
+
+
+class _Request:
+    """One request, as it is seen from outside."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope: MutableMapping[str, Any] = scope
+        self._send = send
+        self._status = _HUNG_UP
+        self._began_s = time.perf_counter()
+        # The Idempotency-Key where there is one, as the schedulers' logs call the request.
+        key = next((value for name, value in scope["headers"] if name == b"idempotency-key"), b"")
+        self._id = key.decode("latin-1") or uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = self._id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self._id
+        await self._send(message)
+
+    def ended(self) -> None:
+        seconds = time.perf_counter() - self._began_s
+        route = self._route()
+        metrics.REQUESTS.labels(route, self._status).inc()
+        metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+        if route not in _QUIET:
+            method, path = self._scope["method"], self._scope["path"][:256]
+            fields = {"status": self._status, "duration_ms": round(seconds * 1e3, 1), "request_id": self._id}
+            log.info("answered", method=method, path=path, **fields)
+
+    def _route(self) -> str:
+        """The path as it is declared: what strangers ask for does not name series."""
+        return getattr(self._scope.get("route"), "path", "") or "other"
