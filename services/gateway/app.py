@@ -17,7 +17,8 @@ from services.gateway.errors import INVALID, ApiError, api_error, invalid_body
 from services.gateway.following import HungUp
 from services.gateway.gateway import open_gateway
 from services.gateway.images import routes as images
-from services.gateway.middleware import Observed
+from services.gateway.limits import BoundedBodies
+from services.gateway.observed import Observed
 from services.gateway.settings import GatewaySettings
 from synerdiff.errors import SynerDiffError
 from synerdiff.telemetry import get_logger
@@ -48,11 +49,12 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         lifespan=connected,
         docs_url=None,
         redoc_url=None,
-        max_body_size=MAX_BODY_BYTES,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     for router in (images.router, models.router, pages_api.router, health.router):
         app.include_router(router)
     app.mount("/", StaticFiles(directory=PAGES, html=True), name="pages")
+    app.add_middleware(BoundedBodies, bound=MAX_BODY_BYTES, bounds={images.EDITS: images.MAX_EDIT_BYTES})
     app.add_middleware(Observed, max_open_requests=settings.max_open_requests)
     _answer_errors(app)
     return app

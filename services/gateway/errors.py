@@ -100,7 +100,7 @@ def api_error(error: SynerDiffError) -> ApiError:
         return too_many(error.message, error.retry_after_s, "queue_full")
     if isinstance(error, InvalidRequest):
         first = error.violations[0].field
-        message = "; ".join(f"{param_of(v.field)}: {v.description}" for v in error.violations)
+        message = "; ".join(dict.fromkeys(f"{param_of(v.field)}: {v.description}" for v in error.violations))
         return ApiError(kind.status, message, kind.type, param_of(first), kind.code)
     return ApiError(kind.status, error.message, kind.type, kind.param, kind.code, headers)
 

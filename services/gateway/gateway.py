@@ -3,9 +3,8 @@
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from services.gateway.callers import Caller, caller
@@ -48,13 +47,13 @@ async def open_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         await channel.close()
 
 
-# Coroutines: FastAPI would run plain functions on a thread.
-async def gateway_of(request: HTTPConnection) -> Gateway:
+# Called by the routes: resolved by FastAPI they would take it longer than all else that it does for a request.
+def gateway_of(request: HTTPConnection) -> Gateway:
     """The gateway that a request has come to."""
     gateway: Gateway = request.app.state.gateway
     return gateway
 
 
-async def caller_of(request: HTTPConnection, gateway: Annotated[Gateway, Depends(gateway_of)]) -> Caller:
+def caller_of(request: HTTPConnection) -> Caller:
     """The sender of a request. Raises ApiError for a header that gRPC cannot carry."""
-    return caller(gateway.client, request.headers, request.state.request_id)
+    return caller(gateway_of(request).client, request.headers, request.state.request_id)

@@ -1,14 +1,13 @@
 """/v1/models: the models that there are, in OpenAI's form, with their cards."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
-from services.gateway.callers import Caller
 from services.gateway.errors import unknown_model
-from services.gateway.gateway import Gateway, caller_of, gateway_of
+from services.gateway.gateway import caller_of, gateway_of
 from services.gateway.images.bodies import ErrorAnswer
 from synerdiff.client import Model
 
@@ -59,20 +58,16 @@ class ModelsAnswer(BaseModel):
 
 
 @router.get("/v1/models", summary="The models", response_model=ModelsAnswer, responses=ERRORS)
-async def models(
-    caller: Annotated[Caller, Depends(caller_of)], gateway: Annotated[Gateway, Depends(gateway_of)]
-) -> Response:
+async def models(request: Request) -> Response:
     """OpenAI's models.list; `synerdiff` has what each takes."""
-    found = await gateway.catalogue.models(caller.client)
+    found = await gateway_of(request).catalogue.models(caller_of(request).client)
     return JSONResponse({"object": "list", "data": [model_answer(name, model) for name, model in found.items()]})
 
 
 @router.get("/v1/models/{name:path}", summary="One model", response_model=ModelAnswer, responses=ERRORS)
-async def model(
-    name: str, caller: Annotated[Caller, Depends(caller_of)], gateway: Annotated[Gateway, Depends(gateway_of)]
-) -> Response:
+async def model(request: Request, name: str) -> Response:
     """OpenAI's models.retrieve."""
-    found = await gateway.catalogue.models(caller.client)
+    found = await gateway_of(request).catalogue.models(caller_of(request).client)
     if name not in found:
         raise unknown_model(name, sorted(found))
     return JSONResponse(model_answer(name, found[name]))

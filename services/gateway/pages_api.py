@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Request
 from google.protobuf.json_format import MessageToDict
 from grpc.aio import AioRpcError
 from starlette.responses import JSONResponse, Response
 
 from services.gateway import sse
-from services.gateway.callers import Caller
 from services.gateway.errors import api_error
 from services.gateway.following import unless_hung_up
 from services.gateway.gateway import Gateway, caller_of, gateway_of
@@ -28,15 +27,11 @@ router = APIRouter(prefix="/api", tags=["pages"], include_in_schema=False)
 _STATUS_EVERY_S = 1.0
 _TIMEOUT_S = 5.0
 
-CallerOf = Annotated[Caller, Depends(caller_of)]
-GatewayOf = Annotated[Gateway, Depends(gateway_of)]
-
 
 @router.post("/jobs")
-async def draw(
-    request: Request, body: Annotated[GenerationBody, Body()], caller: CallerOf, gateway: GatewayOf
-) -> Response:
+async def draw(request: Request, body: Annotated[GenerationBody, Body()]) -> Response:
     """Draw, and tell of everything on the way: queued, started, progress, image, finished, or error."""
+    gateway, caller = gateway_of(request), caller_of(request)
     card = await gateway.catalogue.card(caller.client, body.model)
     asked = drawing(body.model_copy(update={"stream": True}), card, caller.request_id)
     events = gateway.following.events(caller, asked.prompt, asked.options)
@@ -45,23 +40,24 @@ async def draw(
 
 
 @router.delete("/jobs/{job_id}")
-async def cancel(job_id: str, caller: CallerOf) -> Response:
+async def cancel(request: Request, job_id: str) -> Response:
     """Cancel a job."""
-    job = await caller.client.cancel(job_id)
+    job = await caller_of(request).client.cancel(job_id)
     return JSONResponse({"job_id": job.job_id, "state": job.state.name.lower()})
 
 
 @router.get("/status")
-async def status(gateway: GatewayOf) -> Response:
+async def status(request: Request) -> Response:
     """Operations.GetStatus every second, as events, for as long as somebody looks."""
+    gateway = gateway_of(request)
     return EventStream(_statuses(gateway, await _status(gateway)))
 
 
 @router.get("/trace")
-async def trace(gateway: GatewayOf, domain: str = "") -> Response:
+async def trace(request: Request, domain: str = "") -> Response:
     """The last ticks, in Chrome's trace event format."""
-    request = operations_pb2.GetTraceRequest(domain=domain)
-    reply = await _answered(gateway.operations.GetTrace(request, timeout=_TIMEOUT_S))
+    asked = operations_pb2.GetTraceRequest(domain=domain)
+    reply = await _answered(gateway_of(request).operations.GetTrace(asked, timeout=_TIMEOUT_S))
     return Response(reply.trace_json, media_type="application/json")
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
 from services.gateway.callers import Caller
@@ -23,6 +23,7 @@ router = APIRouter(tags=["images"])
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 429, 503, 504)
 }
+EDITS = "/v1/images/edits"
 # Pictures to edit are read and dropped.
 MAX_EDIT_BYTES = 64 << 20
 
@@ -41,13 +42,9 @@ _EDIT_FORM = {
     response_model=ImagesAnswer,
     responses={200: {"content": _STREAM}, **ERRORS},
 )
-async def generations(
-    request: Request,
-    body: Annotated[GenerationBody, Body()],
-    caller: Annotated[Caller, Depends(caller_of)],
-    gateway: Annotated[Gateway, Depends(gateway_of)],
-) -> Response:
+async def generations(request: Request, body: Annotated[GenerationBody, Body()]) -> Response:
     """OpenAI's images.generate, with the extra fields that SynerDiff takes. `stream: true` answers with events."""
+    gateway, caller = gateway_of(request), caller_of(request)
     card = await gateway.catalogue.card(caller.client, body.model)
     asked = drawing(body, card, caller.request_id)
     if body.stream:
@@ -56,10 +53,9 @@ async def generations(
 
 
 @router.post(
-    "/v1/images/edits",
+    EDITS,
     summary="Not served yet",
     responses=ERRORS,
-    max_body_size=MAX_EDIT_BYTES,
     openapi_extra={"requestBody": {"content": {"multipart/form-data": {"schema": _EDIT_FORM}}}},
 )
 async def edits(request: Request) -> Response:

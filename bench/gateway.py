@@ -1,0 +1,291 @@
+"""What the gateway adds to a request, and what it takes: latency, CPU, memory, and streams at once.
+
+    python -m bench.gateway [--rate 50] [--seconds 15] [--rounds 4] [--requests 10000] [--streams 200]
+
+A real Redis, scheduler and gateway; workers that draw nothing and take a fixed time a step (simulated). The same
+requests at the same rate, over gRPC and over HTTP in turns; then many in a row; then many streams at once. Prints a
+table to stderr and JSON to stdout.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import uvloop
+
+from bench.many_domains import ready
+from bench.simulated_workers import MODEL
+from synerdiff.client import AsyncClient
+from synerdiff.redis_process import RedisProcess, free_port
+
+PATH = "/v1/images/generations"
+_WARM_UP = 200
+_AT_ONCE = 64
+_TICKS_MS = 5.0
+
+
+@dataclass
+class HttpClient:
+    """Keep-alive connections to one server, as many as are in use at once. As little of a client as can be."""
+
+    host: str
+    port: int
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+
+    async def post(self, path: str, body: object) -> tuple[int, bytes]:
+        """(status, body) of the answer."""
+        async with self._asked(path, body) as reader:
+            status, headers = await _head(reader)
+            return status, await reader.readexactly(int(headers["content-length"]))
+
+    async def stream(self, path: str, body: object) -> tuple[float, int, list[str]]:
+        """(seconds to the first event, bytes, names of the events) of an answer that is a stream of events."""
+        began, first_s, read, names = time.perf_counter(), 0.0, 0, []
+        async with self._asked(path, body) as reader:
+            status, _ = await _head(reader)
+            assert status == 200, await reader.read(2000)
+            while size := int(await reader.readline(), 16):
+                chunk = await reader.readexactly(size + 2)
+                first_s = first_s or time.perf_counter() - began
+                read += size
+                if chunk.startswith(b"event: "):
+                    names.append(chunk.split(b"\n", 1)[0][7:].decode())
+            await reader.readline()
+        return first_s, read, names
+
+    def _alive(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """A connection that the server has not closed; None: there is none."""
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+        return None
+
+    def close(self) -> None:
+        """Drop the connections."""
+        for _, writer in self.idle:
+            writer.close()
+
+    @contextlib.asynccontextmanager
+    async def _asked(self, path: str, body: object) -> AsyncIterator[asyncio.StreamReader]:
+        data = json.dumps(body).encode()
+        reader, writer = self._alive() or await asyncio.open_connection(self.host, self.port, limit=1 << 22)
+        head = f"POST {path} HTTP/1.1\r\nhost: {self.host}\r\ncontent-type: application/json\r\n"
+        writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        yield reader
+        self.idle.append((reader, writer))
+
+
+async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+    return int(lines[0].split()[1]), headers
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured: addresses, and the gateway's process."""
+
+    scheduler: str
+    host: str
+    port: int
+    gateway: psutil.Process
+
+    def cpu_s(self) -> float:
+        """The gateway's CPU time so far."""
+        times = self.gateway.cpu_times()
+        return float(times.user + times.system)
+
+    def rss_mb(self) -> float:
+        """The gateway's memory."""
+        return float(self.gateway.memory_info().rss / 1e6)
+
+
+@contextlib.contextmanager
+def processes(tick_ms: float, domains: int) -> Iterator[Bench]:
+    """Everything, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+        redis = RedisProcess(Path(folder))
+        redis.start()
+        running.callback(redis.stop)
+        scheduler, port = f"127.0.0.1:{free_port()}", free_port()
+
+        def start(module: str, *flags: str) -> "subprocess.Popen[bytes]":
+            process = subprocess.Popen([sys.executable, "-m", module, *flags], stdout=subprocess.DEVNULL)
+            running.callback(process.wait)
+            running.callback(process.terminate)
+            return process
+
+        quiet = ("--log-level", "warning")
+        start("services.scheduler", "--redis-url", redis.url, "--listen", scheduler, "--no-profile-when-idle", *quiet)
+        simulated = ("--redis-url", redis.url, "--tick-ms", str(tick_ms), "--domains", str(domains), "--slots", "128")
+        start("bench.simulated_workers", *simulated, "--decode-ms", "1")
+        # Its log is written as in service, to nowhere.
+        with Path("/dev/null").open("w") as log:
+            command = [
+                sys.executable,
+                "-m",
+                "services.gateway",
+                "--listen",
+                f"127.0.0.1:{port}",
+                "--scheduler",
+                scheduler,
+            ]
+            gateway = subprocess.Popen(command, stderr=log)
+        running.callback(gateway.wait)
+        running.callback(gateway.terminate)
+        asyncio.run(ready(scheduler))
+        yield Bench(scheduler, "127.0.0.1", port, psutil.Process(gateway.pid))
+
+
+async def at_rate(send: Callable[[], Awaitable[None]], rate: float, seconds: float) -> list[float]:
+    """Latencies, in ms, of requests that are sent at a constant rate, from when each was due."""
+    latencies: list[float] = []
+
+    async def one(due: float) -> None:
+        await send()
+        latencies.append((time.perf_counter() - due) * 1e3)
+
+    began = time.perf_counter()
+    tasks = []
+    for number in range(round(rate * seconds)):
+        due = began + number / rate
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(due)))
+    await asyncio.gather(*tasks)
+    return latencies
+
+
+async def added(bench: Bench, rate: float, seconds: float, rounds: int, steps: int) -> dict[str, object]:
+    """Latency over gRPC and over HTTP in turns, and the share of a core that the gateway takes."""
+    http = HttpClient(bench.host, bench.port)
+    async with AsyncClient(bench.scheduler) as client:
+
+        async def over_grpc() -> None:
+            await client.generate("a car", model=MODEL, num_inference_steps=steps)
+
+        async def over_http() -> None:
+            status, body = await http.post(PATH, {"prompt": "a car", "num_inference_steps": steps})
+            assert status == 200, body[:300]
+
+        for send in (over_grpc, over_http):
+            await at_rate(send, rate, 2.0)
+        sides: dict[str, list[list[float]]] = {"grpc": [], "http": []}
+        shares = []
+        for _ in range(rounds):
+            sides["grpc"].append(await at_rate(over_grpc, rate, seconds))
+            began, cpu_s = time.perf_counter(), bench.cpu_s()
+            sides["http"].append(await at_rate(over_http, rate, seconds))
+            shares.append((bench.cpu_s() - cpu_s) / (time.perf_counter() - began))
+    http.close()
+    p50 = {side: [statistics.median(latencies) for latencies in of] for side, of in sides.items()}
+    p99 = {side: [statistics.quantiles(latencies, n=100)[98] for latencies in of] for side, of in sides.items()}
+    differences = [http_ms - grpc_ms for http_ms, grpc_ms in zip(p50["http"], p50["grpc"], strict=True)]
+    return {
+        "requests_per_s": rate,
+        "steps": steps,
+        "grpc_p50_ms": _rounded(p50["grpc"]),
+        "http_p50_ms": _rounded(p50["http"]),
+        "grpc_p99_ms": _rounded(p99["grpc"]),
+        "http_p99_ms": _rounded(p99["http"]),
+        "added_p50_ms": round(statistics.median(differences), 2),
+        "gateway_cores": _rounded(shares, 4),
+        "gateway_cores_median": round(statistics.median(shares), 4),
+    }
+
+
+async def in_a_row(bench: Bench, requests: int) -> dict[str, object]:
+    """Memory over many short requests, 64 at once; the first ones, which fill pools and caches, are not counted."""
+    http = HttpClient(bench.host, bench.port)
+    left = requests + _WARM_UP * 5
+
+    async def worker() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            status, body = await http.post(PATH, {"prompt": "a car", "num_inference_steps": 1})
+            assert status == 200, body[:300]
+
+    workers = [asyncio.create_task(worker()) for _ in range(_AT_ONCE)]
+    rss_mb = []
+    while left > requests:  # noqa: ASYNC110 - it counts, and tells nobody
+        await asyncio.sleep(0.05)
+    began = time.perf_counter()
+    for tenth in range(9, -1, -1):
+        rss_mb.append(bench.rss_mb())
+        while left > requests * tenth // 10:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await asyncio.gather(*workers)
+    http.close()
+    rss_mb.append(bench.rss_mb())
+    seconds = time.perf_counter() - began
+    return {"requests": requests, "requests_per_s": round(requests / seconds, 1), "rss_mb": _rounded(rss_mb, 1)}
+
+
+async def streams(bench: Bench, clients: int, steps: int) -> dict[str, object]:
+    """Clients that stream at once, with two previews each."""
+    http = HttpClient(bench.host, bench.port)
+    body = {"prompt": "a car", "stream": True, "partial_images": 2, "num_inference_steps": steps}
+    began = time.perf_counter()
+    found = await asyncio.gather(*(http.stream(PATH, body) for _ in range(clients)))
+    seconds = time.perf_counter() - began
+    http.close()
+    return {
+        "clients": clients,
+        "seconds": round(seconds, 2),
+        "completed": sum("image_generation.completed" in names for _, _, names in found),
+        "partial_images": sum(names.count("image_generation.partial_image") for _, _, names in found),
+        "first_event_p50_s": round(statistics.median(first_s for first_s, _, _ in found), 3),
+        "mb": round(sum(size for _, size, _ in found) / 1e6, 1),
+        "rss_mb": round(bench.rss_mb(), 1),
+    }
+
+
+def table(found: dict[str, dict[str, object]]) -> str:
+    """What was found, for people."""
+    lines = ["| what | found (simulated workers) |", "|---|---|"]
+    for part, values in found.items():
+        lines += [f"| {part}: {name} | {value} |" for name, value in values.items()]
+    return "\n".join(lines)
+
+
+def _rounded(values: list[float], digits: int = 2) -> list[float]:
+    return [round(value, digits) for value in values]
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=50.0, help="requests a second")
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--tick-ms", type=float, default=_TICKS_MS)
+    parser.add_argument("--domains", type=int, default=1)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--streams", type=int, default=200)
+    options = parser.parse_args()
+    found: dict[str, dict[str, object]] = {}
+    with processes(options.tick_ms, options.domains) as bench:
+        if options.rounds:
+            found["added"] = uvloop.run(added(bench, options.rate, options.seconds, options.rounds, options.steps))
+        if options.requests:
+            found["memory"] = uvloop.run(in_a_row(bench, options.requests))
+        if options.streams:
+            found["streams"] = uvloop.run(streams(bench, options.streams, options.steps))
+    print(table(found), file=sys.stderr)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
