@@ -1,6 +1,8 @@
 """The processes of `up` and `demo` on this machine, their settings, and their readiness."""
 
 import asyncio
+import contextlib
+import http.client
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +17,7 @@ from synerdiff.settings import load
 from synerdiff.worker_settings import CompileMode
 from synerdiff_cli.supervisor import ChildSpec
 
+GATEWAY = "gateway"
 BUNDLED_MODEL = Path(__file__).parents[1] / "models" / "emoji" / "model"
 
 _SETTINGS: Mapping[str, type[UnetWorkerSettings | VaeWorkerSettings]] = {
@@ -37,9 +40,9 @@ class ModelSource:
 @dataclass(frozen=True)
 class LocalOptions:
     """The options of `up`. `threads`: CPU threads of each worker, 0 for an equal share; no `redis_url`: a Redis of
-    its own. `profile`: a profile file, absolute; `idle_profile`: measure one while idle where there is none.
-    `worker_threads`, `worker_environment`: threads, and further variables, by kind of worker (unet, vae). `compile`: as
-    workers take it; packages are kept in the user's cache folder."""
+    its own; no `gateway`: no HTTP. `profile`: a profile file, absolute; `idle_profile`: measure one while idle where
+    there is none. `worker_threads`, `worker_environment`: threads, and further variables, by kind of worker (unet, vae).
+    `compile`: as workers take it; packages are kept in the user's cache folder."""
 
     data_dir: Path
     models: tuple[ModelSource, ...]
@@ -48,6 +51,7 @@ class LocalOptions:
     vae_workers: int = 1
     schedulers: int = 1
     listen: str = "127.0.0.1:0"
+    gateway: str = ""
     redis_url: str = ""
     dtype: str = "auto"
     vae_dtype: str = "auto"
@@ -65,11 +69,12 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True)
 class Deployment:
-    """The processes to start, and the addresses of the schedulers among them."""
+    """The processes to start, and the addresses of the schedulers among them; `gateway`: its URL, or empty."""
 
     children: tuple[ChildSpec, ...]
     addresses: tuple[str, ...]
     redis_url: str
+    gateway: str = ""
 
 
 def model_sources(values: list[str]) -> tuple[ModelSource, ...]:
@@ -106,7 +111,13 @@ def plan_deployment(options: LocalOptions) -> Deployment:
         for kind, count in (("unet", options.unet_workers), ("vae", options.vae_workers)):
             for i in range(count):
                 children.append(_worker_child(options, kind, source, i, f"127.0.0.1:{next(ports)}", redis))
-    return Deployment(tuple(children), tuple(map(_reachable, addresses)), redis)
+    reachable, url = tuple(map(_reachable, addresses)), ""
+    if options.gateway:
+        host, port = _host_and_port("--gateway", options.gateway)
+        address = f"{host}:{port or next(ports)}"
+        children.append(_gateway_child(options, address, reachable))
+        url = f"http://{_reachable(address)}"
+    return Deployment(tuple(children), reachable, redis, url)
 
 
 def _model_source(value: str) -> ModelSource:
@@ -135,6 +146,14 @@ def _scheduler_child(options: LocalOptions, index: int, address: str, redis: str
         arguments += ["--profile", str(options.profile)]
     arguments.append("--profile-when-idle" if options.idle_profile else "--no-profile-when-idle")
     return _service(options, name, "services.scheduler", arguments, address)
+
+
+def _gateway_child(options: LocalOptions, address: str, schedulers: tuple[str, ...]) -> ChildSpec:
+    """After all others and waited for by none: nothing that draws is to come later for it."""
+    several = len(schedulers) > 1 and all(_is_ipv4(address.rpartition(":")[0]) for address in schedulers)
+    target = f"ipv4:{','.join(schedulers)}" if several else schedulers[0]
+    child = _service(options, GATEWAY, "services.gateway", ["--listen", address, "--scheduler", target], address)
+    return replace(child, probe=_http_probe(_reachable(address)), stage=2, awaited=False)
 
 
 def _worker_child(
@@ -178,6 +197,20 @@ def _health_probe(address: str) -> Callable[[], Awaitable[bool]]:
     return ready
 
 
+def _http_probe(address: str) -> Callable[[], Awaitable[bool]]:
+    def asked() -> bool:
+        connection = http.client.HTTPConnection(address, timeout=1.0)
+        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        return False
+
+    async def ready() -> bool:
+        return await asyncio.to_thread(asked)
+
+    return ready
+
+
 def _threads(options: LocalOptions, kind: str) -> int:
     """CPU threads for one worker of `kind`: workers of one kind share the cores, a UNet and a VAE worker overlap.
 
@@ -195,11 +228,20 @@ def _workers_of_a_kind(options: LocalOptions, kind: str) -> int:
 
 def _scheduler_addresses(options: LocalOptions, ports: Iterator[int]) -> list[str]:
     """The first scheduler listens where it was told, each further one a port higher; port 0: free ones."""
-    host, separator, port = options.listen.rpartition(":")
-    if not separator or not host or not port.isdecimal() or int(port) + options.schedulers - 1 > 65535:
-        raise OptionError(f"--listen: {options.listen!r} is not HOST:PORT (a port from 0 to 65535)")
-    first = int(port)
+    host, first = _host_and_port("--listen", options.listen, options.schedulers)
     return [f"{host}:{first + i if first else next(ports)}" for i in range(options.schedulers)]
+
+
+def _host_and_port(flag: str, address: str, ports: int = 1) -> tuple[str, int]:
+    """HOST:PORT, of the first of so many ports. Raises OptionError."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) + ports - 1 > 65535:
+        raise OptionError(f"{flag}: {address!r} is not HOST:PORT (a port from 0 to 65535)")
+    return host, int(port)
+
+
+def _is_ipv4(host: str) -> bool:
+    return host.replace(".", "").isdecimal()
 
 
 def _reachable(address: str) -> str:

@@ -17,12 +17,12 @@ from synerdiff.profiles import load as load_profile
 from synerdiff.redis_process import RedisStartError
 from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, EXIT_UNAVAILABLE, err, errors_as_lines, fail, out
 from synerdiff_cli.data_dir import DataDirInUse, default_data_dir, owned
-from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources
+from synerdiff_cli.deployment import GATEWAY, LocalOptions, OptionError, model_sources
 from synerdiff_cli.generate import Output
 from synerdiff_cli.interruption import run
 from synerdiff_cli.making import Destination, destination, save_pictures
 from synerdiff_cli.pictures import terminal_picture
-from synerdiff_cli.running import RedisUnreachable, running
+from synerdiff_cli.running import RedisUnreachable, Running, running
 from synerdiff_cli.supervisor import ChildGaveUp
 
 Models = Annotated[
@@ -70,6 +70,10 @@ def up(
     listen: Annotated[str, typer.Option(help="Where to serve; port 0: a free one.", metavar="HOST:PORT")] = (
         "127.0.0.1:50051"
     ),
+    gateway: Annotated[
+        str, typer.Option(help="Where to serve HTTP: the OpenAI images API and pages.", metavar="HOST:PORT")
+    ] = "127.0.0.1:8000",
+    no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Serve no HTTP.")] = False,
     dtype: DtypeOption = Dtype.AUTO,
     vae_dtype: VaeDtypeOption = Dtype.AUTO,
     threads: Threads = 0,
@@ -80,7 +84,7 @@ def up(
     compile: CompileOption = Compile.AUTO,
     data_dir: Annotated[Path | None, typer.Option(help="For logs and Redis' data. Default: user state folder.")] = None,
 ) -> None:
-    """Run everything on this machine until Ctrl-C. The address goes to stdout once requests are served.
+    """Run everything on this machine until Ctrl-C. Addresses go to stdout once requests are served there.
 
     Jobs that were accepted and not finished are taken up again by the next `up` with the same data folder.
     """
@@ -93,6 +97,7 @@ def up(
             vae_workers=vae_workers,
             schedulers=schedulers,
             listen=listen,
+            gateway="" if no_gateway else gateway,
             redis_url=redis_url,
             dtype=dtype,
             vae_dtype=vae_dtype,
@@ -141,7 +146,7 @@ async def _stay_up(options: LocalOptions) -> None:
         err.print(f"Try: synerdiff generate 'a slice of pizza' --address {system.deployment.addresses[0]}")
         out.print("\n".join(system.deployment.addresses))
         try:
-            await system.supervisor.guard(_forever())
+            await system.supervisor.guard(_forever(system))
         finally:
             err.print("Stopping ...")
 
@@ -160,7 +165,10 @@ async def _make_one(
     err.print(f"[bold]Your picture is {paths[0]}[/]")
 
 
-async def _forever() -> None:
+async def _forever(system: Running) -> None:
+    if system.deployment.gateway:
+        await system.supervisor.until_ready(GATEWAY)
+        out.print(system.deployment.gateway)
     await asyncio.Event().wait()
 
 

@@ -35,7 +35,8 @@ async def running(options: LocalOptions) -> AsyncIterator[Running]:
 
     Raises OptionError, RedisStartError, RedisUnreachable, or ChildGaveUp when a process keeps dying.
     """
-    _check_port_is_free(options.listen)
+    _check_port_is_free("--listen", options.listen)
+    _check_port_is_free("--gateway", options.gateway)
     if options.redis_url:
         await check_redis(options.redis_url)
     deployment = plan_deployment(options)
@@ -48,7 +49,7 @@ async def running(options: LocalOptions) -> AsyncIterator[Running]:
             yield Running(deployment, supervisor)
 
 
-def _check_port_is_free(listen: str) -> None:
+def _check_port_is_free(flag: str, listen: str) -> None:
     host, _, port = listen.rpartition(":")
     if not port.isdecimal() or port == "0":
         return
@@ -58,7 +59,7 @@ def _check_port_is_free(listen: str) -> None:
             probe.bind((host.strip("[]"), int(port)))
         except (OSError, OverflowError) as error:
             raise OptionError(
-                f"--listen: cannot listen on {listen} ({error.strerror if isinstance(error, OSError) else error})"
+                f"{flag}: cannot listen on {listen} ({error.strerror if isinstance(error, OSError) else error})"
             ) from error
 
 

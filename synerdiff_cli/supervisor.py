@@ -40,6 +40,7 @@ class ChildSpec:
 
     `stage`: children of a lower stage are ready before this one starts, and are stopped after it. `group`: those of one
     group are of no use without each other; while there is another group, one that cannot start takes its own with it.
+    `awaited`: whether `Supervisor.start` waits for it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ChildSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     stage: int = 0
     group: str = ""
+    awaited: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,12 @@ class Supervisor:
         await self.stop()
 
     async def start(self) -> None:
-        """Start all, stage by stage; returns when every one is ready. ChildGaveUp when one keeps dying."""
+        """Start all, stage by stage; returns when each awaited one is ready. ChildGaveUp when one keeps dying."""
         for stage in sorted({child.spec.stage for child in self._children}):
             children = self._stage(stage)
             for child in children:
                 child.keeper = asyncio.create_task(self._keep(child), name=child.spec.name)
-            await self.guard(_all_ready(children))
+            await self.guard(_all_ready([child for child in children if child.spec.awaited]))
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end; cancel it and raise ChildGaveUp as soon as a child has to be given up."""
@@ -152,6 +154,10 @@ class Supervisor:
         finally:
             for child in self._children:
                 _signal(child.process, signal.SIGKILL)
+
+    async def until_ready(self, name: str) -> None:
+        """Return once the child of that name is ready."""
+        await _all_ready([child for child in self._children if child.spec.name == name])
 
     def pids(self) -> dict[str, int]:
         """The process ids of the children that run, by name."""

@@ -67,6 +67,11 @@ class Up:
         command = psutil.Process(self.pids()["redis"]).cmdline()
         return redis_url(int(re.search(r"(?:--port |:)(\d+)", " ".join(command))[1]))  # type: ignore[index]
 
+    def gateway_url(self) -> str:
+        """Where its gateway serves."""
+        command = psutil.Process(self.pids()["gateway"]).cmdline()
+        return f"http://{command[command.index('--listen') + 1]}"
+
     def kill(self, *kinds: str) -> dict[str, int]:
         """SIGKILL to the first process of each kind, with nothing in between. Returns them as `pids` does."""
         running = self.pids()
@@ -81,7 +86,8 @@ def running_up(home: Path, *, schedulers: int, model: str = "", **variables: str
     """Run `synerdiff up` in `home`, and end it at once if it is still there afterwards. `model`: NAME=PATH, if it is
     not to be the bundled one."""
     options = f"--listen 127.0.0.1:0 --data-dir {home}/data --dtype float32 --no-idle-profile --compile off".split()
-    options += ["--schedulers", str(schedulers), *(["--model", model] if model else [])]
+    options += ["--gateway", "127.0.0.1:0", "--schedulers", str(schedulers)]
+    options += ["--model", model] if model else []
     with (home / "stderr").open("w") as stderr:
         process = subprocess.Popen(
             [SYNERDIFF, "up", *options],
@@ -104,4 +110,6 @@ def _name(command: list[str]) -> str:
     for flag in ("--instance-id", "--worker-id"):
         if flag in command:
             return command[command.index(flag) + 1]
+    if "services.gateway" in command:
+        return "gateway"
     return "redis" if "redis-server" in " ".join(command) else f"starting: {command}"

@@ -42,7 +42,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         assert deployment.process.wait(timeout=HANG_S) == 130
         assert processes(home) == {}
         assert {path.name for path in deployment.logs.iterdir()} == {
-            *("redis.log", "scheduler-0.log", "scheduler-1.log", "unet-emoji-0.log", "vae-emoji-0.log")
+            *("redis.log", "scheduler-0.log", "scheduler-1.log", "unet-emoji-0.log", "vae-emoji-0.log", "gateway.log")
         }
 
 

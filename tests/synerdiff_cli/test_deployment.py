@@ -51,6 +51,19 @@ def test_everything_is_one_redis_one_scheduler_and_two_workers(tmp_path: Path) -
     }
 
 
+def test_a_gateway_comes_last_is_waited_for_by_none_and_calls_every_scheduler(tmp_path: Path) -> None:
+    deployment = plan_deployment(options(tmp_path, gateway="0.0.0.0:8000", schedulers=2))
+    last = deployment.children[-1]
+    assert (last.name, last.stage, last.awaited) == ("gateway", 2, False)
+    assert flag(deployment, "gateway", "--listen") == "0.0.0.0:8000"
+    assert flag(deployment, "gateway", "--scheduler") == f"ipv4:{','.join(deployment.addresses)}"
+    assert deployment.gateway == "http://127.0.0.1:8000"
+    alone = plan_deployment(options(tmp_path, gateway="127.0.0.1:0", listen="localhost:7"))
+    assert flag(alone, "gateway", "--scheduler") == "localhost:7"
+    with pytest.raises(OptionError, match=r"--gateway: 'nowhere' is not HOST:PORT"):
+        plan_deployment(options(tmp_path, gateway="nowhere"))
+
+
 def test_a_given_redis_is_used_and_none_started(tmp_path: Path) -> None:
     deployment = plan_deployment(options(tmp_path, redis_url="redis://elsewhere:6379/3"))
     assert "redis" not in {c.name for c in deployment.children}

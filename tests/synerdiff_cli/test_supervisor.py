@@ -163,6 +163,19 @@ async def test_stages_start_in_order_and_stop_in_reverse(tmp_path: Path) -> None
     assert changes[-2:] == [("scheduler", ChildState.STOPPED), ("redis", ChildState.STOPPED)]
 
 
+async def test_a_child_that_is_not_awaited_comes_after_the_others_and_keeps_none_waiting(tmp_path: Path) -> None:
+    first = stand_in(tmp_path, SERVES, "first")
+    late = replace(stand_in(tmp_path, "time.sleep(600)", "late", stage=1), awaited=False)
+    async with Supervisor([first, late], policy=FAST) as supervisor:
+        await asyncio.wait_for(supervisor.start(), HANG_S)
+        await until(lambda: set(supervisor.pids()) == {"first", "late"})
+        waiting = asyncio.create_task(supervisor.until_ready("late"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        (tmp_path / "late.ready").touch()
+        await asyncio.wait_for(waiting, HANG_S)
+
+
 async def test_guarded_work_ends_when_a_child_is_given_up(tmp_path: Path) -> None:
     spec = stand_in(tmp_path, "marker.touch(); time.sleep(0.05); os._exit(1)")
     async with Supervisor([spec], policy=FAST) as supervisor:
