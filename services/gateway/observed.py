@@ -16,6 +16,7 @@ log = get_logger("http")
 
 # Probes and scrapes come every few seconds, and say nothing.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_FULL = too_many("too many open requests", 1.0, "too_many_requests")
 _HUNG_UP = 499  # as nginx has it: the client went before it was answered
 
 
@@ -33,9 +34,7 @@ class Observed:
             await self._app(scope, receive, send)
             return
         request = _Request(scope, send)
-        app = (
-            self._app if self._open < self._max_open else too_many("too many open requests", 1.0, "too_many").response()
-        )
+        app = self._app if self._open < self._max_open else _FULL.response()
         self._open += 1
         metrics.OPEN_REQUESTS.inc()
         try:

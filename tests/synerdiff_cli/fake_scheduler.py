@@ -34,6 +34,7 @@ class Script:
     weights: list[images_pb2.Weights] = field(default_factory=list)
     hangs: bool = False
     requests: list[images_pb2.GenerateRequest] = field(default_factory=list)
+    metadata: list[dict[str, str]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
 
     def happen(self, **event: Any) -> None:
@@ -62,6 +63,7 @@ class _Images(images_pb2_grpc.ImageGenerationServicer):
         self, request: images_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[images_pb2.GenerateEvent]:
         self._script.requests.append(request)
+        self._script.metadata.append(dict(context.invocation_metadata()))
         async for event in self._play():
             yield event
 

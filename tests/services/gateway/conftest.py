@@ -10,6 +10,13 @@ from tests.synerdiff_cli.fake_scheduler import FakeScheduler, Script
 from tests.waiting import wait_until
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A deployment for each process of pytest would take longer than one after the other."""
+    for item in items:
+        if "door" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.alone)
+
+
 @pytest.fixture(scope="session")
 def scheduler_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real scheduler over a Redis of its own, whose workers draw grey pictures, 5 ms a step."""
@@ -25,7 +32,7 @@ def door(scheduler_address: str, tmp_path_factory: pytest.TempPathFactory) -> It
     """A gateway before it, once its model is there."""
     alias = ("--model-aliases", "gpt-image-2.5-flare=simulated")
     with running_gateway(scheduler_address, tmp_path_factory.mktemp("gateway"), *alias) as door:
-        wait_until(lambda: any(model["synerdiff"]["available"] for model in door.get("/v1/models").json()["data"]))
+        wait_until(lambda: any(m["synerdiff"]["available"] for m in door.get("/v1/models").json()["data"]))
         yield door
 
 

@@ -1,5 +1,6 @@
 """A gateway process before a scheduler, real or canned."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from synerdiff.redis_process import free_port
 from tests.waiting import HANG_S, wait_until
 
 ROOT = Path(__file__).parents[3]
+PATH = "/v1/images/generations"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,17 @@ def simulated_schedulers(redis_url: str, tick_ms: float = 5.0, max_steps: int = 
         for process in reversed(processes):
             process.terminate()
             process.wait(HANG_S)
+
+
+async def asking(
+    door: Door, body: dict[str, object], key: str = ""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that has asked for pictures and read nothing. `key`: an Idempotency-Key."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(door.url.rpartition(":")[2]))
+    data = json.dumps(body).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
+    writer.write(f"{head}{f'idempotency-key: {key}' if key else 'accept: */*'}\r\n\r\n".encode() + data)
+    return reader, writer
 
 
 def _answers(door: Door, path: str) -> bool:

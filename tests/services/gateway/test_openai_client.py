@@ -116,33 +116,28 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "param", "code", "words"),
+    ("asked", "param", "code", "words"),
     [
-        ({"n": 11}, openai.BadRequestError, "n", "invalid_value", "less than or equal to 10"),
-        ({"size": "1x1"}, openai.BadRequestError, "size", "invalid_value", "not a multiple of 64"),
-        ({"size": "big"}, openai.BadRequestError, "size", "invalid_value", "WIDTHxHEIGHT"),
-        ({"model": "none"}, openai.NotFoundError, "model", "model_not_found", "the models are: "),
-        ({"response_format": "url"}, openai.BadRequestError, "response_format", "invalid_value", "'url' is not served"),
-        ({"background": "transparent"}, openai.BadRequestError, "background", "invalid_value", "opaque"),
-        ({"style": "vivid"}, openai.BadRequestError, "style", "unknown_parameter", "Unknown parameter"),
-        ({"output_format": "gif"}, openai.BadRequestError, "output_format", "invalid_value", "'png', 'jpeg' or 'webp'"),
-        ({"output_compression": 3}, openai.BadRequestError, "output_compression", "invalid_value", "jpeg and webp"),
-        ({"extra_body": {"sampler": "magic"}}, openai.BadRequestError, "sampler", "invalid_value", "ddim"),
-        ({"extra_body": {"num_inference_steps": 9999}}, openai.BadRequestError, "num_inference_steps", "invalid_value", "2000"),
-        ({"extra_body": {"skip_cfg": [0]}}, openai.BadRequestError, "skip_cfg", "invalid_value", "always guided"),
-        ({"prompt": "x" * 9000}, openai.BadRequestError, "prompt", "invalid_value", "at most 8192"),
-        ({"stream": True, "prompt": "x" * 9000}, openai.BadRequestError, "prompt", "invalid_value", "at most 8192"),
+        ({"n": 11}, "n", "invalid_value", "less than or equal to 10"),
+        ({"size": "1x1"}, "size", "invalid_value", "not a multiple of 64"),
+        ({"size": "big"}, "size", "invalid_value", "WIDTHxHEIGHT"),
+        ({"model": "none"}, "model", "model_not_found", "the models are: "),
+        ({"response_format": "url"}, "response_format", "invalid_value", "'url' is not served"),
+        ({"background": "transparent"}, "background", "invalid_value", "opaque"),
+        ({"style": "vivid"}, "style", "unknown_parameter", "Unknown parameter"),
+        ({"output_format": "gif"}, "output_format", "invalid_value", "'png', 'jpeg' or 'webp'"),
+        ({"output_compression": 3}, "output_compression", "invalid_value", "jpeg and webp"),
+        ({"extra_body": {"sampler": "magic"}}, "sampler", "invalid_value", "ddim"),
+        ({"extra_body": {"num_inference_steps": 9999}}, "num_inference_steps", "invalid_value", "2000"),
+        ({"extra_body": {"skip_cfg": [0]}}, "skip_cfg", "invalid_value", "always guided"),
+        ({"prompt": "x" * 9000}, "prompt", "invalid_value", "at most 8192"),
+        ({"stream": True, "prompt": "x" * 9000}, "prompt", "invalid_value", "at most 8192"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused_in_openais_form(
-    client: openai.OpenAI,
-    asked: dict[str, object],
-    error: type[openai.APIStatusError],
-    param: str,
-    code: str,
-    words: str,
+    client: openai.OpenAI, asked: dict[str, object], param: str, code: str, words: str
 ) -> None:
-    with pytest.raises(error, match=words) as refused:
+    with pytest.raises((openai.BadRequestError, openai.NotFoundError), match=words) as refused:
         client.images.generate(**{"prompt": "x", **asked})  # type: ignore[call-overload]
     assert (refused.value.param, refused.value.code, refused.value.type) == (param, code, "invalid_request_error")
 
