@@ -1,6 +1,7 @@
 """A job for as long as its HTTP client listens: one that hangs up frees its slot."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ from synerdiff.telemetry import get_logger
 log = get_logger("following")
 
 T = TypeVar("T")
+# What was cut has ended long before.
+_END_S = 5.0
 Receive = Callable[[], Awaitable[Any]]
 
 
@@ -31,10 +34,15 @@ class Following:
 
     def __init__(self) -> None:
         self._cancelling: set[asyncio.Task[None]] = set()
+        self._open = 0
+        self._nobody = asyncio.Event()
+        self._nobody.set()
 
     async def events(self, caller: Caller, prompt: str, options: GenerateOptions) -> AsyncGenerator[Event, None]:
         """The events of a new job to its end. Raises the job's own error."""
         job_id, left = "", True
+        self._open += 1
+        self._nobody.clear()
         try:
             async with aclosing(caller.client.stream(prompt, **options)) as events:
                 async for event in events:
@@ -46,9 +54,14 @@ class Following:
         finally:
             if left and job_id and not caller.returns:
                 self._cancel(caller.client, job_id)
+            self._open -= 1
+            if not self._open:
+                self._nobody.set()
 
     async def close(self) -> None:
-        """Wait for the cancellations under way."""
+        """Wait until nobody is followed any more, which has to come soon, and for the cancellations under way."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nobody.wait(), _END_S)
         await asyncio.gather(*self._cancelling, return_exceptions=True)
 
     def _cancel(self, client: AsyncClient, job_id: str) -> None:

@@ -14,6 +14,7 @@ _THREADS = 2
 _PREVIEW_QUALITY = 80
 # A JPEG segment's length has 16 bits, of which the length itself and the Exif marker take eight bytes.
 _MAX_JPEG_EXIF_BYTES = 0xFFFF - 8
+_EXIF = b"Exif\0\0"
 
 
 class Files:
@@ -45,6 +46,8 @@ def recompressed(file: bytes, output_format: str, quality: int) -> bytes:
     """A lossless WebP file as JPEG or WebP of `quality`, 0 to 100, with the parameters that its EXIF holds."""
     with Image.open(io.BytesIO(file)) as image:
         exif = image.info.get("exif", b"")
+        if exif and not exif.startswith(_EXIF):
+            exif = _EXIF + exif  # which WebP leaves out
         if output_format == "jpeg" and len(exif) > _MAX_JPEG_EXIF_BYTES:
             exif = b""
         return _encoded(image.convert("RGB"), output_format, quality=quality, exif=exif)
