@@ -22,7 +22,7 @@ help:
 	@echo "make test                       set everything up, then every check and every test"
 	@echo "make test-gpu                   what needs a real NVIDIA GPU; in an environment with a CUDA build of torch"
 	@echo "make gpu-kit                    .gpu-kit/: packages for a GPU machine without a network; see docs/gpu.md"
-	@echo "make images [TAG=.. REGISTRY=..] the three container images, with docker; see deploy/docker/README.md"
+	@echo "make images [TAG=.. REGISTRY=..] the four container images, with docker; see deploy/docker/README.md"
 	@echo "make setup                      only make .venv with everything in it"
 	@echo "make lint | typecheck | pytest  one part of make test; WORKERS=n: pytest processes at once"
 	@echo "make manifests                  render and check the Kubernetes manifests of deploy/k8s"

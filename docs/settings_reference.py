@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from services.gateway.settings import GatewaySettings
 from services.scheduler.settings import SchedulerSettings
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
-from synerdiff.settings import ServiceSettings
+from synerdiff.settings import ProcessSettings, ServiceSettings
 from synerdiff.worker_settings import WorkerSettings
 
 INTRODUCTION = """\
@@ -41,16 +42,18 @@ SERVICES = (
 def main() -> None:
     """Print the whole document."""
     print(INTRODUCTION)
-    print("## Every service\n")
+    print("## Schedulers and workers\n")
     print("\n".join(_table(ServiceSettings, ServiceSettings.model_fields)))
     print("\n## Every worker\n\nUNet and VAE workers have these beside the common ones:\n")
     print("\n".join(_table(WorkerSettings, _own(WorkerSettings))))
     for title, module, settings in SERVICES:
         print(f"\n## {title}\n\n`python -m {module}` has these beside the common ones:\n")
         print("\n".join(_table(settings, _own(settings))))
+    print("\n## A gateway\n\n`python -m services.gateway` is a client of the schedulers, and has these alone:\n")
+    print("\n".join(_table(GatewaySettings, GatewaySettings.model_fields)))
 
 
-def _own(settings: type[ServiceSettings]) -> list[str]:
+def _own(settings: type[ProcessSettings]) -> list[str]:
     """The fields that a settings class adds to its base, or has otherwise."""
     base = settings.__base__.model_fields if settings.__base__ else {}  # type: ignore[attr-defined]
     return [name for name, field in settings.model_fields.items() if _differs(base.get(name), field)]
@@ -60,7 +63,7 @@ def _differs(common: FieldInfo | None, field: FieldInfo) -> bool:
     return common is None or common.default != field.default or common.description != field.description
 
 
-def _table(settings: type[ServiceSettings], names: object) -> Iterator[str]:
+def _table(settings: type[ProcessSettings], names: object) -> Iterator[str]:
     yield "| flag | variable | default | meaning |"
     yield "|---|---|---|---|"
     assert isinstance(names, list | dict)

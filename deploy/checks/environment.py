@@ -13,14 +13,16 @@ from pydantic import ValidationError
 from deploy.checks.findings import Finding
 from deploy.checks.workloads import POD_IP, Container, pods
 from deploy.kustomize import Manifest
+from services.gateway.settings import GatewaySettings
 from services.scheduler.settings import SchedulerSettings
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
-from synerdiff.settings import ServiceSettings
+from synerdiff.settings import ProcessSettings, ServiceSettings
 
 CHECK = "environment"
-SETTINGS: Mapping[str, type[ServiceSettings]] = {
+SETTINGS: Mapping[str, type[ProcessSettings]] = {
     "scheduler": SchedulerSettings,
+    "gateway": GatewaySettings,
     "unet_worker": UnetWorkerSettings,
     "vae_worker": VaeWorkerSettings,
 }
@@ -30,7 +32,7 @@ OTHERS = re.compile(
     r"POD_IP|HOME|REDIS_PASSWORD|OMP_\w+|GOMP_\w+|CUDA_MPS_(PIPE_DIRECTORY|ACTIVE_THREAD_PERCENTAGE"
     r"|PINNED_DEVICE_MEM_LIMIT)|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)|PYTORCH_\w+|OTEL_\w+"
 )
-# One is of no use without the others.
+# One is of no use without the others; a gateway, which is a client, needs the CA alone.
 TLS = frozenset({"SYNERDIFF_TLS_CERTIFICATE", "SYNERDIFF_TLS_KEY", "SYNERDIFF_TLS_CA"})
 # Where the images keep what is baked into them.
 IN_THE_IMAGE = "/app/"
@@ -47,7 +49,7 @@ def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
                 yield from (Finding(CHECK, container.title, message) for message in _wrong(container))
 
 
-def settings_of(container: Container) -> ServiceSettings:
+def settings_of(container: Container) -> ProcessSettings:
     """The settings that the container's process would load, but for its files. Raises ValidationError."""
     files = {PREFIX + name.upper() for name in _file_fields(SETTINGS[container.service])}
     variables = {item for item in container.environment.items() if item[0] not in files}
@@ -55,10 +57,10 @@ def settings_of(container: Container) -> ServiceSettings:
 
 
 @cache
-def _load(service: str, variables: frozenset[tuple[str, str]]) -> ServiceSettings:
+def _load(service: str, variables: frozenset[tuple[str, str]]) -> ProcessSettings:
     settings_class: Any = SETTINGS[service]
     with patch.dict(os.environ, dict(variables), clear=True):
-        settings: ServiceSettings = settings_class()
+        settings: ProcessSettings = settings_class()
     return settings
 
 
@@ -78,23 +80,25 @@ def _wrong(container: Container) -> Iterator[str]:
     yield from _missing_files(container, settings_class)
     if settings.listen.startswith(("127.", "localhost")):
         yield f"listens on {settings.listen}, where no other pod reaches it"
-    if container.is_worker and not settings.advertise.startswith(f"{POD_IP}:"):
-        yield f"advertises {settings.advertise!r}, not the address of its pod"
+    advertised = settings.advertise if isinstance(settings, ServiceSettings) else ""
+    if container.is_worker and not advertised.startswith(f"{POD_IP}:"):
+        yield f"advertises {advertised!r}, not the address of its pod"
 
 
-def _missing_files(container: Container, settings_class: type[ServiceSettings]) -> Iterator[str]:
+def _missing_files(container: Container, settings_class: type[ProcessSettings]) -> Iterator[str]:
     for field in _file_fields(settings_class):
         name = PREFIX + field.upper()
         path = container.environment.get(name, "")
         if path and not path.startswith(IN_THE_IMAGE) and container.volume_at(path) is None:
             yield f"{name}={path}: no volume brings it"
-    if TLS & container.environment.keys() not in (set(), TLS):
+    alone = {"SYNERDIFF_TLS_CA"} if container.service == "gateway" else set()
+    if TLS & container.environment.keys() not in (set(), alone, TLS):
         yield f"sets some of {', '.join(sorted(TLS))}, and not all"
     if container.is_worker and PREFIX + "MODEL" not in container.environment:
         yield f"{PREFIX}MODEL is not set"
 
 
-def _file_fields(settings_class: type[ServiceSettings]) -> list[str]:
+def _file_fields(settings_class: type[ProcessSettings]) -> list[str]:
     return [
         name
         for name, field in settings_class.model_fields.items()

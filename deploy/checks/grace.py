@@ -1,6 +1,6 @@
-"""The times of an orderly end. The rule: no job outlives its timeout, so a worker that drains for the longest timeout
-cuts none; and a pod gets the time of its slowest container: the sleep before SIGTERM, its drain, and a margin in which
-the process closes its ports and ends.
+"""The times of an orderly end. The rule: no job outlives its timeout, so a worker, or a gateway, that drains for the
+longest timeout cuts none; and a pod gets the time of its slowest container: the sleep before SIGTERM, its drain, and a
+margin in which the process closes its ports and ends.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from deploy.checks.findings import Finding
 from deploy.checks.workloads import Container, pods
 from deploy.kustomize import Manifest
 from services.scheduler.settings import SchedulerSettings
-from synerdiff.settings import ServiceSettings
+from synerdiff.settings import ProcessSettings
 
 CHECK = "grace"
 MARGIN_S = 15.0
@@ -29,7 +29,7 @@ def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
         if grace_s < pre_stop_s + drain_s + MARGIN_S:
             needs = f"{pre_stop_s:g} s of preStop, {drain_s:g} s of drain and {MARGIN_S:g} s"
             yield Finding(CHECK, container.title, f"is killed after {grace_s} s: less than {needs}")
-        if container.is_worker and drain_s < longest_s:
+        if (container.is_worker or container.service == "gateway") and drain_s < longest_s:
             yield Finding(CHECK, container.title, f"drains for {drain_s:g} s, but jobs may take {longest_s:g} s")
 
 
@@ -37,7 +37,7 @@ def _services(manifests: Sequence[Manifest]) -> list[Container]:
     return [container for pod in pods(manifests) for container in pod.services]
 
 
-def _settings_of(container: Container) -> ServiceSettings | None:
+def _settings_of(container: Container) -> ProcessSettings | None:
     """None where `environment` has something to say."""
     try:
         return settings_of(container)

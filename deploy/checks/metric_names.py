@@ -20,6 +20,7 @@ MODULES = {
         "services.scheduler.api.generate",
         "services.scheduler.store.queue",
     ),
+    "Gateway": ("services.gateway.metrics",),
     "UNet worker": ("services.unet_worker.metrics",),
     "VAE worker": ("services.vae_worker.metrics",),
     "Both workers": ("synerdiff.pace",),

@@ -10,8 +10,13 @@ from deploy.checks.workloads import Container, Pod, matches, of_kind, pods, titl
 from deploy.kustomize import Manifest
 
 CHECK = "network"
-# Who calls whom: the leader both workers, a VAE worker the latents arena of a UNet worker.
-_CALLS = {("scheduler", "unet_worker"), ("scheduler", "vae_worker"), ("vae_worker", "unet_worker")}
+# Who calls whom: a gateway the schedulers, the leader both workers, a VAE worker the latents arena of a UNet worker.
+_CALLS = {
+    ("gateway", "scheduler"),
+    ("scheduler", "unet_worker"),
+    ("scheduler", "vae_worker"),
+    ("vae_worker", "unet_worker"),
+}
 # Ports that are for clients, kubelets and monitoring: whom they are open to is not between these pods.
 _OUTWARD = ("health", "metrics")
 _DNS = 53

@@ -10,6 +10,7 @@ from deploy.kustomize import Manifest
 
 CHECK = "ports"
 _VARIABLES = {"SYNERDIFF_LISTEN": "grpc", "SYNERDIFF_HEALTH_LISTEN": "health", "SYNERDIFF_METRICS_PORT": "metrics"}
+_OF_A_GATEWAY = {"SYNERDIFF_LISTEN": "http", "SYNERDIFF_METRICS_PORT": "metrics"}
 
 
 def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
@@ -33,7 +34,7 @@ def _twice(pod: Pod) -> Iterator[str]:
 
 def _undeclared(container: Container) -> Iterator[str]:
     declared = {port.get("name", ""): port["containerPort"] for port in container.item.get("ports") or ()}
-    for variable, name in _VARIABLES.items():
+    for variable, name in (_OF_A_GATEWAY if container.service == "gateway" else _VARIABLES).items():
         served = container.port_of(variable)
         named = {port for label, port in declared.items() if label == name or label.endswith(f"-{name}")}
         if named != {served}:

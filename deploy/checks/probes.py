@@ -1,4 +1,7 @@
-"""Probes: a service answers all three on its plaintext health port, under the names that its code publishes."""
+"""Probes: a service answers all three on its plaintext health port, under the names that its code publishes.
+
+A gateway answers them where it serves HTTP.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,13 +12,15 @@ from synerdiff.rpc import LIVENESS, READINESS, STARTUP
 
 CHECK = "probes"
 _NAMES = {"startupProbe": STARTUP, "readinessProbe": READINESS, "livenessProbe": LIVENESS}
+_PATHS = {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}
 
 
 def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
     """Probes that are missing, ask the wrong port, or a name that nobody publishes."""
     for pod in pods(manifests):
         for container in pod.containers:
-            wrong = _of_a_service(container) if container.service else _of_another(container)
+            of = {"": _of_another, "gateway": _of_a_gateway}.get(container.service, _of_a_service)
+            wrong = of(container)
             yield from (Finding(CHECK, container.title, message) for message in wrong)
 
 
@@ -29,6 +34,14 @@ def _of_a_service(container: Container) -> Iterator[str]:
             yield f"{probe} asks port {asked.get('port')}, but health is served on {health}"
         elif asked.get("service") != name:
             yield f"{probe} asks for {asked.get('service')!r}, not {name!r}"
+
+
+def _of_a_gateway(container: Container) -> Iterator[str]:
+    port = container.port_of("SYNERDIFF_LISTEN")
+    for probe, path in _PATHS.items():
+        asked = (container.item.get(probe) or {}).get("httpGet") or {}
+        if (asked.get("path"), asked.get("port")) != (path, port):
+            yield f"{probe} does not ask for {path} on port {port}"
 
 
 def _of_another(container: Container) -> Iterator[str]:

@@ -41,10 +41,20 @@ def _wrong(scaler: Manifest, target: Pod | None, manifests: Sequence[Manifest]) 
         yield from _wrong_zero(scaler["spec"], target)
         return
     for metric in scaler["spec"]["metrics"]:
+        if metric["type"] == "Resource":
+            yield from _not_requested(metric["resource"]["name"], target)
+            continue
         external = metric["external"]["metric"]
         yield from _unknown_metrics(external["name"])
         if ((external.get("selector") or {}).get("matchLabels") or {}).get("model") != model:
             yield f"goes by {external['name']} of another model than {model!r}"
+
+
+def _not_requested(resource: str, target: Pod) -> Iterator[str]:
+    """A share of what is requested is what an autoscaler goes by."""
+    for container in target.containers:
+        if resource not in ((container.item.get("resources") or {}).get("requests") or {}):
+            yield f"goes by {resource}, of which {container.title} requests none"
 
 
 def _wrong_triggers(triggers: Sequence[Mapping[str, Any]], model: str, manifests: Sequence[Manifest]) -> Iterator[str]:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the three images from the root of the source tree: `make images`. By environment:
+# Builds the four images from the root of the source tree: `make images`. By environment:
 #
 #     TAG            their tag; default: what git calls this state
 #     REGISTRY       HOST[/PATH] before their names; default: none
@@ -14,15 +14,17 @@ fi
 revision=$(git rev-parse HEAD 2> /dev/null || true)
 tag=${TAG:-$(git describe --always --dirty 2> /dev/null || echo dev)}
 
-for service in scheduler unet-worker vae-worker; do
+for service in scheduler gateway unet-worker vae-worker; do
     set -- --build-arg "VERSION=$tag" --build-arg "REVISION=$revision"
     set -- "$@" ${PYTHON_IMAGE:+--build-arg "PYTHON_IMAGE=$PYTHON_IMAGE"}
     set -- "$@" ${PYTHON_DIGEST:+--build-arg "PYTHON_DIGEST=$PYTHON_DIGEST"}
     set -- "$@" ${PIP_INDEX_URL:+--build-arg "PIP_INDEX_URL=$PIP_INDEX_URL"}
-    if [ "$service" != scheduler ]; then
+    case $service in
+    *-worker)
         set -- "$@" ${TORCH_INDEX_URL:+--build-arg "TORCH_INDEX_URL=$TORCH_INDEX_URL"}
         set -- "$@" ${WORKER_EXTRAS:+--build-arg "EXTRAS=$WORKER_EXTRAS"}
-    fi
+        ;;
+    esac
     image=${REGISTRY:+$REGISTRY/}synerdiff/$service:$tag
     echo "Building $image ..."
     DOCKER_BUILDKIT=1 "$docker" build --file "deploy/docker/$service.Dockerfile" --tag "$image" "$@" .

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-ProbeKind = Literal["grpc", "tcpSocket", "exec"]
+ProbeKind = Literal["grpc", "httpGet", "tcpSocket", "exec"]
 VolumeKind = Literal["emptyDir", "configMap", "claim"]
 
 # What the rehearsal knows of a pod and a container. Anything else of them is listed as not rehearsed.
@@ -26,11 +26,13 @@ class NotRehearsed(ValueError):
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe with Kubernetes' own defaults. `service`: the name asked for by gRPC; `command`: of an exec probe."""
+    """A probe with Kubernetes' own defaults. `service`: the name asked for by gRPC; `path`: by HTTP; `command`:
+    of an exec probe."""
 
     kind: ProbeKind
     port: int = 0
     service: str = ""
+    path: str = ""
     command: tuple[str, ...] = ()
     initial_delay_s: float = 0.0
     period_s: float = 10.0
@@ -265,11 +267,14 @@ def _probe(item: Mapping[str, Any] | None, ports: Mapping[str, int], where: str)
         if not isinstance(port, int):
             raise NotRehearsed(f"{where}: a grpc probe names its port by number, not {port!r}")
         return Probe("grpc", port, item["grpc"].get("service", ""), **times)
+    if "httpGet" in item:
+        asked = item["httpGet"]
+        return Probe("httpGet", _port(asked["port"], ports, where), path=asked.get("path", "/"), **times)
     if "tcpSocket" in item:
         return Probe("tcpSocket", _port(item["tcpSocket"]["port"], ports, where), **times)
     if "exec" in item:
         return Probe("exec", command=tuple(item["exec"]["command"]), **times)
-    raise NotRehearsed(f"{where}: neither grpc, tcpSocket nor exec")
+    raise NotRehearsed(f"{where}: neither grpc, httpGet, tcpSocket nor exec")
 
 
 def _port(port: int | str, ports: Mapping[str, int], where: str) -> int:

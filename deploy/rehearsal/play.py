@@ -16,7 +16,7 @@ from deploy.rehearsal.manifests import Manifests, NotRehearsed
 from deploy.rehearsal.report import Report
 from deploy.rehearsal.sandbox import Sandbox, keep_log_folder
 from deploy.rehearsal.scenarios import FULL, SCENARIOS, SHORT
-from deploy.rehearsal.stage import SCHEDULER, UNET, VAE, Options, Stage
+from deploy.rehearsal.stage import GATEWAY, SCHEDULER, UNET, VAE, Options, Stage
 from synerdiff.redis_process import find_redis_server
 
 
@@ -75,8 +75,8 @@ async def _rehearse(
 
 
 def _one_of_each(rendered: Manifests, short: bool) -> Manifests:
-    """Scenarios begin with one worker of each kind; the short form with one scheduler, too."""
-    replicas = {UNET: 1, VAE: 1} | ({SCHEDULER: 1} if short else {})
+    """Scenarios begin with one worker of each kind and one gateway; the short form with one scheduler, too."""
+    replicas = {UNET: 1, VAE: 1, GATEWAY: 1} | ({SCHEDULER: 1} if short else {})
     workloads = {
         name: replace(workload, replicas=replicas.get(name, workload.replicas))
         for name, workload in rendered.workloads.items()

@@ -48,7 +48,14 @@ async def ask(probe: Probe, ip: str, execute: Execute) -> bool:
             return await serving(channel, probe.service, probe.timeout_s)
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(probe.timeout_s):
-            _, writer = await asyncio.open_connection(ip, probe.port)
-            writer.close()
-            return True
+            reader, writer = await asyncio.open_connection(ip, probe.port)
+            with contextlib.closing(writer):
+                return probe.kind == "tcpSocket" or await _get(probe.path, ip, reader, writer)
     return False
+
+
+async def _get(path: str, ip: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Whether a GET is answered as a kubelet likes it: 200 to 399."""
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: {ip}\r\nconnection: close\r\n\r\n".encode())
+    version, _, rest = (await reader.readline()).partition(b" ")
+    return version.startswith(b"HTTP/") and rest[:1] in (b"2", b"3")

@@ -21,7 +21,7 @@ from synerdiff.redis_client import connect
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 
-SCHEDULER, UNET, VAE, REDIS = "scheduler", "unet-worker", "vae-worker", "redis"
+SCHEDULER, GATEWAY, UNET, VAE, REDIS = "scheduler", "gateway", "unet-worker", "vae-worker", "redis"
 WORKERS = (UNET, VAE)
 
 _SCHEDULER_PORT, _REDIS_PORT = 50051, 6379

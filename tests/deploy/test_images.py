@@ -19,8 +19,8 @@ from tests.waiting import HANG_S
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"
-SERVICES = ("scheduler", "unet-worker", "vae-worker")
-WORKERS = SERVICES[1:]
+SERVICES = ("scheduler", "gateway", "unet-worker", "vae-worker")
+WORKERS = SERVICES[2:]
 
 # Of the 150 MB that a scheduler may install: itself, and the bytecode of what it imports, 17 MB when last weighed.
 BYTECODE_BYTES = 20e6
@@ -161,7 +161,7 @@ def installed_bytes(distribution: metadata.Distribution) -> int:
 def test_the_extras_exist() -> None:
     for service in SERVICES:
         requirements(ROOT / "pyproject.toml", extras(service))
-    assert "worker" not in extras("scheduler")
+    assert not {"worker"} & {*extras("scheduler"), *extras("gateway")}
     assert all("worker" in extras(worker) for worker in WORKERS)
 
 
@@ -172,6 +172,13 @@ def test_a_scheduler_installs_no_torch_and_less_than_150_mb() -> None:
     sizes = {name: installed_bytes(distribution) for name, distribution in found.items()}
     largest = sorted(sizes.items(), key=lambda size: -size[1])[:8]
     assert 50e6 < sum(sizes.values()) < MOST_BYTES - BYTECODE_BYTES, largest
+
+
+def test_a_gateway_installs_no_torch_and_no_more_than_a_scheduler_may() -> None:
+    found = closure(requirements(ROOT / "pyproject.toml", extras("gateway")))
+    assert {"grpcio", "fastapi", "uvicorn", "pillow"} <= set(found)
+    assert not {"torch", "diffusers", "transformers", "safetensors", "accelerate"} & set(found)
+    assert sum(map(installed_bytes, found.values())) < MOST_BYTES - BYTECODE_BYTES
 
 
 # ---- make images
@@ -190,7 +197,7 @@ def test_where_docker_cannot_run_one_line_says_so(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_three_images_are_built_with_the_arguments_they_know(tmp_path: Path) -> None:
+def test_every_image_is_built_with_the_arguments_they_know(tmp_path: Path) -> None:
     docker = tmp_path / "docker"
     docker.write_text('#!/bin/sh\n[ "$1" = info ] || printf "%s\\n" "$*"\n')
     docker.chmod(0o755)
@@ -200,4 +207,4 @@ def test_three_images_are_built_with_the_arguments_they_know(tmp_path: Path) -> 
     for service, line in zip(SERVICES, builds, strict=True):
         declared = set(re.findall(r"^ARG (\w+)", (DOCKER / f"{service}.Dockerfile").read_text(), re.MULTILINE))
         assert set(re.findall(r"--build-arg (\w+)=", line)) <= declared
-    assert "EXTRAS=worker gpu" in builds[1]
+    assert ["EXTRAS=worker gpu" in line for line in builds] == [service in WORKERS for service in SERVICES]

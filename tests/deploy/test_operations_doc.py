@@ -9,6 +9,7 @@ import pytest
 import typer.main
 
 from deploy.checks.metric_names import by_series, families
+from services.gateway.settings import GatewaySettings
 from services.scheduler.settings import SchedulerSettings
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
@@ -18,7 +19,7 @@ from tests.markdown import ROOT, dead_links
 
 PAGE = ROOT / "docs" / "operations.md"
 THE_READERS_OWN = {"deploy/k8s/overlays/production", "deploy/k8s/overlays/production/kustomization.yaml"}
-SETTINGS = (SchedulerSettings, UnetWorkerSettings, VaeWorkerSettings)
+SETTINGS = (SchedulerSettings, GatewaySettings, UnetWorkerSettings, VaeWorkerSettings)
 KINDS = {"deployment": "Deployment", "statefulset": "StatefulSet", "service": "Service", "scaledobject": "ScaledObject"}
 OVERLAYS = ("overlays/split-keda", "overlays/colocated")
 

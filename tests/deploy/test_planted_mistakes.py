@@ -51,8 +51,9 @@ def remove(manifests: list[Any], name: str) -> None:
 
 
 REQUIRE_MPS = "SYNERDIFF_REQUIRE_MPS"
-SCHEDULER, UNET, VAE, GPU, REDIS = (
+SCHEDULER, GATEWAY, UNET, VAE, GPU, REDIS = (
     "Deployment/scheduler",
+    "Deployment/gateway",
     "Deployment/unet-worker",
     "Deployment/vae-worker",
     "Deployment/gpu-worker",
@@ -98,6 +99,12 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
         "and not all",
         lambda m: get(m, "ConfigMap/services")["data"].pop("SYNERDIFF_TLS_CA"),
     ),
+    (
+        "dev-cpu with TLS and a password",
+        "environment",
+        "no volume brings",
+        lambda m: container(m, GATEWAY)["volumeMounts"].pop() and pod(m, GATEWAY)["volumes"].pop(),
+    ),
     # Ports.
     (DEV, "ports", "serves 50059", lambda m: set_variable(m, SCHEDULER, "SYNERDIFF_LISTEN", "0.0.0.0:50059")),
     (DEV, "ports", "ports named metrics", lambda m: container(m, UNET)["ports"][2].update(containerPort=9099)),
@@ -109,6 +116,8 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     (DEV, "probes", "asks port 50052", lambda m: container(m, UNET)["livenessProbe"]["grpc"].update(port=50052)),
     (DEV, "probes", "startupProbe", lambda m: container(m, SCHEDULER).pop("startupProbe")),
     (DEV, "probes", "no readinessProbe", lambda m: container(m, REDIS).pop("readinessProbe")),
+    (DEV, "probes", "/readyz on port 8000", lambda m: _get_of(m, "readinessProbe").update(path="/healthz")),
+    (DEV, "ports", "ports named http", lambda m: container(m, GATEWAY)["ports"][0].update(name="web")),
     # Grace periods.
     (DEV, "grace", "is killed after 540 s", lambda m: pod(m, VAE).update(terminationGracePeriodSeconds=540)),
     (DEV, "grace", "is killed after 30 s", lambda m: pod(m, SCHEDULER).pop("terminationGracePeriodSeconds")),
@@ -117,6 +126,12 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
         "grace",
         "jobs may take 3600 s",
         lambda m: get(m, "ConfigMap/scheduler")["data"].pop("SYNERDIFF_MAX_TIMEOUT_S"),
+    ),
+    (
+        DEV,
+        "grace",
+        "drains for 30 s",
+        lambda m: get(m, "ConfigMap/gateway")["data"].update(SYNERDIFF_DRAIN_GRACE_S="30"),
     ),
     # What workers of one GPU share.
     (
@@ -186,6 +201,7 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     # Network policies.
     (DEV, "network", "none denies", lambda m: remove(m, "NetworkPolicy/default-deny")),
     (DEV, "network", "is not let in", lambda m: policy(m, "unet-worker")["ingress"].clear()),
+    (DEV, "network", "50051, and is not let out", lambda m: policy(m, "gateway")["egress"].clear()),
     (DEV, "network", "is not let out", lambda m: policy(m, "to-redis")["egress"][0]["ports"][0].update(port=6380)),
     (DEV, "network", "for everybody", lambda m: policy(m, "redis")["ingress"].append({})),
     (DEV, "network", "without needing to", lambda m: _open_both_ends(m)),
@@ -218,7 +234,17 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     (KEDA, "scaling", "only one that scales", lambda m: m.append(_copy_of_scaler(m))),
     (HPA, "scaling", "is called synerdiff_queue", lambda m: _metric(m).update(name="synerdiff_queue_length")),
     (HPA, "scaling", "of another model", lambda m: _metric(m)["selector"]["matchLabels"].update(model="emoji")),
+    (
+        COLOCATED,
+        "scaling",
+        "requests none",
+        lambda m: container(m, GATEWAY)["resources"]["requests"].pop("cpu"),
+    ),
 ]
+
+
+def _get_of(manifests: list[Any], probe: str) -> Any:
+    return container(manifests, GATEWAY)[probe]["httpGet"]
 
 
 def _open_both_ends(manifests: list[Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from services.gateway.settings import GatewaySettings
 from services.scheduler.settings import SchedulerSettings
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
@@ -24,7 +25,7 @@ OTHERS = re.compile(
 def _of_services() -> dict[str, bool]:
     """Every flag of a service, and whether it takes a value."""
     found = {"--config": True, "--help": False}
-    for settings in (SchedulerSettings, UnetWorkerSettings, VaeWorkerSettings):
+    for settings in (SchedulerSettings, GatewaySettings, UnetWorkerSettings, VaeWorkerSettings):
         for name, field in settings.model_fields.items():
             flag = f"--{name.replace('_', '-')}"
             found[flag] = field.annotation is not bool

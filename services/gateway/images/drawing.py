@@ -95,8 +95,8 @@ def _steps(body: GenerationBody, card: ModelCard, limits: SamplerLimits) -> tupl
     """Steps, and the quality that they are. Those by quality keep within the sampler's bounds."""
     if body.num_inference_steps is not None:
         return body.num_inference_steps, "auto"
-    quality = body.quality or "auto"
-    quality = _QUALITIES.get(quality, quality)
+    asked = body.quality or "auto"
+    quality = _QUALITIES.get(asked, asked)
     steps = math.ceil(card.default_num_inference_steps * _STEPS[quality])
     return min(max(steps, limits.min_num_inference_steps), limits.max_num_inference_steps), quality
 

@@ -94,7 +94,7 @@ def test_anything_in_a_template_makes_another_revision() -> None:
         ("container.envFrom", [{"configMapRef": {"name": "absent"}}], "absent"),
         ("container.env", [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}], "env.X"),
         ("container.lifecycle", {"preStop": {"exec": {"command": ["x"]}}}, "lifecycle"),
-        ("container.startupProbe", {"httpGet": {"port": 1}}, "startupProbe"),
+        ("container.startupProbe", {"httpHead": {"port": 1}}, "startupProbe"),
         ("container.startupProbe", {"grpc": {"port": "health"}}, "startupProbe"),
         ("container.startupProbe", {"tcpSocket": {"port": "absent"}}, "absent"),
     ],

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -39,7 +40,7 @@ def test_errors_have_a_status_that_openais_client_acts_on(
     answer = draw(door)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     with openai.OpenAI(base_url=f"{door.url}/v1", api_key="x") as client:
-        assert client._should_retry(answer) is retries  # type: ignore[arg-type]
+        assert client._should_retry(answer) is retries
 
 
 def test_a_full_queue_says_when_to_come_back(canned: Canned) -> None:
@@ -73,7 +74,7 @@ def test_a_key_that_is_none_is_refused(canned: Canned) -> None:
 def test_what_is_asked_for_reaches_the_scheduler(canned: Canned) -> None:
     door, script = canned
     script.succeed(2)
-    asked = {"n": 2, "size": "128x64", "sampler": "ddim", "guidance_scale": 2.5, "skip_cfg": [3, 4]}
+    asked: dict[str, Any] = {"n": 2, "size": "128x64", "sampler": "ddim", "guidance_scale": 2.5, "skip_cfg": [3, 4]}
     draw(door, **asked, negative_prompt="y", num_inference_steps=9, output_format="jpeg", seed=2**63 - 2)
     (request,) = script.requests
     assert (request.prompt, request.negative_prompt, request.num_images) == ("x", "y", 2)
@@ -122,7 +123,11 @@ async def test_a_reader_that_is_slow_keeps_nobody_waiting(canned: Canned) -> Non
     """Each answer is larger than all that kernels and the gateway hold of it for somebody who does not read."""
     door, script = canned
     for index in range(10):
-        script.happen(image=images_pb2.Image(index=index, width=64, height=64, format=1, data=bytes(1_200_000)))
+        script.happen(
+            image=images_pb2.Image(
+                index=index, width=64, height=64, format=images_pb2.IMAGE_FORMAT_PNG, data=bytes(1_200_000)
+            )
+        )
     script.happen(finished=images_pb2.Finished())
     slow = [await asking(door, {"prompt": "x", "stream": True}) for _ in range(2)]
     await until(lambda: len(script.requests) == len(slow))

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,7 +19,7 @@ LIMITS = (SamplerLimits(Sampler.DDIM, 8, 50), SamplerLimits(Sampler.HEUN, 1, 100
 MODEL = replace(CARD, samplers=LIMITS)
 
 
-def drawn(card: ModelCard = MODEL, **asked: object) -> Drawing:
+def drawn(card: ModelCard = MODEL, **asked: Any) -> Drawing:
     return drawing(GenerationBody.model_validate({"prompt": "x", **asked}), card, "id")
 
 
@@ -35,7 +36,7 @@ def drawn(card: ModelCard = MODEL, **asked: object) -> Drawing:
     ],
 )
 def test_quality_is_a_multiple_of_the_default_steps_within_the_samplers_bounds(
-    asked: dict[str, object], steps: int, quality: str
+    asked: dict[str, Any], steps: int, quality: str
 ) -> None:
     found = drawn(**asked)
     assert found.num_inference_steps == found.options["num_inference_steps"] == steps
@@ -52,7 +53,7 @@ def test_quality_is_a_multiple_of_the_default_steps_within_the_samplers_bounds(
         (1, {"num_inference_steps": 1}, 1),
     ],
 )
-def test_previews_are_spread_over_the_unet_calls(partial_images: int, asked: dict[str, object], every: int) -> None:
+def test_previews_are_spread_over_the_unet_calls(partial_images: int, asked: dict[str, Any], every: int) -> None:
     assert drawn(stream=True, partial_images=partial_images, **asked).options["preview_every"] == every
 
 
@@ -72,7 +73,7 @@ def test_without_a_stream_there_are_no_previews() -> None:
     ],
 )
 def test_only_a_compression_below_the_best_is_made_here(
-    asked: dict[str, object], worker_makes: str, recompress: int | None
+    asked: dict[str, Any], worker_makes: str, recompress: int | None
 ) -> None:
     found = drawn(**asked)
     assert (found.options["image_format"], found.recompress) == (worker_makes, recompress)

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -62,7 +63,7 @@ async def test_garbage_is_refused_and_leaves_memory_as_it_was(door: Door, http: 
     assert door.rss_bytes() - before < 16e6
 
 
-def garbage(draw: random.Random) -> dict[str, object]:
+def garbage(draw: random.Random) -> dict[str, Any]:
     """A request that is none."""
     junk = bytes(draw.randrange(256) for _ in range(draw.randrange(400)))
     bodies: list[object] = [
