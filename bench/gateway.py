@@ -1,13 +1,12 @@
 """What the gateway adds to a request, and what it takes: latency, CPU, memory, and streams at once.
 
-    python -m bench.gateway [--rate 50] [--seconds 15] [--rounds 4] [--requests 10000] [--streams 200]
+    python -m bench.gateway [--rate 50] [--seconds 15] [--rounds 4] [--requests 10000] [--clients 200]
 
 A real Redis, scheduler and gateway; workers that draw nothing and take a fixed time a step (simulated). The same
 requests at the same rate, over gRPC and over HTTP in turns; then many in a row; then many streams at once. Prints a
 table to stderr and JSON to stdout.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -19,10 +18,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+import typer
 import uvloop
 
+from bench.command import run, say
 from bench.many_domains import ready
 from bench.simulated_workers import MODEL
 from synerdiff.client import AsyncClient
@@ -31,7 +33,8 @@ from synerdiff.redis_process import RedisProcess, free_port
 PATH = "/v1/images/generations"
 _WARM_UP = 200
 _AT_ONCE = 64
-_TICKS_MS = 5.0
+# Progress, and previews with it, is told twice a second.
+_STREAMED_STEPS = 400
 
 
 @dataclass
@@ -144,7 +147,7 @@ def processes(tick_ms: float, domains: int) -> Iterator[Bench]:
             gateway = subprocess.Popen(command, stderr=log)
         running.callback(gateway.wait)
         running.callback(gateway.terminate)
-        asyncio.run(ready(scheduler))
+        asyncio.run(ready(scheduler, domains))
         yield Bench(scheduler, "127.0.0.1", port, psutil.Process(gateway.pid))
 
 
@@ -263,29 +266,28 @@ def _rounded(values: list[float], digits: int = 2) -> list[float]:
     return [round(value, digits) for value in values]
 
 
-def main() -> None:
-    """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=50.0, help="requests a second")
-    parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--tick-ms", type=float, default=_TICKS_MS)
-    parser.add_argument("--domains", type=int, default=1)
-    parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--streams", type=int, default=200)
-    options = parser.parse_args()
+def measure(
+    rate: Annotated[float, typer.Option(help="Requests a second.")] = 50.0,
+    seconds: float = 15.0,
+    rounds: int = 4,
+    steps: int = 20,
+    tick_ms: float = 5.0,
+    domains: int = 1,
+    requests: int = 10_000,
+    clients: int = 200,
+) -> dict[str, dict[str, object]]:
+    """Measure the parts that are not 0. `clients`: that stream at once."""
     found: dict[str, dict[str, object]] = {}
-    with processes(options.tick_ms, options.domains) as bench:
-        if options.rounds:
-            found["added"] = uvloop.run(added(bench, options.rate, options.seconds, options.rounds, options.steps))
-        if options.requests:
-            found["memory"] = uvloop.run(in_a_row(bench, options.requests))
-        if options.streams:
-            found["streams"] = uvloop.run(streams(bench, options.streams, options.steps))
-    print(table(found), file=sys.stderr)
-    print(json.dumps(found))
+    with processes(tick_ms, domains) as bench:
+        if rounds:
+            found["added"] = uvloop.run(added(bench, rate, seconds, rounds, steps))
+        if requests:
+            found["memory"] = uvloop.run(in_a_row(bench, requests))
+        if clients:
+            found["streams"] = uvloop.run(streams(bench, clients, _STREAMED_STEPS))
+    say(table(found))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    run(measure)

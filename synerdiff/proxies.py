@@ -25,7 +25,7 @@ def proxy_to(target: str) -> str:
 
 
 def _host(target: str) -> str:
-    """The host of "host:port", "[v6]:port", "dns:///host:port", the first of "ipv4:ip:port,..."; "" of a socket file."""
+    """The host of "host:port", "[v6]:port", "dns:///host:port", the first of "ipv4:ip:port,..."; "" of a socket."""
     if target.startswith(("unix:", "unix-abstract:", "vsock:")):
         return ""
     first = target.removeprefix("ipv4:").removeprefix("ipv6:").partition(",")[0]

@@ -41,8 +41,8 @@ class ModelSource:
 class LocalOptions:
     """The options of `up`. `threads`: CPU threads of each worker, 0 for an equal share; no `redis_url`: a Redis of
     its own; no `gateway`: no HTTP. `profile`: a profile file, absolute; `idle_profile`: measure one while idle where
-    there is none. `worker_threads`, `worker_environment`: threads, and further variables, by kind of worker (unet, vae).
-    `compile`: as workers take it; packages are kept in the user's cache folder."""
+    there is none. `worker_threads`, `worker_environment`: threads, and further variables, by kind of worker (unet,
+    vae). `compile`: as workers take it; packages are kept in the user's cache folder."""
 
     data_dir: Path
     models: tuple[ModelSource, ...]
