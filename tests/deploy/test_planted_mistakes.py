@@ -106,7 +106,7 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
         lambda m: container(m, GATEWAY)["volumeMounts"].pop() and pod(m, GATEWAY)["volumes"].pop(),
     ),
     # Ports.
-    (DEV, "ports", "serves 50059", lambda m: set_variable(m, SCHEDULER, "SYNERDIFF_LISTEN", "0.0.0.0:50059")),
+    (DEV, "ports", "serves 9099", lambda m: set_variable(m, SCHEDULER, "SYNERDIFF_METRICS_PORT", "9099")),
     (DEV, "ports", "ports named metrics", lambda m: container(m, UNET)["ports"][2].update(containerPort=9099)),
     (DEV, "ports", "advertises port", lambda m: set_variable(m, UNET, "SYNERDIFF_ADVERTISE", "10.0.0.1:50053")),
     (DEV, "ports", "leads to api", lambda m: get(m, "Service/scheduler-")["spec"]["ports"][0].update(targetPort="api")),

@@ -1,0 +1,174 @@
+"""Calls that outlive their gateway: OpenAI's own client, its own retries, and gateways killed under it.
+
+    python -m bench.gateway_kills [--in-flight 2000] [--minutes 5] [--kill-every-s 30]
+
+A real Redis and scheduler, workers that draw nothing (simulated), two gateways behind a balancer of connections. Now
+and then one of them is killed with SIGKILL and started again. Each call has an Idempotency-Key. Prints how the calls
+ended, and how many jobs the scheduler made for them; status 1 where a call failed or was made twice.
+"""
+
+import asyncio
+import contextlib
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import openai
+
+from bench.command import run, say
+from bench.many_domains import ready
+from synerdiff.redis_process import RedisProcess, free_port
+
+_CHUNK_BYTES = 1 << 16
+_ACCEPTED = re.compile(r"^synerdiff_requests_accepted_total\{.*\} (\S+)$", re.MULTILINE)
+
+
+@dataclass
+class Gateways:
+    """Processes on ports of their own; a killed one is started again at once."""
+
+    scheduler: str
+    ports: tuple[int, ...]
+    processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
+    kills: int = 0
+
+    def start(self, port: int) -> None:
+        """Start the gateway of a port."""
+        command = [sys.executable, "-m", "services.gateway", "--listen", f"127.0.0.1:{port}"]
+        log = subprocess.DEVNULL
+        self.processes[port] = subprocess.Popen([*command, "--scheduler", self.scheduler], stderr=log)
+
+    async def kill_now_and_then(self, every_s: float) -> None:
+        """SIGKILL to one after the other."""
+        while True:
+            await asyncio.sleep(every_s)
+            port = self.ports[self.kills % len(self.ports)]
+            self.processes[port].kill()
+            self.processes[port].wait()
+            self.kills += 1
+            self.start(port)
+
+    def stop(self) -> None:
+        """End all."""
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+@contextlib.asynccontextmanager
+async def balancer(ports: tuple[int, ...]) -> AsyncIterator[int]:
+    """A port whose connections go to one of `ports` that takes them, as a Service of Kubernetes has it."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK_BYTES):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for port in random.sample(ports, len(ports)):
+            with contextlib.suppress(OSError):
+                there, back = await asyncio.open_connection("127.0.0.1", port)
+                await asyncio.gather(carry(reader, back), carry(there, writer))
+                return
+        writer.close()
+
+    server = await asyncio.start_server(connect, "127.0.0.1", 0, backlog=4096)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@contextlib.contextmanager
+def deployment(domains: int, tick_ms: float) -> Iterator[tuple[str, int]]:
+    """A Redis, a scheduler and simulated workers. Yields the scheduler's address and its metrics port."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
+        redis = RedisProcess(Path(folder))
+        redis.start()
+        running.callback(redis.stop)
+        address, metrics_port = f"127.0.0.1:{free_port()}", free_port()
+        flags = ("--listen", address, "--metrics-port", str(metrics_port), "--no-profile-when-idle")
+        workers = ("--domains", str(domains), "--tick-ms", str(tick_ms), "--slots", "64")
+        quiet = (*flags, "--log-level", "error")
+        for module, more in (("services.scheduler", quiet), ("bench.simulated_workers", workers)):
+            command = [sys.executable, "-m", module, "--redis-url", redis.url, *more]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            running.callback(process.wait)
+            running.callback(process.terminate)
+        asyncio.run(ready(address, domains))
+        yield address, metrics_port
+
+
+async def call_until(client: openai.AsyncOpenAI, until_s: float, ended: Counter[str], jobs: set[str]) -> None:
+    """One call after the other."""
+    while time.monotonic() < until_s:
+        try:
+            response = await client.images.generate(prompt="a car", extra_headers={"Idempotency-Key": uuid.uuid4().hex})
+        except openai.OpenAIError as error:
+            ended[f"{type(error).__name__}: {str(error)[:80]}"] += 1
+        else:
+            ended["answered"] += 1
+            jobs.add((response.model_extra or {})["synerdiff"]["job_id"])
+
+
+async def load(gateways: Gateways, in_flight: int, minutes: float, kill_every_s: float) -> tuple[Counter[str], int]:
+    """How calls ended, and how many jobs answered them."""
+    ended: Counter[str] = Counter()
+    jobs: set[str] = set()
+    limits = httpx2.Limits(max_connections=None)
+    async with (
+        balancer(gateways.ports) as port,
+        openai.DefaultAsyncHttpxClient(limits=limits) as http,
+        openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", http_client=http) as client,
+    ):
+        while not await _answers(client):  # noqa: ASYNC110 - it is asked, and tells nobody
+            await asyncio.sleep(0.1)
+        killing = asyncio.create_task(gateways.kill_now_and_then(kill_every_s))
+        until_s = time.monotonic() + 60 * minutes
+        await asyncio.gather(*(call_until(client, until_s, ended, jobs) for _ in range(in_flight)))
+        killing.cancel()
+    return ended, len(jobs)
+
+
+async def _answers(client: openai.AsyncOpenAI) -> bool:
+    with contextlib.suppress(openai.OpenAIError):
+        return bool((await client.models.list()).data)
+    return False
+
+
+def measure(
+    in_flight: int = 2000, minutes: float = 5.0, kill_every_s: float = 30.0, domains: int = 4, tick_ms: float = 20.0
+) -> dict[str, object]:
+    """Run the whole of it once."""
+    with deployment(domains, tick_ms) as (scheduler, metrics_port):
+        gateways = Gateways(scheduler, (free_port(), free_port()))
+        for port in gateways.ports:
+            gateways.start(port)
+        try:
+            ended, answering = asyncio.run(load(gateways, in_flight, minutes, kill_every_s))
+        finally:
+            gateways.stop()
+        accepted = sum(map(float, _ACCEPTED.findall(httpx2.get(f"http://127.0.0.1:{metrics_port}/metrics").text)))
+    calls = ended.total()
+    say(f"{calls} calls over {gateways.kills} kills (simulated workers): {ended['answered']} answered")
+    return {
+        "calls": calls,
+        "kills": gateways.kills,
+        "ended": dict(ended),
+        "jobs_that_answered": answering,
+        "jobs_accepted": int(accepted),
+        "made_twice": int(accepted) - calls,
+    }
+
+
+if __name__ == "__main__":
+    run(measure, well=lambda found: found["ended"] == {"answered": found["calls"]} and not found["made_twice"])
