@@ -1,7 +1,6 @@
 """The HTTP application: its routes, and how everything that goes wrong in them is answered."""
 
 import contextlib
-import uuid
 from collections.abc import AsyncIterator
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
@@ -21,9 +21,6 @@ from services.gateway.limits import BoundedBodies
 from services.gateway.observed import Observed
 from services.gateway.settings import GatewaySettings
 from synerdiff.errors import SynerDiffError
-from synerdiff.telemetry import get_logger
-
-log = get_logger("app")
 
 PAGES = Path(__file__).with_name("pages")
 
@@ -79,12 +76,6 @@ def _answer_errors(app: FastAPI) -> None:
         return ApiError(error.status_code, str(error.detail), INVALID, None, code, error.headers).response()
 
     @app.exception_handler(HungUp)
-    async def hung_up(request: Request, error: HungUp) -> Response:
+    @app.exception_handler(ClientDisconnect)
+    async def hung_up(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
-
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        error_id = uuid.uuid4().hex
-        log.error("request failed", path=request.url.path, error_id=error_id, exc_info=error)
-        message = f"internal error; the gateway's log has it under error_id {error_id}"
-        return ApiError(500, message, "server_error", None, "internal_error").response()

@@ -1,4 +1,5 @@
-"""Around every request: its id, its line in the log, its place in the metrics, and a bound on how many are open."""
+"""Around every request: its id, its line in the log, its place in the metrics, a bound on how many are open, and an
+answer where nobody foresaw what went wrong."""
 
 import time
 import uuid
@@ -9,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway import metrics
-from services.gateway.errors import too_many
+from services.gateway.errors import ApiError, too_many
 from synerdiff.telemetry import get_logger
 
 log = get_logger("http")
@@ -39,6 +40,8 @@ class Observed:
         metrics.OPEN_REQUESTS.inc()
         try:
             await app(scope, receive, request.send)
+        except Exception as error:
+            await request.failed(error, receive)
         finally:
             self._open -= 1
             metrics.OPEN_REQUESTS.dec()
@@ -63,6 +66,15 @@ class _Request:
             self._status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self._id
         await self._send(message)
+
+    async def failed(self, error: Exception, receive: Receive) -> None:
+        """Answer with an internal error; an answer that has begun is cut instead."""
+        error_id = uuid.uuid4().hex
+        log.error("request failed", path=self._scope["path"][:256], error_id=error_id, exc_info=error)
+        if self._status == _HUNG_UP:
+            message = f"internal error; the gateway's log has it under error_id {error_id}"
+            answer = ApiError(500, message, "server_error", None, "internal_error").response()
+            await answer(self._scope, receive, self.send)
 
     def ended(self) -> None:
         seconds = time.perf_counter() - self._began_s

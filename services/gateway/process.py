@@ -111,6 +111,7 @@ class _Server(uvicorn.Server):
                 ws="none",
                 lifespan="on",
                 log_config=None,
+                log_level="critical",  # what it says is none of our lines
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

@@ -11,9 +11,6 @@ from services.gateway.images.drawing import Drawing
 from services.gateway.images.files import Files
 from synerdiff.client import Event, Finished, GeneratedImage, ImageReady, Progress
 from synerdiff.errors import SynerDiffError
-from synerdiff.telemetry import get_logger
-
-log = get_logger("streaming")
 
 
 async def image_stream(

@@ -43,6 +43,18 @@ def test_errors_have_a_status_that_openais_client_acts_on(
         assert client._should_retry(answer) is retries
 
 
+def test_what_nobody_foresaw_is_an_internal_error_that_the_log_explains(canned: Canned) -> None:
+    door, script = canned
+    script.happen(image=images_pb2.Image(data=b"of no format"))
+    answer = draw(door)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    (line,) = [line for line in door.lines() if line["event"] == "request failed"]
+    assert str(line["error_id"]) in answer.json()["error"]["message"]
+    assert "ImageFormat" in str(line["exception"])
+    (answered,) = [line for line in door.lines() if line.get("request_id") == answer.headers["x-request-id"]]
+    assert answered["status"] == 500
+
+
 def test_a_full_queue_says_when_to_come_back(canned: Canned) -> None:
     door, script = canned
     script.error = QueueFull("10000 jobs wait", 2.5)

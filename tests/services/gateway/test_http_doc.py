@@ -37,7 +37,7 @@ def test_there_is_an_example_of_each_kind() -> None:
 
 
 def test_the_tables_name_every_parameter_and_every_code() -> None:
-    table = PAGE[PAGE.index("## What becomes") : PAGE.index("## Streams")]
+    table = PAGE[PAGE.index("## Parameters") : PAGE.index("## Streams")]
     assert [name for name in GenerationBody.model_fields if f"`{name}`" not in table] == []
     source = Path(errors.__file__).read_text()
     answered = set(re.findall(r"_Kind\(\d+, \S+, \"(\w+)\"", source)) - {"internal_error", "unsupported"}
