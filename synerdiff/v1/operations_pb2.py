@@ -22,29 +22,50 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from synerdiff.v1 import images_pb2 as synerdiff_dot_v1_dot_images__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsynerdiff/v1/operations.proto\x12\x0csynerdiff.v1\"\x12\n\x10GetStatusRequest\"\xc9\x01\n\x11GetStatusResponse\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.synerdiff.v1.WorkerStatus\x12)\n\x06queues\x18\x05 \x03(\x0b\x32\x19.synerdiff.v1.QueueStatus\x12.\n\x08planning\x18\x06 \x03(\x0b\x32\x1c.synerdiff.v1.PlanningStatus\"\xef\x01\n\x0ePlanningStatus\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12\x11\n\tknee_rows\x18\x06 \x01(\r\x12\x16\n\x0eprofile_digest\x18\x07 \x01(\t\x12\x17\n\x0fprofile_made_at\x18\x08 \x01(\t\x12\x16\n\x0eprofile_origin\x18\t \x01(\t\x12\x15\n\rprofile_drift\x18\n \x01(\x01\x12\x19\n\x11profile_corrected\x18\x0b \x01(\x08\"\xac\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x10\n\x08\x61ttached\x18\x06 \x01(\x08\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x12\n\nslots_used\x18\x08 \x01(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0c\n\x04rows\x18\n \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x1a\n\x12mps_thread_percent\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x11\n\texecution\x18\x0e \x01(\t\x12\x15\n\rmemory_format\x18\x0f \x01(\t\x12\x0f\n\x07weights\x18\x14 \x01(\t\"f\n\x0bQueueStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x10\n\x08\x64\x65\x63oding\x18\x04 \x01(\r\x12\x14\n\x0coldest_age_s\x18\x05 \x01(\x01\"!\n\x0fGetTraceRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"&\n\x10GetTraceResponse\x12\x12\n\ntrace_json\x18\x01 \x01(\x0c\x32\xa5\x01\n\nOperations\x12L\n\tGetStatus\x12\x1e.synerdiff.v1.GetStatusRequest\x1a\x1f.synerdiff.v1.GetStatusResponse\x12I\n\x08GetTrace\x12\x1d.synerdiff.v1.GetTraceRequest\x1a\x1e.synerdiff.v1.GetTraceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsynerdiff/v1/operations.proto\x12\x0csynerdiff.v1\x1a\x19synerdiff/v1/images.proto\"\x12\n\x10GetStatusRequest\"\xc9\x01\n\x11GetStatusResponse\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06leader\x18\x02 \x01(\x08\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.synerdiff.v1.WorkerStatus\x12)\n\x06queues\x18\x05 \x03(\x0b\x32\x19.synerdiff.v1.QueueStatus\x12.\n\x08planning\x18\x06 \x03(\x0b\x32\x1c.synerdiff.v1.PlanningStatus\"\xa2\x02\n\x0ePlanningStatus\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12\x11\n\tthreshold\x18\x05 \x01(\x01\x12\x11\n\tknee_rows\x18\x06 \x01(\r\x12\x16\n\x0eprofile_digest\x18\x07 \x01(\t\x12\x17\n\x0fprofile_made_at\x18\x08 \x01(\t\x12\x16\n\x0eprofile_origin\x18\t \x01(\t\x12\x15\n\rprofile_drift\x18\n \x01(\x01\x12\x19\n\x11profile_corrected\x18\x0b \x01(\x08\x12\x31\n\ncontroller\x18\x0c \x01(\x0b\x32\x1d.synerdiff.v1.ControllerTerms\"\x8c\x01\n\x0f\x43ontrollerTerms\x12\x11\n\tthreshold\x18\x01 \x01(\x01\x12\x11\n\tbacklog_s\x18\x02 \x01(\x01\x12\r\n\x05\x65rror\x18\x03 \x01(\x01\x12\x10\n\x08integral\x18\x04 \x01(\x01\x12\x14\n\x0c\x66\x65\x65\x64_forward\x18\x05 \x01(\x01\x12\x1c\n\x14\x61rriving_calls_per_s\x18\x06 \x01(\x01\"\xac\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x10\n\x08\x61ttached\x18\x06 \x01(\x08\x12\r\n\x05slots\x18\x07 \x01(\r\x12\x12\n\nslots_used\x18\x08 \x01(\r\x12\x0f\n\x07running\x18\t \x01(\r\x12\x0c\n\x04rows\x18\n \x01(\r\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x1a\n\x12mps_thread_percent\x18\x0c \x01(\r\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x11\n\texecution\x18\x0e \x01(\t\x12\x15\n\rmemory_format\x18\x0f \x01(\t\x12\x0f\n\x07weights\x18\x14 \x01(\t\"\x91\x01\n\x0bQueueStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x10\n\x08\x64\x65\x63oding\x18\x04 \x01(\r\x12\x14\n\x0coldest_age_s\x18\x05 \x01(\x01\x12)\n\x07\x63lasses\x18\x06 \x03(\x0b\x32\x18.synerdiff.v1.QueueClass\"]\n\nQueueClass\x12(\n\x08priority\x18\x01 \x01(\x0e\x32\x16.synerdiff.v1.Priority\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x14\n\x0coldest_age_s\x18\x03 \x01(\x01\"!\n\x0fGetTraceRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\"&\n\x10GetTraceResponse\x12\x12\n\ntrace_json\x18\x01 \x01(\x0c\"1\n\x11WatchTicksRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0c\n\x04last\x18\x02 \x01(\r\"\x9e\x01\n\x12WatchTicksResponse\x12%\n\x05parts\x18\x01 \x03(\x0b\x32\x16.synerdiff.v1.TickPart\x12*\n\x06rounds\x18\x02 \x03(\x0b\x32\x1a.synerdiff.v1.PlannedRound\x12%\n\x05\x65nded\x18\x03 \x03(\x0b\x32\x16.synerdiff.v1.EndedJob\x12\x0e\n\x06missed\x18\x04 \x01(\x04\"\xdf\x01\n\x08TickPart\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0c\n\x04tick\x18\x04 \x01(\x04\x12$\n\x05items\x18\x05 \x03(\x0b\x32\x15.synerdiff.v1.RanItem\x12\x11\n\tthreshold\x18\x06 \x01(\x01\x12\x0f\n\x07in_step\x18\x07 \x01(\x08\x12\r\n\x05stale\x18\x08 \x01(\r\x12\x15\n\rwaiting_tasks\x18\t \x01(\r\x12\x17\n\x0fpending_decodes\x18\n \x01(\r\x12\x0b\n\x03why\x18\x0b \x01(\t\"\x9b\x01\n\x07RanItem\x12\r\n\x05place\x18\x01 \x01(\r\x12\x15\n\rstart_unix_ms\x18\x02 \x01(\x01\x12\x13\n\x0b\x65nd_unix_ms\x18\x03 \x01(\x01\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x11\n\twaited_ms\x18\x05 \x01(\x01\x12\x0e\n\x06halved\x18\x06 \x01(\r\x12$\n\x04plan\x18\x07 \x01(\x0b\x32\x16.synerdiff.v1.ItemPlan\"\xa7\x01\n\x08ItemPlan\x12\r\n\x05tasks\x18\x01 \x01(\r\x12\r\n\x05skips\x18\x02 \x01(\r\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x0f\n\x07\x64\x65\x63odes\x18\x04 \x01(\x01\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\r\x12\x14\n\x0cunet_threads\x18\x06 \x01(\r\x12\x13\n\x0bvae_threads\x18\x07 \x01(\r\x12\x14\n\x0cpredicted_ms\x18\x08 \x01(\x01\x12\r\n\x05round\x18\t \x01(\r\"\xe6\x01\n\x0cPlannedRound\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04unet\x18\x02 \x01(\r\x12\x0b\n\x03vae\x18\x03 \x01(\r\x12\r\n\x05skips\x18\x04 \x01(\r\x12\x0f\n\x07one_row\x18\x05 \x01(\r\x12\x11\n\tthreshold\x18\x06 \x01(\x01\x12\x15\n\rskip_price_ms\x18\x07 \x01(\x01\x12(\n\x07planned\x18\x08 \x01(\x0b\x32\x17.synerdiff.v1.RoundSums\x12\x12\n\nfastest_ms\x18\t \x01(\x01\x12\'\n\x06others\x18\n \x03(\x0b\x32\x17.synerdiff.v1.RoundSums\"\x8b\x01\n\tRoundSums\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05items\x18\x02 \x01(\r\x12\x0f\n\x07one_row\x18\x03 \x01(\r\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\x12\x16\n\x0emean_decode_ms\x18\x05 \x01(\x01\x12\x14\n\x0cobjective_ms\x18\x06 \x01(\x01\x12\x10\n\x08\x66\x65\x61sible\x18\x07 \x01(\x08\"F\n\x08\x45ndedJob\x12\x15\n\rended_unix_ms\x18\x01 \x01(\x01\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x12\n\nlatency_ms\x18\x03 \x01(\x01\x32\xf8\x01\n\nOperations\x12L\n\tGetStatus\x12\x1e.synerdiff.v1.GetStatusRequest\x1a\x1f.synerdiff.v1.GetStatusResponse\x12I\n\x08GetTrace\x12\x1d.synerdiff.v1.GetTraceRequest\x1a\x1e.synerdiff.v1.GetTraceResponse\x12Q\n\nWatchTicks\x12\x1f.synerdiff.v1.WatchTicksRequest\x1a .synerdiff.v1.WatchTicksResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'synerdiff.v1.operations_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETSTATUSREQUEST']._serialized_start=47
-  _globals['_GETSTATUSREQUEST']._serialized_end=65
-  _globals['_GETSTATUSRESPONSE']._serialized_start=68
-  _globals['_GETSTATUSRESPONSE']._serialized_end=269
-  _globals['_PLANNINGSTATUS']._serialized_start=272
-  _globals['_PLANNINGSTATUS']._serialized_end=511
-  _globals['_WORKERSTATUS']._serialized_start=514
-  _globals['_WORKERSTATUS']._serialized_end=814
-  _globals['_QUEUESTATUS']._serialized_start=816
-  _globals['_QUEUESTATUS']._serialized_end=918
-  _globals['_GETTRACEREQUEST']._serialized_start=920
-  _globals['_GETTRACEREQUEST']._serialized_end=953
-  _globals['_GETTRACERESPONSE']._serialized_start=955
-  _globals['_GETTRACERESPONSE']._serialized_end=993
-  _globals['_OPERATIONS']._serialized_start=996
-  _globals['_OPERATIONS']._serialized_end=1161
+  _globals['_GETSTATUSREQUEST']._serialized_start=74
+  _globals['_GETSTATUSREQUEST']._serialized_end=92
+  _globals['_GETSTATUSRESPONSE']._serialized_start=95
+  _globals['_GETSTATUSRESPONSE']._serialized_end=296
+  _globals['_PLANNINGSTATUS']._serialized_start=299
+  _globals['_PLANNINGSTATUS']._serialized_end=589
+  _globals['_CONTROLLERTERMS']._serialized_start=592
+  _globals['_CONTROLLERTERMS']._serialized_end=732
+  _globals['_WORKERSTATUS']._serialized_start=735
+  _globals['_WORKERSTATUS']._serialized_end=1035
+  _globals['_QUEUESTATUS']._serialized_start=1038
+  _globals['_QUEUESTATUS']._serialized_end=1183
+  _globals['_QUEUECLASS']._serialized_start=1185
+  _globals['_QUEUECLASS']._serialized_end=1278
+  _globals['_GETTRACEREQUEST']._serialized_start=1280
+  _globals['_GETTRACEREQUEST']._serialized_end=1313
+  _globals['_GETTRACERESPONSE']._serialized_start=1315
+  _globals['_GETTRACERESPONSE']._serialized_end=1353
+  _globals['_WATCHTICKSREQUEST']._serialized_start=1355
+  _globals['_WATCHTICKSREQUEST']._serialized_end=1404
+  _globals['_WATCHTICKSRESPONSE']._serialized_start=1407
+  _globals['_WATCHTICKSRESPONSE']._serialized_end=1565
+  _globals['_TICKPART']._serialized_start=1568
+  _globals['_TICKPART']._serialized_end=1791
+  _globals['_RANITEM']._serialized_start=1794
+  _globals['_RANITEM']._serialized_end=1949
+  _globals['_ITEMPLAN']._serialized_start=1952
+  _globals['_ITEMPLAN']._serialized_end=2119
+  _globals['_PLANNEDROUND']._serialized_start=2122
+  _globals['_PLANNEDROUND']._serialized_end=2352
+  _globals['_ROUNDSUMS']._serialized_start=2355
+  _globals['_ROUNDSUMS']._serialized_end=2494
+  _globals['_ENDEDJOB']._serialized_start=2496
+  _globals['_ENDEDJOB']._serialized_end=2566
+  _globals['_OPERATIONS']._serialized_start=2569
+  _globals['_OPERATIONS']._serialized_end=2817
 # @@protoc_insertion_point(module_scope)

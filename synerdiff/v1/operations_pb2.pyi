@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from synerdiff.v1 import images_pb2 as _images_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -90,6 +91,7 @@ class PlanningStatus(_message.Message):
     PROFILE_ORIGIN_FIELD_NUMBER: _builtins.int
     PROFILE_DRIFT_FIELD_NUMBER: _builtins.int
     PROFILE_CORRECTED_FIELD_NUMBER: _builtins.int
+    CONTROLLER_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
     model: _builtins.str
     width: _builtins.int
@@ -108,6 +110,10 @@ class PlanningStatus(_message.Message):
     """largest relative distance of a measured item time from the profile"""
     profile_corrected: _builtins.bool
     """plans go by times that were corrected since"""
+    @_builtins.property
+    def controller(self) -> Global___ControllerTerms:
+        """of the domain; unset where the threshold is not controlled"""
+
     def __init__(
         self,
         *,
@@ -122,14 +128,55 @@ class PlanningStatus(_message.Message):
         profile_origin: _builtins.str = ...,
         profile_drift: _builtins.float = ...,
         profile_corrected: _builtins.bool = ...,
+        controller: Global___ControllerTerms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "height", b"height", "knee_rows", b"knee_rows", "model", b"model", "profile_corrected", b"profile_corrected", "profile_digest", b"profile_digest", "profile_drift", b"profile_drift", "profile_made_at", b"profile_made_at", "profile_origin", b"profile_origin", "threshold", b"threshold", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller", "domain", b"domain", "height", b"height", "knee_rows", b"knee_rows", "model", b"model", "profile_corrected", b"profile_corrected", "profile_digest", b"profile_digest", "profile_drift", b"profile_drift", "profile_made_at", b"profile_made_at", "profile_origin", b"profile_origin", "threshold", b"threshold", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanningStatus: _TypeAlias = PlanningStatus  # noqa: Y015
+
+@_typing.final
+class ControllerTerms(_message.Message):
+    """What the threshold's controller works on: docs/scheduling.md."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    BACKLOG_S_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    INTEGRAL_FIELD_NUMBER: _builtins.int
+    FEED_FORWARD_FIELD_NUMBER: _builtins.int
+    ARRIVING_CALLS_PER_S_FIELD_NUMBER: _builtins.int
+    threshold: _builtins.float
+    """for the next tick"""
+    backlog_s: _builtins.float
+    """UNet work that waits, less the weighted decodes that do"""
+    error: _builtins.float
+    """how far that is from its target, within -1 and 1"""
+    integral: _builtins.float
+    feed_forward: _builtins.float
+    """the floor that the load which arrives puts under the threshold"""
+    arriving_calls_per_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        threshold: _builtins.float = ...,
+        backlog_s: _builtins.float = ...,
+        error: _builtins.float = ...,
+        integral: _builtins.float = ...,
+        feed_forward: _builtins.float = ...,
+        arriving_calls_per_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arriving_calls_per_s", b"arriving_calls_per_s", "backlog_s", b"backlog_s", "error", b"error", "feed_forward", b"feed_forward", "integral", b"integral", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControllerTerms: _TypeAlias = ControllerTerms  # noqa: Y015
 
 @_typing.final
 class WorkerStatus(_message.Message):
@@ -213,6 +260,7 @@ class QueueStatus(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     DECODING_FIELD_NUMBER: _builtins.int
     OLDEST_AGE_S_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     waiting: _builtins.int
     """jobs"""
@@ -222,6 +270,10 @@ class QueueStatus(_message.Message):
     """tasks past their last step"""
     oldest_age_s: _builtins.float
     """age of the oldest waiting job"""
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueueClass]:
+        """the waiting jobs by priority, those that go first first"""
+
     def __init__(
         self,
         *,
@@ -230,14 +282,41 @@ class QueueStatus(_message.Message):
         running: _builtins.int = ...,
         decoding: _builtins.int = ...,
         oldest_age_s: _builtins.float = ...,
+        classes: _abc.Iterable[Global___QueueClass] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoding", b"decoding", "model", b"model", "oldest_age_s", b"oldest_age_s", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "decoding", b"decoding", "model", b"model", "oldest_age_s", b"oldest_age_s", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueueStatus: _TypeAlias = QueueStatus  # noqa: Y015
+
+@_typing.final
+class QueueClass(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    OLDEST_AGE_S_FIELD_NUMBER: _builtins.int
+    priority: _images_pb2.Priority.ValueType
+    waiting: _builtins.int
+    """jobs"""
+    oldest_age_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        priority: _images_pb2.Priority.ValueType = ...,
+        waiting: _builtins.int = ...,
+        oldest_age_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["oldest_age_s", b"oldest_age_s", "priority", b"priority", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueueClass: _TypeAlias = QueueClass  # noqa: Y015
 
 @_typing.final
 class GetTraceRequest(_message.Message):
@@ -278,3 +357,346 @@ class GetTraceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetTraceResponse: _TypeAlias = GetTraceResponse  # noqa: Y015
+
+@_typing.final
+class WatchTicksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    """empty: all domains"""
+    last: _builtins.int
+    """begin with at most so many parts of ticks that were reported before, and as many ended jobs"""
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTicksRequest: _TypeAlias = WatchTicksRequest  # noqa: Y015
+
+@_typing.final
+class WatchTicksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    missed: _builtins.int
+    """parts that this stream was too slow for, in all"""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TickPart]:
+        """in order of arrival"""
+
+    @_builtins.property
+    def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedRound]:
+        """that items of `parts` belong to and this stream has not told of yet"""
+
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndedJob]: ...
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___TickPart] | None = ...,
+        rounds: _abc.Iterable[Global___PlannedRound] | None = ...,
+        ended: _abc.Iterable[Global___EndedJob] | None = ...,
+        missed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "missed", b"missed", "parts", b"parts", "rounds", b"rounds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTicksResponse: _TypeAlias = WatchTicksResponse  # noqa: Y015
+
+@_typing.final
+class TickPart(_message.Message):
+    """One worker's part of a tick as it ran."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TICK_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    IN_STEP_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    WAITING_TASKS_FIELD_NUMBER: _builtins.int
+    PENDING_DECODES_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    worker_id: _builtins.str
+    kind: _builtins.str
+    """"unet" or "vae" """
+    tick: _builtins.int
+    threshold: _builtins.float
+    """that it was planned with; 0: none"""
+    in_step: _builtins.bool
+    """its items waited for those of the domain's other worker"""
+    stale: _builtins.int
+    """entries that no longer fitted"""
+    waiting_tasks: _builtins.int
+    """of the leader without a worker, when the report came"""
+    pending_decodes: _builtins.int
+    """ready or under way, likewise"""
+    why: _builtins.str
+    """who ran and who was set aside, in the policy's words; empty where nothing was weighed"""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___RanItem]: ...
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        worker_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        tick: _builtins.int = ...,
+        items: _abc.Iterable[Global___RanItem] | None = ...,
+        threshold: _builtins.float = ...,
+        in_step: _builtins.bool = ...,
+        stale: _builtins.int = ...,
+        waiting_tasks: _builtins.int = ...,
+        pending_decodes: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "in_step", b"in_step", "items", b"items", "kind", b"kind", "pending_decodes", b"pending_decodes", "stale", b"stale", "threshold", b"threshold", "tick", b"tick", "waiting_tasks", b"waiting_tasks", "why", b"why", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TickPart: _TypeAlias = TickPart  # noqa: Y015
+
+@_typing.final
+class RanItem(_message.Message):
+    """One side of an item. Wall clock; both sides of an item have the same tick and place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    START_UNIX_MS_FIELD_NUMBER: _builtins.int
+    END_UNIX_MS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    WAITED_MS_FIELD_NUMBER: _builtins.int
+    HALVED_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    place: _builtins.int
+    """in its tick, from 1"""
+    start_unix_ms: _builtins.float
+    end_unix_ms: _builtins.float
+    rows: _builtins.int
+    """UNet rows, or images decoded"""
+    waited_ms: _builtins.float
+    """for the other worker, before it started"""
+    halved: _builtins.int
+    """fewest rows or images that memory did not suffice for at once; 0: it did"""
+    @_builtins.property
+    def plan(self) -> Global___ItemPlan:
+        """unset: this leader did not plan it"""
+
+    def __init__(
+        self,
+        *,
+        place: _builtins.int = ...,
+        start_unix_ms: _builtins.float = ...,
+        end_unix_ms: _builtins.float = ...,
+        rows: _builtins.int = ...,
+        waited_ms: _builtins.float = ...,
+        halved: _builtins.int = ...,
+        plan: Global___ItemPlan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_unix_ms", b"end_unix_ms", "halved", b"halved", "place", b"place", "plan", b"plan", "rows", b"rows", "start_unix_ms", b"start_unix_ms", "waited_ms", b"waited_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RanItem: _TypeAlias = RanItem  # noqa: Y015
+
+@_typing.final
+class ItemPlan(_message.Message):
+    """An item as it was planned, both sides of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    SKIPS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    DECODES_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    UNET_THREADS_FIELD_NUMBER: _builtins.int
+    VAE_THREADS_FIELD_NUMBER: _builtins.int
+    PREDICTED_MS_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    tasks: _builtins.int
+    """that step"""
+    skips: _builtins.int
+    """of them without guidance"""
+    rows: _builtins.int
+    decodes: _builtins.float
+    """in parts of whole ones"""
+    chunks: _builtins.int
+    """that each decode is cut into"""
+    unet_threads: _builtins.int
+    """share of the CPU; 0: as it likes"""
+    vae_threads: _builtins.int
+    predicted_ms: _builtins.float
+    """0: nothing was measured"""
+    round: _builtins.int
+    """PlannedRound.id; 0: the programme was not asked"""
+    def __init__(
+        self,
+        *,
+        tasks: _builtins.int = ...,
+        skips: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        decodes: _builtins.float = ...,
+        chunks: _builtins.int = ...,
+        unet_threads: _builtins.int = ...,
+        vae_threads: _builtins.int = ...,
+        predicted_ms: _builtins.float = ...,
+        round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "decodes", b"decodes", "predicted_ms", b"predicted_ms", "round", b"round", "rows", b"rows", "skips", b"skips", "tasks", b"tasks", "unet_threads", b"unet_threads", "vae_threads", b"vae_threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemPlan: _TypeAlias = ItemPlan  # noqa: Y015
+
+@_typing.final
+class PlannedRound(_message.Message):
+    """A round of the planner's programme: what it was asked, what it answered, and simpler rounds beside it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    UNET_FIELD_NUMBER: _builtins.int
+    VAE_FIELD_NUMBER: _builtins.int
+    SKIPS_FIELD_NUMBER: _builtins.int
+    ONE_ROW_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    SKIP_PRICE_MS_FIELD_NUMBER: _builtins.int
+    PLANNED_FIELD_NUMBER: _builtins.int
+    FASTEST_MS_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """within the stream"""
+    unet: _builtins.int
+    """tasks that step"""
+    vae: _builtins.int
+    """decodes that are served"""
+    skips: _builtins.int
+    """most guided tasks that might skip guidance"""
+    one_row: _builtins.int
+    """tasks that take one row anyway"""
+    threshold: _builtins.float
+    skip_price_ms: _builtins.float
+    fastest_ms: _builtins.float
+    """the least time without skips; over the threshold, it is the most the round may take"""
+    @_builtins.property
+    def planned(self) -> Global___RoundSums:
+        """unset: the answer was not known yet, so decodes went first"""
+
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundSums]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        unet: _builtins.int = ...,
+        vae: _builtins.int = ...,
+        skips: _builtins.int = ...,
+        one_row: _builtins.int = ...,
+        threshold: _builtins.float = ...,
+        skip_price_ms: _builtins.float = ...,
+        planned: Global___RoundSums | None = ...,
+        fastest_ms: _builtins.float = ...,
+        others: _abc.Iterable[Global___RoundSums] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["planned", b"planned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fastest_ms", b"fastest_ms", "id", b"id", "one_row", b"one_row", "others", b"others", "planned", b"planned", "skip_price_ms", b"skip_price_ms", "skips", b"skips", "threshold", b"threshold", "unet", b"unet", "vae", b"vae"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedRound: _TypeAlias = PlannedRound  # noqa: Y015
+
+@_typing.final
+class RoundSums(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    ONE_ROW_FIELD_NUMBER: _builtins.int
+    TOTAL_MS_FIELD_NUMBER: _builtins.int
+    MEAN_DECODE_MS_FIELD_NUMBER: _builtins.int
+    OBJECTIVE_MS_FIELD_NUMBER: _builtins.int
+    FEASIBLE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"planned"; "coarse", "fine", "vae-first": as in `synerdiff plan`"""
+    items: _builtins.int
+    one_row: _builtins.int
+    """tasks in one row"""
+    total_ms: _builtins.float
+    mean_decode_ms: _builtins.float
+    """from the round's start to a decode's end"""
+    objective_ms: _builtins.float
+    feasible: _builtins.bool
+    """within the time that the threshold allows"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        items: _builtins.int = ...,
+        one_row: _builtins.int = ...,
+        total_ms: _builtins.float = ...,
+        mean_decode_ms: _builtins.float = ...,
+        objective_ms: _builtins.float = ...,
+        feasible: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feasible", b"feasible", "items", b"items", "mean_decode_ms", b"mean_decode_ms", "name", b"name", "objective_ms", b"objective_ms", "one_row", b"one_row", "total_ms", b"total_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundSums: _TypeAlias = RoundSums  # noqa: Y015
+
+@_typing.final
+class EndedJob(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    ended_unix_ms: _builtins.float
+    outcome: _builtins.str
+    """"finished", "failed", "cancelled" or "expired" """
+    latency_ms: _builtins.float
+    """from acceptance"""
+    def __init__(
+        self,
+        *,
+        ended_unix_ms: _builtins.float = ...,
+        outcome: _builtins.str = ...,
+        latency_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_unix_ms", b"ended_unix_ms", "latency_ms", b"latency_ms", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndedJob: _TypeAlias = EndedJob  # noqa: Y015

@@ -44,6 +44,11 @@ class OperationsStub:
                 request_serializer=synerdiff_dot_v1_dot_operations__pb2.GetTraceRequest.SerializeToString,
                 response_deserializer=synerdiff_dot_v1_dot_operations__pb2.GetTraceResponse.FromString,
                 _registered_method=True)
+        self.WatchTicks = channel.unary_stream(
+                '/synerdiff.v1.Operations/WatchTicks',
+                request_serializer=synerdiff_dot_v1_dot_operations__pb2.WatchTicksRequest.SerializeToString,
+                response_deserializer=synerdiff_dot_v1_dot_operations__pb2.WatchTicksResponse.FromString,
+                _registered_method=True)
 
 
 class OperationsServicer:
@@ -63,6 +68,14 @@ class OperationsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchTicks(self, request, context):
+        """Ticks as workers report them, and jobs as they end: a few messages a second, each with all that is new. Answered by
+        the leader; ends with UNAVAILABLE once it leads no more. While nobody watches, nothing is done for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperationsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +88,11 @@ def add_OperationsServicer_to_server(servicer, server):
                     servicer.GetTrace,
                     request_deserializer=synerdiff_dot_v1_dot_operations__pb2.GetTraceRequest.FromString,
                     response_serializer=synerdiff_dot_v1_dot_operations__pb2.GetTraceResponse.SerializeToString,
+            ),
+            'WatchTicks': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTicks,
+                    request_deserializer=synerdiff_dot_v1_dot_operations__pb2.WatchTicksRequest.FromString,
+                    response_serializer=synerdiff_dot_v1_dot_operations__pb2.WatchTicksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +149,33 @@ class Operations:
             '/synerdiff.v1.Operations/GetTrace',
             synerdiff_dot_v1_dot_operations__pb2.GetTraceRequest.SerializeToString,
             synerdiff_dot_v1_dot_operations__pb2.GetTraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTicks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/synerdiff.v1.Operations/WatchTicks',
+            synerdiff_dot_v1_dot_operations__pb2.WatchTicksRequest.SerializeToString,
+            synerdiff_dot_v1_dot_operations__pb2.WatchTicksResponse.FromString,
             options,
             channel_credentials,
             insecure,

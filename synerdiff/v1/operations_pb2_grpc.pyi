@@ -35,6 +35,10 @@ class OperationsStub:
     """Workers, queues and tasks as this scheduler sees them. Complete on the leader of a pool; elsewhere, what Redis holds."""
     GetTrace: _grpc.UnaryUnaryMultiCallable[_operations_pb2.GetTraceRequest, _operations_pb2.GetTraceResponse]
     """The last ticks of a domain, as a Chrome/Perfetto trace. Answered by the leader."""
+    WatchTicks: _grpc.UnaryStreamMultiCallable[_operations_pb2.WatchTicksRequest, _operations_pb2.WatchTicksResponse]
+    """Ticks as workers report them, and jobs as they end: a few messages a second, each with all that is new. Answered by
+    the leader; ends with UNAVAILABLE once it leads no more. While nobody watches, nothing is done for it.
+    """
 
 @_typing.type_check_only
 class OperationsAsyncStub(OperationsStub):
@@ -43,6 +47,10 @@ class OperationsAsyncStub(OperationsStub):
     """Workers, queues and tasks as this scheduler sees them. Complete on the leader of a pool; elsewhere, what Redis holds."""
     GetTrace: _aio.UnaryUnaryMultiCallable[_operations_pb2.GetTraceRequest, _operations_pb2.GetTraceResponse]  # type: ignore[assignment]
     """The last ticks of a domain, as a Chrome/Perfetto trace. Answered by the leader."""
+    WatchTicks: _aio.UnaryStreamMultiCallable[_operations_pb2.WatchTicksRequest, _operations_pb2.WatchTicksResponse]  # type: ignore[assignment]
+    """Ticks as workers report them, and jobs as they end: a few messages a second, each with all that is new. Answered by
+    the leader; ends with UNAVAILABLE once it leads no more. While nobody watches, nothing is done for it.
+    """
 
 class OperationsServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -60,5 +68,15 @@ class OperationsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.GetTraceResponse, _abc.Awaitable[_operations_pb2.GetTraceResponse]]:
         """The last ticks of a domain, as a Chrome/Perfetto trace. Answered by the leader."""
+
+    @_abc_1.abstractmethod
+    def WatchTicks(
+        self,
+        request: _operations_pb2.WatchTicksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operations_pb2.WatchTicksResponse], _abc.AsyncIterator[_operations_pb2.WatchTicksResponse]]:
+        """Ticks as workers report them, and jobs as they end: a few messages a second, each with all that is new. Answered by
+        the leader; ends with UNAVAILABLE once it leads no more. While nobody watches, nothing is done for it.
+        """
 
 def add_OperationsServicer_to_server(servicer: OperationsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,24 +2,24 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 
+from services.scheduler.api.tick_watches import TickWatches, check_domain, leader_of
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import Phase
 from services.scheduler.leading.observer import Observer
 from services.scheduler.leading.pool import Pool
-from services.scheduler.policy.controller import ThresholdController
+from services.scheduler.policy.controller import ControllerState, ThresholdController
 from services.scheduler.policy.pace import Pace
 from services.scheduler.policy.snapshots import BatchKey, Thresholds
 from services.scheduler.store.queue import QueueDepth
 from services.scheduler.telemetry.decode_backlog import decode_backlog_s
 from services.scheduler.telemetry.metrics import PoolMetrics
 from services.scheduler.telemetry.tick_trace import chrome_trace
-from synerdiff.errors import NotFound, Unavailable
 from synerdiff.profiles import Profile
 from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRecord
-from synerdiff.v1 import operations_pb2
+from synerdiff.v1 import images_pb2, operations_pb2
 
 _REDIS_PATIENCE_S = 2.0
 _UNDER_WAY = (Phase.PREPARING, Phase.RUNNING)
@@ -32,6 +32,7 @@ class PoolStatus:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._trace_turn = asyncio.Lock()
+        self._watches = TickWatches(pool)
 
     async def status(self) -> operations_pb2.GetStatusResponse:
         """The pool just now."""
@@ -45,7 +46,7 @@ class PoolStatus:
             policy=self._pool.options.policy.name,
             workers=worker_statuses(workers, holdings),
             queues=_queue_statuses(depths, holdings),
-            planning=planning_statuses(leader.engine.holdings, leader.observer) if leader else (),
+            planning=planning_statuses(leader.engine.holdings, leader.observer, leader.thresholds) if leader else (),
         )
 
     async def trace(self, domain: str) -> bytes:
@@ -53,17 +54,21 @@ class PoolStatus:
 
         Raises Unavailable where this process does not lead, NotFound for a domain without a worker or ticks.
         """
-        leader = self._pool.leader
-        if leader is None:
-            raise Unavailable(f"this scheduler does not lead pool {self._pool.name!r}; ask its leader")
+        leader = leader_of(self._pool)
         records = self._pool.ticks.records(domain)
-        if domain and not records:
-            held = leader.engine.holdings
-            known = {lane.domain for lane in (*held.unet.values(), *held.vae.values())}
-            if domain not in known:
-                raise NotFound(f"domain: {domain!r} is unknown; the domains are: {', '.join(sorted(known)) or 'none'}")
+        if not records:
+            check_domain(leader, domain)
         async with self._trace_turn:
             return await asyncio.to_thread(chrome_trace, records)
+
+    @property
+    def watches(self) -> int:
+        """Streams of ticks that are open."""
+        return self._watches.open
+
+    def watch_ticks(self, domain: str, last: int) -> AsyncGenerator[operations_pb2.WatchTicksResponse, None]:
+        """See TickWatches."""
+        return self._watches.watch(domain, last)
 
     async def update_gauges(self) -> None:
         """Set the gauges of the process's metrics to what holds now."""
@@ -148,6 +153,11 @@ def _queue_statuses(depths: Iterable[QueueDepth], holdings: Holdings | None) -> 
         queue = queues.setdefault(depth.model, operations_pb2.QueueStatus(model=depth.model))
         queue.waiting += depth.waiting
         queue.oldest_age_s = max(queue.oldest_age_s, depth.oldest_age_s)
+        queue.classes.add(
+            priority=images_pb2.Priority.ValueType(depth.priority.value),
+            waiting=depth.waiting,
+            oldest_age_s=depth.oldest_age_s,
+        )
     for task in holdings.tasks.values() if holdings else ():
         queue = queues.setdefault(task.key.model, operations_pb2.QueueStatus(model=task.key.model))
         queue.running += task.phase in _UNDER_WAY
@@ -155,7 +165,9 @@ def _queue_statuses(depths: Iterable[QueueDepth], holdings: Holdings | None) -> 
     return [queues[model] for model in sorted(queues)]
 
 
-def planning_statuses(holdings: Holdings, observer: Observer) -> list[operations_pb2.PlanningStatus]:
+def planning_statuses(
+    holdings: Holdings, observer: Observer, thresholds: Thresholds | None = None
+) -> list[operations_pb2.PlanningStatus]:
     """One for each domain and batch key with a profile, and one for each domain that plans without any."""
     statuses = [
         _profiled(domain, key, profile, observer) for (domain, key), profile in sorted(holdings.profiles.items())
@@ -164,7 +176,27 @@ def planning_statuses(holdings: Holdings, observer: Observer) -> list[operations
     for domain in sorted(domains - {status.domain for status in statuses}):
         threshold = observer.thresholds.get(domain, 0.0)
         statuses.append(operations_pb2.PlanningStatus(domain=domain, threshold=threshold))
+    for status in statuses:
+        state = controller_state(thresholds, status.domain)
+        if state:
+            status.controller.CopyFrom(_controller_terms(state))
     return statuses
+
+
+def controller_state(thresholds: Thresholds | None, domain: str) -> ControllerState | None:
+    """Where a domain's controller stands; None where its threshold is not controlled, or was not asked for yet."""
+    return thresholds.state(domain) if isinstance(thresholds, ThresholdController) else None
+
+
+def _controller_terms(state: ControllerState) -> operations_pb2.ControllerTerms:
+    return operations_pb2.ControllerTerms(
+        threshold=state.threshold,
+        backlog_s=state.backlog_s,
+        error=state.error,
+        integral=state.integral,
+        feed_forward=state.feed_forward,
+        arriving_calls_per_s=state.arriving_calls_per_s,
+    )
 
 
 def set_planning_gauges(
@@ -175,7 +207,7 @@ def set_planning_gauges(
         gauge.clear()
     domains = {lane.domain for lane in holdings.unet.values()}
     for domain in domains:
-        state = thresholds.state(domain) if isinstance(thresholds, ThresholdController) else None
+        state = controller_state(thresholds, domain)
         for term, value in state._asdict().items() if state else ():
             metrics.controller.labels(domain, term).set(value)
     for domain, threshold in observer.thresholds.items():

@@ -68,7 +68,7 @@ class _Split:
     def _part(self, task_ids: tuple[str, ...], items: Sequence[PartItem]) -> PlannedPart:
         """The record of a worker's part."""
         key = self._holdings.tasks[task_ids[0]].key
-        return PlannedPart(task_ids, tuple(items), self._plan.threshold, key, self._pair is not None)
+        return PlannedPart(task_ids, tuple(items), self._plan.threshold, key, self._pair is not None, self._plan.why)
 
     def _add(self, place: int, item: Item) -> None:
         planned = self._planned(place, item)
@@ -114,7 +114,7 @@ class _Split:
         keys = {self._holdings.tasks[task_id].key for task_id in named}
         tasks = len(item.unet.task_ids) if item.unet else 0
         key = keys.pop() if len(keys) == 1 else None
-        return PartItem(place, rows, skips, decodes, chunks, setting, item.predicted_ms, tasks, key)
+        return PartItem(place, rows, skips, decodes, chunks, setting, item.predicted_ms, tasks, key, item.reason)
 
     def _unet_item(self, batch: UnetBatch, execution: Execution) -> UnetItem:
         entries = []

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from services.scheduler.engine.batch_growth import BatchGrowth
+from services.scheduler.planner.planned_round import RoundReason
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
 from synerdiff.plans import ItemRef, ItemTiming, SlotRef
@@ -172,7 +173,7 @@ class PartItem:
     """An item of a worker's part of a tick as it was planned, for reports, traces and corrections of the profile.
 
     `rows` and `decodes` are of the whole item, whichever worker's part it is found in; `decodes` may be a fraction.
-    `tasks` are those that step. `key`: of all that is in it, None where its two sides differ.
+    `tasks` are those that step. `key`: of all that is in it, None where its two sides differ. `reason`: see `Item`.
     """
 
     place: int
@@ -184,13 +185,14 @@ class PartItem:
     predicted_ms: float
     tasks: int = 0
     key: BatchKey | None = None
+    reason: RoundReason | None = None
 
 
 @dataclass(frozen=True)
 class PlannedPart:
     """One worker's part of a tick: the tasks it names, and the items it has a part in, in order.
 
-    `in_step`: its items wait for those of the domain's other worker.
+    `in_step`: its items wait for those of the domain's other worker. `why`: see `TickPlan`.
     """
 
     task_ids: tuple[str, ...]
@@ -198,6 +200,7 @@ class PlannedPart:
     threshold: float = 0.0
     key: BatchKey | None = None
     in_step: bool = False
+    why: str = ""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from services.scheduler.engine.tasks import PlannedPart
 from synerdiff.plans import ItemTiming, UnetTickDone, VaeTickDone
@@ -41,14 +42,21 @@ class TickRecord:
 
 
 class TickLog:
-    """A ring of the last ticks of all domains."""
+    """A ring of the last ticks of all domains. `added`: records that it was ever given."""
 
     def __init__(self, kept: int = KEPT_TICKS) -> None:
+        self.added = 0
         self._records: deque[TickRecord] = deque(maxlen=kept)
 
     def add(self, record: TickRecord) -> None:
         """Keep a worker's part of a tick."""
         self._records.append(record)
+        self.added += 1
+
+    def since(self, added: int) -> list[TickRecord]:
+        """What came after the first `added` records, as far as it is kept, in order of arrival."""
+        new = min(self.added - added, len(self._records))
+        return list(islice(self._records, len(self._records) - new, None))
 
     def records(self, domain: str = "") -> list[TickRecord]:
         """What is kept of `domain`, or of all when empty, in order of arrival."""

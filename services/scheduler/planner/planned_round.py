@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from synerdiff.profiles import Setting
+from synerdiff.profiles import Profile, Setting
 
 MOST_COUNT = 128  # tasks, and decodes, of one round; what is beyond waits for the next
 
@@ -67,6 +67,14 @@ class PlannedRound:
     objective: float
     fastest_ms: float
     feasible: bool
+
+
+class RoundReason(NamedTuple):
+    """Why a round is as it is: what was asked of which profile, and the answer; None where that was not known yet."""
+
+    profile: Profile
+    query: PlanQuery
+    planned: PlannedRound | None
 
 
 def check(query: PlanQuery) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from services.scheduler.planner.planned_round import MOST_COUNT, PlanQuery
+from services.scheduler.planner.planned_round import MOST_COUNT, PlanQuery, RoundReason
 from services.scheduler.policy.admitting import joining, whole_requests
 from services.scheduler.policy.ordering import decodes_in_order
 from services.scheduler.policy.pace import paces_of
@@ -227,9 +227,10 @@ class _Tick:
             chunking=mechanisms.chunking,
         )
         planned = self._rounds.lookup(profile, query)
+        reason = RoundReason(profile, query, planned)
         if planned is None:
-            return decodes_first(work, profile, profile.caps)
-        return filled(planned, work)
+            return decodes_first(work, profile, profile.caps, reason)
+        return filled(planned, work, reason)
 
     # ---- both
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
-from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery
+from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery, RoundReason
 from services.scheduler.policy.running_set import Seat
 from services.scheduler.policy.skip_policy import Stance
 from services.scheduler.policy.snapshots import DecodePart, Item, ReadyDecode, UnetBatch, VaeBatch
@@ -50,7 +50,7 @@ class Work:
         return [s for s in self.seats if s.standing.stance is Stance.ONE_ROW or s.task.task_id in chosen]
 
 
-def filled(planned: PlannedRound, work: Work) -> list[Item]:
+def filled(planned: PlannedRound, work: Work, reason: RoundReason | None = None) -> list[Item]:
     """The items of a planned round of `work`, with its tasks and decodes."""
     one_row = work.skipping(planned.skips - work.one_row)
     names = {seat.task.task_id for seat in one_row}
@@ -62,11 +62,11 @@ def filled(planned: PlannedRound, work: Work) -> list[Item]:
         unet = _unet_batch(work.unet_worker, seats, names, item.setting) if seats else None
         parts = _parts(item, work.decodes)
         vae = VaeBatch(work.vae_worker, parts, item.setting.vae_threads) if parts else None
-        items.append(Item(unet, vae, item.ms))
+        items.append(Item(unet, vae, item.ms, reason))
     return items
 
 
-def decodes_first(work: Work, profile: Profile | None, caps: ItemCaps) -> list[Item]:
+def decodes_first(work: Work, profile: Profile | None, caps: ItemCaps, reason: RoundReason | None = None) -> list[Item]:
     """Every decode alone, then the UNet steps alone, in batches up to `caps`."""
     one_row = {seat.task.task_id for seat in work.skipping(work.skips)}
     items = []
@@ -75,13 +75,13 @@ def decodes_first(work: Work, profile: Profile | None, caps: ItemCaps) -> list[I
         choice = profile.choice(0, len(together), 1) if profile else None
         parts = tuple(DecodePart(decode.task_id) for decode in together)
         threads = choice.setting.vae_threads if choice else 0
-        items.append(Item(None, VaeBatch(work.vae_worker, parts, threads), choice.ms if choice else 0.0))
+        items.append(Item(None, VaeBatch(work.vae_worker, parts, threads), choice.ms if choice else 0.0, reason))
     for start in range(0, len(work.seats), caps.unet):
         seats = work.seats[start : start + caps.unet]
         rows = sum(1 if seat.task.task_id in one_row else 2 for seat in seats)
         choice = profile.choice(rows, 0) if profile else None
         batch = _unet_batch(work.unet_worker, seats, one_row, choice.setting if choice else Setting())
-        items.append(Item(batch, None, choice.ms if choice else 0.0))
+        items.append(Item(batch, None, choice.ms if choice else 0.0, reason))
     return items
 
 

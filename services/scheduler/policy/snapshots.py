@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from services.scheduler.planner.planned_round import RoundReason
 from synerdiff.profiles import ItemCaps, Profile
 from synerdiff.skip_cfg import SkipCfgBudget
 
@@ -230,12 +231,14 @@ class VaeBatch:
 class Item:
     """One concurrency: a UNet sub-batch beside a VAE sub-batch, either of them possibly none.
 
-    `predicted_ms`: its time by the profile, 0 without one.
+    `predicted_ms`: its time by the profile, 0 without one. `reason`: of its round; None where the programme was not
+    asked.
     """
 
     unet: UnetBatch | None
     vae: VaeBatch | None
     predicted_ms: float = 0.0
+    reason: RoundReason | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Self
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.scheduler.engine.effects import FailJob, FinishJob, LetJobGo, StoreEffect, StoreImage
+from services.scheduler.telemetry.ended_jobs import EndedJobs
 from synerdiff.plans import UnetTickDone, VaeTickDone
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -15,9 +16,10 @@ _ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 class PoolMetrics:
-    """What a leading scheduler counts and measures. One per process: see `of_process`."""
+    """What a leading scheduler counts and measures. One per process: see `of_process`. `ended`: the last jobs."""
 
     def __init__(self) -> None:
+        self.ended = EndedJobs()
         self.leading = Gauge("synerdiff_leading", "1 while this scheduler leads its pool", ["pool"])
         self.queue_jobs = Gauge("synerdiff_queue_jobs", "jobs accepted and not yet started", ["model", "priority"])
         self.queue_oldest = Gauge(
@@ -152,6 +154,7 @@ class PoolMetrics:
 
     def job_ended(self, outcome: str, latency_ms: int) -> None:
         """Count a job that this leader held to its end."""
+        self.ended.add(outcome, latency_ms)
         jobs, latency = self._of_outcome[outcome]
         jobs.inc()
         latency.observe(max(0, latency_ms) / 1000)

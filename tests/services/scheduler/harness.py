@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,9 @@ class QuietPool:
 
     async def trace(self, domain: str) -> bytes:
         return b'{"traceEvents": []}'
+
+    async def watch_ticks(self, domain: str, last: int) -> AsyncGenerator[operations_pb2.WatchTicksResponse, None]:
+        yield operations_pb2.WatchTicksResponse()
 
 
 @dataclass

@@ -1,0 +1,117 @@
+"""Streams of ticks: over a whole scheduler, and what they cost when nobody watches."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from redis.asyncio import Redis
+
+from services.scheduler.api import tick_watches
+from services.scheduler.api.operations import OperationsService
+from services.scheduler.api.status import PoolStatus
+from services.scheduler.telemetry.tick_messages import TickMessages
+from synerdiff.client import AsyncClient
+from synerdiff.rpc import ServiceHost, open_channel
+from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+from tests.services.scheduler.whole import MODEL, Whole, whole_scheduler
+from tests.waiting import until
+
+
+@contextlib.asynccontextmanager
+async def operations(whole: Whole, status: PoolStatus | None = None) -> AsyncIterator[Any]:
+    """A stub of the operators' API of `whole`."""
+    host = ServiceHost()
+    OperationsService(status or PoolStatus(whole.pool)).add_to(host)
+    address = await host.start("127.0.0.1:0")
+    async with open_channel(address) as channel:
+        yield operations_pb2_grpc.OperationsStub(channel)
+    await host.drain(0)
+
+
+async def draw(whole: Whole, steps: int = 4) -> None:
+    async with AsyncClient(whole.scheduler.address) as client:
+        await client.generate("a dog", model=MODEL, num_inference_steps=steps)
+
+
+async def test_a_watch_tells_of_ticks_and_jobs_and_nothing_is_encoded_before_or_after(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    message = TickMessages.message
+
+    def counted(self: TickMessages, records: Any, ended: Any, missed: int) -> operations_pb2.WatchTicksResponse:
+        encoded.append(len(records))
+        return message(self, records, ended, missed)
+
+    monkeypatch.setattr(TickMessages, "message", counted)
+    monkeypatch.setattr(tick_watches, "LOOK_EVERY_S", 0.01)
+    async with (
+        whole_scheduler(redis) as whole,
+        operations(whole, status := PoolStatus(whole.pool)) as stub,
+    ):
+        await draw(whole)
+        before = whole.pool.ticks.added
+        assert before > 0
+        assert encoded == []
+
+        call = stub.WatchTicks(operations_pb2.WatchTicksRequest(last=2))
+        first = await call.read()
+        assert len(first.parts) == 2
+        await draw(whole, steps=6)
+        parts: list[operations_pb2.TickPart] = []
+        ended: list[operations_pb2.EndedJob] = []
+        while not ended:
+            heard = await call.read()
+            parts += list(heard.parts)
+            ended += list(heard.ended)
+        call.cancel()
+        assert sum(len(part.items) for part in parts if part.kind == "unet") >= 6
+        assert {part.kind for part in parts} == {"unet", "vae"}
+        assert all(part.domain == "simulated" and not part.stale for part in parts)
+        assert ended[0].outcome == "finished"
+        assert ended[0].latency_ms > 0
+
+        await until(lambda: status.watches == 0)
+        seen, at = len(encoded), whole.pool.ticks.added
+        await draw(whole)
+        assert whole.pool.ticks.added > at
+        assert len(encoded) == seen
+
+
+async def test_a_watch_ends_where_nobody_leads_and_with_a_domain_that_is_unknown(redis: Redis) -> None:
+    async with whole_scheduler(redis) as whole, operations(whole) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await stub.WatchTicks(operations_pb2.WatchTicksRequest(domain="nowhere")).read()
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        assert "simulated" in unknown.value.details()
+        call = stub.WatchTicks(operations_pb2.WatchTicksRequest(domain="simulated"))
+        await call.read()
+        whole.pool.leader = None
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_no_more_watch_than_the_leader_bears(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tick_watches, "MOST_WATCHES", 1)
+    async with whole_scheduler(redis) as whole, operations(whole) as stub:
+        request = operations_pb2.WatchTicksRequest()
+        first = stub.WatchTicks(request)
+        await first.read()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.WatchTicks(request).read()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        first.cancel()
+
+        async def again() -> bool:
+            try:
+                await stub.WatchTicks(request).read()
+            except grpc.aio.AioRpcError:
+                return False
+            return True
+
+        while not await again():
+            pass
