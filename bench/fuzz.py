@@ -206,7 +206,8 @@ class Fuzzer:
         with contextlib.suppress(TimeoutError, grpc.aio.AioRpcError, asyncio.CancelledError):
             async with asyncio.timeout(STREAM_S if times else ANSWER_S):
                 async for event in stream:
-                    self._learn(images_pb2.GenerateEvent, event)
+                    if method.output_type.name == "GenerateEvent":
+                        self._learn(images_pb2.GenerateEvent, event)
         if stream.done():
             self._judge(what, await stream.code(), await stream.details())
         elif not times:
