@@ -34,7 +34,7 @@ class TickWatches:
         """
         with self._counted():
             check_domain(leader_of(self._pool), domain)
-            watch = _Watch(domain, self._pool.ticks, PoolMetrics.of_process().ended, last)
+            watch = Watch(domain, self._pool.ticks, PoolMetrics.of_process().ended, last)
             while True:
                 leader_of(self._pool)
                 message = await watch.news()
@@ -53,7 +53,7 @@ class TickWatches:
             self.open -= 1
 
 
-class _Watch:
+class Watch:
     """How far one stream has come in both rings."""
 
     def __init__(self, domain: str, ticks: TickLog, ended: EndedJobs, last: int) -> None:

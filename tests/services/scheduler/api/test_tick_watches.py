@@ -11,10 +11,13 @@ from redis.asyncio import Redis
 from services.scheduler.api import tick_watches
 from services.scheduler.api.operations import OperationsService
 from services.scheduler.api.status import PoolStatus
+from services.scheduler.engine.ticks import TickLog
+from services.scheduler.telemetry.ended_jobs import EndedJobs
 from services.scheduler.telemetry.tick_messages import TickMessages
 from synerdiff.client import AsyncClient
 from synerdiff.rpc import ServiceHost, open_channel
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+from tests.services.scheduler.reports import planned, record, timing
 from tests.services.scheduler.whole import MODEL, Whole, whole_scheduler
 from tests.waiting import until
 
@@ -93,6 +96,21 @@ async def test_a_watch_ends_where_nobody_leads_and_with_a_domain_that_is_unknown
             while await call.read() is not grpc.aio.EOF:
                 pass
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_stream_that_is_read_slowly_gets_all_that_is_kept_and_hears_what_it_missed() -> None:
+    log = TickLog(kept=3)
+    watch = tick_watches.Watch("d", log, EndedJobs(), last=0)
+    opened = await watch.news()
+    assert opened is not None
+    assert not opened.parts
+    assert await watch.news() is None
+    for tick in range(5):
+        log.add(record("unet", tick, (planned(1, 2), timing(0, 1, 2))))
+    log.add(record("unet", 9, (planned(1, 2), timing(0, 1, 2)), domain="another"))
+    late = await watch.news()
+    assert late is not None
+    assert ([part.tick for part in late.parts], late.missed) == ([3, 4], 3)
 
 
 async def test_no_more_watch_than_the_leader_bears(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
