@@ -58,6 +58,8 @@ async def test_a_watch_tells_of_ticks_and_jobs_and_nothing_is_encoded_before_or_
         before = whole.pool.ticks.added
         assert before > 0
         assert encoded == []
+        (queue,) = (await stub.GetStatus(operations_pb2.GetStatusRequest())).queues
+        assert [one.priority for one in queue.classes] == [1, 2, 3]
 
         call = stub.WatchTicks(operations_pb2.WatchTicksRequest(last=2))
         first = await call.read()

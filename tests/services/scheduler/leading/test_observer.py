@@ -148,6 +148,10 @@ def test_gauges_show_threshold_drift_and_the_controllers_terms(reporter: Reporte
     controller = ThresholdController()
     snapshot = DomainSnapshot(1000, "d", (), (), (), profiles={KEY: profile()})
     threshold = controller.threshold(snapshot, 0)
+    status, state = planning_statuses(reporter.holdings, reporter.observer, controller)[0], controller.state("d")
+    assert state
+    assert (status.controller.threshold, status.controller.feed_forward) == (threshold, state.feed_forward)
+    assert not planning_statuses(reporter.holdings, reporter.observer)[0].HasField("controller")
     set_planning_gauges(reporter.metrics, reporter.holdings, reporter.observer, controller)
     assert metric("synerdiff_threshold", domain="d") == 0.8
     assert metric("synerdiff_profile_drift", domain="d", model="m", size="64x64") == pytest.approx(0.25, rel=0.1)
