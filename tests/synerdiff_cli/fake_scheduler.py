@@ -36,6 +36,7 @@ class Script:
     requests: list[images_pb2.GenerateRequest] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    ticks: list[operations_pb2.WatchTicksResponse] = field(default_factory=list)
 
     def happen(self, **event: Any) -> None:
         """Let an event come next: its kind as the keyword, its message as the value."""
@@ -92,7 +93,16 @@ class _Images(images_pb2_grpc.ImageGenerationServicer):
             sampler=images_pb2.SAMPLER_DDIM, min_num_inference_steps=1, max_num_inference_steps=999
         )
         card = images_pb2.ModelCard(
-            name="emoji", family="sd1", native_width=128, native_height=128, default_sampler=images_pb2.SAMPLER_DDIM
+            name="emoji",
+            family="sd1",
+            native_width=128,
+            native_height=128,
+            size_multiple=8,
+            max_side=256,
+            default_num_inference_steps=20,
+            default_guidance_scale=7.5,
+            default_sampler=images_pb2.SAMPLER_DDIM,
+            available=True,
         )
         card.samplers.append(limits)
         card.weights.extend(self._script.weights)
@@ -124,6 +134,15 @@ class _Operations(operations_pb2_grpc.OperationsServicer):
         if self._script.error is not None:
             raise self._script.error
         return operations_pb2.GetTraceResponse(trace_json=self._script.trace_json)
+
+    async def WatchTicks(
+        self, request: operations_pb2.WatchTicksRequest, context: Any
+    ) -> AsyncIterator[operations_pb2.WatchTicksResponse]:
+        if self._script.error is not None:
+            raise self._script.error
+        for message in self._script.ticks:
+            yield message
+        await asyncio.sleep(600)
 
 
 def _job(state: "images_pb2.JobState.ValueType") -> images_pb2.Job:
