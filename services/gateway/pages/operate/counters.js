@@ -1,5 +1,7 @@
 // Below the lanes: the threshold, and what waits.
 
+const NARROW = 420; // px: a phone's width
+
 /** Draw counters as steps from `top` on. `x`: where a time is. */
 export function drawCounters(context, paint, counters, { top, height, width, x, edgeMs }) {
   const from = top + 20, base = top + height - 22, tall = base - from;
@@ -15,7 +17,8 @@ export function drawCounters(context, paint, counters, { top, height, width, x, 
   const last = seen.at(-1);
   context.font = "600 11px system-ui, sans-serif";
   let at = 7;
-  for (const [words, colour] of [[`${last.waiting} tasks wait`, paint.unet], [`${last.decodes} decodes pending`, paint.vae], [controlled && `threshold ${last.threshold.toFixed(2)}`, paint.ink]]) {
+  const [wait, pending] = width < NARROW ? ["wait", "to decode"] : ["tasks wait", "decodes pending"];
+  for (const [words, colour] of [[`${last.waiting} ${wait}`, paint.unet], [`${last.decodes} ${pending}`, paint.vae], [controlled && `threshold ${last.threshold.toFixed(2)}`, paint.ink]]) {
     if (!words) continue;
     context.fillStyle = colour;
     context.fillText(words, at, top + 13);
