@@ -76,6 +76,12 @@ def test_a_deployment_becomes_values() -> None:
     assert manifests.not_rehearsed == ("container.resources", "pod.priorityClassName")
 
 
+def test_a_probe_over_http_has_a_path() -> None:
+    deployment = changed("container.readinessProbe", {"httpGet": {"path": "/readyz", "port": "health"}})
+    (container,) = parse(rendered(deployment)).workloads["worker"].template.containers
+    assert container.readiness == Probe("httpGet", 50062, path="/readyz")
+
+
 def test_anything_in_a_template_makes_another_revision() -> None:
     revisions = {
         parse(rendered(deployment)).workloads["worker"].template.revision
