@@ -38,8 +38,8 @@ class Door:
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def lines(self) -> list[dict[str, object]]:
-        """What it has logged."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        """What it has logged, in whole lines."""
+        return [json.loads(line) for line in self.log.read_text().rpartition("\n")[0].splitlines()]
 
 
 @contextlib.contextmanager
