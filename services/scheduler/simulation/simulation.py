@@ -6,9 +6,9 @@ the same policy, profile and arrivals give the same outcome, event by event.
 
 import gc
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, get_args
 
@@ -39,19 +39,15 @@ from services.scheduler.engine.tasks import PlannedPart
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ControllerSettings, ThresholdController
 from services.scheduler.policy.policies import ConfiguredPolicy, PolicyBounds, PolicySpec
-from services.scheduler.policy.snapshots import BatchKey, DomainSnapshot, Policy, Thresholds
+from services.scheduler.policy.snapshots import DomainSnapshot, Policy, Thresholds
+from services.scheduler.simulation.job_records import KEY, records
 from services.scheduler.simulation.simulated_device import Agenda
 from services.scheduler.simulation.simulated_workers import MODEL, Overheads, SimulatedWorkers
 from services.scheduler.simulation.simulation_results import Outcome, SimulationResult, Switch
 from services.scheduler.simulation.workloads import Arrival
-from synerdiff.cards import Sampler
-from synerdiff.jobs import JobRecord, JobState
+from synerdiff.jobs import JobRecord
 from synerdiff.plans import DecodedImage, UnetTickDone
 from synerdiff.profiles import Profile
-from synerdiff.requests import ImageFormat, ImageRequest, Priority
-
-KEY = BatchKey(MODEL, 512, 512)
-_FOREVER_MS = 10**12
 
 
 @dataclass(frozen=True)
@@ -166,7 +162,7 @@ class _Simulation:
             for index in range(pool.domains)
         ]
         self._by_worker = {worker_id: d for d in self._domains for worker_id in (d.unet_id, d.vae_id)}
-        self._requests = {record.job_id: _Progress(arrival, record) for arrival, record in _records(arrivals)}
+        self._requests = {record.job_id: _Progress(arrival, record) for arrival, record in records(arrivals)}
         self._unread: list[tuple[int, str]] = []
         self._denoised_ms: dict[str, float] = {}
         self._heard = False
@@ -286,38 +282,3 @@ def _rare_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def _records(arrivals: Iterable[Arrival]) -> Iterable[tuple[Arrival, JobRecord]]:
-    """Every arrival as the job that the queue would hold."""
-    common = ImageRequest(
-        request_id="",
-        model=MODEL,
-        prompt="",
-        negative_prompt="",
-        width=KEY.width,
-        height=KEY.height,
-        num_inference_steps=1,
-        guidance_scale=1.0,
-        seed=0,
-        sampler=Sampler.DDIM,
-        num_images=1,
-        image_format=ImageFormat.PNG,
-        priority=Priority.NORMAL,
-        timeout_ms=_FOREVER_MS,
-        preview_every=0,
-    )
-    for number, arrival in enumerate(arrivals):
-        job_id, accepted_ms = f"{number:08d}", int(arrival.at_ms)
-        request = replace(
-            common,
-            request_id=job_id,
-            num_inference_steps=arrival.steps,
-            guidance_scale=7.5 if arrival.guided else 1.0,
-            num_images=arrival.images,
-            priority=arrival.priority,
-            timeout_ms=round(arrival.timeout_s * 1000) or _FOREVER_MS,
-            timed=arrival.timeout_s > 0,
-        )
-        deadline_ms = accepted_ms + request.timeout_ms
-        yield arrival, JobRecord(job_id, JobState.QUEUED, request, accepted_ms, deadline_ms, abandonable=False)
