@@ -7,8 +7,8 @@ PROMPT ?= a slice of pizza
 STUBS := $(wildcard protos/synerdiff/v1/*.proto)
 CHECKED := synerdiff services synerdiff_cli deploy tests bench docs/settings_reference.py docs/metrics_reference.py docs/scheduler_table.py
 
-# pytest processes at once; each takes one core and about a gigabyte.
-WORKERS ?= logical
+# pytest processes at once: half as many again as cores, as tests wait much. Each takes about a gigabyte.
+WORKERS ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )))
 
 # Every process of a test run would compile everything anew.
 unexport PYTHONDONTWRITEBYTECODE

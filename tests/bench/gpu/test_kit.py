@@ -23,7 +23,6 @@ def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_every_section_runs_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
     done = kit("--out", str(tmp_path), "--deadline-s", "560", "--plant-failure", PLANTED)
