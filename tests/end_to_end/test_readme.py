@@ -1,5 +1,7 @@
 """README.md as a stranger follows it: every command in it is run here, and does what the page says."""
 
+import base64
+import io
 import json
 import re
 import shlex
@@ -19,7 +21,8 @@ COMMANDS = [line for block in blocks(README, "sh") for line in block.splitlines(
 MAKE = [line for line in COMMANDS if line.startswith("make ")]
 UP = [line for line in COMMANDS if line.startswith(".venv/bin/synerdiff up")]
 OF_OWN_MODEL = [line for line in COMMANDS if line not in UP and "--model" in line]
-OTHERS = [line for line in COMMANDS if line not in (*MAKE, *UP, *OF_OWN_MODEL)]
+CURL = [line for line in COMMANDS if line.startswith("curl ")]
+OTHERS = [line for line in COMMANDS if line not in (*MAKE, *UP, *OF_OWN_MODEL, *CURL)]
 
 
 def run(line: str, folder: Path, address: str) -> str:
@@ -73,6 +76,15 @@ def test_what_is_asked_of_up_is_answered(up: Up, tmp_path: Path) -> None:
         for name in re.findall(r"\w+\.png", line):
             with Image.open(tmp_path / name) as picture:
                 picture.load()
+
+
+def test_curl_gets_a_picture(up: Up, tmp_path: Path) -> None:
+    (line,) = CURL
+    command = shlex.split(line.replace("http://127.0.0.1:8000", up.gateway_url()).replace("curl -s", "curl -fsS"))
+    done = subprocess.run(command, capture_output=True, timeout=HANG_S, check=True)
+    (picture,) = json.loads(done.stdout)["data"]
+    with Image.open(io.BytesIO(base64.b64decode(picture["b64_json"]))) as image:
+        image.load()
 
 
 def test_the_python_of_the_page_draws_its_pictures(up: Up, tmp_path: Path) -> None:
