@@ -112,13 +112,13 @@ class StoreWriter:
         del self._queues[job_id]
 
     async def _persist(self, write: Callable[[], Awaitable[object]]) -> None:
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(_AWAY), wait=wait_exponential(0.1, max=2.0), before_sleep=_say
-        )
         try:
-            async for attempt in retrying:
-                with attempt:
-                    await write()
+            try:
+                await write()
+            except _AWAY as error:  # only then: making a retrying costs more than the write
+                log.warning("cannot write to redis yet", error=str(error))
+                retry, wait = retry_if_exception_type(_AWAY), wait_exponential(0.1, max=2.0)
+                await AsyncRetrying(retry=retry, wait=wait, before_sleep=_say)(write)
         except StaleLeader:
             self._leader.superseded()
 
