@@ -31,11 +31,7 @@ from synerdiff.profiles import Profile
 
 OURS = ("synerdiff", "synerdiff skipping")
 OTHERS = ("static", "dynamic", "continuous", "vae-first")
-MIXES = {
-    "equal": Mix(),
-    "mixed": Mix(steps=((8, 0.25), (12, 0.25), (20, 0.5))),
-    "short and long": HALF_SHORT_HALF_LONG,
-}
+MIXES = {"equal": Mix(), "mixed": Mix(steps=((8, 0.25), (12, 0.25), (20, 0.5))), "short and long": HALF_SHORT_HALF_LONG}
 PROFILES = ("paper-table", "paper-table-serial", "emoji-epyc-2core-fp32")
 LOADS = ("0.3", "0.7", "1.3", "burst")
 BURST = 64

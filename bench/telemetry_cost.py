@@ -169,12 +169,7 @@ def measure(load: Load) -> dict[str, float]:
 
 
 def command(
-    domains: int = 8,
-    tasks: int = 64,
-    steps: int = 20,
-    tick_ms: float = 20.0,
-    repeats: int = 5,
-    limit_ms: float = 0.2,
+    domains: int = 8, tasks: int = 64, steps: int = 20, tick_ms: float = 20.0, repeats: int = 5, limit_ms: float = 0.2
 ) -> dict[str, float]:
     """ms of a tick, the least of each part, and `over`: by how much they pass the limit."""
     gc.set_threshold(50_000, 20, 20)  # as a scheduler does

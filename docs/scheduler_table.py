@@ -101,7 +101,7 @@ VALUES: dict[str, list[Any]] = {
 }
 # Of one class: its betas are its calls, whatever the number of steps.
 OF_A_CLASS: dict[tuple[str, str], list[Any]] = {
-    ("IPNDMScheduler", "trained_betas"): [[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]],
+    ("IPNDMScheduler", "trained_betas"): [[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]]
 }
 # What diffusers asks for together with a value.
 TOGETHER: dict[tuple[str, Any], dict[str, Any]] = {

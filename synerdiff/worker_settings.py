@@ -39,8 +39,7 @@ class WorkerSettings(ServiceSettings):
         description="on CPUs: compile the model; auto: in the background, wait: before this worker serves, off: never",
     )
     compile_cache: OptionalFile = Field(
-        None,
-        description="where compiled models are kept; none: synerdiff/compiled in the user's cache folder",
+        None, description="where compiled models are kept; none: synerdiff/compiled in the user's cache folder"
     )
     compile_cache_bytes: int = Field(8 * 2**30, ge=2**20, le=2**50, description="most bytes of compiled models kept")
     compile_limit_s: float = Field(3600.0, gt=0, le=86400, description="longest time that compiling one part may take")

@@ -93,13 +93,7 @@ def bench(
 
 
 def _plan(
-    shape: Shape,
-    like: LoadRequest,
-    mix: Mix,
-    targets: tuple[Target, ...],
-    rounds: int | None,
-    warm_up: int,
-    seed: int,
+    shape: Shape, like: LoadRequest, mix: Mix, targets: tuple[Target, ...], rounds: int | None, warm_up: int, seed: int
 ) -> Plan:
     """The run, without traces. Raises InvalidRequest for what cannot be asked for, before anything is sent."""
     generate_request("", like.options())

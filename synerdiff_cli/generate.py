@@ -16,8 +16,7 @@ from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server
 _SAMPLERS = ", ".join(sampler.name.lower() for sampler in Sampler)
 
 Output = Annotated[
-    Path | None,
-    typer.Option("-o", "--output", help="File or folder to write to. Default: PROMPT-SEED.png."),
+    Path | None, typer.Option("-o", "--output", help="File or folder to write to. Default: PROMPT-SEED.png.")
 ]
 
 

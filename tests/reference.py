@@ -144,11 +144,7 @@ def in_float64(module: torch.nn.Module) -> Any:
 
 @torch.no_grad()
 def exact_call(
-    unet: torch.nn.Module,
-    latents: Tensor,
-    timesteps: Tensor,
-    hidden: Tensor,
-    added: Mapping[str, Tensor] | None = None,
+    unet: torch.nn.Module, latents: Tensor, timesteps: Tensor, hidden: Tensor, added: Mapping[str, Tensor] | None = None
 ) -> Tensor:
     """noise_pred [rows, C, h, w] of one call of a diffusers UNet, in float64."""
     doubled = {name: condition.double() for name, condition in (added or {}).items()}

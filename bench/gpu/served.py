@@ -122,11 +122,7 @@ class _Serving:
 
     async def _loop(self, running: Peer, who: str, size: int, calls: int) -> None:
         taken = await running.loop(
-            size=size,
-            calls=calls,
-            prompts=PROMPTS[:64],
-            num_inference_steps=self._steps,
-            guidance_scale=GUIDANCE_SCALE,
+            size=size, calls=calls, prompts=PROMPTS[:64], num_inference_steps=self._steps, guidance_scale=GUIDANCE_SCALE
         )
         per_s = size * len(taken) / sum(taken)
         self._record(who, "offline", "alone", images_per_s=per_s, images=size * len(taken), p50_s=sorted(taken)[0])

@@ -52,12 +52,7 @@ class Studio:
         return await self._run(lambda: self._draw(asked, self.best_size, "pil"))
 
     async def loop(
-        self,
-        size: int,
-        calls: int,
-        prompts: Sequence[str],
-        num_inference_steps: int,
-        guidance_scale: float,
+        self, size: int, calls: int, prompts: Sequence[str], num_inference_steps: int, guidance_scale: float
     ) -> list[float]:
         """Seconds of each call of a bare loop over batches of `size`."""
         alike = Alike(num_inference_steps, guidance_scale, None, None, False)

@@ -35,11 +35,7 @@ class PeerService(images_pb2_grpc.ImageGenerationServicer):
         picture = await self._line.picture(asked)
         data = await asyncio.to_thread(_png, picture)
         image = images_pb2.Image(
-            seed=asked.seed,
-            width=picture.width,
-            height=picture.height,
-            format=images_pb2.IMAGE_FORMAT_PNG,
-            data=data,
+            seed=asked.seed, width=picture.width, height=picture.height, format=images_pb2.IMAGE_FORMAT_PNG, data=data
         )
         yield images_pb2.GenerateEvent(job_id=job_id, sequence=2, image=image)
         yield images_pb2.GenerateEvent(job_id=job_id, sequence=3, finished=images_pb2.Finished())

@@ -77,10 +77,7 @@ def preview_error(projection: PreviewProjection, latents: Tensor, images: np.nda
 def write_projection(path: Path, projection: PreviewProjection) -> None:
     """Put the projection into serving.json, made if need be."""
     serving: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    serving["preview"] = {
-        "matrix": [_rounded(row) for row in projection.matrix],
-        "bias": _rounded(projection.bias),
-    }
+    serving["preview"] = {"matrix": [_rounded(row) for row in projection.matrix], "bias": _rounded(projection.bias)}
     path.write_text(json.dumps(serving, indent=2) + "\n")
 
 

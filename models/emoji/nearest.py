@@ -39,7 +39,4 @@ def _features(pictures: Tensor) -> Tensor:
 
 def score(ranks: Tensor) -> dict[str, float]:
     """The shares of pictures whose right emoji is the nearest, and among the nearest five."""
-    return {
-        "top1": round((ranks == 0).float().mean().item(), 4),
-        "top5": round((ranks < 5).float().mean().item(), 4),
-    }
+    return {"top1": round((ranks == 0).float().mean().item(), 4), "top5": round((ranks < 5).float().mean().item(), 4)}

@@ -69,11 +69,7 @@ def _denoise(
 def _encode(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
     tokenizer = pipeline.tokenizer
     ids = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
+        list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
     return pipeline.text_encoder(ids).last_hidden_state
 

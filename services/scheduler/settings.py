@@ -90,8 +90,7 @@ class SchedulerSettings(ServiceSettings):
     )
     trace_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced where the client did not decide")
     tls_client_ca: OptionalFile = Field(
-        None,
-        description="PEM file of the CA of clients' certificates; none: clients need no certificate",
+        None, description="PEM file of the CA of clients' certificates; none: clients need no certificate"
     )
 
     @model_validator(mode="after")

@@ -14,9 +14,7 @@ BATCH_ROWS = Histogram(
 )
 UNET_CALLS = Counter("synerdiff_unet_calls", "Batched UNet calls")
 WAIT_SECONDS = Histogram(
-    "synerdiff_unet_wait_seconds",
-    "Time an item waited for the VAE worker first",
-    buckets=(0.0001, *_SECONDS),
+    "synerdiff_unet_wait_seconds", "Time an item waited for the VAE worker first", buckets=(0.0001, *_SECONDS)
 )
 SKIPPED_ENTRIES = Counter("synerdiff_unet_skipped_entries", "Plan entries that no longer fitted", ["reason"])
 SLOTS_TOTAL = Gauge("synerdiff_unet_slots", "Slots of the latents arena")

@@ -4,12 +4,7 @@ from typing import Any
 
 import torch
 
-from services.unet_worker.sampler_probe import (
-    SCHEDULER_ERRORS,
-    UnsupportedScheduler,
-    UnsupportedSteps,
-    probe_scheduler,
-)
+from services.unet_worker.sampler_probe import SCHEDULER_ERRORS, UnsupportedScheduler, UnsupportedSteps, probe_scheduler
 
 _MOST_MIN_STEPS = 4  # a scheduler that cannot do so few cannot do any
 DEFAULT_TRAIN_TIMESTEPS = 1000  # of a scheduler that does not say

@@ -10,16 +10,7 @@ from services.vae_worker.decode_item import DecodeItem, FinishedDecode, PlanDeco
 from services.vae_worker.decoder import BatchDecoder, DecodeFailure
 from services.vae_worker.image_encoder import ImageEncoder
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable, Latents
-from synerdiff.plans import (
-    DecodeEntry,
-    ItemTiming,
-    SkippedEntry,
-    SkipReason,
-    TaskFailed,
-    VaeItem,
-    VaePlan,
-    VaeTickDone,
-)
+from synerdiff.plans import DecodeEntry, ItemTiming, SkippedEntry, SkipReason, TaskFailed, VaeItem, VaePlan, VaeTickDone
 from synerdiff.telemetry import get_logger
 from synerdiff.worker.device_thread import DevicePlan, DeviceThread
 from synerdiff.worker.fail_stop import FailStop

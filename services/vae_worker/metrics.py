@@ -13,9 +13,7 @@ ENCODE_SECONDS = Histogram(
 IMAGES = Counter("synerdiff_vae_images", "Image files made", ["format"])
 FLAGGED = Counter("synerdiff_vae_flagged_images", "Images that the model's safety checker objected to")
 WAIT_SECONDS = Histogram(
-    "synerdiff_vae_wait_seconds",
-    "Time an item waited for the UNet worker first",
-    buckets=(0.0001, *_SECONDS),
+    "synerdiff_vae_wait_seconds", "Time an item waited for the UNet worker first", buckets=(0.0001, *_SECONDS)
 )
 SKIPPED_ENTRIES = Counter("synerdiff_vae_skipped_entries", "Plan entries that no longer fitted", ["reason"])
 TASKS_FAILED = Counter("synerdiff_vae_tasks_failed", "Tasks given up, by gRPC status code", ["code"])

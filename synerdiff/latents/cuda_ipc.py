@@ -25,13 +25,7 @@ from typing import TypeVar
 
 from synerdiff.host import boot_id
 from synerdiff.latents.cuda_clones import ClonePool, CudaClone
-from synerdiff.latents.cuda_driver import (
-    HANDLE_BYTES,
-    INVALID_CONTEXT,
-    CudaDevice,
-    CudaUnavailable,
-    DriverError,
-)
+from synerdiff.latents.cuda_driver import HANDLE_BYTES, INVALID_CONTEXT, CudaDevice, CudaUnavailable, DriverError
 from synerdiff.latents.cuda_layout import (
     HEADER_BYTES,
     PATTERN_BYTES,

@@ -84,10 +84,7 @@ _OPENERS: dict[str, _Opener] = {cuda_ipc.TRANSPORT: _open_cuda_ipc, shared_memor
 
 
 async def open_arena(
-    arena: ArenaDescription,
-    fetch_inline: FetchInline,
-    choice: TransportChoice,
-    failed: Mapping[str, str] | None = None,
+    arena: ArenaDescription, fetch_inline: FetchInline, choice: TransportChoice, failed: Mapping[str, str] | None = None
 ) -> LatentsReader:
     """The first of the arena's offers that proves itself, or inline. Logs the choice and why others failed.
 

@@ -37,12 +37,7 @@ def load_transformers_model(
 
 
 def _load(
-    model_class: Any,
-    layout: ModelLayout,
-    component: str,
-    dtype: torch.dtype,
-    variant: str | None,
-    device: torch.device,
+    model_class: Any, layout: ModelLayout, component: str, dtype: torch.dtype, variant: str | None, device: torch.device
 ) -> Any:
     folder = layout.path / component
     found = _states(folder)

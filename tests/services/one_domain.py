@@ -71,10 +71,7 @@ class OneDomain:
         unet = UnetLaneState("unet", DOMAIN, model, slots=self.slots, arena_address=self.arena_address)
         self.on(UnetAttached(unet, leader.residents))
         self.on(VaeAttached(VaeLaneState("vae", DOMAIN, model)))
-        return [
-            asyncio.create_task(self._hear_unet(leader)),
-            asyncio.create_task(self._hear_images()),
-        ]
+        return [asyncio.create_task(self._hear_unet(leader)), asyncio.create_task(self._hear_images())]
 
     async def until_ended(self, jobs: int) -> None:
         """Pump until so many jobs have ended."""

@@ -203,11 +203,7 @@ def test_a_pacer_keeps_a_few_pairs_open_and_runs_free_without_one(directory: Pat
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        Execution(place=1 << 16, pace="a"),
-        Execution(after=ItemRef(1 << 48, 1), pace="a"),
-        Execution(pace="/etc"),
-    ],
+    [Execution(place=1 << 16, pace="a"), Execution(after=ItemRef(1 << 48, 1), pace="a"), Execution(pace="/etc")],
 )
 def test_plans_that_cannot_be_paced_are_refused_by_name(wrong: Execution) -> None:
     check_paced(1, [Execution(pace="a"), Execution(place=1 << 16)])

@@ -10,15 +10,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from synerdiff.otlp import MissingTracing, start_tracing
-from synerdiff.tracing import (
-    Span,
-    TraceContext,
-    Tracer,
-    Value,
-    context_of_call,
-    named_trace,
-    parse_traceparent,
-)
+from synerdiff.tracing import Span, TraceContext, Tracer, Value, context_of_call, named_trace, parse_traceparent
 from tests.collector import Collector, attributes
 from tests.waiting import HANG_S, wait_until
 

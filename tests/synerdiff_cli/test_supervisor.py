@@ -23,11 +23,7 @@ FAST = RestartPolicy(quick_s=600, first_delay_s=0.01, longest_delay_s=0.05, prob
 
 
 def stand_in(
-    tmp_path: Path,
-    body: str,
-    name: str = "child",
-    stage: int = 0,
-    probe: Callable[[], Awaitable[bool]] | None = None,
+    tmp_path: Path, body: str, name: str = "child", stage: int = 0, probe: Callable[[], Awaitable[bool]] | None = None
 ) -> ChildSpec:
     """A child that runs `body` with `marker`, the file whose being there means that it is ready."""
     marker = tmp_path / f"{name}.ready"

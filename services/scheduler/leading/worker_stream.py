@@ -52,12 +52,7 @@ class WorkerStream:
     """A stream to one worker. `run` returns when it has ended; `send` never blocks."""
 
     def __init__(
-        self,
-        record: WorkerRecord,
-        attach: stages_pb2.Attach,
-        leader: Listener,
-        tls: ClientTls | None,
-        watch: PlanWatch,
+        self, record: WorkerRecord, attach: stages_pb2.Attach, leader: Listener, tls: ClientTls | None, watch: PlanWatch
     ) -> None:
         self.record = record
         self.watch = watch
@@ -126,10 +121,7 @@ class WorkerStream:
         await self._serve(call, self._vae_report, self._receive_images(stub))
 
     async def _serve(
-        self,
-        call: "grpc.aio.StreamStreamCall",
-        handle: Callable[[Any], None],
-        *more: Coroutine[None, None, None],
+        self, call: "grpc.aio.StreamStreamCall", handle: Callable[[Any], None], *more: Coroutine[None, None, None]
     ) -> None:
         log.info("worker attached", worker_id=self.record.worker_id, address=self.record.address)
         reading = asyncio.create_task(_read(call, handle))

@@ -20,16 +20,7 @@ from services.scheduler.telemetry.request_traces import job_context
 from services.scheduler.telemetry.task_stages import MOST_LINKS, Stage, TracedTask
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
-from synerdiff.tracing import (
-    Span,
-    TraceContext,
-    Tracer,
-    Value,
-    named_trace,
-    now_ns,
-    parse_traceparent,
-    unix_ns,
-)
+from synerdiff.tracing import Span, TraceContext, Tracer, Value, named_trace, now_ns, parse_traceparent, unix_ns
 
 # About one of so many ticks has spans: OpenTelemetry takes some 50 us for each, and `synerdiff trace` has all.
 TICKS_APART = 8

@@ -60,10 +60,7 @@ class Deliveries:
         """An event has been written to the follower's connection."""
         if self._job is None or not event.HasField("image"):
             return
-        attributes: dict[str, Value] = {
-            "synerdiff.image": event.image.index,
-            "synerdiff.bytes": len(event.image.data),
-        }
+        attributes: dict[str, Value] = {"synerdiff.image": event.image.index, "synerdiff.bytes": len(event.image.data)}
         self._tracer.record(Span("deliver", self._job.child(), self._job, began_ns, now_ns(), attributes))
 
 

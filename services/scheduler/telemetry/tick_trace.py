@@ -31,10 +31,7 @@ def chrome_trace(records: Sequence[TickRecord]) -> bytes:
 
 
 def _events(
-    records: Sequence[TickRecord],
-    measured: dict[_Place, MeasuredItem],
-    pids: dict[str, int],
-    tids: dict[str, int],
+    records: Sequence[TickRecord], measured: dict[_Place, MeasuredItem], pids: dict[str, int], tids: dict[str, int]
 ) -> Iterator[Event]:
     yield from _names(records, pids, tids)
     for record in records:

@@ -6,15 +6,7 @@ import pytest
 import torch
 
 from bench.gpu.configs import FULL, TINY, ModelName
-from bench.gpu.models import (
-    count_costs,
-    fill,
-    meta_unet,
-    parameters_m,
-    random_block,
-    save_model,
-    unet_arguments,
-)
+from bench.gpu.models import count_costs, fill, meta_unet, parameters_m, random_block, save_model, unet_arguments
 from synerdiff.models.loading import load_unet_side, load_vae_side
 
 FAMILIES: dict[ModelName, str] = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}

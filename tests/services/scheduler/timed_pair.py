@@ -17,14 +17,7 @@ from services.scheduler.engine.events import Report
 from services.scheduler.profiles.measuring.prober import ProbePair
 from services.scheduler.profiles.measuring.rounds import Probe
 from services.scheduler.simulation.counting import CountedTask, CountingUnet, Stepped
-from synerdiff.plans import (
-    ItemTiming,
-    TaskFailed,
-    UnetItem,
-    UnetTickDone,
-    VaeItem,
-    VaeTickDone,
-)
+from synerdiff.plans import ItemTiming, TaskFailed, UnetItem, UnetTickDone, VaeItem, VaeTickDone
 from synerdiff.profiles import Setting
 from tests.services.scheduler.measured_profiles import record, two_cores
 from tests.values import CARD

@@ -15,14 +15,7 @@ from services.scheduler.engine.effects import (
 from services.scheduler.engine.events import Report
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.simulation.counting import CountingUnet, decode, picture
-from synerdiff.plans import (
-    DecodedImage,
-    DecodeEntry,
-    ItemTiming,
-    UnetTickDone,
-    VaePlan,
-    VaeTickDone,
-)
+from synerdiff.plans import DecodedImage, DecodeEntry, ItemTiming, UnetTickDone, VaePlan, VaeTickDone
 
 
 class VirtualUnet(CountingUnet):

@@ -4,13 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 
-from services.scheduler.engine.effects import (
-    Effect,
-    FailJob,
-    FinishJob,
-    StoreImage,
-    WorkerEffect,
-)
+from services.scheduler.engine.effects import Effect, FailJob, FinishJob, StoreImage, WorkerEffect
 from services.scheduler.engine.engine import Engine, EngineBounds
 from services.scheduler.engine.events import (
     Event,

@@ -93,11 +93,7 @@ def test_replays_as_diffusers_runs(config_name: str, sampler: Sampler) -> None:
 
 
 @settings(max_examples=30)
-@given(
-    config_name=st.sampled_from(FOR_ALL),
-    sampler=st.sampled_from(NAMED),
-    steps=st.integers(4, 40),
-)
+@given(config_name=st.sampled_from(FOR_ALL), sampler=st.sampled_from(NAMED), steps=st.integers(4, 40))
 def test_any_number_of_steps_replays_as_diffusers_runs(config_name: str, sampler: Sampler, steps: int) -> None:
     assert_replays(config_name, sampler, steps)
 

@@ -11,11 +11,7 @@ from services.unet_worker.denoiser import Denoiser, StepOutcome
 from services.unet_worker.preparation import PreparedTask, TaskPreparer
 from services.unet_worker.tasks import DenoisingTask
 from synerdiff.models.family import UnetSide
-from synerdiff.plans import (
-    GuidanceDrift,
-    TaskFailed,
-    UnetTickDone,
-)
+from synerdiff.plans import GuidanceDrift, TaskFailed, UnetTickDone
 from synerdiff.requests import TaskSpec
 from synerdiff.worker import run_stream
 from tests.services.unet_worker.conftest import SLOTS, ServedWorker, served_worker

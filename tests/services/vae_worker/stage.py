@@ -20,23 +20,11 @@ from PIL import Image
 
 from services.vae_worker.worker import VaeWorker
 from synerdiff.latents.arena import Arena
-from synerdiff.plans import (
-    DecodedImage,
-    DecodeEntry,
-    TaskFailed,
-    VaeItem,
-    VaePlan,
-    VaeTickDone,
-)
+from synerdiff.plans import DecodedImage, DecodeEntry, TaskFailed, VaeItem, VaePlan, VaeTickDone
 from synerdiff.requests import ImageFormat
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
-from synerdiff.wire.stages import (
-    decoded_image_from_pb,
-    task_failed_from_pb,
-    vae_plan_to_pb,
-    vae_tick_done_from_pb,
-)
+from synerdiff.wire.stages import decoded_image_from_pb, task_failed_from_pb, vae_plan_to_pb, vae_tick_done_from_pb
 from tests.waiting import HANG_S
 
 SIDE = 32

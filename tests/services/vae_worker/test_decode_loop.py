@@ -10,10 +10,7 @@ from services.vae_worker.decoder import BatchDecoder, DecodeInProgress
 from services.vae_worker.metrics import READ_SECONDS
 from synerdiff.latents.client import Latents
 from synerdiff.models.family import VaeSide
-from synerdiff.plans import (
-    DecodedImage,
-    SkipReason,
-)
+from synerdiff.plans import DecodedImage, SkipReason
 from synerdiff.requests import ImageFormat
 from tests.services.vae_worker.stage import SIDE, Stage
 from tests.waiting import HANG_S, until

@@ -15,21 +15,10 @@ from services.vae_worker.decoder import BatchDecoder, DecodeInProgress
 from services.vae_worker.image_files import encode_image
 from synerdiff.errors import Unavailable
 from synerdiff.models.device import DeviceFailed
-from synerdiff.plans import (
-    DecodeEntry,
-    Execution,
-    SkippedEntry,
-    SkipReason,
-    SlotRef,
-    VaeItem,
-    VaePlan,
-)
+from synerdiff.plans import DecodeEntry, Execution, SkippedEntry, SkipReason, SlotRef, VaeItem, VaePlan
 from synerdiff.requests import ImageFormat
 from synerdiff.v1 import stages_pb2
-from synerdiff.wire.stages import (
-    vae_plan_to_pb,
-    vae_tick_done_from_pb,
-)
+from synerdiff.wire.stages import vae_plan_to_pb, vae_tick_done_from_pb
 from tests.services.vae_worker.conftest import assert_decoded, assert_decoded_as_jpeg
 from tests.services.vae_worker.parameters import read_parameters
 from tests.services.vae_worker.stage import SIDE, Stage, ended_with, latents_of, picture

@@ -250,17 +250,13 @@ REFUSED: dict[str, tuple[FamilyName, Change, str]] = {
     "text-shape": ("sd1", reshape(TEXT_WEIGHTS, "final_layer_norm.weight"), "text_encoder does not load"),
     "shard-missing": (
         "sd1",
-        both(
-            shard("unet", STEM, f"{STEM}.safetensors.index.json"),
-            remove(f"unet/{STEM}-00002-of-00002.safetensors"),
-        ),
+        both(shard("unet", STEM, f"{STEM}.safetensors.index.json"), remove(f"unet/{STEM}-00002-of-00002.safetensors")),
         "unet does not load",
     ),
     "shard-index-truncated": (
         "sd1",
         both(
-            shard("unet", STEM, f"{STEM}.safetensors.index.json"),
-            truncate(f"unet/{STEM}.safetensors.index.json", 0.5),
+            shard("unet", STEM, f"{STEM}.safetensors.index.json"), truncate(f"unet/{STEM}.safetensors.index.json", 0.5)
         ),
         "unet does not load",
     ),

@@ -50,10 +50,7 @@ async def test_a_watch_tells_of_ticks_and_jobs_and_nothing_is_encoded_before_or_
 
     monkeypatch.setattr(TickMessages, "message", counted)
     monkeypatch.setattr(tick_watches, "LOOK_EVERY_S", 0.01)
-    async with (
-        whole_scheduler(redis) as whole,
-        operations(whole, status := PoolStatus(whole.pool)) as stub,
-    ):
+    async with whole_scheduler(redis) as whole, operations(whole, status := PoolStatus(whole.pool)) as stub:
         await draw(whole)
         before = whole.pool.ticks.added
         assert before > 0

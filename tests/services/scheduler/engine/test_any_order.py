@@ -6,12 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.scheduler.engine.effects import (
-    FailJob,
-)
-from services.scheduler.engine.events import (
-    JobDropped,
-)
+from services.scheduler.engine.effects import FailJob
+from services.scheduler.engine.events import JobDropped
 from services.scheduler.engine.tasks import Phase
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.profiles import ItemCaps, Mechanisms, Profile

@@ -2,19 +2,8 @@
 
 import pytest
 
-from services.scheduler.engine.effects import (
-    Admit,
-    FailJob,
-    FinishJob,
-    MarkDecoding,
-    SendUnetPlan,
-    StartJob,
-)
-from services.scheduler.engine.events import (
-    JobDropped,
-    WorkerAnnounced,
-    WorkerLost,
-)
+from services.scheduler.engine.effects import Admit, FailJob, FinishJob, MarkDecoding, SendUnetPlan, StartJob
+from services.scheduler.engine.events import JobDropped, WorkerAnnounced, WorkerLost
 from services.scheduler.engine.tasks import Phase
 from synerdiff.jobs import JobState
 from synerdiff.requests import Priority

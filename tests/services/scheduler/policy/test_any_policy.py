@@ -7,14 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler.policy.policies import POLICIES, PolicySpec
-from services.scheduler.policy.snapshots import (
-    BatchKey,
-    DomainSnapshot,
-    PoolSnapshot,
-    SkipState,
-    UnetLane,
-    VaeLane,
-)
+from services.scheduler.policy.snapshots import BatchKey, DomainSnapshot, PoolSnapshot, SkipState, UnetLane, VaeLane
 from synerdiff.profiles import Profile
 from synerdiff.skip_cfg import SkipCfgBudget
 from tests.services.scheduler.policy.test_policies import CHUNKED, HALF, PROFILE, policy, stepped

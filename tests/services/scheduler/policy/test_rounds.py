@@ -27,8 +27,7 @@ def stepped(items: list[Item]) -> list[tuple[str, ...]]:
 def test_tasks_fill_the_counts_in_order_and_skip_where_the_items_say() -> None:
     items = filled(
         planned(
-            PlannedItem(2, 0, 4, 1, 0, 1, 30.0, Setting(1, 2, 1)),
-            PlannedItem(2, 2, 2, 1, 1, 2, 20.0, Setting(1, 1, 1)),
+            PlannedItem(2, 0, 4, 1, 0, 1, 30.0, Setting(1, 2, 1)), PlannedItem(2, 2, 2, 1, 1, 2, 20.0, Setting(1, 1, 1))
         ),
         WORK,
     )

@@ -17,11 +17,7 @@ from synerdiff.requests import Priority
 from tests.services.scheduler.simulated import PAPER, straight_line_profile
 
 CONTINUOUS = ConfiguredPolicy(POLICIES["continuous"], PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=2))
-MIXED = Mix(
-    steps=((8, 0.5), (20, 0.5)),
-    guided_share=0.8,
-    priorities=((Priority.HIGH, 0.2), (Priority.NORMAL, 0.8)),
-)
+MIXED = Mix(steps=((8, 0.5), (20, 0.5)), guided_share=0.8, priorities=((Priority.HIGH, 0.2), (Priority.NORMAL, 0.8)))
 
 
 def test_one_request_takes_what_the_profile_says() -> None:

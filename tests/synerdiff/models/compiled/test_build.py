@@ -16,13 +16,7 @@ from torch import Tensor
 from torch._inductor import cpu_vec_isa
 
 from synerdiff.models.announcement import compile_subject
-from synerdiff.models.compiled import (
-    BackgroundCompiler,
-    CompiledUnet,
-    CompilerOptions,
-    CompileSubject,
-    PackageStore,
-)
+from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, CompilerOptions, CompileSubject, PackageStore
 from synerdiff.models.compiled.build import CompiledDiffers, _check
 from synerdiff.models.compiled.calls import MOST_ROWS
 from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
