@@ -154,11 +154,8 @@ class Denoiser:
 
         Of exact tasks each is a part of its own, which share but the UNet call: see `ExactUnet`. Task k skips guidance
         where `skipping[k]`, if it can: an unguided task, one without a predictor, and one whose predictor goes by
-        measured D before the first was measured, make the call as they would without.
-
-        Raises:
-            ValueError: the tasks' latents are not of one shape, exact tasks are among others, or `skipping` is of
-                another length.
+        measured D before the first was measured, make the call as they would without. Raises ValueError where the
+        tasks' latents are not of one shape, exact tasks are among others, or `skipping` is of another length.
         """
         shapes = {task.registers.shape[1:] for task in tasks}
         if len(shapes) != 1:

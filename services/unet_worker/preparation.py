@@ -41,9 +41,8 @@ class TaskPreparer:
     def prepare(self, specs: Sequence[TaskSpec]) -> list[PreparedTask]:
         """The tasks of `specs`, in order.
 
-        Raises:
-            InvalidRequest: the model's scheduler does not take the sampler or the number of steps, or the predictor of
-                guidance cannot be read.
+        Raises InvalidRequest where the model's scheduler does not take the sampler or the number of steps, or the
+        predictor of guidance cannot be read.
         """
         with self._unet_side.compute.beside() as lend:
             encoded = self.prompts.encode([key for spec in specs for key in _prompt_keys(spec)])

@@ -89,11 +89,7 @@ class Residents:
             return self._holds(resident)
 
     def admit(self, spec: TaskSpec) -> Resident:
-        """Give a new task its slot.
-
-        Raises:
-            ArenaFull: no slot is free.
-        """
+        """Give a new task its slot. Raises ArenaFull where no slot is free."""
         with self._lock:
             resident = Resident(spec, self._arena.acquire())
             self._by_id[spec.task_id] = resident

@@ -23,8 +23,7 @@ _ROUNDING = 1e-9
 class ChunkedDecoder:
     """Decodes as `vae.decode` does, within rounding, in units of one band of one layer.
 
-    Raises:
-        NotChunkable: the decoder of `vae` has a module that is not known to be exact in bands.
+    Raises NotChunkable where the decoder of `vae` has a module that is not known to be exact in bands.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -45,10 +44,7 @@ class ChunkedDecoder:
         """Decode in units; yields after each the fraction of the decode's work done so far, at last 1.0.
 
         The largest layer is cut into `bands` bands (fewer where it has fewer rows), others as `bands_per_layer` says.
-        Returns the images, before any clamping.
-
-        Raises:
-            ValueError: `bands` is below 1.
+        Returns the images, before any clamping. Raises ValueError where `bands` is below 1.
         """
         if bands < 1:
             raise ValueError(f"bands: {bands} is below 1")

@@ -64,10 +64,8 @@ class BatchDecoder:
     def decode(self, batch: Sequence[Latents], width: int, height: int) -> list[Picture | DecodeFailure]:
         """Decode latents of pictures of `width` x `height` pixels in one batch, each to a picture or its own failure.
 
-        A batch that fails, for memory or anything else, is halved until what fails is alone.
-
-        Raises:
-            DeviceFailed: the device decodes nothing any more.
+        A batch that fails, for memory or anything else, is halved until what fails is alone. Raises DeviceFailed where
+        the device decodes nothing any more.
         """
         decoding = self.begin(batch, width, height, bands=1)
         decoding.advance(1.0)
@@ -181,10 +179,8 @@ class DecodeInProgress:
     def advance(self, until: float) -> bool:
         """Work until the fraction `until` of the decode is done, or a little more; whether all of it is.
 
-        A part that fails is begun again, so that what was done of it counts no more.
-
-        Raises:
-            DeviceFailed: the device decodes nothing any more.
+        A part that fails is begun again, so that what was done of it counts no more. Raises DeviceFailed where the
+        device decodes nothing any more.
         """
         while self._halves and (until >= 1 or self._fraction() < until):
             self._run_unit()

@@ -35,9 +35,7 @@ def encode_image(pixels: npt.NDArray[np.uint8], image_format: ImageFormat, param
     """A file of `pixels` [H, W, 3] with the parameters embedded. PNG and WebP are lossless.
 
     Parameters too long for a JPEG's EXIF lose their line for people first, and are left out if that is not enough.
-
-    Raises:
-        ValueError: the format cannot hold a picture of this size, or `parameters_json` is no JSON object.
+    Raises ValueError where the format cannot hold a picture of this size, or `parameters_json` is no JSON object.
     """
     parameters = json.loads(parameters_json or "{}")
     if not isinstance(parameters, dict):

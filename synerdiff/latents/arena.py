@@ -83,11 +83,7 @@ class Arena:
         return isinstance(self._memory, DeviceMemory)
 
     def acquire(self) -> SlotRef:
-        """Take a free slot.
-
-        Raises:
-            ArenaFull: no slot is free, or the arena is closed.
-        """
+        """Take a free slot. Raises ArenaFull where no slot is free, or the arena is closed."""
         with self._lock:
             if not self._free:
                 raise ArenaFull(f"all {len(self._slots)} slots of the latents arena are held")
@@ -101,13 +97,9 @@ class Arena:
         """Put finished latents into a slot, once: from then on readers may have them.
 
         `data` is C-contiguous [channels, height / factor, width / factor] in the arena's dtype. On the arena's device
-        it is one dimension of bytes, and the stream that has written them is synchronised.
-
-        Raises:
-            StaleSlot: the slot has changed hands.
-            ValueError: the slot was written before, or the data are empty, too long, not whole elements, or on a
-                device that the arena is not on.
-            DriverError: the device failed.
+        it is one dimension of bytes, and the stream that has written them is synchronised. Raises StaleSlot where the
+        slot has changed hands; ValueError where the slot was written before, or the data are empty, too long, not whole
+        elements, or on a device that the arena is not on; DriverError where the device failed.
         """
         view = self._view(data)
         size = view.size_bytes if isinstance(view, DeviceSpan) else len(view)

@@ -147,8 +147,7 @@ class ArenaClient:
     async def read(self, address: str, slots: Sequence[SlotRef]) -> list[Latents | None]:
         """The latents of each slot of the arena at `address`, in order; None when stale.
 
-        Raises:
-            ArenaUnreachable: its owner does not answer.
+        Raises ArenaUnreachable where its owner does not answer.
         """
         await self._close_idle()
         if address not in self._arenas:

@@ -66,8 +66,7 @@ log = get_logger("latents")
 class CudaArenaMemory:
     """The owner's side. See DeviceMemory for the methods; all may raise DriverError once the device has failed.
 
-    Raises:
-        TransportUnusable: there is no such device, no room on it, or nothing of it can be exported.
+    Raises TransportUnusable where there is no such device, no room on it, or nothing of it can be exported.
     """
 
     def __init__(self, slots: int, slot_bytes: int, device_ordinal: int) -> None:
@@ -164,9 +163,8 @@ class CudaIpcReader:
     async def open(cls, offer: TransportOffer, arena: ArenaDescription, device_ordinal: int | None) -> "CudaIpcReader":
         """A reader on the CUDA device `device_ordinal`, None if this process uses none.
 
-        Raises:
-            TransportUnusable: the offer does not lead to the arena it was made for.
-            StillOpening: it has not within OPEN_TIMEOUT_S. The caller has a reader to close.
+        Raises TransportUnusable where the offer does not lead to the arena it was made for; StillOpening, and the
+        caller has a reader to close, where it has not within OPEN_TIMEOUT_S.
         """
         ordinal = _check_without_driver(offer, device_ordinal)
         reader = cls(offer, arena, ordinal)

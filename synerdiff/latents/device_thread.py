@@ -20,8 +20,7 @@ class DeviceThread:
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
         """Run `work`; return its result or raise its error.
 
-        Raises:
-            TimeoutError: it has not ended after `timeout_s` seconds. It may still end; later calls wait.
+        Raises TimeoutError where it has not ended after `timeout_s` seconds. It may still end; later calls wait.
         """
         return await asyncio.wait_for(asyncio.wrap_future(self._submit(work)), timeout_s)
 

@@ -96,8 +96,7 @@ class _Mapping:
 class SharedArenaMemory:
     """The owner's side. See ArenaMemory for the methods.
 
-    Raises:
-        OSError: the directory cannot be used: missing, not writable or without room for the whole arena.
+    Raises OSError where the directory cannot be used: missing, not writable or without room for the whole arena.
     """
 
     def __init__(self, slots: int, slot_bytes: int, directory: Path = SHARED_MEMORY_DIRECTORY) -> None:
@@ -151,8 +150,7 @@ class SharedArenaMemory:
 class SharedMemoryReader:
     """A reader's side of an offer.
 
-    Raises:
-        TransportUnusable: the offer does not lead to the arena it was made for.
+    Raises TransportUnusable where the offer does not lead to the arena it was made for.
     """
 
     transport = TRANSPORT
@@ -205,8 +203,7 @@ class SharedMemoryReader:
 def sweep_stale_files(directory: Path = SHARED_MEMORY_DIRECTORY) -> list[Path]:
     """Remove the arenas of this user whose owners are dead, and return their paths.
 
-    Raises:
-        OSError: the directory cannot be read.
+    Raises OSError where the directory cannot be read.
     """
     return sweep(directory, _NAME_PREFIX)
 

@@ -36,8 +36,7 @@ class LatentsReader(Protocol):
     async def read(self, slots: Sequence[SlotRef]) -> Sequence[memoryview | CudaClone | None]:
         """The latents of each slot, in order: a copy of the reader's own, or None when the slot is stale.
 
-        Raises:
-            TransportUnusable: the transport leads to the arena no more; another may.
+        Raises TransportUnusable where the transport leads to the arena no more; another may.
         """
 
     def close(self) -> None:

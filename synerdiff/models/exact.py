@@ -39,8 +39,7 @@ class ExactUnet:
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """As `UnetSide.predict`, of any number of rows.
 
-        Raises:
-            NotExact: on this device, rows of one batch change each other at this latent shape.
+        Raises NotExact where on this device, rows of one batch change each other at this latent shape.
         """
         inputs = (latents, timesteps, conditioning)
         shape = tuple(latents.shape[1:])

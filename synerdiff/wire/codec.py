@@ -20,10 +20,8 @@ M = TypeVar("M", bound=Message)
 def codec(kind: type[T], message: type[M], leave_out: Iterable[str] = ()) -> tuple[Callable[[T], M], Callable[[M], T]]:
     """The functions from a dataclass to its message and back; back raises ValueError on an enum's unknown number.
 
-    `leave_out`: fields that one side alone has, at any depth; those of the dataclass are read as their defaults.
-
-    Raises:
-        TypeError: one side lacks a field.
+    `leave_out`: fields that one side alone has, at any depth; those of the dataclass are read as their defaults. Raises
+    TypeError where one side lacks a field.
     """
     source = _Source(frozenset(leave_out))
     plain, read = source.of_dataclass(kind, message.DESCRIPTOR, "value", "value")

@@ -35,10 +35,8 @@ class Halves(Generic[B]):
     def failed(self, failure: Exception) -> Fault | None:
         """The first part failed. None: its halves take its place. Of one that is alone the fault: it is given up.
 
-        `failure` has no traceback: frames hold activations, whose memory the next attempt needs.
-
-        Raises:
-            DeviceFailed: the device computes nothing any more.
+        `failure` has no traceback: frames hold activations, whose memory the next attempt needs. Raises DeviceFailed
+        where the device computes nothing any more.
         """
         fault = fault_of(failure)
         if fault is Fault.FATAL:

@@ -64,9 +64,7 @@ class Stage(ABC, Generic[S]):
 def load(stage: Stage[S], worker_id: str, share: DeviceShare, compiler: BackgroundCompiler) -> WorkerRecord:
     """Make a stage ready to be opened. Takes long. Returns the worker's record, without its address.
 
-    Raises:
-        ModelLoadError: the model directory is refused.
-        DeviceFailed: the device computes nothing.
+    Raises ModelLoadError where the model directory is refused; DeviceFailed where the device computes nothing.
     """
     started, settings = time.perf_counter(), stage.settings
     options = replace(stage.device_options, memory_limit_bytes=share.memory_limit_bytes)

@@ -45,9 +45,7 @@ class StandIn:
 def build(library: Path, memory: Path) -> StandIn:
     """Compile into the directory `library`, for device memory in the directory `memory`.
 
-    Raises:
-        FileNotFoundError: there is no C compiler.
-        CalledProcessError: it refused the source.
+    Raises FileNotFoundError where there is no C compiler; CalledProcessError where it refused the source.
     """
     cc = compiler()
     if cc is None:
