@@ -159,7 +159,6 @@ class Fuzzer:
     # ---- what is sent
 
     def _drawn(self, descriptor: Descriptor) -> Message:
-        """A message with some of its fields set."""
         message = message_factory.GetMessageClass(descriptor)()
         if descriptor.name == "GenerateRequest" and self.draw.random() < 0.3:
             message.MergeFrom(images_pb2.GenerateRequest(model=MODEL, prompt="x", num_inference_steps=2))

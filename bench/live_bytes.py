@@ -11,10 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages that operators return inside `with`, until nobody holds them any more.
-
-    Weights and inputs made before are not counted; neither is what an operator takes and gives back within itself.
-    """
+    """Counts the storages that operators return inside `with` until nobody holds them, but not what is made before."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

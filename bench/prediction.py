@@ -89,7 +89,6 @@ async def measure(
 
 
 def _piece(arrivals: Sequence[Arrival], start_s: float, end_s: float) -> list[Arrival]:
-    """The arrivals of a window, with times from its start."""
     return [replace(arrival, at_s=arrival.at_s - start_s) for arrival in arrivals if start_s <= arrival.at_s < end_s]
 
 

@@ -33,10 +33,7 @@ GIVE_UP_S = 60.0
 
 
 async def start_one(python: Path, folder: Path, redis_url: str) -> tuple[float, float]:
-    """Start `python -m services.scheduler` in `folder`. Returns the seconds until it was ready, and its CPU's.
-
-    It is gone afterwards.
-    """
+    """Start `python -m services.scheduler` in `folder`, then end it. Returns seconds until ready, and its CPU's."""
     health = f"127.0.0.1:{free_port()}"
     environment = {
         "PATH": os.environ["PATH"],

@@ -39,10 +39,7 @@ _TWO_CALLS_A_STEP = frozenset({Sampler.HEUN, Sampler.HEUN_KARRAS, Sampler.KDPM2,
 
 
 def unet_calls(sampler: Sampler, num_inference_steps: int) -> int:
-    """UNet calls that diffusers' schedulers make of so many steps: second-order ones two a step but for the last.
-
-    Of OWN only a model's `SamplerLimits` knows.
-    """
+    """UNet calls of so many steps: two a step but for the last if second-order; OWN: see `SamplerLimits`."""
     if sampler in _TWO_CALLS_A_STEP:
         return 2 * num_inference_steps - 1
     return num_inference_steps + (sampler is Sampler.PNDM and num_inference_steps > 1)

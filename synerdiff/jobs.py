@@ -46,10 +46,7 @@ SkippedSteps = tuple[tuple[int, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as Redis holds it. Times are Unix ms; `images_done` are the indices whose files are stored.
-
-    `traceparent`: the W3C context of the call that made it; empty where nobody traces.
-    """
+    """A job as Redis holds it. Times in Unix ms; `images_done`: indices stored; `traceparent`: W3C, or empty."""
 
     job_id: str
     state: JobState

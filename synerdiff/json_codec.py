@@ -40,10 +40,7 @@ class JsonCodec(Generic[T]):
         return fields
 
     def parse(self, text: str | bytes, *, whole: bool = False) -> T:
-        """The value; `whole`: not without a field that is unknown here. Raises InvalidRequest.
-
-        That names every field that is wrong, its value and its bound.
-        """
+        """The value; `whole`: not without an unknown field. Raises InvalidRequest: each field, value and bound."""
         try:
             return self._adapter.validate_json(text, strict=True, extra="forbid" if whole else "ignore")
         except ValidationError as error:

@@ -82,10 +82,7 @@ def _line(places: Iterable[tuple[int, float]]) -> _Line | None:
 
 
 def _along(points: Sequence[int], ms: Callable[[int], float], x: float) -> float:
-    """Latency at x by that at each point's index: interpolated, and beyond the last point with the last slope.
-
-    With one point in proportion to it. More work is never faster: a last slope that falls counts as level.
-    """
+    """Latency at x by that at each point's index: interpolated, then by the last slope, level where that falls."""
     if len(points) == 1:
         return ms(0) * max(1.0, x / points[0])
     k = min(max(bisect_right(points, x) - 1, 0), len(points) - 2)

@@ -17,13 +17,7 @@ class LeaderGuard:
         return self._token
 
     def attach(self, token: int, leader_id: str = "") -> None:
-        """Make the leader with `token` the one that is listened to. It may attach again: its ticks go on counting.
-
-        `leader_id` tells it from another with the same token, as a Redis that has lost its data gives out.
-
-        Raises:
-            StaleLeader: a leader with a higher token, or another with this one, has attached before.
-        """
+        """Make `token`'s leader the one listened to. Raises StaleLeader for a lower token, or one held by another."""
         if token < self._token or (token == self._token and leader_id != self._leader_id):
             raise self.stale(token)
         if token > self._token:

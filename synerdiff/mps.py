@@ -45,10 +45,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class MpsClient:
-    """What a client of MPS may take of its GPU. `thread_percent`: 1 to 100. `memory_limit_bytes` 0: all there is.
-
-    `*_source` say where each comes from: a variable, the daemon, or that it is only assumed.
-    """
+    """What a client of MPS may take: 1 to 100 percent of threads, bytes (0: all); `*_source`: where each comes from."""
 
     pipe_directory: str
     pipe_source: str
@@ -134,10 +131,7 @@ def find_client(ordinal: int = 0, environ: Mapping[str, str] = os.environ) -> Fi
 
 
 def parse_thread_percentage(text: str) -> int:
-    """The percentage of a variable or of the daemon's answer ("25.0"), to the nearest whole one, at least 1.
-
-    Raises ValueError saying what it should be.
-    """
+    """The percentage of a variable or an answer ("25.0"), at least 1. Raises ValueError saying what it should be."""
     if not _NUMBER.fullmatch(text.strip()) or not 0 < float(text) <= 100:
         raise ValueError("a number above 0 and at most 100")
     return max(1, round(float(text)))

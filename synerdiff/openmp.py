@@ -13,9 +13,6 @@ _SPINS = "2000"
 
 
 def prepare_openmp(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what the environment leaves open. To be called before torch is imported.
-
-    A wait policy other than passive is somebody's decision, and keeps its own spinning.
-    """
+    """Set what the environment leaves open, before torch is imported; another wait policy keeps its own spinning."""
     if environment.setdefault(WAIT_POLICY, "passive").lower() == "passive":
         environment.setdefault(SPIN_COUNT, _SPINS)

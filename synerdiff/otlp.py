@@ -32,10 +32,7 @@ class MissingTracing(SynerDiffError):
 
 
 def start_tracing(endpoint: str, ratio: float, resource: Mapping[str, Value]) -> Tracer:
-    """A tracer that sends to the OTLP/gRPC collector at `endpoint` ("http://host:4317"), or one that records nothing.
-
-    `resource` says which process this is. Raises MissingTracing.
-    """
+    """A tracer to the OTLP/gRPC collector at `endpoint` ("http://host:4317"), or to nowhere. Raises MissingTracing."""
     if not endpoint:
         return Tracer()
     try:

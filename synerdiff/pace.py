@@ -198,7 +198,6 @@ def _word(item: ItemRef) -> int:
 
 
 def _open_locked(path: Path) -> int:
-    """The pair's file, made if need be, of its full size, with a lock that says that it is in use."""
     while True:
         descriptor = _create_or_open(path)
         try:

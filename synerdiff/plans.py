@@ -217,10 +217,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class ResidentTask:
-    """What a worker still holds when a leader attaches. `slot` is set once the task is finished.
-
-    `skipped_calls`: the calls made so far that skipped guidance.
-    """
+    """What a worker still holds when a leader attaches. `slot` is set once finished; `skipped_calls`: so far."""
 
     task_id: str
     next_call: int

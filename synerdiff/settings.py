@@ -109,10 +109,7 @@ S = TypeVar("S", bound=ProcessSettings)
 
 
 def load(settings_cls: type[S], argv: Sequence[str] | None = None) -> S:
-    """Read settings from `argv` (default: the process's own), SYNERDIFF_* variables and the file of `--config`.
-
-    Prints one line per bad setting and exits with status 2 when any is out of bounds.
-    """
+    """Settings of `argv`, SYNERDIFF_* and `--config`'s file. Prints a line per bad one and exits with status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     config = argparse.ArgumentParser(add_help=False)
     config.add_argument("--config", default=os.environ.get("SYNERDIFF_CONFIG", ""))
@@ -129,6 +126,5 @@ def load(settings_cls: type[S], argv: Sequence[str] | None = None) -> S:
 
 
 def _line(location: tuple[int | str, ...], message: str) -> str:
-    """One error of pydantic's; one of several settings at once has no location, and names them itself."""
     message = message.removeprefix("Value error, ")
     return f"--{'.'.join(map(str, location)).replace('_', '-')}: {message}" if location else message

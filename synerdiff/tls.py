@@ -48,10 +48,7 @@ class ServerTls:
 
 @dataclass(frozen=True)
 class ClientTls:
-    """PEM files of a client: the CA to trust (none: the system's) and, where asked for, its own certificate and key.
-
-    `server_name`: what the server's certificate must be valid for; empty: the host that is called.
-    """
+    """A client's PEM files: CA (none: the system's), own certificate and key. `server_name`; empty: the host called."""
 
     ca: Path | None = None
     certificate: Path | None = None

@@ -85,10 +85,7 @@ class Span(NamedTuple):
 
 
 class Tracer:
-    """Where a process's spans go. Made without `send` it records nothing and costs nothing.
-
-    `ratio`: share of requests that are traced where the client did not decide.
-    """
+    """Where a process's spans go; nowhere without `send`. `ratio`: of requests traced where no client decided."""
 
     def __init__(
         self, send: Callable[[Span], None] | None = None, ratio: float = 1.0, close: Callable[[], None] | None = None

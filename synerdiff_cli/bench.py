@@ -108,7 +108,6 @@ def _measured(plan: Plan) -> dict[str, list[Measured]]:
 
 
 def _tell(measured: Mapping[str, Sequence[Measured]]) -> dict[str, Summary]:
-    """Print the tables; returns their content."""
     summaries = {name: summarise([one.window for one in windows]) for name, windows in measured.items()}
     out.print(summary_table(summaries))
     if ratios := _ratios(measured):
@@ -123,7 +122,6 @@ def _tell(measured: Mapping[str, Sequence[Measured]]) -> dict[str, Summary]:
 
 
 def _ratios(measured: Mapping[str, Sequence[Measured]]) -> dict[str, dict[str, Ratio]]:
-    """Every other server over the first."""
     (_, base), *others = measured.items()
     return {name: window_ratios([a.window for a in own], [b.window for b in base]) for name, own in others}
 

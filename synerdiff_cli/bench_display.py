@@ -16,10 +16,7 @@ _RATIO_HEADINGS = {"images_per_s": "images/s", "mean_s": "mean", "p50_s": "P50",
 
 
 class BenchDisplay(Progress, Listener):
-    """`with BenchDisplay(rounds) as display`, and `display` as the run's listener.
-
-    Where stderr is no terminal, a line per window.
-    """
+    """`with BenchDisplay(rounds) as display`, the run's listener. Where stderr is no terminal, a line per window."""
 
     def __init__(self, rounds: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

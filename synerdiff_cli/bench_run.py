@@ -26,8 +26,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Measured:
-    """One window of one server. `unet_rows`, `thresholds`: of its trace, (s from the window's start, value); empty
-    where there is no trace."""
+    """One window of one server. `unet_rows`, `thresholds`: of its trace, if any: (s from the start, value)."""
 
     window: Window
     unet_rows: tuple[tuple[float, float], ...] = ()

@@ -12,11 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end and return its result.
-
-    A signal cancels it, so that it can clean up; a second one cancels the clean-up. Then the process exits with
-    128 + the signal's number, as shells report it.
-    """
+    """Run `work` to its end. A signal cancels it, a second one its clean-up; exits with 128 + the signal's number."""
     received: list[int] = []
 
     async def interruptible() -> T:

@@ -174,7 +174,6 @@ async def _forever(system: Running) -> None:
 
 @contextlib.contextmanager
 def _scratch_folder() -> Iterator[Path]:
-    """A new folder for logs and data: gone afterwards, but for the logs where something failed."""
     folder = Path(tempfile.mkdtemp(prefix="synerdiff-demo-"))
     keep_logs = False
     try:

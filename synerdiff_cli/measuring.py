@@ -27,10 +27,7 @@ from synerdiff_cli.supervisor import Supervisor
 
 @dataclass(frozen=True)
 class Wishes:
-    """The splits to measure, and where the results go. `width` and `height` in pixels, 0: the model's native size.
-
-    `splits`: at least one; each is measured for itself.
-    """
+    """The splits to measure, at least one, and where results go. `width`, `height` in pixels, 0: the native size."""
 
     splits: tuple[Split, ...]
     profiler: ProfilerOptions
@@ -49,10 +46,7 @@ class Measured(NamedTuple):
 
 
 async def measure(wishes: Wishes) -> list[Measured]:
-    """Measure every split, the one with the most pictures per second first. All are kept in Redis, where one is given.
-
-    Ends the command where a device cannot be measured.
-    """
+    """Measure every split, most pictures per second first, and keep all in Redis if given. Exits where it cannot."""
     if wishes.redis_url:
         await check_redis(wishes.redis_url)
     found = []
@@ -104,7 +98,6 @@ async def _measure_split(split: Split, wishes: Wishes) -> Measured:
 
 @asynccontextmanager
 async def _workers(options: LocalOptions) -> AsyncIterator[tuple[Supervisor, WorkerRegistry]]:
-    """A Redis and one worker of each kind, ready; gone after the block."""
     deployment = plan_deployment(options)
     with StartupDisplay(deployment.children) as display:
         async with Supervisor(deployment.children, on_change=display.change) as supervisor:

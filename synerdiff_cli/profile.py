@@ -89,7 +89,6 @@ def profile(
 
 
 def _keep(found: Sequence[Measured], target: Path, plot: Path | None) -> None:
-    """Write the best profile, draw it where that is asked for, and say what was found."""
     made = with_note(found)
     target.write_text(dump(made), encoding="utf-8")
     if plot:

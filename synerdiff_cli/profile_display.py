@@ -15,10 +15,7 @@ _TELL_EVERY_S = 10.0
 
 
 class ProfileDisplay(Progress):
-    """`with ProfileDisplay() as display`, and `display.show(course)` after every sweep.
-
-    Where stderr is no terminal, a line every few seconds.
-    """
+    """`with ProfileDisplay() as display`, then `display.show(course)` a sweep; lines where there is no terminal."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -93,7 +90,6 @@ def shares_table(found: Sequence[tuple[str, Profile, float]]) -> Table:
 
 
 def _curve(profile: Profile) -> str:
-    """Throughput at the row counts that were measured."""
     rows = sorted({cell.rows for cell in profile.cells if not cell.decodes})
     return ", ".join(f"{1000 * count / profile.latency_ms(count, 0):.0f} at {count}" for count in rows)
 

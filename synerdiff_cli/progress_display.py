@@ -12,10 +12,7 @@ from synerdiff_cli.pictures import terminal_picture
 
 
 class ProgressDisplay(Progress):
-    """`with ProgressDisplay(num_images) as display`, and `display.show(event)` for every event of the job.
-
-    Shows nothing where stderr is no terminal.
-    """
+    """`with ProgressDisplay(num_images) as display`, then `display.show(event)`. Shows nothing without a terminal."""
 
     def __init__(self, num_images: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

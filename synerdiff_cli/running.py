@@ -78,10 +78,7 @@ async def check_redis(url: str) -> None:
 
 
 async def _models_are_available(address: str, names: set[str], left_out: set[str]) -> None:
-    """Return once the scheduler knows a worker of each kind for every model: then a first request is served at once.
-
-    `left_out`: models that are not waited for, more as time goes on.
-    """
+    """Return once the scheduler knows a worker of each kind for every model not in `left_out`, which may grow."""
     async with open_channel(address) as channel:
         stub = images_pb2_grpc.ImageGenerationStub(channel)
         available: set[str] = set()

@@ -63,10 +63,7 @@ def splits_of(local: LocalOptions, shares: Iterable[Shares], device: str) -> tup
 
 
 def thread_counts(shares: Shares, cores: int) -> dict[str, int]:
-    """CPU threads of either kind of worker: the nearest to its share, one at least, not over the cores in all.
-
-    Shares that overlap (over 100 % together) may go over the cores together.
-    """
+    """CPU threads of each kind of worker: nearest to its share, at least one; over the cores only where shares are."""
     unet, vae = (max(1, round(cores * share / 100)) for share in shares)
     if sum(shares) <= 100 and cores > 1:
         unet = min(unet, cores - 1)

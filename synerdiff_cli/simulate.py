@@ -88,8 +88,6 @@ def simulate(
 
 @dataclass(frozen=True)
 class _Case:
-    """One policy on one pool."""
-
     pool: SimulatedPool
     spec: PolicySpec
     bounds: PolicyBounds

@@ -1,7 +1,4 @@
-"""Keeps a set of child processes alive, and takes all of them down with itself.
-
-It does not know their work: a spec has the command of one and the probe of its readiness.
-"""
+"""Keeps a set of child processes alive by their commands and probes, and takes all of them down with itself."""
 
 import asyncio
 import contextlib
@@ -140,10 +137,7 @@ class Supervisor:
             await asyncio.gather(task, return_exceptions=True)
 
     async def stop(self) -> None:
-        """SIGTERM to all, the highest stage first, and SIGKILL to those still there after the grace.
-
-        Cancelled while it waits (a second Ctrl-C), it kills them at once.
-        """
+        """SIGTERM to all, the highest stage first; SIGKILL after the grace, or at once when cancelled."""
         self._given_up.cancel()
         for leaving in self._leaving:
             leaving.cancel()

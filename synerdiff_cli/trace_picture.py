@@ -74,10 +74,7 @@ def _counters(events: Iterable[Event], start_us: float) -> dict[str, list[tuple[
 
 
 def draw_trace(events: Sequence[Event], path: Path, seconds: float) -> None:
-    """Draw the last `seconds` of a trace to `path`.
-
-    Raises NothingToDraw, MissingMatplotlib, or OSError when the file cannot be written.
-    """
+    """Draw the last `seconds` of a trace to `path`. Raises NothingToDraw, MissingMatplotlib or OSError."""
     shown = picture(events, seconds)
     try:
         import matplotlib  # noqa: F401  its parts may be loaded already where it is not to be had
@@ -144,6 +141,5 @@ def _draw_steps(axes: Any, points: Sequence[tuple[float, float]], until_s: float
 
 
 def _size(event: Event) -> float:
-    """UNet rows or decodes of an item."""
     args = event["args"]
     return float(args["rows"] if event["cat"] == "unet" else args.get("decodes", args.get("ran_images", 0)))

@@ -49,8 +49,6 @@ def run(kit: Kit, name: ModelName) -> None:
 
 
 class _Choices:
-    """The ways of one model."""
-
     def __init__(self, kit: Kit, networks: Networks) -> None:
         self._kit = kit
         self._networks = networks

@@ -162,7 +162,6 @@ _TINY_VAE: Config = {
 
 
 def _tiny(full: ModelConfig) -> ModelConfig:
-    """The same blocks, a few channels wide: in all else the same model."""
     widths = (32,) if len(full.text_encoders) == 1 else (32, 48)
     unet: dict[str, Any] = {
         **full.unet,

@@ -32,10 +32,7 @@ _TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 
 def run(kit: Kit) -> None:
-    """Beside the first sections: make the directories in the order of their need, and count what each costs.
-
-    Raises AssertionError for a config that is not the published one.
-    """
+    """Make the directories in the order of need, and count costs. Raises AssertionError for an unpublished config."""
     kit.model_path(_ORDER[0]).parent.mkdir(parents=True, exist_ok=True)
     for name in _ORDER:
         began, config = time.monotonic(), kit.config(name)

@@ -264,7 +264,6 @@ _TIMED = ("ms", "floor ms", "times it")
 
 
 def _timed(ms: float, floor_ms: float | None) -> tuple[str, str, str]:
-    """The columns _TIMED."""
     return number(ms, 2), number(floor_ms, 2), f"{ms / floor_ms:.1f}" if floor_ms else "-"
 
 

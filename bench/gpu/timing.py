@@ -34,10 +34,7 @@ def median_ms(call: Call, device: str, seconds: float = 0.6) -> float:
 
 
 def graphed(call: Call) -> Call:
-    """A CUDA graph of a call, as a call that replays it. Raises what a capture fails with.
-
-    On a stream of its own, with whose workspaces it then computes: two of them may be replayed side by side.
-    """
+    """A CUDA graph of a call, on a stream and workspaces of its own, as a call. Raises what a capture fails with."""
     here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(here)
     with torch.cuda.stream(aside):

@@ -57,10 +57,7 @@ def over(result: Result, load: str, ours: str, other: str, value: str) -> Ratio:
 
 
 def best_baseline(result: Result, load: str, value: str) -> str | None:
-    """The baseline server with the highest throughput, or with the lowest latency; None where none got the load.
-
-    Only those that were in as many rounds as any other.
-    """
+    """The best baseline server of those in as many rounds as any; None where none got the load."""
     found = {name: values(result, load, name, value) for name in contenders(result, ONE, BATCHED)}
     rounds = {name: sum(map(math.isfinite, numbers)) for name, numbers in found.items()}
     most = max(rounds.values(), default=0)

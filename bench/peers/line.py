@@ -15,11 +15,7 @@ class _Waiting(NamedTuple):
 
 
 class Line:
-    """Requests before one pipeline, which draws at most `largest` of them at a time.
-
-    It waits for nobody, but for `gather_s` after it had nothing to do, so that requests which come at once are seen
-    together.
-    """
+    """Requests before one pipeline, which draws up to `largest`; when idle before, it gathers for `gather_s`."""
 
     def __init__(self, draw: Draw, largest: int, gather_s: float = 0.0) -> None:
         self._draw = draw

@@ -75,10 +75,7 @@ class Painter:
 
     @torch.inference_mode()
     def draw(self, asked: Sequence[Asked], size: int, output_type: str = "pil") -> Sequence[Any]:
-        """The pictures of requests that are alike, in one call of `size` of them; those too many are thrown away.
-
-        `output_type` as diffusers has it: "pil" pictures, or "pt" for a tensor [n, 3, height, width].
-        """
+        """Pictures of alike requests, in one call of `size`; "pil", or "pt" for a tensor [n, 3, height, width]."""
         padded = [*asked, *([asked[-1]] * (size - len(asked)))]
         alike = asked[0].alike
         pictures: Sequence[Any] = self.pipeline(

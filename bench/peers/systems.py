@@ -56,11 +56,7 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 async def until_quiet(systems: Iterable[System], within_s: float, still_s: float = 2.0) -> bool:
-    """Wait until what computes has used hardly any time of a core for `still_s`. False: it never did.
-
-    What a system does in the background (measure, compile) is done by then, and does not meet the measurement of
-    another one.
-    """
+    """Wait until what computes has used hardly any of a core for `still_s`; False: it never did."""
     pids = [pid for system in systems for pid in system.computing]
     give_up_at, still_since = time.monotonic() + within_s, None
     while True:

@@ -38,11 +38,7 @@ _WRITTEN_KEPT_MS = 60_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a scheduler until SIGTERM or SIGINT. Returns the exit status.
-
-    1 when it could not start or a part died, EXIT_BAD_SETTINGS when traces are asked for and cannot be sent, or Redis
-    would drop what it is given.
-    """
+    """Run a scheduler until SIGTERM or SIGINT. Returns the exit status; EXIT_BAD_SETTINGS: a restart is no help."""
     settings = load(SchedulerSettings, argv)
     configure_logging("scheduler", settings.log_level)
     with contextlib.ExitStack() as on_exit:
@@ -65,10 +61,7 @@ def _tracer(settings: SchedulerSettings) -> Tracer:
 
 
 async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
-    """Serve until told to stop. Returns the exit status.
-
-    Raises EvictingRedis for one that would drop what it is given, SynerDiffError when a port cannot be had.
-    """
+    """Serve until told to stop. Returns the exit status. Raises EvictingRedis, or SynerDiffError without a port."""
     stop = stop_signal()
     serve_metrics(settings.metrics_port)
     async with _store(settings, tracer) as (redis, store, registry, pool):

@@ -179,10 +179,7 @@ class Denoiser:
 
     @torch.inference_mode()
     def make(self, parts: Sequence[PreparedCall]) -> StepOutcome:
-        """Make the call that was prepared, and its tasks' next step by what it answers.
-
-        Raises NotExact for exact tasks on a device that cannot keep the promise.
-        """
+        """Make the prepared call, and its tasks' next step. Raises NotExact for exact tasks where it cannot be."""
         computed = [self._computed(part) for part in parts]
         for part in computed:
             part.advance()

@@ -66,10 +66,7 @@ def predict_differences(
     like: Tensor,
     upload: Callable[[Tensor], Tensor] = lambda weights: weights,
 ) -> Tensor:
-    """[memories, C, h, w] fp32: D' of each task at its call, given its `can_skip`. `like` has the shape [..., C, h, w].
-
-    A task's D' does not depend on the others of the batch. `upload` takes weights from the CPU to where `like` is.
-    """
+    """D' [memories, C, h, w] fp32 of each task at its call. `like` is [..., C, h, w], where `upload` takes weights."""
     most = max(memory.remembers for memory in memories)
     differences = like.new_zeros((len(memories), most, *like.shape[-3:]))
     weights = torch.zeros(len(memories), most)

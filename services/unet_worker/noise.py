@@ -28,10 +28,7 @@ class TaskNoise:
         return self._next_call or 0
 
     def initial_latents(self) -> Tensor:
-        """[C, h, w] in the model's dtype on the CPU: what the first UNet call starts from. To be asked for once, first.
-
-        Raises RuntimeError when something was drawn before.
-        """
+        """[C, h, w] in the model's dtype on the CPU. Raises RuntimeError when something was drawn before."""
         if self._next_call is not None:
             raise RuntimeError("the initial latents were drawn before: make a new TaskNoise to start over")
         self._next_call = 0
@@ -39,10 +36,7 @@ class TaskNoise:
         return latents
 
     def next_step(self) -> Tensor | None:
-        """The noise of the next UNet call, [C, h, w] on the CPU in the dtype it is drawn in, or None if it takes none.
-
-        Raises RuntimeError before `initial_latents` and after the last call.
-        """
+        """Of the next UNet call, [C, h, w] on the CPU; None if it takes none. Raises RuntimeError out of turn."""
         if self._next_call is None:
             raise RuntimeError("the initial latents come before the noise of any call")
         if self._next_call == self._table.num_calls:

@@ -21,11 +21,7 @@ log = get_logger("preparation")
 
 
 class PreparationThread:
-    """Takes all residents that wait at a time, so that their prompts are encoded together.
-
-    `deliver` is called on this thread with TaskReady or TaskFailed; residents dropped meanwhile get neither. `failed`
-    is told there of a device that is lost to this process: no task is to blame for that.
-    """
+    """Prepares all that wait at a time; TaskReady or TaskFailed go to `deliver`, a lost device to `failed`."""
 
     def __init__(
         self,

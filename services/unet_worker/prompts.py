@@ -14,10 +14,7 @@ MAX_ENCODE_BATCH = 16
 
 @dataclass(frozen=True)
 class PromptKey:
-    """A prompt and the part it plays: some models encode an absent negative prompt in a way of its own.
-
-    `alone`: it is encoded in a call of its own, for exact tasks: on a GPU embeddings depend on their batch by rounding.
-    """
+    """A prompt and its part: an absent negative may be encoded otherwise. `alone`: in its own call, if exact."""
 
     text: str
     is_negative: bool

@@ -53,10 +53,7 @@ class Resident:
 
 @dataclass(frozen=True)
 class HandedOver:
-    """Finished latents of `residents`, one after another: `data` is their bytes in the model's dtype, uint8 [n].
-
-    On the arena's own GPU where it is there, else in host memory.
-    """
+    """Latents of `residents`, one after another: uint8 [n] of the model's dtype, on the arena's GPU or in memory."""
 
     residents: tuple[Resident, ...]
     data: Tensor
@@ -137,9 +134,7 @@ class Residents:
         return list(chosen.values()), skipped
 
     def hand_over(self, stepped: Sequence[Resident], compute: Device) -> HandedOver:
-        """Begin to hand over the latents of those that are done: all at once, where the arena takes them. Waits for
-        nothing.
-        """
+        """Begin to hand over finished latents, all at once where the arena takes them. Waits for nothing."""
         done = [resident for resident in stepped if resident.task is not None and resident.task.done]
         samples = [resident.task.sample for resident in done if resident.task is not None]
         if not samples:

@@ -76,10 +76,7 @@ class SchedulerCoefficients:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call's answers to the basis, [2, dims] each. `before`: the memories that had basis vectors, in order.
-
-    `drawn` is the noise drawn again, zeros where there was none.
-    """
+    """One call's answers to the basis, [2, dims] each. `before`: the memories. `drawn`: the noise, zeros for none."""
 
     before: tuple[str, ...]
     scaled: Array
@@ -174,10 +171,7 @@ def _row(tensor: Tensor) -> Array:
 
 
 def _redraw(before: Tensor, after: Tensor) -> tuple[NoiseDtype | None, Tensor]:
-    """The noise that took the generator from one state to the other, and how it was drawn; None and zeros for no noise.
-
-    Noise that cannot be redrawn counts as none; it then stands out as what no coefficient explains.
-    """
+    """The noise that took the generator from one state to the other, and how it was drawn; None and zeros for none."""
     if not torch.equal(before, after):
         for name, dtype in _NOISE_DTYPES.items():
             generator = torch.Generator()

@@ -18,10 +18,7 @@ class SchedulerRecipe:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, scheduler_config: Mapping[str, Any]) -> Any:
-        """A new diffusers scheduler for a model trained as `scheduler_config` says; its steps are not set yet.
-
-        Raises SchedulerNotMade.
-        """
+        """A new scheduler for a model trained as `scheduler_config` says, steps not set. Raises SchedulerNotMade."""
         return make_scheduler(self.class_name, scheduler_config, **self.overrides)
 
 

@@ -70,10 +70,7 @@ def sampler_limits(scheduler_config: Mapping[str, Any]) -> tuple[SamplerLimits, 
 
 
 def default_sampler(scheduler_config: Mapping[str, Any], replacement: Sampler | None = None) -> DefaultSampler:
-    """The sampler that is the model's own scheduler in every option, or else `replacement`, with the reason.
-
-    Raises UnsupportedScheduler with the reason, where neither can be served.
-    """
+    """The model's own scheduler, or else `replacement` and why. Raises UnsupportedScheduler where neither serves."""
     config_json = _canonical(scheduler_config)
     own = _like_own(config_json)
     served = _limits(config_json, own) if isinstance(own, Sampler) else own
@@ -143,10 +140,7 @@ def _limits(config_json: str, sampler: Sampler) -> SamplerLimits | str:
 
 
 def _calls(config_json: str, sampler: Sampler, tried_steps: Sequence[int]) -> dict[int, int]:
-    """UNet calls by number of steps, of those that can be run: timesteps of a few numbers may coincide.
-
-    Raises UnsupportedScheduler where none can.
-    """
+    """UNet calls by number of steps that can be run. Raises UnsupportedScheduler where none can."""
     calls: dict[int, int] = {}
     reason = ""
     for steps in tried_steps:

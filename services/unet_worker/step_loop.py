@@ -29,10 +29,7 @@ Batch = tuple[Resident, ...]
 
 @dataclass
 class _StepsTaken:
-    """The entries of a plan as its report will tell of them, as far as its items were given to the device.
-
-    `done`: residents whose last call has been made; `drifts`: task, call and the drift, still on the device.
-    """
+    """What a plan's report will tell. `done`: residents past their last call; `drifts`: still on the device."""
 
     skipped: list[SkippedEntry] = field(default_factory=list)
     done: list[Resident] = field(default_factory=list)

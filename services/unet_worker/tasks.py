@@ -55,19 +55,13 @@ class DenoisingTask:
         return self.registers[0]
 
     def step_noise(self) -> Tensor | None:
-        """[C, h, w] on the CPU for the next call, or None where its sampler draws none.
-
-        Drawn once per call: a call that is repeated after a failure gets the same noise.
-        """
+        """[C, h, w] on the CPU for the next call, the same if it is repeated; None where its sampler draws none."""
         if self.noise.next_call == self.next_call:
             self._drawn = self.noise.next_step()
         return self._drawn
 
     def advance(self, registers: Tensor, difference: Tensor | None = None, skipped: bool = False) -> None:
-        """Take over what the next call has led to: the registers [R, C, h, w], and D [C, h, w] where it was measured.
-
-        `skipped`: whether the call took one row although the task is guided.
-        """
+        """Take over the registers [R, C, h, w] after a call, and D [C, h, w] if measured; `skipped`: of guidance."""
         self.registers.copy_(registers)
         if difference is not None:
             self.guidance.measure(self.next_call, difference)

@@ -1,7 +1,4 @@
-"""A UNet worker without its network: residents, their preparation and their steps.
-
-All methods belong to the event loop.
-"""
+"""A UNet worker without its network: residents, their preparation and their steps. Belongs to the event loop."""
 
 import asyncio
 from collections.abc import Iterable

@@ -85,10 +85,7 @@ def window(
     norm: Affine | None = None,
     lies: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """Rows [start - halo, stop + halo) of `source`, through `norm` where given; rows outside the picture are zeros.
-
-    `lies`: how, whatever the bands do. A convolution whose input lies as its weights do does not reorder it first.
-    """
+    """Rows [start - halo, stop + halo) of `source`, through `norm`; zeros outside the picture. `lies`: its format."""
     top = start - halo
     buffer: Tensor | None = None
     for row, rows in source.rows(max(top, 0), min(stop + halo, source.height)):

@@ -157,10 +157,7 @@ class DecodeItem(DeviceItem):
         return going_on
 
     def _begun(self) -> list[tuple[_Batch, int]]:
-        """New batches, each of one size and the same chunks in the same items, with the chunk that they go up to.
-
-        Exact entries are a batch each.
-        """
+        """New batches of one size and equal chunks, with the chunk each goes up to; exact entries are a batch each."""
         groups: dict[tuple[int, int, int, ChunkRanges, str], list[tuple[DecodeEntry, Latents]]] = {}
         for entry, latents in self._fresh:
             if self._decodes.wanted(entry):

@@ -137,10 +137,7 @@ class _Part:
     latents: Tensor
 
     def finite(self, compute: Device) -> "tuple[_Part | None, tuple[int, ...]]":
-        """Those of finite latents, and the places of the others: one wait, however many there are.
-
-        That waits for the copy too: after it the memory that latents were copied from may be used again.
-        """
+        """Those of finite latents, and the others' places. Waits once; their memory may be used again then."""
         finite = compute.download(self.latents.isfinite().flatten(1).all(dim=1)).tolist()
         if all(finite):
             return self, ()

@@ -23,11 +23,7 @@ class NotChunkable(Exception):
 
 
 def walk(vae: AutoencoderKL) -> list[Layer]:
-    """The layers of `vae.decode`, in order.
-
-    Raises:
-        NotChunkable: a module is of a type or has an option that is not known here.
-    """
+    """The layers of `vae.decode`, in order. Raises NotChunkable for a module of a type or an option not known here."""
     _expect("vae", vae, AutoencoderKL)
     for option in ("use_tiling", "use_slicing"):
         if getattr(vae, option):

@@ -51,11 +51,7 @@ class ImageOutbox:
         self._changed()
 
     async def follow(self, token: int) -> AsyncIterator[DecodedImage]:
-        """Everything here, then each new image, until a newer stream begins or `end_streams` is called.
-
-        Raises:
-            StaleLeader: a leader with a higher token follows, or has begun to.
-        """
+        """Everything here, then each new image. Ends with a newer stream; raises StaleLeader for a higher token."""
         if token >= self._token:
             self.end_streams()
             self._token = token

@@ -1,7 +1,4 @@
-"""A VAE worker without its network: plans decoded in order, and image files kept until they are stored.
-
-All methods belong to the event loop.
-"""
+"""A VAE worker without its network: plans decoded in order, image files kept until stored. For the event loop."""
 
 import asyncio
 

@@ -29,10 +29,7 @@ class ArenaUnreachable(Exception):
 
 @dataclass(frozen=True)
 class Latents:
-    """One slot's latents: writable bytes of `dtype`, contiguous [channels, height / factor, width / factor].
-
-    They are in host memory or, by `cuda_ipc`, on this process's CUDA device: see CudaClone for how long.
-    """
+    """One slot's bytes of `dtype` [channels, height / factor, width / factor], in host memory or a CudaClone's."""
 
     data: memoryview | CudaClone
     dtype: str

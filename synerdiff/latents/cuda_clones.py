@@ -8,11 +8,7 @@ from synerdiff.latents.cuda_driver import CudaDevice
 
 
 class CudaClone:
-    """Latents in device memory of this process: bytes, by `__cuda_array_interface__`.
-
-    The memory is used again once nothing refers to this object. So whatever was queued on a stream to read it must have
-    run by then.
-    """
+    """Device memory of this process (`__cuda_array_interface__`), used again once nothing refers to this object."""
 
     def __init__(self, device: CudaDevice, pointer: int, size_bytes: int) -> None:
         self._device = device

@@ -89,10 +89,7 @@ class ProcessMemory:
 
 
 class MirroredMemory:
-    """Device memory with a copy in host memory, for readers that the device's memory is out of reach of.
-
-    See DeviceMemory for the methods.
-    """
+    """Device memory with a copy for readers out of its reach. See DeviceMemory for the methods."""
 
     def __init__(self, device: DeviceMemory, host: ArenaMemory) -> None:
         self._device = device

@@ -42,8 +42,6 @@ _EPOCH, _LENGTH, _CRC = range(3)
 
 
 class _Layout:
-    """Where things lie in the file."""
-
     def __init__(self, slots: int, slot_bytes: int) -> None:
         self.slots = slots
         self.slot_bytes = slot_bytes

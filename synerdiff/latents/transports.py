@@ -85,10 +85,7 @@ _OPENERS: dict[str, _Opener] = {cuda_ipc.TRANSPORT: _open_cuda_ipc, shared_memor
 async def open_arena(
     arena: ArenaDescription, fetch_inline: FetchInline, choice: TransportChoice, failed: Mapping[str, str] | None = None
 ) -> LatentsReader:
-    """The first of the arena's offers that proves itself, or inline. Logs the choice and why others failed.
-
-    The order is that of `choice`. `failed` names transports that are not to be tried, and why.
-    """
+    """The first offer that proves itself, in `choice`'s order and but for `failed`; else inline. Logs the choice."""
     reasons = dict(failed or {})
     reader: LatentsReader = InlineReader(fetch_inline)
     awaited: cuda_ipc.CudaIpcReader | None = None

@@ -8,10 +8,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def dtype_from_name(name: str, device: Device | None = None) -> torch.dtype:
-    """The dtype of a name: "float32", "bfloat16", "float16", or "auto" for the fastest that `device` does natively.
-
-    `device`: None is the CPU. Raises ValueError for another name.
-    """
+    """ "float32", "bfloat16", "float16", or "auto": `device`'s fastest (None: the CPU's). Else raises ValueError."""
     if name == "auto":
         return (device or open_device("cpu")).fastest_dtype
     if name not in _DTYPES:

@@ -58,10 +58,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class ServingDefaults:
-    """The defaults of a model card for requests. `max_side` in pixels.
-
-    `skip_cfg`: the model's measured budget of skipped guidance; None where it was not measured.
-    """
+    """A model card's defaults. `max_side` in pixels; `skip_cfg`: the measured budget, None if it was not measured."""
 
     num_inference_steps: int
     guidance_scale: float
@@ -231,10 +228,7 @@ class UnetSide:
 
 @dataclass(frozen=True)
 class VaeSide:
-    """VAE and safety checker of one model, for a VAE worker. Made by `loading.load_vae_side`.
-
-    `dtype` is the one that latents come in; the VAE itself may run in another: see `vae_dtype`.
-    """
+    """VAE and safety checker, made by `loading.load_vae_side`. `dtype`: of latents; the VAE's own: `vae_dtype`."""
 
     family: Family
     vae: AutoencoderKL

@@ -114,10 +114,7 @@ class GraphedUnet:
         return len(self._refused)
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """As `UnetSide.predict`. The caller owns the answer.
-
-        Raises DeviceFailed, and every error of a call without a capture.
-        """
+        """As `UnetSide.predict`; the caller owns the answer. Raises DeviceFailed, and any error of such a call."""
         return self.prepared(latents, timesteps, conditioning)()
 
     def prepared(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Tensor]:
@@ -194,8 +191,6 @@ class GraphedUnet:
 
 @dataclass(frozen=True)
 class _Failed:
-    """Why a capture failed."""
-
     fault: Fault
     reason: str
 

@@ -46,10 +46,7 @@ _UNSERVED_UNET_FEATURES = ("time_cond_proj_dim", "class_embed_type", "num_class_
 
 @contextmanager
 def refusing(path: Path | str) -> Iterator[None]:
-    """Turns every error over the content of a model directory into ModelLoadError, with the reason in one line.
-
-    Libraries check little of their input, and raise any type. A device's lack is no fault of the directory.
-    """
+    """Turns errors over a model directory's content, of any type, into ModelLoadError with the reason in a line."""
     try:
         yield
     except ModelLoadError:
@@ -187,10 +184,7 @@ def _check_latents(layout: ModelLayout) -> None:
 def _vae_dtypes(
     layout: ModelLayout, family: Family, dtype: torch.dtype, wanted: torch.dtype | None
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """The VAE's usual dtype beside a model in `dtype`, and the requested one if it differs.
-
-    In its usual dtype its weights go through `dtype` first, as they do in diffusers' pipelines.
-    """
+    """The VAE's usual dtype beside a model in `dtype`, which its weights go through first, and any other requested."""
     config = layout.config("vae")
     if wanted == torch.float16 != family.vae_dtype(config, torch.float16):
         raise layout.refuse("vae_dtype: float16 overflows in its VAE (force_upcast); bfloat16 and float32 do not")

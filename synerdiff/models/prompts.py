@@ -95,10 +95,7 @@ def load_tokenizer(layout: ModelLayout, component: str, text_encoder: str) -> Pr
 
 @dataclass(frozen=True)
 class ClipPromptEncoder:
-    """One tokenizer and one CLIP text encoder, whose last hidden state is the embedding: SD 1.x and 2.x.
-
-    `at_once`: prompts that are encoded in one call, see `prompts_at_once`.
-    """
+    """A tokenizer and a CLIP text encoder (SD 1.x, 2.x): its last hidden state. `at_once`: see `prompts_at_once`."""
 
     tokenizer: PromptTokenizer
     text_encoder: Any

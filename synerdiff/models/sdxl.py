@@ -17,10 +17,7 @@ _TIME_IDS = 6  # original height and width, crop top and left, target height and
 
 @dataclass(frozen=True)
 class SdxlPromptEncoder:
-    """Two tokenizers and text encoders: their last but one hidden states side by side, pooled by the second.
-
-    `at_once`: prompts that are encoded in one call, see `prompts_at_once`.
-    """
+    """Two tokenizers and text encoders: last but one hidden states side by side, pooled by the second."""
 
     tokenizers: tuple[PromptTokenizer, PromptTokenizer]
     text_encoders: tuple[Any, Any]

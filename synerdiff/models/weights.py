@@ -65,10 +65,7 @@ def _load(
 
 
 def _own(model: nn.Module) -> None:
-    """Move tensors from the mapped file to the process's memory: a write to the file must not change served weights.
-
-    safetensors maps files; weights that changed dtype or device on the way are copies already.
-    """
+    """Move tensors out of mapped files (safetensors): a write to the file must not change served weights."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()

@@ -11,10 +11,7 @@ Report = UnetTickDone | VaeTickDone | TaskReady | TaskFailed
 
 
 class Leader:
-    """Belongs to the event loop. `residents`: the tasks that it found; `error`: the error that ends its stream, if any.
-
-    Of each task only the newest preview waits, so a slow reader costs no memory.
-    """
+    """Belongs to the event loop. `residents` it found; `error` that ends it. Only a task's newest preview waits."""
 
     def __init__(self, token: int) -> None:
         self.token = token

@@ -36,10 +36,7 @@ log = get_logger("process")
 
 
 async def run(stage: Stage[S]) -> int:
-    """Serve until SIGTERM or SIGINT, then drain. Returns the exit status; threads may be left behind.
-
-    1 when it could not start or has failed, EXIT_BAD_SETTINGS when the model directory is refused.
-    """
+    """Serve until SIGTERM or SIGINT, then drain. Returns the exit status (EXIT_BAD_SETTINGS: the model is refused)."""
     settings, stop = stage.settings, stop_signal()
     if settings.threads:
         limit_torch_threads(settings.threads)
@@ -71,7 +68,6 @@ async def run(stage: Stage[S]) -> int:
 async def _serve(
     stage: Stage[S], worker: StageWorker, record: WorkerRecord, host: ServiceHost, stop: asyncio.Event
 ) -> int:
-    """Work until told to stop, or until something fails. Returns the exit status."""
     settings, compiled, failure = stage.settings, stage.compiled, worker.failure
     liveness = Liveness(worker.heartbeats, settings)
     worker.start()
@@ -114,7 +110,6 @@ async def _serve(
 async def _announced(
     record: Callable[[], WorkerRecord], settings: WorkerSettings, failure: FailStop
 ) -> AsyncIterator[None]:
-    """Be in the registry for as long as the body runs, through any trouble with Redis."""
     async with connect(settings.redis_url) as redis:
         announcing = asyncio.create_task(keep_announced(WorkerRegistry(redis), record, settings.registry_ttl_s))
         failure.watch(announcing, "the announcer")

@@ -84,14 +84,7 @@ class StageWorker(ABC):
     # ---- leaders
 
     async def attach(self, token: int, leader_id: str = "", domain: str = "") -> Leader:
-        """Serve the leader with `token` from now on; returns once no plan of an earlier stream runs.
-
-        The stream may have ended by then, since a newer one has come.
-
-        Raises:
-            StaleLeader: a leader with a higher token, or another with this one, has attached before.
-            Unavailable: the worker has failed.
-        """
+        """Serve `token`'s leader; returns once no earlier plan runs. Raises StaleLeader; Unavailable if failed."""
         if self.failure.error is not None:
             raise Unavailable("the worker has failed")
         self.guard.attach(token, leader_id)

@@ -97,11 +97,7 @@ class PlanWatch:
                 self.answered |= self._prompts.is_over(report.task_id)
 
     def after(self, seconds: float) -> float:
-        """Let time pass. Returns how much of the patience is used up: of 1 all.
-
-        Whoever calls this every so often says how often, not how long it was: a leader that was held up itself, and
-        finds a pile of reports to take, has waited no longer for them than it was awake.
-        """
+        """Let time pass, by how often this is called, not by the clock. Returns how much patience is used up, of 1."""
         for line in (self._plans, self._prompts):
             line.taken_s += seconds
         return max(self._plans.used(), self._prompts.used())

@@ -80,7 +80,6 @@ class WorkerStreams:
         self._given_up = {worker_id: life for worker_id, life in self._given_up.items() if worker_id in kept}
 
     def _open(self, record: WorkerRecord) -> None:
-        """Open a stream, unless the worker is to be let be."""
         life = self._given_up.get(record.worker_id)
         if life and life.pid != record.pid:
             del self._given_up[record.worker_id]

@@ -105,8 +105,6 @@ class ColdPlans:
 
 
 class _Solver:
-    """The process, started when first asked."""
-
     def __init__(self, command: tuple[str, ...]) -> None:
         self._command = command
         self._process: Process | None = None

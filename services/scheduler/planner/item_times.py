@@ -36,10 +36,7 @@ def item_times(profile: Profile, chunks: int) -> IntArray:
 
 
 def _longer_than_in_two(times: IntArray) -> NDArray[np.bool_]:
-    """Where some of the decoding, done in an item of its own right after, saves time: nobody waits longer then.
-
-    Where decodes gain little from batches, as they do, this leaves few items to plan with.
-    """
+    """Where some of the decoding saves time in an item of its own right after: nobody waits longer then."""
     longer = np.zeros(times.shape, dtype=np.bool_)
     units = times.shape[1]
     for later in range(1, units):

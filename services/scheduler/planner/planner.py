@@ -16,10 +16,7 @@ _ANY_COST = NEVER
 
 
 def plan_round(profile: Profile, query: PlanQuery) -> PlannedRound:
-    """The best round for `query` on this profile.
-
-    Raises ValueError for a query out of bounds, and KeyError where the profile has no way to do a round of this kind.
-    """
+    """The best round for `query`. Raises ValueError for one out of bounds, KeyError for a kind without times."""
     check(query)
     counts = chunk_counts(profile, query)
     fastest_ns = _fastest_ns(profile, query, counts)

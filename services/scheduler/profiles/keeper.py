@@ -64,10 +64,7 @@ class KeeperOptions:
 
 @dataclass
 class _Place:
-    """A domain and batch key that plans go by a profile of, and whose workers it has to be of.
-
-    `known`: it has a profile that nothing is to be added to.
-    """
+    """A domain and batch key that has a profile, and whose workers it is of. `known`: nothing is to be added to it."""
 
     pair: ProbePair
     key: BatchKey

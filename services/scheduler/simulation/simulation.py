@@ -87,10 +87,7 @@ def simulate(
     thresholds: Thresholds | None = None,
     bystander: Callable[[Holdings], Bystander] | None = None,
 ) -> SimulationResult:
-    """Serve the arrivals to the last one. `thresholds`: a fresh controller, or None for the snapshots' own threshold.
-
-    Raises RuntimeError if the policy leaves requests unserved with nothing under way.
-    """
+    """Serve all arrivals; `thresholds`: None for the snapshots' own. Raises RuntimeError if some are left unserved."""
     return _Simulation(pool, policy, arrivals, thresholds, bystander).run()
 
 
@@ -102,11 +99,7 @@ def simulate_spec(
     bounds: PolicyBounds | None = None,
     plans: PlanBook | None = None,
 ) -> SimulationResult:
-    """Serve the arrivals by a policy's spec.
-
-    `controller`: the constants of the threshold controller, where the spec has one. `plans`: the plans of earlier
-    simulations, so that none is made twice; they change nothing but the time this takes.
-    """
+    """Serve all arrivals by a policy's spec and `controller`. `plans` of earlier simulations only save time."""
     rounds = plans if plans is not None else PlanBook(solve_now=True)
     policy = ConfiguredPolicy(spec, bounds or PolicyBounds(), rounds)
     thresholds = ThresholdController(controller) if spec.controller else ConstantThreshold(spec.threshold)
@@ -115,8 +108,6 @@ def simulate_spec(
 
 @dataclass
 class _Progress:
-    """Where a request stands."""
-
     arrival: Arrival
     record: JobRecord
     started_ms: float = 0.0
@@ -190,7 +181,6 @@ class _Simulation:
             self._bystander.on(event, planned)
 
     def _settle(self) -> None:
-        """End a moment: read jobs, plan, carry out, let the lanes go on."""
         if self._heard:
             if self._unread:
                 self._read()

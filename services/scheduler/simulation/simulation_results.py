@@ -9,11 +9,7 @@ import numpy as np
 
 
 class Outcome(NamedTuple):
-    """What became of one request, in order of arrival.
-
-    `ended_ms`: every image stored, or given up. `decode_ms`: longest time that an image of it waited for its decode and
-    was decoded. `failed`: it ran out of time.
-    """
+    """What became of one request. `ended_ms`: stored or given up; `decode_ms`: its images' longest wait and decode."""
 
     arrived_ms: float
     started_ms: float
@@ -92,7 +88,6 @@ class SimulationResult:
         )
 
     def _mean_threshold(self, until_ms: float) -> float:
-        """Over time and domains."""
         means = []
         for domain in sorted({switch.domain for switch in self.switches}):
             own = [switch for switch in self.switches if switch.domain == domain]

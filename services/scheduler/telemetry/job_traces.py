@@ -184,10 +184,7 @@ class JobTraces:
     # ---- ticks
 
     def ticked(self, lane: Lane, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None) -> None:
-        """A worker's part of a tick has run. It may have a span where one of its tasks is traced; then they are linked.
-
-        Of the tasks that it moved, the stage ends with it.
-        """
+        """A worker's part of a tick has run: a span, if a task in it is traced, and the end of its tasks' stage."""
         if planned and self._tasks and done.items:
             stages = self._stages_of(lane, done, planned)
             if stages and has_spans(done.tick):

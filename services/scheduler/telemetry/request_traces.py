@@ -8,10 +8,7 @@ from synerdiff.tracing import Span, TraceContext, Tracer, Value, context_of_call
 
 
 class RequestTrace:
-    """One call that makes a job. `context` is what the job is stored with: its spans belong to it, whoever makes them.
-
-    None where nobody traces.
-    """
+    """One call that makes a job. `context`: what the job is stored with, for its spans; None where nobody traces."""
 
     def __init__(self, tracer: Tracer, method: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
         self._tracer = tracer

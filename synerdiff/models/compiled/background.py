@@ -87,10 +87,7 @@ class BackgroundCompiler:
             self._thread.start()
 
     def request(self, subject: CompileSubject, install: Callable[[Call], None]) -> bool:
-        """Have a package made, or found; `install` gets it, on this compiler's thread. Does not wait.
-
-        Returns whether it is there already.
-        """
+        """Have a package made, or found, for `install` on this thread. Returns at once whether it is there already."""
         if self._store is None:
             return False
         with self._settled:

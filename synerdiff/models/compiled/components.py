@@ -107,10 +107,7 @@ class _Component(ABC):
         return self._shapes.execution
 
     def rehearse(self) -> None:
-        """Make the first eager call of every size, while no call comes. On another thread than the callers.
-
-        Not where a package is about to come: loading it needs the idle time.
-        """
+        """Make the first eager call of every size while no call comes; not where a package is about to be loaded."""
         if self.execution == "eager" and not self._shapes.soon:
             self._rehearse(self._eager, 0, _REHEARSED_WITHIN_S)
 

@@ -46,10 +46,7 @@ class Rehearsal:
             self._computed_at_s = time.monotonic()
 
     def run(self, call: Callable[[int], object], limit_s: float, done: int = 0) -> int:
-        """Make a call of every size but the first `done`, within `limit_s` seconds. Returns how many are done then.
-
-        Raises every error of a call.
-        """
+        """Call every size but the first `done`, within `limit_s`; returns how many are done. Raises calls' errors."""
         give_up_at = time.monotonic() + limit_s
         for made, size in enumerate(self._sizes[done:], start=done):
             while self._somebody_computes() and time.monotonic() < give_up_at and not self._closing.is_set():
@@ -71,10 +68,7 @@ class Rehearsal:
 
 
 def start_at_lowest_priority(name: str, work: Callable[[], object], threads: int) -> threading.Thread:
-    """Run `work` beside the rest of the process. Its errors are only logged.
-
-    `threads`: CPU threads of its calls; 0: torch's own number.
-    """
+    """Run `work` beside the process, on `threads` CPU threads (0: torch's number). Its errors are only logged."""
 
     def run() -> None:
         compute_at_lowest_priority(threads)
@@ -89,9 +83,7 @@ def start_at_lowest_priority(name: str, work: Callable[[], object], threads: int
 
 
 def compute_at_lowest_priority(threads: int) -> None:
-    """Let the calling thread, and those it starts, run only on idle cores, with so many CPU threads (0: torch's
-    own number).
-    """
+    """Let this thread, and those it starts, run on idle cores, with so many CPU threads (0: torch's own)."""
     if hasattr(os, "setpriority"):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
     if threads:

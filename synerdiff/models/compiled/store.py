@@ -24,11 +24,7 @@ class StoreUnusable(Exception):
 
 
 class PackageStore:
-    """The packages in `directory`, which is made if need be; most of `capacity_bytes` in all, those used last.
-
-    Raises:
-        StoreUnusable: see there.
-    """
+    """The packages in `directory`, of `capacity_bytes` at most, those used last. Raises StoreUnusable."""
 
     def __init__(self, directory: Path, capacity_bytes: int = 8 * 2**30) -> None:
         self.directory = directory
@@ -63,8 +59,7 @@ class PackageStore:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder to compile in, empty at first and gone after. Call it within `compiling`: it removes the remains of
-        killed processes."""
+        """A folder to compile in, gone after. Within `compiling`: it removes the remains of killed processes."""
         for left in self.directory.glob(f"{_SCRATCH}*"):
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=self.directory, prefix=_SCRATCH) as folder:

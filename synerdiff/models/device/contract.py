@@ -31,10 +31,7 @@ class Capture(Protocol):
 
 
 class Timeline(Protocol):
-    """Moments in the order of a device's work, told when there is time for that.
-
-    One thread marks; waiting for marks, in their order, and telling their times is for one thread too.
-    """
+    """Moments in the order of a device's work, told when there is time. One thread marks, one waits and tells."""
 
     def mark(self) -> Mark:
         """The moment when all work that this thread has given so far will be done."""
@@ -101,10 +98,7 @@ class Device(ABC):
 
     @abstractmethod
     def upload(self, host: Tensor) -> Tensor:
-        """A tensor of the CPU on the device, for work given to it from now on. Does not wait; `host` may change after.
-
-        On the CPU it is `host` itself.
-        """
+        """A CPU tensor on the device, for later work; on the CPU itself. Does not wait; `host` may change after."""
 
     @abstractmethod
     def download(self, tensor: Tensor) -> Tensor:
@@ -122,10 +116,7 @@ class Device(ABC):
 
     @abstractmethod
     def beside(self) -> AbstractContextManager[Lend]:
-        """Work outside the order of steps. This thread alone waits for it at its end.
-
-        Pass results that live on to the yielded function: others will use them.
-        """
+        """Work outside the order of steps; waits at its end. Pass results that live on to the yielded function."""
 
     @abstractmethod
     def capture(self, call: Callable[[], Tensor]) -> Capture:

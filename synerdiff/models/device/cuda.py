@@ -25,8 +25,6 @@ _CLOCKS_DRIFT = 5e-5
 
 
 class _Moment(NamedTuple):
-    """The `number`th mark of a timeline."""
-
     number: int
     event: "torch.cuda.Event"
 
@@ -135,9 +133,7 @@ class CudaDevice(Device):
             torch.cuda.empty_cache()
 
     def upload(self, host: Tensor) -> Tensor:
-        """Through a pinned buffer, on the side stream for copies; the calling thread's stream waits for it, not the
-        thread.
-        """
+        """Through a pinned buffer, on the side stream for copies; the thread's stream waits for it, not the thread."""
         if host.device.type != "cpu":
             return host.to(self.torch_device)
         pinned = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)

@@ -26,10 +26,7 @@ class DeviceOptions:
 
 @lru_cache(maxsize=8)
 def open_device(name: str, options: DeviceOptions = DeviceOptions()) -> Device:
-    """The device "cpu", "cuda" or "cuda:N"; the same object for the same arguments.
-
-    Raises RuntimeError for a GPU that is not there.
-    """
+    """The device "cpu", "cuda" or "cuda:N", one object for the same arguments. Raises RuntimeError without that GPU."""
     device = torch.device(name)
     if device.type == "cpu":
         return CpuDevice()

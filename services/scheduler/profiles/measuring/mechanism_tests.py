@@ -112,7 +112,6 @@ def _beside(profile: Profile) -> list[tuple[int, int]]:
 
 
 def _item(profile: Profile, rows: int, decodes: int, chunks: int | None = None) -> ProbeItem:
-    """An item in its fastest setting."""
     choice = profile.choice(rows, decodes, chunks)
     assert choice, "each side was measured alone, and both beside each other"
     return ProbeItem(rows, decodes, choice.setting, 0, choice.setting.chunks)

@@ -22,10 +22,7 @@ class Paired(NamedTuple):
 
 
 def paired(ratios: Sequence[float], confidence: float = CONFIDENCE) -> Paired:
-    """What the ratios say; an interval from 0 to infinity where they are too few to say anything.
-
-    The median is between the k-th smallest and the k-th largest unless fewer than k are on one side of it.
-    """
+    """What the ratios say: the interval of their median, from 0 to infinity where they are too few to say anything."""
     ordered, count = sorted(ratios), len(ratios)
     outside, k = 0.0, 0
     while k < count // 2 and outside + 2 * comb(count, k) / 2**count <= 1 - confidence:

@@ -283,7 +283,6 @@ class Prober:
 
 
 async def _soon(report: "asyncio.Future[Any] | None") -> Any:
-    """A report, None where none is to come. Raises ProbeFailed when it does not."""
     if report is None:
         return None
     try:

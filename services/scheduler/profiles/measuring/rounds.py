@@ -106,10 +106,7 @@ class RoundTimes(NamedTuple):
 
 
 def round_times(items: Sequence[ProbeItem], unet: UnetTickDone | None, vae: VaeTickDone | None) -> RoundTimes:
-    """What the reports of a round's two parts say.
-
-    Raises ProbeFailed where they did not do what was asked, MemoryRanOut where they could not do it at once.
-    """
+    """What the reports of a round's two parts say. Raises ProbeFailed, MemoryRanOut where it was not done at once."""
     for kind, done in (("unet", unet), ("vae", vae)):
         halved = [timing.halved for timing in done.items if timing.halved] if done else []
         if halved:

@@ -1,7 +1,4 @@
-"""The parts of a profile's course: what each wants run once more, by what the runs so far say. Pure.
-
-A part that wants nothing is done; as runs come in it may want something again.
-"""
+"""The parts of a profile's course, and what each wants run once more by what the runs so far say: none, once done."""
 
 import math
 from dataclasses import replace

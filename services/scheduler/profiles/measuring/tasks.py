@@ -48,10 +48,7 @@ class ProbeTask:
 
 @dataclass
 class ProbeTasks:
-    """Makes probe tasks of one model and picture size, and holds those that are on the UNet worker.
-
-    A task is in `arriving` from its admission until it can be stepped or decoded.
-    """
+    """Makes probe tasks of one model and size, and holds them; `arriving` until they can be stepped or decoded."""
 
     card: ModelCard
     width: int
