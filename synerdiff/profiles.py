@@ -126,7 +126,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class KneeFound:
-    """The fewest rows within KNEE_WITHIN of the best throughput, `low` to `high` at 95 %. `error`: of that throughput."""
+    """The fewest rows whose throughput is within KNEE_WITHIN of the best, `low` to `high` at 95 %. `error`: its own."""
 
     rows: int
     low: int

@@ -24,17 +24,9 @@ from functools import cache
 from typing import TypeVar
 
 from synerdiff.host import boot_id
+from synerdiff.latents import cuda_layout
 from synerdiff.latents.cuda_clones import ClonePool, CudaClone
 from synerdiff.latents.cuda_driver import HANDLE_BYTES, INVALID_CONTEXT, CudaDevice, CudaUnavailable, DriverError
-from synerdiff.latents.cuda_layout import (
-    HEADER_BYTES,
-    PATTERN_BYTES,
-    WITHDRAWN,
-    CudaLayout,
-    Entry,
-    expected_header,
-    layout_of,
-)
 from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
 from synerdiff.latents.device_thread import DeviceThread
 from synerdiff.latents.memory import DeviceSpan
@@ -70,8 +62,8 @@ class CudaArenaMemory:
     """
 
     def __init__(self, slots: int, slot_bytes: int, device_ordinal: int) -> None:
-        self._layout = CudaLayout(slots, slot_bytes)
-        self._pattern = secrets.token_bytes(PATTERN_BYTES)
+        self._layout = cuda_layout.CudaLayout(slots, slot_bytes)
+        self._pattern = secrets.token_bytes(cuda_layout.PATTERN_BYTES)
         self._epoch = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._device = whole_gpu(device_ordinal)
         try:
@@ -79,7 +71,7 @@ class CudaArenaMemory:
         except DriverError as error:
             raise TransportUnusable(f"no {self._layout.total_bytes} bytes of device memory: {error}") from error
         try:
-            table = self._layout.data(0) - HEADER_BYTES
+            table = self._layout.data(0) - cuda_layout.HEADER_BYTES
             self._device.copy_in(self._base, self._layout.header(self._epoch, self._pattern) + bytes(table))
             self._handle = self._device.export(self._base)
         except DriverError as error:
@@ -90,12 +82,12 @@ class CudaArenaMemory:
     def store(self, index: int, epoch: int, data: memoryview) -> None:
         """See ArenaMemory."""
         self._device.copy_in(self._base + self._layout.data(index), data)
-        self._publish(index, Entry(epoch, len(data), self._pattern))
+        self._publish(index, cuda_layout.Entry(epoch, len(data), self._pattern))
 
     def store_span(self, index: int, epoch: int, span: DeviceSpan) -> None:
         """See DeviceMemory."""
         self._device.copy([(self._base + self._layout.data(index), span.pointer, span.size_bytes)])
-        self._publish(index, Entry(epoch, span.size_bytes, self._pattern))
+        self._publish(index, cuda_layout.Entry(epoch, span.size_bytes, self._pattern))
 
     def fetch(self, span: DeviceSpan) -> memoryview:
         """See DeviceMemory."""
@@ -103,7 +95,7 @@ class CudaArenaMemory:
 
     def withdraw(self, index: int) -> None:
         """See ArenaMemory."""
-        self._publish(index, WITHDRAWN)
+        self._publish(index, cuda_layout.WITHDRAWN)
 
     def load(self, index: int, epoch: int) -> bytes | None:
         """See ArenaMemory. The arena's lock keeps the slot as it is meanwhile."""
@@ -138,7 +130,7 @@ class CudaArenaMemory:
         except DriverError as error:
             log.warning("the device failed; what was in its latents arena is gone", reason=str(error))
 
-    def _publish(self, index: int, entry: Entry) -> None:
+    def _publish(self, index: int, entry: cuda_layout.Entry) -> None:
         self._device.copy_in(self._base + self._layout.entry(index), entry.pack())
 
 
@@ -153,7 +145,7 @@ class CudaIpcReader:
     def __init__(self, offer: TransportOffer, arena: ArenaDescription, device_ordinal: int) -> None:
         self._offer = offer
         self._arena = arena
-        self._layout = layout_of(arena)
+        self._layout = cuda_layout.layout_of(arena)
         self._device_ordinal = device_ordinal
         self._thread = DeviceThread("cuda-ipc")
         self._mapping: int | None = None
@@ -202,7 +194,7 @@ class CudaIpcReader:
         self._device = device
         self._clones = ClonePool(device, self._arena.slot_bytes)
         self._mapping = device.open_exported(self._offer.cuda_handle)
-        header = expected_header(self._arena, self._offer)
+        header = cuda_layout.expected_header(self._arena, self._offer)
         if device.copy_out(self._mapping, len(header)) != header:
             raise TransportUnusable("the memory opened does not hold the pattern offered")
         self.opened = True
@@ -219,7 +211,7 @@ class CudaIpcReader:
         after = self._published(clones)
         return [clones[slot] if slot in after and after[slot] == before[slot] else None for slot in slots]
 
-    def _published(self, slots: "Sequence[SlotRef] | dict[SlotRef, CudaClone]") -> dict[SlotRef, Entry]:
+    def _published(self, slots: "Sequence[SlotRef] | dict[SlotRef, CudaClone]") -> dict[SlotRef, cuda_layout.Entry]:
         """The entries of those slots that are published under the epoch asked for."""
         assert self._mapping is not None
         here = [s for s in slots if s.arena_id == self._arena.arena_id and 0 <= s.index < self._arena.slots]
@@ -230,7 +222,7 @@ class CudaIpcReader:
         entries = self._layout.entries(self._device.copy_out(self._mapping + self._layout.entry(first), size_bytes))
         return {slot: entry for slot in here if self._shows(slot, entry := entries[slot.index - first])}
 
-    def _shows(self, slot: SlotRef, entry: Entry) -> bool:
+    def _shows(self, slot: SlotRef, entry: cuda_layout.Entry) -> bool:
         fits = 0 < entry.length <= self._arena.slot_bytes
         return fits and entry.epoch == slot.epoch and entry.pattern == self._offer.pattern
 

@@ -12,13 +12,7 @@ from synerdiff.errors import FieldViolation, InvalidRequest, SynerDiffError
 from synerdiff.pace import check_paced
 from synerdiff.plans import Preview, TaskFailed, TaskReady, UnetPlan, UnetTickDone, VaePlan, VaeTickDone
 from synerdiff.v1 import stages_pb2
-from synerdiff.wire.stages import (
-    preview_to_pb,
-    task_failed_to_pb,
-    task_ready_to_pb,
-    unet_tick_done_to_pb,
-    vae_tick_done_to_pb,
-)
+from synerdiff.wire import stages
 from synerdiff.worker.leader import Leader
 from synerdiff.worker.stage_worker import StageWorker
 
@@ -28,11 +22,11 @@ P = TypeVar("P", UnetPlan, VaePlan)
 
 # The field of a report that a message becomes, and how.
 _FIELDS: dict[type[Any], tuple[str, Callable[[Any], Any]]] = {
-    Preview: ("preview", preview_to_pb),
-    TaskReady: ("task_ready", task_ready_to_pb),
-    TaskFailed: ("task_failed", task_failed_to_pb),
-    UnetTickDone: ("tick_done", unet_tick_done_to_pb),
-    VaeTickDone: ("tick_done", vae_tick_done_to_pb),
+    Preview: ("preview", stages.preview_to_pb),
+    TaskReady: ("task_ready", stages.task_ready_to_pb),
+    TaskFailed: ("task_failed", stages.task_failed_to_pb),
+    UnetTickDone: ("tick_done", stages.unet_tick_done_to_pb),
+    VaeTickDone: ("tick_done", stages.vae_tick_done_to_pb),
 }
 
 

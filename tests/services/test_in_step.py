@@ -14,6 +14,7 @@ from services.unet_worker.residents import Residents
 from services.unet_worker.step_loop import StepLoop, StepReport
 from services.vae_worker.decode_item import DecodeItem, PlanDecodes
 from services.vae_worker.decoder import BatchDecoder
+from synerdiff import plans
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.client import Latents
 from synerdiff.latents.memory import ProcessMemory
@@ -21,18 +22,6 @@ from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.models.loading import load_unet_side, load_vae_side
 from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide
-from synerdiff.plans import (
-    DecodeEntry,
-    Execution,
-    ItemRef,
-    ItemTiming,
-    SlotRef,
-    UnetEntry,
-    UnetItem,
-    UnetPlan,
-    UnetTickDone,
-    VaeItem,
-)
 from synerdiff.requests import ImageFormat
 from synerdiff.worker.device_thread import DevicePlan, DeviceThread
 from tests.tiny_models import tiny_model
@@ -43,11 +32,11 @@ TICKS, PLACES, CHUNKS = 3, 4, 4
 PATIENCE_MS = 10_000 * int(HANG_S)
 
 
-def in_step(tick: int, place: int) -> Execution:
+def in_step(tick: int, place: int) -> plans.Execution:
     """After the other side's item before, across ticks."""
     before = (tick, place - 1) if place > 1 else (tick - 1, PLACES)
-    after = ItemRef(*before) if before[0] > 0 else None
-    return Execution(place=place, threads=1 + place % 2, after=after, patience_ms=PATIENCE_MS, pace="pair")
+    after = plans.ItemRef(*before) if before[0] > 0 else None
+    return plans.Execution(place=place, threads=1 + place % 2, after=after, patience_ms=PATIENCE_MS, pace="pair")
 
 
 def device_thread(side: UnetSide | VaeSide, who: PaceSide, directory: Path) -> DeviceThread:
@@ -67,14 +56,14 @@ class Decoding:
 
     def _submit(self, tick: int) -> DevicePlan:
         parts = [decode_entry(f"b/{tick}", chunk) for chunk in range(CHUNKS)]
-        decodes, plan = PlanDecodes([VaeItem((part,)) for part in parts], set()), self.thread.begin_plan(tick)
+        decodes, plan = PlanDecodes([plans.VaeItem((part,)) for part in parts], set()), self.thread.begin_plan(tick)
         for place, part in enumerate(parts, start=1):
             fresh, resumed = (((part, zeros()),), ()) if place == 1 else ((), (part,))
             item = DecodeItem(in_step(tick, place), fresh, resumed, self._decoder, decodes, self._over.put)
             self.thread.submit_item(plan, item)
         return plan
 
-    def timings(self) -> tuple[list[ItemTiming], list[str]]:
+    def timings(self) -> tuple[list[plans.ItemTiming], list[str]]:
         """Of all items, and the pictures made."""
         items = [self._over.get(timeout=HANG_S) for _ in range(TICKS * CHUNKS)]
         self.thread.close()
@@ -95,13 +84,16 @@ class Stepping:
         self._reports: queue.SimpleQueue[StepReport] = queue.SimpleQueue()
         for tick in range(1, TICKS + 1):
             calls = range((tick - 1) * PLACES, tick * PLACES)
-            items = [UnetItem((UnetEntry("a/0", call),), in_step(tick, k)) for k, call in enumerate(calls, start=1)]
-            loop.submit(UnetPlan(1, tick, tuple(items)), self._reports.put)
+            items = [
+                plans.UnetItem((plans.UnetEntry("a/0", call),), in_step(tick, k))
+                for k, call in enumerate(calls, start=1)
+            ]
+            loop.submit(plans.UnetPlan(1, tick, tuple(items)), self._reports.put)
 
-    def timings(self) -> list[ItemTiming]:
+    def timings(self) -> list[plans.ItemTiming]:
         reports = [self._reports.get(timeout=HANG_S) for _ in range(TICKS)]
         self.thread.close()
-        return [timing for report in reports if isinstance(report, UnetTickDone) for timing in report.items]
+        return [timing for report in reports if isinstance(report, plans.UnetTickDone) for timing in report.items]
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +117,9 @@ def test_items_run_beside_those_of_their_place_and_after_those_before(model: Pat
     assert max(timing.waited_ms for timing in [*unet, *vae]) < PATIENCE_MS
 
 
-def decode_entry(task_id: str, chunk: int) -> DecodeEntry:
-    slot = SlotRef("a", 0, 1)
-    return DecodeEntry(task_id, "", slot, 64, 64, ImageFormat.PNG, "{}", CHUNKS, chunk, chunk + 1)
+def decode_entry(task_id: str, chunk: int) -> plans.DecodeEntry:
+    slot = plans.SlotRef("a", 0, 1)
+    return plans.DecodeEntry(task_id, "", slot, 64, 64, ImageFormat.PNG, "{}", CHUNKS, chunk, chunk + 1)
 
 
 def zeros() -> Latents:

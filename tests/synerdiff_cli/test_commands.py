@@ -13,16 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from synerdiff.errors import (
-    AlreadyExists,
-    Cancelled,
-    DeadlineExceeded,
-    FieldViolation,
-    InvalidRequest,
-    NotFound,
-    QueueFull,
-    SynerDiffError,
-)
+from synerdiff import errors
 from synerdiff.redis_process import free_port
 from synerdiff.v1 import images_pb2, operations_pb2
 from synerdiff_cli.main import app
@@ -114,16 +105,18 @@ def test_a_detached_job_is_named_and_not_followed(script: Script) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (InvalidRequest(FieldViolation("width", "7 is not a multiple of 8 from 8 to 256")), 2),
-        (NotFound("model: 'x' is unknown; the models are: emoji"), 2),
-        (AlreadyExists("request_id was used with another body"), 2),
-        (QueueFull("the queue is full", 0.0), 3),
-        (Cancelled("nobody followed the job"), 4),
-        (DeadlineExceeded("the timeout of 1 s ran out"), 124),
-        (SynerDiffError("the decoder failed"), 1),
+        (errors.InvalidRequest(errors.FieldViolation("width", "7 is not a multiple of 8 from 8 to 256")), 2),
+        (errors.NotFound("model: 'x' is unknown; the models are: emoji"), 2),
+        (errors.AlreadyExists("request_id was used with another body"), 2),
+        (errors.QueueFull("the queue is full", 0.0), 3),
+        (errors.Cancelled("nobody followed the job"), 4),
+        (errors.DeadlineExceeded("the timeout of 1 s ran out"), 124),
+        (errors.SynerDiffError("the decoder failed"), 1),
     ],
 )
-def test_an_answered_error_is_one_line_and_an_exit_code(script: Script, error: SynerDiffError, code: int) -> None:
+def test_an_answered_error_is_one_line_and_an_exit_code(
+    script: Script, error: errors.SynerDiffError, code: int
+) -> None:
     script.error = error
     result = synerdiff("generate", "a cat")
     assert result.exit_code == code
@@ -199,7 +192,7 @@ def test_jobs_get_watch_and_cancel(script: Script) -> None:
 
 
 def test_an_unknown_job(script: Script) -> None:
-    script.error = NotFound("job: 'job-1' is unknown")
+    script.error = errors.NotFound("job: 'job-1' is unknown")
     result = synerdiff("jobs", "get", "job-1")
     assert (result.exit_code, result.stderr) == (2, "error: job: 'job-1' is unknown\n")
 

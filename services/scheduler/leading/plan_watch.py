@@ -6,14 +6,7 @@ A device that hangs leaves its process well, its stream open and its health SERV
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from services.scheduler.engine.effects import (
-    Admit,
-    CancelOnWorker,
-    ReleaseSlots,
-    SendUnetPlan,
-    SendVaePlan,
-    WorkerEffect,
-)
+from services.scheduler.engine import effects
 from services.scheduler.engine.events import Report
 from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 
@@ -31,7 +24,7 @@ class Patience:
 
     unpredicted_s: float = 600.0
 
-    def of(self, plan: SendUnetPlan | SendVaePlan, *, warm: bool) -> float:
+    def of(self, plan: effects.SendUnetPlan | effects.SendVaePlan, *, warm: bool) -> float:
         """For the plan, in seconds, from when the worker is done with the one before. `warm`: it has run one before."""
         if not plan.predicted_ms:
             return self.unpredicted_s * len(plan.plan.items)
@@ -77,14 +70,14 @@ class PlanWatch:
         self._stretch = stretch
         self._plans, self._prompts = _Line(), _Line()
 
-    def sent(self, effect: WorkerEffect) -> None:
+    def sent(self, effect: effects.WorkerEffect) -> None:
         """The worker was asked for something, or told to let go of tasks."""
         match effect:
-            case SendUnetPlan() | SendVaePlan():
+            case effects.SendUnetPlan() | effects.SendVaePlan():
                 self._plans.expect(effect.plan.tick, self._patience.of(effect, warm=self._warm) * self._stretch)
-            case Admit(task=task):
+            case effects.Admit(task=task):
                 self._prompts.expect(task.task_id, self._patience.unpredicted_s * self._stretch)
-            case CancelOnWorker(task_ids=task_ids) | ReleaseSlots(task_ids=task_ids):
+            case effects.CancelOnWorker(task_ids=task_ids) | effects.ReleaseSlots(task_ids=task_ids):
                 self._prompts.is_over(*task_ids)
 
     def reported(self, report: Report) -> None:

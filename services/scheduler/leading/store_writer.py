@@ -12,15 +12,7 @@ from functools import partial
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
 
-from services.scheduler.engine.effects import (
-    FailJob,
-    FinishJob,
-    MarkDecoding,
-    ReportProgress,
-    StartJob,
-    StoreEffect,
-    StoreImage,
-)
+from services.scheduler.engine import effects
 from services.scheduler.engine.events import ImageStored, JobArrived, JobDropped, JobUnwritable
 from services.scheduler.leading.listener import Listener
 from services.scheduler.store.queue import JobStore, Lease
@@ -46,18 +38,18 @@ class StoreWriter:
         self._store = store
         self._lease = lease
         self._leader = leader
-        self._queues: dict[str, deque[StoreEffect]] = {}
+        self._queues: dict[str, deque[effects.StoreEffect]] = {}
         self._writers: set[asyncio.Task[None]] = set()
-        self._progress: dict[tuple[str, int], ReportProgress] = {}
+        self._progress: dict[tuple[str, int], effects.ReportProgress] = {}
 
     @property
     def backlog(self) -> int:
         """Effects not yet in Redis."""
         return sum(len(queue) for queue in self._queues.values())
 
-    def submit(self, effect: StoreEffect) -> None:
+    def submit(self, effect: effects.StoreEffect) -> None:
         """Queue an effect."""
-        if isinstance(effect, ReportProgress):
+        if isinstance(effect, effects.ReportProgress):
             self._keep_latest(effect)
             return
         queue = self._queues.get(effect.job_id)
@@ -69,7 +61,7 @@ class StoreWriter:
         self._writers.add(writer)
         writer.add_done_callback(self._writers.discard)
 
-    def _keep_latest(self, effect: ReportProgress) -> None:
+    def _keep_latest(self, effect: effects.ReportProgress) -> None:
         """The newest, except that one without a preview does not displace one with it."""
         key = (effect.job_id, effect.index)
         held = self._progress.get(key)
@@ -84,7 +76,7 @@ class StoreWriter:
                 await self._write_progress(latest)
             await asyncio.sleep(max(PROGRESS_EVERY_S, len(latest) / PROGRESS_PER_S))
 
-    async def _write_progress(self, latest: list[ReportProgress]) -> None:
+    async def _write_progress(self, latest: list[effects.ReportProgress]) -> None:
         try:
             await self._persist(partial(self._store.append_progress, self._lease, latest))
         except Exception:  # of one job, but of which is not told; it must not end the writing of all
@@ -104,7 +96,7 @@ class StoreWriter:
                 log.exception("an effect cannot be written", job_id=job_id, effect=type(effect).__name__)
                 queue.clear()
                 del self._queues[job_id]
-                if not isinstance(effect, FailJob):
+                if not isinstance(effect, effects.FailJob):
                     reason = f"{type(effect).__name__} could not be written: {error}"
                     self._leader.on(JobUnwritable(job_id, reason))
                 return
@@ -122,20 +114,20 @@ class StoreWriter:
         except StaleLeader:
             self._leader.superseded()
 
-    async def _write(self, effect: StoreEffect) -> None:
+    async def _write(self, effect: effects.StoreEffect) -> None:
         store, lease, in_time = self._store, self._lease, True
         match effect:
-            case StartJob(job_id):
+            case effects.StartJob(job_id):
                 in_time = await store.start(lease, job_id)
-            case MarkDecoding(job_id):
+            case effects.MarkDecoding(job_id):
                 in_time = await store.decoding(lease, job_id)
-            case StoreImage(job_id, index, seed, image):
+            case effects.StoreImage(job_id, index, seed, image):
                 in_time = await store.store_image(lease, job_id, image, index, seed)
                 if in_time:
                     self._leader.on(ImageStored(task_id(job_id, index)))
-            case FinishJob(job_id, _, timings, warnings, skipped_steps):
+            case effects.FinishJob(job_id, _, timings, warnings, skipped_steps):
                 await self._finish(job_id, timings, warnings, skipped_steps)
-            case FailJob(job_id, _, code, message):
+            case effects.FailJob(job_id, _, code, message):
                 await store.fail(lease, job_id, code, message)
         if not in_time:
             if (await store.gone([effect.job_id])).lost:

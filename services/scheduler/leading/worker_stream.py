@@ -10,15 +10,7 @@ from typing import Any
 
 import grpc
 
-from services.scheduler.engine.effects import (
-    Admit,
-    CancelOnWorker,
-    ForgetImages,
-    ReleaseSlots,
-    SendUnetPlan,
-    SendVaePlan,
-    WorkerEffect,
-)
+from services.scheduler.engine import effects
 from services.scheduler.engine.events import Report, Reported, UnetAttached, VaeAttached, WorkerAnnounced, WorkerLost
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.leading.listener import Listener
@@ -63,7 +55,7 @@ class WorkerStream:
         self._suspect = False
         self._outgoing: asyncio.Queue[Command] = asyncio.Queue()
 
-    def send(self, effect: WorkerEffect) -> None:
+    def send(self, effect: effects.WorkerEffect) -> None:
         """Queue a command for the worker."""
         self.watch.sent(effect)
         self._outgoing.put_nowait((_unet_command if self.record.kind == "unet" else _vae_command)(effect))
@@ -191,7 +183,7 @@ class WorkerStream:
             log.error("an image cannot be read: its job fails", worker_id=worker_id, task_id=task_id, reason=str(error))
             PoolMetrics.of_process().report_unreadable(self.record.kind)
             self._report(TaskFailed(task_id, _INTERNAL, f"the image of worker {worker_id} cannot be read: {error}"))
-            self.send(ForgetImages(worker_id, (task_id,)))
+            self.send(effects.ForgetImages(worker_id, (task_id,)))
 
     def _unet_report(self, report: stages_pb2.UnetReport) -> None:
         kind = report.WhichOneof("report")
@@ -230,27 +222,27 @@ async def _read(call: "grpc.aio.StreamStreamCall", handle: Callable[[Any], None]
         handle(report)
 
 
-def _unet_command(effect: WorkerEffect) -> Command:
+def _unet_command(effect: effects.WorkerEffect) -> Command:
     match effect:
-        case SendUnetPlan(plan=plan):
+        case effects.SendUnetPlan(plan=plan):
             return stages_pb2.UnetCommand(plan=stages.unet_plan_to_pb(plan))
-        case Admit(task=task):
+        case effects.Admit(task=task):
             return stages_pb2.UnetCommand(admit=stages.task_spec_to_pb(task))
-        case CancelOnWorker(task_ids=task_ids):
+        case effects.CancelOnWorker(task_ids=task_ids):
             return stages_pb2.UnetCommand(cancel=stages_pb2.CancelTasks(task_ids=task_ids))
-        case ReleaseSlots(task_ids=task_ids):
+        case effects.ReleaseSlots(task_ids=task_ids):
             return stages_pb2.UnetCommand(release=stages_pb2.CancelTasks(task_ids=task_ids))
         case _:
             raise TypeError(f"not a UNet worker's: {effect}")
 
 
-def _vae_command(effect: WorkerEffect) -> Command:
+def _vae_command(effect: effects.WorkerEffect) -> Command:
     match effect:
-        case SendVaePlan(plan=plan):
+        case effects.SendVaePlan(plan=plan):
             return stages_pb2.VaeCommand(plan=stages.vae_plan_to_pb(plan))
-        case CancelOnWorker(task_ids=task_ids):
+        case effects.CancelOnWorker(task_ids=task_ids):
             return stages_pb2.VaeCommand(cancel=stages_pb2.CancelTasks(task_ids=task_ids))
-        case ForgetImages(task_ids=task_ids):
+        case effects.ForgetImages(task_ids=task_ids):
             return stages_pb2.VaeCommand(stored=stages_pb2.CancelTasks(task_ids=task_ids))
         case _:
             raise TypeError(f"not a VAE worker's: {effect}")

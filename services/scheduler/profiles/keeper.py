@@ -13,19 +13,9 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
+from services.scheduler.engine import events
 from services.scheduler.engine.effects import WorkerEffect
 from services.scheduler.engine.engine import Engine
-from services.scheduler.engine.events import (
-    BudgetKnown,
-    DomainGone,
-    Event,
-    JobArrived,
-    ProfileEvent,
-    ProfileKnown,
-    ProfileUnknown,
-    Reported,
-    WorkerLost,
-)
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.policy.snapshots import BatchKey
 from services.scheduler.profiles.measuring.findings import subject_of
@@ -90,7 +80,7 @@ class ProfileKeeper:
         options: KeeperOptions,
         engine: Engine,
         send: Callable[[WorkerEffect], None],
-        told: Callable[[ProfileEvent], None],
+        told: Callable[[events.ProfileEvent], None],
     ) -> None:
         self._options = options
         self._store = options.store
@@ -110,18 +100,18 @@ class ProfileKeeper:
         """The workers that are announced just now."""
         self._records = {record.worker_id: record for record in records}
 
-    def on(self, event: Event) -> None:
+    def on(self, event: events.Event) -> None:
         """An event, before the engine takes it: probes leave the workers before a job's first task comes there."""
         match event:
-            case Reported(worker_id, report) if self._prober:
+            case events.Reported(worker_id, report) if self._prober:
                 self._prober.reported(worker_id, report)
-            case JobArrived():
+            case events.JobArrived():
                 self._busy_at_s = time.monotonic()
                 self._give_way()
-            case WorkerLost(worker_id) if self._prober:
+            case events.WorkerLost(worker_id) if self._prober:
                 if worker_id in (self._prober.pair.unet.worker_id, self._prober.pair.vae.worker_id):
                     self._give_way()
-            case DomainGone(domain):
+            case events.DomainGone(domain):
                 self._places = {at: place for at, place in self._places.items() if place.domain != domain}
 
     async def close(self) -> None:
@@ -164,9 +154,9 @@ class ProfileKeeper:
             return
         key = BatchKey(card.name, card.native_width, card.native_height)
         if place:
-            self._told(ProfileUnknown(place.domain, place.key))
+            self._told(events.ProfileUnknown(place.domain, place.key))
         if card.skip_cfg:
-            self._told(BudgetKnown(card.name, card.skip_cfg))
+            self._told(events.BudgetKnown(card.name, card.skip_cfg))
         profile = self._fitting_given(subject)
         if profile is None and self._store:
             profile = await self._store.get(
@@ -188,7 +178,7 @@ class ProfileKeeper:
 
     def _plan_by(self, place: _Place, profile: Profile) -> None:
         bounded = within_memory(profile, place.pair.unet, place.pair.vae)
-        self._told(ProfileKnown(place.domain, place.key, bounded))
+        self._told(events.ProfileKnown(place.domain, place.key, bounded))
 
     # ---- measuring
 

@@ -4,15 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from services.scheduler.engine.effects import (
-    Admit,
-    CancelOnWorker,
-    ForgetImages,
-    ReleaseSlots,
-    SendUnetPlan,
-    SendVaePlan,
-    WorkerEffect,
-)
+from services.scheduler.engine import effects
 from services.scheduler.engine.events import Report
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.simulation.counting import CountingUnet, decode, picture
@@ -64,19 +56,19 @@ class SimulatedWorkers:
         """What the VAE worker's stream reports when it opens."""
         return VaeLaneState(self.vae_id, self.domain, MODEL)
 
-    def carry_out(self, command: WorkerEffect) -> None:
+    def carry_out(self, command: effects.WorkerEffect) -> None:
         """Take a command of the engine's."""
         match command:
-            case SendUnetPlan(plan=unet_plan):
+            case effects.SendUnetPlan(plan=unet_plan):
                 self._queue_unet(unet_plan)
-            case SendVaePlan(plan=vae_plan):
+            case effects.SendVaePlan(plan=vae_plan):
                 self._queue_vae(vae_plan)
-            case Admit(task=task):
+            case effects.Admit(task=task):
                 self._admit(task)
-            case CancelOnWorker(worker_id, task_ids) | ReleaseSlots(worker_id, task_ids):
+            case effects.CancelOnWorker(worker_id, task_ids) | effects.ReleaseSlots(worker_id, task_ids):
                 if worker_id == self.unet_id:
                     self._unet.let_go(task_ids)
-            case ForgetImages():
+            case effects.ForgetImages():
                 pass
 
     def _admit(self, task: TaskSpec) -> None:

@@ -12,28 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, get_args
 
-from services.scheduler.engine.effects import (
-    Effect,
-    FailJob,
-    FinishJob,
-    LetJobGo,
-    MarkDecoding,
-    ReportProgress,
-    StartJob,
-    StoreImage,
-    WorkerEffect,
-)
+from services.scheduler.engine import effects, events
 from services.scheduler.engine.engine import Engine, EngineBounds
-from services.scheduler.engine.events import (
-    Event,
-    ImageStored,
-    JobArrived,
-    ProfileKnown,
-    Report,
-    Reported,
-    UnetAttached,
-    VaeAttached,
-)
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import PlannedPart
 from services.scheduler.planner.plan_book import PlanBook
@@ -73,10 +53,10 @@ class SimulatedPool:
 class Bystander(Protocol):
     """Hears what a leader's books and traces hear, just as these do."""
 
-    def on(self, event: Event, planned: PlannedPart | None) -> None:
+    def on(self, event: events.Event, planned: PlannedPart | None) -> None:
         """An event that the engine has taken. `planned`: as `Engine.on` said."""
 
-    def effect(self, effect: Effect) -> None:
+    def effect(self, effect: effects.Effect) -> None:
         """What the engine wants done."""
 
 
@@ -161,10 +141,10 @@ class _Simulation:
 
     def run(self) -> SimulationResult:
         for workers in self._domains:
-            self._on(UnetAttached(workers.unet_lane()))
-            self._on(VaeAttached(workers.vae_lane()))
+            self._on(events.UnetAttached(workers.unet_lane()))
+            self._on(events.VaeAttached(workers.vae_lane()))
             if self._known:
-                self._on(ProfileKnown(workers.domain, KEY, self._known))
+                self._on(events.ProfileKnown(workers.domain, KEY, self._known))
         for job_id, request in self._requests.items():
             self._agenda.at(request.arrival.at_ms, partial(self._arrive, job_id))
             if request.record.request.timed:
@@ -174,7 +154,7 @@ class _Simulation:
                 self._settle()
         return self._result()
 
-    def _on(self, event: Event) -> None:
+    def _on(self, event: events.Event) -> None:
         self._heard = True
         planned = self._engine.on(event, int(self._agenda.now_ms))
         if self._bystander:
@@ -193,21 +173,23 @@ class _Simulation:
         for workers in self._domains:
             workers.device.settle()
 
-    def _handlers(self) -> dict[type[Effect], Callable[[Any], None]]:
+    def _handlers(self) -> dict[type[effects.Effect], Callable[[Any], None]]:
         """Who carries out which effect: a dictionary, as there are several at every step."""
         return {
-            **dict.fromkeys(get_args(WorkerEffect), lambda effect: self._by_worker[effect.worker_id].carry_out(effect)),
-            **dict.fromkeys((ReportProgress, MarkDecoding, LetJobGo), lambda effect: None),
-            StartJob: self._started,
-            StoreImage: self._store,
-            FinishJob: self._finished,
-            FailJob: lambda effect: self._fail(effect.job_id),
+            **dict.fromkeys(
+                get_args(effects.WorkerEffect), lambda effect: self._by_worker[effect.worker_id].carry_out(effect)
+            ),
+            **dict.fromkeys((effects.ReportProgress, effects.MarkDecoding, effects.LetJobGo), lambda effect: None),
+            effects.StartJob: self._started,
+            effects.StoreImage: self._store,
+            effects.FinishJob: self._finished,
+            effects.FailJob: lambda effect: self._fail(effect.job_id),
         }
 
-    def _started(self, effect: StartJob) -> None:
+    def _started(self, effect: effects.StartJob) -> None:
         self._requests[effect.job_id].started_ms = self._agenda.now_ms
 
-    def _finished(self, effect: FinishJob) -> None:
+    def _finished(self, effect: effects.FinishJob) -> None:
         self._requests[effect.job_id].ended_ms = self._agenda.now_ms
 
     def _arrive(self, job_id: str) -> None:
@@ -220,7 +202,7 @@ class _Simulation:
         while self._unread and wanted > 0:
             request = self._requests[heapq.heappop(self._unread)[1]]
             if not request.failed:
-                self._on(JobArrived(request.record))
+                self._on(events.JobArrived(request.record))
                 wanted -= 1
 
     def _expire(self, job_id: str) -> None:
@@ -233,11 +215,11 @@ class _Simulation:
         request = self._requests[job_id]
         request.failed, request.ended_ms = True, self._agenda.now_ms
 
-    def _store(self, effect: StoreImage) -> None:
+    def _store(self, effect: effects.StoreImage) -> None:
         task_id = f"{effect.job_id}/{effect.index}"
-        self._agenda.at(self._agenda.now_ms + self._overheads.store_ms, partial(self._on, ImageStored(task_id)))
+        self._agenda.at(self._agenda.now_ms + self._overheads.store_ms, partial(self._on, events.ImageStored(task_id)))
 
-    def _report(self, worker_id: str, report: Report) -> None:
+    def _report(self, worker_id: str, report: events.Report) -> None:
         now_ms = self._agenda.now_ms
         match report:
             case UnetTickDone(finished=finished):
@@ -245,7 +227,7 @@ class _Simulation:
             case DecodedImage(task_id):
                 request = self._requests[task_id.partition("/")[0]]
                 request.decode_ms = max(request.decode_ms, now_ms - self._denoised_ms[task_id])
-        self._on(Reported(worker_id, report))
+        self._on(events.Reported(worker_id, report))
 
     def _result(self) -> SimulationResult:
         unserved = sum(request.ended_ms < 0 for request in self._requests.values())

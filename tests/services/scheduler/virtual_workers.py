@@ -3,15 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from services.scheduler.engine.effects import (
-    Admit,
-    CancelOnWorker,
-    ForgetImages,
-    ReleaseSlots,
-    SendUnetPlan,
-    SendVaePlan,
-    WorkerEffect,
-)
+from services.scheduler.engine import effects
 from services.scheduler.engine.events import Report
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.simulation.counting import CountingUnet, decode, picture
@@ -24,7 +16,7 @@ class VirtualUnet(CountingUnet):
     def __init__(self, worker_id: str, domain: str, model: str = "emoji", slots: int = 4) -> None:
         super().__init__(f"{worker_id}#0", slots)
         self.worker_id, self.domain, self.model, self.weights = worker_id, domain, model, ""
-        self.commands: deque[WorkerEffect] = deque()
+        self.commands: deque[effects.WorkerEffect] = deque()
         self.life = 0
 
     def lane(self) -> UnetLaneState:
@@ -45,12 +37,12 @@ class VirtualUnet(CountingUnet):
         if not self.commands:
             return []
         match self.commands.popleft():
-            case Admit(task=task):
+            case effects.Admit(task=task):
                 return [self.admit(task)]
-            case SendUnetPlan(plan=plan):
+            case effects.SendUnetPlan(plan=plan):
                 stepped = self.step(plan.items)
                 return [UnetTickDone(plan.tick, (ItemTiming(0, 0, stepped.rows),), stepped.skipped, stepped.finished)]
-            case CancelOnWorker(task_ids=task_ids) | ReleaseSlots(task_ids=task_ids):
+            case effects.CancelOnWorker(task_ids=task_ids) | effects.ReleaseSlots(task_ids=task_ids):
                 self.let_go(task_ids)
         return []
 
@@ -63,7 +55,7 @@ class VirtualVae:
     domain: str
     unets: dict[str, VirtualUnet]
     model: str = "emoji"
-    commands: deque[WorkerEffect] = field(default_factory=deque)
+    commands: deque[effects.WorkerEffect] = field(default_factory=deque)
     outbox: dict[str, DecodedImage] = field(default_factory=dict)
     weights: str = ""
 
@@ -81,9 +73,9 @@ class VirtualVae:
         if not self.commands:
             return []
         match self.commands.popleft():
-            case SendVaePlan(plan=plan):
+            case effects.SendVaePlan(plan=plan):
                 return self._run(plan)
-            case CancelOnWorker(task_ids=task_ids) | ForgetImages(task_ids=task_ids):
+            case effects.CancelOnWorker(task_ids=task_ids) | effects.ForgetImages(task_ids=task_ids):
                 for task_id in task_ids:
                     self.outbox.pop(task_id, None)
         return []

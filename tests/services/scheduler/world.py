@@ -4,19 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 
+from services.scheduler.engine import events
 from services.scheduler.engine.effects import Effect, FailJob, FinishJob, StoreImage, WorkerEffect
 from services.scheduler.engine.engine import Engine, EngineBounds
-from services.scheduler.engine.events import (
-    Event,
-    ImageStored,
-    JobArrived,
-    ProfileKnown,
-    Report,
-    Reported,
-    UnetAttached,
-    VaeAttached,
-    WorkerLost,
-)
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.policy.snapshots import BatchKey
@@ -87,23 +77,23 @@ class World:
         self.to_store.clear()
         for domain, width in product({unet.domain for unet in self.unets.values()}, (128, 256)):
             if self.profile:
-                self.on(ProfileKnown(domain, BatchKey("emoji", width, 128), self.profile))
+                self.on(events.ProfileKnown(domain, BatchKey("emoji", width, 128), self.profile))
 
-    def on(self, event: Event) -> None:
+    def on(self, event: events.Event) -> None:
         self.engine.on(event, self.now_ms)
 
     def arrive(self, record: JobRecord) -> None:
-        self.on(JobArrived(record))
+        self.on(events.JobArrived(record))
 
     def attach(self, worker_id: str) -> None:
         if worker_id in self.unets:
             unet = self.unets[worker_id]
             unet.commands.clear()
-            self.on(UnetAttached(unet.lane(), tuple(unet.resident_tasks())))
+            self.on(events.UnetAttached(unet.lane(), tuple(unet.resident_tasks())))
         else:
             vae = self.vaes[worker_id]
             vae.commands.clear()
-            self.on(VaeAttached(vae.lane()))
+            self.on(events.VaeAttached(vae.lane()))
             for image in list(vae.outbox.values()):
                 self.report(worker_id, image)
         self.pump()
@@ -125,9 +115,9 @@ class World:
                 if isinstance(effect, FinishJob | FailJob):
                     self.ended[effect.job_id] += 1
 
-    def report(self, worker_id: str, report: Report) -> None:
+    def report(self, worker_id: str, report: events.Report) -> None:
         self.now_ms += 1
-        self.on(Reported(worker_id, report))
+        self.on(events.Reported(worker_id, report))
 
     def act(self, worker_id: str) -> bool:
         worker = self.unets.get(worker_id) or self.vaes[worker_id]
@@ -142,7 +132,7 @@ class World:
             return False
         effect = self.to_store.pop(0)
         self.stored[effect.job_id, effect.index] += 1
-        self.on(ImageStored(f"{effect.job_id}/{effect.index}"))
+        self.on(events.ImageStored(f"{effect.job_id}/{effect.index}"))
         self.pump()
         return True
 
@@ -153,7 +143,7 @@ class World:
 
     def lose(self, worker_id: str) -> None:
         """The engine hears that the stream to a worker has ended."""
-        self.on(WorkerLost(worker_id))
+        self.on(events.WorkerLost(worker_id))
         self.pump()
 
     def settle(self, limit: int = 5000) -> None:

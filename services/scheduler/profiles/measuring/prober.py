@@ -13,15 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from services.scheduler.engine.effects import (
-    Admit,
-    CancelOnWorker,
-    ForgetImages,
-    ReleaseSlots,
-    SendUnetPlan,
-    SendVaePlan,
-    WorkerEffect,
-)
+from services.scheduler.engine import effects
 from services.scheduler.engine.events import Report
 from services.scheduler.profiles.measuring.peak_memory import PeakMemory
 from services.scheduler.profiles.measuring.rounds import (
@@ -34,19 +26,7 @@ from services.scheduler.profiles.measuring.rounds import (
     round_times,
 )
 from services.scheduler.profiles.measuring.tasks import ProbeTask, ProbeTasks
-from synerdiff.plans import (
-    DecodeEntry,
-    Execution,
-    ItemRef,
-    TaskFailed,
-    TaskReady,
-    UnetItem,
-    UnetPlan,
-    UnetTickDone,
-    VaeItem,
-    VaePlan,
-    VaeTickDone,
-)
+from synerdiff import plans
 from synerdiff.registry import WorkerRecord
 from synerdiff.requests import ImageFormat
 
@@ -74,7 +54,7 @@ class Prober:
         pair: ProbePair,
         size: tuple[int, int],
         leader_token: int,
-        send: Callable[[WorkerEffect], None],
+        send: Callable[[effects.WorkerEffect], None],
         next_tick: Callable[[], int],
     ) -> None:
         self.pair = pair
@@ -95,13 +75,13 @@ class Prober:
     def reported(self, worker_id: str, report: Report) -> None:
         """A worker's report, possibly of what this prober has asked for."""
         match report:
-            case TaskReady(task_id):
+            case plans.TaskReady(task_id):
                 self._came("ready", task_id, report)
-            case TaskFailed(task_id, _, message) if task_id.startswith(self._tasks.prefix):
+            case plans.TaskFailed(task_id, _, message) if task_id.startswith(self._tasks.prefix):
                 self.abort(f"{task_id}: {message}")
-            case UnetTickDone(tick) if worker_id == self.pair.unet.worker_id:
+            case plans.UnetTickDone(tick) if worker_id == self.pair.unet.worker_id:
                 self._came("unet", tick, report)
-            case VaeTickDone(tick) if worker_id == self.pair.vae.worker_id:
+            case plans.VaeTickDone(tick) if worker_id == self.pair.vae.worker_id:
                 self._came("vae", tick, report)
 
     def abort(self, why: str) -> None:
@@ -167,9 +147,9 @@ class Prober:
         unet, vae = self._plans(items, tick, in_step)
         waits = [self._expect("unet", tick) if unet else None, self._expect("vae", tick) if vae else None]
         if vae:
-            self._send(SendVaePlan(self.pair.vae.worker_id, VaePlan(self._token, tick, vae)))
+            self._send(effects.SendVaePlan(self.pair.vae.worker_id, plans.VaePlan(self._token, tick, vae)))
         if unet:
-            self._send(SendUnetPlan(self.pair.unet.worker_id, UnetPlan(self._token, tick, unet)))
+            self._send(effects.SendUnetPlan(self.pair.unet.worker_id, plans.UnetPlan(self._token, tick, unet)))
         unet_done, vae_done = await asyncio.gather(*(_soon(wait) for wait in waits))
         return round_times(items, unet_done, vae_done)
 
@@ -178,18 +158,18 @@ class Prober:
         task_ids = self._tasks.clear()
         self.abort("gave way")
         if task_ids:
-            self._send(CancelOnWorker(self.pair.unet.worker_id, task_ids))
-            self._send(CancelOnWorker(self.pair.vae.worker_id, task_ids))
+            self._send(effects.CancelOnWorker(self.pair.unet.worker_id, task_ids))
+            self._send(effects.CancelOnWorker(self.pair.vae.worker_id, task_ids))
 
     def close(self) -> None:
         """Free what is held on the workers."""
         finished = tuple(task.task_id for task in self._tasks.finished)
         others = tuple(task_id for task_id in self._tasks.clear() if task_id not in finished)
         if finished:
-            self._send(ForgetImages(self.pair.vae.worker_id, finished))
-            self._send(ReleaseSlots(self.pair.unet.worker_id, finished))
+            self._send(effects.ForgetImages(self.pair.vae.worker_id, finished))
+            self._send(effects.ReleaseSlots(self.pair.unet.worker_id, finished))
         if others:
-            self._send(CancelOnWorker(self.pair.unet.worker_id, others))
+            self._send(effects.CancelOnWorker(self.pair.unet.worker_id, others))
 
     # ---- tasks
 
@@ -213,14 +193,14 @@ class Prober:
     def _drop(self, worn: list[ProbeTask], held: list[ProbeTask]) -> None:
         if worn:
             held[:] = [task for task in held if task not in worn]
-            self._send(CancelOnWorker(self.pair.unet.worker_id, tuple(task.task_id for task in worn)))
+            self._send(effects.CancelOnWorker(self.pair.unet.worker_id, tuple(task.task_id for task in worn)))
 
     async def _admit(self, tasks: Sequence[ProbeTask]) -> None:
         waits = []
         self._tasks.arriving += tasks
         for task in tasks:
             waits.append(self._expect("ready", task.task_id))
-            self._send(Admit(self.pair.unet.worker_id, task.spec))
+            self._send(effects.Admit(self.pair.unet.worker_id, task.spec))
         for task, ready in zip(tasks, await asyncio.gather(*map(_soon, waits)), strict=True):
             task.num_calls = ready.num_calls
 
@@ -228,10 +208,10 @@ class Prober:
         """Step tasks to their end, so that their latents are in their slots."""
         while any(task.calls_left for task in tasks):
             tick = self._next_tick()
-            item = UnetItem(tuple(task.step() for task in tasks))
+            item = plans.UnetItem(tuple(task.step() for task in tasks))
             wait = self._expect("unet", tick)
-            self._send(SendUnetPlan(self.pair.unet.worker_id, UnetPlan(self._token, tick, (item,))))
-            done: UnetTickDone = await _soon(wait)
+            self._send(effects.SendUnetPlan(self.pair.unet.worker_id, plans.UnetPlan(self._token, tick, (item,))))
+            done: plans.UnetTickDone = await _soon(wait)
             slots = dict(done.finished)
             for task in tasks:
                 task.slot = slots.get(task.task_id)
@@ -242,33 +222,33 @@ class Prober:
 
     def _plans(
         self, items: Sequence[ProbeItem], tick: int, in_step: bool
-    ) -> tuple[tuple[UnetItem, ...], tuple[VaeItem, ...]]:
-        unet: list[UnetItem] = []
-        vae: list[VaeItem] = []
-        unet_last: ItemRef | None = None
-        vae_last: ItemRef | None = None
+    ) -> tuple[tuple[plans.UnetItem, ...], tuple[plans.VaeItem, ...]]:
+        unet: list[plans.UnetItem] = []
+        vae: list[plans.VaeItem] = []
+        unet_last: plans.ItemRef | None = None
+        vae_last: plans.ItemRef | None = None
         for place, item in enumerate(items, start=1):
-            threads, here = item.setting, ItemRef(tick, place)
+            threads, here = item.setting, plans.ItemRef(tick, place)
             unet_after, vae_after = vae_last, unet_last
             if item.rows:
                 tasks = self._tasks.guided[: item.rows // 2] + self._tasks.unguided[: item.rows % 2]
                 entries = tuple(task.step() for task in tasks)
-                unet.append(UnetItem(entries, self._execution(place, threads.unet_threads, unet_after, in_step)))
+                unet.append(plans.UnetItem(entries, self._execution(place, threads.unet_threads, unet_after, in_step)))
                 unet_last = here
             if item.decodes:
                 decodes = tuple(self._decode(task, item) for task in self._tasks.finished[: item.decodes])
-                vae.append(VaeItem(decodes, self._execution(place, threads.vae_threads, vae_after, in_step)))
+                vae.append(plans.VaeItem(decodes, self._execution(place, threads.vae_threads, vae_after, in_step)))
                 vae_last = here
         return tuple(unet), tuple(vae)
 
-    def _execution(self, place: int, threads: int, after: ItemRef | None, in_step: bool) -> Execution:
+    def _execution(self, place: int, threads: int, after: plans.ItemRef | None, in_step: bool) -> plans.Execution:
         if not in_step:
-            return Execution(place, threads)
-        return Execution(place, threads, after, round(REPORT_TIMEOUT_S * 1000 / 2), self._pace)
+            return plans.Execution(place, threads)
+        return plans.Execution(place, threads, after, round(REPORT_TIMEOUT_S * 1000 / 2), self._pace)
 
-    def _decode(self, task: ProbeTask, item: ProbeItem) -> DecodeEntry:
+    def _decode(self, task: ProbeTask, item: ProbeItem) -> plans.DecodeEntry:
         assert task.slot is not None, "only finished tasks are decoded"
-        return DecodeEntry(
+        return plans.DecodeEntry(
             task_id=task.task_id,
             arena_address=self.pair.arena_address,
             slot=task.slot,

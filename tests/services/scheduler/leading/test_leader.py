@@ -7,15 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from services.scheduler.api.status import worker_statuses
-from services.scheduler.engine.events import (
-    ProfileKnown,
-    ProfileUnknown,
-    Reported,
-    UnetAttached,
-    VaeAttached,
-    WorkerAnnounced,
-    WorkerLost,
-)
+from services.scheduler.engine import events
 from services.scheduler.engine.tasks import PlannedPart, UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.leading.leader import Leader
@@ -35,15 +27,15 @@ NOBODY = cast(Any, None)
 def leader() -> Leader:
     policy = ConfiguredPolicy(POLICIES["synerdiff"], PolicyBounds())
     made = Leader(Lease("default", 1), LeaderOptions(policy), NOBODY, NOBODY, TickLog())
-    made.engine.on(UnetAttached(UnetLaneState("u", "d", "m", slots=8)), 0)
-    made.engine.on(ProfileKnown("d", KEY, profile()), 0)
+    made.engine.on(events.UnetAttached(UnetLaneState("u", "d", "m", slots=8)), 0)
+    made.engine.on(events.ProfileKnown("d", KEY, profile()), 0)
     return made
 
 
 def report(leading: Leader, tick: int, ms: float) -> None:
     part = PlannedPart(("t",), (planned(1, 8, predicted_ms=80.0),), 1.0, KEY, in_step=True)
     leading.engine.holdings.unet["u"].plans[tick] = part
-    leading.on(Reported("u", UnetTickDone(tick, (timing(0, ms, 8),), (), ())))
+    leading.on(events.Reported("u", UnetTickDone(tick, (timing(0, ms, 8),), (), ())))
 
 
 async def test_a_profile_that_is_off_is_replaced_and_one_that_is_right_is_not() -> None:
@@ -64,7 +56,7 @@ async def test_a_profile_that_is_taken_away_meanwhile_is_not_brought_back() -> N
         report(leading, tick, 120.0)
     correcting = asyncio.create_task(leading.correct_profiles())
     await asyncio.sleep(0)  # on its way to the other thread
-    leading.on(ProfileUnknown("d", KEY))
+    leading.on(events.ProfileUnknown("d", KEY))
     await correcting
     assert leading.engine.holdings.profiles == {}
 
@@ -76,10 +68,10 @@ def lost(kind: str) -> float:
 def test_a_worker_that_goes_without_a_word_is_counted_and_one_that_drained_is_not() -> None:
     async def lose(*, draining: bool) -> None:
         leading = leader()
-        leading.on(VaeAttached(VaeLaneState("v", "d", "m")))
-        leading.on(WorkerAnnounced("v", takes_new=not draining))
+        leading.on(events.VaeAttached(VaeLaneState("v", "d", "m")))
+        leading.on(events.WorkerAnnounced("v", takes_new=not draining))
         for worker_id in ("v", "unknown"):
-            leading.on(WorkerLost(worker_id))
+            leading.on(events.WorkerLost(worker_id))
 
     before = lost("vae"), lost("unet")
     asyncio.run(lose(draining=False))
@@ -91,7 +83,7 @@ def test_a_worker_that_goes_without_a_word_is_counted_and_one_that_drained_is_no
 async def test_workers_that_a_leaving_leader_lets_go_are_not_lost() -> None:
     leading, before = leader(), lost("unet")
     leading.ended.set()
-    leading.on(WorkerLost("u"))
+    leading.on(events.WorkerLost("u"))
     assert lost("unet") == before
 
 

@@ -4,17 +4,8 @@ from typing import Any
 
 import pytest
 
+from services.scheduler.engine import events
 from services.scheduler.engine.engine import Engine, EngineBounds
-from services.scheduler.engine.events import (
-    Event,
-    ImageStored,
-    JobArrived,
-    JobDropped,
-    Reported,
-    UnetAttached,
-    VaeAttached,
-    WorkerLost,
-)
 from services.scheduler.engine.tasks import PartItem, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.telemetry.job_traces import TICKS_APART, JobTraces, has_spans
@@ -39,10 +30,10 @@ class Led:
         self.now_ms = 1000
         self.engine = Engine(ConfiguredPolicy(POLICIES["continuous"], PolicyBounds()), 1, EngineBounds())
         self.traces = JobTraces(Tracer(self.spans.append), self.engine.holdings, 1, lambda: self.now_ms * MS)
-        self.on(UnetAttached(UnetLaneState("u", "gpu", "emoji", slots=4)))
-        self.on(VaeAttached(VaeLaneState("v", "gpu", "emoji")))
+        self.on(events.UnetAttached(UnetLaneState("u", "gpu", "emoji", slots=4)))
+        self.on(events.VaeAttached(VaeLaneState("v", "gpu", "emoji")))
 
-    def on(self, event: Event) -> None:
+    def on(self, event: events.Event) -> None:
         self.traces.on(event, self.engine.on(event, self.now_ms))
         self.take_effects()
 
@@ -52,7 +43,7 @@ class Led:
 
     def arrive(self, state: JobState = JobState.QUEUED, stored: TraceContext = STORED, **changes: Any) -> Task:
         record = JobRecord("job", state, a_request(**changes), 400, 2**60, False, traceparent=stored.traceparent)
-        self.on(JobArrived(record))
+        self.on(events.JobArrived(record))
         return self.engine.holdings.jobs["job"].tasks[0]
 
     def admit(self, task: Task) -> None:
@@ -61,7 +52,7 @@ class Led:
         self.take_effects()
 
     def ready(self, task: Task) -> None:
-        self.on(Reported("u", TaskReady(task.spec.task_id, 4, 12.5)))
+        self.on(events.Reported("u", TaskReady(task.spec.task_id, 4, 12.5)))
 
     def tick(self, number: int, task: Task, *, finished: bool = False) -> None:
         item = PartItem(1, 6, 0, 0.0, 1, Setting(), 20.0, tasks=1, key=task.key)
@@ -70,7 +61,7 @@ class Led:
         done = UnetTickDone(number, (timing,), (), ends)
         part = PlannedPart((task.spec.task_id,), (item,), 0.0, task.key)
         self.engine.holdings.unet["u"].plans[number] = part
-        self.on(Reported("u", done))
+        self.on(events.Reported("u", done))
 
     def take(self) -> list[Span]:
         """The spans that have come since the last call."""
@@ -93,9 +84,9 @@ def test_each_stage_is_a_span_from_where_the_one_before_ended(led: Led) -> None:
     led.tick(2, task, finished=True)
     led.now_ms += 100
     image = DecodedImage(task.spec.task_id, ImageFormat.PNG, 64, 64, b"png", False, 7.0, 3.0)
-    led.on(Reported("v", image))
+    led.on(events.Reported("v", image))
     led.now_ms += 100
-    led.on(ImageStored(task.spec.task_id))
+    led.on(events.ImageStored(task.spec.task_id))
     spans = {span.name: span for span in led.take()}
     stages = ("queue", "encode", "denoise", "decode", "store")
     bounds = [(spans[name].start_ns // MS, spans[name].end_ns // MS) for name in stages]
@@ -141,11 +132,11 @@ def test_a_lost_worker_ends_the_stage_with_an_error_and_the_task_queues_again(le
     led.tick(1, task)
     led.take()
     led.now_ms += 50
-    led.on(WorkerLost("u"))
+    led.on(events.WorkerLost("u"))
     (denoise,) = led.take()
     assert (denoise.name, denoise.error) == ("denoise", "its worker was lost")
     assert (denoise.attributes["synerdiff.worker"], denoise.attributes["synerdiff.steps"]) == ("u", 1)
-    led.on(UnetAttached(UnetLaneState("u", "gpu", "emoji", slots=4)))
+    led.on(events.UnetAttached(UnetLaneState("u", "gpu", "emoji", slots=4)))
     led.now_ms += 50
     led.admit(task)
     (queue,) = led.take()
@@ -156,7 +147,7 @@ def test_a_lost_worker_ends_the_stage_with_an_error_and_the_task_queues_again(le
 def test_a_worker_without_room_puts_the_task_back_into_its_queue(led: Led) -> None:
     task = led.arrive()
     led.admit(task)
-    led.on(Reported("u", TaskFailed(task.spec.task_id, 8, "full")))
+    led.on(events.Reported("u", TaskFailed(task.spec.task_id, 8, "full")))
     assert [(span.name, span.error) for span in led.take()] == [("queue", ""), ("encode", "")]
     assert task.phase is Phase.WAITING
 
@@ -165,7 +156,7 @@ def test_a_job_that_fails_or_is_cancelled_ends_its_open_stage(led: Led) -> None:
     task = led.arrive()
     led.admit(task)
     led.take()
-    led.on(Reported("u", TaskFailed(task.spec.task_id, 13, "it could not be done")))
+    led.on(events.Reported("u", TaskFailed(task.spec.task_id, 13, "it could not be done")))
     encode, job = led.take()
     assert (encode.name, encode.error, job.name, job.error) == (
         *("encode", "it could not be done"),
@@ -186,7 +177,7 @@ def test_a_new_leader_goes_on_in_the_same_trace_below_the_same_job(led: Led) -> 
     other = Led()
     other.arrive(JobState.RUNNING)
     other.now_ms += 10
-    other.on(JobDropped("job"))
+    other.on(events.JobDropped("job"))
     queue, job = other.take()
     assert queue.attributes["synerdiff.taken_over"] is True
     assert queue.start_ns == 1000 * MS

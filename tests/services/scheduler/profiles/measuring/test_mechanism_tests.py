@@ -1,13 +1,6 @@
 """A mechanism leaves its default where pairs surely say so, and only there: on a machine whose speed swings."""
 
-from services.scheduler.profiles.measuring.mechanism_tests import (
-    BESIDE,
-    CHUNKING,
-    PLAN_AHEAD,
-    MechanismTest,
-    Timed,
-    evidence_of,
-)
+from services.scheduler.profiles.measuring import mechanism_tests
 from services.scheduler.profiles.measuring.rounds import Probe
 from synerdiff.profiles import Evidence, Mechanisms, Setting
 from tests.services.scheduler.measured_profiles import two_cores
@@ -22,7 +15,7 @@ async def outcome(with_it_ms: float, default: bool, seed: int, limit_s: float = 
     """Of a test whose ways take so long and 100 ms on a quiet machine."""
     now_ms, item_ms = 0.0, noisy(lambda probe: float(probe.rows), Noise(), seed)
 
-    def way(quiet_ms: float) -> Timed:
+    def way(quiet_ms: float) -> mechanism_tests.Timed:
         async def ran() -> float:
             nonlocal now_ms
             ms = quiet_ms * item_ms(Probe(1, 0, Setting()), now_ms)
@@ -31,7 +24,9 @@ async def outcome(with_it_ms: float, default: bool, seed: int, limit_s: float = 
 
         return ran
 
-    return await evidence_of(MechanismTest("it", way(with_it_ms), way(100.0), default), 0.02, limit_s)
+    return await mechanism_tests.evidence_of(
+        mechanism_tests.MechanismTest("it", way(with_it_ms), way(100.0), default), 0.02, limit_s
+    )
 
 
 async def taken(with_it_ms: float, default: bool) -> float:
@@ -71,7 +66,7 @@ async def test_side_by_side_goes_off_where_it_surely_costs_time() -> None:
 
     made = await Bench(item_ms=in_each_others_way).profile(**SMALL)
     assert not made.mechanisms.beside
-    (evidence,) = [found for found in made.evidence if found.choice == BESIDE]
+    (evidence,) = [found for found in made.evidence if found.choice == mechanism_tests.BESIDE]
     assert evidence.low > 1
     assert (await Bench().profile(**SMALL)).mechanisms.beside
 
@@ -80,7 +75,7 @@ async def test_plans_run_ahead_unless_waiting_costs_next_to_nothing() -> None:
     assert (await Bench(plan_ms=2.0).profile(**SMALL)).mechanisms.plan_ahead == 2
     near = await Bench(plan_ms=0.05).profile(**SMALL)
     assert near.mechanisms.plan_ahead == 1
-    (evidence,) = [found for found in near.evidence if found.choice == PLAN_AHEAD]
+    (evidence,) = [found for found in near.evidence if found.choice == mechanism_tests.PLAN_AHEAD]
     assert 1 < evidence.ratio < 1.01
 
 
@@ -108,7 +103,7 @@ async def test_bands_stay_off_on_a_gpu_that_they_make_slower() -> None:
 
     made = await Bench(item_ms=item_ms, threads=0).profile(max_decodes=1, max_rows=8, chunks=(2, 4))
     assert {cell.setting.chunks for cell in made.cells} == {1, 2, 4}
-    tried = [found for found in made.evidence if found.choice.startswith(CHUNKING)]
+    tried = [found for found in made.evidence if found.choice.startswith(mechanism_tests.CHUNKING)]
     assert len(tried) == 2
     assert all(found.low > 1 and not found.taken for found in tried)
     assert not made.mechanisms.chunking
