@@ -22,7 +22,8 @@ class MixedRequest(LoadRequest):
 
 
 def mixed_requests(count: int, seed: int, steps: tuple[int, int] = (4, 12)) -> list[MixedRequest]:
-    """Requests to the bundled model, without skipping, of `steps[0]` to `steps[1]` steps, set by the arguments."""
+    """Requests to the bundled model, never skipping guidance, of `steps[0]` to `steps[1]` steps; the same for the same
+    arguments."""
     draw = random.Random(seed)
     prompts = prompts_of_words(BUNDLED_MODEL.parent / "core.txt")
     sizes = [(128, 128)] * 6 + [(128, 160), (96, 128)]

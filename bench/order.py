@@ -74,7 +74,10 @@ def steady(profile_name: str, share: float, requests: int, seed: int) -> Mapping
 
 
 def without_scheduler(profile: Profile, arrivals: tuple[Arrival, ...], least_first: bool) -> float:
-    """Mean latency (ms) at the knee's batch, steps and decodes alone; by `least_first` work left, else first come."""
+    """Mean latency (ms) of an ideal: as many tasks at a time as the knee has, nothing costs time but steps and decodes.
+
+    `least_first`: the tasks with the least work left step, however often that sets others aside; else the first come.
+    """
     seats = profile.knee_rows() // 2
     step_ms = [profile.latency_ms(2 * tasks, 0) for tasks in range(seats + 1)]
     decode_ms = best_costs(profile).decode_ms

@@ -15,10 +15,7 @@ _MMAP_THRESHOLD_BYTES = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed, in one arena for all threads. Returns whether it does: other libraries are left.
-
-    To be called before threads that compute are started.
-    """
+    """Have glibc keep what is freed, in one arena; False for other libraries. Before threads that compute start."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

@@ -8,11 +8,7 @@ ASK_AGAIN_S = 0.1
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel tasks and return once all have ended, however they end.
-
-    Asks again until it is heard: asyncio.wait_for, which redis-py sends every command with, loses a cancellation that
-    meets its result before Python 3.12.
-    """
+    """Cancel tasks until all have ended: wait_for (redis-py's) may lose a cancellation before Python 3.12."""
     left = {task for task in tasks if not task.done()}
     while left:
         for task in left:

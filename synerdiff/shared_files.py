@@ -11,10 +11,7 @@ SHARED_MEMORY_DIRECTORY = Path("/dev/shm")
 
 
 def sweep(directory: Path, prefix: str) -> list[Path]:
-    """Remove the files of this user named `prefix...` that no process holds a lock of, and return their paths.
-
-    Raises OSError where the directory cannot be read.
-    """
+    """Remove this user's files named `prefix...` without a lock, and return their paths. Raises OSError."""
     names = (path for path in sorted(directory.iterdir()) if path.name.startswith(prefix))
     return [path for path in names if _remove_if_dead(path)]
 

@@ -29,11 +29,7 @@ class ServerTls:
     client_ca: Path | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """gRPC's form of these files, which follows them as they change.
-
-        Files that cannot be read or do not fit each other at that moment leave the last ones in force. Raises
-        BadTlsFiles where they are bad from the start.
-        """
+        """gRPC's form of these files, followed as they change while they fit. Raises BadTlsFiles at the start."""
         check_pem_files(self.certificate, self.key, self.client_ca)
         return grpc.dynamic_ssl_server_credentials(
             self._configuration(), self._configuration, require_client_authentication=self.client_ca is not None

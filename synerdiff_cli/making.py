@@ -73,11 +73,7 @@ async def save_pictures(
     num_images: int = 1,
     cancel_on_interrupt: bool = True,
 ) -> list[Path]:
-    """Follow a job to its end and write each picture as it comes. Returns the files.
-
-    `num_images`: bars to show from the start. When interrupted, cancels the job unless
-    `cancel_on_interrupt` says otherwise. Raises the job's own error, and OSError when a file cannot be written.
-    """
+    """Follow a job (`num_images` bars), write each picture, return the files. Raises the job's error, and OSError."""
     paths: list[Path] = []
     job_id = ""
     try:

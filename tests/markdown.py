@@ -28,8 +28,7 @@ def dead_links(page: Path, text: str) -> Iterator[str]:
 
 
 def missing_files(page: Path, text: str) -> Iterator[str]:
-    """Source files that a page names and that are neither beside it, nor at the root or the scheduler's; and modules
-    of ours that it runs and that are not there."""
+    """Source files that a page names and modules that it runs, where they are not in their usual places."""
     for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|lua|sh|c|proto))`", _without_blocks(text)):
         if not any((folder / name).exists() for folder in (page.parent, ROOT, ROOT / "services/scheduler")):
             yield f"no file: {name}"

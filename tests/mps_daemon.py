@@ -1,7 +1,4 @@
-"""A stand-in for NVIDIA's MPS control daemon and its program: a socket that somebody holds, and canned answers.
-
-Nothing of MPS is in it. It shows what is looked for and asked, not what a real daemon does.
-"""
+"""A stand-in for NVIDIA's MPS daemon and program: a held socket and canned answers. Nothing of MPS is in it."""
 
 import os
 import socket

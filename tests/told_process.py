@@ -1,7 +1,4 @@
-"""A process that does what it is told in JSON lines on stdin, and answers each with a line: a second side to a test.
-
-A process of its own has its own interpreter's lock, and can be killed.
-"""
+"""A second side to a test: a killable process that is told JSON lines on stdin and answers each with a line."""
 
 import contextlib
 import json

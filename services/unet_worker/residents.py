@@ -25,10 +25,7 @@ class ResidentState(Enum):
 
 @dataclass(eq=False)
 class Resident:
-    """A task in its slot. `task` is None before it is ready and again once its latents are in the slot.
-
-    `skipped_calls` is set then: the calls that skipped guidance.
-    """
+    """A task in its slot; `task` is None before it is ready and after it is done, with its `skipped_calls`."""
 
     spec: TaskSpec
     slot: SlotRef
@@ -60,11 +57,7 @@ class HandedOver:
 
 
 class Residents:
-    """All residents by task id. Thread-safe.
-
-    Dropping a resident frees its slot at once, even while a UNet call with it runs: whoever comes back with that
-    call's outcome finds it gone and leaves the slot alone.
-    """
+    """All residents by task id. Thread-safe: a call's outcome leaves a slot alone whose resident was dropped."""
 
     def __init__(self, arena: Arena, model_dtype: torch.dtype) -> None:
         self._arena = arena

@@ -62,11 +62,7 @@ class BatchDecoder:
         return self._side.compute
 
     def decode(self, batch: Sequence[Latents], width: int, height: int) -> list[Picture | DecodeFailure]:
-        """Decode latents of pictures of `width` x `height` pixels in one batch, each to a picture or its own failure.
-
-        A batch that fails, for memory or anything else, is halved until what fails is alone. Raises DeviceFailed where
-        the device decodes nothing any more.
-        """
+        """Decode latents of `width` x `height` pixels, halving what fails until it is alone. Raises DeviceFailed."""
         decoding = self.begin(batch, width, height, bands=1)
         decoding.advance(1.0)
         return decoding.outcomes()

@@ -1,8 +1,4 @@
-"""Image files with the generation parameters inside.
-
-PNG carries two text chunks: `parameters`, a line for people as most image tools show it, and `synerdiff`, the JSON.
-JPEG and WebP carry the same two in EXIF: UserComment and ImageDescription.
-"""
+"""Image files with parameters inside: PNG text chunks `parameters` (for people) and `synerdiff` (JSON), or in EXIF."""
 
 import io
 import json

@@ -142,10 +142,7 @@ class ArenaClient:
         self._last_use: dict[str, float] = {}
 
     async def read(self, address: str, slots: Sequence[SlotRef]) -> list[Latents | None]:
-        """The latents of each slot of the arena at `address`, in order; None when stale.
-
-        Raises ArenaUnreachable where its owner does not answer.
-        """
+        """Each slot's latents in the arena at `address`, in order; None when stale. Raises ArenaUnreachable."""
         await self._close_idle()
         if address not in self._arenas:
             self._arenas[address] = RemoteArena(address, self._connect(address), self._choice)

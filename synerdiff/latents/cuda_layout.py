@@ -1,8 +1,4 @@
-"""Where things lie in an arena's device memory: a header, a table of slots, the slots' bytes.
-
-A slot of the table holds the epoch under which its bytes are published (0: not published), their length and the arena's
-pattern, so that a mapping which has come to show other memory is known by every slot of it.
-"""
+"""Where things lie in an arena's device memory: a header, slots' epochs (0: unpublished), lengths, patterns; bytes."""
 
 import struct
 from dataclasses import dataclass

@@ -146,10 +146,7 @@ class SharedArenaMemory:
 
 
 class SharedMemoryReader:
-    """A reader's side of an offer.
-
-    Raises TransportUnusable where the offer does not lead to the arena it was made for.
-    """
+    """A reader's side of an offer. Raises TransportUnusable where it is not of the arena it was made for."""
 
     transport = TRANSPORT
 
@@ -199,10 +196,7 @@ class SharedMemoryReader:
 
 
 def sweep_stale_files(directory: Path = SHARED_MEMORY_DIRECTORY) -> list[Path]:
-    """Remove the arenas of this user whose owners are dead, and return their paths.
-
-    Raises OSError where the directory cannot be read.
-    """
+    """Remove this user's arenas of dead owners, and return their paths. Raises OSError for the directory."""
     return sweep(directory, _NAME_PREFIX)
 
 

@@ -37,10 +37,7 @@ class ExactUnet:
         self._shown: set[tuple[int, ...]] = set()
 
     def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """As `UnetSide.predict`, of any number of rows.
-
-        Raises NotExact where on this device, rows of one batch change each other at this latent shape.
-        """
+        """As `UnetSide.predict`, of any rows. Raises NotExact where rows of a batch change each other at this shape."""
         inputs = (latents, timesteps, conditioning)
         shape = tuple(latents.shape[1:])
         if shape not in self._shown:
@@ -94,10 +91,7 @@ def joined(parts: Sequence[Conditioning]) -> Conditioning:
 
 
 def plainly_laid(module: Any) -> Any:
-    """The module with its weights as a fresh start would lay them out, whatever was measured to be faster since.
-
-    It shares the weights that lie so already; the others, those of convolutions, are held twice from then on.
-    """
+    """The module with its weights laid out as at a fresh start; those that lie otherwise are then held twice."""
     tensors = [*module.parameters(), *module.buffers()]
     if all(_lies_plainly(tensor) for tensor in tensors):
         return module

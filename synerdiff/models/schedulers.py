@@ -35,11 +35,7 @@ def make_scheduler(class_name: str, options: Mapping[str, Any], **overrides: Any
 
 
 def own_scheduler_config(layout: ModelLayout) -> dict[str, Any]:
-    """All options of the scheduler that diffusers' pipeline of this directory has, and its class as `_class_name`.
-
-    model_index.json names the class, and the pipeline corrects outdated options. A scheduler that
-    cannot be made leaves the file as it stands. Raises ModelLoadError where class or file are missing.
-    """
+    """All options that diffusers' pipeline of this directory has, with `_class_name`. Raises ModelLoadError."""
     library, class_name = layout.component("scheduler")
     if library != "diffusers":
         raise layout.refuse(f"its scheduler {class_name} is not one of diffusers' but of {library}")

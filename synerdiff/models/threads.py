@@ -16,11 +16,7 @@ def limit_torch_threads(count: int) -> None:
 
 
 class ThreadShare:
-    """The CPU threads of a device thread, which alone uses it: its own number, or the share that an item gives it.
-
-    `own`: 0 takes as many as torch uses on the calling thread. `exact`: those of exact items, whatever their share,
-    since kernels round by the number of threads.
-    """
+    """A device thread's CPU threads: `own` (0: torch's number), an item's share, or always `exact` for exact items."""
 
     def __init__(self, own: int, exact: int = 1) -> None:
         self._own = own or torch.get_num_threads()

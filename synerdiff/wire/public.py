@@ -29,10 +29,7 @@ def model_card_to_pb(
 
 
 def model_card_from_pb(pb: images_pb2.ModelCard) -> ModelCard:
-    """ModelCard from its message. A newer server's samplers that this version does not know are left out.
-
-    Raises ValueError when the default sampler is one of those.
-    """
+    """ModelCard without samplers unknown to this version. Raises ValueError where the default is one of those."""
     known = images_pb2.ModelCard()
     known.CopyFrom(pb)
     known.ClearField("samplers")

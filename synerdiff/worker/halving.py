@@ -33,11 +33,7 @@ class Halves(Generic[B]):
         self.parts.popleft()
 
     def failed(self, failure: Exception) -> Fault | None:
-        """The first part failed. None: its halves take its place. Of one that is alone the fault: it is given up.
-
-        `failure` has no traceback: frames hold activations, whose memory the next attempt needs. Raises DeviceFailed
-        where the device computes nothing any more.
-        """
+        """Halve the first part that failed, or give up one that is alone for `failure`. Raises DeviceFailed."""
         fault = fault_of(failure)
         if fault is Fault.FATAL:
             raise DeviceFailed(str(failure)) from failure

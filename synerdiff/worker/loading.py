@@ -62,10 +62,7 @@ class Stage(ABC, Generic[S]):
 
 
 def load(stage: Stage[S], worker_id: str, share: DeviceShare, compiler: BackgroundCompiler) -> WorkerRecord:
-    """Make a stage ready to be opened. Takes long. Returns the worker's record, without its address.
-
-    Raises ModelLoadError where the model directory is refused; DeviceFailed where the device computes nothing.
-    """
+    """Make a stage ready to be opened; its record without address. Slow. Raises ModelLoadError, DeviceFailed."""
     started, settings = time.perf_counter(), stage.settings
     options = replace(stage.device_options, memory_limit_bytes=share.memory_limit_bytes)
     device = open_device(settings.device, options)

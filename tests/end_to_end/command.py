@@ -83,8 +83,7 @@ class Up:
 
 @contextlib.contextmanager
 def running_up(home: Path, *, schedulers: int, model: str = "", **variables: str) -> Iterator[Up]:
-    """Run `synerdiff up` in `home`, and end it at once if it is still there afterwards. `model`: NAME=PATH, if it is
-    not to be the bundled one."""
+    """Run `synerdiff up` in `home`, and end it at once afterwards. `model`: NAME=PATH, else the bundled one."""
     options = f"--listen 127.0.0.1:0 --data-dir {home}/data --dtype float32 --no-idle-profile --compile off".split()
     options += ["--gateway", "127.0.0.1:0", "--schedulers", str(schedulers)]
     options += ["--model", model] if model else []

@@ -1,8 +1,4 @@
-"""UNet and VAE worker dying at the same instant, as clients of CUDA MPS do when one of them has a fatal fault.
-
-SYNERDIFF_TEST_DOUBLE_DEATHS sets how often, one after the other; `python -m bench.load --kill unet+vae` does it for
-longer.
-"""
+"""UNet and VAE worker dying at once, as clients of CUDA MPS do; SYNERDIFF_TEST_DOUBLE_DEATHS sets how often."""
 
 import asyncio
 import os

@@ -1,7 +1,4 @@
-"""The other process of the tests with CUDA tensors: a UNet worker's end of the arena, or a VAE worker's.
-
-Never been run on a GPU.
-"""
+"""The other process of the tests with CUDA tensors: either worker's end of the arena. Never been run on a GPU."""
 
 import hashlib
 from pathlib import Path

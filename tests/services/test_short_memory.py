@@ -1,7 +1,4 @@
-"""Memory that does not suffice for a full batch: the batch is halved, everything is made, later batches stay under it.
-
-The engine, both workers and both models are real; that memory runs out is injected.
-"""
+"""Memory too small for a full batch (injected): it is halved, everything is made, later batches stay under it."""
 
 import dataclasses
 from pathlib import Path

@@ -114,10 +114,7 @@ def test_words_are_read_whole(pace: SharedPace, directory: Path) -> None:
 
 
 def test_the_handover_between_two_processes_takes_no_longer_than_a_nap(pace: SharedPace, directory: Path) -> None:
-    """Whoever waits looks between naps of half a millisecond: how long those are on this machine just now is measured.
-
-    Both read the same monotonic clock.
-    """
+    """Whoever waits looks between naps, whose length here and now is measured; the clock is shared."""
     assert LONGEST_SLEEP_MS < 1
     rounds, ended_ns = 60, []
     with partner("pair-1", directory) as other:

@@ -48,10 +48,7 @@ class CpuDevice(Device):
 
     @property
     def fastest_dtype(self) -> torch.dtype:
-        """bfloat16 with AMX tiles: without them a CPU emulates bf16 convolutions, many times slower than fp32.
-
-        And with AVX-512, which ATEN_CPU_CAPABILITY may forbid: torch's bf16 attention then fails on a CPU with AMX.
-        """
+        """bfloat16 only with AMX tiles and AVX-512: otherwise its convolutions are slow, or its attention fails."""
         has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
         kernels = torch.backends.cpu.get_cpu_capability()
         return torch.bfloat16 if has_amx is not None and has_amx() and "AVX512" in kernels else torch.float32

@@ -71,10 +71,7 @@ def reference(profile: Profile, query: PlanQuery) -> tuple[Sequence, bool]:
 
 
 def by_pareto_fronts(profile: Profile, query: PlanQuery) -> Sequence:
-    """The best sequence of whole decodes within the threshold, by the plain programme: a front of labels per state.
-
-    For rounds too large to try every sequence of. All (objective, total) that no other label of a state beats are kept.
-    """
+    """The best sequence of whole decodes within the threshold, by a front of (objective, total) per state."""
     return min(found for found in _fronts(profile, query, query.skips) if found.total <= _budget(profile, query))
 
 

@@ -50,10 +50,7 @@ def by_diffusers(scheduler: Any, num_inference_steps: int, seed: int, dtype: tor
 
 
 def by_diffusers_exactly(scheduler: Any, num_inference_steps: int, seed: int, given: Run) -> Run:
-    """The calls of a run of `by_diffusers` again, each from the latents and the model's answer `given`, in float64.
-
-    So errors are those of one call, not what the rounding of many has grown to.
-    """
+    """The calls of `by_diffusers` again in float64, each from the latents and answer `given`: errors of one call."""
     dtype = given.latents[0].dtype
     run = Run(timesteps=given.timesteps, noise_preds=given.noise_preds)
     with _keeping_float64(), drawing_in(dtype) if dtype == torch.float32 else nullcontext():
@@ -105,10 +102,7 @@ def by_table(table: SamplerTable, seed: int, dtype: torch.dtype, given: Run) -> 
 
 
 def assert_same_calls(run: Run, exact: Run, given: Run | None = None) -> None:
-    """That calls in float32 are those in float64 but for the rounding of one call's few terms.
-
-    Where these cancel, `given`, the calls by diffusers in float32, tells what rounding makes of them.
-    """
+    """Calls in float32 are those in float64 but for rounding, told by `given` where terms cancel."""
     assert run.timesteps == torch.tensor(exact.timesteps, dtype=torch.float32).tolist()
     for found, expected in zip(run.model_inputs, exact.model_inputs, strict=True):
         assert_rounded(found, expected)

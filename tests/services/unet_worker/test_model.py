@@ -58,10 +58,7 @@ def spec_of(card: ModelCard, prompt: str = "a red car", steps: int = 6) -> TaskS
 
 
 def assert_draws_as_diffusers(path: Path, prompt: str = "a red car") -> ModelCard:
-    """That a request which names no sampler and no size gets the picture of diffusers' own pipeline.
-
-    The card names no other samplers: to find what each can do takes a second, and is tested elsewhere.
-    """
+    """A request without sampler and size gets the picture of diffusers' own pipeline; other samplers untried."""
     with patch.object(model, "sampler_limits", lambda config: ()):
         side, card = load_model(path, torch.float32)
     spec = spec_of(card, prompt)

@@ -1,7 +1,4 @@
-"""The other process of the CUDA IPC tests: an owner or a reader that has the stand-in driver in its library path.
-
-Its faults are environment variables that the stand-in reads at each call, so that one process can meet many.
-"""
+"""The other process of the CUDA IPC tests, with the stand-in driver, whose faults are environment variables."""
 
 import asyncio
 import contextlib

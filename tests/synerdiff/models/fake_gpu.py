@@ -1,7 +1,4 @@
-"""A fake of the device interface: the CPU, with the duties of a GPU written down instead of done. No GPU is simulated.
-
-It shows what workers ask of a device and in which order. What a GPU makes of that, it cannot show.
-"""
+"""A fake of the device interface: what workers ask of a device, in order, on the CPU. No GPU is simulated."""
 
 import contextlib
 import threading

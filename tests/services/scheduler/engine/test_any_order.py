@@ -57,10 +57,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(lost=st.lists(WORKERS, min_size=1, unique=True), breaks=st.booleans(), data=st.data())
     def lose(self, lost: list[str], breaks: bool, data: st.DataObject) -> None:
-        """Workers die at the same instant, or only their streams break; some stay away for a while.
-
-        The leader hears of each death and of each return in any order, and who is back may work before it hears more.
-        """
+        """Workers die at once, or only their streams break; the leader hears of each death and return in any order."""
         if not breaks:
             self.world.die(lost)
         stay_away = data.draw(st.sets(st.sampled_from(lost)))
