@@ -54,7 +54,6 @@ def workload(capacity: float, seconds: float, seed: int) -> dict[str, tuple[Arri
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
-    """The numbers of one configuration under one load."""
     ends = outcome.latencies_s
     decodes = [answer.decode_s * 1000 for answer in outcome.window.served]
     ratios = [run.ratio for run in outcome.items]
@@ -103,7 +102,6 @@ async def measure(
     only: Only = "",
     name: str = "ablation",
 ) -> dict[str, Any]:
-    """Run every chosen configuration under every load."""
     chosen, common = some_of(only, CONFIGURATIONS, "--only"), settings_of(settings, SETTINGS)
     capacity = capacity or await measured_capacity(dtype)
     say(f"capacity: {capacity:.2f} images/s")

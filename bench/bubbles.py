@@ -80,7 +80,6 @@ async def served_steps_per_s(address: str, tasks: int, steps: int) -> tuple[floa
 
 
 async def measure(tasks: int = 8, steps: int = 60, rounds: int = 5) -> dict[str, object]:
-    """Measure turn by turn."""
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     unet_side = load_unet_side(BUNDLED_MODEL, torch.float32)

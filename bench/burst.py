@@ -55,7 +55,6 @@ async def measure(
     only: Only = "",
     name: str = "burst",
 ) -> dict[str, Any]:
-    """Run the bursts in turn."""
     done: dict[str, list[dict[str, Any]]] = {each: [] for each in some_of(only, CONFIGURATIONS, "--only")}
     common = settings_of(settings, SETTINGS)
     for number, (policy, listed) in itertools.product(range(rounds), done.items()):

@@ -69,7 +69,6 @@ class Bench:
         return image
 
     def time(self, measured: Measured) -> None:
-        """One timed decode."""
         began, cpu_began = time.perf_counter(), time.process_time()
         if measured.bands == 0:
             self._decode(0)
@@ -109,7 +108,6 @@ def measure(vae: AutoencoderKL, latents: Tensor, bands: list[int], rounds: int) 
 
 
 def rows(ways: list[Measured]) -> list[dict[str, float | int | str]]:
-    """What is printed: one row for each way."""
     whole = ways[0]
     return [
         {
@@ -148,7 +146,6 @@ def command(
     threads: int = len(os.sched_getaffinity(0)),
     model: ModelDirectory | None = None,
 ) -> list[dict[str, float | int | str]]:
-    """A row for each way to decode."""
     torch.set_num_threads(threads)
     vae = load_vae(model)
     side = size // 2 ** (len(vae.config.block_out_channels) - 1)

@@ -58,7 +58,6 @@ def help_of(doc: str | None) -> str:
 
 
 def as_json(result: Any) -> str:
-    """For people and programs."""
     return json.dumps(result, indent=1, default=str)
 
 
@@ -103,5 +102,4 @@ def spread(work: Callable[[C], T], cases: Sequence[C], processes: int) -> list[T
 
 
 def say(line: str) -> None:
-    """Tell whoever watches."""
     print(line, file=sys.stderr, flush=True)

@@ -42,7 +42,6 @@ def subjects(count: int) -> tuple[str, ...]:
 
 
 def measure(studios: dict[str, Studio], prompts: tuple[str, ...], steps: int) -> list[dict[str, object]]:
-    """A row for each sampler and share."""
     rows = []
     for sampler in SAMPLERS:
         task = Task(prompts, sampler, steps, GUIDANCE_SCALE)
@@ -59,7 +58,6 @@ def measure(studios: dict[str, Studio], prompts: tuple[str, ...], steps: int) ->
 
 
 def main() -> None:
-    """Parse the command line, compile, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)

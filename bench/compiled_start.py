@@ -22,7 +22,6 @@ from synerdiff.client.load.sending import ClosedLoop, send
 
 
 async def start(compile_mode: str, cache: str, dtype: str) -> dict[str, float]:
-    """The seconds of one start."""
     began = time.monotonic()
     async with deployed({"compile": compile_mode, "compile_cache": cache}, dtype=dtype) as system:
         ready = time.monotonic()
@@ -41,7 +40,6 @@ async def start(compile_mode: str, cache: str, dtype: str) -> dict[str, float]:
 
 
 async def measure(rounds: int = 3, dtype: str = "float32") -> dict[str, Any]:
-    """All rounds."""
     found: list[dict[str, dict[str, float]]] = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:

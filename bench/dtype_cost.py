@@ -41,12 +41,10 @@ _HEADINGS = (
 
 
 def studio(dtype: torch.dtype) -> Studio:
-    """A worker's pictures in a dtype."""
     return Studio(load_unet_side(BUNDLED_MODEL, dtype), load_vae_side(BUNDLED_MODEL, dtype, safety_checker=False))
 
 
 def row(task: Task, exact: Studio, rounded: Studio, score: Score | None) -> tuple[str, ...]:
-    """The table's row of one task."""
     in_float, in_bfloat = exact.full(task), rounded.full(task)
     first = Pictures(in_bfloat.latents[:_FEW], in_bfloat.images[:_FEW])
     off = loss(in_bfloat, in_float)

@@ -80,7 +80,6 @@ async def prices(client: AsyncClient, clients: int, rounds: int) -> dict[str, ob
 
 
 def rounded(values: Sequence[float]) -> list[float]:
-    """For people."""
     return [round(value, 3) for value in values]
 
 
@@ -93,7 +92,6 @@ async def measure(
     rounds: Annotated[int, typer.Option(help="Of the price.")] = 3,
     price: bool = True,
 ) -> dict[str, object]:
-    """All of it, once."""
     mixed = mixed_requests(requests, seed)
     others: dict[str, int] = {}
     equal: dict[str, int] = {}

@@ -288,7 +288,6 @@ async def _is_well(address: str) -> list[str]:
 
 
 def measure(minutes: float = 10.0, seed: int = 1) -> dict[str, object]:
-    """Fuzz a scheduler of its own."""
     with processes(1, 2.0) as (address, scheduler, _):
         asyncio.run(ready(address))
         return asyncio.run(fuzz(address, scheduler, minutes * 60, seed))

@@ -75,7 +75,6 @@ class HttpClient:
         return None
 
     def close(self) -> None:
-        """Drop the connections."""
         for _, writer in self.idle:
             writer.close()
 
@@ -105,18 +104,15 @@ class Bench:
     gateway: psutil.Process
 
     def cpu_s(self) -> float:
-        """The gateway's CPU time so far."""
         times = self.gateway.cpu_times()
         return float(times.user + times.system)
 
     def rss_mb(self) -> float:
-        """The gateway's memory."""
         return float(self.gateway.memory_info().rss / 1e6)
 
 
 @contextlib.contextmanager
 def processes(tick_ms: float, domains: int) -> Iterator[Bench]:
-    """Everything, until the block ends."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
         redis = RedisProcess(Path(folder))
         redis.start()
@@ -255,7 +251,6 @@ async def streams(bench: Bench, clients: int, steps: int) -> dict[str, object]:
 
 
 def table(found: dict[str, dict[str, object]]) -> str:
-    """What was found, for people."""
     lines = ["| what | found (simulated workers) |", "|---|---|"]
     for part, values in found.items():
         lines += [f"| {part}: {name} | {value} |" for name, value in values.items()]

@@ -42,7 +42,6 @@ class Gateways:
     kills: int = 0
 
     def start(self, port: int) -> None:
-        """Start the gateway of a port."""
         command = [sys.executable, "-m", "services.gateway", "--listen", f"127.0.0.1:{port}"]
         log = subprocess.DEVNULL
         self.processes[port] = subprocess.Popen([*command, "--scheduler", self.scheduler], stderr=log)
@@ -58,7 +57,6 @@ class Gateways:
             self.start(port)
 
     def stop(self) -> None:
-        """End all."""
         for process in self.processes.values():
             process.kill()
             process.wait()
@@ -109,7 +107,6 @@ def deployment(domains: int, tick_ms: float) -> Iterator[tuple[str, int]]:
 
 
 async def call_until(client: openai.AsyncOpenAI, until_s: float, ended: Counter[str], jobs: set[str]) -> None:
-    """One call after the other."""
     while time.monotonic() < until_s:
         try:
             response = await client.images.generate(prompt="a car", extra_headers={"Idempotency-Key": uuid.uuid4().hex})
@@ -148,7 +145,6 @@ async def _answers(client: openai.AsyncOpenAI) -> bool:
 def measure(
     in_flight: int = 2000, minutes: float = 5.0, kill_every_s: float = 30.0, domains: int = 4, tick_ms: float = 20.0
 ) -> dict[str, object]:
-    """Run the whole of it once."""
     with deployment(domains, tick_ms) as (scheduler, metrics_port):
         gateways = Gateways(scheduler, (free_port(), free_port()))
         for port in gateways.ports:

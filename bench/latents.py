@@ -39,8 +39,6 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trial:
-    """What to do."""
-
     transfers: int = 10_000
     kills: int = 40
     transports: tuple[str, ...] = (TRANSPORT,)
@@ -53,7 +51,6 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What both sides are told."""
         return {
             "transports": self.transports,
             "cuda_device": self.cuda_device,
@@ -78,7 +75,6 @@ class Findings:
     violations: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """For people."""
         lines = [
             f"{self.whole} transfers whole over {dict(self.transports)} in {self.seconds:.0f} s",
             f"killed: {dict(self.kills)}; reads while the owner was away: {self.unreachable}",
@@ -95,8 +91,6 @@ class SideDied(Exception):
 
 
 class Side:
-    """The handle on one process."""
-
     def __init__(self, process: asyncio.subprocess.Process, address: str) -> None:
         self.address = address
         self.process = process
@@ -153,7 +147,6 @@ class Side:
                 asked.set_exception(SideDied())
 
     async def kill(self) -> None:
-        """SIGKILL."""
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
         await self._listening
@@ -166,8 +159,6 @@ class Side:
 
 
 class Experiment:
-    """One trial under way."""
-
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
         self.findings = Findings()
@@ -332,7 +323,6 @@ def measure(
     seed: int | None = None,
     cuda_device: int = Trial.cuda_device,
 ) -> Findings:
-    """One trial."""
     seed = int(time.time()) if seed is None else seed
     say(f"seed {seed}")
     trial = Trial(transfers, kills, tuple(transports.split(",")), slot_bytes, lanes, seed, cuda_device)

@@ -64,12 +64,10 @@ class OwnerSide:
         return {"slot": asdict(slot)}
 
     async def release(self, slot: Answer) -> Answer:
-        """Free a slot."""
         self._arena.release(SlotRef(**slot))
         return {}
 
     async def count(self) -> Answer:
-        """How many slots are free."""
         return {"free_slots": self._arena.free_slots}
 
     async def close(self) -> None:

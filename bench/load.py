@@ -154,7 +154,6 @@ async def measure(
     kill_jitter_s: Annotated[float, typer.Option(help="Up to so much later, at random.")] = 0.0,
     keep_logs: Annotated[Path | None, typer.Option(help="A folder that the processes' logs are copied to.")] = None,
 ) -> dict[str, object]:
-    """Run the load once."""
     killing = Killing(turns_of(kill), kill_every_s, kill_jitter_s, signal.Signals[f"SIG{sign}"], seed)
     mixed, kills = mixed_requests(requests, seed), list[str]()
     async with deployed(

@@ -88,7 +88,6 @@ async def ready(address: str, domains: int = 1) -> None:
 
 
 def measure(domains: int = 16, tick_ms: float = 20.0, seconds: float = 20.0, steps: int = 200) -> dict[str, object]:
-    """Run the whole of it once."""
     with processes(domains, tick_ms) as (address, scheduler, workers):
         asyncio.run(ready(address, domains))
         before = scheduler.cpu_times()

@@ -123,7 +123,6 @@ def measure(
     processes: Processes = CORES,
     json_file: JsonFile = None,
 ) -> dict[str, Any]:
-    """Simulate both."""
     full, bursts = paper_profile(profile), dict[str, Mapping[str, float]]()
     ways = {"full guidance": full, "half of it skipped": replace(full, skip_cfg=BUNDLED_BUDGET)}
     for steps, (name, of) in product((8, 20, 50), ways.items()):

@@ -63,12 +63,10 @@ def tasks(samplers: list[Sampler], side: int, steps: int, seed: int) -> list[Tas
 
 
 def reference(model: Path, task: TaskSpec, dtype: torch.dtype) -> Image:
-    """What diffusers makes of a task."""
     return reference_image(model, dtype=dtype, **settings_of(task))
 
 
 def levels(a: Image, b: Image) -> int:
-    """The largest difference of any pixel."""
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
@@ -141,7 +139,6 @@ def command(
 
 
 def well(found: Mapping[str, Any]) -> bool:
-    """Whether every bound holds."""
     worst = found["worst"]
     close = worst.get("alone_levels", 0) <= 1 and worst.get("batched_levels", 0) <= 2
     return bool(close and worst.get("batched_psnr_db", 99) >= 40)

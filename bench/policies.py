@@ -69,7 +69,6 @@ class Row(NamedTuple):
 
 
 def run(case: Case) -> Latencies:
-    """Serve the case's requests by its policy."""
     profile = paper_profile(case.profile)
     caps = profile.caps
     bounds = PolicyBounds()

@@ -41,7 +41,6 @@ def errors_of(runs: Iterable[ItemRun]) -> dict[str, Any]:
 
 
 def by_kind(runs: Sequence[ItemRun]) -> dict[str, Any]:
-    """The errors of all items and of each kind."""
     kinds = sorted({run.kind for run in runs})
     return {"all": errors_of(runs)} | {kind: errors_of(run for run in runs if run.kind == kind) for kind in kinds}
 

@@ -18,7 +18,6 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 
 
 def machine() -> dict[str, object]:
-    """What was measured on."""
     import torch  # tables are made without it
 
     info = Path("/proc/cpuinfo")
@@ -51,7 +50,6 @@ def save(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as Markdown writes it."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 

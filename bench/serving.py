@@ -60,12 +60,10 @@ class Outcome:
 
     @property
     def errors(self) -> list[str]:
-        """Why requests failed."""
         return [f"{answer.error}: {answer.message}" for answer in self.window.answers if answer.error]
 
     @property
     def skipped_share(self) -> float:
-        """Share of the UNet calls that went without guidance."""
         return summarise([self.window]).skipped_share
 
 

@@ -90,7 +90,6 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
     async def Run(
         self, requests: AsyncIterator[stages_pb2.UnetCommand], context: Any
     ) -> AsyncIterator[stages_pb2.UnetReport]:
-        """The stream of one leader."""
         attach = (await anext(requests)).attach
         self.guard.attach(attach.leader_token, attach.leader_id)
         plans: asyncio.Queue[UnetPlan] = asyncio.Queue()
@@ -175,7 +174,6 @@ class SimulatedVae(stages_pb2_grpc.VaeStageServicer):
     async def Run(
         self, requests: AsyncIterator[stages_pb2.VaeCommand], context: Any
     ) -> AsyncIterator[stages_pb2.VaeReport]:
-        """The stream of one leader."""
         attach = (await anext(requests)).attach
         self.guard.attach(attach.leader_token, attach.leader_id)
         yield stages_pb2.VaeReport(attached=stages_pb2.VaeAttached(worker_id=self.worker_id))
@@ -195,7 +193,6 @@ class SimulatedVae(stages_pb2_grpc.VaeStageServicer):
             yield stages_pb2.VaeReport(tick_done=stages.vae_tick_done_to_pb(done))
 
     async def Images(self, request: stages_pb2.ImagesRequest, context: Any) -> AsyncIterator[stages_pb2.DecodedImage]:
-        """Image files as they come."""
         while True:
             yield stages.decoded_image_to_pb(await self.images.get())
 

@@ -29,7 +29,6 @@ async def measure(
     dtype: str = "float32",
     name: str = "skip-throughput",
 ) -> dict[str, Any]:
-    """Run the rounds."""
     common = settings_of(settings, SETTINGS)
     async with deployment(common, profile, dtype) as address:
 

@@ -59,7 +59,6 @@ class Load:
 
     @property
     def ticks_per_s(self) -> float:
-        """Of all domains."""
         return self.domains * 1000 / self.tick_ms
 
 
@@ -92,7 +91,6 @@ class Telemetry:
             self._now_and_then()
 
     def effect(self, effect: Effect) -> None:
-        """What the engine wants done."""
         if isinstance(effect, StoreEffect | LetJobGo):
             self._spend("metrics", self._metrics.observe_effect, effect, 2)
         self._spend("spans", self._traces.effect, effect)
@@ -179,7 +177,6 @@ def command(
 
 
 def table(found: Mapping[str, float]) -> str:
-    """As Markdown."""
     return markdown_table(("per tick", "ms"), [(name, f"{ms:.4f}") for name, ms in found.items()])
 
 

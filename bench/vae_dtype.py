@@ -42,7 +42,6 @@ def denoised(model: Path, pictures: int, steps: int) -> Tensor:
 
 
 def measure(model: ModelDirectory = BUNDLED_MODEL, pictures: int = 8, steps: int = 12) -> dict[str, Any]:
-    """Per dtype how far its pictures are from those of float32."""
     latents = denoised(model, pictures, steps)
     reference = load_vae_side(model, torch.float32, safety_checker=False).decode(latents)
     found: dict[str, Any] = {"device": "cpu", "model": model.name, "pictures": pictures}

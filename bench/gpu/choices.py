@@ -35,7 +35,6 @@ _DTYPES = ("float16", "bfloat16", "float32")
 
 
 def run(kit: Kit, name: ModelName) -> None:
-    """Record the time of each way."""
     kit.wait_for_model(name)
     choices = _Choices(kit, Networks.load(kit, name))
     choices.vae_dtypes()
@@ -55,7 +54,6 @@ class _Choices:
         self._seconds = 0.02 if kit.tiny else 0.4
 
     def unet(self, rows: int) -> None:
-        """A UNet call."""
         self._layouts("UNet", rows, partial(self._networks.step, rows))
         call = self._networks.step(rows)
         for kernel, backend in _ATTENTION.items():
@@ -74,7 +72,6 @@ class _Choices:
             self._time_graphed("UNet", rows, f"compiled blocks {layout}, graph", call)
 
     def vae(self, images: int) -> None:
-        """A decode."""
         self._layouts("VAE", images, partial(self._networks.decode, images))
         for dtype in _DTYPES:
             if dtype != self._kit.dtype and not (self._kit.tiny and dtype == "float16"):
@@ -83,7 +80,6 @@ class _Choices:
         self._networks.vae.to(self._networks.dtype)
 
     def bands(self) -> None:
-        """A decode of one picture, whole and in bands."""
         side = self._kit.config(self._networks.name).latent_side
         latents = torch.randn(1, 4, side, side, device=self._kit.device, dtype=self._networks.dtype)
         self._networks.vae.to(memory_format=torch.contiguous_format)

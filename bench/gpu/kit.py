@@ -61,11 +61,9 @@ class Kit:
         return "float32" if self.tiny else "float16"
 
     def config(self, name: ModelName) -> ModelConfig:
-        """The model as it is built here."""
         return (TINY if self.tiny else FULL)[name]
 
     def model_path(self, name: ModelName) -> Path:
-        """Where the model is, or will be."""
         return self.work / "models" / name
 
     def wait_for_model(self, name: ModelName) -> Path:
@@ -78,7 +76,6 @@ class Kit:
         return path
 
     def record(self, kind: str, **figures: Any) -> None:
-        """Keep figures."""
         append_record(self.out, self.section, kind, **figures)
 
     def keep_log(self, title: str, path: Path) -> None:

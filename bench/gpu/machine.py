@@ -20,7 +20,6 @@ _MATMUL_DTYPES = ("float16", "bfloat16", "float32")
 
 
 def run(kit: Kit) -> None:
-    """Record all of it."""
     kit.record("machine", **machine(), **_of_gpu(kit), packages=_versions(), shm_mib=_free_mib("/dev/shm"))
     for dtype in _MATMUL_DTYPES:
         kit.record("ceiling", what=f"matmul {dtype}", tflops=_matmul_tflops(kit, getattr(torch, dtype)))

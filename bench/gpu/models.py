@@ -44,19 +44,16 @@ def run(kit: Kit) -> None:
 
 
 def meta_unet(config: ModelConfig) -> Any:
-    """The UNet without weights."""
     with torch.device("meta"):
         return UNet2DConditionModel(**config.unet)
 
 
 def meta_vae(config: ModelConfig) -> Any:
-    """The VAE without weights."""
     with torch.device("meta"):
         return AutoencoderKL(**config.vae)
 
 
 def parameters_m(module: Any) -> float:
-    """Millions of parameters."""
     return float(sum(parameter.numel() for parameter in module.parameters())) / 1e6
 
 

@@ -27,7 +27,6 @@ class Networks:
 
     @classmethod
     def load(cls, kit: Kit, name: ModelName) -> "Networks":
-        """From the model's directory."""
         dtype = getattr(torch, kit.dtype)
         found = [
             module.from_pretrained(str(kit.model_path(name)), subfolder=part, dtype=dtype, local_files_only=True)
@@ -37,7 +36,6 @@ class Networks:
         return cls(kit, name, unet, vae, dtype)
 
     def step(self, rows: int, layout: str = "NCHW") -> Call:
-        """A UNet call of so many rows."""
         arguments = unet_arguments(self.kit.config(self.name), rows, self.kit.device, self.dtype)
         arguments["sample"] = arguments["sample"].to(memory_format=FORMATS[layout])
         self.unet.to(memory_format=FORMATS[layout])

@@ -22,8 +22,6 @@ ANCHORS: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Run:
-    """The records of one run."""
-
     records: Sequence[Record]
     floors: Floors
     card: str
@@ -43,7 +41,6 @@ class Run:
         return cls(records, Floors.of(records), machine.get("card", "unknown card"), dtype)
 
     def of(self, kind: str) -> list[Record]:
-        """Those of one kind, as they came."""
         return [record for record in self.records if record["kind"] == kind]
 
 

@@ -39,8 +39,6 @@ class Wanted:
 
 
 class SectionProcess:
-    """One section under way."""
-
     def __init__(self, section: Section, wanted: Wanted, limit_s: float) -> None:
         self.section = section
         self._wanted = wanted

@@ -25,7 +25,6 @@ class Section:
     arguments: tuple[str, ...] = ()
 
     def run(self, kit: Kit) -> None:
-        """Run it here. Raises whatever it fails with."""
         module, _, function = self.call.rpartition(".")
         found = getattr(importlib.import_module(f"bench.gpu.{module}"), function)
         cast(Callable[..., None], found)(kit, *self.arguments)

@@ -60,7 +60,6 @@ async def measure(
     seed: int = 1,
     name: Annotated[str, typer.Option(help="Of the file under bench/results. Default: peers-DTYPE.")] = "",
 ) -> dict[str, Any]:
-    """Start everybody, and run the rounds."""
     listed = some_of(loads, LOADS, "--loads")
     if capacity is None and SATURATED not in listed and set(POISSON) & set(listed):
         raise typer.BadParameter(f"Poisson arrivals need {SATURATED} too, or --capacity", param_hint="--loads")

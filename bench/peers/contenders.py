@@ -29,7 +29,6 @@ class Contender:
         return self.kind in (ONE, BATCHED)
 
     def about(self) -> dict[str, Any]:
-        """As JSON has it."""
         return {"kind": self.kind, "system": self.system.name}
 
 

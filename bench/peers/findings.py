@@ -26,7 +26,6 @@ class Loss(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """How many times worse."""
         return 1 / self.ratio.median if self.value == "images_per_s" else self.ratio.median
 
 

@@ -32,7 +32,6 @@ class Line:
         return await waiting.picture
 
     async def run(self) -> None:
-        """Draw, for ever."""
         while True:
             if not self._somebody.is_set():
                 await self._somebody.wait()

@@ -139,7 +139,6 @@ class Field:
 
 
 def numbers(window: Window) -> dict[str, Any]:
-    """What is kept of a window."""
     summary = summarise([window])
     return {
         "images": summary.images,
@@ -157,7 +156,6 @@ def numbers(window: Window) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def field(contenders: Sequence[Contender], course: Course) -> AsyncIterator[Field]:
-    """The contenders, connected to."""
     async with contextlib.AsyncExitStack() as stack:
         clients = {
             each.name: await stack.enter_async_context(AsyncClient(each.address, patience_s=_PATIENCE_S))

@@ -28,8 +28,6 @@ class Alike(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """One picture to draw."""
-
     prompt: str
     seed: int
     alike: Alike

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Draw a run into a file."""
     from matplotlib.figure import Figure
 
     shown = [

@@ -44,7 +44,6 @@ class Studio:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pipeline")
 
     async def draw_one(self, asked: Sequence[Asked]) -> Sequence[Any]:
-        """One picture."""
         return await self._run(lambda: self._draw(asked, 1, "pil"))
 
     async def draw_batch(self, asked: Sequence[Asked]) -> Sequence[Any]:

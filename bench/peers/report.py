@@ -204,7 +204,6 @@ def command(
     files: Annotated[list[Path] | None, typer.Argument(help="Results of bench.peers.")] = None,
     out: Path = DOCS / "benchmarks-peers.md",
 ) -> Path:
-    """Read the files, draw, write."""
     found = files or sorted(RESULTS.glob("peers-*.json"))
     if not found:
         raise typer.BadParameter(f"no peers-*.json in {RESULTS}: run python -m bench.peers first", param_hint="files")
