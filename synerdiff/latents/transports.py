@@ -1,13 +1,12 @@
 """The choice of a way to an arena: each offer in turn, proved before it is trusted, and inline when none holds."""
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from synerdiff.latents import cuda_ipc, shared_memory
 from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
-from synerdiff.latents.inline import FetchInline, InlineReader
 from synerdiff.plans import SlotRef
 from synerdiff.telemetry import get_logger
 
@@ -41,6 +40,26 @@ class LatentsReader(Protocol):
 
     def close(self) -> None:
         """Let go of the arena."""
+
+
+FetchInline = Callable[[Sequence[SlotRef]], Awaitable[list[bytes | None]]]
+"""Asks the owner for slots' bytes; None for a stale slot. Raises what the call raises."""
+
+
+class InlineReader:
+    """Latents inside gRPC messages, which works on any network. See LatentsReader."""
+
+    transport = "inline"
+
+    def __init__(self, fetch: FetchInline) -> None:
+        self._fetch = fetch
+
+    async def read(self, slots: Sequence[SlotRef]) -> list[memoryview | None]:
+        """A memoryview of each slot's bytes."""
+        return [None if data is None else memoryview(bytearray(data)) for data in await self._fetch(slots)]
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class _UntilOpened:

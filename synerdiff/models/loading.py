@@ -22,10 +22,9 @@ from synerdiff.models.family import Family, ServingDefaults, UnetSide, VaeSide
 from synerdiff.models.layout import ModelLayout, read_layout
 from synerdiff.models.safety import SafetyChecker, load_safety_checker
 from synerdiff.models.schedulers import correct, own_scheduler_config
-from synerdiff.models.sd1 import Sd1
-from synerdiff.models.sd2 import Sd2
 from synerdiff.models.sdxl import Sdxl
 from synerdiff.models.serving import ServingFile, read_serving_file
+from synerdiff.models.stable_diffusion import Sd1, Sd2
 from synerdiff.models.weights import load_diffusers_model
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The parts of StableDiffusionPipeline that SD 1.x and SD 2.x share."""
+"""Stable Diffusion 1.x and 2.x: what they share of StableDiffusionPipeline, and the text encoder of each."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -63,3 +63,17 @@ class StableDiffusionFamily(Family):
     def vae_dtype(self, vae_config: Mapping[str, Any], dtype: torch.dtype) -> torch.dtype:
         """The model's own dtype."""
         return dtype
+
+
+class Sd1(StableDiffusionFamily):
+    """Stable Diffusion 1.x (CLIP-L), and whatever shares its layout, whichever prediction type its scheduler names."""
+
+    name: ClassVar[str] = "sd1"
+    text_activation: ClassVar[str] = "quick_gelu"
+
+
+class Sd2(StableDiffusionFamily):
+    """Stable Diffusion 2.x, base (epsilon) and 768 (v_prediction): OpenCLIP-H without its last layer."""
+
+    name: ClassVar[str] = "sd2"
+    text_activation: ClassVar[str] = "gelu"

@@ -11,10 +11,6 @@ from services.scheduler.profiles.keeper import KeeperOptions
 from synerdiff.tls import ClientTls
 
 
-def _no_thresholds() -> Thresholds | None:
-    return None
-
-
 @dataclass(frozen=True)
 class LeaderOptions:
     """The parts that decide, and how workers are called.
@@ -26,7 +22,7 @@ class LeaderOptions:
 
     policy: Policy
     bounds: EngineBounds = field(default_factory=EngineBounds)
-    thresholds: Callable[[], Thresholds | None] = _no_thresholds
+    thresholds: Callable[[], Thresholds | None] = lambda: None
     profiles: KeeperOptions = field(default_factory=KeeperOptions)
     plans: PlanBook = field(default_factory=PlanBook)
     worker_tls: ClientTls | None = None
