@@ -23,8 +23,9 @@ exit status 2 and one line that names it.
 
 - `synerdiff up` has flags for addresses, Redis, models, dtype and threads. Other settings reach its processes through
   the environment: `SYNERDIFF_LOG_LEVEL=debug synerdiff up`. TLS settings do not; `up` starts plaintext processes.
-- The command line reads `SYNERDIFF_ADDRESS`, the scheduler's address, and for TLS `SYNERDIFF_TLS_CA`,
-  `SYNERDIFF_TLS_CERTIFICATE` and `SYNERDIFF_TLS_KEY`. `up` and `demo` read `REDIS_SERVER`, the Redis binary to start.
+- The command line reads `SYNERDIFF_ADDRESS`, the scheduler's address, `SYNERDIFF_KEY`, the API key to show, and for TLS
+  `SYNERDIFF_TLS_CA`, `SYNERDIFF_TLS_CERTIFICATE` and `SYNERDIFF_TLS_KEY`. `up` and `demo` read `REDIS_SERVER`, the
+  Redis binary to start.
 - [deploy/docker](../deploy/docker/README.md#tls) describes certificates and their renewal.
 - Workers set `OMP_WAIT_POLICY=passive` and `GOMP_SPINCOUNT=2000` unless the environment does, so that idle threads
   soon leave their core to the other worker. A worker with cores of its own is faster with `OMP_WAIT_POLICY=active`;

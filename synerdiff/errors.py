@@ -39,6 +39,18 @@ class NotFound(SynerDiffError):
     code = grpc.StatusCode.NOT_FOUND
 
 
+class Unauthenticated(SynerDiffError):
+    """UNAUTHENTICATED: nobody is known by the key, or the certificate, that the call shows."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(SynerDiffError):
+    """PERMISSION_DENIED: the caller is known, and may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+
+
 class AlreadyExists(SynerDiffError):
     """ALREADY_EXISTS: a request_id was used before with another body."""
 

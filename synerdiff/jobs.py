@@ -46,7 +46,10 @@ SkippedSteps = tuple[tuple[int, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as Redis holds it. Times in Unix ms; `images_done`: indices stored; `traceparent`: W3C, or empty."""
+    """A job as Redis holds it. Times in Unix ms; `images_done`: indices stored; `traceparent`: W3C, or empty.
+
+    `caller`: who made it, and alone may know of it; empty: anonymous.
+    """
 
     job_id: str
     state: JobState
@@ -58,3 +61,4 @@ class JobRecord:
     error_code: int = 0
     error_message: str = ""
     traceparent: str = ""
+    caller: str = ""

@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from synerdiff.errors import SynerDiffError
-from synerdiff.rpc_errors import ErrorInterceptor
+from synerdiff.rpc_errors import Check, ErrorInterceptor, let_all_in
 from synerdiff.status import abort
 from synerdiff.tls import ClientTls, ServerTls
 
@@ -32,12 +32,13 @@ def create_server(
     max_receive_bytes: int | None = None,
     max_connection_age_s: float | None = None,
     max_concurrent_rpcs: int | None = None,
+    check: Check = let_all_in,
 ) -> grpc.aio.Server:
     """A server whose servicers may raise SynerDiffError.
 
     `max_receive_bytes` (default: `max_message_bytes`) bounds what strangers can make this process hold: a larger
     message is refused from its length prefix alone. `max_connection_age_s` makes clients resolve the name again now
-    and then; running calls are not cut by it.
+    and then; running calls are not cut by it. `check` says of each call, before it is read, whether it may be made.
     """
     options: list[tuple[str, int]] = [
         ("grpc.max_send_message_length", max_message_bytes),
@@ -52,7 +53,7 @@ def create_server(
     if max_connection_age_s is not None:
         options.append(("grpc.max_connection_age_ms", round(max_connection_age_s * 1000)))
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor()], options=options, maximum_concurrent_rpcs=max_concurrent_rpcs
+        interceptors=[ErrorInterceptor(check)], options=options, maximum_concurrent_rpcs=max_concurrent_rpcs
     )
 
 
@@ -105,12 +106,14 @@ class ServiceHost:
         max_connection_age_s: float | None = None,
         max_concurrent_rpcs: int | None = None,
         tls: ServerTls | None = None,
+        check: Check = let_all_in,
     ) -> None:
         self.server = create_server(
             max_message_bytes=max_message_bytes,
             max_receive_bytes=max_receive_bytes,
             max_connection_age_s=max_connection_age_s,
             max_concurrent_rpcs=max_concurrent_rpcs,
+            check=check,
         )
         self.draining = asyncio.Event()
         self.address = ""

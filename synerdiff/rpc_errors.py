@@ -21,8 +21,22 @@ from synerdiff.telemetry import get_logger
 _log = get_logger("rpc")
 
 
+# Raises SynerDiffError for a call that may not be made: asked with its context and "/package.Service/Method".
+Check = Callable[[Any, str], None]
+
+
+def let_all_in(context: Any, method: str) -> None:
+    """The Check of a server that asks nobody who they are."""
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Wraps every method of a server. Cancellation passes through untouched."""
+    """Wraps every method of a server. Cancellation passes through untouched.
+
+    `check` comes before a call's first message is read.
+    """
+
+    def __init__(self, check: Check = let_all_in) -> None:
+        self._check = check
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
@@ -31,16 +45,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        return _wrapped(handler, handler_call_details.method)
+        return _wrapped(handler, handler_call_details.method, self._check)
 
 
-def _wrapped(handler: Any, method: str) -> Any:
+def _wrapped(handler: Any, method: str, check: Check) -> Any:
     """The handler, taking its requests as a stream: gRPC never ends a call of one request that comes without any."""
     replies = "stream" if handler.response_streaming else "unary"
     behaviour = getattr(handler, f"{'stream' if handler.request_streaming else 'unary'}_{replies}")
     wrap = _wrap_generator if inspect.isasyncgenfunction(behaviour) else _wrap_coroutine
     return getattr(grpc, f"stream_{replies}_rpc_method_handler")(
-        wrap(behaviour, method, _all if handler.request_streaming else _first),
+        wrap(behaviour, method, check, _all if handler.request_streaming else _first),
         _forgiving(handler.request_deserializer),
         handler.response_serializer,
     )
@@ -83,9 +97,10 @@ async def _all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 _Take = Callable[[AsyncIterator[Any]], Awaitable[Any]]
 
 
-def _wrap_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, take: _Take) -> Any:
+def _wrap_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, check: Check, take: _Take) -> Any:
     async def call(requests: AsyncIterator[Any], context: Any) -> Any:
         try:
+            check(context, method)
             return await behaviour(await take(requests), context)
         except Exception as error:
             await _answer(context, method, error)
@@ -93,9 +108,10 @@ def _wrap_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str
     return call
 
 
-def _wrap_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method: str, take: _Take) -> Any:
+def _wrap_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method: str, check: Check, take: _Take) -> Any:
     async def call(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         try:
+            check(context, method)
             async with contextlib.aclosing(behaviour(await take(requests), context)) as replies:  # type: ignore[type-var]
                 async for reply in replies:
                     yield reply

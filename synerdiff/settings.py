@@ -1,6 +1,7 @@
 """Settings at the edge: flags, then SYNERDIFF_* variables, then a TOML file; frozen once loaded."""
 
 import argparse
+import ipaddress
 import os
 import re
 import sys
@@ -30,6 +31,15 @@ def _host_port(value: str) -> str:
     if value and (not match or int(match[2]) > 65535):
         raise ValueError(f"{value!r} is not HOST:PORT (a port from 0 to 65535)")
     return value
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether HOST:PORT is reached from this machine alone."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _none_if_empty(value: Any) -> Any:

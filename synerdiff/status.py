@@ -20,9 +20,11 @@ from synerdiff.errors import (
     FieldViolation,
     InvalidRequest,
     NotFound,
+    PermissionDenied,
     QueueFull,
     StaleLeader,
     SynerDiffError,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -37,6 +39,8 @@ MAX_VIOLATIONS_BYTES = 2048
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _PLAIN_ERRORS: tuple[type[SynerDiffError], ...] = (
     NotFound,
+    Unauthenticated,
+    PermissionDenied,
     AlreadyExists,
     DeadlineExceeded,
     Cancelled,

@@ -88,7 +88,7 @@ async def _with_trace(target: Target, window: Window) -> Measured:
     since_s = window.began_unix_s
     try:
         async with target.server.channel() as channel:
-            events = await trace_events(channel, since_s)
+            events = await trace_events(channel, since_s, target.server.metadata)
     except (TimeoutError, SynerDiffError):
         return Measured(window)
     return Measured(window, unet_rows(events, since_s), thresholds(events, since_s))

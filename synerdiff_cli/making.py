@@ -55,7 +55,7 @@ async def connected(server: Server) -> AsyncIterator[AsyncClient]:
         except TimeoutError:
             where = server.address + (f" through the proxy {proxy}" if (proxy := proxy_to(server.address)) else "")
             raise Unavailable(f"no scheduler answers at {where}; {_what_may_help(server)}") from None
-    async with AsyncClient(server.address, tls=server.tls) as client:
+    async with AsyncClient(server.address, key=server.key, tls=server.tls) as client:
         yield client
 
 

@@ -1,14 +1,15 @@
-"""The options of all commands that call a scheduler: its address and TLS."""
+"""The options of all commands that call a scheduler: its address, TLS and the caller's key."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import grpc
 import typer
 
-from synerdiff.client.aio import DEFAULT_ADDRESS
+from synerdiff.client.aio import DEFAULT_ADDRESS, bearer
+from synerdiff.client.tracing import Metadata
 from synerdiff.proxies import proxy_to
 from synerdiff.rpc import open_channel
 from synerdiff.tls import BadTlsFiles, ClientTls, check_pem_files
@@ -34,23 +35,31 @@ TlsCa = Annotated[
 
 @dataclass(frozen=True)
 class Server:
-    """A scheduler's address and the TLS to call it with; None: plaintext."""
+    """A scheduler's address, the TLS to call it with (None: plaintext), and the key to show ("": none)."""
 
     address: str
     tls: ClientTls | None = None
+    key: str = field(default="", repr=False)
 
     def channel(self) -> grpc.aio.Channel:
-        """A channel to it."""
+        """A channel to it, for calls that pass `metadata`."""
         return open_channel(self.address, tls=self.tls, through_proxy=bool(proxy_to(self.address)))
+
+    @property
+    def metadata(self) -> Metadata:
+        """What every call to it shows."""
+        return bearer(self.key)
 
 
 def server_at(address: str, tls_ca: str) -> Server:
     """The scheduler that the options name. Exits where they, or the variables of a client's certificate, cannot work.
 
-    A client shows the certificate of SYNERDIFF_TLS_CERTIFICATE and SYNERDIFF_TLS_KEY where both are set.
+    A client shows the certificate of SYNERDIFF_TLS_CERTIFICATE and SYNERDIFF_TLS_KEY where both are set, and the key
+    of SYNERDIFF_KEY.
     """
+    api_key = os.environ.get("SYNERDIFF_KEY", "")
     if not tls_ca:
-        return Server(address)
+        return Server(address, key=api_key)
     certificate, key = (os.environ.get(f"SYNERDIFF_TLS_{name}") for name in ("CERTIFICATE", "KEY"))
     if bool(certificate) != bool(key):
         fail("SYNERDIFF_TLS_CERTIFICATE and SYNERDIFF_TLS_KEY: one is of no use without the other", EXIT_INVALID)
@@ -63,4 +72,4 @@ def server_at(address: str, tls_ca: str) -> Server:
         check_pem_files(tls.certificate, tls.key, tls.ca)
     except BadTlsFiles as error:
         fail(f"--tls-ca: {error}", EXIT_INVALID)
-    return Server(address, tls)
+    return Server(address, tls, api_key)

@@ -64,7 +64,7 @@ async def _status(server: Server) -> operations_pb2.GetStatusResponse:
         stub = operations_pb2_grpc.OperationsStub(channel)
         try:
             reply: operations_pb2.GetStatusResponse = await stub.GetStatus(
-                operations_pb2.GetStatusRequest(), timeout=_TIMEOUT_S
+                operations_pb2.GetStatusRequest(), timeout=_TIMEOUT_S, metadata=server.metadata
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error

@@ -63,7 +63,8 @@ async def _trace(server: Server, domain: str) -> bytes:
     async with connected(server), server.channel() as channel:
         stub = operations_pb2_grpc.OperationsStub(channel)
         try:
-            reply = await stub.GetTrace(operations_pb2.GetTraceRequest(domain=domain), timeout=_TIMEOUT_S)
+            request = operations_pb2.GetTraceRequest(domain=domain)
+            reply = await stub.GetTrace(request, timeout=_TIMEOUT_S, metadata=server.metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         return bytes(reply.trace_json)

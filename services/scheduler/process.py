@@ -71,7 +71,9 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
         host = ServiceHost(
             max_receive_bytes=MAX_REQUEST_BYTES,
             max_connection_age_s=settings.connection_age_s,
+            max_concurrent_rpcs=settings.max_concurrent_rpcs,
             tls=settings.server_tls(),
+            check=settings.gate(),
         )
         ImageGenerationService(store, registry, settings.admission_limits(), host.draining, tracer).add_to(host)
         OperationsService(status).add_to(host)

@@ -6,6 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from services.scheduler.api.callers_file import BadCallersFile, CallersFile, read_callers
+from services.scheduler.api.gate import Gate
 from services.scheduler.api.validation import AdmissionLimits
 from services.scheduler.engine.engine import EngineBounds
 from services.scheduler.leading.options import LeaderOptions
@@ -18,7 +20,7 @@ from services.scheduler.profiles.store import ProfileStore
 from services.scheduler.store.queue import JobStoreSettings
 from synerdiff.profiles import UNPROFILED_TASKS
 from synerdiff.profiles import load as load_profile
-from synerdiff.settings import OptionalFile, ServiceSettings
+from synerdiff.settings import OptionalFile, ServiceSettings, is_loopback
 from synerdiff.tls import BadTlsFiles, ServerTls, check_pem_files
 
 Switch = Literal["auto", "on", "off"]
@@ -93,6 +95,14 @@ class SchedulerSettings(ServiceSettings):
         None, description="PEM file of the CA of clients' certificates; none: clients need no certificate"
     )
 
+    callers_file: OptionalFile = Field(
+        None, description="file of the callers: hashes of their keys, or the names in their certificates; none: no keys"
+    )
+    anonymous: bool = Field(False, description="serve callers who do not say who they are on more than this machine")
+    max_concurrent_rpcs: int = Field(
+        4096, ge=16, le=1_000_000, description="calls answered at once before further ones get RESOURCE_EXHAUSTED"
+    )
+
     @model_validator(mode="after")
     def _check_client_ca(self) -> Self:
         if self.tls_client_ca and not self.tls_certificate:
@@ -102,6 +112,25 @@ class SchedulerSettings(ServiceSettings):
         except BadTlsFiles as error:
             raise ValueError(f"TLS: {error}") from error
         return self
+
+    @model_validator(mode="after")
+    def _check_callers(self) -> Self:
+        if self.callers_file:
+            try:
+                read_callers(self.callers_file)
+            except BadCallersFile as error:
+                raise ValueError(f"--callers-file: {error}") from error
+        if not (self.callers_file or self.tls_client_ca or self.anonymous or is_loopback(self.listen)):
+            raise ValueError(
+                f"--listen: {self.listen} is reached from other machines, and anybody there could use up this one; "
+                "name the callers with --callers-file, ask for certificates with --tls-client-ca, or set --anonymous"
+            )
+        return self
+
+    def gate(self) -> Gate:
+        """Who may call."""
+        known = CallersFile(self.callers_file) if self.callers_file else None
+        return Gate(known, certificates=self.tls_client_ca is not None)
 
     def server_tls(self) -> ServerTls | None:
         """What to serve with. Clients are many, and strangers: whoever had a certificate of `tls_ca` could command

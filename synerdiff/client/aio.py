@@ -39,18 +39,25 @@ _UNARY_TIMEOUT_S = 30.0
 _DEADLINE_MARGIN_S = 10.0
 
 
+def bearer(key: str) -> Metadata:
+    """The gRPC metadata that shows an API key; of "" none."""
+    return (("authorization", f"Bearer {key}"),) if key else ()
+
+
 class AsyncClient:
     """A connection to a SynerDiff deployment, for asyncio. Every error it raises is a SynerDiffError.
 
-    address: "host:port" or any gRPC target. patience_s: how long calls are tried again without an answer, before and
-    while a job runs. wait_when_full: when the queue is full, come back when the server says, instead of raising
-    QueueFull. An HTTP proxy that the environment names is used for addresses of other machines.
+    address: "host:port" or any gRPC target. key: the API key to show, where the deployment knows its callers.
+    patience_s: how long calls are tried again without an answer, before and while a job runs. wait_when_full: when the
+    queue is full, come back when the server says, instead of raising QueueFull. An HTTP proxy that the environment
+    names is used for addresses of other machines.
     """
 
     def __init__(
         self,
         address: str = DEFAULT_ADDRESS,
         *,
+        key: str = "",
         tls: ClientTls | None = None,
         patience_s: float = 20.0,
         wait_when_full: bool = False,
@@ -60,7 +67,7 @@ class AsyncClient:
         self._channel = open_channel(address, tls=tls, round_robin=True, through_proxy=bool(proxy))
         self._stub = images_pb2_grpc.ImageGenerationStub(self._channel)
         self._policy = RetryPolicy(patience_s, wait_when_full, proxy)
-        self._metadata: Metadata = ()
+        self._metadata = bearer(key)
 
     async def __aenter__(self) -> Self:
         return self

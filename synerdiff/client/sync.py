@@ -26,12 +26,13 @@ class Client:
         self,
         address: str = DEFAULT_ADDRESS,
         *,
+        key: str = "",
         tls: ClientTls | None = None,
         patience_s: float = 20.0,
         wait_when_full: bool = False,
     ) -> None:
         self._loop = _LoopThread()
-        self._client = self._loop.run(_opened(address, tls, patience_s, wait_when_full))
+        self._client = self._loop.run(_opened(address, key, tls, patience_s, wait_when_full))
 
     def __enter__(self) -> Self:
         return self
@@ -151,6 +152,8 @@ class _LoopThread:
         self._loop.close()
 
 
-async def _opened(address: str, tls: ClientTls | None, patience_s: float, wait_when_full: bool) -> AsyncClient:
+async def _opened(
+    address: str, key: str, tls: ClientTls | None, patience_s: float, wait_when_full: bool
+) -> AsyncClient:
     """An AsyncClient whose channel belongs to the running loop."""
-    return AsyncClient(address, tls=tls, patience_s=patience_s, wait_when_full=wait_when_full)
+    return AsyncClient(address, key=key, tls=tls, patience_s=patience_s, wait_when_full=wait_when_full)

@@ -11,11 +11,12 @@ from prometheus_client import Counter
 from services.scheduler.api.empty_watches import EmptyWatches
 from services.scheduler.api.kept import Kept
 from services.scheduler.api.validation import AdmissionLimits, body_digest, resolve
+from services.scheduler.callers import Caller, calling
 from services.scheduler.store.queue import JobStore
 from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace, trace_id_of
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard
-from synerdiff.errors import NotFound, SynerDiffError, Unavailable
+from synerdiff.errors import NotFound, PermissionDenied, SynerDiffError, Unavailable
 from synerdiff.jobs import JobRecord
 from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRecord, WorkerRegistry, served_weights
@@ -102,15 +103,16 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
 
     async def GetImage(self, request: images_pb2.GetImageRequest, context: Any) -> images_pb2.Image:
         """One image with its bytes."""
+        record = await self._known(request.job_id)
         image = await self._store.image(request.job_id, request.index)
         if image is None:
-            record = await self._known(request.job_id)
             count = record.request.num_images
             raise NotFound(f"index: the job has no image {request.index}, or not yet; it was asked for {count}")
         return image
 
     async def CancelJob(self, request: images_pb2.CancelJobRequest, context: Any) -> images_pb2.Job:
         """Cancel a job that has not ended."""
+        await self._known(request.job_id)
         record = await self._store.cancel(request.job_id, "a client cancelled it")
         if record is None:
             raise _unknown_job(request.job_id)
@@ -136,11 +138,12 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
     async def _accept(
         self, pb: images_pb2.GenerateRequest, context: Any, *, abandonable: bool
     ) -> tuple[str, Deliveries]:
-        method = "Generate" if abandonable else "Submit"
+        method, caller = "Generate" if abandonable else "Submit", calling()
         trace = RequestTrace(self._tracer, f"{SERVICE}/{method}", context.invocation_metadata())
         try:
             request = await self._with_weights(resolve(pb, await self._cards_for(pb.model), self._limits))
-            acceptance = await self._store.accept(request, body_digest(pb), abandonable, trace.traceparent)
+            _check_priority(request, caller)
+            acceptance = await self._store.accept(request, body_digest(pb), abandonable, trace.traceparent, caller)
         except SynerDiffError as error:
             _refused.labels(error.code.name).inc()
             trace.refused(error.message)
@@ -150,7 +153,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         if acceptance.created:
             _accepted.labels(request.model, method.lower()).inc()
             ids = {"job_id": job_id, "request_id": request.request_id} | trace.log_fields
-            _log.info("accepted", model=request.model, **ids)
+            _log.info("accepted", model=request.model, caller=caller.name, **ids)
         elif self._tracer.enabled:
             traceparent = (await self._known(job_id)).traceparent  # of the call that made the job
         return job_id, Deliveries(self._tracer, job_id, traceparent)
@@ -196,8 +199,9 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             await events.aclose()
 
     async def _known(self, job_id: str) -> JobRecord:
+        """The job, if it is the caller's: of others they learn nothing, not even that there are any."""
         record = await self._store.job(job_id)
-        if record is None:
+        if record is None or record.caller != calling().name:
             raise _unknown_job(job_id)
         return record
 
@@ -209,6 +213,12 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             progress=await self._store.progress(record.job_id),
             images=await self._store.images(record.job_id, min(max_image_bytes or MAX_IMAGE_BYTES, MAX_IMAGE_BYTES)),
         )
+
+
+def _check_priority(request: ImageRequest, caller: Caller) -> None:
+    if request.priority not in caller.priorities:
+        allowed = ", ".join(priority.name for priority in sorted(caller.priorities))
+        raise PermissionDenied(f"priority: {request.priority.name} is not for caller {caller.name!r}, but {allowed}")
 
 
 def _unknown_job(job_id: str) -> NotFound:

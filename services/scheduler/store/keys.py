@@ -13,7 +13,7 @@ PATTERNS = {
     "events": "synerdiff:job:%s:events",
     "progress": "synerdiff:job:%s:progress",
     "images": "synerdiff:job:%s:images",
-    # The idempotency key of a client: the id of its job.
+    # The idempotency key of a client, see `request_id_of`: the id of its job.
     "request": "synerdiff:request:%s",
     # One stream per model and priority class, all read through GROUP, a consumer per pool.
     "queue": "synerdiff:queue:%s:%s",
@@ -73,6 +73,11 @@ def images(job_id: str) -> str:
 def queue(model: str, priority: Priority) -> str:
     """Stream: the jobs of a model and priority class; field `job` is the job id."""
     return PATTERNS["queue"] % (model, priority.name.lower())
+
+
+def request_id_of(caller: str, request_id: str) -> str:
+    """A request_id among those of all callers. It is printable, so none is that of another caller."""
+    return f"{caller}\n{request_id}" if caller else request_id
 
 
 def wake(job_id: str) -> str:

@@ -14,6 +14,7 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from services.scheduler.callers import ANONYMOUS, Caller
 from services.scheduler.store import keys
 from services.scheduler.store.notifications import Subscription
 from services.scheduler.store.records import (
@@ -82,12 +83,18 @@ class JobQueue(StoreBase):
     # ---- for the API
 
     async def accept(
-        self, request: ImageRequest, digest: bytes, abandonable: bool, traceparent: str = ""
+        self,
+        request: ImageRequest,
+        digest: bytes,
+        abandonable: bool,
+        traceparent: str = "",
+        caller: Caller = ANONYMOUS,
     ) -> Acceptance:
         """Accept a request: once this returns, the job survives anything short of losing Redis's disk.
 
         `digest` tells whether a repeated request_id carries the same body. A job that was abandonable is not any more
         once the same request is accepted as one that is not. `traceparent` is that of the call that makes the job.
+        Each caller's request_ids are their own.
         Raises AlreadyExists, QueueFull, Unavailable (then it is unknown whether it was accepted: repeat it).
         """
         job_id = uuid.uuid4().hex
@@ -95,7 +102,7 @@ class JobQueue(StoreBase):
             accepted = await self._api(
                 "accept",
                 job_id,
-                request.request_id,
+                keys.request_id_of(caller.name, request.request_id),
                 digest,
                 request_to_json(request),
                 request.num_images,
@@ -106,6 +113,7 @@ class JobQueue(StoreBase):
                 self._follower_lease_ms,
                 self._settings.max_waiting,
                 traceparent,
+                caller.name,
             )
         except ResponseError as error:
             raise self._refusal(request, error) from error

@@ -48,6 +48,7 @@ def record_from_reply(reply: list[Any], *, to_draw: bool = False) -> JobRecord:
             error_code=int(fields.get(b"error_code", 0)),
             error_message=fields.get(b"error_message", b"").decode(),
             traceparent=fields.get(b"traceparent", b"").decode(),
+            caller=fields.get(b"caller", b"").decode(),
         )
     except (InvalidRequest, LookupError, ValueError) as error:
         raise UnreadableRecord(job_id, error) from error

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from synerdiff.client.tracing import Metadata
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 
@@ -14,11 +15,13 @@ _TIMEOUT_S = 60.0
 TraceEvent = dict[str, Any]
 
 
-async def trace_events(channel: grpc.aio.Channel, since_unix_s: float = 0.0) -> list[TraceEvent]:
+async def trace_events(
+    channel: grpc.aio.Channel, since_unix_s: float = 0.0, metadata: Metadata = ()
+) -> list[TraceEvent]:
     """The events of a running scheduler's last ticks that began after a time; raises the SynerDiffError answered."""
     stub = operations_pb2_grpc.OperationsStub(channel)
     try:
-        reply = await stub.GetTrace(operations_pb2.GetTraceRequest(), timeout=_TIMEOUT_S)
+        reply = await stub.GetTrace(operations_pb2.GetTraceRequest(), timeout=_TIMEOUT_S, metadata=metadata)
     except grpc.aio.AioRpcError as error:
         raise from_rpc_error(error) from error
     events: list[TraceEvent] = json.loads(reply.trace_json)["traceEvents"]

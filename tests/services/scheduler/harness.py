@@ -57,10 +57,10 @@ class Scheduler:
 
 
 async def start_scheduler(
-    redis: Redis, listen: str = "127.0.0.1:0", settings: JobStoreSettings | None = None
+    redis: Redis, listen: str = "127.0.0.1:0", settings: JobStoreSettings | None = None, **host_options: Any
 ) -> Scheduler:
     store = JobStore(redis, settings)
-    host = ServiceHost(max_receive_bytes=MAX_REQUEST_BYTES)
+    host = ServiceHost(max_receive_bytes=MAX_REQUEST_BYTES, **host_options)
     ImageGenerationService(store, WorkerRegistry(redis), AdmissionLimits(), host.draining).add_to(host)
     OperationsService(QuietPool()).add_to(host)
     await host.start(listen)

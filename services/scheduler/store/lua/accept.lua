@@ -1,11 +1,13 @@
 -- Accept a request durably: what this returns is never lost.
--- ARGV: job id, request id ('' for none), digest, request JSON, number of images, model, priority number, timeout ms,
---       abandonable (1 or 0), follower lease ms, most waiting jobs of a model, traceparent ('' for none)
+-- ARGV: job id, request id (of this caller; '' for none), digest, request JSON, number of images, model, priority number, timeout ms,
+--       abandonable (1 or 0), follower lease ms, most waiting jobs of a model, traceparent ('' for none),
+--       caller ('' for an anonymous one)
 -- Returns the job id: the one given, or that of the job which this request_id already made.
 -- Errors: ALREADYEXISTS, QUEUEFULL
 local job_id, request_id, digest, request_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local num_images, model, priority, timeout_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local abandonable, lease_ms, most_waiting, traceparent = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12]
+local caller = ARGV[13]
 local now = now_ms()
 
 local known = request_id == '' and job_id or redis.call('GET', key('request', request_id))
@@ -38,7 +40,7 @@ local deadline = now + timeout_ms
 redis.call('HSET', key('job', job_id),
   'state', 'QUEUED', 'request', request_json, 'request_id', request_id, 'digest', digest, 'num_images', num_images,
   'model', model, 'priority', class, 'entry_id', entry_id, 'accepted_at_ms', now, 'deadline_ms', deadline,
-  'abandonable', abandonable, 'sequence', 0, 'traceparent', traceparent)
+  'abandonable', abandonable, 'sequence', 0, 'traceparent', traceparent, 'caller', caller)
 if request_id ~= '' then
   redis.call('SET', key('request', request_id), job_id)
 end

@@ -1,0 +1,76 @@
+"""The gate that every call of a scheduler passes before anything of it is read: who calls, and whether they may."""
+
+from typing import Any, Protocol
+
+from grpc_health.v1 import health
+from prometheus_client import Counter
+
+from services.scheduler.api.callers_file import Callers
+from services.scheduler.callers import ANONYMOUS, Caller, set_calling
+from synerdiff.errors import PermissionDenied, Unauthenticated
+
+# Nothing but whether work is taken: probes and load balancers ask it.
+FOR_ANYBODY = frozenset({health.SERVICE_NAME})
+# Everything else, reflection too, is for operators.
+FOR_CALLERS = frozenset({"synerdiff.v1.ImageGeneration"})
+
+_BEARER = "bearer "
+_unknown = Counter("synerdiff_unauthenticated_total", "Calls refused for want of a key or certificate that is known")
+
+
+class KnownCallers(Protocol):
+    """Where callers are kept."""
+
+    def callers(self) -> Callers:
+        """Those of just now."""
+
+
+class Gate:
+    """Says who makes a call, by its key, else by the name in its certificate.
+
+    Without `known`, everybody may do everything; with `certificates` each under the name in their certificate, which
+    TLS has made sure of.
+    """
+
+    def __init__(self, known: KnownCallers | None = None, *, certificates: bool = False) -> None:
+        self._known = known
+        self._certificates = certificates
+
+    def __call__(self, context: Any, method: str) -> None:
+        """Let a call in, or raise Unauthenticated or PermissionDenied. `method`: "/package.Service/Method"."""
+        service = method[1 : method.rfind("/")]
+        if service in FOR_ANYBODY:
+            return
+        caller = self._caller(context)
+        if caller is None:
+            _unknown.inc()
+            raise Unauthenticated("no caller is known by this key: send the metadata `authorization: Bearer KEY`")
+        if not caller.operator and service not in FOR_CALLERS:
+            raise PermissionDenied(f"{service} is for operators, and caller {caller.name!r} is none")
+        set_calling(caller)
+
+    def _caller(self, context: Any) -> Caller | None:
+        if self._known is None:
+            return Caller(_certificate_name(context), operator=True) if self._certificates else ANONYMOUS
+        known = self._known.callers()
+        key = _bearer_key(context)
+        if key is not None:
+            return known.with_key(key)
+        return known.by_certificate.get(_certificate_name(context)) if self._certificates else None
+
+
+def _bearer_key(context: Any) -> str | None:
+    """The key that the call shows; a call with several shows the first."""
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization" and value[: len(_BEARER)].lower() == _BEARER:
+            return str(value[len(_BEARER) :].strip())
+    return None
+
+
+def _certificate_name(context: Any) -> str:
+    """The common name in the client's certificate, else its first alternative name; "" without."""
+    shown = context.auth_context()
+    for kind in ("x509_common_name", "x509_subject_alternative_name"):
+        for name in shown.get(kind, ()):
+            return str(name.decode(errors="replace"))
+    return ""
