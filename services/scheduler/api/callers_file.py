@@ -1,8 +1,9 @@
 """The file of callers: who may call, by the SHA-256 of a key or by the name in a client's certificate.
 
 A line is `NAME sha256:HEX [OPTION...]` for a key, `NAME certificate [OPTION...]` for a certificate; # begins a comment.
-Several lines of one name are several keys of one caller, with the options of each line. Options: `operator`, and
-`priorities=normal,low`. Keys have 256 random bits, so that a plain hash, found in a table, gives nothing away.
+Several lines of one name are several keys of one caller, with the options of each line. Options: `operator`,
+`priorities=normal,low`, and bounds by the names of `Quota`, as `open_images=64`. A line `* OPTION...` gives the lines
+after it their options. Keys have 256 random bits, so that a plain hash, found in a table, gives nothing away.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from prometheus_client import Gauge
 
-from services.scheduler.callers import Caller
+from services.scheduler.callers import COUNTS, Caller
 from synerdiff.errors import SynerDiffError
 from synerdiff.requests import Priority
 from synerdiff.telemetry import get_logger
@@ -26,6 +27,7 @@ LOOK_AGAIN_AFTER_S = 1.0
 MAX_FILE_BYTES = 1 << 20
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_RATE = re.compile(r"\d{1,6}(\.\d{1,6})?")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 CERTIFICATE = "certificate"
 
@@ -107,9 +109,14 @@ def read_callers(path: Path) -> Callers:
     except (OSError, UnicodeDecodeError) as error:
         raise BadCallersFile(f"{path}: {error}") from error
     by_hash, by_certificate = dict[str, Caller](), dict[str, Caller]()
+    usual: list[str] = []
     for number, words in _lines(text):
         try:
-            caller, proof = _caller(words)
+            if words[0] == "*":
+                usual = words[1:]
+                _with_options(Caller(), usual)
+                continue
+            caller, proof = _caller(words, usual)
             known, by = (by_certificate, caller.name) if proof == CERTIFICATE else (by_hash, proof)
             if by in known:
                 raise ValueError("the same key, or the same name's certificate, comes twice")
@@ -125,17 +132,23 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
             yield number, words
 
 
-def _caller(words: list[str]) -> tuple[Caller, str]:
-    """The caller of a line, and how that caller is known: a key's hash, or CERTIFICATE."""
+def _caller(words: list[str], usual: list[str]) -> tuple[Caller, str]:
+    """The caller of a line, and how that caller is known: a key's hash, or CERTIFICATE.
+
+    `usual`: options before the line's own.
+    """
     name, proof, *options = *words, *[""] * (2 - len(words))
     if not is_name(name):
         raise ValueError(f"{name[:80]!r} is no name: 1 to 64 letters, digits, '.', '_', '@' and '-'")
     if proof != CERTIFICATE and not _HASH.fullmatch(proof):
         raise ValueError(f"the second word is neither {CERTIFICATE!r} nor sha256: with 64 small hex digits")
-    caller = Caller(name)
+    return _with_options(Caller(name), [*usual, *options]), proof
+
+
+def _with_options(caller: Caller, options: list[str]) -> Caller:
     for option in options:
         caller = _with_option(caller, option)
-    return caller, proof
+    return caller
 
 
 def _with_option(caller: Caller, option: str) -> Caller:
@@ -144,7 +157,12 @@ def _with_option(caller: Caller, option: str) -> Caller:
         return replace(caller, operator=True)
     if name == "priorities":
         return replace(caller, priorities=frozenset(map(_priority, value.split(","))))
-    raise ValueError(f"{option[:80]!r} is no option: operator, priorities=high,normal,low")
+    if name in COUNTS and value.isdecimal() and 0 < int(value) < 2**31:
+        return replace(caller, quota=replace(caller.quota, **{name: int(value)}))
+    if name == "requests_per_s" and _RATE.fullmatch(value) and float(value) > 0:
+        return replace(caller, quota=replace(caller.quota, requests_per_s=float(value)))
+    known = ("operator", "priorities=high,normal,low", *(f"{count}=NUMBER" for count in COUNTS), "requests_per_s=RATE")
+    raise ValueError(f"{option[:80]!r} is no option; they are: {', '.join(known)}; numbers above 0")
 
 
 def _priority(name: str) -> Priority:

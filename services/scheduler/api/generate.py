@@ -10,13 +10,15 @@ from prometheus_client import Counter
 
 from services.scheduler.api.empty_watches import EmptyWatches
 from services.scheduler.api.kept import Kept
+from services.scheduler.api.rates import Rates
 from services.scheduler.api.validation import AdmissionLimits, body_digest, resolve
 from services.scheduler.callers import Caller, calling
 from services.scheduler.store.queue import JobStore
+from services.scheduler.telemetry.caller_usage import CallerUsage
 from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace, trace_id_of
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard
-from synerdiff.errors import NotFound, PermissionDenied, SynerDiffError, Unavailable
+from synerdiff.errors import FieldViolation, InvalidRequest, NotFound, PermissionDenied, SynerDiffError, Unavailable
 from synerdiff.jobs import JobRecord
 from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRecord, WorkerRegistry, served_weights
@@ -41,6 +43,7 @@ _KEPT_S = 1.0
 _log = get_logger("api")
 _accepted = Counter("synerdiff_requests_accepted_total", "Requests made into jobs", ["model", "method"])
 _refused = Counter("synerdiff_requests_refused_total", "Requests not accepted, by gRPC status code", ["code"])
+_usage = CallerUsage()
 
 T = TypeVar("T")
 
@@ -66,6 +69,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         self._draining = draining
         self._tracer = tracer or Tracer()
         self._empty_watches = EmptyWatches()
+        self._rates = Rates()
         self._models: dict[str, ModelCard] = {}
         self._cards = Kept(self._read_cards, _KEPT_S)
         self._workers = Kept(self._read_workers, _KEPT_S)
@@ -141,10 +145,12 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         method, caller = "Generate" if abandonable else "Submit", calling()
         trace = RequestTrace(self._tracer, f"{SERVICE}/{method}", context.invocation_metadata())
         try:
+            self._rates.take(caller)
             request = await self._with_weights(resolve(pb, await self._cards_for(pb.model), self._limits))
-            _check_priority(request, caller)
+            _check_allowed(request, caller)
             acceptance = await self._store.accept(request, body_digest(pb), abandonable, trace.traceparent, caller)
         except SynerDiffError as error:
+            _usage.refused(caller)
             _refused.labels(error.code.name).inc()
             trace.refused(error.message)
             raise
@@ -152,6 +158,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         trace.accepted(job_id, request.request_id, acceptance.created)
         if acceptance.created:
             _accepted.labels(request.model, method.lower()).inc()
+            _usage.accepted(caller, request)
             ids = {"job_id": job_id, "request_id": request.request_id} | trace.log_fields
             _log.info("accepted", model=request.model, caller=caller.name, **ids)
         elif self._tracer.enabled:
@@ -215,7 +222,12 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         )
 
 
-def _check_priority(request: ImageRequest, caller: Caller) -> None:
+def _check_allowed(request: ImageRequest, caller: Caller) -> None:
+    """Raise for what a caller may never have, however long they wait."""
+    for bound in ("waiting_images", "open_images"):
+        if 0 < getattr(caller.quota, bound) < request.num_images:
+            what = f"{request.num_images} is more than caller {caller.name!r} may have: {bound}"
+            raise InvalidRequest(FieldViolation("num_images", f"{what}={getattr(caller.quota, bound)}"))
     if request.priority not in caller.priorities:
         allowed = ", ".join(priority.name for priority in sorted(caller.priorities))
         raise PermissionDenied(f"priority: {request.priority.name} is not for caller {caller.name!r}, but {allowed}")

@@ -22,6 +22,9 @@ PATTERNS = {
     # and the other sorted sets hold KEEPER besides: one without it is one that Redis has lost (see restore.lua).
     "waiting": "synerdiff:waiting:%s",
     "arrivals": "synerdiff:arrivals:%s",
+    # What each named caller has: fields "<caller> <count>" for the names of COUNTS. Counted again for every new
+    # leadership, and where it is lost.
+    "callers": "synerdiff:callers",
     # Jobs that have not ended, by deadline; abandonable ones, by the end of their follower's lease. Unix ms.
     "deadlines": "synerdiff:deadlines",
     "leases": "synerdiff:leases",

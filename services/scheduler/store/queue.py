@@ -95,7 +95,8 @@ class JobQueue(StoreBase):
         `digest` tells whether a repeated request_id carries the same body. A job that was abandonable is not any more
         once the same request is accepted as one that is not. `traceparent` is that of the call that makes the job.
         Each caller's request_ids are their own.
-        Raises AlreadyExists, QueueFull, Unavailable (then it is unknown whether it was accepted: repeat it).
+        Raises AlreadyExists, QueueFull (for the model's bound or the caller's quota), Unavailable (then it is unknown
+        whether it was accepted: repeat it).
         """
         job_id = uuid.uuid4().hex
         try:
@@ -114,16 +115,23 @@ class JobQueue(StoreBase):
                 self._settings.max_waiting,
                 traceparent,
                 caller.name,
+                *caller.quota.counts,
             )
         except ResponseError as error:
-            raise self._refusal(request, error) from error
+            raise self._refusal(request, caller, error) from error
         return Acceptance(accepted.decode(), created=accepted.decode() == job_id)
 
-    def _refusal(self, request: ImageRequest, error: ResponseError) -> Exception:
+    def _refusal(self, request: ImageRequest, caller: Caller, error: ResponseError) -> Exception:
         if str(error).startswith("ALREADYEXISTS"):
             return AlreadyExists(f"request_id {request.request_id!r} was used before with another body")
         if str(error).startswith("QUEUEFULL"):
             message = f"{self._settings.max_waiting} jobs are waiting for model {request.model!r}, which is the most"
+            return QueueFull(message, retry_after_s=self._settings.retry_after_s)
+        if str(error).startswith("OVERQUOTA"):
+            _, count, has = str(error).split()
+            message = f"caller {caller.name!r} has {has} of {count}={getattr(caller.quota, count)}"
+            if count.endswith("images"):
+                message += f", and asks for {request.num_images} more"
             return QueueFull(message, retry_after_s=self._settings.retry_after_s)
         return error
 

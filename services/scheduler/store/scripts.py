@@ -15,6 +15,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from services.scheduler.callers import COUNTS
 from services.scheduler.store import keys
 from synerdiff.errors import StaleLeader
 from synerdiff.jobs import TRANSITIONS
@@ -47,11 +48,13 @@ def _tables() -> str:
             for state, after in TRANSITIONS.items()
         }
     )
+    counts = "{" + ", ".join(f"'{name}'" for name in COUNTS) + "}"
     priorities = "{" + ", ".join(f"'{name}'" for name in keys.PRIORITIES) + "}"
     return (
         f"local PATTERNS = {patterns}\n"
         f"local TRANSITIONS = {transitions}\n"
         f"local PRIORITIES = {priorities}\n"
+        f"local COUNTS = {counts}\n"
         f"local GROUP = '{keys.GROUP}'\n"
         f"local KEEPER = '{keys.KEEPER}'\n"
     )

@@ -14,6 +14,7 @@ local token = tonumber(redis.call('HGET', state, 'token') or 0)
 if holder and token > above then
   return token
 end
+redis.call('DEL', key('callers'))  -- what another version ended meanwhile it did not count
 token = math.max(token, above) + 1
 redis.call('HSET', state, 'token', string.format('%.0f', token))
 return token

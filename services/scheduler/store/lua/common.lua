@@ -54,10 +54,23 @@ local function add_event(job_id, form, value)
   redis.call('PUBLISH', key('wake', job_id), 'event')
 end
 
+-- Add to, or with sign -1 take from, what a named caller has: 'waiting' or 'open'. What falls to 0 takes no room.
+local function count(caller, what, images, sign)
+  if not caller or caller == '' then
+    return
+  end
+  for unit, number in pairs({jobs = 1, images = tonumber(images)}) do
+    local field = caller .. ' ' .. what .. '_' .. unit
+    if redis.call('HINCRBY', key('callers'), field, sign * number) <= 0 then
+      redis.call('HDEL', key('callers'), field)
+    end
+  end
+end
+
 -- 'changed', 'already' (it is in that state), or 'gone' (ended otherwise, or unknown). Any other change is a caller's error.
 local function change_state(job_id, to)
   local job = key('job', job_id)
-  local from, model = unpack(redis.call('HMGET', job, 'state', 'model'))
+  local from, model, caller, images = unpack(redis.call('HMGET', job, 'state', 'model', 'caller', 'num_images'))
   if from == to then
     return 'already'
   end
@@ -70,6 +83,10 @@ local function change_state(job_id, to)
   redis.call('HSET', job, 'state', to)
   if from == 'QUEUED' and model then
     redis.call('ZREM', key('waiting', model), job_id)
+    count(caller, 'waiting', images, -1)
+  end
+  if has_ended(to) then
+    count(caller, 'open', images, -1)
   end
   return 'changed'
 end

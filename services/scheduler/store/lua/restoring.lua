@@ -109,6 +109,24 @@ local function restore_deadlines()
   end
 end
 
+-- Any other version counts nothing, so a new leadership, as each rollout ends with, has it counted again.
+local function restore_callers()
+  if redis.call('HEXISTS', key('callers'), KEEPER) == 1 then
+    return
+  end
+  redis.call('DEL', key('callers'))
+  redis.call('HSET', key('callers'), KEEPER, 0)
+  for _, job_id in ipairs(redis.call('ZRANGE', key('deadlines'), 0, -1)) do
+    local state, caller, images = unpack(redis.call('HMGET', key('job', job_id), 'state', 'caller', 'num_images'))
+    if state and not has_ended(state) then
+      count(caller, 'open', images, 1)
+      if state == 'QUEUED' then
+        count(caller, 'waiting', images, 1)
+      end
+    end
+  end
+end
+
 local function restore_leases(lease_ms)
   if was_lost(key('leases')) then
     for _, job_id in ipairs(redis.call('ZRANGE', key('deadlines'), 0, -1)) do
