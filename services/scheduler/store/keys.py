@@ -18,10 +18,11 @@ PATTERNS = {
     # One stream per model and priority class, all read through GROUP, a consumer per pool.
     "queue": "synerdiff:queue:%s:%s",
     "queued_models": "synerdiff:queued_models",
-    # The queued jobs of a model in the order they are read, for positions and the bound, and the count behind it. This
-    # and the other sorted sets hold KEEPER besides: one without it is one that Redis has lost (see restore.lua).
+    # The queued jobs of a model in the order they are read (see fair.lua). This and the other sorted sets hold KEEPER
+    # besides: one without it is one that Redis has lost (see restore.lua).
     "waiting": "synerdiff:waiting:%s",
-    "arrivals": "synerdiff:arrivals:%s",
+    # Of a model and priority class: the virtual time, and by caller where their last job ends in it.
+    "turns": "synerdiff:turns:%s:%s",
     # What each named caller has: fields "<caller> <count>" for the names of COUNTS. Counted again for every new
     # leadership, and where it is lost.
     "callers": "synerdiff:callers",

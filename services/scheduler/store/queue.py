@@ -89,12 +89,14 @@ class JobQueue(StoreBase):
         abandonable: bool,
         traceparent: str = "",
         caller: Caller = ANONYMOUS,
+        cost: float = 1.0,
     ) -> Acceptance:
         """Accept a request: once this returns, the job survives anything short of losing Redis's disk.
 
         `digest` tells whether a repeated request_id carries the same body. A job that was abandonable is not any more
         once the same request is accepted as one that is not. `traceparent` is that of the call that makes the job.
-        Each caller's request_ids are their own.
+        Each caller's request_ids are their own, and jobs that wait are read fairly between callers by their `cost`: the
+        share of a device that a job takes, in any unit that is the same for all jobs of the model.
         Raises AlreadyExists, QueueFull (for the model's bound or the caller's quota), Unavailable (then it is unknown
         whether it was accepted: repeat it).
         """
@@ -115,6 +117,7 @@ class JobQueue(StoreBase):
                 self._settings.max_waiting,
                 traceparent,
                 caller.name,
+                repr(cost),
                 *caller.quota.counts,
             )
         except ResponseError as error:
@@ -159,7 +162,8 @@ class JobQueue(StoreBase):
     # ---- for the leader of a pool
 
     async def read_new(self, lease: Lease, models: Sequence[str], count: int) -> list[JobRecord]:
-        """At most `count` more waiting jobs for this pool: HIGH of all `models` first, then NORMAL, then LOW.
+        """At most `count` more waiting jobs for this pool: HIGH of all `models` first, then NORMAL, then LOW, and of one
+        model and class fairly between callers.
 
         The jobs stay QUEUED until `start`. One call at a time for a lease.
         """

@@ -73,7 +73,7 @@ def script_sources() -> dict[str, str]:
     """Every script by name, complete as Redis gets it. Leader scripts are named "leader/<name>"."""
     folder = files("services.scheduler.store").joinpath("lua")
     plain, leader = _named(folder), _named(folder.joinpath("leader"))
-    common = _tables() + plain.pop("common")
+    common = _tables() + plain.pop("common") + plain.pop("fair")
     fenced, restoring = common + plain.pop("leader"), plain.pop("restoring")
     for name in ("accept", "restore"):
         plain[name] = restoring + plain[name]

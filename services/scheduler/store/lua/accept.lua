@@ -1,13 +1,14 @@
 -- Accept a request durably: what this returns is never lost.
 -- ARGV: job id, request id among those of all callers ('' for none), digest, request JSON, number of images, model,
 --       priority number, timeout ms, abandonable (1 or 0), follower lease ms, most waiting jobs of a model, traceparent
---       ('' for none), caller ('' for an anonymous one), the caller's bound of each of COUNTS (0: none)
+--       ('' for none), caller ('' for an anonymous one), its cost in row-calls, the caller's bound of each of
+--       COUNTS (0: none)
 -- Returns the job id: the one given, or that of the job which this request_id already made.
 -- Errors: ALREADYEXISTS, QUEUEFULL, OVERQUOTA with the count's name and what it is
 local job_id, request_id, digest, request_json = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local num_images, model, priority, timeout_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local abandonable, lease_ms, most_waiting, traceparent = ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12]
-local caller = ARGV[13]
+local caller, cost = ARGV[13], tonumber(ARGV[14])
 local now = now_ms()
 
 local known = request_id == '' and job_id or redis.call('GET', key('request', request_id))
@@ -35,7 +36,7 @@ end
 
 restore_callers()
 for index, name in ipairs(COUNTS) do
-  local bound = tonumber(ARGV[13 + index])
+  local bound = tonumber(ARGV[14 + index])
   local has = bound > 0 and tonumber(redis.call('HGET', key('callers'), caller .. ' ' .. name) or 0)
   if has and has + (string.find(name, 'images') and num_images or 1) > bound then
     return redis.error_reply('OVERQUOTA ' .. name .. ' ' .. has)
@@ -49,7 +50,8 @@ local deadline = now + timeout_ms
 redis.call('HSET', key('job', job_id),
   'state', 'QUEUED', 'request', request_json, 'request_id', request_id, 'digest', digest, 'num_images', num_images,
   'model', model, 'priority', class, 'entry_id', entry_id, 'accepted_at_ms', now, 'deadline_ms', deadline,
-  'abandonable', abandonable, 'sequence', 0, 'traceparent', traceparent, 'caller', caller)
+  'abandonable', abandonable, 'sequence', 0, 'traceparent', traceparent, 'caller', caller,
+  'cost', cost)
 if request_id ~= '' then
   redis.call('SET', key('request', request_id), job_id)
 end
@@ -59,7 +61,7 @@ redis.call('ZADD', key('deadlines'), deadline, job_id)
 if abandonable == '1' then
   redis.call('ZADD', key('leases'), now + lease_ms, job_id)
 end
-redis.call('ZADD', waiting, next_rank(model, priority), job_id)
+redis.call('ZADD', waiting, next_rank(model, priority, caller, cost), job_id)
 add_event(job_id, 'position', redis.call('ZRANK', waiting, job_id))
 redis.call('PUBLISH', key('accepted'), model)
 return job_id

@@ -48,7 +48,7 @@ local function make_streams(model)
   return made
 end
 
--- Jobs that a pool holds come to it once more, which it takes no notice of, and are pending again for its next leader.
+-- Jobs that a pool holds are pending again for its next leader.
 local function restore_streams(model)
   local made, jobs, seen = make_streams(model), {}, {}
   if not next(made) then
@@ -71,29 +71,19 @@ local function restore_streams(model)
   for _, job in ipairs(jobs) do
     local entry_id = redis.call('XADD', key('queue', model, job[2]), '*', 'job', job[1])
     redis.call('HSET', key('job', job[1]), 'entry_id', entry_id)
-  end
-end
-
--- By class, then by arrival.
-local function next_rank(model, priority)
-  local arrivals = key('arrivals', model)
-  if redis.call('EXISTS', arrivals) == 0 then
-    local last = 0
-    for class in ipairs(PRIORITIES) do
-      local from, to = class * 2 ^ 40, '(' .. (class + 1) * 2 ^ 40
-      local score = redis.call('ZREVRANGEBYSCORE', key('waiting', model), to, from, 'WITHSCORES', 'LIMIT', 0, 1)[2]
-      last = math.max(last, score and tonumber(score) - from or 0)
+    local pool = redis.call('HGET', key('job', job[1]), 'pool')
+    if pool then
+      redis.call('XCLAIM', key('queue', model, job[2]), GROUP, pool, 0, entry_id, 'FORCE', 'JUSTID')
     end
-    redis.call('SET', arrivals, string.format('%.0f', last))
   end
-  return priority * 2 ^ 40 + redis.call('INCR', arrivals)
 end
 
 local function restore_waiting(model)
   if was_lost(key('waiting', model)) then
     in_streams(model, function(job_id, fields, priority)
       if fields[1] == 'QUEUED' then
-        redis.call('ZADD', key('waiting', model), next_rank(model, priority), job_id)
+        local caller, cost = unpack(redis.call('HMGET', key('job', job_id), 'caller', 'cost'))
+        redis.call('ZADD', key('waiting', model), next_rank(model, priority, caller or '', tonumber(cost or 1)), job_id)
       end
     end)
   end

@@ -2,8 +2,15 @@
 -- Redis cannot tell a group's lag any more, and autoscaling goes by it.
 -- Returns how many entries went.
 local trimmed = 0
+
+local function before(one, other)
+  local one_ms, one_number = string.match(one, '(%d+)-(%d+)')
+  local other_ms, other_number = string.match(other, '(%d+)-(%d+)')
+  return tonumber(one_ms) < tonumber(other_ms) or (one_ms == other_ms and tonumber(one_number) < tonumber(other_number))
+end
+
 for _, model in ipairs(redis.call('SMEMBERS', key('queued_models'))) do
-  for _, class in ipairs(PRIORITIES) do
+  for priority, class in ipairs(PRIORITIES) do
     local stream = key('queue', model, class)
     if redis.call('EXISTS', stream) == 1 then
       local oldest_pending = redis.call('XPENDING', stream, GROUP)[2]
@@ -16,15 +23,10 @@ for _, model in ipairs(redis.call('SMEMBERS', key('queued_models'))) do
         redis.call('XACK', stream, GROUP, oldest_pending)
         oldest_pending = redis.call('XPENDING', stream, GROUP)[2]
       end
-      -- Every entry after last-delivered-id is undelivered; that entry itself may stay.
-      local group = redis.call('XINFO', 'GROUPS', stream)[1]
-      local last_delivered
-      for index = 1, #group, 2 do
-        if group[index] == 'last-delivered-id' then
-          last_delivered = group[index + 1]
-        end
-      end
-      trimmed = trimmed + redis.call('XTRIM', stream, 'MINID', '=', oldest_pending or last_delivered)
+      -- Every entry up to the last-delivered one was read; of those after it some. That entry itself may stay.
+      local delivered = tell_group(model, priority)
+      local oldest = oldest_pending and before(oldest_pending, delivered) and oldest_pending or delivered
+      trimmed = trimmed + redis.call('XTRIM', stream, 'MINID', '=', oldest)
     end
   end
 end

@@ -18,7 +18,7 @@ STEPS = 15
 # Kinds of keys whose loss costs no job. The others: "job" is a job's own record; the rest are channels.
 RESTORED = sorted(
     {
-        *("request", "queue", "queued_models", "waiting", "arrivals", "deadlines", "leases", "leases_swept", "models"),
+        *("request", "queue", "queued_models", "waiting", "turns", "deadlines", "leases", "leases_swept", "models"),
         *("callers", "pool", "leader", "last_read", "events", "progress", "images"),
     }
 )

@@ -252,11 +252,11 @@ class QueueMachine(QueueModel):
         self.server.restart()
 
     @precondition(lambda self: bool(self.jobs))
-    @rule(kind=st.sampled_from(["waiting", "deadlines", "arrivals", "queued_models", "leases_swept"]))
+    @rule(kind=st.sampled_from(["waiting", "deadlines", "turns", "queued_models", "leases_swept"]))
     def redis_loses_a_key(self, kind: str) -> None:
         async def lose() -> None:
             await self.redis.hset(keys.PATTERNS["models"], mapping=dict.fromkeys(MODELS, "a card"))
-            await self.redis.delete(*(keys.PATTERNS[kind].replace("%s", model) for model in MODELS))
+            await self.redis.delete("none", *await self.redis.keys(keys.PATTERNS[kind].replace("%s", "*")))
             await self.store.restore()
 
         self.run(lose())
@@ -304,7 +304,7 @@ class QueueMachine(QueueModel):
         expected = [job.job_id for job in jobs if job.owner is None and not job.ended]
         ended = {job.job_id for job in jobs if job.ended}
         assert [job_id for job_id in undelivered if job_id not in ended] == expected
-        assert group["lag"] == len(undelivered)
+        assert len(expected) <= group["lag"] <= len(undelivered), "less those that have ended, once that is noticed"
 
     def check_history(self, job: Job) -> None:
         events = self.run(self.store.events(job.job_id))

@@ -1,4 +1,4 @@
--- Deliver the next waiting jobs to this pool: HIGH of every model, then NORMAL, then LOW.
+-- Deliver the next waiting jobs to this pool: HIGH of every model, then NORMAL, then LOW; see fair.lua for their order.
 -- ARGV: pool, token, read number, most jobs, model...
 -- Returns jobs.
 local number, room = ARGV[3], tonumber(ARGV[4])
@@ -8,22 +8,54 @@ if again then
   return again
 end
 
+-- Make an entry pending for this pool. One that Redis has lost is made anew.
+local function deliver(stream, job_id)
+  local job = key('job', job_id)
+  local entry_id = redis.call('HGET', job, 'entry_id')
+  local claimed = entry_id and redis.call('XCLAIM', stream, GROUP, pool, 0, entry_id, 'FORCE', 'JUSTID')
+  if not claimed or #claimed == 0 then
+    entry_id = redis.call('XADD', stream, '*', 'job', job_id)
+    redis.call('XCLAIM', stream, GROUP, pool, 0, entry_id, 'FORCE', 'JUSTID')
+    redis.call('HSET', job, 'entry_id', entry_id)
+  end
+  redis.call('HSET', job, 'pool', pool)
+end
+
 local taken = {}
-for _, class in ipairs(PRIORITIES) do
-  for index = 5, #ARGV do
-    local stream = key('queue', ARGV[index], class)
-    local exists = redis.call('EXISTS', stream) == 1
-    -- Again while entries of ended jobs were passed over and there is room left.
-    while exists and #taken < room do
-      local reply = redis.call('XREADGROUP', 'GROUP', GROUP, pool, 'COUNT', room - #taken, 'STREAMS', stream, '>')
-      if not reply then
-        break
+
+-- Read from one range of `waiting`. Returns false once there is no more in it, or no room.
+local function read(model, priority, range)
+  local found = redis.call(
+    'ZRANGEBYSCORE', key('waiting', model), range[1], range[2], 'WITHSCORES', 'LIMIT', 0, room - #taken)
+  for index = 1, #found, 2 do
+    local job_id = found[index]
+    local state, owner = unpack(redis.call('HMGET', key('job', job_id), 'state', 'pool'))
+    if state == 'QUEUED' then
+      if not owner then
+        deliver(key('queue', model, PRIORITIES[priority]), job_id)
+        table.insert(taken, job_id)
       end
-      for _, entry in ipairs(reply[1][2]) do
-        local job_id = take(stream, entry)
-        if job_id then
-          table.insert(taken, job_id)
-        end
+      mark_read(model, priority, job_id, found[index + 1])
+    else
+      redis.call('ZREM', key('waiting', model), job_id)
+      if not state then
+        forget_lost(job_id)
+      end
+    end
+  end
+  return #found > 0 and #taken < room
+end
+
+for priority, class in ipairs(PRIORITIES) do
+  for index = 5, #ARGV do
+    local model = ARGV[index]
+    if redis.call('EXISTS', key('queue', model, class)) == 1 then
+      local before = #taken
+      for _, range in ipairs(unread_ranges(priority)) do
+        while read(model, priority, range) do end
+      end
+      if #taken > before then
+        tell_group(model, priority)
       end
     end
   end
