@@ -13,6 +13,7 @@ from services.scheduler.api.kept import Kept
 from services.scheduler.api.rates import Rates
 from services.scheduler.api.validation import AdmissionLimits, body_digest, resolve
 from services.scheduler.callers import Caller, calling
+from services.scheduler.policy.fair import row_calls
 from services.scheduler.store.queue import JobStore
 from services.scheduler.telemetry.caller_usage import CallerUsage
 from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace, trace_id_of
@@ -148,7 +149,9 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             self._rates.take(caller)
             request = await self._with_weights(resolve(pb, await self._cards_for(pb.model), self._limits))
             _check_allowed(request, caller)
-            acceptance = await self._store.accept(request, body_digest(pb), abandonable, trace.traceparent, caller)
+            acceptance = await self._store.accept(
+                request, body_digest(pb), abandonable, trace.traceparent, caller, self._cost(request)
+            )
         except SynerDiffError as error:
             _usage.refused(caller)
             _refused.labels(error.code.name).inc()
@@ -164,6 +167,13 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         elif self._tracer.enabled:
             traceparent = (await self._known(job_id)).traceparent  # of the call that made the job
         return job_id, Deliveries(self._tracer, job_id, traceparent)
+
+    def _cost(self, request: ImageRequest) -> float:
+        card = self._models[request.model]
+        limits = card.limits(request.sampler)
+        calls = limits.unet_calls(request.num_inference_steps) if limits else request.num_inference_steps
+        pixels, native = request.width * request.height, card.native_width * card.native_height
+        return row_calls(calls, request.guidance_scale > 1, request.num_images, pixels, native)
 
     async def _cards_for(self, model: str) -> list[ModelCard]:
         """The known models: as they were within the last second, if `model` was among them; "" is the default one."""

@@ -108,6 +108,7 @@ def _claim(task: Task, record: JobRecord) -> Claim:
         request.timed,
         task.first_come_ms,
         task.tail_ms,
+        record.caller,
     )
 
 

@@ -9,6 +9,7 @@ from math import inf
 from operator import itemgetter
 from typing import TypeVar
 
+from services.scheduler.policy.fair import fair_starts
 from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import Order, Urgency
 from services.scheduler.policy.snapshots import ReadyDecode, RunningTask, WaitingTask
@@ -29,12 +30,17 @@ def ordered(tasks: Iterable[T], order: Order, paces: Paces, now_ms: int, constan
 
 
 def first_come_first(tasks: Iterable[T]) -> list[T]:
-    """Those under way go on to their end; then by priority class and acceptance."""
-    return sorted(tasks, key=_first_come)
+    """Those under way go on to their end; then by priority class, fairly between callers, and acceptance."""
+    listed = sorted(tasks, key=_first_come)
+    starts = fair_starts(listed, lambda task: _calls_left(task) * task.rows)
+    if starts:
+        listed.sort(key=lambda task: (not _started(task), task.claim.priority, starts[task.task_id]))
+    return listed
 
 
 class UrgencyOrder:
-    """Priority class first; then the pressed, by their bounds; then the request with the least work left.
+    """Priority class first; then fairly between callers, and of one caller's the pressed, by their bounds; then the
+    request with the least work left.
 
     Every task has a bound, a time by which it is to end: see `Urgency`. Least work first makes the mean small. A task
     is pressed once its bound, or a later one that it has to end before, could not be kept if others went first; so
@@ -56,6 +62,8 @@ class UrgencyOrder:
         work_ms = 0.0
         for _, of_class in groupby(sorted(tasks, key=_priority), _priority):
             work_ms = self._press(list(of_class), work_ms)
+        self._starts: dict[str, float] = {}
+        self._starts = fair_starts(sorted(tasks, key=self.turn), self._row_ms)
 
     def sorted(self, tasks: Iterable[T]) -> list[T]:
         """First to go first."""
@@ -64,7 +72,8 @@ class UrgencyOrder:
     def turn(self, task: Task) -> tuple[float | str, ...]:
         """Sorts tasks: the smallest goes first. For tasks that this order was made from."""
         pressed_by_ms, left_ms = self._pressed_by_ms[task.task_id], self._job_ms[task.claim.job_id]
-        return task.claim.priority, pressed_by_ms, left_ms, *_first_come(task)
+        start = self._starts.get(task.task_id, 0.0)
+        return task.claim.priority, start, pressed_by_ms, left_ms, *_first_come(task)
 
     def _press(self, tasks: Sequence[Task], work_ms: float) -> float:
         """Find the bound that presses each task of a priority class, infinity for none.
@@ -108,6 +117,11 @@ class UrgencyOrder:
         """What the task takes of the time of all workers."""
         pace = self._paces[task.key]
         return (_calls_left(task) * task.rows * pace.call_ms / pace.rows + pace.decode_ms) / self._workers
+
+    def _row_ms(self, task: Task) -> float:
+        """What the task takes of a full batch, in ms of its rows."""
+        pace = self._paces[task.key]
+        return _calls_left(task) * task.rows * pace.call_ms / pace.rows
 
     def _alone_ms(self, task: Task) -> float:
         """What the task takes if it is never set aside."""

@@ -39,7 +39,7 @@ class Claim(NamedTuple):
     `priority`: a smaller number goes first. `deadline_ms`: when its request ends unanswered. `timed`: whether the
     client asked for that deadline, not the server by default. `first_come_ms`: from its acceptance to its end, had
     tasks run in order of acceptance, as predicted when the pool read it; `tail_ms`: the P98 of that over the latest
-    tasks of its model and class by then. Both are 0 where nothing was measured.
+    tasks of its model and class by then. Both are 0 where nothing was measured. `caller`: whose it is.
     """
 
     job_id: str
@@ -50,6 +50,7 @@ class Claim(NamedTuple):
     timed: bool
     first_come_ms: float = 0.0
     tail_ms: float = 0.0
+    caller: str = ""
 
 
 class WaitingTask(NamedTuple):

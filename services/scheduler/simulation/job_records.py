@@ -46,4 +46,5 @@ def records(arrivals: Iterable[Arrival]) -> Iterable[tuple[Arrival, JobRecord]]:
             timed=arrival.timeout_s > 0,
         )
         deadline_ms = accepted_ms + request.timeout_ms
-        yield arrival, JobRecord(job_id, JobState.QUEUED, request, accepted_ms, deadline_ms, abandonable=False)
+        record = JobRecord(job_id, JobState.QUEUED, request, accepted_ms, deadline_ms, False, caller=arrival.caller)
+        yield arrival, record

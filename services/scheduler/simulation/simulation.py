@@ -18,6 +18,7 @@ from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import PlannedPart
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ControllerSettings, ThresholdController
+from services.scheduler.policy.fair import FairQueue
 from services.scheduler.policy.policies import ConfiguredPolicy, PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import DomainSnapshot, Policy, Thresholds
 from services.scheduler.simulation.job_records import KEY, records
@@ -134,7 +135,8 @@ class _Simulation:
         ]
         self._by_worker = {worker_id: d for d in self._domains for worker_id in (d.unet_id, d.vae_id)}
         self._requests = {record.job_id: _Progress(arrival, record) for arrival, record in records(arrivals)}
-        self._unread: list[tuple[int, str]] = []
+        self._unread: list[tuple[int, float, str]] = []  # by priority class, then by virtual start
+        self._fair = FairQueue()
         self._denoised_ms: dict[str, float] = {}
         self._heard = False
         self._carry_out = self._handlers()
@@ -194,13 +196,17 @@ class _Simulation:
 
     def _arrive(self, job_id: str) -> None:
         self._heard = True
-        heapq.heappush(self._unread, (self._requests[job_id].record.request.priority, job_id))
+        arrival = self._requests[job_id].arrival
+        start = self._fair.start(arrival.priority, arrival.caller, arrival.rows)
+        heapq.heappush(self._unread, (arrival.priority, start, job_id))
 
     def _read(self) -> None:
-        """As many jobs as the pool reads ahead; the rest wait in the queue, by priority class."""
+        """As many jobs as the pool reads ahead; the rest wait in the queue, by class and fairly between callers."""
         wanted = self._engine.wanted_jobs().get(MODEL, 0)
         while self._unread and wanted > 0:
-            request = self._requests[heapq.heappop(self._unread)[1]]
+            priority, start, job_id = heapq.heappop(self._unread)
+            self._fair.read(priority, start)
+            request = self._requests[job_id]
             if not request.failed:
                 self._on(events.JobArrived(request.record))
                 wanted -= 1
@@ -208,7 +214,7 @@ class _Simulation:
     def _expire(self, job_id: str) -> None:
         self._heard = True
         self._engine.check_deadlines(int(self._agenda.now_ms))
-        if any(unread == job_id for _, unread in self._unread):
+        if any(unread == job_id for *_, unread in self._unread):
             self._fail(job_id)
 
     def _fail(self, job_id: str) -> None:
@@ -234,7 +240,7 @@ class _Simulation:
         if unserved:
             raise RuntimeError(f"the policy left {unserved} requests unserved with nothing under way")
         outcomes = tuple(
-            Outcome(r.arrival.at_ms, r.started_ms, r.ended_ms, r.decode_ms, r.arrival.steps, r.failed)
+            Outcome(r.arrival.at_ms, r.started_ms, r.ended_ms, r.decode_ms, r.arrival.steps, r.failed, r.arrival.caller)
             for r in self._requests.values()
         )
         return SimulationResult(

@@ -17,6 +17,7 @@ class Outcome(NamedTuple):
     decode_ms: float
     steps: int
     failed: bool
+    caller: str = ""
 
     @property
     def latency_ms(self) -> float:

@@ -26,6 +26,7 @@ class Arrival:
     guided: bool = True
     priority: Priority = Priority.NORMAL
     timeout_s: float = 0.0
+    caller: str = ""
 
     @property
     def rows(self) -> int:

@@ -162,7 +162,7 @@ class JobQueue(StoreBase):
     # ---- for the leader of a pool
 
     async def read_new(self, lease: Lease, models: Sequence[str], count: int) -> list[JobRecord]:
-        """At most `count` more waiting jobs for this pool: HIGH of all `models` first, then NORMAL, then LOW, and of one
+        """At most `count` more waiting jobs for this pool: HIGH of all `models` first, then NORMAL, then LOW; of one
         model and class fairly between callers.
 
         The jobs stay QUEUED until `start`. One call at a time for a lease.

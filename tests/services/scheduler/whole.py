@@ -13,6 +13,7 @@ from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, Polic
 from services.scheduler.store.leadership import Leadership
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.registry import WorkerRegistry
+from synerdiff.rpc_errors import Check, let_all_in
 from tests.services.scheduler.harness import Scheduler, background, start_scheduler
 from tests.waiting import until
 
@@ -35,12 +36,14 @@ class Whole:
 
 
 @contextlib.asynccontextmanager
-async def whole_scheduler(redis: Redis, *, tick_s: float = 0.01, slots: int = 4) -> AsyncIterator[Whole]:
+async def whole_scheduler(
+    redis: Redis, *, tick_s: float = 0.01, slots: int = 4, check: Check = let_all_in
+) -> AsyncIterator[Whole]:
     """Serve and lead, with a pair of workers attached, until the block ends."""
     registry = WorkerRegistry(redis)
     unet, vae = SimulatedUnet("unet", tick_s, slots), SimulatedVae("vae", decode_s=0.002)
     workers = [SimulatedWorker(servicer, "simulated") for servicer in (unet, vae)]
-    scheduler = await start_scheduler(redis)
+    scheduler = await start_scheduler(redis, check=check)
     pool = Pool(
         "default",
         LeaderOptions(ConfiguredPolicy(POLICIES["continuous"], PolicyBounds())),
