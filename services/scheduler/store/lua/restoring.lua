@@ -80,12 +80,20 @@ end
 
 local function restore_waiting(model)
   if was_lost(key('waiting', model)) then
+    local held = {}
     in_streams(model, function(job_id, fields, priority)
       if fields[1] == 'QUEUED' then
-        local caller, cost = unpack(redis.call('HMGET', key('job', job_id), 'caller', 'cost'))
-        redis.call('ZADD', key('waiting', model), next_rank(model, priority, caller or '', tonumber(cost or 1)), job_id)
+        local caller, cost, pool = unpack(redis.call('HMGET', key('job', job_id), 'caller', 'cost', 'pool'))
+        local rank = next_rank(model, priority, caller or '', tonumber(cost or 1))
+        redis.call('ZADD', key('waiting', model), rank, job_id)
+        if pool then
+          table.insert(held, {priority, job_id, rank})
+        end
       end
     end)
+    for _, job in ipairs(held) do
+      mark_read(model, unpack(job))
+    end
   end
 end
 
