@@ -52,8 +52,10 @@ def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
 def settings_of(container: Container) -> ProcessSettings:
     """The settings that the container's process would load, but for its files. Raises ValidationError."""
     files = {PREFIX + name.upper() for name in _file_fields(SETTINGS[container.service])}
-    variables = {item for item in container.environment.items() if item[0] not in files}
-    return _load(container.service, frozenset(variables))
+    variables = {name: value for name, value in container.environment.items() if name not in files}
+    if f"{PREFIX}CALLERS_FILE" in container.environment:  # without which the scheduler would start for nobody
+        variables[f"{PREFIX}ANONYMOUS"] = "true"
+    return _load(container.service, frozenset(variables.items()))
 
 
 @cache

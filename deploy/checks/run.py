@@ -40,6 +40,7 @@ CHECKS: Sequence[ModuleType] = (
 
 # What the overlays leave out: name -> what it is made on, and with which components, each as below deploy/k8s.
 COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "dev-cpu with callers": ("overlays/dev-cpu", ["callers"]),
     "dev-cpu with TLS and a password": ("overlays/dev-cpu", ["tls", "redis-password"]),
     "colocated by an MPS daemon": ("base", ["redis", "colocated", "gpu", "mps-daemon", "weights-pvc"]),
     "colocated by DRA, weights from an image": ("base", ["redis", "colocated", "gpu", "dra", "weights-image"]),
