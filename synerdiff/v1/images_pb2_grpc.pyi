@@ -5,7 +5,9 @@ The public contract: what a client asks for and what it hears back.
 
 Errors use gRPC's own codes, with google.rpc.BadRequest, RetryInfo or ErrorInfo as rich details:
   INVALID_ARGUMENT    names the field, the value and the bound
-  NOT_FOUND           an unknown model (with the list of those that exist) or job
+  UNAUTHENTICATED     no caller is known by the key or certificate of the call
+  PERMISSION_DENIED   the caller may not do this: another priority than theirs, an operator's call
+  NOT_FOUND           an unknown model (with the list of those that exist) or job; or another caller's job
   ALREADY_EXISTS      a request_id that was used before with another body
   RESOURCE_EXHAUSTED  the queue is full; RetryInfo says when to come back
   DEADLINE_EXCEEDED   the request's own timeout ran out

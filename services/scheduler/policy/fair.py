@@ -32,17 +32,23 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._now: dict[int, float] = {}
-        self._ends: dict[tuple[int, str], float] = {}
+        self._ends: dict[int, dict[str, float]] = {}
+        self._waiting: dict[int, int] = {}
 
     def start(self, priority: int, caller: str, cost: float) -> float:
         """Where a new job starts: jobs of a class are read by this. `cost`: its share of a device."""
-        start = max(self._now.get(priority, 0.0), self._ends.get((priority, caller), 0.0))
-        self._ends[priority, caller] = start + cost
+        ends = self._ends.setdefault(priority, {})
+        if not self._waiting.get(priority):  # nobody waits: who had what does not matter any more
+            self._now[priority] = max(ends.values(), default=0.0)
+        start = max(self._now[priority], ends.get(caller, 0.0))
+        ends[caller] = start + cost
+        self._waiting[priority] = self._waiting.get(priority, 0) + 1
         return start
 
     def read(self, priority: int, start: float) -> None:
         """The job that started then is read."""
         self._now[priority] = start
+        self._waiting[priority] -= 1
 
 
 def row_calls(num_calls: int, guided: bool, num_images: int, pixels: int, native_pixels: int) -> float:

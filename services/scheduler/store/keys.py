@@ -81,7 +81,7 @@ def queue(model: str, priority: Priority) -> str:
 
 def request_id_of(caller: str, request_id: str) -> str:
     """A request_id among those of all callers. It is printable, so none is that of another caller."""
-    return f"{caller}\n{request_id}" if caller else request_id
+    return f"{caller}\n{request_id}" if caller and request_id else request_id
 
 
 def wake(job_id: str) -> str:

@@ -22,20 +22,29 @@ local function unread_count(model, priority)
   return count
 end
 
+-- The latest start of a class that is left in `waiting`, where the virtual time is lost; nil without a job.
+local function latest_start(model, priority)
+  local base = priority * BAND
+  local score = redis.call(
+    'ZREVRANGEBYSCORE', key('waiting', model), base + BAND - 1, base, 'WITHSCORES', 'LIMIT', 0, 1)[2]
+  return score and (score - base) % READ
+end
+
 -- The rank of a new job. `cost`: its share of a device, in row-calls.
 local function next_rank(model, priority, caller, cost)
-  local turns, base = key('turns', model, PRIORITIES[priority]), priority * BAND + UNREAD
-  if unread_count(model, priority) == 0 then
-    redis.call('DEL', turns)  -- nobody waits: what was had does not matter any more
-  elseif redis.call('EXISTS', turns) == 0 then
-    local last = redis.call(
-      'ZREVRANGEBYSCORE', key('waiting', model), (priority + 1) * BAND - 1, base, 'WITHSCORES', 'LIMIT', 0, 1)[2]
-    redis.call('HSET', turns, 'now', last and tonumber(last) - base + 1 or 0)
+  local turns, mine = key('turns', model, PRIORITIES[priority]), 'of ' .. caller
+  local now, last, ending = unpack(redis.call('HMGET', turns, 'now', mine, 'end'))
+  if unread_count(model, priority) == 0 then  -- nobody waits: who had what does not matter any more
+    redis.call('DEL', turns)
+    now, last = latest_start(model, priority) and ending, 0
   end
-  local now, mine = unpack(redis.call('HMGET', turns, 'now', 'of ' .. caller))
-  local start = math.max(tonumber(now or 0), tonumber(mine or 0))
-  redis.call('HSET', turns, 'of ' .. caller, start + math.max(cost, 2 ^ -8))
-  return base + start
+  if not now then
+    now = (latest_start(model, priority) or -1) + 1
+  end
+  local start = math.max(tonumber(now), tonumber(last or 0))
+  local finish = start + math.max(cost, 2 ^ -8)
+  redis.call('HSET', turns, 'now', now, mine, finish, 'end', math.max(finish, tonumber(ending or 0)))
+  return priority * BAND + UNREAD + start
 end
 
 -- A job is read: virtual time goes on to its start.
@@ -63,7 +72,7 @@ local function tell_group(model, priority)
     going = #entries > 0
     for _, entry in ipairs(entries) do
       local state, pool = unpack(redis.call('HMGET', key('job', entry[2][2]), 'state', 'pool'))
-      if state == 'QUEUED' and not pool then
+      if state and not has_ended(state) and not pool then
         going = false
         break
       end

@@ -104,7 +104,7 @@ async def refusal(call: Callable[[Any], Any], metadata: Any) -> SynerDiffError |
     return None
 
 
-def test_every_rpc_is_tried() -> None:
+async def test_every_rpc_is_tried() -> None:
     services = (images_pb2.DESCRIPTOR, operations_pb2.DESCRIPTOR)
     named = {m.name for file in services for service in file.services_by_name.values() for m in service.methods}
     assert named | {"ServerReflectionInfo"} == set(calls(grpc.aio.insecure_channel("nowhere:1"), ""))

@@ -47,12 +47,19 @@ def test_shares_are_of_work_and_not_of_requests() -> None:
 
 
 def test_a_caller_who_was_away_has_saved_nothing_up() -> None:
-    """Between a's reads b is not there: the virtual time goes on without b."""
+    """While a's jobs are read b is not there: the virtual time goes on without b."""
     queue = FairQueue()
-    for _ in range(100):
-        queue.read(2, queue.start(2, "a", 1.0))
-    assert queue.start(2, "b", 1.0) == 99.0
+    for start in [queue.start(2, "a", 1.0) for _ in range(100)][:-1]:
+        queue.read(2, start)
+    assert queue.start(2, "b", 1.0) == 98.0
     assert queue.start(2, "a", 1.0) == 100.0
+
+
+def test_once_nobody_waits_all_begin_alike() -> None:
+    queue = FairQueue()
+    for start in [queue.start(2, "a", 1.0) for _ in range(100)]:
+        queue.read(2, start)
+    assert [queue.start(2, caller, 1.0) for caller in "ba"] == [100.0, 100.0]
 
 
 def test_one_caller_alone_is_served_in_order_of_acceptance() -> None:

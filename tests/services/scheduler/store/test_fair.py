@@ -43,8 +43,6 @@ async def test_it_is_read_as_its_twin_in_python_says(store: JobStore, lease: Lea
             assert record.job_id in {job_id for start, _, job_id in unread if start == first}
             unread = [entry for entry in unread if entry[2] != record.job_id]
             twin.read(2, first)
-            if not unread:
-                twin = FairQueue()  # nobody waits: what was had does not matter any more
 
 
 async def test_a_flood_is_passed_by_and_positions_say_so(store: JobStore, lease: Lease) -> None:

@@ -13,7 +13,7 @@ from tests.values import a_request
 def test_every_lua_file_is_a_script_or_goes_in_front_of_some() -> None:
     folder = Path(str(files("services.scheduler.store"))) / "lua"
     found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.lua")}
-    assert found - {"common", "leader", "restoring"} == set(script_sources())
+    assert found - {"common", "fair", "leader", "restoring"} == set(script_sources())
 
 
 async def test_every_script_compiles(redis: Redis) -> None:

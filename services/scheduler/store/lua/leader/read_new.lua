@@ -30,7 +30,7 @@ local function read(model, priority, range)
   for index = 1, #found, 2 do
     local job_id = found[index]
     local state, owner = unpack(redis.call('HMGET', key('job', job_id), 'state', 'pool'))
-    if state == 'QUEUED' then
+    if state and not has_ended(state) then
       if not owner then
         deliver(key('queue', model, PRIORITIES[priority]), job_id)
         table.insert(taken, job_id)
