@@ -43,7 +43,7 @@ def test_a_flood_leaves_every_other_place_to_another_caller() -> None:
 
 def test_shares_are_of_work_and_not_of_requests() -> None:
     order = read_order([("a", 1.0)] * 50 + [("b", 4.0)] * 3)
-    assert [order[:n].count("b") for n in (2, 6, 11)] == [1, 2, 3]
+    assert [order[:n].count("b") for n in (2, 7, 12)] == [1, 2, 3]
 
 
 def test_a_caller_who_was_away_has_saved_nothing_up() -> None:
