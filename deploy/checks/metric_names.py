@@ -17,6 +17,9 @@ from services.scheduler.telemetry.metrics import PoolMetrics
 MODULES = {
     "Scheduler": (
         "services.scheduler.telemetry.metrics",
+        "services.scheduler.telemetry.caller_usage",
+        "services.scheduler.api.callers_file",
+        "services.scheduler.api.gate",
         "services.scheduler.api.generate",
         "services.scheduler.store.queue",
     ),
