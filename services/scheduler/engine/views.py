@@ -109,6 +109,7 @@ def _claim(task: Task, record: JobRecord) -> Claim:
         task.first_come_ms,
         task.tail_ms,
         record.caller,
+        record.start,
     )
 
 

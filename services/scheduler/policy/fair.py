@@ -1,10 +1,10 @@
 """Equal shares between callers: start-time fair queueing (Goyal, Vin, Cheng 1996).
 
-Kept twice, since jobs wait in two places: here for the tasks that a pool has read, of which only the order among each
-other matters, and in store/lua/fair.lua for the jobs in Redis. `FairQueue` is the latter's twin for the simulation.
+A job gets its turn when it is accepted, by store/lua/fair.lua; `FairQueue` is its twin for the simulation. Jobs are read
+by their turns, and the tasks that a pool has read go by them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TypeVar
 
 from services.scheduler.policy.snapshots import RunningTask, WaitingTask
@@ -12,19 +12,21 @@ from services.scheduler.policy.snapshots import RunningTask, WaitingTask
 T = TypeVar("T", WaitingTask, RunningTask, WaitingTask | RunningTask)
 
 
-def fair_starts(tasks: Iterable[T], cost: Callable[[T], float]) -> dict[str, float]:
-    """By task id, the work of its caller's tasks before it, within its priority class. `tasks` are in order.
+def fair_starts(tasks: Iterable[T]) -> dict[str, float]:
+    """By task id, its turn in virtual time: a caller's turns go to its tasks of a priority class as these are ordered.
 
-    Tasks that go by this first, and by their order second, give callers equal shares. Empty where one caller has all
-    tasks: their order is all that matters.
+    Empty where one caller has all tasks: then their order is all that matters.
     """
-    before: dict[tuple[int, str], float] = {}
-    starts: dict[str, float] = {}
+    whose: dict[tuple[int, str], list[T]] = {}
     for task in tasks:
-        whose = task.claim.priority, task.claim.caller
-        starts[task.task_id] = before.get(whose, 0.0)
-        before[whose] = starts[task.task_id] + cost(task)
-    return starts if len({caller for _, caller in before}) > 1 else {}
+        whose.setdefault((task.claim.priority, task.claim.caller), []).append(task)
+    if len({caller for _, caller in whose}) < 2:
+        return {}
+    return {
+        task.task_id: start
+        for theirs in whose.values()
+        for task, start in zip(theirs, sorted(other.claim.start for other in theirs), strict=True)
+    }
 
 
 class FairQueue:
@@ -36,7 +38,7 @@ class FairQueue:
         self._waiting: dict[int, int] = {}
 
     def start(self, priority: int, caller: str, cost: float) -> float:
-        """Where a new job starts: jobs of a class are read by this. `cost`: its share of a device."""
+        """Where a new job starts: jobs of a class have their turns by this. `cost`: its share of a device."""
         ends = self._ends.setdefault(priority, {})
         if not self._waiting.get(priority):  # nobody waits: who had what does not matter any more
             self._now[priority] = max(ends.values(), default=0.0)
@@ -45,9 +47,13 @@ class FairQueue:
         self._waiting[priority] = self._waiting.get(priority, 0) + 1
         return start
 
-    def read(self, priority: int, start: float) -> None:
-        """The job that started then is read."""
-        self._now[priority] = start
+    def began(self, priority: int, start: float) -> None:
+        """The job that starts then has begun to run."""
+        self._now[priority] = max(self._now[priority], start)
+        self.left(priority)
+
+    def left(self, priority: int) -> None:
+        """A job waits no more."""
         self._waiting[priority] -= 1
 
 

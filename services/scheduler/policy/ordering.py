@@ -32,7 +32,7 @@ def ordered(tasks: Iterable[T], order: Order, paces: Paces, now_ms: int, constan
 def first_come_first(tasks: Iterable[T]) -> list[T]:
     """Those under way go on to their end; then by priority class, fairly between callers, and acceptance."""
     listed = sorted(tasks, key=_first_come)
-    starts = fair_starts(listed, lambda task: _calls_left(task) * task.rows)
+    starts = fair_starts(listed)
     if starts:
         listed.sort(key=lambda task: (not _started(task), task.claim.priority, starts[task.task_id]))
     return listed
@@ -63,7 +63,7 @@ class UrgencyOrder:
         for _, of_class in groupby(sorted(tasks, key=_priority), _priority):
             work_ms = self._press(list(of_class), work_ms)
         self._starts: dict[str, float] = {}
-        self._starts = fair_starts(sorted(tasks, key=self.turn), self._row_ms)
+        self._starts = fair_starts(sorted(tasks, key=self.turn))
 
     def sorted(self, tasks: Iterable[T]) -> list[T]:
         """First to go first."""
@@ -117,11 +117,6 @@ class UrgencyOrder:
         """What the task takes of the time of all workers."""
         pace = self._paces[task.key]
         return (_calls_left(task) * task.rows * pace.call_ms / pace.rows + pace.decode_ms) / self._workers
-
-    def _row_ms(self, task: Task) -> float:
-        """What the task takes of a full batch, in ms of its rows."""
-        pace = self._paces[task.key]
-        return _calls_left(task) * task.rows * pace.call_ms / pace.rows
 
     def _alone_ms(self, task: Task) -> float:
         """What the task takes if it is never set aside."""

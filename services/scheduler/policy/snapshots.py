@@ -40,6 +40,7 @@ class Claim(NamedTuple):
     client asked for that deadline, not the server by default. `first_come_ms`: from its acceptance to its end, had
     tasks run in order of acceptance, as predicted when the pool read it; `tail_ms`: the P98 of that over the latest
     tasks of its model and class by then. Both are 0 where nothing was measured. `caller`: whose it is.
+    `start`: when its turn is among those of all callers, in virtual time (see `fair`).
     """
 
     job_id: str
@@ -51,6 +52,7 @@ class Claim(NamedTuple):
     first_come_ms: float = 0.0
     tail_ms: float = 0.0
     caller: str = ""
+    start: float = 0.0
 
 
 class WaitingTask(NamedTuple):

@@ -8,7 +8,7 @@ import gc
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, get_args
 
@@ -91,6 +91,7 @@ def simulate_spec(
 class _Progress:
     arrival: Arrival
     record: JobRecord
+    turn: float = 0.0
     started_ms: float = 0.0
     ended_ms: float = -1.0
     decode_ms: float = 0.0
@@ -189,7 +190,10 @@ class _Simulation:
         }
 
     def _started(self, effect: effects.StartJob) -> None:
-        self._requests[effect.job_id].started_ms = self._agenda.now_ms
+        request = self._requests[effect.job_id]
+        if not request.started_ms:
+            self._fair.began(request.arrival.priority, request.turn)
+        request.started_ms = self._agenda.now_ms
 
     def _finished(self, effect: effects.FinishJob) -> None:
         self._requests[effect.job_id].ended_ms = self._agenda.now_ms
@@ -198,17 +202,17 @@ class _Simulation:
         self._heard = True
         arrival = self._requests[job_id].arrival
         start = self._fair.start(arrival.priority, arrival.caller, arrival.rows)
+        self._requests[job_id].turn = start
         heapq.heappush(self._unread, (arrival.priority, start, job_id))
 
     def _read(self) -> None:
         """As many jobs as the pool reads ahead; the rest wait in the queue, by class and fairly between callers."""
         wanted = self._engine.wanted_jobs().get(MODEL, 0)
         while self._unread and wanted > 0:
-            priority, start, job_id = heapq.heappop(self._unread)
-            self._fair.read(priority, start)
+            _, start, job_id = heapq.heappop(self._unread)
             request = self._requests[job_id]
             if not request.failed:
-                self._on(events.JobArrived(request.record))
+                self._on(events.JobArrived(replace(request.record, start=start)))
                 wanted -= 1
 
     def _expire(self, job_id: str) -> None:
@@ -219,6 +223,8 @@ class _Simulation:
 
     def _fail(self, job_id: str) -> None:
         request = self._requests[job_id]
+        if not request.failed and not request.started_ms:
+            self._fair.left(request.arrival.priority)
         request.failed, request.ended_ms = True, self._agenda.now_ms
 
     def _store(self, effect: effects.StoreImage) -> None:

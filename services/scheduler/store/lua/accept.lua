@@ -61,7 +61,9 @@ redis.call('ZADD', key('deadlines'), deadline, job_id)
 if abandonable == '1' then
   redis.call('ZADD', key('leases'), now + lease_ms, job_id)
 end
-redis.call('ZADD', waiting, next_rank(model, priority, caller, cost), job_id)
+local rank, start = next_rank(model, priority, caller, cost)
+redis.call('ZADD', waiting, rank, job_id)
+redis.call('HSET', key('job', job_id), 'start', start)
 add_event(job_id, 'position', redis.call('ZRANK', waiting, job_id))
 redis.call('PUBLISH', key('accepted'), model)
 return job_id

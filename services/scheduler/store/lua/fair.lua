@@ -1,7 +1,7 @@
 -- Put after common.lua: the order in which the jobs of a model are read. By priority class, then fairly between callers.
 --
 -- Start-time fair queueing (Goyal, Vin, Cheng 1996). A job starts, in virtual time, where its caller's last job ends, but
--- not before the start of the job that was read last; it ends its cost later. Jobs are read by their starts. So callers
+-- not before the start of the job that began last; it ends its cost later. Jobs are read by their starts. So callers
 -- that have jobs waiting get equal shares of what is read, whatever they send, and one caller's jobs stay in order.
 --
 -- The score of a job in `waiting`: its class times BAND, and within it its start, past READ once a pool has read it and
@@ -30,30 +30,26 @@ local function latest_start(model, priority)
   return score and (score - base) % READ
 end
 
--- The rank of a new job. `cost`: its share of a device, in row-calls.
+-- The rank of a new job. `cost`: its share of a device, in row-calls. Returns its start as well.
 local function next_rank(model, priority, caller, cost)
   local turns, mine = key('turns', model, PRIORITIES[priority]), 'of ' .. caller
   local now, last, ending = unpack(redis.call('HMGET', turns, 'now', mine, 'end'))
-  if unread_count(model, priority) == 0 then  -- nobody waits: who had what does not matter any more
-    redis.call('DEL', turns)
-    now, last = latest_start(model, priority) and ending, 0
-  end
+  local latest = latest_start(model, priority)
   if not now then
-    now = (latest_start(model, priority) or -1) + 1
+    now = (latest or -1) + 1
+  elseif not latest then  -- nobody waits: who had what does not matter any more
+    redis.call('DEL', turns)
+    now, last = tonumber(ending) < READ / 2 and ending or 0, 0
   end
   local start = math.max(tonumber(now), tonumber(last or 0))
   local finish = start + math.max(cost, 2 ^ -8)
   redis.call('HSET', turns, 'now', now, mine, finish, 'end', math.max(finish, tonumber(ending or 0)))
-  return priority * BAND + UNREAD + start
+  return priority * BAND + UNREAD + start, start
 end
 
--- A job is read: virtual time goes on to its start.
+-- A pool has read a job.
 local function mark_read(model, priority, job_id, score)
-  local start = tonumber(score) - priority * BAND
-  if start >= UNREAD then
-    start = start - UNREAD
-    redis.call('HSET', key('turns', model, PRIORITIES[priority]), 'now', start)
-  end
+  local start = (score - priority * BAND) % READ
   redis.call('ZADD', key('waiting', model), priority * BAND + READ + start, job_id)
 end
 

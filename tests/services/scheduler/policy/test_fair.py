@@ -26,7 +26,7 @@ def read_order(jobs: list[tuple[str, float]], reads_between: int = 0) -> list[st
     def read() -> None:
         start, number, caller = min(unread)
         unread.remove((start, number, caller))
-        queue.read(2, start)
+        queue.began(2, start)
         order.append(caller)
 
     for number, (caller, cost) in enumerate(jobs):
@@ -51,7 +51,7 @@ def test_a_caller_who_was_away_has_saved_nothing_up() -> None:
     """While a's jobs are read b is not there: the virtual time goes on without b."""
     queue = FairQueue()
     for start in [queue.start(2, "a", 1.0) for _ in range(100)][:-1]:
-        queue.read(2, start)
+        queue.began(2, start)
     assert queue.start(2, "b", 1.0) == 98.0
     assert queue.start(2, "a", 1.0) == 100.0
 
@@ -59,7 +59,7 @@ def test_a_caller_who_was_away_has_saved_nothing_up() -> None:
 def test_once_nobody_waits_all_begin_alike() -> None:
     queue = FairQueue()
     for start in [queue.start(2, "a", 1.0) for _ in range(100)]:
-        queue.read(2, start)
+        queue.began(2, start)
     assert [queue.start(2, caller, 1.0) for caller in "ba"] == [100.0, 100.0]
 
 

@@ -42,7 +42,8 @@ async def test_it_is_read_as_its_twin_in_python_says(store: JobStore, lease: Lea
             first = min(start for start, *_ in unread)
             assert record.job_id in {job_id for start, _, job_id in unread if start == first}
             unread = [entry for entry in unread if entry[2] != record.job_id]
-            twin.read(2, first)
+            await store.start(lease, record.job_id)
+            twin.began(2, first)
 
 
 async def test_a_flood_is_passed_by_and_positions_say_so(store: JobStore, lease: Lease) -> None:

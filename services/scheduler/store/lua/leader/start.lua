@@ -9,6 +9,11 @@ if not state then
 end
 if state == 'QUEUED' then
   change_state(job_id, 'RUNNING')
+  local model, class, start = unpack(redis.call('HMGET', key('job', job_id), 'model', 'priority', 'start'))
+  local turns = key('turns', model, class)
+  if start and tonumber(start) > tonumber(redis.call('HGET', turns, 'now') or start) then
+    redis.call('HSET', turns, 'now', start)  -- virtual time: see fair.lua
+  end
   add_event(job_id, 'event', event)
 end
 return 1
