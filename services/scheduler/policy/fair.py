@@ -1,7 +1,7 @@
 """Equal shares between callers: start-time fair queueing (Goyal, Vin, Cheng 1996).
 
-A job gets its turn when it is accepted, by store/lua/fair.lua; `FairQueue` is its twin for the simulation. Jobs are read
-by their turns, and the tasks that a pool has read go by them.
+A job gets its turn when it is accepted, by store/lua/fair.lua; `FairQueue` is its twin for the simulation. Jobs are
+read by their turns, and the tasks that a pool has read go by them.
 """
 
 from collections.abc import Iterable
