@@ -10,8 +10,8 @@ import asyncio
 import builtins
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import tenacity
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
@@ -113,20 +113,22 @@ class EvictingRedis(SynerDiffError):
     """A Redis that drops what it was given when memory is short: accepted jobs, their images, the leader's lock."""
 
 
-async def check_keeps_all(redis: Redis) -> None:
+async def check_keeps_all(redis: Redis) -> Mapping[str, Any]:
     """Raise EvictingRedis where the maxmemory-policy is any but noeviction, with a maxmemory or without: it may be set.
 
-    Raises redis's own errors; a Redis that may not be asked is taken at its word.
+    Returns what `INFO memory` says. Raises redis's own errors; a Redis that may not be asked is taken at its word: {}.
     """
     try:
-        policy = str((await redis.info("memory")).get("maxmemory_policy", _KEEPS_ALL))
+        memory: Mapping[str, Any] = await redis.info("memory")
     except NoPermissionError:
-        return
+        return {}
+    policy = str(memory.get("maxmemory_policy", _KEEPS_ALL))
     if policy != _KEEPS_ALL:
         raise EvictingRedis(
             f"redis: its maxmemory-policy is {policy}, which drops accepted jobs and images when memory is short; "
             f"it must be {_KEEPS_ALL} (redis-cli CONFIG SET maxmemory-policy {_KEEPS_ALL}, and in its configuration)"
         )
+    return memory
 
 
 async def once(call: Awaitable[T]) -> T:

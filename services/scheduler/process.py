@@ -20,6 +20,7 @@ from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store import keys
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore
+from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.otlp import MissingTracing, start_tracing
@@ -140,13 +141,18 @@ def _spare_collections() -> None:
 
 async def follow_redis(host: ServiceHost, redis: Redis) -> None:
     """Ready while Redis takes what it is given, and keeps it: else nothing can be accepted."""
+    metrics = PoolMetrics.of_process()
     while True:
         try:
             await patiently(lambda: redis.set(keys.WRITTEN, "", px=_WRITTEN_KEPT_MS), 2.0)
-            await patiently(lambda: check_keeps_all(redis), 2.0)
+            memory = await patiently(lambda: check_keeps_all(redis), 2.0)
+            metrics.redis_used.set(memory.get("used_memory", 0))
+            metrics.redis_limit.set(memory.get("maxmemory", 0))
+            metrics.redis_up.set(1)
             await host.set_ready(True)
         except (Unavailable, EvictingRedis, RedisError) as error:
             log.warning("not ready", reason=str(error))
+            metrics.redis_up.set(0)
             await host.set_ready(False)
         await asyncio.sleep(1.0)
 

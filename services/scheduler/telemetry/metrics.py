@@ -30,6 +30,9 @@ class PoolMetrics:
         self.slots_used = Gauge("synerdiff_slots_used", "arena slots that hold a task", ["model"])
         self.workers = Gauge("synerdiff_workers", "attached workers", ["model", "kind"])
         self.write_backlog = Gauge("synerdiff_store_backlog", "results not yet in Redis")
+        self.redis_up = Gauge("synerdiff_redis_up", "1 while Redis takes what this scheduler writes, and keeps it")
+        self.redis_used = Gauge("synerdiff_redis_used_bytes", "memory that Redis uses")
+        self.redis_limit = Gauge("synerdiff_redis_limit_bytes", "memory at which Redis refuses writes; 0: none")
         self.decode_backlog = Gauge(
             "synerdiff_decode_backlog_seconds", "decodes ready or under way, in seconds of one VAE worker", ["model"]
         )
