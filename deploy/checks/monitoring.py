@@ -17,7 +17,6 @@ from deploy.checks.workloads import matches, of_kind, pods, title
 from deploy.kustomize import Manifest
 
 CHECK = "monitoring"
-RUNBOOK = "docs/operations.md#"
 SEVERITIES = ("critical", "warning", "info")
 
 # What Prometheus adds to every sample it takes from a pod.
@@ -31,7 +30,7 @@ _VARIABLE = re.compile(r"\$\{?\w+\}?")
 def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
     """What would never fire, show nothing, or not be scraped."""
     for rules in of_kind(manifests, "PrometheusRule"):
-        for message in _wrong_rules(rules):
+        for message in (*_wrong_rules(rules), *_other_namespaces(rules)):
             yield Finding(CHECK, title(rules), message)
     for config in of_kind(manifests, "ConfigMap"):
         if (config["metadata"].get("labels") or {}).get("grafana_dashboard"):
@@ -108,6 +107,15 @@ def _wrong_rules(rules: Manifest) -> Iterator[str]:
             yield from (f"{name}: {message}" for message in _wrong_alert(rule))
 
 
+def _other_namespaces(rules: Manifest) -> Iterator[str]:
+    """Alerts that a healthy deployment elsewhere would keep silent."""
+    own = rules["metadata"].get("namespace")
+    for rule in (rule for group in rules["spec"]["groups"] for rule in group["rules"]):
+        for namespace in re.findall(r'namespace="([^"]*)"', rule["expr"]):
+            if namespace != own:
+                yield f"{rule.get('alert')}: looks at the namespace {namespace}, not at {own}"
+
+
 def _recorded_labels(text: str) -> frozenset[str]:
     """The labels that an aggregation keeps; none for what cannot be told."""
     try:
@@ -126,8 +134,8 @@ def _wrong_alert(rule: Mapping[str, Any]) -> Iterator[str]:
         yield f"its severity is none of {', '.join(SEVERITIES)}"
     if not annotations.get("summary"):
         yield "has no summary"
-    if annotations.get("runbook_url") != RUNBOOK + anchor(rule["alert"]):
-        yield f"its runbook_url is not {RUNBOOK + anchor(rule['alert'])}"
+    if not re.fullmatch(rf"https?://\S+#{anchor(rule['alert'])}", annotations.get("runbook_url", "")):
+        yield f"its runbook_url is no address that ends with #{anchor(rule['alert'])}"
     known = TARGET_LABELS.union(*(_all_labels(rule["expr"])))
     for text in annotations.values():
         for label in re.findall(r"\$labels\.(\w+)", text):
