@@ -2,8 +2,9 @@
 # Builds the four images from the root of the source tree: `make images`. By environment:
 #
 #     TAG            their tag; default: what git calls this state
-#     REGISTRY       HOST[/PATH] before their names; default: none
+#     REGISTRY       HOST[/PATH] before their names; default: registry.invalid, which is none, as in the manifests
 #     PYTHON_IMAGE, PYTHON_DIGEST, PIP_INDEX_URL, TORCH_INDEX_URL    build arguments of that name, where set
+#     DOCKER, BUILD_FLAGS  the command that builds, also buildah, and further flags of its build
 #     WORKER_EXTRAS  EXTRAS of the two workers, where set: "worker gpu" for GPUs
 set -eu
 docker=${DOCKER:-docker}
@@ -25,7 +26,8 @@ for service in scheduler gateway unet-worker vae-worker; do
         set -- "$@" ${WORKER_EXTRAS:+--build-arg "EXTRAS=$WORKER_EXTRAS"}
         ;;
     esac
-    image=${REGISTRY:+$REGISTRY/}synerdiff/$service:$tag
+    image=${REGISTRY:-registry.invalid}/synerdiff/$service:$tag
     echo "Building $image ..."
-    DOCKER_BUILDKIT=1 "$docker" build --file "deploy/docker/$service.Dockerfile" --tag "$image" "$@" .
+    # shellcheck disable=SC2086
+    DOCKER_BUILDKIT=1 "$docker" build ${BUILD_FLAGS:-} --file "deploy/docker/$service.Dockerfile" --tag "$image" "$@" .
 done

@@ -3,7 +3,7 @@
 #
 #     install.sh TARGET dependencies [EXTRA...]  makes TARGET, with what the base and the extras need
 #     install.sh TARGET slim                     takes out the tests that packages ship
-#     install.sh TARGET project                  SynerDiff itself; lists all that is there in share/synerdiff
+#     install.sh TARGET project                  SynerDiff itself; all that is there in share/synerdiff/sbom.cdx.json
 #     install.sh TARGET bytecode [MODULE...]     what `python -m MODULE` imports, or else all there is, into pycache
 #
 # Bytecode is kept apart, for PYTHONPYCACHEPREFIX=TARGET/pycache, since images of Python come without that of its own
@@ -36,8 +36,12 @@ slim)
     ;;
 project)
     install --no-deps .
-    "$python" -m pip --disable-pip-version-check --python "$target/bin/python" inspect --local \
-        > "$target/share/synerdiff/packages.json"
+    tool=$(mktemp -d)
+    "$python" -m venv "$tool"
+    "$tool/bin/python" -m pip install --quiet --no-cache-dir -c constraints.txt cyclonedx-bom
+    "$tool/bin/cyclonedx-py" environment --pyproject pyproject.toml --output-reproducible \
+        --output-file "$target/share/synerdiff/sbom.cdx.json" "$target/bin/python"
+    rm -rf "$tool"
     ;;
 bytecode)
     unset PYTHONDONTWRITEBYTECODE
