@@ -19,7 +19,7 @@ _CALLS = {
 }
 # Ports that are for clients, kubelets and monitoring: whom they are open to is not between these pods.
 _OUTWARD = ("health", "metrics")
-_DNS = 53
+_DNS, _OPENSHIFT_DNS, _NODE_LOCAL = 53, 5353, "169.254.20.10/32"
 _DENY_ALL = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
@@ -31,6 +31,7 @@ def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
     for policy in policies:
         yield from (Finding(CHECK, title(policy), message) for message in _too_wide(policy["spec"]))
     every_pod = pods(manifests)
+    yield from _ways(manifests, policies, every_pod)
     for pod in every_pod:
         if not _allowed_out(policies, pod, {}, _DNS):
             yield Finding(CHECK, pod.title, "cannot ask for names")
@@ -40,6 +41,30 @@ def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
         for target in every_pod:
             for container in target.containers:
                 yield from _flows(policies, source, container)
+
+
+def _ways(manifests: Sequence[Manifest], policies: Sequence[Manifest], every_pod: Sequence[Pod]) -> Iterator[Finding]:
+    """To names on clusters that ask others than kube-dns, out for what downloads, in for callers from outside."""
+    rules = [rule for policy in policies for rule in policy["spec"].get("egress") or ()]
+    blocks = [peer["ipBlock"]["cidr"] for rule in rules for peer in rule.get("to") or () if "ipBlock" in peer]
+    if _NODE_LOCAL not in blocks:
+        yield Finding(CHECK, "NetworkPolicy/dns", f"does not reach NodeLocal DNSCache at {_NODE_LOCAL}")
+    if not any(_OPENSHIFT_DNS in _ports(rule) for rule in rules):
+        yield Finding(CHECK, "NetworkPolicy/dns", f"does not reach the DNS of OpenShift, port {_OPENSHIFT_DNS}")
+    for pod in every_pod:
+        if pod.workload["kind"] == "Job" and not any(
+            443 in _ports(rule) for spec in _rules(policies, pod, "Egress") for rule in spec.get("egress") or ()
+        ):
+            yield Finding(CHECK, pod.title, "downloads, and has no way out by port 443")
+    services = {item["metadata"]["name"]: item["spec"] for item in of_kind(manifests, "Service")}
+    for route in of_kind(manifests, "GRPCRoute"):
+        for backend in (backend for rule in route["spec"]["rules"] for backend in rule["backendRefs"]):
+            if backend["port"] not in [port["port"] for port in services.get(backend["name"], {}).get("ports", ())]:
+                yield Finding(CHECK, title(route), f"leads nowhere: no Service is {backend['name']}:{backend['port']}")
+
+
+def _ports(rule: Mapping[str, Any]) -> set[Any]:
+    return {entry.get("port") for entry in rule.get("ports") or ()}
 
 
 def _too_wide(spec: Mapping[str, Any]) -> Iterator[str]:

@@ -49,7 +49,7 @@ def _of_another(container: Container) -> Iterator[str]:
         return
     probe = container.item.get("readinessProbe")
     names = {port.get("name") for port in container.item.get("ports") or ()}
-    if probe is None:
+    if probe is None and container.pod.workload["kind"] != "Job":
         yield "has no readinessProbe"
     for kind in _NAMES:
         port = ((container.item.get(kind) or {}).get("tcpSocket") or {}).get("port", 0)

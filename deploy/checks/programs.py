@@ -1,5 +1,6 @@
 """Images and commands: each service runs in its own image, by a module that there is."""
 
+import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 
@@ -10,7 +11,9 @@ from deploy.kustomize import Manifest
 CHECK = "programs"
 OWN = "synerdiff"
 # Images of others, by what they run.
-OTHERS = {"redis": "redis-server", "cuda": "sh"}
+OTHERS = {"redis": "redis-server", "cuda": "sh", "unet-worker": "python"}
+# The host of a registry. A name without one is looked up at a public registry, where anybody may hold it.
+REGISTRY = re.compile(r"localhost(:\d+)?|[\w-]+(\.[\w-]+)+(:\d+)?")
 
 
 def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
@@ -26,6 +29,8 @@ def _wrong(container: Container) -> Iterator[str]:
     name, _, tag = last.partition(":")
     if not digest and tag in ("", "latest"):
         yield f"the image {image} names no version"
+    if not REGISTRY.fullmatch(path.partition("/")[0]):
+        yield f"the image {image} names no registry: a node would ask a public one for it"
     command = list(container.item.get("command") or ())
     if not container.service:
         if OTHERS.get(name) not in command[:1]:

@@ -13,6 +13,7 @@ PROVIDED = frozenset(
     {
         ("PersistentVolumeClaim", "models"),
         ("Secret", "redis"),
+        ("Secret", "redis-tls"),
         ("Secret", "scheduler-tls"),
         ("Secret", "worker-tls"),
     }
@@ -63,7 +64,7 @@ def _named_by_environment(container: Container) -> Iterator[tuple[str, str]]:
         yield kind, (source.get("configMapRef") or source["secretRef"])["name"]
     for variable in container.item.get("env") or ():
         for key, kind in _IN_VARIABLES.items():
-            if key in (variable.get("valueFrom") or {}):
+            if key in (variable.get("valueFrom") or {}) and not variable["valueFrom"][key].get("optional"):
                 yield kind, variable["valueFrom"][key]["name"]
 
 

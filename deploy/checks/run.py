@@ -20,7 +20,7 @@ from deploy.checks import (
     sharing,
 )
 from deploy.checks.findings import Finding
-from deploy.kustomize import Manifest, overlays, render, render_composition
+from deploy.kustomize import K8S, Manifest, overlays, render, render_composition
 
 CHECKS: Sequence[ModuleType] = (
     kubernetes_schemas,
@@ -42,14 +42,16 @@ CHECKS: Sequence[ModuleType] = (
 COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
     "dev-cpu with callers": ("overlays/dev-cpu", ["callers"]),
     "dev-cpu with TLS and a password": ("overlays/dev-cpu", ["tls", "redis-password"]),
-    "colocated by an MPS daemon": ("base", ["redis", "colocated", "gpu", "mps-daemon", "weights-pvc"]),
     "colocated by DRA, weights from an image": ("base", ["redis", "colocated", "gpu", "dra", "weights-image"]),
-    "colocated with TLS and a password": ("overlays/colocated", ["tls", "redis-password"]),
-    "split by an MPS daemon": ("base", ["redis", "gpu", "mps-daemon", "weights-pvc"]),
-    "split with an HPA": ("overlays/split", ["hpa"]),
+    "colocated with TLS and a password": ("overlays/colocated", ["tls", "redis-tls"]),
+    "split with an HPA and a load balancer": ("overlays/split", ["hpa", "load-balancer"]),
     "split with monitoring": ("overlays/split", ["monitoring"]),
     "colocated with monitoring": ("overlays/colocated", ["monitoring"]),
-    "split-keda with TLS and a password": ("overlays/split-keda", ["tls", "redis-password", "keda-redis-password"]),
+    "split-keda in a namespace of another name": ("overlays/split-keda", ["namespace"]),
+    "split-keda with TLS and a password": (
+        "overlays/split-keda",
+        ["tls", "redis-tls", "keda-redis-tls", "grpc-route"],
+    ),
 }
 
 
@@ -64,4 +66,5 @@ def sets() -> Mapping[str, Callable[[], list[Manifest]]]:
     found: dict[str, Callable[[], list[Manifest]]] = {
         f"overlays/{overlay.name}": partial(render, overlay) for overlay in overlays()
     }
+    found["weights"] = partial(render, K8S / "weights")
     return found | {name: partial(render_composition, *made_of) for name, made_of in COMPOSITIONS.items()}

@@ -20,7 +20,7 @@ def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
             yield Finding(CHECK, title(item), "selects no pod")
     for pod in every_pod:
         budgets = [item for item in of_kind(manifests, "PodDisruptionBudget") if matches(_selector(item), pod.labels)]
-        if len(budgets) != (pod.workload["kind"] != "DaemonSet"):
+        if len(budgets) != (pod.workload["kind"] not in ("DaemonSet", "Job")):
             yield Finding(CHECK, pod.title, f"has {len(budgets)} PodDisruptionBudgets")
 
 
@@ -33,6 +33,8 @@ def _selector(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _of_pod(pod: Pod, every_pod: Sequence[Pod]) -> Iterator[str]:
+    if pod.workload["kind"] == "Job":
+        return  # it selects its pods by itself
     selector = pod.workload["spec"]["selector"]
     if not matches(selector, pod.labels):
         yield "its selector does not match its own pods"

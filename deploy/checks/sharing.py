@@ -10,6 +10,7 @@ from synerdiff.mps import MEMORY_LIMIT, PIPE_DIRECTORY, THREAD_PERCENTAGE, parse
 CHECK = "sharing"
 SHM = "/dev/shm"
 SHARED_GPU = "nvidia.com/gpu.shared"
+MPS_NODES = "nvidia.com/mps.capable"
 REQUIRE_MPS = "SYNERDIFF_REQUIRE_MPS"
 
 
@@ -22,10 +23,23 @@ def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
         workers = [container for container in pod.containers if container.is_worker]
         if len(workers) > 1 and not pod.spec.get("shareProcessNamespace"):
             yield Finding(CHECK, pod.title, "its workers do not share process ids: CUDA IPC between equal ids fails")
+        for message in _mixed_ways(pod, workers):
+            yield Finding(CHECK, pod.title, message)
         if sum(_percentage(worker) for worker in workers) > 100:
             yield Finding(CHECK, pod.title, "its workers' shares of the GPU are more than 100 %")
         for worker in workers:
             yield from (Finding(CHECK, worker.title, message) for message in _wrong_share(worker, daemons))
+
+
+def _mixed_ways(pod: Pod, workers: Sequence[Container]) -> Iterator[str]:
+    """A pod that asks for two ways of sharing finds no node that has both, and stays Pending."""
+    by_plugin = MPS_NODES in (pod.spec.get("nodeSelector") or {})
+    by_daemon = any(PIPE_DIRECTORY in worker.environment for worker in workers)
+    by_claim = bool(pod.spec.get("resourceClaims"))
+    if by_plugin + by_daemon + by_claim > 1:
+        yield "shares its GPU in more than one way: by the device plugin's MPS, an MPS daemon or a claim, not by two"
+    if by_claim and any(SHARED_GPU in worker.limits for worker in workers):
+        yield f"takes a GPU by a claim and a share by {SHARED_GPU}: two GPUs, of which no node has both"
 
 
 def _several_users(every_pod: Sequence[Pod]) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from deploy.kustomize import Manifest
 POD_IP = "10.0.0.1"
 _OF_THE_POD = {"status.podIP": POD_IP, "status.hostIP": "10.0.0.2"}
 _REFERENCE = re.compile(r"\$\((\w+)\)")
-_WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
+_WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 
 
 def title(manifest: Manifest) -> str:

@@ -82,7 +82,7 @@ def test_it_runs_as_the_user_that_all_images_share_and_starts_no_shell(dockerfil
 def test_the_manifests_start_the_same_command_on_the_ports_it_exposes(dockerfile: Dockerfile, service: str) -> None:
     found = container(service)
     assert found["command"] == json.loads(dockerfile.texts("CMD")[0])
-    assert found["image"] == f"synerdiff/{service}"
+    assert found["image"] == f"registry.invalid/synerdiff/{service}"
     exposed = dockerfile.texts("EXPOSE")[0].split()
     assert [str(port["containerPort"]) for port in found["ports"]] == exposed
 

