@@ -47,7 +47,7 @@ COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
     "split with an HPA and a load balancer": ("overlays/split", ["hpa", "load-balancer"]),
     "split with monitoring": ("overlays/split", ["monitoring"]),
     "colocated with monitoring": ("overlays/colocated", ["monitoring"]),
-    "split-keda in a namespace of another name": ("overlays/split-keda", ["namespace"]),
+    "split-keda with texts that follow its namespace": ("overlays/split-keda", ["namespace"]),
     "split-keda with TLS and a password": (
         "overlays/split-keda",
         ["tls", "redis-tls", "keda-redis-tls", "grpc-route"],

@@ -69,7 +69,7 @@ for service in scheduler gateway unet-worker vae-worker; do
     container=$(buildah from "localhost/synerdiff/$service:test")
     buildah mount "$container" > "$work/$service.root"
     echo "$service: $(du -sm "$(cat "$work/$service.root")" | cut -f1) MB"
-    if in_image "$service" python -c 'open("/opt/x", "w")' 2> "$work/refusal"; then
+    if (in_image "$service" python -c 'open("/opt/x", "w")') 2> "$work/refusal"; then
         echo "images-test: $service writes to its root" >&2
         exit 1
     fi

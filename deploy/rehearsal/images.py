@@ -34,7 +34,7 @@ class Image:
 def stand_in(name: str) -> Image:
     """What stands for the image `name`. Raises KeyError for one that nothing stands for."""
     repository = name.split("@")[0].rpartition(":")[0] or name
-    if "/synerdiff/" in repository:
+    if repository.split("/")[-2:-1] == ["synerdiff"]:
         return _service()
     if repository.rpartition("/")[2] == "redis":
         return _redis()

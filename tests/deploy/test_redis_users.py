@@ -44,7 +44,7 @@ def port(secret: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> It
 def ask(port: int, user: str, password: str, *command: str | int) -> Any:
     async def asked() -> Any:
         async with connect(f"redis://{user}:{password}@127.0.0.1:{port}/0") as redis:
-            return await redis.execute_command(*command)
+            return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     return asyncio.run(asked())
 
