@@ -19,7 +19,7 @@ if [ -n "$missing" ]; then
 fi
 work=${WORK:-$(mktemp -d /var/tmp/synerdiff-images.XXXXXX)}
 mkdir -p "$work/out"
-printf '[storage]\ndriver = "vfs"\ngraphroot = "%s/graph"\nrunroot = "%s/run"\n' "$work" "$work" > "$work/storage.conf"
+printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/graph"\nrunroot = "%s/run"\n' "$work" "$work" > "$work/storage.conf"
 export BUILDAH_ISOLATION=chroot CONTAINERS_STORAGE_CONF="$work/storage.conf" TMPDIR="$work"
 started=""
 finish() {

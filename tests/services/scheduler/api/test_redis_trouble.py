@@ -177,6 +177,9 @@ async def test_a_scheduler_is_ready_while_redis_takes_what_it_is_given(
             async with asyncio.timeout(HANG_S):
                 while await serving(channel, READINESS) is not ready:
                     await asyncio.sleep(0.02)
+            assert REGISTRY.get_sample_value("synerdiff_redis_up") == ready
+            if ready:
+                assert (REGISTRY.get_sample_value("synerdiff_redis_used_bytes") or 0) > 0
     await host.drain(0)
 
 
