@@ -7,19 +7,20 @@ every UNet call eager and once with every one by the compiled package; and, of t
 of the compiled against the eager. The decodes are eager. Prints JSON.
 """
 
-import argparse
 import json
 import os
 import random
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+import typer
 
+from bench.command import run, say
 from bench.parity import packages_of
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.fidelity import prompts_of
@@ -53,33 +54,27 @@ def measure(studios: dict[str, Studio], prompts: tuple[str, ...], steps: int) ->
             for name, studio in studios.items():
                 row[name] = asdict(studio.loss(task, studio.skipping(task, PREDICTOR, calls)))
             rows.append(row)
-            print(json.dumps(row), file=sys.stderr, flush=True)
+            say(json.dumps(row))
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--prompts-file", type=Path, help="a prompt a line; default: the bundled model's subjects")
-    options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
-    prompts = (
-        tuple(prompts_of(options.prompts_file, options.prompts)) if options.prompts_file else subjects(options.prompts)
-    )
-    side, decoder = unet_side(BUNDLED_MODEL, dtype), vae_side(BUNDLED_MODEL, dtype)
+def command(
+    prompts: int = 64,
+    steps: int = 20,
+    dtype: str = "float32",
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="A prompt a line. Default: the bundled model's subjects.")
+    ] = None,
+) -> dict[str, Any]:
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    drawn = tuple(prompts_of(prompts_file, prompts)) if prompts_file else subjects(prompts)
+    side, decoder = unet_side(BUNDLED_MODEL, torch_dtype), vae_side(BUNDLED_MODEL, torch_dtype)
     with tempfile.TemporaryDirectory() as folder:
-        package = packages_of(BUNDLED_MODEL, dtype, Path(folder)).unet
-        studios = {
-            "eager": Studio(side, decoder),
-            "compiled": Studio(side, decoder, Denoiser(side, PackagedUnet(side, package))),
-        }
-        rows = measure(studios, prompts, options.steps)
-    print(
-        json.dumps({"dtype": options.dtype, "steps": options.steps, "prompts": options.prompts, "rows": rows}, indent=1)
-    )
+        package = packages_of(BUNDLED_MODEL, torch_dtype, Path(folder)).unet
+        compiled = Studio(side, decoder, Denoiser(side, PackagedUnet(side, package)))
+        rows = measure({"eager": Studio(side, decoder), "compiled": compiled}, drawn, steps)
+    return {"dtype": dtype, "steps": steps, "prompts": prompts, "rows": rows}
 
 
 if __name__ == "__main__":
-    main()
+    run(command)

@@ -7,50 +7,35 @@ not overflow in it, in float16. Prints JSON: per dtype the least and the mean PS
 levels of 255.
 """
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.command import ModelDirectory, run
 from bench.parity import levels, psnr_db
-from services.unet_worker.denoiser import Denoiser
-from services.unet_worker.preparation import TaskPreparer
+from services.unet_worker.fidelity_pictures import Studio, Task
 from synerdiff.cards import Sampler
 from synerdiff.models.dtypes import dtype_from_name
 from synerdiff.models.errors import ModelLoadError
 from synerdiff.models.loading import load_unet_side, load_vae_side
-from synerdiff.requests import TaskSpec
 from synerdiff_cli.deployment import BUNDLED_MODEL
 
+_GUIDANCE_SCALE = 4.0
 _PROMPTS = ("a red apple", "a rocket", "a cat face", "a slice of pizza")
 
 
-def denoised(model: Path, pictures: int, steps: int) -> Tensor:
-    """Latents [pictures, C, h, w], float32, as a UNet worker leaves them."""
-    side = load_unet_side(model, torch.float32)
-    width, height = side.native_size
-    first = TaskSpec("a/0", _PROMPTS[0], "", width, height, steps, 4.0, 0, Sampler.DDIM, 0)
-    specs = [replace(first, task_id=f"a/{k}", prompt=_PROMPTS[k % len(_PROMPTS)], seed=k) for k in range(pictures)]
-    tasks = [prepared.task for prepared in TaskPreparer(side).prepare(specs)]
-    denoiser = Denoiser(side)
-    while not tasks[0].done:
-        denoiser.step(tasks)
-    return torch.stack([task.sample for task in tasks])
-
-
 def measure(model: ModelDirectory = BUNDLED_MODEL, pictures: int = 8, steps: int = 12) -> dict[str, Any]:
-    latents = denoised(model, pictures, steps)
-    reference = load_vae_side(model, torch.float32, safety_checker=False).decode(latents)
+    prompts = tuple(_PROMPTS[k % len(_PROMPTS)] for k in range(pictures))
+    unet_side = load_unet_side(model, torch.float32)
+    studio = Studio(unet_side, load_vae_side(model, torch.float32, safety_checker=False))
+    drawn = studio.full(Task(prompts, Sampler.DDIM, steps, _GUIDANCE_SCALE))
     found: dict[str, Any] = {"device": "cpu", "model": model.name, "pictures": pictures}
     for name in ("bfloat16", "float16"):
         try:
             side = load_vae_side(model, torch.float32, vae_dtype=dtype_from_name(name), safety_checker=False)
         except ModelLoadError:  # it overflows
             continue
-        pairs = list(zip(side.decode(latents), reference, strict=True))
+        pairs = list(zip(side.decode(drawn.latents), drawn.images, strict=True))
         psnrs = [psnr_db(one, other) for one, other in pairs]
         found[name] = {
             "least_psnr_db": round(min(psnrs), 1),
