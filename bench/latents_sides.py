@@ -1,7 +1,4 @@
-"""The two processes between which `bench.latents` moves latents: an arena's owner and a reader, told what to do.
-
-They take one JSON object a line on stdin and answer with one a line; either may be killed at any time.
-"""
+"""The killable sides of `bench.latents`, an arena's owner and a reader: told JSON lines on stdin, they answer each."""
 
 import asyncio
 import json

@@ -25,10 +25,7 @@ class SkipCfgMode(NamedEnum):
 
 @dataclass(frozen=True)
 class SkipCfg:
-    """What a request allows.
-
-    AUTO: at most `max_fraction` of the steps (0: the server's own bound). FIXED: exactly `steps`.
-    """
+    """What a request allows. AUTO: at most `max_fraction` of the steps (0: the server's bound). FIXED: just `steps`."""
 
     mode: SkipCfgMode = SkipCfgMode.AUTO
     max_fraction: float = 0.0

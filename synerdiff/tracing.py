@@ -96,10 +96,7 @@ class Tracer:
         self._close = close
 
     def begin(self, parent: TraceContext | None) -> TraceContext | None:
-        """The context of a request's first span here: in its client's trace, else in a new one that may be sampled.
-
-        Where nothing is recorded the client's own context is handed on, for processes that do record.
-        """
+        """The context of a request's first span here, in its client's trace or a new one; handed on if none records."""
         if not self.enabled:
             return parent
         if parent is not None:

@@ -61,10 +61,7 @@ def requests_of(load: Load) -> int | None:
 
 
 def mix_of(like: LoadRequest, prompts: Path | None, num_prompts: int | None) -> Mix:
-    """Requests like `like`, with the prompts of a file or the bundled model's, the first `num_prompts` of them.
-
-    Raises OSError, InvalidRequest.
-    """
+    """Requests like `like`, with `num_prompts` of a file or the bundled model. Raises OSError, InvalidRequest."""
     if prompts is None and not _BUILT_IN_WORDS.exists():
         raise _refused("prompts", f"needed: {_BUILT_IN_WORDS}, which comes with the code, is not there")
     listed = prompts_of_words(_BUILT_IN_WORDS) if prompts is None else prompts_of_lines(prompts)

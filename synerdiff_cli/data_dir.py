@@ -18,10 +18,7 @@ def default_data_dir() -> Path:
 
 @contextlib.contextmanager
 def owned(directory: Path) -> Iterator[Path]:
-    """Own `directory` (made when missing) inside the block. Raises DataDirInUse when another process does.
-
-    Logs of an earlier run get the suffix .1, so that a log file speaks of one run.
-    """
+    """Own `directory` (made if missing; old logs: .1) inside the block. Raises DataDirInUse where another does."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
         try:

@@ -12,10 +12,7 @@ MODELS = "models"
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the run. `call`: MODULE.FUNCTION under this package, which takes a Kit.
-
-    It begins only with `least_s` seconds left, and is ended after `limit_s`. `arguments` are of its function.
-    """
+    """A part of the run. `call`: MODULE.FUNCTION here, of a Kit and `arguments`; needs `least_s`, ends at `limit_s`."""
 
     name: str
     title: str

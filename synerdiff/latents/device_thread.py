@@ -18,10 +18,7 @@ class DeviceThread:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
-        """Run `work`; return its result or raise its error.
-
-        Raises TimeoutError where it has not ended after `timeout_s` seconds. It may still end; later calls wait.
-        """
+        """The result of `work`, or its error. Raises TimeoutError after `timeout_s`; later calls wait for its end."""
         return await asyncio.wait_for(asyncio.wrap_future(self._submit(work)), timeout_s)
 
     def end(self, last: Callable[[], object]) -> None:

@@ -33,10 +33,7 @@ class LatentsReader(Protocol):
         """The name of the transport in use."""
 
     async def read(self, slots: Sequence[SlotRef]) -> Sequence[memoryview | CudaClone | None]:
-        """The latents of each slot, in order: a copy of the reader's own, or None when the slot is stale.
-
-        Raises TransportUnusable where the transport leads to the arena no more; another may.
-        """
+        """A copy of each slot's latents, in order; None when stale. Raises TransportUnusable: another may work."""
 
     def close(self) -> None:
         """Let go of the arena."""

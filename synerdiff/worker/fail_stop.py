@@ -16,10 +16,7 @@ log = get_logger("worker")
 
 
 class FailStop:
-    """Belongs to the event loop; any thread may call `on_loop` and the result of `of`.
-
-    `work`: the worker's work in the plural, which another worker does again.
-    """
+    """Belongs to the event loop, but any thread may call `on_loop` and what `of` returns. `work`: in the plural."""
 
     def __init__(self, work: str) -> None:
         self.error: BaseException | None = None

@@ -13,10 +13,7 @@ from synerdiff.worker_settings import WorkerSettings
 
 
 def main(service: str, settings_cls: type[WorkerSettings]) -> NoReturn:
-    """Serve until SIGTERM or SIGINT, and leave with the exit status of `process.run`.
-
-    `service`: its name in logs and its folder's, whose module `stage` has its `Stage` as `STAGE`.
-    """
+    """Serve `service` (its module `stage` has a `STAGE`) until SIGTERM or SIGINT; leave with `process.run`'s status."""
     exit_at_stop_signal()
     settings = load(settings_cls)
     configure_logging(service, settings.log_level)

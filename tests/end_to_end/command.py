@@ -18,10 +18,7 @@ SYNERDIFF = str(Path(sys.executable).parent / "synerdiff")
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Variables for a command whose files and processes are to be told from all others: `home` is its own.
-
-    They name a proxy where nobody listens: the processes of a deployment do without. Which tree is imported is kept.
-    """
+    """Variables that tell a command's files and processes (`home`) from others, with a proxy where nobody listens."""
     proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     tree = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
     return {"PATH": "/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home), **proxy, **tree}

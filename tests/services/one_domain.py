@@ -45,10 +45,7 @@ DOMAIN, TOKEN = "here", 1
 
 @dataclass
 class OneDomain:
-    """`finished`: ids of jobs; `failed_jobs`: why; `failed`: what workers said of tasks; `reports`: of ticks.
-
-    The engine hears of prepared tasks once `slots` of them are: they begin, and end, together.
-    """
+    """`finished`, `failed_jobs`: jobs; `failed`: tasks; `reports`: of ticks. Tasks are ready once `slots` of them."""
 
     engine: Engine
     unet: UnetWorker

@@ -37,10 +37,7 @@ class _Commands:
             self._pace.ended(ItemRef(k << 16 | (k & 0xFFFF), k & 0xFFFF))
 
     def take_turns(self, rounds: int, work_ms: float, nap_ms: float) -> dict[str, list[float]]:
-        """Work and end an item, wait for the other side's of the same tick, and take a nap, for comparison.
-
-        Returns when each wait was over, and how long each nap was.
-        """
+        """End an item, wait for the other side's of the tick, nap. Returns when waits were over, and naps' lengths."""
         woke_ns, naps_ms = list[float](), list[float]()
         for tick in range(1, rounds + 1):
             time.sleep(work_ms / 1000)

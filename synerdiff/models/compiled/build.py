@@ -1,7 +1,4 @@
-"""`python -m synerdiff.models.compiled.build STORE SUBJECT_JSON [--memory-bytes N]`: make one package.
-
-Runs at the lowest priority, beside the serving. Exit status 0: the store has the package.
-"""
+"""`python -m synerdiff.models.compiled.build STORE SUBJECT_JSON [--memory-bytes N]`: make one, at lowest priority."""
 
 import argparse
 import contextlib

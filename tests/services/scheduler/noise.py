@@ -10,10 +10,7 @@ from services.scheduler.profiles.measuring.rounds import Probe
 
 @dataclass(frozen=True)
 class Noise:
-    """`slowest`: of the phases, as a factor of the quiet time; each lasts `shortest_s` to `longest_s`.
-
-    `deviation`: of a run by itself, relative. `held_up`: share of runs that take up to ten times as long.
-    """
+    """`slowest` of phases of `shortest_s` to `longest_s`; `deviation` of a run; `held_up`: share of up to 10 times."""
 
     slowest: float = 2.0
     shortest_s: float = 1.0
