@@ -95,7 +95,7 @@ def merged(*arrivals: tuple[Arrival, ...]) -> list[Arrival]:
     return sorted((one for some in arrivals for one in some), key=lambda arrival: arrival.at_ms)
 
 
-@pytest.mark.parametrize(("name", "share"), [("synerdiff", 0.6), ("continuous", 0.3), ("continuous", 0.8)])
+@pytest.mark.parametrize(("name", "share"), [("synerdiff", 0.6), ("synerdiff", 0.8), ("continuous", 0.8)])
 def test_a_flood_costs_another_caller_at_most_the_half_of_the_device(name: str, share: float) -> None:
     """One floods at fifty times the other's rate. The other asks for `share` of what half of the device can serve, and
     is compared with having a device of half the speed to itself. The flood gives up soon, which ends the simulation."""
