@@ -85,7 +85,7 @@ serve() {
     service=$1
     port=$2
     shift 2
-    (in_image "$service" $common "SYNERDIFF_LISTEN=127.0.0.1:$port" "SYNERDIFF_HEALTH_LISTEN=127.0.0.1:1$((port - 40000))" \
+    (in_image "$service" $common "SYNERDIFF_LISTEN=127.0.0.1:$port" "SYNERDIFF_HEALTH_LISTEN=127.0.0.1:$((port - 40000))" \
         "$@" python -m "services.$(echo "$service" | tr - _)") > "$work/$service.log" 2>&1 &
     started="$started $!"
 }
