@@ -13,6 +13,7 @@ PROVIDED = frozenset(
     {
         ("PersistentVolumeClaim", "models"),
         ("Secret", "redis"),
+        ("Secret", "callers"),
         ("Secret", "redis-tls"),
         ("Secret", "scheduler-tls"),
         ("Secret", "worker-tls"),

@@ -51,20 +51,12 @@ def remove(manifests: list[Any], name: str) -> None:
 
 
 REQUIRE_MPS = "SYNERDIFF_REQUIRE_MPS"
-SCHEDULER, GATEWAY, UNET, VAE, GPU, REDIS = (
-    "Deployment/scheduler",
-    "Deployment/gateway",
-    "Deployment/unet-worker",
-    "Deployment/vae-worker",
-    "Deployment/gpu-worker",
-    "StatefulSet/redis",
-)
+DEPLOYED = ("scheduler", "gateway", "unet-worker", "vae-worker", "gpu-worker")
+SCHEDULER, GATEWAY, UNET, VAE, GPU = (f"Deployment/{name}" for name in DEPLOYED)
+REDIS = "StatefulSet/redis"
 DEV, COLOCATED, KEDA = "overlays/dev-cpu", "overlays/colocated", "overlays/split-keda"
-DAEMON, DRA, HPA = (
-    "overlays/colocated-mps-daemon",
-    "colocated by DRA, weights from an image",
-    "split with an HPA and a load balancer",
-)
+DAEMON, HPA = "overlays/colocated-mps-daemon", "split with an HPA and a load balancer"
+DRA = "colocated by DRA, weights from an image"
 PASSWORD = "split-keda with TLS and a password"
 
 # (the set, the check that has to speak up, part of what it says, the mistake)

@@ -18,7 +18,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # Commands of others that the pages show.
 OTHERS = re.compile(
-    r"^\s*(--set-file|kubectl|helm|docker|curl|grpcurl|pip|redis-cli|nvidia-\S+|git|perf|numactl|openssl)\b"
+    r"^\s*(--set-file|kubectl|helm|docker|curl|grpcurl|pip|redis-cli|nvidia-\S+|git|perf|numactl|openssl|sh)\b"
 )
 
 

@@ -13,6 +13,7 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _LATENCY_S = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
 _RATIOS = (0.5, 0.65, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 _ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_BY_CLASS = ["model", "priority"]
 
 
 class PoolMetrics:
@@ -21,10 +22,8 @@ class PoolMetrics:
     def __init__(self) -> None:
         self.ended = EndedJobs()
         self.leading = Gauge("synerdiff_leading", "1 while this scheduler leads its pool", ["pool"])
-        self.queue_jobs = Gauge("synerdiff_queue_jobs", "jobs accepted and not yet started", ["model", "priority"])
-        self.queue_oldest = Gauge(
-            "synerdiff_queue_oldest_age_seconds", "age of the oldest job not yet started", ["model", "priority"]
-        )
+        self.queue_jobs = Gauge("synerdiff_queue_jobs", "jobs accepted and not yet started", _BY_CLASS)
+        self.queue_oldest = Gauge("synerdiff_queue_oldest_age_seconds", "age of the oldest of these", _BY_CLASS)
         self.tasks = Gauge("synerdiff_tasks", "tasks held by the leader", ["model", "phase"])
         self.slots = Gauge("synerdiff_slots", "arena slots of attached UNet workers", ["model"])
         self.slots_used = Gauge("synerdiff_slots_used", "arena slots that hold a task", ["model"])
@@ -37,8 +36,6 @@ class PoolMetrics:
             "synerdiff_decode_backlog_seconds", "decodes ready or under way, in seconds of one VAE worker", ["model"]
         )
         self._losses = Counter("synerdiff_worker_losses", "workers lost that had not said that they drain", ["kind"])
-        for kind in ("unet", "vae"):
-            self._losses.labels(kind)
         self._overdue = Counter(
             "synerdiff_overdue_workers",
             "workers that did not answer in time and are given nothing new (suspect), or are given up (lost)",
@@ -46,6 +43,7 @@ class PoolMetrics:
         )
         self._unreadable = Counter("synerdiff_unreadable_reports", "images of workers that cannot be read", ["kind"])
         for kind in ("unet", "vae"):
+            self._losses.labels(kind)
             for became in ("suspect", "lost"):
                 self._overdue.labels(kind, became)
         self._halved = Counter("synerdiff_halved_items", "items run in halves for want of memory", ["kind"])
