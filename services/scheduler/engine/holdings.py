@@ -172,8 +172,9 @@ class Holdings:
             self.wait_again(task)
 
     def decode_again(self, task: Task) -> None:
-        """The VAE worker is gone; the latents are still in their slot, if that still exists."""
-        if task.unet_worker not in self.unet or task.deaths >= self.max_deaths:
+        """The VAE worker is gone; the latents are still in their slot, if the UNet worker's present life holds it."""
+        holder = self.unet.get(task.unet_worker)
+        if holder is None or task.spec.task_id not in holder.tasks or task.deaths >= self.max_deaths:
             self.run_again(task)
             return
         task.deaths += 1

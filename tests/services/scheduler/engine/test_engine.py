@@ -255,3 +255,25 @@ def test_both_workers_of_a_domain_may_die_at_once_whatever_its_tasks_are_at(
 
 def phases(world: World) -> set[Phase]:
     return {task.phase for task in world.engine.holdings.tasks.values()}
+
+
+def test_latents_of_a_workers_earlier_life_are_not_decoded_again() -> None:
+    """Its UNet worker died and came back while a task was being decoded; then the VAE worker died."""
+    world = World()
+    world.attach_all()
+    world.arrive(job("a", steps=1))
+    world.pump()
+    task = world.engine.holdings.tasks["a/0"]
+    while task.phase is not Phase.DECODING:
+        assert world.act("u0")
+    for worker in ("u0", "v0"):
+        world.die([worker])
+        world.lose(worker)
+        if worker == "u0":
+            world.attach(worker)
+    assert task.phase is Phase.PREPARING
+    world.lose("u0")
+    for worker in ("u0", "v0"):
+        world.attach(worker)
+    world.settle()
+    assert world.ended["a"] == 1
