@@ -37,13 +37,17 @@ def hang_ups(door: Door) -> float:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_client_that_hangs_up_frees_its_slots(door: Door, scheduler_address: str, streamed: bool) -> None:
+async def test_a_client_that_hangs_up_frees_its_slots(
+    door: Door, http: httpx2.AsyncClient, scheduler_address: str, streamed: bool
+) -> None:
     body = {"prompt": "x", "n": 3, "num_inference_steps": ENDLESS, "stream": streamed}
     before = hang_ups(door)
     _, writer = await asking(door, body)
     async with asyncio.timeout(HANG_S):
         while await slots_used(scheduler_address) != 3:
             await asyncio.sleep(0.02)
+    # Another job has come back over the same channel: the gateway has heard of the first one, and can cancel it.
+    assert (await http.post(PATH, json={"prompt": "y", "num_inference_steps": 1})).status_code == 200
     writer.close()
     async with asyncio.timeout(HANG_S):
         while await slots_used(scheduler_address):
