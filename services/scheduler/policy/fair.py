@@ -12,18 +12,19 @@ from services.scheduler.policy.snapshots import RunningTask, WaitingTask
 T = TypeVar("T", WaitingTask, RunningTask, WaitingTask | RunningTask)
 
 
+def are_shared(tasks: Iterable[WaitingTask | RunningTask]) -> bool:
+    """Whether tasks are of more than one caller: else their order is all that matters."""
+    return len({task.claim.caller for task in tasks}) > 1
+
+
 def fair_starts(tasks: Iterable[T]) -> dict[str, float]:
     """By task id, its turn in virtual time. A caller's turns go to its tasks of a priority class as these are ordered,
     those of waiting tasks to waiting ones: else they would take the turns, and then the slots, of those set aside.
-
-    Empty where one caller has all tasks: then their order is all that matters.
     """
     whose: dict[tuple[int, str, bool], list[T]] = {}
     for task in tasks:
         waits = isinstance(task, WaitingTask)
         whose.setdefault((task.claim.priority, task.claim.caller, waits), []).append(task)
-    if len({caller for _, caller, _ in whose}) < 2:
-        return {}
     return {
         task.task_id: start
         for theirs in whose.values()

@@ -9,7 +9,7 @@ from math import inf
 from operator import itemgetter
 from typing import TypeVar
 
-from services.scheduler.policy.fair import fair_starts
+from services.scheduler.policy.fair import are_shared, fair_starts
 from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import Order, Urgency
 from services.scheduler.policy.snapshots import ReadyDecode, RunningTask, WaitingTask
@@ -32,8 +32,8 @@ def ordered(tasks: Iterable[T], order: Order, paces: Paces, now_ms: int, constan
 def first_come_first(tasks: Iterable[T]) -> list[T]:
     """Those under way go on to their end; then by priority class, fairly between callers, and acceptance."""
     listed = sorted(tasks, key=_first_come)
-    starts = fair_starts(listed)
-    if starts:
+    if are_shared(listed):
+        starts = fair_starts(listed)
         listed.sort(key=lambda task: (not _started(task), task.claim.priority, starts[task.task_id]))
     return listed
 
@@ -63,7 +63,8 @@ class UrgencyOrder:
         for _, of_class in groupby(sorted(tasks, key=_priority), _priority):
             work_ms = self._press(list(of_class), work_ms)
         self._starts: dict[str, float] = {}
-        self._starts = fair_starts(sorted(tasks, key=self.turn))
+        if are_shared(tasks):
+            self._starts = fair_starts(sorted(tasks, key=self.turn))
 
     def sorted(self, tasks: Iterable[T]) -> list[T]:
         """First to go first."""
