@@ -78,7 +78,12 @@ class TaskSpec:
     @property
     def rows(self) -> int:
         """UNet rows per call: two when guided, one when not."""
-        return 2 if self.guidance_scale > 1 else 1
+        return rows_of_call(self.guidance_scale)
+
+
+def rows_of_call(guidance_scale: float) -> int:
+    """UNet rows that a call takes for one image: without the prompt as well where it is guided."""
+    return 2 if guidance_scale > 1 else 1
 
 
 def task_id(job_id: str, index: int) -> str:

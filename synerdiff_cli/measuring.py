@@ -14,6 +14,7 @@ from synerdiff.cards import ModelCard
 from synerdiff.profiles import Profile
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRegistry
+from synerdiff.requests import rows_of_call
 from synerdiff.skip_cfg import SkipCfgBudget
 from synerdiff_cli.console import EXIT_FAILED, err, fail
 from synerdiff_cli.deployment import LocalOptions, plan_deployment
@@ -66,7 +67,7 @@ async def measure(wishes: Wishes) -> list[Measured]:
 
 def pictures_per_s(profile: Profile, card: ModelCard) -> float:
     """Pictures of the model's default steps and guidance that a device can denoise and decode per second at best."""
-    rows_a_call = 2 if card.default_guidance_scale > 1 else 1
+    rows_a_call = rows_of_call(card.default_guidance_scale)
     return 1000 / best_costs(profile).task_ms(rows_a_call * card.default_num_inference_steps, 1)
 
 

@@ -23,7 +23,7 @@ from synerdiff.errors import FieldViolation, InvalidRequest, NotFound, Permissio
 from synerdiff.jobs import JobRecord
 from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRecord, WorkerRegistry, served_weights
-from synerdiff.requests import ImageRequest
+from synerdiff.requests import ImageRequest, rows_of_call
 from synerdiff.rpc import MIB, ServiceHost
 from synerdiff.telemetry import get_logger
 from synerdiff.tracing import Tracer, now_ns
@@ -173,7 +173,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         limits = card.limits(request.sampler)
         calls = limits.unet_calls(request.num_inference_steps) if limits else request.num_inference_steps
         pixels, native = request.width * request.height, card.native_width * card.native_height
-        return row_calls(calls, request.guidance_scale > 1, request.num_images, pixels, native)
+        return row_calls(calls, rows_of_call(request.guidance_scale), request.num_images, pixels, native)
 
     async def _cards_for(self, model: str) -> list[ModelCard]:
         """The known models: as they were within the last second, if `model` was among them; "" is the default one."""

@@ -60,10 +60,10 @@ class FairQueue:
         self._waiting[priority] -= 1
 
 
-def row_calls(num_calls: int, guided: bool, num_images: int, pixels: int, native_pixels: int) -> float:
+def row_calls(num_calls: int, rows: int, num_images: int, pixels: int, native_pixels: int) -> float:
     """What a request takes of a device, in UNet rows of the model's native size: its cost in the queue.
 
     A prediction in row-milliseconds but for one factor, a row's time, which all requests of the model share. It takes
     that time to grow as the pixels do.
     """
-    return num_calls * (2 if guided else 1) * num_images * pixels / native_pixels
+    return num_calls * rows * num_images * pixels / native_pixels

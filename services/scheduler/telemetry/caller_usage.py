@@ -3,7 +3,7 @@
 from prometheus_client import Counter
 
 from services.scheduler.callers import Caller
-from synerdiff.requests import ImageRequest
+from synerdiff.requests import ImageRequest, rows_of_call
 
 # Certificates' names are as many as their CA gives out: those that come later are counted together.
 MOST_NAMES = 200
@@ -25,10 +25,9 @@ class CallerUsage:
     def accepted(self, caller: Caller, request: ImageRequest) -> None:
         """A new job."""
         name = self._label(caller)
-        rows = 2 if request.guidance_scale > 1 else 1
         _requests.labels(name, "accepted").inc()
         _images.labels(name).inc(request.num_images)
-        _steps.labels(name).inc(request.num_images * request.num_inference_steps * rows)
+        _steps.labels(name).inc(request.num_images * request.num_inference_steps * rows_of_call(request.guidance_scale))
 
     def refused(self, caller: Caller) -> None:
         """A call that made no job."""

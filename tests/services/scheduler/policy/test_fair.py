@@ -68,8 +68,8 @@ def test_one_caller_alone_is_served_in_order_of_acceptance() -> None:
 
 
 def test_a_request_costs_its_rows_by_their_pixels() -> None:
-    assert row_calls(20, guided=True, num_images=2, pixels=64 * 64, native_pixels=64 * 64) == 80
-    assert row_calls(20, guided=False, num_images=1, pixels=128 * 64, native_pixels=64 * 64) == 40
+    assert row_calls(20, rows=2, num_images=2, pixels=64 * 64, native_pixels=64 * 64) == 80
+    assert row_calls(20, rows=1, num_images=1, pixels=128 * 64, native_pixels=64 * 64) == 40
 
 
 def slower(profile: Profile, factor: float) -> Profile:
