@@ -263,14 +263,15 @@ def test_latents_of_a_workers_earlier_life_are_not_decoded_again() -> None:
     world.attach_all()
     world.arrive(job("a", steps=1))
     world.pump()
-    task = world.engine.holdings.tasks["a/0"]
-    while task.phase is not Phase.DECODING:
+    tasks = world.engine.holdings.tasks
+    while tasks["a/0"].phase is not Phase.DECODING:
         assert world.act("u0")
     for worker in ("u0", "v0"):
         world.die([worker])
         world.lose(worker)
         if worker == "u0":
             world.attach(worker)
+    (task,) = tasks.values()
     assert task.phase is Phase.PREPARING
     world.lose("u0")
     for worker in ("u0", "v0"):
