@@ -94,8 +94,8 @@ async def test_a_container_that_fails_its_liveness_is_started_again(tmp_path: Pa
     failing = Probe("exec", command=("false",), period_s=0.02, failure_threshold=2)
     pod = make_pod(tmp_path, Container("c", "image", OBEYS, liveness=failing))
     pod.start()
-    await until(lambda: pod.restarts == 1)
-    assert pod.unfit == 1
+    await until(lambda: pod.restarts >= 1)
+    assert pod.unfit >= 1
     await pod.kill()
 
 
