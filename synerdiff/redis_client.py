@@ -147,7 +147,7 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     Raises Unavailable, which says why, once `patience_s` seconds have gone by; a try under way is cut short, and may
     still take effect.
     """
-    why = f"Redis gave no answer within {patience_s:g} s"
+    why = f"Redis gave no answer within {patience_s:.2g} s"
 
     async def attempt() -> T:  # tenacity awaits only what it can see to be a coroutine function, unlike a lambda
         return await call()

@@ -14,7 +14,7 @@ from services.scheduler.api.rates import Rates
 from services.scheduler.api.validation import AdmissionLimits, body_digest, resolve
 from services.scheduler.callers import Caller, calling
 from services.scheduler.policy.fair import row_calls
-from services.scheduler.store.queue import JobStore
+from services.scheduler.store.queue import Acceptance, JobStore
 from services.scheduler.telemetry.caller_usage import CallerUsage
 from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace, trace_id_of
 from synerdiff.cancellation import cancel_and_wait
@@ -83,15 +83,18 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         self, request: images_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[images_pb2.GenerateEvent]:
         """Accept durably, then follow to the end."""
-        job_id, deliveries = await self._accept(request, context, abandonable=True)
-        async with contextlib.aclosing(self._follow(job_id, 0, context, deliveries)) as events:
+        made = await self._accept(request, context, abandonable=True)
+        deliveries = await self._deliveries(made)
+        async with contextlib.aclosing(self._follow(made.job_id, 0, context, deliveries)) as events:
             async for event in events:
                 yield event
 
     async def Submit(self, request: images_pb2.GenerateRequest, context: Any) -> images_pb2.Job:
         """Accept durably and return."""
-        job_id, _ = await self._accept(request, context, abandonable=False)
-        return await self._job_message(await self._known(job_id), MAX_SUBMIT_IMAGE_BYTES)
+        made = await self._accept(request, context, abandonable=False)
+        if made.record is not None:
+            return job_to_pb(made.record, position=made.position)
+        return await self._job_message(await self._known(made.job_id), MAX_SUBMIT_IMAGE_BYTES)
 
     async def Watch(self, request: images_pb2.WatchRequest, context: Any) -> AsyncIterator[images_pb2.GenerateEvent]:
         """Follow a job from after `after_sequence` to its end."""
@@ -140,16 +143,14 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             ]
         )
 
-    async def _accept(
-        self, pb: images_pb2.GenerateRequest, context: Any, *, abandonable: bool
-    ) -> tuple[str, Deliveries]:
+    async def _accept(self, pb: images_pb2.GenerateRequest, context: Any, *, abandonable: bool) -> Acceptance:
         method, caller = "Generate" if abandonable else "Submit", calling()
         trace = RequestTrace(self._tracer, f"{SERVICE}/{method}", context.invocation_metadata())
         try:
             self._rates.take(caller)
             request = await self._with_weights(resolve(pb, await self._cards_for(pb.model), self._limits))
             _check_allowed(request, caller)
-            acceptance = await self._store.accept(
+            made = await self._store.accept(
                 request, body_digest(pb), abandonable, trace.traceparent, caller, self._cost(request)
             )
         except SynerDiffError as error:
@@ -157,16 +158,20 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             _refused.labels(error.code.name).inc()
             trace.refused(error.message)
             raise
-        job_id, traceparent = acceptance.job_id, trace.traceparent
-        trace.accepted(job_id, request.request_id, acceptance.created)
-        if acceptance.created:
+        trace.accepted(made.job_id, request.request_id, made.created)
+        if made.created:
             _accepted.labels(request.model, method.lower()).inc()
             _usage.accepted(caller, request)
-            ids = {"job_id": job_id, "request_id": request.request_id} | trace.log_fields
+            ids = {"job_id": made.job_id, "request_id": request.request_id} | trace.log_fields
             _log.info("accepted", model=request.model, caller=caller.name, **ids)
-        elif self._tracer.enabled:
-            traceparent = (await self._known(job_id)).traceparent  # of the call that made the job
-        return job_id, Deliveries(self._tracer, job_id, traceparent)
+        return made
+
+    async def _deliveries(self, made: Acceptance) -> Deliveries:
+        """Those of a job, in the trace of the call that made it."""
+        record = made.record
+        if record is None and self._tracer.enabled:
+            record = await self._known(made.job_id)
+        return Deliveries(self._tracer, made.job_id, record.traceparent if record else "")
 
     def _cost(self, request: ImageRequest) -> float:
         card = self._models[request.model]

@@ -5,6 +5,7 @@ acknowledged when the job ends, so what a pool was working on is found again by 
 """
 
 import collections
+import itertools
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from redis.exceptions import ResponseError
 
 from services.scheduler.callers import ANONYMOUS, Caller
 from services.scheduler.store import keys
+from services.scheduler.store.group_commit import GroupCommit
 from services.scheduler.store.notifications import Subscription
 from services.scheduler.store.records import (
     UnreadableRecord,
@@ -46,10 +48,19 @@ _unreadable = Counter("synerdiff_unreadable_jobs", "jobs failed because the lead
 
 
 class Acceptance(NamedTuple):
-    """The job of a request; `created` is False when its request_id had made it before."""
+    """The job of a request; `record` and how many jobs of its model were ahead of it, as it was accepted.
+
+    None when its request_id had made it before.
+    """
 
     job_id: str
-    created: bool
+    record: JobRecord | None = None
+    position: int = 0
+
+    @property
+    def created(self) -> bool:
+        """Whether this request has made the job."""
+        return self.record is not None
 
 
 class QueueDepth(NamedTuple):
@@ -78,7 +89,13 @@ class JobQueue(StoreBase):
 
     def __init__(self, redis: Redis, settings: JobStoreSettings | None = None) -> None:
         super().__init__(redis, settings)
+        self._acceptances = GroupCommit(self._accept_all, self._settings.api_patience_s)
         self._answered_reads: collections.Counter[tuple[Lease, str]] = collections.Counter()
+
+    async def close(self) -> None:
+        """End the background tasks; what waits to be accepted is cancelled."""
+        await self._acceptances.close()
+        await super().close()
 
     # ---- for the API
 
@@ -91,7 +108,8 @@ class JobQueue(StoreBase):
         caller: Caller = ANONYMOUS,
         cost: float = 1.0,
     ) -> Acceptance:
-        """Accept a request: once this returns, the job survives anything short of losing Redis's disk.
+        """Accept a request: once this returns, the job survives anything short of losing Redis's disk. Calls at the
+        same time go there together.
 
         `digest` tells whether a repeated request_id carries the same body. A job that was abandonable is not any more
         once the same request is accepted as one that is not. `traceparent` is that of the call that makes the job.
@@ -102,8 +120,7 @@ class JobQueue(StoreBase):
         """
         job_id = uuid.uuid4().hex
         try:
-            accepted = await self._api(
-                "accept",
+            reply = await self._acceptances.run(
                 job_id,
                 keys.request_id_of(caller.name, request.request_id),
                 digest,
@@ -113,8 +130,6 @@ class JobQueue(StoreBase):
                 request.priority.value,
                 request.timeout_ms,
                 int(abandonable),
-                self._follower_lease_ms,
-                self._settings.max_waiting,
                 traceparent,
                 caller.name,
                 repr(cost),
@@ -122,7 +137,26 @@ class JobQueue(StoreBase):
             )
         except ResponseError as error:
             raise self._refusal(request, caller, error) from error
-        return Acceptance(accepted.decode(), created=accepted.decode() == job_id)
+        accepted, *made = reply
+        if not made:
+            return Acceptance(accepted.decode())
+        now_ms, ahead = made
+        record = JobRecord(
+            job_id=job_id,
+            state=JobState.QUEUED,
+            request=request,
+            accepted_at_ms=now_ms,
+            deadline_ms=now_ms + request.timeout_ms,
+            abandonable=abandonable,
+            traceparent=traceparent,
+            caller=caller.name,
+        )
+        return Acceptance(job_id, record, ahead)
+
+    async def _accept_all(self, requests: Sequence[Sequence[Argument]], patience_s: float) -> list[Any]:
+        fields = itertools.chain.from_iterable(requests)
+        shared = (self._follower_lease_ms, self._settings.max_waiting)
+        return await self._scripts.run_for_each("accept", *shared, *fields, patience_s=patience_s)
 
     def _refusal(self, request: ImageRequest, caller: Caller, error: ResponseError) -> Exception:
         if str(error).startswith("ALREADYEXISTS"):

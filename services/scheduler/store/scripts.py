@@ -19,7 +19,7 @@ from services.scheduler.callers import COUNTS
 from services.scheduler.store import keys
 from synerdiff.errors import StaleLeader
 from synerdiff.jobs import TRANSITIONS
-from synerdiff.redis_client import once, patiently
+from synerdiff.redis_client import once, patiently, trouble
 
 Argument = str | bytes | int
 
@@ -94,6 +94,22 @@ class Scripts:
         if patience_s:
             return await patiently(lambda: script(args=args), patience_s)
         return await once(script(args=args))
+
+    async def run_for_each(self, name: str, *args: Argument, patience_s: float) -> list[Any]:
+        """Run a script that answers each of several for itself: a ResponseError is the reply to one that is refused.
+
+        What is the matter with Redis itself is no such reply: the whole is tried again. Raises as `run`.
+        """
+        script = self._registered[name]
+
+        async def attempt() -> list[Any]:
+            replies: list[Any] = await script(args=args)
+            for reply in replies:
+                if isinstance(reply, ResponseError) and trouble(reply):
+                    raise reply
+            return replies
+
+        return await patiently(attempt, patience_s)
 
     async def run_as_leader(self, name: str, lease: Lease, *args: Argument) -> Any:
         """Run a script of lua/leader/. Raises StaleLeader, TransitionRefused, Unavailable, ResponseError."""

@@ -1,5 +1,6 @@
 """What is read for many requests at once, and when it is read again."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator
 
@@ -38,3 +39,22 @@ async def test_an_error_is_not_kept() -> None:
     with pytest.raises(ConnectionError):
         await value.get()
     assert await value.get() == 1
+
+
+async def test_those_that_come_meanwhile_share_one_reading() -> None:
+    go_on, count = asyncio.Event(), itertools.count(1)
+
+    async def read() -> int:
+        number = next(count)
+        await go_on.wait()
+        return number
+
+    value = Kept(read, for_s=1.0)
+    readers = [asyncio.create_task(value.get()) for _ in range(3)]
+    # The reading under way may have begun before what it wants was there.
+    picky = [asyncio.create_task(value.get(lambda number: number > 1)) for _ in range(2)]
+    await asyncio.sleep(0)
+    readers[0].cancel()
+    go_on.set()
+    assert await asyncio.gather(*readers[1:], *picky) == [1, 1, 2, 2]
+    assert next(count) == 3

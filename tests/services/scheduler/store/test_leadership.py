@@ -117,7 +117,7 @@ async def test_every_leader_script_refuses_a_token_never_given_out(redis: Redis,
 @pytest.mark.parametrize("name", LEADER_METHODS)
 async def test_every_method_that_takes_a_lease_is_fenced(store: JobStore, redis: Redis, name: str) -> None:
     old = await new_leader(redis)
-    job_id, _ = await store.accept(a_request(), DIGEST, abandonable=False)
+    job_id = (await store.accept(a_request(), DIGEST, abandonable=False)).job_id
     await store.accept(a_request(), DIGEST, abandonable=False)
     await store.read_new(old, ["emoji"], 1)
     await store.start(old, job_id)

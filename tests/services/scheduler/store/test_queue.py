@@ -24,9 +24,9 @@ async def accept(store: JobStore, abandonable: bool = False, **changes: object) 
 
 async def test_a_job_keeps_its_request_to_the_last_field(store: JobStore) -> None:
     request = a_request(request_id="r1", prompt='tab\t"quotes" \u2028 \x00 und mehr', num_images=3)
-    job_id, created = await store.accept(request, DIGEST, abandonable=True)
-    record = await store.job(job_id)
-    assert created
+    accepted = await store.accept(request, DIGEST, abandonable=True)
+    record = await store.job(accepted.job_id)
+    assert accepted.created
     assert record is not None
     assert record.request == request
     assert record.state is JobState.QUEUED

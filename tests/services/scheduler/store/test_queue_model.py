@@ -5,6 +5,7 @@ agree with it on every job's state, owner and place in the queue. Replies get lo
 """
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from services.scheduler.store import keys
+from services.scheduler.store.queue import Acceptance
 from services.scheduler.store.scripts import TransitionRefused
 from synerdiff.errors import AlreadyExists, StaleLeader
 from synerdiff.jobs import JobState
@@ -62,6 +64,7 @@ class QueueMachine(QueueModel):
         assert accepted.created
         record = self.run(self.store.job(accepted.job_id))
         assert record is not None
+        assert accepted.record == replace(record, start=0.0), "what Submit answers is what Redis holds"
         self.jobs.append(
             Job(accepted.job_id, request_id, model, priority, timeout_ms, abandonable, record.accepted_at_ms)
         )
@@ -75,7 +78,7 @@ class QueueMachine(QueueModel):
             with pytest.raises(AlreadyExists):
                 self.run(self.store.accept(request, b"other", job.abandonable))
         else:
-            assert self.run(self.store.accept(request, DIGEST, job.abandonable)) == (job.job_id, False)
+            assert self.run(self.store.accept(request, DIGEST, job.abandonable)) == Acceptance(job.job_id)
 
     @precondition(lambda self: self.jobs)
     @rule(number=job_numbers)

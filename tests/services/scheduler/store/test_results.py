@@ -19,7 +19,7 @@ SHORT_LEASES = JobStoreSettings(follower_lease_s=3.0)
 
 
 async def running_job(store: JobStore, lease: Lease, num_images: int = 1, abandonable: bool = False) -> str:
-    job_id, _ = await store.accept(a_request(num_images=num_images), DIGEST, abandonable)
+    job_id = (await store.accept(a_request(num_images=num_images), DIGEST, abandonable)).job_id
     await store.read_new(lease, ["emoji"], 1)
     await store.start(lease, job_id)
     return job_id
@@ -43,7 +43,7 @@ async def subscribed(redis: Redis, job_id: str) -> None:
 
 
 async def test_a_follower_sees_the_whole_life_of_a_job(store: JobStore, lease: Lease) -> None:
-    job_id, _ = await store.accept(a_request(num_images=2), DIGEST, abandonable=False)
+    job_id = (await store.accept(a_request(num_images=2), DIGEST, abandonable=False)).job_id
     seen: list[images_pb2.GenerateEvent] = []
     following = asyncio.create_task(collect(store, job_id, 0, seen))
     await asyncio.sleep(0.2)
@@ -139,7 +139,7 @@ async def test_progress_counts_all_images_and_may_go_back(store: JobStore, lease
 
 
 async def test_writes_repeated_after_a_lost_reply_change_nothing(store: JobStore, lease: Lease) -> None:
-    job_id, _ = await store.accept(a_request(), DIGEST, abandonable=False)
+    job_id = (await store.accept(a_request(), DIGEST, abandonable=False)).job_id
     await store.read_new(lease, ["emoji"], 1)
     for _ in range(2):
         assert await store.start(lease, job_id)
@@ -164,7 +164,7 @@ async def test_writes_repeated_after_a_lost_reply_change_nothing(store: JobStore
 
 
 async def test_a_waiting_job_has_no_images(store: JobStore, lease: Lease) -> None:
-    job_id, _ = await store.accept(a_request(), DIGEST, abandonable=False)
+    job_id = (await store.accept(a_request(), DIGEST, abandonable=False)).job_id
     await store.read_new(lease, ["emoji"], 1)
     with pytest.raises(TransitionRefused, match="QUEUED"):
         await store.store_image(lease, job_id, a_picture(), 0, 7)
@@ -172,7 +172,7 @@ async def test_a_waiting_job_has_no_images(store: JobStore, lease: Lease) -> Non
 
 async def test_a_waiting_follower_hears_when_its_position_moves(store: JobStore, lease: Lease, redis: Redis) -> None:
     ahead = [(await store.accept(a_request(), DIGEST, abandonable=False)).job_id for _ in range(2)]
-    job_id, _ = await store.accept(a_request(), DIGEST, abandonable=False)
+    job_id = (await store.accept(a_request(), DIGEST, abandonable=False)).job_id
     seen: list[images_pb2.GenerateEvent] = []
     following = asyncio.create_task(collect(store, job_id, 0, seen))
     await until(lambda: len(seen) == 1)
@@ -213,7 +213,7 @@ async def test_following_outlives_a_restart_of_redis(own_redis: RedisProcess) ->
 async def test_a_followed_job_is_not_abandoned_and_a_left_one_is(redis: Redis) -> None:
     """On real time: leases of 3 s, swept every 0.1 s, followed for 4 s by a store other than the accepting one."""
     accepting, other = JobStore(redis, SHORT_LEASES), JobStore(redis, SHORT_LEASES)
-    job_id, _ = await accepting.accept(a_request(), DIGEST, abandonable=True)
+    job_id = (await accepting.accept(a_request(), DIGEST, abandonable=True)).job_id
 
     async def sweep() -> None:
         while True:

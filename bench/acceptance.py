@@ -1,0 +1,356 @@
+"""How many Submits a second are accepted durably, how long each takes, and whose CPU time it costs.
+
+    python -m bench.acceptance [--schedulers 1,2] [--loads 1,64,256,500/s] [--seconds 6] [--scheduler-cpu 0.25]
+
+A Redis with the product's own durability (an fsync before every answer), schedulers with API keys and quotas, and a
+model whose workers are stopped: jobs are accepted and wait. A load is calls in flight, each caller's next one sent once
+one is answered, or requests a second sent on time whatever is answered. The client sends requests that are encoded
+beforehand; it runs on the same machine, so its CPU time is told apart. --scheduler-cpu holds each scheduler to a share
+of one core, by control groups of version 1 and as root: what many schedulers would do, were the machine larger.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import resource
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import uvloop
+
+from bench.command import run
+from bench.reporting import machine, markdown_table
+from bench.scheduler_start import ROOT
+from bench.simulated_workers import CARD
+from services.scheduler.api.callers_file import CallersFile, key_hash, new_key
+from services.scheduler.api.gate import Gate
+from synerdiff.redis_client import connect
+from synerdiff.redis_process import RedisProcess, free_port
+from synerdiff.registry import WorkerRecord, WorkerRegistry
+from synerdiff.rpc import READINESS, open_channel, serving
+from synerdiff.v1 import images_pb2
+
+SUBMIT = "/synerdiff.v1.ImageGeneration/Submit"
+CALLERS = 8
+CHANNELS = 2  # to each scheduler
+WARM_S = 1.0
+GIVE_UP_S = 60.0
+UNBOUND = 10**9
+# Every bound is there and checked, and none is reached.
+QUOTAS = f"* waiting_jobs={UNBOUND} waiting_images={UNBOUND} open_jobs={UNBOUND} open_images={UNBOUND}"
+RATE = "requests_per_s=999999"
+GROUPS = Path("/sys/fs/cgroup/cpu")
+PERIOD_US = 10_000
+
+Call = Callable[[], Awaitable[str]]
+
+
+@dataclass(frozen=True)
+class Load:
+    """`in_flight` calls at any time, or `per_s` sent a second."""
+
+    in_flight: int = 0
+    per_s: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Load":
+        number, slash, _ = text.strip().partition("/s")
+        return cls(per_s=float(number)) if slash else cls(in_flight=int(number))
+
+    def __str__(self) -> str:
+        return f"{self.per_s:g} a second" if self.per_s else f"{self.in_flight} in flight"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a load came to: ms of each call that was accepted, the others by code, CPU seconds of the client."""
+
+    latencies_ms: list[float]
+    refused: dict[str, int]
+    seconds: float
+    cpu_s: float
+
+
+class Client:
+    """Calls of many callers over a few connections, with requests encoded beforehand."""
+
+    def __init__(self, addresses: Sequence[str], keys: Sequence[str]) -> None:
+        # Channels of one target and the same options share a connection.
+        apart = [("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=apart) for address in addresses for _ in range(CHANNELS)
+        ]
+        calls = [channel.unary_unary(SUBMIT) for channel in self._channels]  # bytes in, bytes out
+        metadata = [(("authorization", f"Bearer {key}"),) for key in keys]
+        self._turns = zip(itertools.cycle(calls), itertools.cycle(metadata), _requests(), strict=False)
+
+    async def submit(self) -> str:
+        """One call. Returns its status code's name."""
+        call, metadata, request = next(self._turns)
+        try:
+            await call(request, metadata=metadata, timeout=GIVE_UP_S)
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        return "OK"
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+
+def _requests() -> Iterator[bytes]:
+    """Requests that differ in request_id alone, without end."""
+    known = images_pb2.GenerateRequest(model=CARD.name, prompt="a slice of pizza on a wooden table", seed=7)
+    known.guidance_scale, known.num_inference_steps = 7.5, 20
+    rest = known.SerializeToString()
+    while True:
+        yield images_pb2.GenerateRequest(request_id=uuid.uuid4().hex).SerializeToString() + rest
+
+
+def send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: float) -> Sent:
+    """Send a load from this process, with a moment to warm up before it counts."""
+    return uvloop.run(_send(addresses, keys, load, seconds))
+
+
+async def _send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: float) -> Sent:
+    client = Client(addresses, keys)
+    send_all = _open_loop if load.per_s else _closed_loop
+    try:
+        await send_all(client, load, WARM_S)
+        began, cpu_s = time.monotonic(), _cpu_s()
+        answers = await send_all(client, load, seconds)
+        took_s, cpu_s = time.monotonic() - began, _cpu_s() - cpu_s
+    finally:
+        await client.close()
+    refused = Counter(code for code, _ in answers if code != "OK")
+    return Sent([1e3 * latency for code, latency in answers if code == "OK"], dict(refused), took_s, cpu_s)
+
+
+async def _closed_loop(client: Client, load: Load, seconds: float) -> list[tuple[str, float]]:
+    answers: list[tuple[str, float]] = []
+    until = time.monotonic() + seconds
+
+    async def one_caller() -> None:
+        while (began := time.monotonic()) < until:
+            answers.append((await client.submit(), time.monotonic() - began))
+
+    await asyncio.gather(*(one_caller() for _ in range(load.in_flight)))
+    return answers
+
+
+async def _open_loop(client: Client, load: Load, seconds: float) -> list[tuple[str, float]]:
+    """Latencies from when a call was due."""
+    began = time.monotonic()
+
+    async def one_call(due: float) -> tuple[str, float]:
+        return await client.submit(), time.monotonic() - due
+
+    calls = []
+    for number in range(round(load.per_s * seconds)):
+        due = began + number / load.per_s
+        if (early_s := due - time.monotonic()) > 0:
+            await asyncio.sleep(early_s)
+        calls.append(asyncio.create_task(one_call(due)))
+    return await asyncio.gather(*calls)
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+@dataclass(frozen=True)
+class System:
+    """What is measured, by its processes."""
+
+    addresses: list[str]
+    schedulers: list[psutil.Process]
+    redis: psutil.Process
+
+    def cpu_s(self) -> tuple[float, float]:
+        """CPU seconds of the schedulers, and of Redis."""
+        return sum(map(_used_s, self.schedulers)), _used_s(self.redis)
+
+
+def _used_s(process: psutil.Process) -> float:
+    used = process.cpu_times()
+    return float(used.user + used.system)
+
+
+@contextlib.asynccontextmanager
+async def system(folder: Path, schedulers: int, callers: Path, scheduler_cpu: float) -> AsyncIterator[System]:
+    """A Redis that knows a model, and schedulers that serve it to `callers`."""
+    redis = RedisProcess(folder / f"redis-{schedulers}")
+    redis.start()
+    processes = []
+    try:
+        async with connect(redis.url) as client:
+            # In another pool than the schedulers lead: nobody looks for this worker.
+            worker = WorkerRecord("stopped", "unet", "127.0.0.1:1", CARD, "elsewhere", "none", "boot", 1, weights="w")
+            await WorkerRegistry(client).announce(worker, ttl_s=3600)
+            pid = (await client.info("server"))["process_id"]
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(schedulers)]
+        for number, address in enumerate(addresses):
+            with (folder / f"scheduler-{schedulers}-{number}.log").open("wb") as log:
+                processes.append(await _scheduler(redis.url, address, callers, log))
+            _hold(processes[-1].pid, number, scheduler_cpu)
+        for address in addresses:
+            await _until_ready(address)
+        yield System(addresses, [psutil.Process(process.pid) for process in processes], psutil.Process(pid))
+    finally:
+        for process in processes:
+            process.terminate()
+            await process.wait()
+        redis.stop()
+
+
+async def _scheduler(redis_url: str, address: str, callers: Path, log: Any) -> asyncio.subprocess.Process:
+    options = {"redis-url": redis_url, "listen": address, "callers-file": str(callers), "max-waiting": str(UNBOUND)}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    environment = {**os.environ, "SYNERDIFF_HEALTH_LISTEN": "", "SYNERDIFF_INSTANCE_ID": address}
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.scheduler", *words), cwd=ROOT, env=environment, stderr=log
+    )
+
+
+def _hold(pid: int, number: int, cores: float) -> None:
+    """Hold a process to a share of one core; 0: to none."""
+    if cores:
+        group = GROUPS / f"acceptance-{os.getpid()}-{number}"
+        group.mkdir(exist_ok=True)
+        (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+        (group / "cpu.cfs_quota_us").write_text(str(round(cores * PERIOD_US)))
+        (group / "cgroup.procs").write_text(str(pid))
+
+
+async def _until_ready(address: str) -> None:
+    async with asyncio.timeout(GIVE_UP_S):
+        while True:
+            async with open_channel(address) as channel:
+                if await serving(channel, READINESS):
+                    return
+            await asyncio.sleep(0.05)
+
+
+def gate_check_us(callers: Path, keys: Sequence[str], calls: int = 20_000) -> float:
+    """Microseconds in which the gate finds the caller of a key and lets the call in."""
+    gate = Gate(CallersFile(callers))
+
+    class Context:
+        def __init__(self, key: str) -> None:
+            self._metadata = (("user-agent", "grpc-python-asyncio"), ("authorization", f"Bearer {key}"))
+
+        def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+            return self._metadata
+
+    contexts = list(map(Context, keys))
+    began_ns = time.perf_counter_ns()
+    for number in range(calls):
+        gate(contexts[number % len(contexts)], SUBMIT)
+    return (time.perf_counter_ns() - began_ns) / 1e3 / calls
+
+
+def fsync_ms(folder: Path, times: int = 200) -> float:
+    """Median milliseconds in which this disk takes 2 KB more of a file, as of one job."""
+    took = []
+    with (folder / "fsync").open("wb", buffering=0) as file:
+        for _ in range(times):
+            file.write(bytes(2048))
+            began = time.perf_counter()
+            os.fdatasync(file.fileno())
+            took.append(1e3 * (time.perf_counter() - began))
+    return sorted(took)[times // 2]
+
+
+def row(schedulers: int, load: Load, sent: Sequence[Sent], spent: Sequence[float]) -> dict[str, Any]:
+    """`spent`: CPU seconds of the schedulers and of Redis, the clients' moments of warming up included."""
+    latencies = sorted(latency for each in sent for latency in each.latencies_ms)
+    refused: Counter[str] = sum((Counter(each.refused) for each in sent), Counter())
+    seconds = max(each.seconds for each in sent)
+    thousands = len(latencies) / 1000
+    warmed = thousands * (seconds + WARM_S) / seconds
+    return {
+        "schedulers": schedulers,
+        "load": str(load),
+        "per_s": round(len(latencies) / seconds),
+        "p50_ms": round(latencies[len(latencies) // 2], 1),
+        "p99_ms": round(latencies[len(latencies) * 99 // 100], 1),
+        "cpu_s_per_1000": {
+            "client": round(sum(each.cpu_s for each in sent) / thousands, 2),
+            "schedulers": round(spent[0] / warmed, 2),
+            "redis": round(spent[1] / warmed, 2),
+        },
+        "errors": dict(refused),
+    }
+
+
+async def measure(
+    schedulers: str = "1,2",
+    loads: str = "1,64,256,500/s",
+    seconds: float = 6.0,
+    clients: int = 1,
+    scheduler_cpu: float = 0.0,
+) -> dict[str, Any]:
+    """Measure every load on each number of schedulers. `clients`: processes that share a load."""
+    keys, rows = [new_key() for _ in range(CALLERS)], []
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(clients, mp_context=get_context("spawn")) as pool,
+    ):
+        folder, callers = Path(name), Path(name) / "callers"
+        lines = [f"caller-{number} {key_hash(key)} {RATE}" for number, key in enumerate(keys)]
+        callers.write_text("\n".join([QUOTAS, *lines]))
+        for count in map(int, schedulers.split(",")):
+            async with system(folder, count, callers, scheduler_cpu) as measured:
+                for load in map(Load.parse, loads.split(",")):
+                    part = Load(load.in_flight // clients, load.per_s / clients)
+                    before = measured.cpu_s()
+                    sent = await asyncio.gather(
+                        *(
+                            asyncio.get_running_loop().run_in_executor(
+                                pool, send, measured.addresses, keys, part, seconds
+                            )
+                            for _ in range(clients)
+                        )
+                    )
+                    spent = [after - earlier for after, earlier in zip(measured.cpu_s(), before, strict=True)]
+                    rows.append(row(count, load, sent, spent))
+        checked_us, synced_ms = gate_check_us(callers, keys), fsync_ms(folder)
+    return {
+        "machine": machine(),
+        "gate_check_us": round(checked_us, 1),
+        "fsync_ms": round(synced_ms, 2),
+        "rows": rows,
+    }
+
+
+def show(result: dict[str, Any]) -> str:
+    """The rows as a table for documents, with what was measured beside them."""
+    headings = ("schedulers", "load", "accepted a second", "p50 ms", "p99 ms", "CPU s per 1,000: client", "schedulers",
+                "Redis")  # fmt: skip
+    lines = [
+        (
+            *(each[name] for name in ("schedulers", "load", "per_s", "p50_ms", "p99_ms")),
+            *each["cpu_s_per_1000"].values(),
+        )
+        for each in result["rows"]
+    ]
+    about = f"gate {result['gate_check_us']} us, fsync {result['fsync_ms']} ms, {result['machine']}"
+    errors = [f"{each['load']}: {each['errors']}" for each in result["rows"] if each["errors"]]
+    return "\n".join([about, markdown_table(headings, lines), *errors])
+
+
+if __name__ == "__main__":
+    run(measure, show=show)
