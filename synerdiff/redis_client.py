@@ -1,15 +1,13 @@
 """Connections to Redis, and how long to keep trying when it is away or refuses for a while.
 
 Two layers. The client itself repeats a command a few times within a fraction of a second, which hides a dropped
-connection. Over it there is one more, which hides a restart and writes to the log: `patiently`, for seconds, or a loop
-of the caller's own around `once`. Both repeat commands whose reply was lost, so whatever runs through them must be safe
-to run twice.
+connection. Over it there is one more, which hides a restart and tells the log of the trouble: `patiently`, for seconds,
+or a loop of the caller's own around `once`. Both repeat commands whose reply was lost, so whatever runs through them
+must be safe to run twice.
 """
 
 import asyncio
 import builtins
-import functools
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -17,52 +15,17 @@ import tenacity
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError, NoPermissionError, ReadOnlyError, RedisError, TimeoutError
+from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError
 
 from synerdiff.errors import SynerDiffError, Unavailable
-from synerdiff.telemetry import get_logger
+from synerdiff.redis_trouble import AWAY, TROUBLE_LOG, trouble
 
 CONNECTIONS = 64
 SOCKET_TIMEOUT_S = 3.0
 
-AWAY = (ConnectionError, TimeoutError)  # also BusyLoadingError, while Redis reads its file after a restart
-
-# Error replies that pass by themselves, or once an operator has made room, by their first word.
-_REFUSALS = {
-    "OOM": "Redis is full",
-    "READONLY": "Redis is read-only",
-    "MISCONF": "Redis cannot write to its disk",
-    "NOREPLICAS": "Redis has too few replicas to write",
-    "MASTERDOWN": "Redis has lost its primary",
-    "LOADING": "Redis reads its data",
-    "BUSY": "Redis is busy with a script",
-    "TRYAGAIN": "Redis moves its keys",
-    "CLUSTERDOWN": "Redis is down",
-    "FAILOVER": "Redis changes its primary",
-    "NOAUTH": "Redis asks for a password",
-    "NOPERM": "Redis does not permit it",
-}
-
 _KEEPS_ALL = "noeviction"
 
 T = TypeVar("T")
-
-log = get_logger("redis")
-
-
-def trouble(error: BaseException) -> str:
-    """What is the matter with Redis, where it passes: one line. "" for an error that is no trouble of Redis's own."""
-    word = _first_word(error)
-    if word in _REFUSALS:
-        return f"{_REFUSALS[word]}: {str(error).partition(' script: ')[0]}"  # and not on which line of which script
-    return f"Redis is away: {error}" if isinstance(error, AWAY) else ""
-
-
-def _first_word(error: BaseException) -> str:
-    """The code of an error reply: redis-py cuts it off where it has a class of its own for it, and keeps it apart."""
-    if not isinstance(error, RedisError):
-        return ""
-    return getattr(error, "status_code", None) or str(error).partition(" ")[0]
 
 
 def _passes(error: BaseException) -> bool:
@@ -136,7 +99,7 @@ async def once(call: Awaitable[T]) -> T:
     try:
         return await call
     except RedisError as error:
-        if not _passes(error):
+        if not TROUBLE_LOG.failed(error):
             raise
         raise Unavailable(trouble(error)) from error
 
@@ -147,30 +110,30 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     Raises Unavailable, which says why, once `patience_s` seconds have gone by; a try under way is cut short, and may
     still take effect.
     """
-    why = f"Redis gave no answer within {patience_s:.2g} s"
+    why = ""
 
-    async def attempt() -> T:  # tenacity awaits only what it can see to be a coroutine function, unlike a lambda
-        return await call()
+    async def attempt() -> T:
+        nonlocal why
+        try:
+            return await call()
+        except RedisError as error:
+            why = trouble(error) or why
+            TROUBLE_LOG.failed(error)
+            raise
 
     try:
         async with asyncio.timeout(patience_s):
             try:
-                return await call()  # what nearly always does it, without the cost of the machinery below
+                return await attempt()  # what nearly always does it, without the cost of the machinery below
             except RedisError as error:
                 if not _passes(error):
                     raise
-                why = trouble(error)
-            _tell(why, int(time.monotonic()))
             again = tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception(_passes),
                 wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
             )
             return await again(attempt)
     except builtins.TimeoutError as error:
-        raise Unavailable(why) from error
-
-
-@functools.lru_cache(maxsize=16)
-def _tell(why: str, second: int) -> None:
-    """Once for all that find it in the same second."""
-    log.warning("redis is tried again", reason=why)
+        unanswered = Unavailable(why or f"Redis gave no answer within {patience_s:.2g} s")
+        TROUBLE_LOG.failed(unanswered)
+        raise unanswered from error

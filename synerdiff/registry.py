@@ -18,6 +18,7 @@ from synerdiff.cards import ModelCard, ServedWeights
 from synerdiff.errors import InvalidRequest
 from synerdiff.host import boot_id
 from synerdiff.json_codec import JsonCodec
+from synerdiff.redis_trouble import TROUBLE_LOG
 from synerdiff.telemetry import get_logger
 
 WorkerKind = Literal["unet", "vae"]
@@ -139,8 +140,10 @@ async def keep_announced(registry: WorkerRegistry, record: Callable[[], WorkerRe
         while True:
             try:
                 await registry.announce(record(), ttl_s)
+                TROUBLE_LOG.wrote()
             except (RedisError, OSError) as error:
-                log.warning("could not announce the worker", worker=record().worker_id, error=str(error))
+                if not TROUBLE_LOG.failed(error):
+                    log.warning("could not announce the worker", worker=record().worker_id, error=str(error))
             await asyncio.sleep(ttl_s / 3)
     finally:
         try:

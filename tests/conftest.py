@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from synerdiff.openmp import prepare_openmp
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
+from synerdiff.redis_trouble import TROUBLE_LOG
 
 prepare_openmp()
 # Compiling takes a core for a minute: tests of it ask for it.
@@ -35,6 +36,7 @@ def loggers_of_one_test() -> Iterator[None]:
     """A command that runs in this process sets logging up for the streams of its test, which end with it."""
     yield
     structlog.reset_defaults()
+    TROUBLE_LOG.forget()
 
 
 @pytest.fixture(scope="session")

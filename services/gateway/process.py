@@ -71,13 +71,16 @@ async def _until(stop: asyncio.Event, gateway: Gateway) -> None:
 
 
 async def _ready_once_answered(gateway: Gateway) -> None:
+    told: set[object] = set()
     while not gateway.ready:
         try:
             await gateway.catalogue.models(gateway.client)
             gateway.ready = True
             log.info("ready")
         except SynerDiffError as error:
-            log.warning("not ready", reason=str(error))
+            if error.code not in told:
+                log.warning("not ready", reason=str(error))
+            told.add(error.code)
             await asyncio.sleep(_ASK_EVERY_S)
 
 

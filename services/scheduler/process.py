@@ -25,6 +25,7 @@ from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.otlp import MissingTracing, start_tracing
 from synerdiff.redis_client import EvictingRedis, check_keeps_all, connect, patiently
+from synerdiff.redis_trouble import TROUBLE_LOG
 from synerdiff.registry import WorkerRegistry
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
@@ -150,8 +151,9 @@ async def follow_redis(host: ServiceHost, redis: Redis) -> None:
             metrics.redis_limit.set(memory.get("maxmemory", 0))
             metrics.redis_up.set(1)
             await host.set_ready(True)
+            TROUBLE_LOG.wrote()
         except (Unavailable, EvictingRedis, RedisError) as error:
-            log.warning("not ready", reason=str(error))
+            TROUBLE_LOG.met(str(error))
             metrics.redis_up.set(0)
             await host.set_ready(False)
         await asyncio.sleep(1.0)

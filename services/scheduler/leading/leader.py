@@ -33,7 +33,7 @@ from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.plans import UnetTickDone, VaeTickDone
-from synerdiff.redis_client import trouble
+from synerdiff.redis_trouble import TROUBLE_LOG
 from synerdiff.registry import WorkerRegistry
 from synerdiff.telemetry import get_logger
 from synerdiff.tracing import Tracer
@@ -195,7 +195,8 @@ class Leader:
             except StaleLeader:
                 self.superseded()
             except (RedisError, Unavailable, OSError) as error:
-                log.warning("redis cannot be used", error=trouble(error) or str(error))
+                if not TROUBLE_LOG.failed(error):
+                    log.warning("redis cannot be used", error=str(error))
                 await asyncio.sleep(0.2)
             await asyncio.sleep(every_s)
 

@@ -15,7 +15,7 @@ from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
-from synerdiff.redis_client import trouble
+from synerdiff.redis_trouble import TROUBLE_LOG, trouble
 from synerdiff.registry import WorkerRegistry
 from synerdiff.telemetry import get_logger
 from synerdiff.tracing import Tracer
@@ -112,5 +112,6 @@ class Pool:
         try:
             return await call()
         except (RedisError, Unavailable, OSError) as error:
-            log.warning("redis cannot be used", error=trouble(error) or str(error))
+            if not TROUBLE_LOG.failed(error):
+                log.warning("redis cannot be used", error=str(error))
             return None

@@ -1,8 +1,8 @@
 """Carries out the engine's store effects beside the ticks: in order within a job, side by side across jobs.
 
 A write that Redis cannot take just now is tried again for as long as this process leads: what the engine did is kept in
-memory meanwhile, and running work goes on. One that Redis refuses for good ends its job. Progress can be done without,
-and is coalesced: only the latest of each image, twice a second.
+memory meanwhile, and running work goes on. The store tells the log of the trouble. A write that Redis refuses for good
+ends its job. Progress can be done without, and is coalesced: only the latest of each image, twice a second.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from services.scheduler.engine import effects
 from services.scheduler.engine.events import ImageStored, JobArrived, JobDropped, JobUnwritable
@@ -107,10 +107,9 @@ class StoreWriter:
         try:
             try:
                 await write()
-            except _AWAY as error:  # only then: making a retrying costs more than the write
-                log.warning("cannot write to redis yet", error=str(error))
+            except _AWAY:  # only then: making a retrying costs more than the write
                 retry, wait = retry_if_exception_type(_AWAY), wait_exponential(0.1, max=2.0)
-                await AsyncRetrying(retry=retry, wait=wait, before_sleep=_say)(write)
+                await AsyncRetrying(retry=retry, wait=wait)(write)
         except StaleLeader:
             self._leader.superseded()
 
@@ -145,9 +144,3 @@ class StoreWriter:
                 raise
             log.error("redis has lost images of a job", job_id=record.job_id, images_left=list(record.images_done))
             self._leader.on(JobArrived(record))  # they are drawn again
-
-
-def _say(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    if error is not None:
-        log.warning("cannot write to redis yet", attempt=state.attempt_number, error=str(error))

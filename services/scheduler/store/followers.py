@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from services.scheduler.store.scripts import Scripts
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import Unavailable
-from synerdiff.telemetry import get_logger
-
-log = get_logger("followers")
 
 
 class FollowerLeases:
@@ -67,8 +64,5 @@ class FollowerLeases:
                 await self._renew(job_ids)
 
     async def _renew(self, job_ids: set[str]) -> None:
-        try:
+        with contextlib.suppress(Unavailable):  # the sweep grants everybody one lease time once Redis is back
             await self._scripts.run("renew_follower_leases", self._lease_ms, *job_ids, patience_s=self._patience_s)
-        except Unavailable as error:
-            # The sweep grants everybody one lease time once Redis is back.
-            log.warning("could not renew follower leases", jobs=len(job_ids), error=str(error))

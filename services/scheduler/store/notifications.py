@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from synerdiff.cancellation import cancel_and_wait
+from synerdiff.redis_trouble import TROUBLE_LOG
 from synerdiff.telemetry import get_logger
 
 TURN_S = 0.05  # how long a new subscription may wait for the listening task
@@ -93,7 +94,8 @@ class Notifications:
                 async with self._redis.pubsub() as connection:
                     await self._listen(connection)
             except Exception as error:  # whatever it was: without this task nobody would hear anything any more
-                log.warning("pub/sub connection lost", error=repr(error))
+                if not TROUBLE_LOG.failed(error):
+                    log.warning("pub/sub connection lost", error=repr(error))
             self._subscribed = set()
             self._changed = True
             await asyncio.sleep(RECONNECT_AFTER_S)

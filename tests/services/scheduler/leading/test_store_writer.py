@@ -12,6 +12,7 @@ from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
+from synerdiff.redis_trouble import TROUBLE_LOG
 from tests.services.scheduler.harness import Heard, background
 from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, new_leader
 from tests.values import a_request
@@ -36,19 +37,19 @@ def the_image(job_id: str) -> StoreEffect:
     return StoreImage(job_id, 0, 7, a_picture())
 
 
-async def test_a_write_waits_for_redis_and_says_so_each_time(own_redis: RedisProcess) -> None:
+async def test_a_write_waits_for_redis_and_says_so_once(own_redis: RedisProcess) -> None:
     redis, heard = connect(own_redis.url), Heard()
     store, lease = JobStore(redis), await new_leader(redis)
     job_id, writer = await running_job(store, lease), StoreWriter(store, lease, heard)
     own_redis.kill9()
     with capture_logs() as lines:
         writer.submit(the_image(job_id))
-        await until(lambda: len([line for line in lines if line["event"] == "cannot write to redis yet"]) >= 2)
+        await until(lambda: TROUBLE_LOG.failed_calls >= 2)
         assert writer.backlog == 1
         own_redis.start()
         await until(lambda: writer.backlog == 0)
     assert heard.events == [ImageStored(f"{job_id}/0")]
-    assert all("Redis" in line["error"] for line in lines)
+    assert [(line["event"], line["reason"][:13]) for line in lines] == [("redis is in trouble", "Redis is away")]
     await redis.aclose()
 
 
