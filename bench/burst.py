@@ -2,10 +2,10 @@
 
     python -m bench.burst --profile emoji-profile.json [--requests 64] [--steps 20] [--rounds 2]
 
-Sends the same burst to `synerdiff`, to `synerdiff` in the order of processor sharing, and to `continuous` capped at the
-knee, `rounds` times each in turn, with a deployment of its own each time. A trickle of requests before and after the
-burst shows where the threshold comes from and goes back to. Prints the ratios of means as JSON and writes
-bench/results/NAME.json.
+Sends the same burst to `synerdiff`, to `synerdiff` in the order of processor sharing and without skipping guidance, and
+to `continuous` capped at the knee, `rounds` times each in turn, with a deployment of its own each time. A trickle of
+requests before and after the burst shows where the threshold comes from and goes back to. Prints the ratios of means as
+JSON and writes bench/results/NAME.json.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from synerdiff.client.load.arrivals import bursts, poisson
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "synerdiff": {"policy": "synerdiff"},
     "processor sharing": {"policy": "synerdiff", "order": "sharing"},
+    "without skipping": {"policy": "synerdiff", "skip_cfg": "off"},
     "continuous at the knee": {"policy": "continuous", "knee": "on"},
 }
 TRICKLE_S = 15.0
