@@ -26,7 +26,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from bench.command import run
-from bench.many_domains import processes, ready
+from bench.simulated_service import simulated_service
 from bench.simulated_workers import MODEL
 from synerdiff.client import AsyncClient
 from synerdiff.errors import SynerDiffError
@@ -288,9 +288,8 @@ async def _is_well(address: str) -> list[str]:
 
 
 def measure(minutes: float = 10.0, seed: int = 1) -> dict[str, object]:
-    with processes(1, 2.0) as (address, scheduler, _):
-        asyncio.run(ready(address))
-        return asyncio.run(fuzz(address, scheduler, minutes * 60, seed))
+    with simulated_service(tick_ms=2.0) as service:
+        return asyncio.run(fuzz(service.address, service.scheduler, minutes * 60, seed))
 
 
 if __name__ == "__main__":

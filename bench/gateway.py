@@ -11,13 +11,9 @@ import asyncio
 import contextlib
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import psutil
@@ -25,10 +21,12 @@ import typer
 import uvloop
 
 from bench.command import run, say
-from bench.many_domains import ready
+from bench.gateway_kills import Gateways
+from bench.reporting import markdown_table
+from bench.simulated_service import simulated_service
 from bench.simulated_workers import MODEL
 from synerdiff.client import AsyncClient
-from synerdiff.redis_process import RedisProcess, free_port
+from synerdiff.redis_process import free_port
 
 PATH = "/v1/images/generations"
 _WARM_UP = 200
@@ -113,38 +111,12 @@ class Bench:
 
 @contextlib.contextmanager
 def processes(tick_ms: float, domains: int) -> Iterator[Bench]:
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
-        redis = RedisProcess(Path(folder))
-        redis.start()
-        running.callback(redis.stop)
-        scheduler, port = f"127.0.0.1:{free_port()}", free_port()
-
-        def start(module: str, *flags: str) -> "subprocess.Popen[bytes]":
-            process = subprocess.Popen([sys.executable, "-m", module, *flags], stdout=subprocess.DEVNULL)
-            running.callback(process.wait)
-            running.callback(process.terminate)
-            return process
-
-        quiet = ("--log-level", "warning")
-        start("services.scheduler", "--redis-url", redis.url, "--listen", scheduler, "--no-profile-when-idle", *quiet)
-        simulated = ("--redis-url", redis.url, "--tick-ms", str(tick_ms), "--domains", str(domains), "--slots", "128")
-        start("bench.simulated_workers", *simulated, "--decode-ms", "1")
-        # Its log is written as in service, to nowhere.
-        with Path("/dev/null").open("w") as log:
-            command = [
-                sys.executable,
-                "-m",
-                "services.gateway",
-                "--listen",
-                f"127.0.0.1:{port}",
-                "--scheduler",
-                scheduler,
-            ]
-            gateway = subprocess.Popen(command, stderr=log)
-        running.callback(gateway.wait)
-        running.callback(gateway.terminate)
-        asyncio.run(ready(scheduler, domains))
-        yield Bench(scheduler, "127.0.0.1", port, psutil.Process(gateway.pid))
+    port = free_port()
+    with (
+        simulated_service(domains, tick_ms, slots=128, decode_ms=1.0) as service,
+        Gateways(service.address, (port,)) as gateways,
+    ):
+        yield Bench(service.address, "127.0.0.1", port, psutil.Process(gateways.processes[port].pid))
 
 
 async def at_rate(send: Callable[[], Awaitable[None]], rate: float, seconds: float) -> list[float]:
@@ -251,10 +223,8 @@ async def streams(bench: Bench, clients: int, steps: int) -> dict[str, object]:
 
 
 def table(found: dict[str, dict[str, object]]) -> str:
-    lines = ["| what | found (simulated workers) |", "|---|---|"]
-    for part, values in found.items():
-        lines += [f"| {part}: {name} | {value} |" for name, value in values.items()]
-    return "\n".join(lines)
+    rows = [(f"{part}: {name}", value) for part, values in found.items() for name, value in values.items()]
+    return markdown_table(("what", "found (simulated workers)"), rows)
 
 
 def _rounded(values: list[float], digits: int = 2) -> list[float]:

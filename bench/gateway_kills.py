@@ -13,20 +13,19 @@ import random
 import re
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Self
 
 import httpx2
 import openai
 
 from bench.command import run, say
-from bench.many_domains import ready
-from synerdiff.redis_process import RedisProcess, free_port
+from bench.simulated_service import simulated_service
+from synerdiff.redis_process import free_port
 
 _CHUNK_BYTES = 1 << 16
 _ACCEPTED = re.compile(r"^synerdiff_requests_accepted_total\{.*\} (\S+)$", re.MULTILINE)
@@ -34,12 +33,25 @@ _ACCEPTED = re.compile(r"^synerdiff_requests_accepted_total\{.*\} (\S+)$", re.MU
 
 @dataclass
 class Gateways:
-    """Processes on ports of their own; a killed one is started again at once."""
+    """Processes on ports of their own inside `with`; a killed one is started again at once."""
 
     scheduler: str
     ports: tuple[int, ...]
     processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     kills: int = 0
+
+    def __enter__(self) -> Self:
+        """Start all of them, and wait until each is ready."""
+        for port in self.ports:
+            self.start(port)
+        while not all(map(_is_ready, self.ports)):
+            time.sleep(0.1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
 
     def start(self, port: int) -> None:
         command = [sys.executable, "-m", "services.gateway", "--listen", f"127.0.0.1:{port}"]
@@ -55,11 +67,6 @@ class Gateways:
             self.processes[port].wait()
             self.kills += 1
             self.start(port)
-
-    def stop(self) -> None:
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
 
 
 @contextlib.asynccontextmanager
@@ -86,26 +93,6 @@ async def balancer(ports: tuple[int, ...]) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-@contextlib.contextmanager
-def deployment(domains: int, tick_ms: float) -> Iterator[tuple[str, int]]:
-    """A Redis, a scheduler and simulated workers. Yields the scheduler's address and its metrics port."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as running:
-        redis = RedisProcess(Path(folder))
-        redis.start()
-        running.callback(redis.stop)
-        address, metrics_port = f"127.0.0.1:{free_port()}", free_port()
-        flags = ("--listen", address, "--metrics-port", str(metrics_port), "--no-profile-when-idle")
-        workers = ("--domains", str(domains), "--tick-ms", str(tick_ms), "--slots", "64")
-        quiet = (*flags, "--log-level", "error")
-        for module, more in (("services.scheduler", quiet), ("bench.simulated_workers", workers)):
-            command = [sys.executable, "-m", module, "--redis-url", redis.url, *more]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            running.callback(process.wait)
-            running.callback(process.terminate)
-        asyncio.run(ready(address, domains))
-        yield address, metrics_port
-
-
 async def call_until(client: openai.AsyncOpenAI, until_s: float, ended: Counter[str], jobs: set[str]) -> None:
     while time.monotonic() < until_s:
         try:
@@ -127,8 +114,6 @@ async def load(gateways: Gateways, in_flight: int, minutes: float, kill_every_s:
         openai.DefaultAsyncHttpxClient(limits=limits) as http,
         openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", http_client=http) as client,
     ):
-        while not await _answers(client):  # noqa: ASYNC110 - it is asked, and tells nobody
-            await asyncio.sleep(0.1)
         killing = asyncio.create_task(gateways.kill_now_and_then(kill_every_s))
         until_s = time.monotonic() + 60 * minutes
         await asyncio.gather(*(call_until(client, until_s, ended, jobs) for _ in range(in_flight)))
@@ -136,24 +121,21 @@ async def load(gateways: Gateways, in_flight: int, minutes: float, kill_every_s:
     return ended, len(jobs)
 
 
-async def _answers(client: openai.AsyncOpenAI) -> bool:
-    with contextlib.suppress(openai.OpenAIError):
-        return bool((await client.models.list()).data)
+def _is_ready(port: int) -> bool:
+    with contextlib.suppress(httpx2.TransportError):
+        return bool(httpx2.get(f"http://127.0.0.1:{port}/readyz").status_code == 200)
     return False
 
 
 def measure(
     in_flight: int = 2000, minutes: float = 5.0, kill_every_s: float = 30.0, domains: int = 4, tick_ms: float = 20.0
 ) -> dict[str, object]:
-    with deployment(domains, tick_ms) as (scheduler, metrics_port):
-        gateways = Gateways(scheduler, (free_port(), free_port()))
-        for port in gateways.ports:
-            gateways.start(port)
-        try:
+    with simulated_service(domains, tick_ms, slots=64) as service:
+        with Gateways(service.address, (free_port(), free_port())) as gateways:
             ended, answering = asyncio.run(load(gateways, in_flight, minutes, kill_every_s))
-        finally:
-            gateways.stop()
-        accepted = sum(map(float, _ACCEPTED.findall(httpx2.get(f"http://127.0.0.1:{metrics_port}/metrics").text)))
+        accepted = sum(
+            map(float, _ACCEPTED.findall(httpx2.get(f"http://127.0.0.1:{service.metrics_port}/metrics").text))
+        )
     calls = ended.total()
     say(f"{calls} calls over {gateways.kills} kills (simulated workers): {ended['answered']} answered")
     return {

@@ -7,21 +7,12 @@ Prints JSON: the share of time the UNet workers waited for a plan while they hel
 """
 
 import asyncio
-import contextlib
 import json
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
-
-import psutil
 
 from bench.command import run
+from bench.simulated_service import simulated_service
 from bench.simulated_workers import MODEL
-from bench.status import until
-from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 
@@ -54,48 +45,14 @@ async def keep_full(address: str, tasks: int, steps: int, seconds: float) -> int
     return finished
 
 
-@contextlib.contextmanager
-def processes(domains: int, tick_ms: float) -> Iterator[tuple[str, psutil.Process, "subprocess.Popen[str]"]]:
-    """A Redis, a scheduler and simulated workers. Yields the scheduler's address and process, and the workers'."""
-    with tempfile.TemporaryDirectory() as folder:
-        redis = RedisProcess(Path(folder))
-        redis.start()
-        address = f"127.0.0.1:{free_port()}"
-        python = [sys.executable, "-m"]
-        scheduler = subprocess.Popen(
-            [*python, "services.scheduler", "--redis-url", redis.url, "--listen", address, "--log-level", "warning"]
-        )
-        workers = subprocess.Popen(
-            [
-                *(*python, "bench.simulated_workers", "--redis-url", redis.url),
-                *("--domains", str(domains), "--tick-ms", str(tick_ms)),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            yield address, psutil.Process(scheduler.pid), workers
-        finally:
-            for process in (workers, scheduler):
-                process.terminate()
-                process.wait(30)
-            redis.stop()
-
-
-async def ready(address: str, domains: int = 1) -> None:
-    """Return once the scheduler has attached both workers of so many domains."""
-    await until(address, lambda status: sum(worker.attached for worker in status.workers) == 2 * domains)
-
-
 def measure(domains: int = 16, tick_ms: float = 20.0, seconds: float = 20.0, steps: int = 200) -> dict[str, object]:
-    with processes(domains, tick_ms) as (address, scheduler, workers):
-        asyncio.run(ready(address, domains))
-        before = scheduler.cpu_times()
-        finished = asyncio.run(keep_full(address, domains * 12, steps, seconds))
-        after = scheduler.cpu_times()
-        memory_mb = scheduler.memory_info().rss / 1e6
-        workers.terminate()
-        output, _ = workers.communicate(timeout=30)
+    with simulated_service(domains, tick_ms) as service:
+        before = service.scheduler.cpu_times()
+        finished = asyncio.run(keep_full(service.address, domains * 12, steps, seconds))
+        after = service.scheduler.cpu_times()
+        memory_mb = service.scheduler.memory_info().rss / 1e6
+        service.workers.terminate()
+        output, _ = service.workers.communicate(timeout=30)
     cpu_share = (after.user + after.system - before.user - before.system) / seconds
     totals: dict[str, object] = json.loads(output.splitlines()[-1])
     return totals | {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.fuzz import Fuzzer, fuzz
-from bench.many_domains import processes, ready
+from bench.simulated_service import simulated_service
 from synerdiff.rpc import ServiceHost, open_channel
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 
@@ -17,9 +17,8 @@ SECONDS = 3.0
 
 
 def test_nothing_that_is_no_request_is_internal_or_hangs() -> None:
-    with processes(1, 2.0) as (address, scheduler, _):
-        asyncio.run(ready(address))
-        found = asyncio.run(fuzz(address, scheduler, SECONDS, seed=random.randrange(1 << 30)))
+    with simulated_service(tick_ms=2.0) as service:
+        found = asyncio.run(fuzz(service.address, service.scheduler, SECONDS, seed=random.randrange(1 << 30)))
     assert found["faults"] == [], found
     assert isinstance(found["calls"], int)
     assert found["calls"] > 100, found
