@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,19 +44,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
-
-
-def reset_peak_rss() -> None:
-    """Let the process's peak resident size start again from what it is now (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def rss_bytes(field: str) -> int:
-    """Resident bytes of this process: "VmRSS" for now, "VmHWM" for the peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"field: {field!r} is not in /proc/self/status")
 
 
 def _storage_id(tensor: torch.Tensor) -> int:
