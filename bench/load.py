@@ -30,7 +30,7 @@ import typer
 from bench.command import run, some_of
 from bench.mixed_requests import MixedRequest, mixed_requests
 from bench.serving import deployed
-from bench.status import Status, status_of
+from bench.status import attached_again, slots_used
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.sending import Answer, ClosedLoop, Window, send
 from synerdiff.client.load.summary import percentile
@@ -106,39 +106,6 @@ def kill_together(deployed: Running, kinds: Sequence[str], sign: signal.Signals 
             os.kill(pids[name], sign)
             signalled.append(name)
     return signalled
-
-
-async def leaders_status(addresses: Sequence[str]) -> Status | None:
-    """The pool as its leader sees it; None where no scheduler answers that leads."""
-    for address in addresses:
-        status = await status_of(address)
-        if status and status.leader:
-            return status
-    return None
-
-
-async def attached_again(addresses: Sequence[str], dead_s: float = 0.5) -> None:
-    """Return once the leader has a worker of each kind; `dead_s` seconds are for it to hear of a death before."""
-    await asyncio.sleep(dead_s)
-    kinds: set[str] = set()
-    while kinds != {"unet", "vae"}:
-        await asyncio.sleep(0.1)
-        status = await leaders_status(addresses)
-        kinds = {worker.kind for worker in status.workers if worker.attached} if status else set()
-
-
-async def slots_used(addresses: Sequence[str]) -> int:
-    """Slots that hold a task, as the leader counts them, once what ends has ended (15 s at most)."""
-    used = -1
-    for _ in range(150):
-        status = await leaders_status(addresses)
-        unets = [worker for worker in status.workers if worker.kind == "unet"] if status else []
-        if unets and all(worker.attached for worker in unets):
-            used = sum(worker.slots_used for worker in unets)
-        if used == 0:
-            return 0
-        await asyncio.sleep(0.1)
-    return used
 
 
 async def measure(

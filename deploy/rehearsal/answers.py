@@ -1,9 +1,7 @@
 """What clients of the rehearsal got: one answer per request, as a line of JSON, and what can be wrong with them."""
 
 import base64
-import dataclasses
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from synerdiff.json_codec import JsonCodec
+
 # Batches of another size round otherwise: float32 pictures differ by this much at most, of 255 levels.
 LEVELS = 2
 
@@ -21,7 +21,7 @@ LEVELS = 2
 class Answer:
     """One request's end. `number`: which of the load's requests; `images`: index -> file, as base64.
 
-    `image_events` counts the events that brought one. Times are Unix s.
+    `image_events` counts the events that brought one.
     """
 
     number: int
@@ -29,24 +29,21 @@ class Answer:
     error: str = ""
     images: Mapping[int, str] = field(default_factory=dict)
     image_events: int = 0
-    sent_at: float = 0.0
-    ended_at: float = 0.0
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(dataclasses.asdict(self))
 
     def pixels(self) -> dict[int, npt.NDArray[np.int16]]:
         """The pictures by index."""
         return {index: _pixels(base64.b64decode(data)) for index, data in self.images.items()}
 
 
+# One answer a line.
+LINES = JsonCodec(Answer, "answer")
+
+
 def read(path: Path) -> list[Answer]:
     """The answers in a file, none where there is no file; a line still being written is left out."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]
-    return [_answer(json.loads(line)) for line in lines]
+    return [LINES.parse(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def errors(answers: Iterable[Answer]) -> list[str]:
@@ -102,9 +99,3 @@ def _levels(one: npt.NDArray[np.int16], other: npt.NDArray[np.int16]) -> int:
 
 def _pixels(data: bytes) -> npt.NDArray[np.int16]:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.int16)
-
-
-def _answer(fields: dict[str, object]) -> Answer:
-    images = fields.pop("images")
-    assert isinstance(images, dict)
-    return Answer(**fields, images={int(index): data for index, data in images.items()})  # type: ignore[arg-type]

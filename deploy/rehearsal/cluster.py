@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from deploy.rehearsal.manifests import Container, Manifests, Mount, PodTemplate, Volume, Workload
@@ -91,9 +90,7 @@ class Cluster:
         self._controlling = asyncio.create_task(self._control())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         if self._controlling:
             self._controlling.cancel()
             await asyncio.gather(self._controlling, return_exceptions=True)

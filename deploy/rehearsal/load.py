@@ -9,15 +9,14 @@ import asyncio
 import base64
 import contextlib
 import itertools
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from bench.mixed_requests import mixed_requests
 from bench.simulated_workers import MODEL as SIMULATED_MODEL
-from deploy.rehearsal.answers import Answer
+from deploy.rehearsal.answers import LINES, Answer
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.requests import LoadRequest
@@ -44,7 +43,7 @@ def main() -> None:
 class Crowd:
     """Clients that share a list of requests, and the file for their answers."""
 
-    def __init__(self, options: argparse.Namespace, stop: asyncio.Event, out: TextIO) -> None:
+    def __init__(self, options: argparse.Namespace, stop: asyncio.Event, out: BinaryIO) -> None:
         self._options = options
         self._stop = stop
         self._out = out
@@ -59,12 +58,12 @@ class Crowd:
             connection = AsyncClient(self._options.address) if shared is None else contextlib.nullcontext(shared)
             async with connection as client:
                 answer = await self._ask(client, number)
-            self._out.write(answer.to_json() + "\n")
+            self._out.write(LINES.dump(answer) + b"\n")
             self._out.flush()
 
     async def _ask(self, client: AsyncClient, number: int) -> Answer:
         """Send one request and follow it to its end, whatever that is."""
-        sent_at, job_id, image_events = time.time(), "", 0
+        job_id, image_events = "", 0
         steps, images = dict[int, int](), dict[int, str]()
         request: LoadRequest = replace(self._requests[number], model=self._options.model)
         if self._options.simulated:
@@ -82,13 +81,13 @@ class Crowd:
                         data = b"" if self._options.simulated else event.image.data
                         images[event.image.index] = base64.b64encode(data).decode()
         except Exception as error:  # every way to fail is an answer; none is expected
-            return Answer(number, job_id, f"{type(error).__name__}: {error}", sent_at=sent_at, ended_at=time.time())
-        return Answer(number, job_id, "", images, image_events, sent_at, time.time())
+            return Answer(number, job_id, f"{type(error).__name__}: {error}")
+        return Answer(number, job_id, "", images, image_events)
 
 
 async def _send(options: argparse.Namespace) -> None:
     stop = stop_signal()
-    with (options.out / "answers").open("a") as out:
+    with (options.out / "answers").open("ab") as out:
         crowd = Crowd(options, stop, out)
         counting = asyncio.create_task(_count(crowd, options.out / "steps"))
         async with AsyncClient(options.address) as shared:

@@ -1,16 +1,15 @@
 """What the scenarios share: a cluster, clients in front of it, and what is asked of every load."""
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import grpc
 from redis.asyncio import Redis
 
+from bench.status import slots_used, status_of
 from deploy.rehearsal import answers
 from deploy.rehearsal.answers import Answer
 from deploy.rehearsal.cluster import Cluster, Errand, NotInTime
@@ -18,15 +17,12 @@ from deploy.rehearsal.pod import Pod
 from deploy.rehearsal.report import Report
 from services.scheduler.store import keys
 from synerdiff.redis_client import connect
-from synerdiff.rpc import open_channel
-from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 
 SCHEDULER, GATEWAY, UNET, VAE, REDIS = "scheduler", "gateway", "unet-worker", "vae-worker", "redis"
 WORKERS = (UNET, VAE)
 
 _SCHEDULER_PORT, _REDIS_PORT = 50051, 6379
 _IMAGE = "synerdiff/scheduler:client"
-_SLOTS_FREE_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ class Stage:
         self.report.none_of(scenario, "pictures unlike the quiet ones", answers.differing(found, quiet))
         self.report.measured(scenario, "farthest pixel", f"{levels} of 255 levels")
         self.report.check(scenario, "jobs left in Redis", await self.jobs_left() == 0, str(await self.jobs_left()))
-        used = await self.slots_used()
+        used = await slots_used(list(self._schedulers()))
         self.report.check(scenario, "slots left in use", used == 0, str(used))
         killed = self.cluster.killed_after_grace - stopped_before
         self.report.check(scenario, "pods killed after their grace", killed == 0, str(killed))
@@ -134,34 +130,17 @@ class Stage:
             members = await redis.zrange(keys.PATTERNS["deadlines"], 0, -1)
         return sum(1 for member in members if member)  # the empty one only keeps the set there
 
-    async def slots_used(self) -> int:
-        """Slots that hold a task by the leader's books, once what ends has ended; -1 where no worker is attached."""
-        give_up_at, used = time.monotonic() + _SLOTS_FREE_WITHIN_S, -1
-        while used != 0 and time.monotonic() < give_up_at:
-            await asyncio.sleep(0.2)
-            for _, status in await self._leading():
-                unets = [worker for worker in status.workers if worker.kind == "unet"]
-                attached = bool(unets) and all(worker.attached for worker in unets)
-                used = sum(worker.slots_used for worker in unets) if attached else -1
-        return used
+    def _schedulers(self) -> dict[str, Pod]:
+        """Their pods by address."""
+        return {f"{pod.ip}:{_SCHEDULER_PORT}": pod for pod in self.cluster.pods(SCHEDULER)}
 
     async def leader(self) -> Pod:
         """The scheduler that leads. Raises NotInTime."""
         give_up_at = time.monotonic() + self.options.patience_s
         while time.monotonic() < give_up_at:
-            for pod, _ in await self._leading():
-                return pod
+            for address, pod in self._schedulers().items():
+                status = await status_of(address)
+                if status and status.leader:
+                    return pod
             await asyncio.sleep(0.2)
         raise NotInTime(f"a leader: not within {self.options.patience_s:g} s")
-
-    async def _leading(self) -> list[tuple[Pod, operations_pb2.GetStatusResponse]]:
-        """The scheduler that says that it leads, with its status; none while a new one is being found."""
-        leading = []
-        for pod in self.cluster.pods(SCHEDULER):
-            async with open_channel(f"{pod.ip}:{_SCHEDULER_PORT}") as channel:
-                stub = operations_pb2_grpc.OperationsStub(channel)
-                with contextlib.suppress(grpc.aio.AioRpcError):
-                    status = await stub.GetStatus(operations_pb2.GetStatusRequest(), timeout=2)
-                    if status.leader:
-                        leading.append((pod, status))
-        return leading

@@ -5,7 +5,8 @@ import os
 import random
 
 from bench.exact import Files, files_of, in_a_crowd
-from bench.load import largest_differences, leaders_status, send_all, slots_used
+from bench.load import largest_differences, send_all
+from bench.status import leaders_status, slots_used
 from tests.end_to_end.command import Up, processes
 from tests.end_to_end.conftest import EXACT
 from tests.rounding import A_LEVEL

@@ -1,7 +1,8 @@
 """Exact pictures through all processes: the same files alone as in a crowd; and after deaths, in test_double_death."""
 
 from bench.exact import Files, files_of, in_a_crowd
-from bench.load import send_all, slots_used
+from bench.load import send_all
+from bench.status import slots_used
 from tests.end_to_end.command import Up
 from tests.end_to_end.conftest import EXACT
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import openai
 from PIL import Image
 
-from bench.load import slots_used
+from bench.status import slots_used
 from synerdiff.client import AsyncClient
 from tests.end_to_end.command import Up
 from tests.rounding import A_LEVEL

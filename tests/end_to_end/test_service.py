@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.load import largest_differences, send_all, slots_used
+from bench.load import largest_differences, send_all
 from bench.mixed_requests import mixed_requests
+from bench.status import slots_used
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
 from synerdiff.client.results import Finished, GenerateResult, Progress, Started

@@ -7,8 +7,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.load import largest_differences, leaders_status, send_all, slots_used
+from bench.load import largest_differences, send_all
 from bench.mixed_requests import mixed_requests
+from bench.status import leaders_status, slots_used
 from tests.end_to_end.command import Up, running_up
 from tests.rounding import A_LEVEL
 

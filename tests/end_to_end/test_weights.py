@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bench.load import attached_again
+from bench.status import attached_again
 from synerdiff.client import AsyncClient, GenerateOptions
 from synerdiff.errors import SynerDiffError
 from tests.end_to_end.command import Up

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deploy.rehearsal.answers import Answer, differing, errors, read, repeated
+from deploy.rehearsal.answers import LINES, Answer, differing, errors, read, repeated
 from deploy.rehearsal.report import Report
 
 
@@ -44,7 +44,7 @@ def test_a_picture_that_is_off_missing_or_of_another_size_differs() -> None:
 
 def test_answers_survive_their_file_and_a_line_under_way_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "answers"
-    path.write_text(GOOD.to_json() + "\n" + GOOD.to_json()[:20])
+    path.write_bytes(LINES.dump(GOOD) + b"\n" + LINES.dump(GOOD)[:20])
     assert read(path) == [GOOD]
 
 
