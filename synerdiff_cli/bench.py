@@ -19,12 +19,10 @@ from synerdiff_cli.bench_file import write_results
 from synerdiff_cli.bench_load import Shape, mix_of
 from synerdiff_cli.bench_plot import plot_bench
 from synerdiff_cli.bench_run import Measured, Plan, Target, run_bench
-from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, err, errors_as_lines, fail, out
-from synerdiff_cli.deployment import OptionError
+from synerdiff_cli.console import EXIT_FAILED, err, errors_as_lines, out
 from synerdiff_cli.interruption import run
-from synerdiff_cli.profile_plot import check_can_plot
+from synerdiff_cli.output_files import check_folder, check_plot
 from synerdiff_cli.server import DEFAULT_ADDRESS, TlsCa, server_at
-from synerdiff_cli.trace import PICTURE_SUFFIXES
 
 _ROUNDS_OF_SEVERAL = 3
 
@@ -75,7 +73,8 @@ def bench(
     Latency counts from when a request was due. With several addresses the servers take turns, and the ratios are of
     rounds. The exit code is 1 where a request failed.
     """
-    _check_files(json_file, plot)
+    check_folder("--json", json_file)
+    check_plot(plot)
     with errors_as_lines():
         like = LoadRequest("", 0, steps, guidance_scale, sampler or None, width, height, model=model or None)
         like = replace(like, skip_cfg=False if no_skip_cfg else None)
@@ -146,18 +145,3 @@ def _targets(addresses: Sequence[str], tls_ca: str) -> tuple[Target, ...]:
         if names.count(name) > 1:
             raise InvalidRequest(FieldViolation("--address", f"{name!r} comes twice; name them apart: NAME=HOST:PORT"))
     return tuple(targets)
-
-
-def _check_files(json_file: Path | None, plot: Path | None) -> None:
-    """Refuse unwritable output files before anything is sent."""
-    for option, path in (("--json", json_file), ("--plot", plot)):
-        if path is not None and not path.parent.is_dir():
-            fail(f"{option}: there is no folder {path.parent}", EXIT_INVALID)
-    if plot is None:
-        return
-    if plot.suffix.lower() not in PICTURE_SUFFIXES:
-        fail(f"--plot: {plot} has no suffix of a picture: one of {', '.join(PICTURE_SUFFIXES)}", EXIT_INVALID)
-    try:
-        check_can_plot()
-    except OptionError as error:
-        fail(str(error), EXIT_INVALID)

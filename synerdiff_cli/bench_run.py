@@ -10,8 +10,7 @@ from synerdiff.client.load.rounds import in_turns
 from synerdiff.client.load.sending import Answer, ClosedLoop, Load, Window, send
 from synerdiff.client.load.trace import thresholds, trace_events, unet_rows
 from synerdiff.errors import SynerDiffError
-from synerdiff_cli.making import connected
-from synerdiff_cli.server import Server
+from synerdiff_cli.server import Server, connected
 
 _WARM_UP_SEED = 2**32
 

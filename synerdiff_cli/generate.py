@@ -9,9 +9,9 @@ from synerdiff.cards import Sampler
 from synerdiff.client import GenerateOptions
 from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
 from synerdiff_cli.interruption import run
-from synerdiff_cli.making import Destination, connected, destination, save_pictures
+from synerdiff_cli.making import Destination, destination, save_pictures
 from synerdiff_cli.pictures import SUFFIXES
-from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server_at
+from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, connected, server_at
 
 _SAMPLERS = ", ".join(sampler.name.lower() for sampler in Sampler)
 

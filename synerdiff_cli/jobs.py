@@ -10,8 +10,8 @@ from synerdiff.jobs import JobState
 from synerdiff_cli.console import EXIT_INVALID, err, errors_as_lines, fail, out
 from synerdiff_cli.generate import Output
 from synerdiff_cli.interruption import run
-from synerdiff_cli.making import Destination, connected, destination, save_pictures
-from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server_at
+from synerdiff_cli.making import Destination, destination, save_pictures
+from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, connected, server_at
 
 app = typer.Typer(help="Ask about a job, follow it, cancel it.", no_args_is_help=True)
 

@@ -5,9 +5,8 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from PIL import Image
@@ -15,6 +14,7 @@ from PIL import Image
 from synerdiff.client import AsyncClient
 from synerdiff.profiles import load as load_profile
 from synerdiff.redis_process import RedisStartError
+from synerdiff.worker_settings import CompileMode
 from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, EXIT_UNAVAILABLE, err, errors_as_lines, fail, out
 from synerdiff_cli.data_dir import DataDirInUse, default_data_dir, owned
 from synerdiff_cli.deployment import GATEWAY, LocalOptions, OptionError, model_sources
@@ -31,25 +31,9 @@ Models = Annotated[
 ]
 
 
-class Dtype(StrEnum):
-    """The workers' dtype; auto: the device's best."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Compile(StrEnum):
-    """Whether the workers compile their models."""
-
-    AUTO = "auto"
-    OFF = "off"
-    WAIT = "wait"
-
-
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CompileOption = Annotated[
-    Compile, typer.Option(help="Compile the model: auto in the background, wait before serving, off never.")
+    CompileMode, typer.Option(help="Compile the model: auto in the background, wait before serving, off never.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="What to compute in; auto: what the device does best.")]
 VaeDtypeOption = Annotated[
@@ -74,14 +58,14 @@ def up(
         str, typer.Option(help="Where to serve HTTP: the OpenAI images API and pages.", metavar="HOST:PORT")
     ] = "127.0.0.1:8000",
     no_gateway: Annotated[bool, typer.Option("--no-gateway", help="Serve no HTTP.")] = False,
-    dtype: DtypeOption = Dtype.AUTO,
-    vae_dtype: VaeDtypeOption = Dtype.AUTO,
+    dtype: DtypeOption = "auto",
+    vae_dtype: VaeDtypeOption = "auto",
     threads: Threads = 0,
     profile: Annotated[
         Path | None, typer.Option(help="Profile of this machine, as `synerdiff profile` wrote it.", dir_okay=False)
     ] = None,
     idle_profile: Annotated[bool, typer.Option(help="Measure a profile when idle where there is none.")] = True,
-    compile: CompileOption = Compile.AUTO,
+    compile: CompileOption = "auto",
     data_dir: Annotated[Path | None, typer.Option(help="For logs and Redis' data. Default: user state folder.")] = None,
 ) -> None:
     """Run everything on this machine until Ctrl-C. Addresses go to stdout once requests are served there.
@@ -104,7 +88,7 @@ def up(
             threads=threads,
             profile=_readable(profile),
             idle_profile=idle_profile,
-            compile=compile.value,
+            compile=compile,
         )
         run(_stay_up(options))
 
@@ -116,7 +100,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
     policy: Policy = "",
     model: Models = None,
-    dtype: DtypeOption = Dtype.AUTO,
+    dtype: DtypeOption = "auto",
     threads: Threads = 0,
 ) -> None:
     """Start everything on this machine, make one picture, stop everything. The file's name goes to stdout."""

@@ -9,14 +9,11 @@ from pathlib import Path
 from rich.markup import escape
 
 from synerdiff.client import AsyncClient, Event, Finished, GeneratedImage, ImageReady
-from synerdiff.errors import SynerDiffError, Unavailable
-from synerdiff.proxies import proxy_to
+from synerdiff.errors import SynerDiffError
 from synerdiff_cli.console import err, out
 from synerdiff_cli.pictures import SUFFIXES, default_path, numbered_path
 from synerdiff_cli.progress_display import ProgressDisplay
-from synerdiff_cli.server import Server
 
-_CONTACT_S = 3.0
 _CANCEL_S = 3.0
 
 
@@ -44,25 +41,6 @@ def destination(title: str, output: Path | None) -> Destination:
     if not output.parent.is_dir():
         raise ValueError(f"-o: there is no folder {output.parent}")
     return Destination(title, output=output)
-
-
-@contextlib.asynccontextmanager
-async def connected(server: Server) -> AsyncIterator[AsyncClient]:
-    """A client of the deployment at `server`. Raises Unavailable soon when no scheduler answers."""
-    async with server.channel() as channel:
-        try:
-            await asyncio.wait_for(channel.channel_ready(), _CONTACT_S)
-        except TimeoutError:
-            where = server.address + (f" through the proxy {proxy}" if (proxy := proxy_to(server.address)) else "")
-            raise Unavailable(f"no scheduler answers at {where}; {_what_may_help(server)}") from None
-    async with AsyncClient(server.address, key=server.key, tls=server.tls) as client:
-        yield client
-
-
-def _what_may_help(server: Server) -> str:
-    if server.tls is None:
-        return "start one with `synerdiff up`, name its place with --address, or its CA with --tls-ca"
-    return "or it serves no TLS, its certificate is not of the CA given, or it asks for a client's certificate"
 
 
 async def save_pictures(

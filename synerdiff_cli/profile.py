@@ -17,18 +17,11 @@ from synerdiff.worker_settings import WorkerSettings
 from synerdiff_cli.console import err, out
 from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources
 from synerdiff_cli.interruption import run
-from synerdiff_cli.local import (
-    Compile,
-    CompileOption,
-    Dtype,
-    DtypeOption,
-    Threads,
-    VaeDtypeOption,
-    local_errors_as_lines,
-)
+from synerdiff_cli.local import CompileOption, DtypeOption, Threads, VaeDtypeOption, local_errors_as_lines
 from synerdiff_cli.measuring import Measured, Wishes, measure, with_note
+from synerdiff_cli.output_files import check_folder, check_plot
 from synerdiff_cli.profile_display import shares_table, summary
-from synerdiff_cli.profile_plot import check_can_plot, plot_profile
+from synerdiff_cli.profile_plot import plot_profile
 from synerdiff_cli.shares import Split, parse_shares, splits_of
 
 _QUICK_BOUND = 0.05
@@ -54,15 +47,15 @@ def profile(
     chunks: Annotated[str, typer.Option(help="Band counts to try, by commas.")] = "1,2,4",
     width: Annotated[int, typer.Option(help="Width of the pictures. Default: the model's own.", min=0)] = 0,
     height: Annotated[int, typer.Option(help="Height of the pictures. Default: the model's own.", min=0)] = 0,
-    dtype: DtypeOption = Dtype.AUTO,
-    vae_dtype: VaeDtypeOption = Dtype.AUTO,
+    dtype: DtypeOption = "auto",
+    vae_dtype: VaeDtypeOption = "auto",
     threads: Threads = 0,
-    compile: CompileOption = Compile.WAIT,
+    compile: CompileOption = "wait",
     shares: Annotated[
         str, typer.Option(help="Splits of the device to try, UNet:VAE in percent, as 70:30,60:40; the best is written.")
     ] = "",
     fidelity: Annotated[bool, typer.Option(help="Also measure how much guidance pictures can do without.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the profile into this PNG file.", dir_okay=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the profile: .png, .svg or .pdf.", dir_okay=False)] = None,
     quick: Annotated[bool, typer.Option(help=f"At most a minute: no bands, a bound of {_QUICK_BOUND:g}.")] = False,
 ) -> None:
     """Measure how long batches of this model take on this machine, alone and side by side. The file goes to stdout.
@@ -73,16 +66,14 @@ def profile(
     with local_errors_as_lines():
         sources = model_sources([model] if model else [])
         target = out_file or Path(f"{sources[0].name}-profile.json")
-        _check_folder("--out", target)
-        if plot:
-            _check_folder("--plot", plot)
-            check_can_plot()
+        check_folder("--out", target)
+        check_plot(plot)
         options = ProfilerOptions(max_rows, max_decodes, _band_counts(chunks), bound, budget_s)
         if quick:
             bound, budget_s = max(bound, _QUICK_BOUND), min(budget_s, _QUICK_S)
             options = replace(options, chunks=(1,), bound=bound, budget_s=budget_s)
         with tempfile.TemporaryDirectory(prefix="synerdiff-profile-") as folder:
-            local = LocalOptions(Path(folder), sources, schedulers=0, compile=compile.value)
+            local = LocalOptions(Path(folder), sources, schedulers=0, compile=compile)
             local = replace(local, dtype=dtype, vae_dtype=vae_dtype, threads=threads)
             found = run(measure(Wishes(_splits(local, shares), options, width, height, fidelity, redis_url)))
         _keep(found, target, plot)
@@ -120,8 +111,3 @@ def _band_counts(text: str) -> tuple[int, ...]:
     if not counts or counts[0] < 1 or counts[-1] > 64:
         raise OptionError(f"--chunks: {text!r} is not a list of numbers from 1 to 64, as 1,2,4")
     return counts
-
-
-def _check_folder(option: str, path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise OptionError(f"{option}: there is no folder {path.absolute().parent}")

@@ -4,23 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synerdiff.profiles import Profile
-from synerdiff_cli.deployment import OptionError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def check_can_plot() -> None:
-    """Raise OptionError where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise OptionError("--plot: matplotlib is not installed; install synerdiff[local]") from None
-
-
 def plot_profile(profile: Profile, path: Path) -> None:
-    """Draw a profile into a PNG file: UNet rows/s over rows, decodes/s over decodes, and the map of overlap gains."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Draw a profile into a file: UNet rows/s over rows, decodes/s over decodes, and the map of overlap gains."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.4), layout="constrained")
@@ -31,7 +21,6 @@ def plot_profile(profile: Profile, path: Path) -> None:
     subject = profile.subject
     shape = "x".join(map(str, subject.latent_shape))
     figure.suptitle(f"{subject.model}, latents {shape}, {subject.dtype}, {subject.device}, {subject.shares}", size=10)
-    FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110)
 
 

@@ -1,22 +1,30 @@
-"""The options of all commands that call a scheduler: its address, TLS and the caller's key."""
+"""The scheduler that a command calls: the options for its address, TLS and the caller's key, and calling it."""
 
+import asyncio
+import contextlib
 import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import grpc
 import typer
+from google.protobuf.message import Message
 
-from synerdiff.client.aio import DEFAULT_ADDRESS, bearer
+from synerdiff.client.aio import DEFAULT_ADDRESS, AsyncClient, bearer
 from synerdiff.client.tracing import Metadata
+from synerdiff.errors import Unavailable
 from synerdiff.proxies import proxy_to
 from synerdiff.rpc import open_channel
+from synerdiff.status import from_rpc_error
 from synerdiff.tls import BadTlsFiles, ClientTls, check_pem_files
+from synerdiff.v1 import operations_pb2_grpc
 from synerdiff_cli.console import EXIT_INVALID, fail
 
-__all__ = ["DEFAULT_ADDRESS", "Address", "Server", "TlsCa", "server_at"]
+__all__ = ["DEFAULT_ADDRESS", "Address", "Server", "TlsCa", "asked", "connected", "server_at"]
 
+_CONTACT_S = 3.0
 # In the place of a file's name: the CAs that this machine trusts anyway.
 SYSTEM_CAS = "system"
 
@@ -73,3 +81,32 @@ def server_at(address: str, tls_ca: str) -> Server:
     except BadTlsFiles as error:
         fail(f"--tls-ca: {error}", EXIT_INVALID)
     return Server(address, tls, api_key)
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Server) -> AsyncIterator[AsyncClient]:
+    """A client of the deployment at `server`. Raises Unavailable soon when no scheduler answers."""
+    async with server.channel() as channel:
+        try:
+            await asyncio.wait_for(channel.channel_ready(), _CONTACT_S)
+        except TimeoutError:
+            where = server.address + (f" through the proxy {proxy}" if (proxy := proxy_to(server.address)) else "")
+            raise Unavailable(f"no scheduler answers at {where}; {_what_may_help(server)}") from None
+    async with AsyncClient(server.address, key=server.key, tls=server.tls) as client:
+        yield client
+
+
+def _what_may_help(server: Server) -> str:
+    if server.tls is None:
+        return "start one with `synerdiff up`, name its place with --address, or its CA with --tls-ca"
+    return "or it serves no TLS, its certificate is not of the CA given, or it asks for a client's certificate"
+
+
+async def asked(server: Server, method: str, request: Message, timeout_s: float) -> Any:
+    """What the scheduler's Operations service answers. Raises the SynerDiffError that it answers, or Unavailable."""
+    async with connected(server), server.channel() as channel:
+        try:
+            call = getattr(operations_pb2_grpc.OperationsStub(channel), method)
+            return await call(request, timeout=timeout_s, metadata=server.metadata)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
 
-import grpc
 import typer
 from google.protobuf.json_format import MessageToJson
 from rich.console import Console
@@ -13,12 +12,10 @@ from rich.table import Table
 
 from synerdiff.cards import ModelCard, Sampler
 from synerdiff.client import Model
-from synerdiff.status import from_rpc_error
-from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+from synerdiff.v1 import operations_pb2
 from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table
 from synerdiff_cli.interruption import run
-from synerdiff_cli.making import connected
-from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, server_at
+from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, asked, connected, server_at
 from synerdiff_cli.status_watch import watch
 
 _TIMEOUT_S = 10.0
@@ -60,15 +57,10 @@ def models(address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
 
 
 async def _status(server: Server) -> operations_pb2.GetStatusResponse:
-    async with connected(server), server.channel() as channel:
-        stub = operations_pb2_grpc.OperationsStub(channel)
-        try:
-            reply: operations_pb2.GetStatusResponse = await stub.GetStatus(
-                operations_pb2.GetStatusRequest(), timeout=_TIMEOUT_S, metadata=server.metadata
-            )
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        return reply
+    reply: operations_pb2.GetStatusResponse = await asked(
+        server, "GetStatus", operations_pb2.GetStatusRequest(), _TIMEOUT_S
+    )
+    return reply
 
 
 async def _models(server: Server) -> tuple[Model, ...]:

@@ -13,10 +13,6 @@ _COLOURS = {"unet": "Blues", "vae": "Oranges"}
 _LABEL_ROOM = 0.012  # of the picture's width: narrower items go without a number
 
 
-class MissingMatplotlib(RuntimeError):
-    """matplotlib is not installed; the message says how to get it."""
-
-
 class NothingToDraw(ValueError):
     """The trace has no item."""
 
@@ -74,16 +70,10 @@ def _counters(events: Iterable[Event], start_us: float) -> dict[str, list[tuple[
 
 
 def draw_trace(events: Sequence[Event], path: Path, seconds: float) -> None:
-    """Draw the last `seconds` of a trace to `path`. Raises NothingToDraw, MissingMatplotlib or OSError."""
-    shown = picture(events, seconds)
-    try:
-        import matplotlib  # noqa: F401  its parts may be loaded already where it is not to be had
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingMatplotlib(
-            f"--plot needs matplotlib ({error.name} is missing); install it with: pip install 'synerdiff[local]'"
-        ) from error
+    """Draw the last `seconds` of a trace to `path`. Raises NothingToDraw or OSError."""
+    from matplotlib.figure import Figure
 
+    shown = picture(events, seconds)
     figure = Figure(figsize=(14, 3.2 + 0.9 * len(shown.lanes)), layout="constrained")
     lanes, counters = figure.subplots(2, 1, sharex=True, height_ratios=[len(shown.lanes), 1.4])
     _draw_lanes(lanes, shown)

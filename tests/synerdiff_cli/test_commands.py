@@ -142,7 +142,7 @@ def test_a_job_that_ends_badly_has_its_exit_code(script: Script, event: dict[str
 
 
 def test_an_address_where_nobody_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synerdiff_cli.making._CONTACT_S", 0.3)
+    monkeypatch.setattr("synerdiff_cli.server._CONTACT_S", 0.3)
     address = f"127.0.0.1:{free_port()}"
     result = synerdiff("generate", "a cat", "--address", address)
     assert result.exit_code == 3

@@ -43,7 +43,7 @@ def told(scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synerdiff_cli.making._CONTACT_S", 0.5)
+    monkeypatch.setattr("synerdiff_cli.server._CONTACT_S", 0.5)
 
 
 def synerdiff(*arguments: str) -> Result:

@@ -103,7 +103,7 @@ def test_nothing_is_drawn_of_a_system_that_has_not_run(script: Script) -> None:
 def test_a_missing_matplotlib_is_named(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = trace("--plot", "trace.png")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "pip install 'synerdiff[local]'" in result.stderr
 
 
