@@ -5,8 +5,7 @@
 
 Sends Poisson arrivals for `settle` + `seconds` and compares every item that ran in step with what it was predicted to
 take when it was planned. The error of an item is |measured / predicted - 1|. Prints JSON: median and p90 of the last
-`seconds`, by kind of item, and of every ten seconds on the way; writes bench/results/NAME.json. With --address
-HOST:PORT it starts and sends nothing, and only looks at a running scheduler's last ticks.
+`seconds`, by kind of item, and of every ten seconds on the way; writes bench/results/NAME.json.
 """
 
 import asyncio
@@ -18,11 +17,9 @@ import typer
 
 from bench.command import ProfileFile, Settings, run, say, settings_of
 from bench.reporting import save
-from bench.serving import MIXED, SETTINGS, ItemRun, deployment, item_runs, serve, warm_up
+from bench.serving import MIXED, SETTINGS, ItemRun, deployment, serve, warm_up
 from synerdiff.client.load.arrivals import Arrival, poisson
 from synerdiff.client.load.summary import percentile
-from synerdiff.client.load.trace import trace_events
-from synerdiff.rpc import open_channel
 
 WINDOW_S = 10.0
 
@@ -55,7 +52,6 @@ def windows(runs: Sequence[ItemRun], seconds: float) -> list[dict[str, Any]]:
 
 async def measure(
     profile: ProfileFile = None,
-    address: Annotated[str, typer.Option(help="HOST:PORT of a running scheduler: only look at its last ticks.")] = "",
     settings: Settings = None,
     rate: Annotated[float, typer.Option(help="Requests per second.")] = 2.0,
     settle: Annotated[float, typer.Option(help="Seconds before items count.")] = 60.0,
@@ -65,8 +61,6 @@ async def measure(
     name: str = "prediction",
 ) -> dict[str, Any]:
     """Load a deployment of its own, in pieces short enough for the ring of ticks."""
-    if address:
-        return await look(address)
     runs: list[ItemRun] = []
     failed: list[str] = []
     common, whole_s = settings_of(settings, SETTINGS), settle + seconds
@@ -89,12 +83,6 @@ async def measure(
 
 def _piece(arrivals: Sequence[Arrival], start_s: float, end_s: float) -> list[Arrival]:
     return [replace(arrival, at_s=arrival.at_s - start_s) for arrival in arrivals if start_s <= arrival.at_s < end_s]
-
-
-async def look(address: str) -> dict[str, Any]:
-    """The errors of a running scheduler's last ticks."""
-    async with open_channel(address) as channel:
-        return {"settled": by_kind(item_runs(await trace_events(channel), 0.0))}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +84,7 @@ def bench(
         measured = _measured(replace(plan, traced=json_file is not None or plot is not None))
         summaries = _tell(measured)
         if json_file is not None:
-            about = {"load": asdict(shape), "requests_like": asdict(like), "seed": seed, "warm_up": warm_up}
+            about = {"load": shape, "requests_like": like, "seed": seed, "warm_up": warm_up}
             write_results(json_file, _about(about, targets), measured, _ratios(measured))
         if plot is not None:
             plot_bench(measured, plot)

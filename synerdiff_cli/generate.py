@@ -7,7 +7,7 @@ import typer
 
 from synerdiff.cards import Sampler
 from synerdiff.client import GenerateOptions
-from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out
+from synerdiff_cli.console import errors_as_lines, out
 from synerdiff_cli.interruption import run
 from synerdiff_cli.making import Destination, destination, save_pictures
 from synerdiff_cli.pictures import SUFFIXES
@@ -48,10 +48,7 @@ def generate(
 
     Options that are left out take the model's defaults. Ctrl-C cancels the job.
     """
-    try:
-        where = destination(prompt, output)
-    except ValueError as error:
-        fail(str(error), EXIT_INVALID)
+    where = destination(prompt, output)
     options: GenerateOptions = {
         "model": model or None,
         "num_inference_steps": steps,

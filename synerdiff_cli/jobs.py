@@ -7,7 +7,7 @@ import typer
 
 from synerdiff.client import Job
 from synerdiff.jobs import JobState
-from synerdiff_cli.console import EXIT_INVALID, err, errors_as_lines, fail, out
+from synerdiff_cli.console import err, errors_as_lines, out
 from synerdiff_cli.generate import Output
 from synerdiff_cli.interruption import run
 from synerdiff_cli.making import Destination, destination, save_pictures
@@ -22,7 +22,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 def get(job: JobId, output: Output = None, address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
     """Print how a job stands; with -o, write the pictures that it has so far."""
     with errors_as_lines():
-        run(_get(server_at(address, tls_ca), job, _destination(job, output) if output else None))
+        run(_get(server_at(address, tls_ca), job, destination(job, output) if output else None))
 
 
 @app.command()
@@ -51,19 +51,12 @@ async def _get(server: Server, job_id: str, where: Destination | None) -> None:
 async def _watch(server: Server, job_id: str, output: Output) -> None:
     async with connected(server) as client:
         events = client.watch(job_id)
-        await save_pictures(client, events, _destination(job_id, output), cancel_on_interrupt=False)
+        await save_pictures(client, events, destination(job_id, output), cancel_on_interrupt=False)
 
 
 async def _cancel(server: Server, job_id: str) -> None:
     async with connected(server) as client:
         _describe(await client.cancel(job_id))
-
-
-def _destination(job_id: str, output: Output) -> Destination:
-    try:
-        return destination(job_id, output)
-    except ValueError as error:
-        fail(str(error), EXIT_INVALID)
 
 
 def _describe(job: Job) -> None:

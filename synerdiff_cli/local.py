@@ -105,10 +105,7 @@ def demo(
 ) -> None:
     """Start everything on this machine, make one picture, stop everything. The file's name goes to stdout."""
     with local_errors_as_lines():
-        try:
-            where = destination(prompt, output)
-        except ValueError as error:
-            raise OptionError(str(error)) from None
+        where = destination(prompt, output)
         sources = model_sources(model or [])
         with _scratch_folder() as folder:
             options = LocalOptions(data_dir=folder, models=sources, policy=policy, dtype=dtype, threads=threads)

@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from synerdiff.client import AsyncClient, Event, Finished, GeneratedImage, ImageReady
 from synerdiff.errors import SynerDiffError
-from synerdiff_cli.console import err, out
+from synerdiff_cli.console import EXIT_INVALID, err, fail, out
+from synerdiff_cli.output_files import check_folder
 from synerdiff_cli.pictures import SUFFIXES, default_path, numbered_path
 from synerdiff_cli.progress_display import ProgressDisplay
 
@@ -33,13 +34,12 @@ class Destination:
 
 
 def destination(title: str, output: Path | None) -> Destination:
-    """Where the pictures go for the `-o` given, a file or a folder. Raises ValueError where they cannot."""
+    """Where the pictures go for the `-o` given, a file or a folder. Exits where they cannot."""
     if output is None or output.is_dir():
         return Destination(title, folder=output or Path())
     if output.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"-o: {output} has no suffix of a picture file: one of {', '.join(SUFFIXES)}")
-    if not output.parent.is_dir():
-        raise ValueError(f"-o: there is no folder {output.parent}")
+        fail(f"-o: {output} has no suffix of a picture file: one of {', '.join(SUFFIXES)}", EXIT_INVALID)
+    check_folder("-o", output)
     return Destination(title, output=output)
 
 

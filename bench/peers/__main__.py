@@ -54,15 +54,14 @@ async def measure(
     alone: Annotated[int, typer.Option(help="Requests one after the other.")] = 6,
     poisson_s: Annotated[float, typer.Option(help="Seconds of Poisson arrivals.")] = 30.0,
     burst: Annotated[int, typer.Option(help="Requests at once.")] = 64,
-    capacity: Annotated[float | None, typer.Option(help="images/s that Poisson loads are shares of.")] = None,
     warm_up_s: Annotated[float, typer.Option(help="Seconds of load on everybody before the rounds.")] = 15.0,
     settle_s: Annotated[float, typer.Option(help="Longest wait for work in the background to end.")] = 900.0,
     seed: int = 1,
     name: Annotated[str, typer.Option(help="Of the file under bench/results. Default: peers-DTYPE.")] = "",
 ) -> dict[str, Any]:
-    listed = some_of(loads, LOADS, "--loads")
-    if capacity is None and SATURATED not in listed and set(POISSON) & set(listed):
-        raise typer.BadParameter(f"Poisson arrivals need {SATURATED} too, or --capacity", param_hint="--loads")
+    listed = sorted(some_of(loads, LOADS, "--loads"), key=LOADS.index)  # Poisson arrivals are shares of the first
+    if SATURATED not in listed and set(POISSON) & set(listed):
+        raise typer.BadParameter(f"Poisson arrivals need {SATURATED} too", param_hint="--loads")
     compiled = [each == "compiled" for each in some_of(peers, ("eager", "compiled"), "--peers")]
     settings = dict(map(own_settings, ours)) if ours else DEFAULT_OURS
     skips = some_of(skip, SKIPS, "--skip")
@@ -83,7 +82,7 @@ async def measure(
             "contenders": {contender.name: contender.about() for contender in contenders},
             "rounds": [],
         }
-        async with field(contenders, Course(listed, amounts, mix, seed, capacity, warm_up_s, settle_s)) as everybody:
+        async with field(contenders, Course(listed, amounts, mix, seed, warm_up_s, settle_s)) as everybody:
             await everybody.warm_up(say)
             for number in range(rounds):
                 result["rounds"].append(await everybody.round(number, say))

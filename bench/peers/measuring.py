@@ -25,14 +25,12 @@ _LOOP_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Course:
-    """What is measured. `mix`: what every request asks for, but for skipping. `capacity`: images/s that Poisson loads
-    are shares of; None: that of the best baseline in the same round."""
+    """What is measured. `mix`: what every request asks for, but for skipping."""
 
     loads: Sequence[str]
     amounts: Amounts
     mix: Mix
     seed: int
-    capacity: float | None
     warm_up_s: float
     settle_s: float
 
@@ -79,13 +77,10 @@ class Field:
         return {"loads": loads}
 
     def _rate_per_s(self, name: str, capacities: Mapping[str, float]) -> float:
+        """A share of what the best baseline served in the same round, saturated."""
         if name not in POISSON:
             return 0.0
-        baselines = [capacities[c.name] for c in self._contenders if c.is_baseline and c.name in capacities]
-        capacity = self._course.capacity or max(baselines, default=0.0)
-        if not capacity:
-            raise ValueError(f"{name}: needs the saturated load before it, or --capacity")
-        return POISSON[name] * capacity
+        return POISSON[name] * max(capacities[each.name] for each in self._contenders if each.is_baseline)
 
     async def _window(self, contender: Contender, name: str, number: int, rate_per_s: float) -> dict[str, Any]:
         others = [system for system in self._systems.values() if system != contender.system]
