@@ -24,6 +24,16 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+# The longest come first, so that the process that has them is no last one. Nor does another steal some of them from
+# its end: each process that had tests of a compiled package would wait for that, while one core makes it.
+FIRST = ("tests/bench/gpu/test_kit.py", "tests/synerdiff/models/compiled/test_build.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See FIRST."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Several pytest processes share the cores: torch keeps to one in each, where tests do not say otherwise."""
     torch = sys.modules.get("torch")

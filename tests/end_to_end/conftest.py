@@ -20,9 +20,9 @@ ABANDONMENT_S = 8  # longer than a scheduler that was killed takes to come back,
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole deployments take all cores."""
+    """What shares a deployment runs in one process, and alone: deaths and patience have their times."""
     for item in items:
-        if item.path.is_relative_to(__file__.rpartition("/")[0]):
+        if "up" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.alone)
 
 

@@ -68,9 +68,13 @@ def _of_measurement(path: Path) -> set[str]:
     return {f"--{no}{name}" for name in names for no in ("", "no-")}
 
 
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    return set(_of_services()) | _of_the_command_line() | _of_scripts()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_flags_of_a_page_exist(page: Path) -> None:
-    known = set(_of_services()) | _of_the_command_line() | _of_scripts()
+def test_the_flags_of_a_page_exist(page: Path, known: set[str]) -> None:
     unknown = {
         flag
         for line in page.read_text(encoding="utf-8").splitlines()

@@ -53,7 +53,6 @@ def test_up_refuses_what_is_no_profile(tmp_path: Path) -> None:
     assert "99" in result.stderr
 
 
-@pytest.mark.alone
 def test_a_run_measures_every_split_writes_the_best_and_keeps_all(redis_server: RedisProcess, tmp_path: Path) -> None:
     out = tmp_path / "emoji.json"
     few = ("--quick", "--max-rows", "2", "--max-decodes", "1", "--bound", "1", "--budget-s", "1")

@@ -14,7 +14,8 @@ from bench.gpu.runner import ROOT
 from bench.gpu.sections import SECTIONS
 from synerdiff.profiles import load
 
-PLANTED = "contention-sdxl"  # what it does runs for SD 1.5 as well
+# What each does runs for the other model as well: with real processes, a model costs half a minute a section.
+PLANTED = {"served-sd15", "contention-sdxl"}
 KINDS = {"machine", "ceiling", "mps", "cost", "test", "parity", "sweep", "load", "graphs", "profile", "overlap", "call"}
 
 
@@ -24,13 +25,13 @@ def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(600)
-def test_every_section_runs_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
-    done = kit("--out", str(tmp_path), "--deadline-s", "560", "--plant-failure", PLANTED)
+def test_every_section_runs_and_those_that_fail_stop_no_other(tmp_path: Path) -> None:
+    done = kit("--out", str(tmp_path), "--deadline-s", "560", "--plant-failure", ",".join(PLANTED))
     records = [json.loads(line) for line in (tmp_path / RESULTS).read_text().splitlines()]
     ended = {record["section"]: record for record in records if record["kind"] == "section"}
     failed = {name: record["error"] for name, record in ended.items() if record["status"] != "done"}
-    assert list(failed) == [PLANTED], failed
-    assert "planted" in failed[PLANTED]
+    assert failed.keys() == PLANTED, failed
+    assert all("planted" in error for error in failed.values())
     assert set(ended) == {"models", *(section.name for section in SECTIONS)}
     assert done.returncode == 1
     assert {record["kind"] for record in records} >= KINDS | {"quality", "latents"}

@@ -10,13 +10,6 @@ from tests.synerdiff_cli.fake_scheduler import FakeScheduler, Script
 from tests.waiting import wait_until
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A deployment for each process of pytest would take longer than one after the other."""
-    for item in items:
-        if "door" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.alone)
-
-
 @pytest.fixture(scope="session")
 def scheduler_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real scheduler over a Redis of its own, whose workers draw grey pictures, 5 ms a step."""

@@ -100,7 +100,8 @@ async def test_two_hundred_clients_stream_at_once(door: Door, http: httpx2.Async
 
 
 async def test_a_bound_on_open_requests_answers_429(scheduler_address: str, tmp_path: Path) -> None:
-    with running_gateway(scheduler_address, tmp_path, "--max-open-requests", "1") as small:
+    flags = ("--max-open-requests", "1", "--drain-grace-s", "1")  # what is asked for would take ten seconds
+    with running_gateway(scheduler_address, tmp_path, *flags) as small:
         _, writer = await asking(small, {"prompt": "x", "num_inference_steps": ENDLESS})
         async with httpx2.AsyncClient(base_url=small.url, timeout=HANG_S) as http, asyncio.timeout(HANG_S):
             while (answer := await http.get("/v1/models")).status_code == 200:

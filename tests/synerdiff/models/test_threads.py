@@ -3,6 +3,7 @@ import threading
 import torch
 
 from synerdiff.models.threads import limit_torch_threads
+from tests.waiting import HANG_S
 
 
 def test_each_thread_keeps_its_own_limit() -> None:
@@ -13,12 +14,12 @@ def test_each_thread_keeps_its_own_limit() -> None:
     def first() -> None:
         limit_torch_threads(1)
         first_set.set()
-        assert second_set.wait(10)
+        assert second_set.wait(HANG_S)
         torch.ones(1000, 1000) @ torch.ones(1000, 1000)
         seen["first"] = torch.get_num_threads()
 
     def second() -> None:
-        assert first_set.wait(10)
+        assert first_set.wait(HANG_S)
         limit_torch_threads(2)
         second_set.set()
         seen["second"] = torch.get_num_threads()

@@ -120,7 +120,7 @@ def test_nobody_is_asked_while_the_page_is_not_seen(canned: tuple[Door, Script],
     door, _ = canned
     page = opened(door, "/operate/")
     expect(page.locator("#connection.live")).to_be_visible()
-    assert streams(door) == 2
+    wait_until(lambda: streams(door) == 2, "both streams")
     page.evaluate("Object.defineProperty(document, 'hidden', { value: true, configurable: true })")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     wait_until(lambda: streams(door) == 0, "the end of the streams")
