@@ -6,7 +6,6 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from deploy.rehearsal import namespaces
 
@@ -19,21 +18,6 @@ class Place:
 
     ip: str
     namespace: str = ""
-
-
-class Network(Protocol):
-    """Gives pods and Services their addresses."""
-
-    node_ip: str
-
-    def place(self) -> Place:
-        """A place for a pod."""
-
-    def remove(self, place: Place) -> None:
-        """The pod is gone."""
-
-    def service_address(self) -> str:
-        """An address for a Service, on which this process can listen."""
 
 
 class BridgedNetwork:
@@ -94,6 +78,9 @@ class LoopbackNetwork:
     def service_address(self) -> str:
         """An address like a pod's."""
         return next(self._addresses)
+
+
+Network = BridgedNetwork | LoopbackNetwork
 
 
 def _loopback_addresses(number: int) -> Iterator[str]:

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from deploy.rehearsal.manifests import Container, PodTemplate, Probe
 from deploy.rehearsal.probes import Tally, Verdict, ask
-from deploy.rehearsal.runtime import Identity, Runtime
+from deploy.rehearsal.runtime import Identity
 
 # A container that ends is started again at once, then after these delays; one that lived this long begins anew.
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LIVED_WELL_S = 10.0, 300.0, 600.0
@@ -19,6 +20,15 @@ ENDPOINT_DELAY_S = 1.0
 _LEAST_GRACE_S = 2.0
 
 OnEvent = Callable[[str], None]
+
+
+class Starts(Protocol):
+    """Of a runtime: how containers are started."""
+
+    async def start(
+        self, pod: Identity, container_: Container, log: Path, command: Sequence[str] = ()
+    ) -> asyncio.subprocess.Process:
+        """See Runtime."""
 
 
 class ContainerLife:
@@ -168,7 +178,7 @@ class Pod:
         identity: Identity,
         workload: str,
         template: PodTemplate,
-        runtime: Runtime,
+        runtime: Starts,
         logs: Path,
         *,
         on_change: Callable[[], None],

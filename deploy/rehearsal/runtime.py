@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from deploy.rehearsal import container, namespaces
 from deploy.rehearsal.images import Image, stand_in
@@ -48,38 +49,18 @@ class Identity:
         }[path]
 
 
-class Runtime(Protocol):
-    """How containers are run."""
+class Runtime(ABC):
+    """Runs containers, and keeps what they see of files under `state`. Claims outlive their pods."""
+
+    def __init__(self, state: Path) -> None:
+        self._claims, self._hosts = state / "claims", state / "hosts"
+        for folder in (self._claims, self._hosts):
+            folder.mkdir(parents=True)
+        self._templates: dict[str, PodTemplate] = {}
 
     def prepare(self, pod: Identity, template: PodTemplate) -> None:
         """Make the pod's volumes."""
-
-    def discard(self, pod: Identity) -> None:
-        """Remove what `prepare` made, but for claims."""
-
-    def volume(self, pod: Identity, volume: Volume) -> Path:
-        """Where a volume lies on this machine."""
-
-    async def start(
-        self, pod: Identity, container: Container, log: Path, command: Sequence[str] = ()
-    ) -> asyncio.subprocess.Process:
-        """Run the container, or another `command` in its stead; output goes to the end of `log`."""
-
-
-@dataclass
-class _Folders:
-    """Where a runtime keeps what containers see of files. `claims` outlive their pods."""
-
-    state: Path
-    claims: Path = field(init=False)
-    hosts: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.claims, self.hosts = self.state / "claims", self.state / "hosts"
-        for folder in (self.claims, self.hosts):
-            folder.mkdir(parents=True)
-
-    def make_volumes(self, pod: Identity, template: PodTemplate) -> None:
+        self._templates[pod.name] = template
         for volume in template.volumes:
             folder = self.volume(pod, volume)
             folder.mkdir(parents=True, exist_ok=True)
@@ -87,29 +68,49 @@ class _Folders:
             for name, text in volume.files.items():
                 (folder / name).write_text(text)
 
-    def volume(self, pod: Identity, volume: Volume) -> Path:
-        """Claims belong to the pod's name, all else to the pod."""
-        kept = volume.kind == "claim"
-        return self.claims / f"{volume.name}-{pod.name}" if kept else pod.home / "volumes" / volume.name
+    def discard(self, pod: Identity) -> None:
+        """Remove what `prepare` made, but for claims."""
+        shutil.rmtree(pod.home)
+        del self._templates[pod.name]
 
-    def source(self, pod: Identity, template: PodTemplate, mount: Mount) -> str:
+    def volume(self, pod: Identity, volume: Volume) -> Path:
+        """Where a volume lies on this machine. Claims belong to the pod's name, all else to the pod."""
+        kept = volume.kind == "claim"
+        return self._claims / f"{volume.name}-{pod.name}" if kept else pod.home / "volumes" / volume.name
+
+    @abstractmethod
+    async def start(
+        self, pod: Identity, container_: Container, log: Path, command: Sequence[str] = ()
+    ) -> asyncio.subprocess.Process:
+        """Run the container, or another `command` in its stead; output goes to the end of `log`."""
+
+    def _source(self, pod: Identity, mount: Mount) -> str:
         """What a mount shows."""
-        volume = next(volume for volume in template.volumes if volume.name == mount.volume)
+        volume = next(volume for volume in self._templates[pod.name].volumes if volume.name == mount.volume)
         return str(self.volume(pod, volume) / mount.sub_path)
 
 
-class IsolatedRuntime:
+async def _run(words: Sequence[str], log: Path, **options: Any) -> asyncio.subprocess.Process:
+    """A process in a session of its own, by an interpreter that imports nothing by itself."""
+    with log.open("ab") as output:
+        return await asyncio.create_subprocess_exec(
+            *(*_ISOLATED_PYTHON, *words),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            **options,
+        )
+
+
+class IsolatedRuntime(Runtime):
     """Containers with their own process ids, files, /dev/shm, user and network: see container.py."""
 
-    def __init__(self, state: Path) -> None:
-        self._folders = _Folders(state)
-        self._templates: dict[str, PodTemplate] = {}
-        self._starts = 0
+    _starts = 0
 
     def prepare(self, pod: Identity, template: PodTemplate) -> None:
         """Volumes, and a /dev/shm that the pod's containers share."""
-        self._templates[pod.name] = template
-        self._folders.make_volumes(pod, template)
+        super().prepare(pod, template)
         shm = pod.home / "shm"
         shm.mkdir(parents=True)
         namespaces.mount("shm", str(shm), "tmpfs", options=f"size={_SHM_BYTES},mode=1777")
@@ -117,20 +118,15 @@ class IsolatedRuntime:
     def discard(self, pod: Identity) -> None:
         """Remove all but its claims."""
         namespaces.unmount(str(pod.home / "shm"))
-        shutil.rmtree(pod.home)
-        del self._templates[pod.name]
+        super().discard(pod)
 
     def write_hosts(self, text: str) -> None:
         """What /etc/hosts reads in every container from now on; there is no other source of names."""
         # Nobody listens there: a name that hosts lack is refused at once, not once a resolver has run out of patience.
-        (self._folders.hosts / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-        coming = self._folders.hosts / "coming"
+        (self._hosts / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+        coming = self._hosts / "coming"
         coming.write_text(text)
-        coming.rename(self._folders.hosts / "hosts")
-
-    def volume(self, pod: Identity, volume: Volume) -> Path:
-        """Where a volume lies on this machine."""
-        return self._folders.volume(pod, volume)
+        coming.rename(self._hosts / "hosts")
 
     async def start(
         self, pod: Identity, container_: Container, log: Path, command: Sequence[str] = ()
@@ -141,25 +137,18 @@ class IsolatedRuntime:
         scratch.mkdir()
         spec = scratch / "spec.json"
         spec.write_text(json.dumps(self._spec(pod, container_, scratch, command)))
-        with log.open("ab") as output:
-            return await asyncio.create_subprocess_exec(
-                *(*_ISOLATED_PYTHON, str(container.__file__), str(os.getpid()), str(spec)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        return await _run((str(container.__file__), str(os.getpid()), str(spec)), log)
 
     def _spec(self, pod: Identity, container_: Container, scratch: Path, command: Sequence[str]) -> dict[str, object]:
-        image, template = stand_in(container_.image), self._templates[pod.name]
+        image = stand_in(container_.image)
         environment = environment_of(container_, pod, image)
-        binds = [(self._folders.source(pod, template, m), m.path, m.read_only) for m in container_.mounts]
+        binds = [(self._source(pod, m), m.path, m.read_only) for m in container_.mounts]
         return {
             "network": pod.place.namespace,
             "scratch": str(scratch),
             "links": dict(image.links),
             "binds": binds,
-            "hosts": str(self._folders.hosts),
+            "hosts": str(self._hosts),
             "shm": str(pod.home / "shm"),
             "visible": list(image.visible),
             "read_only": container_.read_only_root,
@@ -172,34 +161,19 @@ class IsolatedRuntime:
         }
 
 
-class PlainRuntime:
+class PlainRuntime(Runtime):
     """Containers as plain processes with an address of their own. Paths and addresses in their settings are rewritten.
 
     The user, the read-only root, /dev/shm and the process ids are this machine's.
     """
 
     def __init__(self, state: Path) -> None:
-        self._folders = _Folders(state)
-        self._templates: dict[str, PodTemplate] = {}
+        super().__init__(state)
         self._names: dict[str, str] = {}
-
-    def prepare(self, pod: Identity, template: PodTemplate) -> None:
-        """Volumes, as folders."""
-        self._templates[pod.name] = template
-        self._folders.make_volumes(pod, template)
-
-    def discard(self, pod: Identity) -> None:
-        """Remove all but its claims."""
-        shutil.rmtree(pod.home)
-        del self._templates[pod.name]
 
     def resolve(self, names: Mapping[str, str]) -> None:
         """Service names and the addresses that stand for them."""
         self._names = dict(names)
-
-    def volume(self, pod: Identity, volume: Volume) -> Path:
-        """Where a volume lies on this machine."""
-        return self._folders.volume(pod, volume)
 
     async def start(
         self, pod: Identity, container_: Container, log: Path, command: Sequence[str] = ()
@@ -215,21 +189,12 @@ class PlainRuntime:
             words += ["--bind", pod.place.ip]
         if Path(words[0]).name == "redis_cli.py":
             words[1:1] = ["-h", pod.place.ip]
-        with log.open("ab") as output:
-            return await asyncio.create_subprocess_exec(
-                *(*_ISOLATED_PYTHON, str(lifeline.__file__), str(os.getpid()), *words),
-                env=environment,
-                cwd=image.links.get("/app", str(pod.home)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        bound_to_us = (str(lifeline.__file__), str(os.getpid()), *words)
+        return await _run(bound_to_us, log, env=environment, cwd=image.links.get("/app", str(pod.home)))
 
     def _local(self, text: str, pod: Identity, container_: Container, image: Image) -> str:
         """What a text that names places inside the container says on this machine."""
-        template = self._templates[pod.name]
-        paths = {m.path: self._folders.source(pod, template, m) for m in container_.mounts}
+        paths = {m.path: self._source(pod, m) for m in container_.mounts}
         paths |= {link: target for link, target in image.links.items() if not link.startswith("/image")}
         for inside, here in paths.items():
             text = re.sub(rf"^{re.escape(inside)}(?=/|$)", here, text)

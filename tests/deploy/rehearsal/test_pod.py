@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.rehearsal import pod as pod_module
-from deploy.rehearsal.manifests import Container, PodTemplate, Probe, Volume
+from deploy.rehearsal.manifests import Container, PodTemplate, Probe
 from deploy.rehearsal.network import Place
 from deploy.rehearsal.pod import Pod
 from deploy.rehearsal.probes import Tally, Verdict
@@ -27,17 +27,10 @@ REFUSES = "trap '' TERM; echo > {deaf}; while :; do sleep 0.01; done"
 class BareRuntime:
     """Runs commands as they are."""
 
-    def prepare(self, pod: Identity, template: PodTemplate) -> None: ...
-
-    def discard(self, pod: Identity) -> None: ...
-
-    def volume(self, pod: Identity, volume: Volume) -> Path:
-        raise NotImplementedError
-
     async def start(
-        self, pod: Identity, container: Container, log: Path, command: Sequence[str] = ()
+        self, pod: Identity, container_: Container, log: Path, command: Sequence[str] = ()
     ) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(*(command or container.command))
+        return await asyncio.create_subprocess_exec(*(command or container_.command))
 
 
 @pytest.fixture
