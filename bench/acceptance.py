@@ -32,7 +32,6 @@ import uvloop
 
 from bench.command import run
 from bench.reporting import machine, markdown_table
-from bench.scheduler_start import ROOT
 from bench.simulated_workers import CARD
 from services.scheduler.api.callers_file import CallersFile, key_hash, new_key
 from services.scheduler.api.gate import Gate
@@ -42,6 +41,7 @@ from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import READINESS, open_channel, serving
 from synerdiff.v1 import images_pb2
 
+ROOT = Path(__file__).parents[1]
 SUBMIT = "/synerdiff.v1.ImageGeneration/Submit"
 CALLERS = 8
 CHANNELS = 2  # to each scheduler
