@@ -2,6 +2,7 @@
 
 import pytest
 
+from bench.command import typed
 from bench.policies import Case, Latencies, Row, cases, printed, table
 from services.scheduler.policy.policy_spec import Urgency
 
@@ -43,3 +44,7 @@ def test_a_row_compares_with_the_best_of_the_others_in_each_figure() -> None:
     assert _row.excess == {
         "synerdiff": pytest.approx((ours.mean_s / continuous.mean_s - 1, ours.p99_s / continuous.p99_s - 1))
     }
+
+
+def test_settings_are_read_from_pairs() -> None:
+    assert typed(Urgency, ["tail_factor=3", "fair_factor=4"]) == Urgency(tail_factor=3, fair_factor=4)
