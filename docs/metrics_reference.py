@@ -18,10 +18,9 @@ same metrics of the queue, which are Redis's: take the maximum.
 batch that decodes fastest. That time is the profile's, else the mean of this leader's reports, else 1 s. Every known
 model has the metric, with or without a VAE worker.
 
-A job ends as `finished`, `failed`, `cancelled`, or `expired` (a sweep found its time run out). Sweeps also end jobs
-that no leader held, so the share of bad jobs is `failed` of `synerdiff_jobs_ended_total` plus
-`synerdiff_jobs_expired_total`. A worker counts as lost if its stream ends before it has withdrawn; scaling down and
-rollouts lose none.
+A job ends as `finished`, `failed`, `cancelled`, `expired` (its time ran out) or `lost` (by Redis). Any scheduler counts
+an end, each once: sum over schedulers. `code` is the gRPC code that followers get. A worker counts as lost if its
+stream ends before it has withdrawn; scaling down and rollouts lose none.
 
 [deploy/k8s/components/monitoring](../deploy/k8s/components/monitoring) has scrape targets, alerts and a Grafana
 dashboard; [tracing.md](tracing.md) describes single requests and ticks. `python_*` and `process_*` come from the

@@ -1,7 +1,7 @@
 """How every process of SynerDiff serves and calls gRPC: limits, keepalive, TLS, health, reflection, errors, drain."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -33,12 +33,14 @@ def create_server(
     max_connection_age_s: float | None = None,
     max_concurrent_rpcs: int | None = None,
     check: Check = let_all_in,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
     """A server whose servicers may raise SynerDiffError.
 
     `max_receive_bytes` (default: `max_message_bytes`) bounds what strangers can make this process hold: a larger
     message is refused from its length prefix alone. `max_connection_age_s` makes clients resolve the name again now
     and then; running calls are not cut by it. `check` says of each call, before it is read, whether it may be made.
+    `interceptors` see errors as status codes already.
     """
     options: list[tuple[str, int]] = [
         ("grpc.max_send_message_length", max_message_bytes),
@@ -53,7 +55,9 @@ def create_server(
     if max_connection_age_s is not None:
         options.append(("grpc.max_connection_age_ms", round(max_connection_age_s * 1000)))
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(check)], options=options, maximum_concurrent_rpcs=max_concurrent_rpcs
+        interceptors=[*interceptors, ErrorInterceptor(check)],
+        options=options,
+        maximum_concurrent_rpcs=max_concurrent_rpcs,
     )
 
 
@@ -107,6 +111,7 @@ class ServiceHost:
         max_concurrent_rpcs: int | None = None,
         tls: ServerTls | None = None,
         check: Check = let_all_in,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self.server = create_server(
             max_message_bytes=max_message_bytes,
@@ -114,6 +119,7 @@ class ServiceHost:
             max_connection_age_s=max_connection_age_s,
             max_concurrent_rpcs=max_concurrent_rpcs,
             check=check,
+            interceptors=interceptors,
         )
         self.draining = asyncio.Event()
         self.address = ""

@@ -1,11 +1,17 @@
 """Structured logs and the metrics port, the same for every service."""
 
 import logging
+import platform
 import sys
+from importlib import metadata
 
 import structlog
-from prometheus_client import start_http_server
+from prometheus_client import Gauge, start_http_server
 from structlog.typing import EventDict, FilteringBoundLogger
+
+_build = Gauge(
+    "synerdiff_build_info", "1: what this process runs; no torch: empty", ["service", "version", "python", "torch"]
+)
 
 
 def configure_logging(service: str, level: str = "info") -> None:
@@ -36,7 +42,16 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return logger
 
 
-def serve_metrics(port: int) -> None:
+def serve_metrics(service: str, port: int) -> None:
     """Serve Prometheus metrics on `port` from a thread of its own; 0 serves none."""
     if port:
+        _build.labels(service, _version_of("synerdiff"), platform.python_version(), _version_of("torch")).set(1)
         start_http_server(port)
+
+
+def _version_of(package: str) -> str:
+    """What is installed, without importing it; "" for none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

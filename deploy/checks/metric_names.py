@@ -18,6 +18,7 @@ MODULES = {
     "Scheduler": (
         "services.scheduler.telemetry.metrics",
         "services.scheduler.telemetry.caller_usage",
+        "services.scheduler.api.call_durations",
         "services.scheduler.api.callers_file",
         "services.scheduler.api.gate",
         "services.scheduler.api.generate",
@@ -27,6 +28,7 @@ MODULES = {
     "UNet worker": ("services.unet_worker.metrics",),
     "VAE worker": ("services.vae_worker.metrics",),
     "Both workers": ("synerdiff.pace",),
+    "Every process": ("synerdiff.telemetry",),
 }
 
 _KINDS: tuple[type[MetricWrapperBase], ...] = (Counter, Gauge, Histogram)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a gateway until SIGTERM or SIGINT. Returns the exit status: 1 when its port cannot be had."""
     settings = load(GatewaySettings, argv)
     configure_logging("gateway", settings.log_level)
-    serve_metrics(settings.metrics_port)
+    serve_metrics("gateway", settings.metrics_port)
     return uvloop.run(serve(settings))
 
 

@@ -5,12 +5,15 @@ import contextlib
 import gc
 import os
 import socket
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import cast
 
 import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from services.scheduler.api.call_durations import CallDurations
 from services.scheduler.api.generate import MAX_REQUEST_BYTES, ImageGenerationService
 from services.scheduler.api.operations import OperationsService
 from services.scheduler.api.status import PoolStatus
@@ -65,7 +68,7 @@ def _tracer(settings: SchedulerSettings) -> Tracer:
 async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
     """Serve until told to stop. Returns the exit status. Raises EvictingRedis, or SynerDiffError without a port."""
     stop = stop_signal()
-    serve_metrics(settings.metrics_port)
+    serve_metrics("scheduler", settings.metrics_port)
     async with _store(settings, tracer) as (redis, store, registry, pool):
         with contextlib.suppress(Unavailable):  # one that is away is asked once it answers
             await patiently(lambda: check_keeps_all(redis), 2.0)
@@ -76,6 +79,7 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             tls=settings.server_tls(),
             check=settings.gate(),
+            interceptors=[CallDurations()],
         )
         ImageGenerationService(store, registry, settings.admission_limits(), host.draining, tracer).add_to(host)
         OperationsService(status).add_to(host)
@@ -141,11 +145,19 @@ def _spare_collections() -> None:
 
 
 async def follow_redis(host: ServiceHost, redis: Redis) -> None:
-    """Ready while Redis takes what it is given, and keeps it: else nothing can be accepted."""
-    metrics = PoolMetrics.of_process()
+    """Ready while Redis takes what it is given, and keeps it: else nothing can be accepted.
+
+    Tells of a Redis that has lost what it was given, by a key that is set once for all schedulers.
+    """
+    metrics, known = PoolMetrics.of_process(), b""
     while True:
         try:
             await patiently(lambda: redis.set(keys.WRITTEN, "", px=_WRITTEN_KEPT_MS), 2.0)
+            data_id = await patiently(lambda: _data_id(redis), 2.0)
+            if known and data_id != known:
+                log.error("redis has lost its data: jobs that were accepted before are gone")
+                metrics.redis_losses.inc()
+            known = data_id
             memory = await patiently(lambda: check_keeps_all(redis), 2.0)
             metrics.redis_used.set(memory.get("used_memory", 0))
             metrics.redis_limit.set(memory.get("maxmemory", 0))
@@ -157,6 +169,11 @@ async def follow_redis(host: ServiceHost, redis: Redis) -> None:
             metrics.redis_up.set(0)
             await host.set_ready(False)
         await asyncio.sleep(1.0)
+
+
+async def _data_id(redis: Redis) -> bytes:
+    await redis.set(keys.DATA_ID, uuid.uuid4().hex, nx=True)
+    return cast(bytes, await redis.get(keys.DATA_ID)) or b""
 
 
 async def _repeat(step: Callable[[], Awaitable[None]], every_s: float) -> None:

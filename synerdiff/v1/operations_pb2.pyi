@@ -683,7 +683,7 @@ class EndedJob(_message.Message):
     LATENCY_MS_FIELD_NUMBER: _builtins.int
     ended_unix_ms: _builtins.float
     outcome: _builtins.str
-    """"finished", "failed", "cancelled" or "expired" """
+    """"finished", "failed", "cancelled", "expired" or "lost" """
     latency_ms: _builtins.float
     """from acceptance"""
     def __init__(

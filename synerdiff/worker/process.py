@@ -43,7 +43,7 @@ async def run(stage: Stage[S]) -> int:
     host = ServiceHost(tls=settings.server_tls())
     compiler = BackgroundCompiler(CompilerOptions.of(settings))
     try:
-        serve_metrics(settings.metrics_port)
+        serve_metrics(f"{stage.kind}-worker", settings.metrics_port)
         await host.start_health(settings.health_listen)
         share = await asyncio.to_thread(
             device_share, settings.device, settings.memory_limit_bytes, settings.require_mps

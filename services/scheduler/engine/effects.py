@@ -94,28 +94,33 @@ class StoreImage:
 
 @dataclass(frozen=True)
 class FinishJob:
-    """To the store: every image is stored. `skipped_steps`: by image index, the calls that skipped guidance."""
+    """To the store: every image is stored. `skipped_steps`: by image index, the calls that skipped guidance.
+
+    `workers`: the ids of those that have drawn it, as far as this leader has seen it.
+    """
 
     job_id: str
     accepted_at_ms: int
     timings: JobTimings
     warnings: tuple[str, ...]
     skipped_steps: SkippedSteps = ()
+    workers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FailJob:
-    """To the store: the job failed; `code` is a google.rpc.Code."""
+    """To the store: the job failed; `code` is a google.rpc.Code, `workers` as of FinishJob."""
 
     job_id: str
     accepted_at_ms: int
     code: int
     message: str
+    workers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class LetJobGo:
-    """To the books alone: a job that others ended is not held any more. `outcome`: "cancelled" or "expired"."""
+    """To the books alone: a job that others ended is not held any more. `outcome`: "cancelled", "expired" or "lost"."""
 
     job_id: str
     accepted_at_ms: int

@@ -128,8 +128,8 @@ class Engine:
         match event:
             case JobArrived(record):
                 self._job_arrived(record, now_ms)
-            case JobDropped(job_id):
-                self._job_dropped(job_id, now_ms)
+            case JobDropped(job_id, lost):
+                self._job_dropped(job_id, lost, now_ms)
             case ImageStored(task_id):
                 task = self.holdings.tasks.get(task_id)
                 if task and task.phase is Phase.STORING:
@@ -160,11 +160,11 @@ class Engine:
         self._arrived_calls += sum(task.spec.num_inference_steps for task in tasks)
         self.holdings.settle(record.job_id, record.accepted_at_ms)
 
-    def _job_dropped(self, job_id: str, now_ms: int) -> None:
+    def _job_dropped(self, job_id: str, lost: bool, now_ms: int) -> None:
         """Its slots are free within two ticks."""
         job = self.holdings.jobs.get(job_id)
         if job:
-            outcome = "expired" if job.record.deadline_ms <= now_ms else "cancelled"
+            outcome = "lost" if lost else "expired" if job.record.deadline_ms <= now_ms else "cancelled"
             self.holdings.effects.append(LetJobGo(job_id, job.record.accepted_at_ms, outcome))
             self.holdings.drop(job_id)
 

@@ -69,9 +69,10 @@ class JobArrived:
 
 @dataclass(frozen=True)
 class JobDropped:
-    """From the store: the job was cancelled, swept or claimed by another pool."""
+    """From the store: the job was cancelled, swept or claimed by another pool; or Redis has `lost` its record."""
 
     job_id: str
+    lost: bool = False
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,12 @@ class Holdings:
         job = self.jobs[job_id]
         if all(task.phase is Phase.DONE for task in job.tasks):
             finished = FinishJob(
-                job_id, job.record.accepted_at_ms, job.timings(now_ms), tuple(job.warnings), job.skipped_steps()
+                job_id,
+                job.record.accepted_at_ms,
+                job.timings(now_ms),
+                tuple(job.warnings),
+                job.skipped_steps(),
+                job.workers(),
             )
             self.effects.append(finished)
             self.drop(job_id)
@@ -207,7 +212,8 @@ class Holdings:
 
     def fail(self, job_id: str, code: int, message: str) -> None:
         """End the job with an error; `code` is a google.rpc.Code."""
-        self.effects.append(FailJob(job_id, self.jobs[job_id].record.accepted_at_ms, code, message))
+        job = self.jobs[job_id]
+        self.effects.append(FailJob(job_id, job.record.accepted_at_ms, code, message, job.workers()))
         self.drop(job_id)
 
     def drop(self, job_id: str) -> None:

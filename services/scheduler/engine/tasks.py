@@ -157,6 +157,10 @@ class Job:
         """The calls that skipped guidance, for every image that has any."""
         return tuple((task.index, tuple(task.skipped)) for task in self.tasks if task.skipped)
 
+    def workers(self) -> tuple[str, ...]:
+        """The workers that have its tasks, or had them last."""
+        return tuple(sorted({name for task in self.tasks for name in (task.unet_worker, task.vae_worker) if name}))
+
     def timings(self, now_ms: int) -> JobTimings:
         """Where the time went; the slowest image of each stage."""
         started = self.started_ms or now_ms

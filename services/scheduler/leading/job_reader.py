@@ -8,9 +8,6 @@ from services.scheduler.engine.events import JobArrived, JobDropped, JobEvent
 from services.scheduler.store.notifications import Subscription
 from services.scheduler.store.queue import JobStore, Lease
 from synerdiff.jobs import JobRecord
-from synerdiff.telemetry import get_logger
-
-log = get_logger("job_reader")
 
 CLAIM_ABSENCE_S = 60.0  # a pool without a leader for this long is not coming back soon: others take its jobs
 WANT_IDLE_S = 0.02
@@ -54,10 +51,8 @@ class JobReader:
         if not held:
             return
         gone = await self._store.gone(held, self._lease.pool)
-        if gone.lost:
-            log.error("redis has lost the records of accepted jobs", jobs=sorted(gone.lost))
         for job_id in gone.ended | gone.lost:
-            self._on(JobDropped(job_id))
+            self._on(JobDropped(job_id, lost=job_id in gone.lost))
 
     async def follow_controls(self) -> None:
         """Let go of jobs as they are cancelled."""

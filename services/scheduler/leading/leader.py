@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from services.scheduler.engine.effects import StoreEffect, WorkerEffect
 from services.scheduler.engine.engine import Engine
-from services.scheduler.engine.events import DomainGone, Event, Reported, WorkerLost
+from services.scheduler.engine.events import DomainGone, Event, JobDropped, Reported, WorkerLost
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.leading.correcting import correct_profiles
 from services.scheduler.leading.job_reader import JobReader
@@ -28,6 +28,7 @@ from services.scheduler.leading.worker_streams import WorkerStreams
 from services.scheduler.planner.cold_plans import ColdPlans
 from services.scheduler.profiles.keeper import ProfileKeeper
 from services.scheduler.store.queue import JobStore, Lease
+from services.scheduler.telemetry.job_ends import tell_lost
 from services.scheduler.telemetry.job_traces import JobTraces
 from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.cancellation import cancel_and_wait
@@ -88,7 +89,7 @@ class Leader:
     async def lead(self) -> None:
         """Run until superseded or cancelled. Raises whatever ends a part of it: half a leader is none."""
         async with contextlib.AsyncExitStack() as leaving:  # all of it, whatever fails on the way out
-            for close in (self.writer.stop, self.streams.close, self.keeper.close):
+            for close in (self._tell_losses, self.writer.stop, self.streams.close, self.keeper.close):
                 leaving.push_async_callback(close)
             leaving.callback(self._traces.left)
             leaving.callback(self.ended.set)
@@ -124,6 +125,7 @@ class Leader:
         try:
             self.keeper.on(event)
             self._count_loss(event)
+            self._tell_lost(event)
             planned = self.engine.on(event, now_ms())
             if isinstance(event, Reported) and isinstance(event.report, UnetTickDone | VaeTickDone):
                 self._pump()
@@ -151,6 +153,19 @@ class Leader:
             lane = holdings.lane(event.worker_id)
             if lane and not lane.draining:
                 self._metrics.worker_lost("unet" if event.worker_id in holdings.unet else "vae")
+
+    def _tell_lost(self, event: Event) -> None:
+        """Tell of a job that Redis has lost: it is still in the books."""
+        if isinstance(event, JobDropped) and event.lost and event.job_id in self.engine.holdings.jobs:
+            tell_lost(event.job_id, now_ms(), self.engine.holdings.jobs[event.job_id].record)
+
+    async def _tell_losses(self) -> None:
+        """The same as this leadership ends, which may be for want of them: no other leader knows of them."""
+        held = self.engine.holdings.jobs
+        job_ids = sorted(held.keys() | self.writer.unwritten)
+        with contextlib.suppress(RedisError, Unavailable, OSError):
+            for job_id in (await self._store.gone(job_ids)).lost if job_ids else ():
+                tell_lost(job_id, now_ms(), held[job_id].record if job_id in held else None)
 
     # ---- carrying out effects
 

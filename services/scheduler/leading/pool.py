@@ -12,7 +12,7 @@ from services.scheduler.leading.leader import Leader
 from services.scheduler.leading.options import LeaderOptions
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore, Lease
-from services.scheduler.telemetry.metrics import PoolMetrics
+from services.scheduler.telemetry.job_ends import tell_ended
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.redis_trouble import TROUBLE_LOG, trouble
@@ -100,13 +100,18 @@ class Pool:
             leader.failed(error)
 
     async def sweep(self) -> None:
-        """End jobs whose time is up or whose followers are gone, wherever held; restore and trim the queues."""
+        """End jobs whose time is up or whose followers are gone, wherever held; restore and trim the queues.
+
+        Tells of the jobs that have ended.
+        """
         while True:
-            PoolMetrics.of_process().jobs_expired(await self._try(self.store.sweep_expired) or 0)
-            await self._try(self.store.sweep_abandoned)
-            await self._try(self.store.restore)
-            await self._try(self.store.trim)
+            steps = (self.store.sweep_expired, self.store.sweep_abandoned, self.store.restore, self.store.trim)
+            for step in (*steps, self._tell_ended):
+                await self._try(step)
             await asyncio.sleep(0.5)
+
+    async def _tell_ended(self) -> None:
+        await tell_ended(self.store)
 
     async def _try(self, call: Callable[[], Awaitable[T]]) -> T | None:
         try:

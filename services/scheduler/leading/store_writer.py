@@ -6,6 +6,8 @@ ends its job. Progress can be done without, and is coalesced: only the latest of
 """
 
 import asyncio
+import contextlib
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,9 +19,9 @@ from services.scheduler.engine.events import ImageStored, JobArrived, JobDropped
 from services.scheduler.leading.listener import Listener
 from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.store.scripts import TransitionRefused
+from services.scheduler.telemetry.job_ends import tell_lost
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
-from synerdiff.jobs import JobTimings, SkippedSteps
 from synerdiff.requests import task_id
 from synerdiff.telemetry import get_logger
 
@@ -41,6 +43,11 @@ class StoreWriter:
         self._queues: dict[str, deque[effects.StoreEffect]] = {}
         self._writers: set[asyncio.Task[None]] = set()
         self._progress: dict[tuple[str, int], effects.ReportProgress] = {}
+
+    @property
+    def unwritten(self) -> set[str]:
+        """The jobs that have effects which are not in Redis."""
+        return set(self._queues)
 
     @property
     def backlog(self) -> int:
@@ -78,7 +85,8 @@ class StoreWriter:
 
     async def _write_progress(self, latest: list[effects.ReportProgress]) -> None:
         try:
-            await self._persist(partial(self._store.append_progress, self._lease, latest))
+            with contextlib.suppress(StaleLeader):
+                await self._persist(partial(self._store.append_progress, self._lease, latest))
         except Exception:  # of one job, but of which is not told; it must not end the writing of all
             log.exception("progress cannot be written", images=len(latest))
 
@@ -92,6 +100,8 @@ class StoreWriter:
             effect = queue[0]
             try:
                 await self._persist(partial(self._write, effect))
+            except StaleLeader:
+                return
             except Exception as error:
                 log.exception("an effect cannot be written", job_id=job_id, effect=type(effect).__name__)
                 queue.clear()
@@ -112,6 +122,7 @@ class StoreWriter:
                 await AsyncRetrying(retry=retry, wait=wait)(write)
         except StaleLeader:
             self._leader.superseded()
+            raise
 
     async def _write(self, effect: effects.StoreEffect) -> None:
         store, lease, in_time = self._store, self._lease, True
@@ -124,23 +135,24 @@ class StoreWriter:
                 in_time = await store.store_image(lease, job_id, image, index, seed)
                 if in_time:
                     self._leader.on(ImageStored(task_id(job_id, index)))
-            case effects.FinishJob(job_id, _, timings, warnings, skipped_steps):
-                await self._finish(job_id, timings, warnings, skipped_steps)
-            case effects.FailJob(job_id, _, code, message):
-                await store.fail(lease, job_id, code, message)
+            case effects.FinishJob():
+                in_time = await self._finish(effect)
+            case effects.FailJob(job_id, _, code, message, workers):
+                in_time = await store.fail(lease, job_id, code, message, workers)
         if not in_time:
-            if (await store.gone([effect.job_id])).lost:
-                log.error("redis has lost the record of an accepted job", job_id=effect.job_id)
-            self._leader.on(JobDropped(effect.job_id))
+            lost = bool((await store.gone([effect.job_id])).lost)
+            if lost and isinstance(effect, effects.FinishJob | effects.FailJob):  # the books do not hold it any more
+                tell_lost(effect.job_id, time.time_ns() // 1_000_000)
+            self._leader.on(JobDropped(effect.job_id, lost))
 
-    async def _finish(
-        self, job_id: str, timings: JobTimings, warnings: tuple[str, ...], skipped_steps: SkippedSteps
-    ) -> None:
+    async def _finish(self, effect: effects.FinishJob) -> bool:
+        job_id, told = effect.job_id, (effect.timings, effect.warnings, effect.skipped_steps, effect.workers)
         try:
-            await self._store.finish(self._lease, job_id, timings, warnings, skipped_steps)
+            return await self._store.finish(self._lease, job_id, *told)
         except TransitionRefused:
             record = await self._store.job(job_id)
             if record is None or len(record.images_done) == record.request.num_images:
                 raise
             log.error("redis has lost images of a job", job_id=record.job_id, images_left=list(record.images_done))
             self._leader.on(JobArrived(record))  # they are drawn again
+            return True

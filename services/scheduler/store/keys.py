@@ -30,6 +30,8 @@ PATTERNS = {
     "deadlines": "synerdiff:deadlines",
     "leases": "synerdiff:leases",
     "leases_swept": "synerdiff:leases_swept",
+    # Stream: how jobs ended, until a scheduler has told of it: see take_ended.lua.
+    "ended": "synerdiff:ended",
     # The cards of the known models by name: the worker registry's.
     "models": MODELS,
     # A pool: its newest fencing token and last renewal; its leader while the TTL lasts; its last answered read.
@@ -47,6 +49,8 @@ ACCEPTED = PATTERNS["accepted"]
 
 # Written by every scheduler now and then, to see whether Redis takes writes.
 WRITTEN = "synerdiff:written"
+# Set by the first scheduler of all, and never again: another one, or none, says that Redis has lost its data.
+DATA_ID = "synerdiff:data_id"
 
 GROUP = "pools"
 KEEPER = ""  # the member of every sorted set that marks it as whole; ranked last, it is in nobody's way

@@ -183,7 +183,7 @@ class JobQueue(StoreBase):
 
     async def cancel(self, job_id: str, reason: str) -> JobRecord | None:
         """Cancel a job that has not ended, tell its followers and its pool, and return it as it then stands."""
-        reply = await self._api("cancel", job_id, cancelled_event(reason), self._retention_ms)
+        reply = await self._api("cancel", job_id, cancelled_event(reason), self._retention_ms, reason)
         return None if reply is None else record_from_reply(reply)
 
     async def queue_depths(self) -> list[QueueDepth]:
@@ -253,19 +253,19 @@ class JobQueue(StoreBase):
         timings: JobTimings,
         warnings: Sequence[str] = (),
         skipped_steps: SkippedSteps = (),
+        workers: Sequence[str] = (),
     ) -> bool:
         """End a job whose images are all stored. Raises TransitionRefused when one is not."""
-        return await self._end(lease, job_id, JobState.FINISHED, finished_event(timings, warnings, skipped_steps))
+        event = finished_event(timings, warnings, skipped_steps)
+        return await self._end(lease, job_id, JobState.FINISHED, event, 0, "", " ".join(workers))
 
-    async def fail(self, lease: Lease, job_id: str, code: int, message: str) -> bool:
+    async def fail(self, lease: Lease, job_id: str, code: int, message: str, workers: Sequence[str] = ()) -> bool:
         """End a job that cannot succeed. `code` is a google.rpc.Code."""
-        return await self._end(lease, job_id, JobState.FAILED, failed_event(code, message), code, message)
+        event = failed_event(code, message)
+        return await self._end(lease, job_id, JobState.FAILED, event, code, message, " ".join(workers))
 
-    async def _end(
-        self, lease: Lease, job_id: str, state: JobState, event: bytes, code: int = 0, message: str = ""
-    ) -> bool:
-        reply = await self._leader("end_job", lease, job_id, state.name, event, self._retention_ms, code, message)
-        return bool(reply)
+    async def _end(self, lease: Lease, job_id: str, state: JobState, event: bytes, *args: Argument) -> bool:
+        return bool(await self._leader("end_job", lease, job_id, state.name, event, self._retention_ms, *args))
 
     async def ended(self, job_ids: Sequence[str], pool: str = "") -> set[str]:
         """Those that have ended or are lost; with `pool`, also those that belong to another pool by now."""

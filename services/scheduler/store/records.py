@@ -1,8 +1,10 @@
 """How jobs and events look in Redis: job fields as readable text, the request as JSON, events as protobuf."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from synerdiff.errors import InvalidRequest, SynerDiffError
@@ -12,7 +14,38 @@ from synerdiff.plans import DecodedImage
 from synerdiff.requests import ImageRequest
 from synerdiff.v1 import images_pb2
 
+DEADLINE_EXCEEDED: int = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+CANCELLED: int = grpc.StatusCode.CANCELLED.value[0]
 TERMINAL_EVENTS = frozenset({"finished", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a job ended, as Redis has it. `code`: a google.rpc.Code; `images`: those stored; `workers`: as far as known.
+
+    Times in ms, 0 for a state that the job did not come to: `waited_ms` from its acceptance to its first task's
+    admission, `denoised_ms` to the last step of all its images, `decoded_ms` from there, `total_ms` from acceptance.
+    """
+
+    job_id: str
+    request_id: str
+    caller: str
+    model: str
+    state: JobState
+    code: int
+    reason: str
+    images: int
+    waited_ms: int
+    denoised_ms: int
+    decoded_ms: int
+    total_ms: int
+    workers: tuple[str, ...]
+    traceparent: str
+
+    @property
+    def outcome(self) -> str:
+        """finished, failed, cancelled, or expired: its time ran out."""
+        return "expired" if self.code == DEADLINE_EXCEEDED else self.state.name.lower()
 
 
 _REQUEST = JsonCodec(ImageRequest, "request")
@@ -72,6 +105,37 @@ def event_from_entry(job_id: str, sequence: int, form: bytes, value: bytes) -> i
     event.job_id = job_id
     event.sequence = sequence
     return event
+
+
+def end_from_entry(flat: list[bytes]) -> JobEnd:
+    """A job's end from the fields of its entry; what a damaged record did not have is empty or 0."""
+    texts = [value.decode() for value in flat]
+    fields = dict(zip(texts[::2], texts[1::2], strict=True))
+    state = JobState[fields["state"]]
+    ended = int(fields["ended_at_ms"])
+    accepted, running, decoding = (
+        int(fields[name] or 0) for name in ("accepted_at_ms", "RUNNING_at_ms", "DECODING_at_ms")
+    )
+    return JobEnd(
+        job_id=fields["job_id"],
+        request_id=fields["request_id"].rpartition("\n")[2],  # see keys.request_id_of
+        caller=fields["caller"],
+        model=fields["model"],
+        state=state,
+        code=CANCELLED if state is JobState.CANCELLED else int(fields["code"] or 0),
+        reason=fields["reason"],
+        images=int(fields["images"]),
+        waited_ms=_between(accepted, running or ended),
+        denoised_ms=_between(running, decoding or ended),
+        decoded_ms=_between(decoding, ended),
+        total_ms=_between(accepted, ended),
+        workers=tuple(fields["workers"].split()),
+        traceparent=fields["traceparent"],
+    )
+
+
+def _between(since_ms: int, until_ms: int) -> int:
+    return max(0, until_ms - since_ms) if since_ms else 0
 
 
 def is_terminal(event: images_pb2.GenerateEvent) -> bool:

@@ -1,16 +1,17 @@
 """Ends what nobody else would end. Any scheduler may run these, at any time, as often as it likes."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
-import grpc
-
-from services.scheduler.store.records import cancelled_event, failed_event
+from services.scheduler.store.records import DEADLINE_EXCEEDED, JobEnd, cancelled_event, end_from_entry, failed_event
 from services.scheduler.store.store_base import StoreBase
+from synerdiff.telemetry import get_logger
 
 BATCH = 100
-DEADLINE_EXCEEDED: int = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+TELL_WITHIN_S = 60.0  # of taking an end; after that its taker is gone
 DEADLINE_MESSAGE = "the request's timeout ran out before its last image"
 ABANDONED_REASON = "nobody followed the job any more"
+
+log = get_logger("sweeps")
 
 
 class Sweeps(StoreBase):
@@ -34,12 +35,31 @@ class Sweeps(StoreBase):
             cancelled_event(ABANDONED_REASON),
             self._retention_ms,
             BATCH,
+            ABANDONED_REASON,
         )
         return await _until_done(lambda: self._api("sweep_abandoned", *args))
 
     async def restore(self) -> None:
         """Make the queue's keys again that Redis has lost, from those it still has."""
         await self._api("restore", self._follower_lease_ms)
+
+    async def take_ended(self) -> dict[str, JobEnd]:
+        """How jobs have ended that nobody has told of yet, at most BATCH, by entry; each is given to one caller.
+
+        The caller tells of them and then calls `ended_told`. Others get what it does not tell within TELL_WITHIN_S.
+        """
+        ends = {}
+        for entry_id, fields in await self._api("take_ended", BATCH, round(TELL_WITHIN_S * 1000)):
+            try:
+                ends[entry_id.decode()] = end_from_entry(fields)
+            except (LookupError, ValueError) as error:
+                log.error("the end of a job cannot be read", entry=repr(fields)[:500], error=repr(error))
+                await self.ended_told([entry_id.decode()])
+        return ends
+
+    async def ended_told(self, entries: Iterable[str]) -> None:
+        """Forget these ends."""
+        await self._api("ended_told", *entries)
 
     async def trim(self) -> int:
         """Drop from the streams what every pool is done with; returns how many entries went."""

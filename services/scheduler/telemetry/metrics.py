@@ -13,6 +13,15 @@ _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _LATENCY_S = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
 _RATIOS = (0.5, 0.65, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 _ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_ENDS = (
+    ("finished", "OK"),
+    ("failed", "INTERNAL"),
+    ("failed", "FAILED_PRECONDITION"),
+    ("failed", "RESOURCE_EXHAUSTED"),
+    ("cancelled", "CANCELLED"),
+    ("expired", "DEADLINE_EXCEEDED"),
+    ("lost", "NOT_FOUND"),
+)
 _BY_CLASS = ["model", "priority"]
 
 
@@ -30,6 +39,7 @@ class PoolMetrics:
         self.workers = Gauge("synerdiff_workers", "attached workers", ["model", "kind"])
         self.write_backlog = Gauge("synerdiff_store_backlog", "results not yet in Redis")
         self.redis_up = Gauge("synerdiff_redis_up", "1 while Redis takes what this scheduler writes, and keeps it")
+        self.redis_losses = Counter("synerdiff_redis_losses", "times that Redis turned out to have lost its data")
         self.redis_used = Gauge("synerdiff_redis_used_bytes", "memory that Redis uses")
         self.redis_limit = Gauge("synerdiff_redis_limit_bytes", "memory at which Redis refuses writes; 0: none")
         self.decode_backlog = Gauge(
@@ -72,10 +82,9 @@ class PoolMetrics:
         self._set_aside = Counter("synerdiff_set_aside", "running tasks that made way for others", ["model"])
         self._jobs = Counter(
             "synerdiff_jobs_ended",
-            "jobs that this leader held to their end: finished, failed, cancelled, expired",
-            ["outcome"],
+            "jobs that ended: finished, failed, cancelled, expired, or lost by Redis; each counted by one scheduler",
+            ["outcome", "code"],
         )
-        self._expired = Counter("synerdiff_jobs_expired", "jobs whose time ran out, waiting or held, found by a sweep")
         self._images = Counter("synerdiff_images", "images made")
         self._latency = Histogram(
             "synerdiff_job_seconds", "acceptance to end, by outcome", ["outcome"], buckets=_LATENCY_S
@@ -84,10 +93,10 @@ class PoolMetrics:
             "synerdiff_stage_seconds", "where a finished job's time went", ["stage"], buckets=_LATENCY_S
         )
         # Sums over outcomes need every one of them, and a rate its first event, from the start.
-        self._of_outcome = {
-            outcome: (self._jobs.labels(outcome), self._latency.labels(outcome))
-            for outcome in ("finished", "failed", "cancelled", "expired")
-        }
+        for outcome, code in _ENDS:
+            self._jobs.labels(outcome, code)
+            if outcome != "lost":
+                self._latency.labels(outcome)
         self._of_stage = {stage: self._stages.labels(stage) for stage in ("queue", "encode", "denoise", "decode")}
 
     @classmethod
@@ -127,13 +136,13 @@ class PoolMetrics:
             case StoreImage():
                 self._images.inc()
             case FinishJob(accepted_at_ms=accepted_at_ms, timings=timings):
-                self.job_ended("finished", now_ms - accepted_at_ms)
+                self.ended.add("finished", now_ms - accepted_at_ms)
                 for stage, seconds in self._of_stage.items():
                     seconds.observe(getattr(timings, f"{stage}_ms") / 1000)
             case FailJob(accepted_at_ms=accepted_at_ms):
-                self.job_ended("failed", now_ms - accepted_at_ms)
+                self.ended.add("failed", now_ms - accepted_at_ms)
             case LetJobGo(accepted_at_ms=accepted_at_ms, outcome=outcome):
-                self.job_ended(outcome, now_ms - accepted_at_ms)
+                self.ended.add(outcome, now_ms - accepted_at_ms)
 
     def worker_lost(self, kind: str) -> None:
         """Count a worker that is gone."""
@@ -149,13 +158,11 @@ class PoolMetrics:
         """Count what a worker said and nobody here understands."""
         self._unreadable.labels(kind).inc()
 
-    def jobs_expired(self, jobs: int) -> None:
-        """Count what a sweep ended."""
-        self._expired.inc(jobs)
+    def job_lost(self) -> None:
+        """Count a job whose record Redis has lost."""
+        self._jobs.labels("lost", "NOT_FOUND").inc()
 
-    def job_ended(self, outcome: str, latency_ms: int) -> None:
-        """Count a job that this leader held to its end."""
-        self.ended.add(outcome, latency_ms)
-        jobs, latency = self._of_outcome[outcome]
-        jobs.inc()
-        latency.observe(max(0, latency_ms) / 1000)
+    def job_ended(self, outcome: str, code: str, latency_ms: int) -> None:
+        """Count a job's end; `code`: the name of its gRPC status."""
+        self._jobs.labels(outcome, code).inc()
+        self._latency.labels(outcome).observe(max(0, latency_ms) / 1000)

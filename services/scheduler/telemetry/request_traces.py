@@ -68,5 +68,10 @@ def job_context(stored: TraceContext, job_id: str) -> TraceContext:
 
 def trace_id_of(record: JobRecord) -> dict[str, str]:
     """What a log line about a job says of its trace."""
-    context = parse_traceparent(record.traceparent)
+    return trace_id(record.traceparent)
+
+
+def trace_id(traceparent: str) -> dict[str, str]:
+    """The same of a job's `traceparent`."""
+    context = parse_traceparent(traceparent)
     return {"trace_id": context.trace_hex} if context else {}

@@ -80,7 +80,7 @@ local function change_state(job_id, to)
   if not (TRANSITIONS[from] or UNKNOWN_STATE)[to] then
     error({err = 'REFUSED job ' .. job_id .. ' is ' .. from .. ' and may not become ' .. to})
   end
-  redis.call('HSET', job, 'state', to)
+  redis.call('HSET', job, 'state', to, to .. '_at_ms', now_ms())
   if from == 'QUEUED' and model then
     redis.call('ZREM', key('waiting', model), job_id)
     count(caller, 'waiting', images, -1)
@@ -91,14 +91,29 @@ local function change_state(job_id, to)
   return 'changed'
 end
 
+-- Keep for take_ended.lua how a job has ended, in its newest MOST_ENDS: nobody may be there to take it.
+local MOST_ENDS = 100000
+local function remember_end(job_id, to, about)
+  local entry = {'job_id', job_id, 'state', to, 'images', redis.call('HLEN', key('images', job_id)),
+    'ended_at_ms', now_ms(), 'code', about.code or '', 'reason', about.reason or '', 'workers', about.workers or ''}
+  local names = {'request_id', 'caller', 'model', 'accepted_at_ms', 'RUNNING_at_ms', 'DECODING_at_ms', 'traceparent'}
+  for index, value in ipairs(redis.call('HMGET', key('job', job_id), unpack(names))) do
+    table.insert(entry, names[index])
+    table.insert(entry, value or '')
+  end
+  redis.call('XADD', key('ended'), 'MAXLEN', '~', MOST_ENDS, '*', unpack(entry))
+end
+
 -- The one way a job ends: state, event, acknowledgement, and the start of its retention time. Returns as change_state.
 -- Of a damaged record it does what the fields left allow: one that cannot end would stop every sweep.
-local function end_job(job_id, to, event, retention_ms)
+-- about: what is known of its `code`, `reason` and `workers`.
+local function end_job(job_id, to, event, retention_ms, about)
   local outcome = change_state(job_id, to)
   if outcome ~= 'changed' then
     return outcome
   end
   local job = key('job', job_id)
+  remember_end(job_id, to, about)
   add_event(job_id, 'event', event)
   redis.call('HSET', job, 'last_event', event)
   redis.call('ZREM', key('deadlines'), job_id)
@@ -127,8 +142,9 @@ local function forget_lost(job_id)
   redis.call('PUBLISH', key('wake', job_id), 'event')
 end
 
-local function fail_job(job_id, event, retention_ms, code, message)
-  local outcome = end_job(job_id, 'FAILED', event, retention_ms)
+local function fail_job(job_id, event, retention_ms, code, message, workers)
+  local outcome = end_job(
+    job_id, 'FAILED', event, retention_ms, {code = code, reason = message, workers = workers})
   if outcome == 'changed' then
     redis.call('HSET', key('job', job_id), 'error_code', code, 'error_message', message)
   end

@@ -1,5 +1,5 @@
 -- Cancel the abandonable jobs that nobody has followed for the lease time, and tell their pools.
--- ARGV: now in Unix ms ('' for Redis's own clock), lease ms, Cancelled event, retention ms, most jobs
+-- ARGV: now in Unix ms ('' for Redis's own clock), lease ms, Cancelled event, retention ms, most jobs, reason
 -- Returns how many leases had run out.
 local now, lease_ms, event, retention_ms = given_or_now(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
@@ -16,7 +16,7 @@ end
 
 local abandoned = redis.call('ZRANGEBYSCORE', key('leases'), '-inf', now, 'LIMIT', 0, ARGV[5])
 for _, job_id in ipairs(abandoned) do
-  if end_job(job_id, 'CANCELLED', event, retention_ms) == 'changed' then
+  if end_job(job_id, 'CANCELLED', event, retention_ms, {reason = ARGV[6]}) == 'changed' then
     notify_pool(job_id)
   end
   redis.call('ZREM', key('leases'), job_id)

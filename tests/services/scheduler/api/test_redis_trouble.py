@@ -10,10 +10,12 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from services.scheduler.engine.tasks import Phase
 from services.scheduler.process import follow_redis
 from services.scheduler.store.queue import JobStoreSettings
+from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.client import AsyncClient
 from synerdiff.errors import Unavailable
 from synerdiff.redis_client import connect
@@ -181,6 +183,23 @@ async def test_a_scheduler_is_ready_while_redis_takes_what_it_is_given(
             if ready:
                 assert (REGISTRY.get_sample_value("synerdiff_redis_used_bytes") or 0) > 0
     await host.drain(0)
+
+
+async def test_a_redis_that_has_lost_its_data_is_counted_and_a_restart_with_them_is_not(
+    redis: Redis, own_redis: RedisProcess
+) -> None:
+    host, losses = ServiceHost(), "synerdiff_redis_losses_total"
+    async with background(follow_redis(host, redis)):
+        await until(lambda: REGISTRY.get_sample_value("synerdiff_redis_up"))
+        before = REGISTRY.get_sample_value(losses) or 0.0
+        PoolMetrics.of_process().redis_up.set(0)
+        await asyncio.to_thread(own_redis.restart)
+        await until(lambda: REGISTRY.get_sample_value("synerdiff_redis_up"))
+        assert REGISTRY.get_sample_value(losses) == before
+        with capture_logs() as lines:
+            await redis.flushall()
+            await until(lambda: REGISTRY.get_sample_value(losses) == before + 1)
+        assert [line for line in lines if "redis has lost its data" in line["event"]]
 
 
 async def test_workers_that_a_full_redis_has_forgotten_go_on_with_what_they_have(redis: Redis) -> None:

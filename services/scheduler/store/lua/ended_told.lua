@@ -1,0 +1,5 @@
+-- These ends of jobs have been told.
+-- ARGV: entry id...
+redis.call('XACK', key('ended'), GROUP, unpack(ARGV))
+redis.call('XDEL', key('ended'), unpack(ARGV))
+return redis.status_reply('OK')

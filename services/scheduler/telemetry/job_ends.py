@@ -1,0 +1,49 @@
+"""One log line and one count for every job's end, whoever ended it.
+
+The script in Redis that ends a job keeps its end until a scheduler has told of it, so neither a change of leader nor a
+lost reply hides one. A scheduler that dies between its line and the acknowledgement leaves a second line to another.
+"""
+
+import grpc
+
+from services.scheduler.store.records import JobEnd
+from services.scheduler.store.sweeps import BATCH, Sweeps
+from services.scheduler.telemetry.metrics import PoolMetrics
+from services.scheduler.telemetry.request_traces import trace_id
+from synerdiff.jobs import JobRecord
+from synerdiff.telemetry import get_logger
+
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+log = get_logger("jobs")
+
+
+async def tell_ended(store: Sweeps) -> None:
+    """Tell of all jobs that have ended and were not told of. Raises what the store raises."""
+    metrics = PoolMetrics.of_process()
+    full = True
+    while full:
+        ends = await store.take_ended()
+        for end in ends.values():
+            code = _CODES.get(end.code, "UNKNOWN")
+            metrics.job_ended(end.outcome, code, end.total_ms)
+            log.info("ended", **_fields(end), code=code, **trace_id(end.traceparent))
+        if ends:
+            await store.ended_told(ends)
+        full = len(ends) == BATCH
+
+
+def tell_lost(job_id: str, now_ms: int, record: JobRecord | None = None) -> None:
+    """Tell of a job whose record Redis has lost. `record`: as its leader has it."""
+    about: dict[str, object] = {}
+    if record:
+        about = {"request_id": record.request.request_id, "caller": record.caller, "model": record.request.model}
+        about |= {"total_ms": now_ms - record.accepted_at_ms} | trace_id(record.traceparent)
+    PoolMetrics.of_process().job_lost()
+    log.error("ended", job_id=job_id, outcome="lost", code="NOT_FOUND", reason="Redis has lost its record", **about)
+
+
+def _fields(end: JobEnd) -> dict[str, object]:
+    names = ("job_id", "request_id", "caller", "model", "outcome", "reason", "images")
+    times = ("waited_ms", "denoised_ms", "decoded_ms", "total_ms")
+    return {name: getattr(end, name) for name in (*names, *times)} | {"workers": list(end.workers)}
