@@ -1,6 +1,6 @@
 """How many Submits a second are accepted durably, how long each takes, and whose CPU time it costs.
 
-    python -m bench.acceptance [--schedulers 1,2] [--loads 1,64,256,500/s] [--seconds 6] [--scheduler-cpu 0.25]
+    python -m bench.acceptance [--schedulers 1,2] [--loads 1,64,256,500/s,empty:64] [--scheduler-cpu 0.2]
 
 A Redis with the product's own durability (an fsync before every answer), schedulers with API keys and quotas, and a
 model whose workers are stopped: jobs are accepted and wait. A load is calls in flight, each caller's next one sent once
@@ -19,9 +19,9 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from synerdiff.v1 import images_pb2
 
 ROOT = Path(__file__).parents[1]
 SUBMIT = "/synerdiff.v1.ImageGeneration/Submit"
+EMPTY = "/grpc.health.v1.Health/Check"
 CALLERS = 8
 CHANNELS = 2  # to each scheduler
 WARM_S = 1.0
@@ -54,23 +55,29 @@ RATE = "requests_per_s=999999"
 GROUPS = Path("/sys/fs/cgroup/cpu")
 PERIOD_US = 10_000
 
-Call = Callable[[], Awaitable[str]]
-
 
 @dataclass(frozen=True)
 class Load:
-    """`in_flight` calls at any time, or `per_s` sent a second."""
+    """`in_flight` calls at any time, or `per_s` sent a second, of one method."""
 
     in_flight: int = 0
     per_s: float = 0.0
+    method: str = SUBMIT
 
     @classmethod
     def parse(cls, text: str) -> "Load":
-        number, slash, _ = text.strip().partition("/s")
-        return cls(per_s=float(number)) if slash else cls(in_flight=int(number))
+        what, _, number = text.strip().rpartition(":")
+        method = EMPTY if what else SUBMIT
+        number, slash, _ = number.partition("/s")
+        return cls(per_s=float(number), method=method) if slash else cls(in_flight=int(number), method=method)
+
+    def of(self, clients: int) -> "Load":
+        """The part of one of so many clients."""
+        return replace(self, in_flight=self.in_flight // clients, per_s=self.per_s / clients)
 
     def __str__(self) -> str:
-        return f"{self.per_s:g} a second" if self.per_s else f"{self.in_flight} in flight"
+        number = f"{self.per_s:g} a second" if self.per_s else f"{self.in_flight} in flight"
+        return number if self.method == SUBMIT else f"empty, {number}"
 
 
 @dataclass(frozen=True)
@@ -86,17 +93,18 @@ class Sent:
 class Client:
     """Calls of many callers over a few connections, with requests encoded beforehand."""
 
-    def __init__(self, addresses: Sequence[str], keys: Sequence[str]) -> None:
+    def __init__(self, addresses: Sequence[str], keys: Sequence[str], method: str) -> None:
         # Channels of one target and the same options share a connection.
         apart = [("grpc.use_local_subchannel_pool", 1)]
         self._channels = [
             grpc.aio.insecure_channel(address, options=apart) for address in addresses for _ in range(CHANNELS)
         ]
-        calls = [channel.unary_unary(SUBMIT) for channel in self._channels]  # bytes in, bytes out
+        calls = [channel.unary_unary(method) for channel in self._channels]  # bytes in, bytes out
         metadata = [(("authorization", f"Bearer {key}"),) for key in keys]
-        self._turns = zip(itertools.cycle(calls), itertools.cycle(metadata), _requests(), strict=False)
+        requests = _requests() if method == SUBMIT else itertools.repeat(b"")
+        self._turns = zip(itertools.cycle(calls), itertools.cycle(metadata), requests, strict=False)
 
-    async def submit(self) -> str:
+    async def call(self) -> str:
         """One call. Returns its status code's name."""
         call, metadata, request = next(self._turns)
         try:
@@ -125,7 +133,7 @@ def send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: flo
 
 
 async def _send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: float) -> Sent:
-    client = Client(addresses, keys)
+    client = Client(addresses, keys, load.method)
     send_all = _open_loop if load.per_s else _closed_loop
     try:
         await send_all(client, load, WARM_S)
@@ -144,7 +152,7 @@ async def _closed_loop(client: Client, load: Load, seconds: float) -> list[tuple
 
     async def one_caller() -> None:
         while (began := time.monotonic()) < until:
-            answers.append((await client.submit(), time.monotonic() - began))
+            answers.append((await client.call(), time.monotonic() - began))
 
     await asyncio.gather(*(one_caller() for _ in range(load.in_flight)))
     return answers
@@ -155,7 +163,7 @@ async def _open_loop(client: Client, load: Load, seconds: float) -> list[tuple[s
     began = time.monotonic()
 
     async def one_call(due: float) -> tuple[str, float]:
-        return await client.submit(), time.monotonic() - due
+        return await client.call(), time.monotonic() - due
 
     calls = []
     for number in range(round(load.per_s * seconds)):
@@ -179,9 +187,10 @@ class System:
     schedulers: list[psutil.Process]
     redis: psutil.Process
 
-    def cpu_s(self) -> tuple[float, float]:
-        """CPU seconds of the schedulers, and of Redis."""
-        return sum(map(_used_s, self.schedulers)), _used_s(self.redis)
+    def cpu_s(self) -> tuple[float, float, float]:
+        """CPU seconds of the schedulers, of Redis, and of the whole machine, what its host took from it included."""
+        whole = psutil.cpu_times()
+        return sum(map(_used_s, self.schedulers)), _used_s(self.redis), sum(whole) - whole.idle - whole.iowait
 
 
 def _used_s(process: psutil.Process) -> float:
@@ -205,15 +214,16 @@ async def system(folder: Path, schedulers: int, callers: Path, scheduler_cpu: fl
         for number, address in enumerate(addresses):
             with (folder / f"scheduler-{schedulers}-{number}.log").open("wb") as log:
                 processes.append(await _scheduler(redis.url, address, callers, log))
-            _hold(processes[-1].pid, number, scheduler_cpu)
-        for address in addresses:
+        for number, (address, process) in enumerate(zip(addresses, processes, strict=True)):
             await _until_ready(address)
+            _hold(process.pid, number, scheduler_cpu)
         yield System(addresses, [psutil.Process(process.pid) for process in processes], psutil.Process(pid))
     finally:
         for process in processes:
             process.terminate()
             await process.wait()
         redis.stop()
+        _let_go()
 
 
 async def _scheduler(redis_url: str, address: str, callers: Path, log: Any) -> asyncio.subprocess.Process:
@@ -233,6 +243,12 @@ def _hold(pid: int, number: int, cores: float) -> None:
         (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
         (group / "cpu.cfs_quota_us").write_text(str(round(cores * PERIOD_US)))
         (group / "cgroup.procs").write_text(str(pid))
+
+
+def _let_go() -> None:
+    """Remove the groups of processes that have ended."""
+    for group in GROUPS.glob(f"acceptance-{os.getpid()}-*"):
+        group.rmdir()
 
 
 async def _until_ready(address: str) -> None:
@@ -275,12 +291,13 @@ def fsync_ms(folder: Path, times: int = 200) -> float:
 
 
 def row(schedulers: int, load: Load, sent: Sequence[Sent], spent: Sequence[float]) -> dict[str, Any]:
-    """`spent`: CPU seconds of the schedulers and of Redis, the clients' moments of warming up included."""
+    """`spent`: CPU seconds of the schedulers, of Redis and of the machine, with the clients' moment of warming up."""
     latencies = sorted(latency for each in sent for latency in each.latencies_ms)
     refused: Counter[str] = sum((Counter(each.refused) for each in sent), Counter())
     seconds = max(each.seconds for each in sent)
-    thousands = len(latencies) / 1000
-    warmed = thousands * (seconds + WARM_S) / seconds
+    thousands, client_s = len(latencies) / 1000, sum(each.cpu_s for each in sent)
+    warmed = (seconds + WARM_S) / seconds
+    others_s = spent[2] - spent[1] - spent[0] - client_s * warmed
     return {
         "schedulers": schedulers,
         "load": str(load),
@@ -288,17 +305,29 @@ def row(schedulers: int, load: Load, sent: Sequence[Sent], spent: Sequence[float
         "p50_ms": round(latencies[len(latencies) // 2], 1),
         "p99_ms": round(latencies[len(latencies) * 99 // 100], 1),
         "cpu_s_per_1000": {
-            "client": round(sum(each.cpu_s for each in sent) / thousands, 2),
-            "schedulers": round(spent[0] / warmed, 2),
-            "redis": round(spent[1] / warmed, 2),
+            "client": round(client_s / thousands, 2),
+            "schedulers": round(spent[0] / warmed / thousands, 2),
+            "redis": round(spent[1] / warmed / thousands, 2),
         },
+        "others_cores": round(others_s / (seconds + WARM_S), 2),
         "errors": dict(refused),
     }
 
 
+async def loaded(
+    measured: System, keys: Sequence[str], load: Load, seconds: float, pool: ProcessPoolExecutor, clients: int
+) -> dict[str, Any]:
+    """The row of a load that `clients` processes of a pool share."""
+    loop, before = asyncio.get_running_loop(), measured.cpu_s()
+    parts = [(measured.addresses, keys, load.of(clients), seconds)] * clients
+    sent = await asyncio.gather(*(loop.run_in_executor(pool, send, *part) for part in parts))
+    spent = [after - earlier for after, earlier in zip(measured.cpu_s(), before, strict=True)]
+    return row(len(measured.addresses), load, sent, spent)
+
+
 async def measure(
     schedulers: str = "1,2",
-    loads: str = "1,64,256,500/s",
+    loads: str = "1,64,256,500/s,empty:64",
     seconds: float = 6.0,
     clients: int = 1,
     scheduler_cpu: float = 0.0,
@@ -315,35 +344,20 @@ async def measure(
         for count in map(int, schedulers.split(",")):
             async with system(folder, count, callers, scheduler_cpu) as measured:
                 for load in map(Load.parse, loads.split(",")):
-                    part = Load(load.in_flight // clients, load.per_s / clients)
-                    before = measured.cpu_s()
-                    sent = await asyncio.gather(
-                        *(
-                            asyncio.get_running_loop().run_in_executor(
-                                pool, send, measured.addresses, keys, part, seconds
-                            )
-                            for _ in range(clients)
-                        )
-                    )
-                    spent = [after - earlier for after, earlier in zip(measured.cpu_s(), before, strict=True)]
-                    rows.append(row(count, load, sent, spent))
-        checked_us, synced_ms = gate_check_us(callers, keys), fsync_ms(folder)
-    return {
-        "machine": machine(),
-        "gate_check_us": round(checked_us, 1),
-        "fsync_ms": round(synced_ms, 2),
-        "rows": rows,
-    }
+                    rows.append(await loaded(measured, keys, load, seconds, pool, clients))
+        beside = {"gate_check_us": round(gate_check_us(callers, keys), 1), "fsync_ms": round(fsync_ms(folder), 2)}
+    return {"machine": machine(), **beside, "rows": rows}
 
 
 def show(result: dict[str, Any]) -> str:
     """The rows as a table for documents, with what was measured beside them."""
-    headings = ("schedulers", "load", "accepted a second", "p50 ms", "p99 ms", "CPU s per 1,000: client", "schedulers",
-                "Redis")  # fmt: skip
+    headings = ("schedulers", "load", "answered a second", "p50 ms", "p99 ms", "CPU s per 1,000: client", "schedulers",
+                "Redis", "cores of others")  # fmt: skip
     lines = [
         (
             *(each[name] for name in ("schedulers", "load", "per_s", "p50_ms", "p99_ms")),
             *each["cpu_s_per_1000"].values(),
+            each["others_cores"],
         )
         for each in result["rows"]
     ]
