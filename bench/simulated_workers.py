@@ -72,12 +72,15 @@ def grey(image_format: ImageFormat, width: int, height: int) -> bytes:
 
 @dataclass
 class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
-    """A UNet worker that counts. `idle_s` is time without a plan while an unfinished task was resident."""
+    """A UNet worker that counts. `row_s`: what each row of a tick adds to its time. `idle_s` is time without a plan
+    while an unfinished task was resident.
+    """
 
     worker_id: str
     tick_s: float
     slots: int
     address: str = ""
+    row_s: float = 0.0
     guard: LeaderGuard = field(default_factory=LeaderGuard)
     busy_s: float = 0.0
     idle_s: float = 0.0
@@ -140,7 +143,8 @@ class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
             if had_work:
                 self.idle_s += began - waited_from
             start_ns = time.time_ns()
-            await asyncio.sleep(max(0.0, self.tick_s - (time.perf_counter() - began)))
+            tick_s = self.tick_s + self.row_s * sum(map(self.counting.rows, plan.items))
+            await asyncio.sleep(max(0.0, tick_s - (time.perf_counter() - began)))
             stepped = self.counting.step(plan.items)
             for preview in self._previews(plan):
                 reports.put_nowait(stages_pb2.UnetReport(preview=stages.preview_to_pb(preview)))

@@ -48,8 +48,7 @@ SkippedSteps = tuple[tuple[int, tuple[int, ...]], ...]
 class JobRecord:
     """A job as Redis holds it. Times in Unix ms; `images_done`: indices stored; `traceparent`: W3C, or empty.
 
-    `caller`: who made it, and alone may know of it; empty: anonymous. `start`: its turn among those of all callers, in
-    virtual time.
+    `caller`: who made it, and alone may know of it; empty: anonymous.
     """
 
     job_id: str
@@ -63,4 +62,3 @@ class JobRecord:
     error_message: str = ""
     traceparent: str = ""
     caller: str = ""
-    start: float = 0.0

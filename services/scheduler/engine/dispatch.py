@@ -38,6 +38,7 @@ class _Split:
 
     def __init__(self, holdings: Holdings, domain: str, plan: TickPlan, tick: int, leader_token: int) -> None:
         self._holdings = holdings
+        self._domain = domain
         self._plan = plan
         self._tick = tick
         self._leader_token = leader_token
@@ -48,6 +49,7 @@ class _Split:
         self._patience_ms = _PATIENCE_FLOOR_MS
 
     def into_effects(self) -> None:
+        self._take_turns()
         for place, item in enumerate(self._plan.items, start=1):
             self._add(place, item)
         holdings, times_ms = self._holdings, [item.predicted_ms for item in self._plan.items]
@@ -64,6 +66,13 @@ class _Split:
             holdings.vae[worker_id].plans[self._tick] = self._part(named, [planned for _, planned in vae_part])
             vae_plan = VaePlan(self._leader_token, self._tick, vae_items)
             holdings.effects.append(SendVaePlan(worker_id, vae_plan, predicted_ms))
+
+    def _take_turns(self) -> None:
+        """Count what each caller gets of the tick."""
+        holdings, tasks = self._holdings, self._holdings.tasks
+        steps = (item.unet for item in self._plan.items if item.unet)
+        stepping = [(tasks[task_id], task_id in batch.skipping) for batch in steps for task_id in batch.task_ids]
+        holdings.shares.stepped((holdings.jobs[task.job_id], task, skips) for task, skips in stepping)
 
     def _part(self, task_ids: tuple[str, ...], items: Sequence[PartItem]) -> PlannedPart:
         """The record of a worker's part."""
@@ -130,6 +139,8 @@ class _Split:
         holdings, task = self._holdings, self._holdings.tasks[part.task_id]
         if part.task_id in holdings.ready:
             holdings.decoding(task, worker_id)
+            profile = holdings.profiles.get((self._domain, task.key.ordinary))
+            holdings.shares.decoded(holdings.jobs[task.job_id], task, profile)
         assert task.slot is not None, "a decode is planned only after the report of the last step"
         return DecodeEntry(
             task_id=part.task_id,

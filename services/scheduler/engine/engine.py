@@ -5,7 +5,10 @@ the simulation with virtual ones. Plans run ahead of reports by `plan_ahead` tic
 scheduler; a plan is therefore conditional, and a skipped entry only moves its task's mark back.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import grpc
 
@@ -55,6 +58,18 @@ class EngineBounds:
     max_deaths: int = 10
     read_ahead: int = 2
     weights_wait_s: float = 60.0
+
+
+class Wanted(NamedTuple):
+    """What to read of a model's queue: so many `jobs`, and then, while the next one's caller has fewer than `share`
+    tasks among those that wait here, that too: a flood that fills the pool does not keep others out of it.
+
+    `waiting`: tasks by caller.
+    """
+
+    jobs: int
+    share: int
+    waiting: Mapping[str, int]
 
 
 class Engine:
@@ -108,14 +123,27 @@ class Engine:
 
     def wanted_jobs(self) -> dict[str, int]:
         """Jobs worth reading now, per model with a UNet worker: a few times its slots, less what waits already."""
-        room: dict[str, int] = {}
+        return {model: wanted.jobs for model, wanted in self.wanted().items() if wanted.jobs > 0}
+
+    def wanted(self) -> dict[str, Wanted]:
+        """What is worth reading now, per model with a UNet worker."""
+        slots: Counter[str] = Counter()
         for lane in self.holdings.unet.values():
             if not lane.draining:
-                room[lane.model] = room.get(lane.model, 0) + self.bounds.read_ahead * lane.slots
+                slots[lane.model] += lane.slots
+        waiting: dict[str, Counter[str]] = {model: Counter() for model in slots}
         for task in self.holdings.waiting.values():
-            if task.key.model in room and not self.holdings.jobs[task.job_id].lacking_ms:
-                room[task.key.model] -= 1
-        return {model: jobs for model, jobs in room.items() if jobs > 0}
+            job = self.holdings.jobs[task.job_id]
+            if task.key.model in waiting and not job.lacking_ms:
+                waiting[task.key.model][job.record.caller] += 1
+        return {
+            model: Wanted(
+                max(0, self.bounds.read_ahead * slots[model] - of_callers.total()),
+                max(1, slots[model] // max(1, len(of_callers))),
+                of_callers,
+            )
+            for model, of_callers in waiting.items()
+        }
 
     def next_tick(self) -> int:
         """A number that no plan has had: a worker ignores plans with one that is not above its last."""
@@ -156,7 +184,9 @@ class Engine:
             self.holdings.effects.append(FailJob(record.job_id, record.accepted_at_ms, _INTERNAL, reason))
             return
         started = record.state is not JobState.QUEUED
-        self.holdings.add(Job(record, tasks, started, decoding=record.state is JobState.DECODING))
+        job = Job(record, tasks, started, decoding=record.state is JobState.DECODING)
+        self.holdings.add(job)
+        self.holdings.shares.came(job, now_ms)
         self._arrived_calls += sum(task.spec.num_inference_steps for task in tasks)
         self.holdings.settle(record.job_id, record.accepted_at_ms)
 

@@ -17,6 +17,7 @@ from services.scheduler.engine.effects import (
     StoreImage,
 )
 from services.scheduler.engine.memory_bounds import MemoryBounds
+from services.scheduler.engine.shares import Shares
 from services.scheduler.engine.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.plans import DecodedImage, ResidentTask, SlotRef, TaskReady
@@ -47,6 +48,7 @@ class Holdings:
         self.profiles: dict[tuple[str, BatchKey], Profile] = {}
         self.memory = MemoryBounds()
         self.budgets: dict[str, SkipCfgBudget] = {}
+        self.shares = Shares()
         self.effects: list[Effect] = []
         # Changed since the last plans were made: only there is planning worth the time.
         self.admission_changed = False

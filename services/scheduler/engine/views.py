@@ -1,5 +1,8 @@
 """The views of the holdings that a policy gets."""
 
+from collections import Counter
+from dataclasses import replace
+
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
 from services.scheduler.policy.snapshots import (
@@ -26,8 +29,26 @@ def pool_snapshot(holdings: Holdings, plan_ahead: int, now_ms: int) -> PoolSnaps
         return jobs[task.job_id].record.accepted_at_ms, task.job_id, task.index
 
     waiting = tuple(_waiting_view(task, jobs[task.job_id]) for task in sorted(holdings.waiting.values(), key=age))
-    lanes = tuple(_unet_view(lane, jobs, plan_ahead) for lane in holdings.unet.values())
-    return PoolSnapshot(now_ms, waiting, lanes, holdings.profiles, holdings.budgets)
+    callers = _several_callers(holdings, now_ms)
+    lanes = tuple(
+        replace(_unet_view(lane, jobs, plan_ahead), held=_held(lane, jobs) if lane.model in callers else {})
+        for lane in holdings.unet.values()
+    )
+    return PoolSnapshot(now_ms, waiting, lanes, holdings.profiles, holdings.budgets, holdings.shares.ahead(), callers)
+
+
+def _several_callers(holdings: Holdings, now_ms: int) -> dict[str, frozenset[str]]:
+    """By model, the callers that have work or had lately, where these are several."""
+    about = {lane.model: set(holdings.shares.lately(lane.model, now_ms)) for lane in holdings.unet.values()}
+    for job in holdings.jobs.values():
+        if job.record.request.model in about:
+            about[job.record.request.model].add(job.record.caller)
+    return {model: frozenset(callers) for model, callers in about.items() if len(callers) > 1}
+
+
+def _held(lane: UnetLaneState, jobs: dict[str, Job]) -> Counter[str]:
+    """Slots by caller."""
+    return Counter(jobs[task.job_id].record.caller for task in lane.tasks.values())
 
 
 def has_room(holdings: Holdings, domain: str, plan_ahead: int) -> bool:
@@ -60,6 +81,7 @@ def domain_snapshot(holdings: Holdings, domain: str, plan_ahead: int, now_ms: in
         profiles=profiles,
         budgets=holdings.budgets,
         memory=holdings.memory.of_domain(domain),
+        ahead=holdings.shares.ahead(),
     )
 
 
@@ -109,7 +131,6 @@ def _claim(task: Task, record: JobRecord) -> Claim:
         task.first_come_ms,
         task.tail_ms,
         record.caller,
-        record.start,
     )
 
 

@@ -22,23 +22,28 @@ class JobReader:
         self._lease = lease
         self._engine = engine
         self._on = on
+        self._accepted: set[str] = set()  # models whose jobs were accepted of late
 
     async def read_pending(self) -> None:
         """Read the jobs that an earlier leader of the pool left."""
         self._arrived(await self._store.read_pending(self._lease))
 
     async def read_new(self, accepted: Subscription) -> None:
-        """Read once, then wait for as long as reading again would find nothing."""
-        more = False
-        wanted = self._engine.wanted_jobs()
-        for model, count in wanted.items():
-            records = await self._store.read_new(self._lease, [model], count)
-            more = more or len(records) == count
-            self._arrived(records)
-        if not wanted:
-            await asyncio.sleep(WANT_IDLE_S)
-        elif not more:
-            await accepted.wait(READ_AGAIN_S)
+        """Read once, then wait for as long as reading again would find nothing.
+
+        A pool that is full reads on only as jobs are accepted: one may be of a caller that has few here.
+        """
+        room = more = False
+        for model, wanted in self._engine.wanted().items():
+            if wanted.jobs > 0 or model in self._accepted:
+                records = await self._store.read_new(self._lease, [model], *wanted)
+                self._arrived(records)
+                room = room or wanted.jobs > 0
+                more = more or len(records) >= wanted.jobs > 0
+        if not more:
+            if not room:
+                await asyncio.sleep(WANT_IDLE_S)
+            self._accepted = {model.decode() for model in await accepted.wait(READ_AGAIN_S if room else 0.0)}
 
     async def claim_stale(self) -> None:
         """Take over the jobs of pools that have had no leader for long."""

@@ -1,28 +1,44 @@
 """Who is let in: waiting tasks to UNet workers, by how the policy batches."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import inf
 
-from services.scheduler.policy.ordering import Task, UrgencyOrder, first_come_first
+from services.scheduler.policy.ordering import FirstComeOrder, Task, UrgencyOrder
 from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import Admission, PoolSnapshot, UnetLane, WaitingTask
 
+# At most this part of a worker's slots is left free for callers that have none.
+_KEPT_FREE = 1 / 4
+
 
 @dataclass
 class _Room:
-    """A worker while tasks are handed out. `load`: tasks before their last step; `free`: slots."""
+    """A worker while tasks are handed out. `load`: tasks before their last step; `free`: slots; `held`: by caller."""
 
     lane: UnetLane
     load: int
     free: int
+    held: Counter[str] = field(default_factory=Counter)
 
     def take(self, task: WaitingTask) -> Admission:
         """Let the task in."""
         self.load += 1
         self.free -= 1
+        self.held[task.claim.caller] += 1
         return Admission(task.task_id, self.lane.worker_id)
+
+    def free_for(self, caller: str, callers: frozenset[str]) -> int:
+        """Free slots that a caller may take. Once it has its share of all, it leaves one to each of the others that
+        has less and had work lately: slots are held for as long as a task takes, and that caller may come any time.
+        """
+        share = max(1, self.lane.slots // len(callers)) if callers else self.lane.slots
+        if self.held[caller] < share:
+            return self.free
+        others = sum(other != caller and self.held[other] < share for other in callers)
+        return self.free - min(others, int(_KEPT_FREE * self.lane.slots))
 
 
 def joining(
@@ -36,15 +52,18 @@ def joining(
     """
     waiting, rooms = _waiting(snapshot, model), _rooms(snapshot, model)
     tasks: list[Task] = [*waiting, *(task for room in rooms for task in room.lane.running)]
-    order: UrgencyOrder | None = None
+    order: UrgencyOrder | FirstComeOrder
     if spec.order == "urgency" and all(task.key in paces for task in tasks):
-        order = UrgencyOrder(tasks, paces, snapshot.now_ms, spec.urgency, max(1, len(rooms)))
+        order = UrgencyOrder(tasks, paces, snapshot.now_ms, spec.urgency, max(1, len(rooms)), snapshot.ahead)
+    else:
+        order = FirstComeOrder(tasks, snapshot.ahead)
+    callers = snapshot.callers.get(model, frozenset())
     admissions = []
-    for task in order.sorted(waiting) if order else first_come_first(waiting):
+    for task in order.sorted(waiting):
         open_rooms = [
             room
             for room in rooms
-            if room.free > 0
+            if room.free_for(task.claim.caller, callers) > 0
             and room.lane.serves(task)
             and _before(task, room, order) < _most_before(task, room.lane, spec, bounds, paces, snapshot)
         ]
@@ -59,7 +78,9 @@ def whole_requests(snapshot: PoolSnapshot, model: str, cohorts: bool, unet_batch
     A cohort has at most `unet_batch` tasks, but never less than a request; of a request with more images than there are
     slots the first images go first.
     """
-    requests = [list(tasks) for _, tasks in groupby(first_come_first(_waiting(snapshot, model)), _job_id)]
+    waiting = _waiting(snapshot, model)
+    in_order = FirstComeOrder(waiting, snapshot.ahead).sorted(waiting)
+    requests = [list(tasks) for _, tasks in groupby(in_order, _job_id)]
     admissions: list[Admission] = []
     for room in sorted(_rooms(snapshot, model), key=_least_loaded):
         served = [request for request in requests if room.lane.serves(request[0])]
@@ -76,9 +97,9 @@ def whole_requests(snapshot: PoolSnapshot, model: str, cohorts: bool, unet_batch
     return admissions
 
 
-def _before(task: WaitingTask, room: _Room, order: UrgencyOrder | None) -> int:
+def _before(task: WaitingTask, room: _Room, order: UrgencyOrder | FirstComeOrder) -> int:
     """The worker's tasks that go before this one: all of them unless the order can set some aside."""
-    if order is None:
+    if not order.sets_aside:
         return room.load
     turn = order.turn(task)
     return room.load - sum(order.turn(other) > turn for other in room.lane.running)
@@ -104,7 +125,11 @@ def _waiting(snapshot: PoolSnapshot, model: str) -> list[WaitingTask]:
 
 
 def _rooms(snapshot: PoolSnapshot, model: str) -> list[_Room]:
-    return [_Room(lane, lane.undecoded, lane.slots - lane.resident) for lane in snapshot.unet if lane.model == model]
+    return [
+        _Room(lane, lane.undecoded, lane.slots - lane.resident, Counter(lane.held))
+        for lane in snapshot.unet
+        if lane.model == model
+    ]
 
 
 def _least_loaded(room: _Room) -> tuple[int, str]:

@@ -3,39 +3,56 @@
 `Task` is a waiting or a running one: both have a batch key, rows, calls and a claim.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from math import inf
 from operator import itemgetter
+from types import MappingProxyType
 from typing import TypeVar
 
-from services.scheduler.policy.fair import are_shared, fair_starts
+from services.scheduler.policy.fair import are_shared, fair_starts, turn_class_of
 from services.scheduler.policy.pace import Paces
 from services.scheduler.policy.policy_spec import Order, Urgency
-from services.scheduler.policy.snapshots import ReadyDecode, RunningTask, WaitingTask
+from services.scheduler.policy.snapshots import Ahead, ReadyDecode, RunningTask, WaitingTask
 
 Task = WaitingTask | RunningTask
 T = TypeVar("T", WaitingTask, RunningTask, Task)
 
+NOBODY_AHEAD: Ahead = MappingProxyType({})
 # A decode is pressed when its client's deadline is nearer than this.
 _PRESSED_DECODE_MS = 2000
 
 
-def ordered(tasks: Iterable[T], order: Order, paces: Paces, now_ms: int, constants: Urgency) -> list[T]:
+def ordered(
+    tasks: Iterable[T], order: Order, paces: Paces, now_ms: int, constants: Urgency, ahead: Ahead = NOBODY_AHEAD
+) -> list[T]:
     """The tasks, first to go first. Urgency needs the pace of every one of them; without, they go first come first."""
     listed = list(tasks)
     if order != "urgency" or any(task.key not in paces for task in listed):
-        return first_come_first(listed)
-    return UrgencyOrder(listed, paces, now_ms, constants).sorted(listed)
+        return FirstComeOrder(listed, ahead).sorted(listed)
+    return UrgencyOrder(listed, paces, now_ms, constants, ahead=ahead).sorted(listed)
 
 
-def first_come_first(tasks: Iterable[T]) -> list[T]:
-    """Those under way go on to their end; then by priority class, fairly between callers, and acceptance."""
-    listed = sorted(tasks, key=_first_come)
-    if are_shared(listed):
-        starts = fair_starts(listed)
-        listed.sort(key=lambda task: (not _started(task), task.claim.priority, starts[task.task_id]))
-    return listed
+class FirstComeOrder:
+    """One caller's tasks: those under way go on to their end; then by priority class and acceptance.
+
+    Of several callers: priority class first, then fairly between callers. So a task may make way for another caller's.
+    """
+
+    def __init__(self, tasks: Sequence[Task], ahead: Ahead) -> None:
+        self.sets_aside = are_shared(tasks)
+        self._starts = fair_starts(sorted(tasks, key=_first_come), ahead) if self.sets_aside else {}
+
+    def sorted(self, tasks: Iterable[T]) -> list[T]:
+        """First to go first."""
+        return sorted(tasks, key=self.turn)
+
+    def turn(self, task: Task) -> tuple[float | str, ...]:
+        """Sorts tasks: the smallest goes first. For tasks that this order was made from."""
+        if not self.sets_aside:
+            return _first_come(task)
+        return task.claim.priority, self._starts[task.task_id], *_first_come(task)
 
 
 class UrgencyOrder:
@@ -49,7 +66,17 @@ class UrgencyOrder:
     `workers`: how many work through `tasks`.
     """
 
-    def __init__(self, tasks: Sequence[Task], paces: Paces, now_ms: int, constants: Urgency, workers: int = 1) -> None:
+    sets_aside = True
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        paces: Paces,
+        now_ms: int,
+        constants: Urgency,
+        workers: int = 1,
+        ahead: Ahead = NOBODY_AHEAD,
+    ) -> None:
         self._paces = paces
         self._now_ms = now_ms
         self._constants = constants
@@ -64,7 +91,7 @@ class UrgencyOrder:
             work_ms = self._press(list(of_class), work_ms)
         self._starts: dict[str, float] = {}
         if are_shared(tasks):
-            self._starts = fair_starts(sorted(tasks, key=self.turn))
+            self._starts = fair_starts(sorted(tasks, key=self.turn), ahead)
 
     def sorted(self, tasks: Iterable[T]) -> list[T]:
         """First to go first."""
@@ -124,15 +151,26 @@ class UrgencyOrder:
         return _calls_left(task) * self._paces[task.key].call_ms
 
 
-def decodes_in_order(decodes: Sequence[ReadyDecode], now_ms: int) -> list[ReadyDecode]:
-    """Priority class first, then those about to miss a client's deadline, then the longest waiting."""
+def decodes_in_order(decodes: Sequence[ReadyDecode], now_ms: int, ahead: Ahead = NOBODY_AHEAD) -> list[ReadyDecode]:
+    """Priority class first, then one of each caller in turn; of one caller's those about to miss a client's deadline,
+    then the longest waiting."""
 
     def turn(decode: ReadyDecode) -> tuple[int, float]:
         claim = decode.claim
         pressed = claim.timed and claim.deadline_ms - now_ms < _PRESSED_DECODE_MS
-        return claim.priority, claim.deadline_ms if pressed else float("inf")
+        return claim.priority, claim.deadline_ms if pressed else inf
 
-    return sorted(decodes, key=turn)
+    listed = sorted(decodes, key=turn)
+    if are_shared(listed):
+        rounds = Counter[tuple[int, str]]()
+        turns = {}
+        for decode in listed:
+            claim = decode.claim
+            lead = ahead.get(turn_class_of(decode), {}).get(claim.caller, 0.0)
+            turns[decode.task_id] = claim.priority, rounds[claim.priority, claim.caller], lead
+            rounds[claim.priority, claim.caller] += 1
+        listed.sort(key=lambda decode: turns[decode.task_id])
+    return listed
 
 
 def _first_come(task: Task) -> tuple[bool, int, int, str, int]:

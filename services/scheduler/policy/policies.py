@@ -93,7 +93,7 @@ class _Tick:
         self._snapshot = snapshot
         self._threshold = snapshot.threshold if spec.controller else spec.threshold
         paces = paces_of(snapshot.profiles.items(), self._threshold)
-        self._rules = Rules(spec, bounds, paces, snapshot.budgets)
+        self._rules = Rules(spec, bounds, paces, snapshot.budgets, snapshot.profiles, snapshot.ahead)
         self._in_step: list[bool] = []
         self._why: list[str] = []
 
@@ -109,7 +109,7 @@ class _Tick:
     def _model_items(self, model: str) -> list[Item]:
         unet = sorted((lane for lane in self._snapshot.unet if lane.model == model), key=lambda lane: lane.worker_id)
         vae = sorted((lane for lane in self._snapshot.vae if lane.model == model), key=_least_busy)
-        decodes = decodes_in_order(self._due_decodes(model), self._snapshot.now_ms)
+        decodes = decodes_in_order(self._due_decodes(model), self._snapshot.now_ms, self._snapshot.ahead)
         if not self._planned(unet, decodes):
             return self._free_items(unet, vae, decodes)
         vae = sorted(vae, key=lambda lane: lane.worker_id)

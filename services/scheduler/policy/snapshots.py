@@ -33,6 +33,17 @@ def same_weights(held: str, wanted: str) -> bool:
     return not held or not wanted or held == wanted
 
 
+class TurnClass(NamedTuple):
+    """Those among which callers have equal shares."""
+
+    model: str
+    priority: int
+
+
+# How far callers are ahead of the virtual time of their class, see `fair.CallTurns`; one that is not named, by nothing.
+Ahead = Mapping[TurnClass, Mapping[str, float]]
+
+
 class Claim(NamedTuple):
     """What speaks for a task's turn, the same for its whole life. Times in unix ms.
 
@@ -40,7 +51,6 @@ class Claim(NamedTuple):
     client asked for that deadline, not the server by default. `first_come_ms`: from its acceptance to its end, had
     tasks run in order of acceptance, as predicted when the pool read it; `tail_ms`: the P98 of that over the latest
     tasks of its model and class by then. Both are 0 where nothing was measured. `caller`: whose it is.
-    `start`: when its turn is among those of all callers, in virtual time (see `fair`).
     """
 
     job_id: str
@@ -52,7 +62,6 @@ class Claim(NamedTuple):
     first_come_ms: float = 0.0
     tail_ms: float = 0.0
     caller: str = ""
-    start: float = 0.0
 
 
 class WaitingTask(NamedTuple):
@@ -125,7 +134,8 @@ class UnetLane:
     `resident` counts the tasks that hold a slot, `preparing` those of them that are not prepared yet, `undecoded` those
     not past their last step; `running` lists the prepared ones that have calls left to plan, in order of admission.
     `wants_plan`: there is room for one more plan ahead. `sizes`: of batches, where they were tried. `shares_cores`: it
-    computes on cores on which the domain's VAE workers do as well. `weights`: digest of those it holds.
+    computes on cores on which the domain's VAE workers do as well. `weights`: digest of those it holds. `held`: slots
+    by caller; empty but where several callers are about, and for admission.
     """
 
     worker_id: str
@@ -140,6 +150,7 @@ class UnetLane:
     sizes: Mapping[BatchKey, BatchSize] = field(default_factory=dict)
     shares_cores: bool = False
     weights: str = ""
+    held: Mapping[str, int] = field(default_factory=dict)
 
     def serves(self, task: WaitingTask) -> bool:
         """Whether it holds the weights that the task is to be drawn with."""
@@ -162,7 +173,7 @@ class PoolSnapshot:
     """All that admission may look at. `waiting` is in order of acceptance.
 
     `profiles`: by domain and batch key, none where nothing was measured. `budgets`: by model, how much guidance its
-    pictures can do without.
+    pictures can do without. `callers`: by model, those that have work, or had lately; none where they are not several.
     """
 
     now_ms: int
@@ -170,6 +181,8 @@ class PoolSnapshot:
     unet: tuple[UnetLane, ...]
     profiles: Mapping[tuple[str, BatchKey], Profile] = field(default_factory=dict)
     budgets: Mapping[str, SkipCfgBudget] = field(default_factory=dict)
+    ahead: Ahead = field(default_factory=dict)
+    callers: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -192,6 +205,7 @@ class DomainSnapshot:
     profiles: Mapping[BatchKey, Profile] = field(default_factory=dict)
     budgets: Mapping[str, SkipCfgBudget] = field(default_factory=dict)
     memory: Mapping[BatchKey, ItemCaps] = field(default_factory=dict)
+    ahead: Ahead = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

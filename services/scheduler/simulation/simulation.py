@@ -6,9 +6,10 @@ the same policy, profile and arrivals give the same outcome, event by event.
 
 import gc
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, get_args
 
@@ -35,7 +36,8 @@ from synerdiff.profiles import Profile
 class SimulatedPool:
     """What a simulation runs on: domains of one device each, all of which take as long as `profile` says.
 
-    `planned_by`: the profile that plans go by, where it is another; `unprofiled`: they go by none.
+    `planned_by`: the profile that plans go by, where it is another; `unprofiled`: they go by none. `most_waiting`: jobs
+    of one caller that may wait in the queue; more are refused, and fail at once.
     """
 
     profile: Profile
@@ -44,6 +46,7 @@ class SimulatedPool:
     bounds: EngineBounds = field(default_factory=EngineBounds)
     planned_by: Profile | None = None
     unprofiled: bool = False
+    most_waiting: int | None = None
 
     @property
     def known(self) -> Profile | None:
@@ -137,6 +140,8 @@ class _Simulation:
         self._by_worker = {worker_id: d for d in self._domains for worker_id in (d.unet_id, d.vae_id)}
         self._requests = {record.job_id: _Progress(arrival, record) for arrival, record in records(arrivals)}
         self._unread: list[tuple[int, float, str]] = []  # by priority class, then by virtual start
+        self._most_waiting = pool.most_waiting
+        self._waiting: Counter[str] = Counter()  # unread jobs by caller
         self._fair = FairQueue()
         self._denoised_ms: dict[str, float] = {}
         self._heard = False
@@ -200,20 +205,31 @@ class _Simulation:
 
     def _arrive(self, job_id: str) -> None:
         self._heard = True
-        arrival = self._requests[job_id].arrival
-        start = self._fair.start(arrival.priority, arrival.caller, arrival.rows)
-        self._requests[job_id].turn = start
-        heapq.heappush(self._unread, (arrival.priority, start, job_id))
+        request = self._requests[job_id]
+        arrival = request.arrival
+        if self._most_waiting is not None and self._waiting[arrival.caller] >= self._most_waiting:
+            request.failed, request.ended_ms = True, self._agenda.now_ms
+            return
+        request.turn = self._fair.start(arrival.priority, arrival.caller, arrival.rows)
+        heapq.heappush(self._unread, (arrival.priority, request.turn, job_id))
+        self._waiting[arrival.caller] += 1
 
     def _read(self) -> None:
-        """As many jobs as the pool reads ahead; the rest wait in the queue, by class and fairly between callers."""
-        wanted = self._engine.wanted_jobs().get(MODEL, 0)
-        while self._unread and wanted > 0:
-            _, start, job_id = heapq.heappop(self._unread)
-            request = self._requests[job_id]
+        """As many jobs as the pool reads ahead, and the next ones of callers that have few there; the rest wait in the
+        queue, by class and fairly between callers.
+        """
+        wanted = self._engine.wanted()[MODEL]
+        room, held = wanted.jobs, Counter(wanted.waiting)
+        while self._unread:
+            request = self._requests[self._unread[0][-1]]
+            caller = request.arrival.caller
             if not request.failed:
-                self._on(events.JobArrived(replace(request.record, start=start)))
-                wanted -= 1
+                if room <= 0 and held[caller] >= wanted.share:
+                    return
+                self._on(events.JobArrived(request.record))
+                room, held[caller] = room - 1, held[caller] + 1
+            heapq.heappop(self._unread)
+            self._waiting[caller] -= 1
 
     def _expire(self, job_id: str) -> None:
         self._heard = True

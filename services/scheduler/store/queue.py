@@ -6,8 +6,9 @@ acknowledged when the job ends, so what a pool was working on is found again by 
 
 import collections
 import itertools
+import json
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -195,13 +196,16 @@ class JobQueue(StoreBase):
 
     # ---- for the leader of a pool
 
-    async def read_new(self, lease: Lease, models: Sequence[str], count: int) -> list[JobRecord]:
+    async def read_new(
+        self, lease: Lease, models: Sequence[str], count: int, few: int = 0, held: Mapping[str, int] | None = None
+    ) -> list[JobRecord]:
         """At most `count` more waiting jobs for this pool: HIGH of all `models` first, then NORMAL, then LOW; of one
-        model and class fairly between callers.
+        model and class fairly between callers. Past that, the next job as well while its caller has fewer than `few` in
+        the pool, these and those of `held`, by caller, together.
 
         The jobs stay QUEUED until `start`. One call at a time for a lease.
         """
-        return await self._read("read_new", lease, count, *models)
+        return await self._read("read_new", lease, count, few, json.dumps(dict(held or {})), *models)
 
     async def read_pending(self, lease: Lease) -> list[JobRecord]:
         """All that was delivered to this pool and has not ended: what a new leader goes on with."""

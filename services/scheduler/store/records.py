@@ -82,7 +82,6 @@ def record_from_reply(reply: list[Any], *, to_draw: bool = False) -> JobRecord:
             error_message=fields.get(b"error_message", b"").decode(),
             traceparent=fields.get(b"traceparent", b"").decode(),
             caller=fields.get(b"caller", b"").decode(),
-            start=float(fields.get(b"start", 0)),
         )
     except (InvalidRequest, LookupError, ValueError) as error:
         raise UnreadableRecord(job_id, error) from error

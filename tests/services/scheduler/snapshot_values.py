@@ -25,8 +25,9 @@ def claim(
     timed: bool = False,
     first_come_ms: float = 1e6,
     tail_ms: float = 1e6,
+    caller: str = "",
 ) -> Claim:
-    return Claim(job_id, image, priority, accepted_ms, deadline_ms, timed, first_come_ms, tail_ms)
+    return Claim(job_id, image, priority, accepted_ms, deadline_ms, timed, first_come_ms, tail_ms, caller)
 
 
 def running(
@@ -38,18 +39,18 @@ def running(
     of: int = 20,
     skip: SkipState = FREE_TO_SKIP,
     image: int = 0,
-    **claims: float,
+    **claims: float | str,
 ) -> RunningTask:
     return RunningTask(f"{job_id}/{image}", key, rows, at, of, claim(job_id, image=image, **claims), skip)  # type: ignore[arg-type]
 
 
 def waiting(
-    job_id: str, *, key: BatchKey = KEY, rows: int = 2, of: int = 20, image: int = 0, **claims: float
+    job_id: str, *, key: BatchKey = KEY, rows: int = 2, of: int = 20, image: int = 0, **claims: float | str
 ) -> WaitingTask:
     return WaitingTask(f"{job_id}/{image}", key, rows, of, claim(job_id, image=image, **claims))  # type: ignore[arg-type]
 
 
-def decode(job_id: str, *, key: BatchKey = KEY, domain: str = "d", **claims: float) -> ReadyDecode:
+def decode(job_id: str, *, key: BatchKey = KEY, domain: str = "d", **claims: float | str) -> ReadyDecode:
     return ReadyDecode(f"{job_id}/0", key, domain, claim(job_id, **claims))  # type: ignore[arg-type]
 
 

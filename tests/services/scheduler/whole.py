@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from bench.simulated_workers import CARD, SimulatedUnet, SimulatedVae, SimulatedWorker
 from services.scheduler.leading.options import LeaderOptions
 from services.scheduler.leading.pool import Pool
+from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.store.leadership import Leadership
 from synerdiff.cancellation import cancel_and_wait
@@ -18,6 +19,7 @@ from tests.services.scheduler.harness import Scheduler, background, start_schedu
 from tests.waiting import until
 
 LEADER_TTL_S = 0.3
+DOMAIN = "simulated"
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,24 @@ class Whole:
 
 @contextlib.asynccontextmanager
 async def whole_scheduler(
-    redis: Redis, *, tick_s: float = 0.01, slots: int = 4, check: Check = let_all_in
+    redis: Redis,
+    *,
+    tick_s: float = 0.01,
+    row_s: float = 0.0,
+    decode_s: float = 0.002,
+    slots: int = 4,
+    policy: str = "continuous",
+    check: Check = let_all_in,
 ) -> AsyncIterator[Whole]:
     """Serve and lead, with a pair of workers attached, until the block ends."""
     registry = WorkerRegistry(redis)
-    unet, vae = SimulatedUnet("unet", tick_s, slots), SimulatedVae("vae", decode_s=0.002)
-    workers = [SimulatedWorker(servicer, "simulated") for servicer in (unet, vae)]
+    unet, vae = SimulatedUnet("unet", tick_s, slots, row_s=row_s), SimulatedVae("vae", decode_s)
+    plans = PlanBook()
+    workers = [SimulatedWorker(servicer, DOMAIN) for servicer in (unet, vae)]
     scheduler = await start_scheduler(redis, check=check)
     pool = Pool(
         "default",
-        LeaderOptions(ConfiguredPolicy(POLICIES["continuous"], PolicyBounds())),
+        LeaderOptions(ConfiguredPolicy(POLICIES[policy], PolicyBounds(), plans), plans=plans),
         scheduler.store,
         registry,
         Leadership(redis, "default", "whole", LEADER_TTL_S),

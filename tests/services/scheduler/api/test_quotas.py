@@ -105,12 +105,14 @@ async def test_what_can_never_be_had_is_no_matter_of_time(scheduler: Scheduler) 
             await carol.submit("c", num_images=3)
 
 
-async def test_requests_a_second(scheduler: Scheduler) -> None:
+async def test_requests_a_second_and_the_one_that_comes_when_told(scheduler: Scheduler) -> None:
     async with client_of(scheduler, "dave") as dave:
         await dave.submit("d")
         with pytest.raises(QueueFull, match=r"requests_per_s=0\.5") as refused:
             await dave.submit("d")
         assert 1 < refused.value.retry_after_s <= 2
+        await asyncio.sleep(refused.value.retry_after_s)
+        await dave.submit("d")
 
 
 def test_a_bucket_fills_at_its_rate() -> None:

@@ -56,6 +56,23 @@ async def test_a_flood_is_passed_by_and_positions_say_so(store: JobStore, lease:
     assert [job_id for job_id in order if job_id in few] == few, "one caller's jobs stay in order"
 
 
+async def test_a_full_pool_reads_on_for_a_caller_with_few_there(store: JobStore, lease: Lease) -> None:
+    for _ in range(10):
+        await accept(store, "flood")
+    await read(store, lease, 4)
+    few = [await accept(store, "few") for _ in range(3)]
+
+    async def read_past(most: int, **held: int) -> list[str]:
+        return [record.job_id for record in await store.read_new(lease, ["emoji"], 0, most, held)]
+
+    assert await read_past(0) == []
+    assert await read_past(2, flood=4) == few[:2]
+    assert await read_past(2, flood=4, few=2) == []
+    assert await read_past(3, flood=4, few=2) == few[2:]
+    assert await read_past(4, flood=4, few=3) == [], "the flood's is next, and it has its share here"
+    assert [record.caller for record in await read(store, lease, 1)] == ["flood"]
+
+
 async def test_the_lag_is_what_waits_unread_and_trimming_loses_nothing(
     redis: Redis, store: JobStore, lease: Lease
 ) -> None:

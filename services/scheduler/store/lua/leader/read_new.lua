@@ -1,7 +1,9 @@
 -- Deliver the next waiting jobs to this pool: HIGH of every model, then NORMAL, then LOW; see fair.lua for their order.
--- ARGV: pool, token, read number, most jobs, model...
+-- Past that many, the next job is read as well while its caller has few in the pool: a flood that fills the pool is not
+-- to keep out who comes later, but has an earlier turn.
+-- ARGV: pool, token, read number, most jobs, how many are few, what waits in the pool (JSON: by caller), model...
 -- Returns jobs.
-local number, room = ARGV[3], tonumber(ARGV[4])
+local number, room, few, held = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), cjson.decode(ARGV[6])
 
 local again = recall('read_new', number)
 if again then
@@ -23,17 +25,26 @@ end
 
 local taken = {}
 
+-- Whether there is room for a job of the caller.
+local function admits(caller)
+  return #taken < room or (held[caller] or 0) < few
+end
+
 -- Read from one range of `waiting`. Returns false once there is no more in it, or no room.
 local function read(model, priority, range)
   local found = redis.call(
-    'ZRANGEBYSCORE', key('waiting', model), range[1], range[2], 'WITHSCORES', 'LIMIT', 0, room - #taken)
+    'ZRANGEBYSCORE', key('waiting', model), range[1], range[2], 'WITHSCORES', 'LIMIT', 0, math.max(1, room - #taken))
   for index = 1, #found, 2 do
     local job_id = found[index]
-    local state, owner = unpack(redis.call('HMGET', key('job', job_id), 'state', 'pool'))
+    local state, owner, caller = unpack(redis.call('HMGET', key('job', job_id), 'state', 'pool', 'caller'))
     if state and not has_ended(state) then
       if not owner then
+        if not admits(caller or '') then
+          return false
+        end
         deliver(key('queue', model, PRIORITIES[priority]), job_id)
         table.insert(taken, job_id)
+        held[caller or ''] = (held[caller or ''] or 0) + 1
       end
       mark_read(model, priority, job_id, found[index + 1])
     else
@@ -43,11 +54,11 @@ local function read(model, priority, range)
       end
     end
   end
-  return #found > 0 and #taken < room
+  return #found > 0
 end
 
 for priority, class in ipairs(PRIORITIES) do
-  for index = 5, #ARGV do
+  for index = 7, #ARGV do
     local model = ARGV[index]
     if redis.call('EXISTS', key('queue', model, class)) == 1 then
       local before = #taken

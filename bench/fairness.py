@@ -1,0 +1,189 @@
+"""What a flood costs another caller, simulated: two callers, one of which sends fifty times as much as the other.
+
+    python -m bench.fairness [--policies continuous,...] [--loads 0.3,0.6,0.8] [--profiles paper-table,...]
+        [--requests 200] [--seeds 5] [--floods equal,...] [--json FILE]
+
+The quiet caller's arrivals are Poisson, at a share of what half of the device can serve; so are the flood's. A caller
+may have 100 jobs waiting, more are refused, so the flood always has that many. The quiet caller's arrivals are served a
+second time on a device of half the speed, on which it is alone: every item takes twice as long there. That is what half
+of the device means here. Half of the slots would be no half: whoever is alone has the whole device with them.
+
+Prints the quiet caller's P99 and mean beside the flood over those alone, over the latencies of all seeds together, and
+the P99 of the seed that is worst; then what of the device's time both get, reckoned at the row count of its best
+throughput: the quiet caller asks for half of its load, and the rest is for the flood, less what small batches cost.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import typer
+
+from bench.command import CORES, JsonFile, Processes, as_json, say, some_of, spread
+from bench.command import run as run_command
+from bench.reporting import markdown_table
+from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.policy.policies import POLICIES
+from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
+from services.scheduler.simulation.simulation_results import SimulationResult
+from services.scheduler.simulation.workloads import Arrival, Mix, poisson
+from synerdiff.profiles import Profile, load
+
+QUIET, FLOOD = "quiet", "flood"
+MIX = Mix(steps=((10, 0.5), (30, 0.5)))
+# How many times the quiet caller's work the flood asks for, and with what requests.
+FLOODS = {"equal": MIX, "long": Mix(steps=((50, 1.0),)), "short": Mix(steps=((4, 1.0),))}
+TIMES = 50
+MOST_WAITING = 100
+SERVED = ("continuous", "synerdiff", "vae-first")
+LOADS = (0.3, 0.6, 0.8)
+PROFILES = ("paper-table", "paper-table-serial", "emoji-epyc-2core-fp32")
+_PLANS = PlanBook(capacity=1 << 16, solve_now=True)
+
+
+class Case(NamedTuple):
+    """One simulation beside the flood, and one alone. `load`: of what half of the device can serve."""
+
+    profile: str
+    flood: str
+    policy: str
+    load: float
+    seed: int
+    requests: int
+
+
+class Outcome(NamedTuple):
+    """The quiet caller's latencies in ms; what of the device's time each of both callers got beside the other."""
+
+    beside_ms: tuple[float, ...]
+    alone_ms: tuple[float, ...]
+    quiet_share: float
+    flood_share: float
+
+    @property
+    def p99_ratio(self) -> float:
+        return float(np.percentile(self.beside_ms, 99) / np.percentile(self.alone_ms, 99))
+
+
+class Row(NamedTuple):
+    """One profile, flood, policy and load, over all seeds."""
+
+    profile: str
+    flood: str
+    policy: str
+    load: float
+    alone_p99_s: float
+    p99_ratio: float
+    worst_p99_ratio: float
+    mean_ratio: float
+    quiet_share: float
+    flood_share: float
+
+
+def slower(profile: Profile, factor: float) -> Profile:
+    """The same device at a part of its speed."""
+    cells = (replace(cell, median_ms=cell.median_ms * factor, p90_ms=cell.p90_ms * factor) for cell in profile.cells)
+    return profile.with_cells(cells)
+
+
+def run(case: Case) -> Outcome:
+    profile, spec = load(Path(__file__).parent / "profiles" / f"{case.profile}.json"), POLICIES[case.policy]
+    capacity_per_s = MIX.capacity_per_s(profile)
+    rate_per_s = case.load * capacity_per_s / 2
+    quiet = _of(QUIET, poisson(rate_per_s, case.requests, MIX, 2 * case.seed))
+    flood = _of(FLOOD, _until(quiet[-1].at_ms, TIMES * rate_per_s, FLOODS[case.flood], 2 * case.seed + 1))
+    both = sorted((*quiet, *flood), key=lambda arrival: arrival.at_ms)
+    beside = simulate_spec(SimulatedPool(profile, most_waiting=MOST_WAITING), spec, both, plans=_PLANS)
+    alone = simulate_spec(SimulatedPool(slower(profile, 2.0)), spec, quiet, plans=_PLANS)
+    shares = (_share(beside, caller, profile, quiet[-1].at_ms) for caller in (QUIET, FLOOD))
+    return Outcome(_latencies_ms(beside, QUIET), _latencies_ms(alone, QUIET), *shares)
+
+
+def _of(caller: str, arrivals: Iterable[Arrival]) -> tuple[Arrival, ...]:
+    return tuple(replace(arrival, caller=caller) for arrival in arrivals)
+
+
+def _until(end_ms: float, rate_per_s: float, mix: Mix, seed: int) -> Iterable[Arrival]:
+    """Arrivals up to a time."""
+    expected = rate_per_s * end_ms / 1000
+    drawn = poisson(rate_per_s, int(expected + 10 * expected**0.5) + 10, mix, seed)
+    return (arrival for arrival in drawn if arrival.at_ms < end_ms)
+
+
+def _latencies_ms(result: SimulationResult, caller: str) -> tuple[float, ...]:
+    mine = [outcome for outcome in result.outcomes if outcome.caller == caller]
+    assert not any(outcome.failed for outcome in mine)
+    return tuple(outcome.latency_ms for outcome in mine)
+
+
+def _share(result: SimulationResult, caller: str, profile: Profile, until_ms: float) -> float:
+    """The device time of what the caller was served, at the best throughput, over the time it took."""
+    served = [o for o in result.outcomes if o.caller == caller and not o.failed and o.ended_ms <= until_ms]
+    return sum(Mix(steps=((outcome.steps, 1.0),)).mean_ms(profile) for outcome in served) / until_ms
+
+
+def table(cases: Sequence[Case], processes: int) -> list[Row]:
+    """Run them all; a row for all seeds of a case."""
+    of_places: dict[tuple[str, str, str, float], list[Outcome]] = {}
+    for case, outcome in zip(cases, spread(run, cases, processes), strict=True):
+        of_places.setdefault((case.profile, case.flood, case.policy, case.load), []).append(outcome)
+    return [_row(place, outcomes) for place, outcomes in of_places.items()]
+
+
+def _row(place: tuple[str, str, str, float], outcomes: Sequence[Outcome]) -> Row:
+    beside, alone = (np.concatenate(latencies) for latencies in list(zip(*outcomes, strict=True))[:2])
+    alone_p99_s = float(np.percentile(alone, 99)) / 1000
+    return Row(
+        *place,
+        alone_p99_s,
+        float(np.percentile(beside, 99)) / 1000 / alone_p99_s,
+        max(outcome.p99_ratio for outcome in outcomes),
+        float(beside.mean() / alone.mean()),
+        float(np.mean([outcome.quiet_share for outcome in outcomes])),
+        float(np.mean([outcome.flood_share for outcome in outcomes])),
+    )
+
+
+def printed(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    heads = ("profile", "flood", "policy", "load", "P99 alone (s)", "P99 ratio", "worst seed", "mean ratio", "shares")
+    lines = [
+        (
+            *(row.profile, row.flood, row.policy, f"{row.load:g}", f"{row.alone_p99_s:.2f}", f"{row.p99_ratio:.2f}"),
+            *(f"{row.worst_p99_ratio:.2f}", f"{row.mean_ratio:.2f}", f"{row.quiet_share:.2f} + {row.flood_share:.2f}"),
+        )
+        for row in rows
+    ]
+    return markdown_table(heads, lines)
+
+
+def measure(
+    profiles: str = PROFILES[0],
+    floods: Annotated[str, typer.Option(help=f"Of {', '.join(FLOODS)}.")] = "equal",
+    policies: Annotated[str, typer.Option(help=f"Of {', '.join(POLICIES)}.")] = ",".join(SERVED),
+    loads: Annotated[str, typer.Option(help="Shares of half of the capacity.")] = ",".join(map(str, LOADS)),
+    requests: int = 200,
+    seeds: int = 5,
+    processes: Processes = CORES,
+    json_file: JsonFile = None,
+) -> list[Row]:
+    """Simulate; lists are by comma."""
+    places = product(
+        profiles.split(","),
+        some_of(floods, FLOODS, "--floods"),
+        some_of(policies, POLICIES, "--policies"),
+        map(float, loads.split(",")),
+        range(seeds),
+    )
+    rows = table([Case(*place, requests) for place in places], processes)
+    if json_file:
+        json_file.write_text(as_json([row._asdict() for row in rows]))
+    say(f"simulated: {requests} requests of the quiet caller, {seeds} seeds")
+    return rows
+
+
+if __name__ == "__main__":
+    run_command(measure, show=printed)
