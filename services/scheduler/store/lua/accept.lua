@@ -71,7 +71,7 @@ local function accept(request)
 
   local waiting = key('waiting', model)
   restore_once(model)
-  if redis.call('ZCARD', waiting) - 1 >= most_waiting then  -- one of them is the keeper
+  if not takes_from(caller, redis.call('ZCARD', waiting) - 1, most_waiting) then  -- one of them is the keeper
     return redis.error_reply('QUEUEFULL ' .. most_waiting .. ' jobs wait')
   end
   if caller ~= '' then

@@ -47,6 +47,16 @@ local function next_rank(model, priority, caller, cost)
   return priority * BAND + UNREAD + start, start
 end
 
+-- Whether a queue in which so many wait takes a job of the caller. A full one takes up to a tenth more, of named callers
+-- that have less than a hundredth of it: a flood that fills it is not to keep others out.
+local function takes_from(caller, waiting, most)
+  if waiting < most or caller == '' then
+    return waiting < most
+  end
+  local has = tonumber(redis.call('HGET', key('callers'), caller .. ' waiting_jobs') or 0)
+  return waiting < 1.1 * most and has < most / 100
+end
+
 -- A pool has read a job.
 local function mark_read(model, priority, job_id, score)
   local start = (score - priority * BAND) % READ

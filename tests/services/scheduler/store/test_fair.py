@@ -2,13 +2,15 @@
 
 import random
 
+import pytest
 from redis.asyncio import Redis
 
 from services.scheduler.callers import Caller
 from services.scheduler.policy.fair import FairQueue
 from services.scheduler.store import keys
-from services.scheduler.store.queue import JobStore
+from services.scheduler.store.queue import JobStore, JobStoreSettings
 from services.scheduler.store.scripts import Lease
+from synerdiff.errors import QueueFull
 from synerdiff.jobs import JobRecord
 from synerdiff.requests import Priority
 from tests.services.scheduler.redis_jobs import DIGEST
@@ -71,6 +73,24 @@ async def test_a_full_pool_reads_on_for_a_caller_with_few_there(store: JobStore,
     assert await read_past(3, flood=4, few=2) == few[2:]
     assert await read_past(4, flood=4, few=3) == [], "the flood's is next, and it has its share here"
     assert [record.caller for record in await read(store, lease, 1)] == ["flood"]
+
+
+async def test_a_full_queue_keeps_out_only_those_who_fill_it(redis: Redis) -> None:
+    store = JobStore(redis, JobStoreSettings(max_waiting=20))
+    try:
+        for _ in range(20):
+            await accept(store, "flood")
+        for caller in ("flood", ""):
+            with pytest.raises(QueueFull, match="20 jobs are waiting"):
+                await accept(store, caller)
+        await accept(store, "few")
+        with pytest.raises(QueueFull):
+            await accept(store, "few")
+        await accept(store, "another")
+        with pytest.raises(QueueFull):
+            await accept(store, "a tenth more is enough")
+    finally:
+        await store.close()
 
 
 async def test_the_lag_is_what_waits_unread_and_trimming_loses_nothing(
