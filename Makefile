@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu gpu-kit images images-test chart pytest lint typecheck manifests format protos docs clean
+.PHONY: help setup demo test test-gpu gpu-kit images images-test chart pytest beside alone lint typecheck manifests format protos docs clean
 
 help:
 	@echo "make demo [PROMPT='a red car']  set everything up, start it all, make one picture, stop"
@@ -38,7 +38,14 @@ setup: $(INSTALLED)
 demo: $(INSTALLED)
 	@$(BIN)/synerdiff demo "$(PROMPT)"
 
-test: lint typecheck pytest
+# What lint and typecheck have to say is kept until the tests beside them are done, so that it is seen.
+test: $(INSTALLED)
+	@status=0; said=$$(mktemp); \
+	$(MAKE) --no-print-directory --keep-going lint typecheck > $$said 2>&1 & checking=$$!; \
+	$(MAKE) --no-print-directory beside || status=$$?; \
+	wait $$checking || status=$$?; cat $$said; rm $$said; \
+	$(MAKE) --no-print-directory alone || status=$$?; \
+	exit $$status
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check --quiet .
@@ -53,9 +60,15 @@ ALONE := $(shell grep -rl --include='*.py' 'mark\.alone' tests | sed 's|/conftes
 
 pytest: $(INSTALLED)
 	@status=0; \
-	$(BIN)/pytest -m "not alone and not gpu" --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal || status=$$?; \
-	$(BIN)/pytest -m "alone and not gpu" $(ALONE) || status=$$?; \
+	$(MAKE) --no-print-directory beside || status=$$?; \
+	$(MAKE) --no-print-directory alone || status=$$?; \
 	exit $$status
+
+beside: $(INSTALLED)
+	@$(BIN)/pytest -m "not alone and not gpu" --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
+
+alone: $(INSTALLED)
+	@$(BIN)/pytest -m "alone and not gpu" $(ALONE)
 
 manifests: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m deploy.checks

@@ -20,9 +20,9 @@ ABANDONMENT_S = 8  # longer than a scheduler that was killed takes to come back,
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a deployment runs in one process, and alone: deaths and patience have their times."""
+    """What shares a deployment runs in one process; and deaths and patience have their times."""
     for item in items:
-        if "up" in getattr(item, "fixturenames", ()):
+        if "up" in getattr(item, "fixturenames", ()) or item.path.name == "test_stopped_worker.py":
             item.add_marker(pytest.mark.alone)
 
 

@@ -7,15 +7,11 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from bench.load import largest_differences, send_all
 from bench.mixed_requests import mixed_requests
 from bench.status import leaders_status, slots_used
 from tests.end_to_end.command import Up, running_up
 from tests.rounding import A_LEVEL
-
-pytestmark = pytest.mark.alone
 
 PLAN_TIMEOUT_S = 3
 KEEPALIVE_S = 30 + 10  # after which gRPC ends a stream to a process that does not answer at all

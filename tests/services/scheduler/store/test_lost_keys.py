@@ -13,7 +13,7 @@ from synerdiff.errors import NotFound, SynerDiffError
 from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.waiting import HANG_S, until
 
-JOBS = 16
+JOBS = 8
 STEPS = 15
 # Kinds of keys whose loss costs no job. The others: "job" is a job's own record; the rest are channels.
 RESTORED = sorted(
