@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from services.gateway import metrics
@@ -40,43 +40,65 @@ class Following:
 
     async def events(self, caller: Caller, prompt: str, options: GenerateOptions) -> AsyncGenerator[Event, None]:
         """The events of a new job to its end. Raises the job's own error."""
-        job_id, left = "", True
+        stream = caller.client.stream(prompt, **options)
+        # Never cut: it alone tells the id of a job that may have been made already.
+        first = asyncio.ensure_future(anext(stream))
+        left = True
         self._open += 1
         self._nobody.clear()
         try:
-            async with aclosing(caller.client.stream(prompt, **options)) as events:
-                async for event in events:
-                    job_id, left = event.job_id, not isinstance(event, Finished)
-                    yield event
+            yield await asyncio.shield(first)
+            async for event in stream:
+                left = not isinstance(event, Finished)
+                yield event
         except SynerDiffError:
             left = False
             raise
         finally:
-            if left and job_id and not caller.returns:
-                self._cancel(caller.client, job_id)
+            if left and not caller.returns:
+                self._cancel(_Left(caller.client, first, stream))
+            else:
+                await cancel_and_wait(first)
+                await stream.aclose()
             self._open -= 1
             if not self._open:
                 self._nobody.set()
 
     async def close(self) -> None:
-        """Wait until nobody is followed any more, which has to come soon, and for the cancellations under way."""
+        """Wait until nobody is followed any more and all are cancelled who left, which has to come soon."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nobody.wait(), _END_S)
-        await asyncio.gather(*self._cancelling, return_exceptions=True)
+        if self._cancelling:
+            await asyncio.wait(self._cancelling, timeout=_END_S)
+        await cancel_and_wait(*self._cancelling)
 
-    def _cancel(self, client: AsyncClient, job_id: str) -> None:
-        task = asyncio.create_task(_cancel(client, job_id), name=f"cancelling {job_id}")
+    def _cancel(self, left: "_Left") -> None:
+        task = asyncio.create_task(left.cancel(), name="cancelling")
         self._cancelling.add(task)
         task.add_done_callback(self._cancelling.discard)
 
 
-async def _cancel(client: AsyncClient, job_id: str) -> None:
-    try:
-        await client.cancel(job_id)
-        metrics.HANG_UPS.inc()
-        log.info("cancelled: its client hung up", job_id=job_id)
-    except SynerDiffError as error:  # it is abandoned all the same
-        log.warning("could not cancel a job whose client hung up", job_id=job_id, reason=str(error))
+@dataclass(frozen=True)
+class _Left:
+    """A job whose client has gone, by the stream of its events, of which `first` may be on its way still."""
+
+    client: AsyncClient
+    first: "asyncio.Future[Event]"
+    stream: AsyncGenerator[Event, None]
+
+    async def cancel(self) -> None:
+        """Cancel the job as soon as its id is known."""
+        try:
+            job_id = (await self.first).job_id
+            await self.client.cancel(job_id)
+        except Exception as error:  # it was refused, or cannot be read; what there is of it is abandoned
+            log.warning("nothing cancelled of a client that hung up", reason=str(error))
+        else:
+            metrics.HANG_UPS.inc()
+            log.info("cancelled: its client hung up", job_id=job_id)
+        finally:
+            await cancel_and_wait(self.first)
+            await self.stream.aclose()
 
 
 async def unless_hung_up(receive: Receive, work: Awaitable[T]) -> T:

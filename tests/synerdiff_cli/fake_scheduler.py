@@ -33,6 +33,7 @@ class Script:
     planning: list[operations_pb2.PlanningStatus] = field(default_factory=list)
     weights: list[images_pb2.Weights] = field(default_factory=list)
     hangs: bool = False
+    late_s: float = 0.0
     requests: list[images_pb2.GenerateRequest] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -111,6 +112,7 @@ class _Images(images_pb2_grpc.ImageGenerationServicer):
     async def _play(self) -> AsyncIterator[images_pb2.GenerateEvent]:
         if self._script.error is not None:
             raise self._script.error
+        await asyncio.sleep(self._script.late_s)
         for event in self._script.events:
             yield event
         if self._script.hangs:

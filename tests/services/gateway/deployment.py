@@ -59,15 +59,17 @@ def running_gateway(scheduler: str, folder: Path, *flags: str, ready: bool = Tru
 
 
 @contextlib.contextmanager
-def simulated_schedulers(redis_url: str, tick_ms: float = 5.0, max_steps: int = 2000) -> Iterator[str]:
-    """A scheduler with a pair of simulated workers. Yields its address."""
+def simulated_schedulers(
+    redis_url: str, *flags: str, tick_ms: float = 5.0, max_steps: int = 2000, slots: int = 32
+) -> Iterator[str]:
+    """A scheduler with `flags` and a pair of simulated workers. Yields its address."""
     address = f"127.0.0.1:{free_port()}"
     python = [sys.executable, "-m"]
     scheduler = [*python, "services.scheduler", "--redis-url", redis_url, "--listen", address, "--log-level", "warning"]
     workers = [*python, "bench.simulated_workers", "--redis-url", redis_url, "--tick-ms", str(tick_ms)]
-    workers += ["--max-steps", str(max_steps), "--decode-ms", "1"]
+    workers += ["--max-steps", str(max_steps), "--decode-ms", "1", "--slots", str(slots)]
     processes = [
-        subprocess.Popen([*scheduler, "--no-profile-when-idle", "--policy", "continuous"], cwd=ROOT),
+        subprocess.Popen([*scheduler, "--no-profile-when-idle", "--policy", "continuous", *flags], cwd=ROOT),
         subprocess.Popen(workers, cwd=ROOT, stdout=subprocess.DEVNULL),
     ]
     try:

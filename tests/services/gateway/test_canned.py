@@ -119,8 +119,6 @@ async def test_a_job_whose_client_hangs_up_is_cancelled_unless_it_can_come_back(
     await until(lambda: script.requests)
     if streamed:
         await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), HANG_S)
-    else:
-        await asyncio.sleep(0.2)  # the first event may be on its way
     writer.close()
     await until(lambda: [line for line in door.lines() if line.get("request_id") == script.requests[0].request_id])
     if key:
@@ -129,6 +127,21 @@ async def test_a_job_whose_client_hangs_up_is_cancelled_unless_it_can_come_back(
     else:
         await until(lambda: script.cancelled)
         assert script.cancelled == ["job-1"]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_job_is_cancelled_whose_client_hangs_up_before_its_first_event(canned: Canned, streamed: bool) -> None:
+    door, script = canned
+    script.late_s = 0.5
+    script.happen(queued=images_pb2.Queued())
+    script.hangs = True
+    _, writer = await asking(door, {"prompt": "x", "stream": streamed})
+    await until(lambda: script.requests)
+    writer.close()
+    await until(lambda: [line for line in door.lines() if line.get("request_id") == script.requests[0].request_id])
+    assert script.cancelled == [], "its first event had come"
+    await until(lambda: script.cancelled)
+    assert script.cancelled == ["job-1"]
 
 
 async def test_a_reader_that_is_slow_keeps_nobody_waiting(canned: Canned) -> None:
