@@ -22,12 +22,16 @@ from typing import Self
 
 import httpx2
 import openai
+import uvloop
 
 from bench.command import run, say
 from bench.simulated_service import simulated_service
+from synerdiff.client.load.summary import percentile
 from synerdiff.redis_process import free_port
 
 _CHUNK_BYTES = 1 << 16
+# A client looks through all of its connections at each call.
+_CALLS_OF_A_CLIENT = 100
 _ACCEPTED = re.compile(r"^synerdiff_requests_accepted_total\{.*\} (\S+)$", re.MULTILINE)
 
 
@@ -84,7 +88,8 @@ async def balancer(ports: tuple[int, ...]) -> AsyncIterator[int]:
         for port in random.sample(ports, len(ports)):
             with contextlib.suppress(OSError):
                 there, back = await asyncio.open_connection("127.0.0.1", port)
-                await asyncio.gather(carry(reader, back), carry(there, writer))
+                with contextlib.suppress(asyncio.CancelledError):  # connections end with the event loop at the latest
+                    await asyncio.gather(carry(reader, back), carry(there, writer))
                 return
         writer.close()
 
@@ -93,32 +98,46 @@ async def balancer(ports: tuple[int, ...]) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-async def call_until(client: openai.AsyncOpenAI, until_s: float, ended: Counter[str], jobs: set[str]) -> None:
-    while time.monotonic() < until_s:
-        try:
-            response = await client.images.generate(prompt="a car", extra_headers={"Idempotency-Key": uuid.uuid4().hex})
-        except openai.OpenAIError as error:
-            ended[f"{type(error).__name__}: {str(error)[:80]}"] += 1
-        else:
-            ended["answered"] += 1
-            jobs.add((response.model_extra or {})["synerdiff"]["job_id"])
+@dataclass
+class Calls:
+    """How calls ended, which jobs answered them, and after how long."""
+
+    ended: Counter[str] = field(default_factory=Counter)
+    jobs: set[str] = field(default_factory=set)
+    seconds: list[float] = field(default_factory=list)
+
+    async def make(self, client: openai.AsyncOpenAI, until_s: float) -> None:
+        """One call after the other."""
+        while (began_s := time.monotonic()) < until_s:
+            key = {"Idempotency-Key": uuid.uuid4().hex}
+            try:
+                response = await client.images.generate(prompt="a car", extra_headers=key)
+            except openai.OpenAIError as error:
+                self.ended[f"{type(error).__name__}: {getattr(error, 'code', None) or str(error)[:80]}"] += 1
+            else:
+                self.ended["answered"] += 1
+                self.jobs.add((response.model_extra or {})["synerdiff"]["job_id"])
+                self.seconds.append(time.monotonic() - began_s)
 
 
-async def load(gateways: Gateways, in_flight: int, minutes: float, kill_every_s: float) -> tuple[Counter[str], int]:
-    """How calls ended, and how many jobs answered them."""
-    ended: Counter[str] = Counter()
-    jobs: set[str] = set()
-    limits = httpx2.Limits(max_connections=None)
-    async with (
-        balancer(gateways.ports) as port,
-        openai.DefaultAsyncHttpxClient(limits=limits) as http,
-        openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", http_client=http) as client,
-    ):
+async def load(gateways: Gateways, in_flight: int, minutes: float, kill_every_s: float) -> Calls:
+    """So many calls at once, while gateways are killed."""
+    calls = Calls()
+    async with balancer(gateways.ports) as port, contextlib.AsyncExitStack() as open_clients:
+        clients = [
+            await open_clients.enter_async_context(_client(port)) for _ in range(0, in_flight, _CALLS_OF_A_CLIENT)
+        ]
         killing = asyncio.create_task(gateways.kill_now_and_then(kill_every_s))
         until_s = time.monotonic() + 60 * minutes
-        await asyncio.gather(*(call_until(client, until_s, ended, jobs) for _ in range(in_flight)))
+        await asyncio.gather(*(calls.make(clients[at // _CALLS_OF_A_CLIENT], until_s) for at in range(in_flight)))
         killing.cancel()
-    return ended, len(jobs)
+    return calls
+
+
+def _client(port: int) -> openai.AsyncOpenAI:
+    """OpenAI's own as it comes, but for a bound on its connections."""
+    http = openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_connections=None))
+    return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", http_client=http)
 
 
 def _is_ready(port: int) -> bool:
@@ -128,23 +147,24 @@ def _is_ready(port: int) -> bool:
 
 
 def measure(
-    in_flight: int = 2000, minutes: float = 5.0, kill_every_s: float = 30.0, domains: int = 4, tick_ms: float = 20.0
+    in_flight: int = 2000, minutes: float = 5.0, kill_every_s: float = 30.0, domains: int = 1, tick_ms: float = 20.0
 ) -> dict[str, object]:
     with simulated_service(domains, tick_ms, slots=64) as service:
         with Gateways(service.address, (free_port(), free_port())) as gateways:
-            ended, answering = asyncio.run(load(gateways, in_flight, minutes, kill_every_s))
+            calls = uvloop.run(load(gateways, in_flight, minutes, kill_every_s))
         accepted = sum(
             map(float, _ACCEPTED.findall(httpx2.get(f"http://127.0.0.1:{service.metrics_port}/metrics").text))
         )
-    calls = ended.total()
-    say(f"{calls} calls over {gateways.kills} kills (simulated workers): {ended['answered']} answered")
+    made, answered = calls.ended.total(), calls.ended["answered"]
+    say(f"{made} calls over {gateways.kills} kills (simulated workers): {answered} answered")
     return {
-        "calls": calls,
+        "calls": made,
         "kills": gateways.kills,
-        "ended": dict(ended),
-        "jobs_that_answered": answering,
+        "ended": dict(calls.ended),
+        "seconds_p50_p99_max": [round(percentile(calls.seconds, p), 1) for p in (50, 99, 100)],
+        "jobs_that_answered": len(calls.jobs),
         "jobs_accepted": int(accepted),
-        "made_twice": int(accepted) - calls,
+        "made_twice": int(accepted) - made,
     }
 
 
