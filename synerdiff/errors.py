@@ -85,6 +85,12 @@ class Unavailable(SynerDiffError):
     code = grpc.StatusCode.UNAVAILABLE
 
 
+class NotEnded(SynerDiffError):
+    """FAILED_PRECONDITION: the job has not ended, so it cannot be deleted."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class StaleLeader(SynerDiffError):
     """FAILED_PRECONDITION: another leader holds the pool or the worker; whoever gets this must stop planning.
 

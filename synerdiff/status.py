@@ -19,6 +19,7 @@ from synerdiff.errors import (
     DeadlineExceeded,
     FieldViolation,
     InvalidRequest,
+    NotEnded,
     NotFound,
     PermissionDenied,
     QueueFull,
@@ -98,6 +99,8 @@ def _from_status(status: status_pb2.Status) -> SynerDiffError:
         return InvalidRequest(*(FieldViolation(v.field, v.description) for v in bad_request.field_violations))
     if status.code == QueueFull.code.value[0] and info.reason == _reason(QueueFull):
         return QueueFull(status.message, retry_info.retry_delay.ToTimedelta().total_seconds())
+    if status.code == NotEnded.code.value[0] and info.reason == _reason(NotEnded):
+        return NotEnded(status.message)
     error = error_for(status.code, status.message)
     if isinstance(error, StaleLeader):
         error.newest_token = int(info.metadata.get(_NEWEST_TOKEN, "0"))

@@ -21,6 +21,8 @@ from services.scheduler.leading.pool import Pool
 from services.scheduler.profiles.store import ProfileStore
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store import keys
+from services.scheduler.store.image_files import open_images
+from services.scheduler.store.images import UnusableImages
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore
 from services.scheduler.telemetry.metrics import PoolMetrics
@@ -40,6 +42,7 @@ log = get_logger("process")
 
 GAUGES_EVERY_S = 1.0
 _WRITTEN_KEPT_MS = 60_000
+_UNUSABLE = (MissingTracing, EvictingRedis, UnusableImages)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return uvloop.run(serve(settings, tracer))
         except SynerDiffError as error:
             log.critical("cannot start", reason=str(error))
-            return EXIT_BAD_SETTINGS if isinstance(error, MissingTracing | EvictingRedis) else 1
+            return EXIT_BAD_SETTINGS if isinstance(error, _UNUSABLE) else 1
 
 
 def _tracer(settings: SchedulerSettings) -> Tracer:
@@ -89,8 +92,9 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
             for name, part in (
                 ("pool", pool.run()),
                 ("sweep", pool.sweep()),
+                ("images", pool.sweep_images()),
                 ("gauges", _repeat(status.update_gauges, GAUGES_EVERY_S)),
-                ("readiness", follow_redis(host, redis)),
+                ("readiness", follow_redis(host, redis, store)),
             )
         ]
         _spare_collections()
@@ -104,8 +108,10 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
 async def _store(
     settings: SchedulerSettings, tracer: Tracer
 ) -> AsyncIterator[tuple[Redis, JobStore, WorkerRegistry, Pool]]:
+    images = open_images(settings.images_url)
+    await images.check()
     redis = connect(settings.redis_url)
-    store, registry = JobStore(redis, settings.store_settings()), WorkerRegistry(redis)
+    store, registry = JobStore(redis, settings.store_settings(), images), WorkerRegistry(redis)
     leadership = Leadership(redis, settings.pool, settings.instance_id or socket.gethostname(), settings.leader_ttl_s)
     try:
         options = settings.leader_options(ProfileStore(redis))
@@ -114,6 +120,7 @@ async def _store(
     finally:
         await store.close()
         await redis.aclose()
+        images.close()
 
 
 async def _first_to_end(parts: list[asyncio.Task[None]], stop: asyncio.Event) -> bool:
@@ -144,10 +151,11 @@ def _spare_collections() -> None:
     gc.set_threshold(50_000, 5, 5)
 
 
-async def follow_redis(host: ServiceHost, redis: Redis) -> None:
+async def follow_redis(host: ServiceHost, redis: Redis, store: JobStore) -> None:
     """Ready while Redis takes what it is given, and keeps it: else nothing can be accepted.
 
-    Tells of a Redis that has lost what it was given, by a key that is set once for all schedulers.
+    Tells of a Redis that has lost what it was given, by a key that is set once for all schedulers; and the store of its
+    memory.
     """
     metrics, known = PoolMetrics.of_process(), b""
     while True:
@@ -159,8 +167,10 @@ async def follow_redis(host: ServiceHost, redis: Redis) -> None:
                 metrics.redis_losses.inc()
             known = data_id
             memory = await patiently(lambda: check_keeps_all(redis), 2.0)
-            metrics.redis_used.set(memory.get("used_memory", 0))
-            metrics.redis_limit.set(memory.get("maxmemory", 0))
+            used_bytes, limit_bytes = memory.get("used_memory", 0), memory.get("maxmemory", 0)
+            metrics.redis_used.set(used_bytes)
+            metrics.redis_limit.set(limit_bytes)
+            store.memory_is(used_bytes, limit_bytes)
             metrics.redis_up.set(1)
             await host.set_ready(True)
             TROUBLE_LOG.wrote()

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from services.scheduler.api.callers_file import BadCallersFile, CallersFile, read_callers
 from services.scheduler.api.gate import Gate
@@ -17,6 +17,7 @@ from services.scheduler.policy.controller import ConstantThreshold, ThresholdCon
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
 from services.scheduler.profiles.keeper import KeeperOptions
 from services.scheduler.profiles.store import ProfileStore
+from services.scheduler.store.image_files import check_images_url
 from services.scheduler.store.queue import JobStoreSettings
 from synerdiff.profiles import UNPROFILED_TASKS
 from synerdiff.profiles import load as load_profile
@@ -81,7 +82,17 @@ class SchedulerSettings(ServiceSettings):
     default_model: str = Field("", description="the model of requests that name none; empty: the only one there is")
     default_timeout_s: float = Field(600.0, gt=0, le=86_400, description="timeout of requests that name none")
     max_timeout_s: float = Field(3600.0, gt=0, le=86_400, description="longest timeout a request may ask for")
-    retention_s: float = Field(3600.0, ge=1, description="seconds that events and images are kept after a job's end")
+    retention_s: float = Field(600.0, ge=1, description="seconds that events and images are kept after a job's end")
+    images_url: Annotated[str, AfterValidator(check_images_url)] = Field(
+        "redis",
+        description="where images are kept: redis, file:///DIRECTORY or s3://BUCKET/PREFIX; of this deployment alone",
+    )
+    memory_share: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="share of Redis' maxmemory that accepted jobs may fill with their results; more jobs are refused",
+    )
     abandonment_s: float = Field(10.0, ge=1, description="seconds after which a job of Generate without followers ends")
     leader_ttl_s: float = Field(3.0, ge=0.5, le=60, description="seconds after which a silent leader is replaced")
     connection_age_s: float = Field(300.0, ge=10, description="age at which clients are asked to connect anew")
@@ -151,7 +162,10 @@ class SchedulerSettings(ServiceSettings):
     def store_settings(self) -> JobStoreSettings:
         """How jobs are kept."""
         return JobStoreSettings(
-            max_waiting=self.max_waiting, retention_s=self.retention_s, follower_lease_s=self.abandonment_s
+            max_waiting=self.max_waiting,
+            retention_s=self.retention_s,
+            memory_share=self.memory_share,
+            follower_lease_s=self.abandonment_s,
         )
 
     def engine_bounds(self) -> EngineBounds:

@@ -12,6 +12,7 @@ from services.scheduler.leading.leader import Leader
 from services.scheduler.leading.options import LeaderOptions
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore, Lease
+from services.scheduler.store.sweeps import IMAGES_EVERY_S
 from services.scheduler.telemetry.job_ends import tell_ended
 from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
@@ -109,6 +110,13 @@ class Pool:
             for step in (*steps, self._tell_ended):
                 await self._try(step)
             await asyncio.sleep(0.5)
+
+    async def sweep_images(self) -> None:
+        """Delete image files of jobs that are no more."""
+        while True:
+            with contextlib.suppress(Unavailable):  # of Redis or of the image store, which have told the log
+                await self.store.sweep_images()
+            await asyncio.sleep(IMAGES_EVERY_S)
 
     async def _tell_ended(self) -> None:
         await tell_ended(self.store)

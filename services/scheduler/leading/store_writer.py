@@ -1,8 +1,9 @@
 """Carries out the engine's store effects beside the ticks: in order within a job, side by side across jobs.
 
-A write that Redis cannot take just now is tried again for as long as this process leads: what the engine did is kept in
-memory meanwhile, and running work goes on. The store tells the log of the trouble. A write that Redis refuses for good
-ends its job. Progress can be done without, and is coalesced: only the latest of each image, twice a second.
+A write that Redis or the image store cannot take just now is tried again for as long as this process leads: what the
+engine did is kept in memory meanwhile, and running work goes on. The store tells the log of the trouble. A write that
+Redis refuses for good ends its job. Progress can be done without, and is coalesced: only the latest of each image,
+twice a second.
 """
 
 import asyncio

@@ -8,7 +8,8 @@ from synerdiff.registry import MODELS
 from synerdiff.requests import Priority
 
 PATTERNS = {
-    # A job: its fields, its events but progress, its latest progress by image, its image files by index.
+    # A job: its fields, its events but progress, its latest progress by image, its images by index, with their bytes
+    # where no other image store has them.
     "job": "synerdiff:job:%s",
     "events": "synerdiff:job:%s:events",
     "progress": "synerdiff:job:%s:progress",
@@ -23,8 +24,8 @@ PATTERNS = {
     "waiting": "synerdiff:waiting:%s",
     # Of a model and priority class: the virtual time, and by caller where their last job ends in it.
     "turns": "synerdiff:turns:%s:%s",
-    # What each named caller has: fields "<caller> <count>" for the names of COUNTS. Counted again for every new
-    # leadership, and where it is lost.
+    # What each named caller has: fields "<caller> <count>" for the names of COUNTS; of all open jobs " result_bytes".
+    # Counted again for every new leadership, and where it is lost.
     "callers": "synerdiff:callers",
     # Jobs that have not ended, by deadline; abandonable ones, by the end of their follower's lease. Unix ms.
     "deadlines": "synerdiff:deadlines",
@@ -52,6 +53,9 @@ WRITTEN = "synerdiff:written"
 # Set by the first scheduler of all, and never again: another one, or none, says that Redis has lost its data.
 DATA_ID = "synerdiff:data_id"
 
+# Held for as long as no other sweep of image files is due.
+IMAGES_SWEPT = "synerdiff:images_swept"
+
 GROUP = "pools"
 KEEPER = ""  # the member of every sorted set that marks it as whole; ranked last, it is in nobody's way
 
@@ -74,7 +78,7 @@ def progress(job_id: str) -> str:
 
 
 def images(job_id: str) -> str:
-    """Hash: image index -> serialized Image with its bytes."""
+    """Hash: image index -> serialized Image, with its bytes or without (`images.is_elsewhere`)."""
     return PATTERNS["images"] % job_id
 
 

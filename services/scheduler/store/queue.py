@@ -5,6 +5,7 @@ acknowledged when the job ends, so what a pool was working on is found again by 
 """
 
 import collections
+import contextlib
 import itertools
 import json
 import uuid
@@ -19,6 +20,7 @@ from redis.exceptions import ResponseError
 from services.scheduler.callers import ANONYMOUS, Caller
 from services.scheduler.store import keys
 from services.scheduler.store.group_commit import GroupCommit
+from services.scheduler.store.images import ImageStore
 from services.scheduler.store.notifications import Subscription
 from services.scheduler.store.records import (
     UnreadableRecord,
@@ -34,7 +36,7 @@ from services.scheduler.store.scripts import Argument, Lease
 from services.scheduler.store.store_base import JobStoreSettings, StoreBase
 from services.scheduler.store.sweeps import Sweeps
 from synerdiff.cards import ModelCard
-from synerdiff.errors import AlreadyExists, QueueFull
+from synerdiff.errors import AlreadyExists, NotEnded, QueueFull, Unavailable
 from synerdiff.jobs import JobRecord, JobState, JobTimings, SkippedSteps
 from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRegistry
@@ -88,8 +90,10 @@ class JobQueue(StoreBase):
     drops its tasks. Every method may be called again after a lost reply.
     """
 
-    def __init__(self, redis: Redis, settings: JobStoreSettings | None = None) -> None:
-        super().__init__(redis, settings)
+    def __init__(
+        self, redis: Redis, settings: JobStoreSettings | None = None, images: ImageStore | None = None
+    ) -> None:
+        super().__init__(redis, settings, images)
         self._acceptances = GroupCommit(self._accept_all, self._settings.api_patience_s)
         self._answered_reads: collections.Counter[tuple[Lease, str]] = collections.Counter()
 
@@ -116,8 +120,8 @@ class JobQueue(StoreBase):
         once the same request is accepted as one that is not. `traceparent` is that of the call that makes the job.
         Each caller's request_ids are their own, and jobs that wait are read fairly between callers by their `cost`: the
         share of a device that a job takes, in any unit that is the same for all jobs of the model.
-        Raises AlreadyExists, QueueFull (for the model's bound or the caller's quota), Unavailable (then it is unknown
-        whether it was accepted: repeat it).
+        Raises AlreadyExists, QueueFull (for the model's bound, the caller's quota or Redis' memory), InvalidRequest for
+        results that Redis has never memory for, Unavailable (then it is unknown whether it was accepted: repeat it).
         """
         job_id = uuid.uuid4().hex
         try:
@@ -134,6 +138,7 @@ class JobQueue(StoreBase):
                 traceparent,
                 caller.name,
                 repr(cost),
+                self._images.redis_bytes(request),
                 *caller.quota.counts,
             )
         except ResponseError as error:
@@ -156,7 +161,8 @@ class JobQueue(StoreBase):
 
     async def _accept_all(self, requests: Sequence[Sequence[Argument]], patience_s: float) -> list[Any]:
         fields = itertools.chain.from_iterable(requests)
-        shared = (self._follower_lease_ms, self._settings.max_waiting)
+        room_bytes = self._memory.room_bytes
+        shared = (self._follower_lease_ms, self._settings.max_waiting, "" if room_bytes is None else room_bytes)
         return await self._scripts.run_for_each("accept", *shared, *fields, patience_s=patience_s)
 
     def _refusal(self, request: ImageRequest, caller: Caller, error: ResponseError) -> Exception:
@@ -171,7 +177,28 @@ class JobQueue(StoreBase):
             if count.endswith("images"):
                 message += f", and asks for {request.num_images} more"
             return QueueFull(message, retry_after_s=self._settings.retry_after_s)
+        if str(error).startswith("MEMORYFULL"):
+            expected_bytes, result_bytes = int(str(error).split()[1]), self._images.redis_bytes(request)
+            return self._memory.refusal(expected_bytes, result_bytes, self._memory_retry_after_s())
         return error
+
+    def _memory_retry_after_s(self) -> float:
+        """Memory comes back as results end their retention: where jobs end evenly, a twentieth of it within this."""
+        return max(self._settings.retry_after_s, min(self._settings.retention_s / 20, 60.0))
+
+    async def delete(self, job_id: str) -> None:
+        """Forget a job that has ended, and its request_id. One that is unknown is forgotten. Raises NotEnded.
+
+        Image files that cannot be deleted just now are left to the sweep.
+        """
+        try:
+            await self._api("delete", job_id)
+        except ResponseError as error:
+            if not str(error).startswith("NOTENDED"):
+                raise
+            raise NotEnded(f"job {job_id!r} is {str(error).split()[1]}: cancel it, or wait for its end") from error
+        with contextlib.suppress(Unavailable):
+            await self._images.delete(job_id)
 
     async def job(self, job_id: str) -> JobRecord | None:
         """The job as it stands; None when there is none, or its retention has ended."""

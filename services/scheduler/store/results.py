@@ -1,11 +1,15 @@
 """What a job has to show: its events, its progress and its images, and following them from any scheduler."""
 
+import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol, cast
 
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
 from services.scheduler.store import keys
+from services.scheduler.store.images import BYTES_PER_IMAGE, is_elsewhere
 from services.scheduler.store.records import (
     event_from_entry,
     image_event,
@@ -16,7 +20,7 @@ from services.scheduler.store.records import (
 )
 from services.scheduler.store.scripts import Lease
 from services.scheduler.store.store_base import StoreBase
-from synerdiff.errors import NotFound
+from synerdiff.errors import NotFound, Unavailable
 from synerdiff.jobs import ENDED, JobState
 from synerdiff.plans import DecodedImage
 from synerdiff.redis_client import patiently
@@ -57,43 +61,72 @@ class JobResults(StoreBase):
         await self._leader("append_progress", lease, *args)
 
     async def store_image(self, lease: Lease, job_id: str, image: DecodedImage, index: int, seed: int) -> bool:
-        """Keep the file of image `index`. False when the job has ended or belongs to another pool by now."""
+        """Keep the file of image `index`. False when the job has ended or belongs to another pool by now.
+
+        Raises Unavailable where the image store does not take it; Redis then has not heard of the image.
+        """
         message = image_message(image, index, seed)
-        args = (index, message.SerializeToString(), image_event(message))
+        record = await self._images.put(job_id, message)
+        args = (index, record.SerializeToString(), image_event(message))
         return bool(await self._leader("store_image", lease, job_id, *args))
 
     async def images(self, job_id: str, max_bytes: int) -> list[images_pb2.Image]:
         """The images stored so far, by index: the first ones with their bytes, as many as fit into `max_bytes`.
 
-        The others are not read, since they may be more than this process has memory for.
+        The others are not read, since they may be more than this process has memory for. Those whose file is gone have
+        no bytes either. Raises Unavailable.
         """
-        sizes: list[tuple[int, int]] = sorted(map(tuple, await self._api("image_sizes", job_id)))
-        room = list(itertools.accumulate(size for _, size in sizes))
-        fitting = [index for (index, _), total in zip(sizes, room, strict=True) if total <= max_bytes]
-        images = await self._stored_images(job_id, fitting)
-        left_out = dict(sizes[len(fitting) :])
+        sizes: dict[int, int] = dict(map(tuple, await self._api("image_sizes", job_id)))
+        small = await self._records(job_id, [index for index, size in sizes.items() if size <= BYTES_PER_IMAGE])
+        sizes |= {record.index: record.size_bytes for record in small if is_elsewhere(record)}
+        indices = sorted(sizes)
+        room = itertools.accumulate(sizes[index] for index in indices)
+        fitting = [index for index, total in zip(indices, room, strict=True) if total <= max_bytes]
+        records = await self._records(job_id, fitting)
+        files = await asyncio.gather(
+            *(self._with_file(job_id, record, self._settings.api_patience_s) for record in records)
+        )
+        images = [image or record for image, record in zip(files, records, strict=True)]
+        left_out = indices[len(fitting) :]
         if left_out:
             events = await self.events(job_id)
             told = {event.image.index: event.image for event in events if event.HasField("image")}
-            for index, size in left_out.items():
+            for index in left_out:
                 image = told.get(index) or images_pb2.Image(index=index)
-                image.size_bytes = image.size_bytes or size
+                image.size_bytes = image.size_bytes or sizes[index]
                 images.append(image)
         return images
 
     async def image(self, job_id: str, index: int) -> images_pb2.Image | None:
-        """One image with its bytes; None while it is not stored."""
-        return next(iter(await self._stored_images(job_id, [index])), None)
+        """One image with its bytes; None while there is none. Raises NotFound for a file that is gone, Unavailable."""
+        for record in await self._records(job_id, [index]):
+            image = await self._with_file(job_id, record, self._settings.api_patience_s)
+            if image is None:
+                raise NotFound(f"the file of image {index} of job {job_id!r} is not kept any more")
+            return image
+        return None
 
-    async def _stored_images(self, job_id: str, indices: Sequence[int]) -> list[images_pb2.Image]:
+    async def _records(self, job_id: str, indices: Sequence[int]) -> list[images_pb2.Image]:
         if not indices:
             return []
         key, fields = keys.images(job_id), [str(index) for index in indices]
         stored = await patiently(lambda: self._redis.hmget(key, fields), self._settings.api_patience_s)
         images = [images_pb2.Image.FromString(cast(bytes, image)) for image in stored if image is not None]
         for image in images:
-            image.size_bytes = len(image.data)  # one that an older version stored does not say
+            image.size_bytes = image.size_bytes or len(image.data)  # one that an older version stored does not say
         return images
+
+    async def _with_file(self, job_id: str, record: images_pb2.Image, patience_s: float) -> images_pb2.Image | None:
+        """The image of a record with its bytes; None where its file is gone. Raises Unavailable."""
+        if not is_elsewhere(record):
+            return record
+        again = AsyncRetrying(
+            retry=retry_if_exception_type(Unavailable),
+            wait=wait_random_exponential(multiplier=0.1, max=1.0),
+            stop=stop_after_delay(patience_s),
+            reraise=True,
+        )
+        return await again(self._images.get, job_id, record)
 
     async def progress(self, job_id: str) -> float:
         """0 to 1 over all images of a job, in UNet calls; 0 for an unknown job."""
@@ -151,7 +184,8 @@ class JobResults(StoreBase):
     ) -> tuple[JobState, list[images_pb2.GenerateEvent]]:
         reply = await self._follower("read_events", job_id, after, shown_position)
         if reply is None and known:
-            raise NotFound(f"job {job_id!r} is lost: Redis has no record of it any more; send the request again")
+            gone = "it was deleted, or is lost: Redis has no record of it any more; send the request again"
+            raise NotFound(f"job {job_id!r} is gone: {gone}")
         if reply is None:
             raise NotFound(f"no job {job_id!r}, or its results are not kept any more")
         state, *entries = reply
@@ -159,9 +193,10 @@ class JobResults(StoreBase):
         return state_from_reply(job_id, state), sorted(events, key=lambda event: event.sequence)
 
     async def _completed(self, event: images_pb2.GenerateEvent, lost: set[int]) -> bool:
-        """Give an image's event its bytes. False where Redis has lost them: while the job runs it is drawn again.
+        """Give an image's event its bytes. False where they are lost.
 
-        `lost`: the images of the job for which that did not happen yet. Raises NotFound when it is finished without.
+        While the job runs an image is drawn again that Redis has lost. `lost`: the images of the job for which that did
+        not happen yet. Raises NotFound when it is finished without.
         """
         job_id = event.job_id
         if event.HasField("image"):
@@ -169,11 +204,13 @@ class JobResults(StoreBase):
             stored = await patiently(
                 lambda: self._redis.hget(keys.images(job_id), str(index)), self._settings.follower_patience_s
             )
-            if stored is None:
+            record = None if stored is None else images_pb2.Image.FromString(cast(bytes, stored))
+            image = record and await self._with_file(job_id, record, self._settings.follower_patience_s)
+            if image is None:
                 lost.add(index)
                 return False
             lost.discard(index)
-            event.image.ParseFromString(cast(bytes, stored))
+            event.image.CopyFrom(image)
         if event.HasField("finished") and lost:
             raise NotFound(f"the images of job {job_id!r} are not kept any more")
         return True

@@ -6,6 +6,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from services.scheduler.store.followers import FollowerLeases
+from services.scheduler.store.images import ImageStore, RedisImages
+from services.scheduler.store.memory import RedisMemory
 from services.scheduler.store.notifications import Notifications
 from services.scheduler.store.scripts import Argument, Lease, Scripts
 
@@ -16,7 +18,8 @@ class JobStoreSettings:
 
     max_waiting: int = 10_000  # jobs of one model
     retry_after_s: float = 5.0  # what a client is told when that many wait
-    retention_s: float = 3600.0  # of an ended job, its events and its images
+    retention_s: float = 600.0  # of an ended job, its events and its images
+    memory_share: float = 0.9  # of Redis' memory limit: jobs whose results may take more than this are refused
     follower_lease_s: float = 10.0  # an abandonable job that nobody follows for this long is cancelled
     api_patience_s: float = 2.0  # Redis away for longer than this fails a call with Unavailable
     follower_patience_s: float = 30.0  # likewise for followers; leaders try again by themselves
@@ -25,8 +28,12 @@ class JobStoreSettings:
 class StoreBase:
     """Runs scripts for the API and for leaders. Its background tasks start on first need and end with `close`."""
 
-    def __init__(self, redis: Redis, settings: JobStoreSettings | None = None) -> None:
+    def __init__(
+        self, redis: Redis, settings: JobStoreSettings | None = None, images: ImageStore | None = None
+    ) -> None:
         self._redis = redis
+        self._images = images or RedisImages()
+        self._memory = RedisMemory()
         self._settings = settings or JobStoreSettings()
         self._retention_ms = round(self._settings.retention_s * 1000)
         self._follower_lease_ms = round(self._settings.follower_lease_s * 1000)
@@ -34,8 +41,12 @@ class StoreBase:
         self._notifications = Notifications(redis)
         self._follower_leases = FollowerLeases(self._scripts, self._follower_lease_ms, self._settings.api_patience_s)
 
+    def memory_is(self, used_bytes: int, limit_bytes: int) -> None:
+        """Tell what Redis uses: every second or so, for new jobs to be refused before it is full."""
+        self._memory = RedisMemory(used_bytes, limit_bytes, self._settings.memory_share)
+
     async def close(self) -> None:
-        """End the background tasks. The Redis client stays open: it is the caller's."""
+        """End the background tasks. The Redis client and the image store stay open: they are the caller's."""
         await self._notifications.close()
         await self._follower_leases.close()
 

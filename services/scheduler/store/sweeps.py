@@ -1,12 +1,16 @@
 """Ends what nobody else would end. Any scheduler may run these, at any time, as often as it likes."""
 
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
+from services.scheduler.store import keys
 from services.scheduler.store.records import DEADLINE_EXCEEDED, JobEnd, cancelled_event, end_from_entry, failed_event
 from services.scheduler.store.store_base import StoreBase
+from synerdiff.redis_client import patiently
 from synerdiff.telemetry import get_logger
 
 BATCH = 100
+IMAGES_EVERY_S = 60.0
 TELL_WITHIN_S = 60.0  # of taking an end; after that its taker is gone
 DEADLINE_MESSAGE = "the request's timeout ran out before its last image"
 ABANDONED_REASON = "nobody followed the job any more"
@@ -15,7 +19,7 @@ log = get_logger("sweeps")
 
 
 class Sweeps(StoreBase):
-    """Deadlines, abandoned jobs and finished stream entries. `now_ms` is Unix time; without it, Redis's clock."""
+    """Deadlines, abandoned jobs, done stream entries, image files. `now_ms`: Unix time; without it, Redis's clock."""
 
     async def sweep_expired(self, now_ms: int | None = None) -> int:
         """Fail the jobs whose deadline has passed, waiting or running; returns how many."""
@@ -60,6 +64,31 @@ class Sweeps(StoreBase):
     async def ended_told(self, entries: Iterable[str]) -> None:
         """Forget these ends."""
         await self._api("ended_told", *entries)
+
+    async def sweep_images(self, every_s: float = IMAGES_EVERY_S) -> int:
+        """Delete the image files of jobs that Redis has no record of; returns of how many. Once in `every_s` for all.
+
+        Their retention has ended, or their leader died before it told Redis. Files younger than the retention stay, for
+        an operator to give back a Redis that has lost its data.
+        """
+        period_ms = round(every_s * 1000)
+        patience_s = self._settings.api_patience_s
+        if not await patiently(lambda: self._redis.set(keys.IMAGES_SWEPT, "", nx=True, px=period_ms), patience_s):
+            return 0
+        swept = 0
+        async for job_ids in self._images.jobs(self._settings.retention_s):
+            unknown = await patiently(partial(self._unknown, sorted(job_ids)), patience_s)
+            for job_id in unknown:
+                await self._images.delete(job_id)
+            swept += len(unknown)
+        return swept
+
+    async def _unknown(self, job_ids: list[str]) -> list[str]:
+        async with self._redis.pipeline(transaction=False) as asking:
+            for job_id in job_ids:
+                asking.exists(keys.job(job_id))
+            known = await asking.execute()
+        return [job_id for job_id, is_known in zip(job_ids, known, strict=True) if not is_known]
 
     async def trim(self) -> int:
         """Drop from the streams what every pool is done with; returns how many entries went."""

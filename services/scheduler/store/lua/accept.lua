@@ -1,12 +1,14 @@
 -- Accept requests durably: what this returns is never lost. Each is accepted or refused for itself, in their order.
--- ARGV: follower lease ms, most waiting jobs of a model, then of each request: job id, request id among those of all
---       callers ('' for none), digest, request JSON, number of images, model, priority number, timeout ms, abandonable
---       (1 or 0), traceparent ('' for none), caller ('' for an anonymous one), its cost in row-calls, the caller's bound
---       of each of COUNTS (0: none)
+-- ARGV: follower lease ms, most waiting jobs of a model, most bytes that the results of all open jobs may take ('' for
+--       any), then of each request: job id, request id among those of all callers ('' for none), digest, request JSON,
+--       number of images, model, priority number, timeout ms, abandonable (1 or 0), traceparent ('' for none), caller
+--       ('' for an anonymous one), its cost in row-calls, bytes that its results may take, the caller's bound of each of
+--       COUNTS (0: none)
 -- Returns for each request [the job id given, accepted_at_ms, jobs ahead of it], [the id of the job which this request
--- id already made], or an error: ALREADYEXISTS, QUEUEFULL, OVERQUOTA with the count's name and what it is
-local lease_ms, most_waiting = tonumber(ARGV[1]), tonumber(ARGV[2])
-local BOUNDS = 12  -- the fields of a request before its caller's bounds
+-- id already made], or an error: ALREADYEXISTS, QUEUEFULL, MEMORYFULL with the bytes that the results of open jobs may
+-- take without it, OVERQUOTA with the count's name and what it is
+local lease_ms, most_waiting, most_bytes = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local BOUNDS = 13  -- the fields of a request before its caller's bounds
 local now = now_ms()
 
 local restored, models = {}, {}
@@ -60,7 +62,7 @@ end
 
 local function accept(request)
   local job_id, request_id, digest, request_json, num_images, model, priority, timeout_ms, abandonable, traceparent,
-    caller, cost = unpack(request, 1, BOUNDS)
+    caller, cost, bytes = unpack(request, 1, BOUNDS)
   local known = request_id == '' and job_id or redis.call('GET', key('request', request_id))
   if known and redis.call('EXISTS', key('job', known)) == 1 then
     if known == job_id then  -- the reply was lost
@@ -74,6 +76,10 @@ local function accept(request)
   if not takes_from(caller, redis.call('ZCARD', waiting) - 1, most_waiting) then  -- one of them is the keeper
     return redis.error_reply('QUEUEFULL ' .. most_waiting .. ' jobs wait')
   end
+  local expected = most_bytes and tonumber(redis.call('HGET', key('callers'), RESULT_BYTES) or 0)
+  if expected and expected + bytes > most_bytes then
+    return redis.error_reply('MEMORYFULL ' .. string.format('%.0f', expected))
+  end
   if caller ~= '' then
     local counts, over = counted(caller, num_images, {unpack(request, BOUNDS + 1)})
     if over then
@@ -81,6 +87,7 @@ local function accept(request)
     end
     redis.call('HSET', key('callers'), unpack(counts))
   end
+  expect(bytes, 1)
 
   local class, deadline = PRIORITIES[tonumber(priority)], now + timeout_ms
   local entry_id = redis.call('XADD', key('queue', model, class), '*', 'job', job_id)
@@ -89,7 +96,7 @@ local function accept(request)
     'state', 'QUEUED', 'request', request_json, 'request_id', request_id, 'digest', digest, 'num_images', num_images,
     'model', model, 'priority', class, 'entry_id', entry_id, 'accepted_at_ms', now, 'deadline_ms', deadline,
     'abandonable', abandonable, 'sequence', 1, 'traceparent', traceparent, 'caller', caller, 'cost', cost,
-    'start', start)
+    'start', start, 'result_bytes', bytes)
   if request_id ~= '' then
     redis.call('SET', key('request', request_id), job_id)
   end
@@ -105,7 +112,7 @@ local function accept(request)
 end
 
 local replies, size = {}, BOUNDS + #COUNTS
-for first = 3, #ARGV, size do
+for first = 4, #ARGV, size do
   local _, reply = pcall(accept, {unpack(ARGV, first, first + size - 1)})
   table.insert(replies, type(reply) == 'table' and reply or {err = tostring(reply)})
 end

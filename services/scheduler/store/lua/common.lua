@@ -67,10 +67,21 @@ local function count(caller, what, images, sign)
   end
 end
 
+-- Add to, or with sign -1 take from, the bytes that the results of all open jobs may take in Redis. Images stored count
+-- until their job's end.
+local RESULT_BYTES = ' result_bytes' -- no caller's
+
+local function expect(bytes, sign)
+  if bytes and redis.call('HINCRBY', key('callers'), RESULT_BYTES, sign * bytes) <= 0 then
+    redis.call('HDEL', key('callers'), RESULT_BYTES)
+  end
+end
+
 -- 'changed', 'already' (it is in that state), or 'gone' (ended otherwise, or unknown). Any other change is a caller's error.
 local function change_state(job_id, to)
   local job = key('job', job_id)
-  local from, model, caller, images = unpack(redis.call('HMGET', job, 'state', 'model', 'caller', 'num_images'))
+  local from, model, caller, images, bytes = unpack(
+    redis.call('HMGET', job, 'state', 'model', 'caller', 'num_images', 'result_bytes'))
   if from == to then
     return 'already'
   end
@@ -87,6 +98,7 @@ local function change_state(job_id, to)
   end
   if has_ended(to) then
     count(caller, 'open', images, -1)
+    expect(bytes, -1)
   end
   return 'changed'
 end

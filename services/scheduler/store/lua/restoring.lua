@@ -115,9 +115,11 @@ local function restore_callers()
   redis.call('DEL', key('callers'))
   redis.call('HSET', key('callers'), KEEPER, 0)
   for _, job_id in ipairs(redis.call('ZRANGE', key('deadlines'), 0, -1)) do
-    local state, caller, images = unpack(redis.call('HMGET', key('job', job_id), 'state', 'caller', 'num_images'))
+    local state, caller, images, bytes = unpack(
+      redis.call('HMGET', key('job', job_id), 'state', 'caller', 'num_images', 'result_bytes'))
     if state and not has_ended(state) then
       count(caller, 'open', images, 1)
+      expect(bytes, 1)
       if state == 'QUEUED' then
         count(caller, 'waiting', images, 1)
       end

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from services.scheduler.engine.tasks import Phase
 from services.scheduler.process import follow_redis
-from services.scheduler.store.queue import JobStoreSettings
+from services.scheduler.store.queue import JobStore, JobStoreSettings
 from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.client import AsyncClient
 from synerdiff.errors import Unavailable
@@ -172,7 +172,7 @@ async def test_a_scheduler_is_ready_while_redis_takes_what_it_is_given(
 ) -> None:
     host = ServiceHost()
     await host.start("127.0.0.1:0")
-    async with background(follow_redis(host, redis)), open_channel(host.address) as channel:
+    async with background(follow_redis(host, redis, JobStore(redis))), open_channel(host.address) as channel:
         for change, ready in ((None, True), (begin, False), (end, True)):
             if change:
                 await change(redis)
@@ -189,7 +189,7 @@ async def test_a_redis_that_has_lost_its_data_is_counted_and_a_restart_with_them
     redis: Redis, own_redis: RedisProcess
 ) -> None:
     host, losses = ServiceHost(), "synerdiff_redis_losses_total"
-    async with background(follow_redis(host, redis)):
+    async with background(follow_redis(host, redis, JobStore(redis))):
         await until(lambda: REGISTRY.get_sample_value("synerdiff_redis_up"))
         before = REGISTRY.get_sample_value(losses) or 0.0
         PoolMetrics.of_process().redis_up.set(0)

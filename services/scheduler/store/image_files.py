@@ -1,0 +1,262 @@
+"""Image stores apart from Redis: a directory that all schedulers share, and a bucket that speaks S3."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import S3Store
+from prometheus_client import Counter
+
+from services.scheduler.store.images import BYTES_PER_IMAGE, ImageStore, RedisImages, UnusableImages, is_elsewhere
+from synerdiff.errors import Unavailable
+from synerdiff.requests import ImageRequest
+from synerdiff.telemetry import get_logger
+from synerdiff.v1 import images_pb2
+
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
+_URL = re.compile(r"(?P<redis>redis)|file://(?P<directory>/.*)|s3://[^/?#]+(/[^?#]*)?")
+_PROBE = "synerdiff-probe"
+_THREADS = 16
+# S3 calls are tried once: above them goes the one layer that tries again, of the store writer and of readers.
+_CONNECT_TIMEOUT_S, _TIMEOUT_S = 2, 20
+
+log = get_logger("images")
+_errors = Counter("synerdiff_image_store_errors", "calls of the image store that failed", ["operation"])
+for _operation in ("put", "get", "delete", "list"):
+    _errors.labels(_operation)
+
+T = TypeVar("T")
+
+_ERRORS = (BaseError, OSError)
+
+
+def _first_line(error: Exception) -> str:
+    """What obstore says, without its debug source."""
+    return str(error).partition("\n")[0]
+
+
+class FileImages(ABC):
+    """Files apart from their records. What subclasses add blocks, and runs in threads that belong to the store."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
+        self._failed_calls = 0
+
+    def redis_bytes(self, request: ImageRequest) -> int:  # noqa: D102
+        return request.num_images * BYTES_PER_IMAGE
+
+    async def put(self, job_id: str, image: images_pb2.Image) -> images_pb2.Image:  # noqa: D102
+        await self._run("put", lambda: self._write(job_id, image.index, image.data))
+        record = images_pb2.Image()
+        record.CopyFrom(image)
+        record.ClearField("data")
+        return record
+
+    async def get(self, job_id: str, record: images_pb2.Image) -> images_pb2.Image | None:  # noqa: D102
+        if not is_elsewhere(record):
+            return record
+        data = await self._run("get", lambda: self._read(job_id, record.index))
+        if data is None:
+            return None
+        image = images_pb2.Image()
+        image.CopyFrom(record)
+        image.data, image.size_bytes = data, len(data)
+        return image
+
+    async def delete(self, job_id: str) -> None:  # noqa: D102
+        await self._run("delete", lambda: self._drop(job_id))
+
+    async def jobs(self, min_age_s: float) -> AsyncIterator[set[str]]:  # noqa: D102
+        parts = iter(self._older(time.time() - min_age_s))
+        while (part := await self._run("list", lambda: next(parts, None))) is not None:
+            yield {job_id for job_id in part if _JOB_ID.fullmatch(job_id)}
+
+    async def check(self) -> None:  # noqa: D102
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._probe)
+        except _ERRORS as error:
+            reason = f"{self._place} cannot be used: {_first_line(error)}"
+            if self._is_final(error):
+                raise UnusableImages(f"images_url: {reason}") from error
+            log.warning("image store is not there yet", reason=reason)
+
+    def close(self) -> None:
+        """Let calls under way end by themselves."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, operation: str, call: Callable[[], T]) -> T:
+        try:
+            result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except _ERRORS as error:
+            _errors.labels(operation).inc()
+            reason = f"the image store {self._place} cannot {operation}: {_first_line(error)}"
+            if not self._failed_calls:
+                log.warning("image store in trouble; calls are tried again", reason=reason)
+            self._failed_calls += 1
+            raise Unavailable(reason) from error
+        if self._failed_calls:
+            log.info("image store out of trouble", failed_calls=self._failed_calls)
+            self._failed_calls = 0
+        return result
+
+    def _probe(self) -> None:
+        self._write(_PROBE, 0, b"probe")
+        self._read(_PROBE, 0)
+        self._drop(_PROBE)
+
+    @abstractmethod
+    def _write(self, job_id: str, index: int, data: bytes) -> None:
+        """Keep a file; once this returns, it outlives a power cut."""
+
+    @abstractmethod
+    def _read(self, job_id: str, index: int) -> bytes | None:
+        """A file, or None."""
+
+    @abstractmethod
+    def _drop(self, job_id: str) -> None:
+        """Delete all files of a job."""
+
+    @abstractmethod
+    def _older(self, than_unix_s: float) -> Iterable[set[str]]:
+        """Names of folders with files older than that, in parts; some may be no jobs'."""
+
+    @abstractmethod
+    def _is_final(self, error: Exception) -> bool:
+        """Whether an error will not pass by itself."""
+
+
+class DirectoryImages(FileImages):
+    """DIRECTORY/JOB/INDEX, in a directory that all schedulers share. It must be there: one made here would be another.
+
+    A file is written beside its name, synced and renamed, so that nobody reads half of it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(str(directory))
+        self._directory = directory
+
+    def _write(self, job_id: str, index: int, data: bytes) -> None:
+        folder = self._directory / job_id
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            _sync(self._directory)
+        part = folder / f"{index}.{uuid.uuid4().hex}"
+        try:
+            with part.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(folder / str(index))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        _sync(folder)
+
+    def _read(self, job_id: str, index: int) -> bytes | None:
+        try:
+            return (self._directory / job_id / str(index)).read_bytes()
+        except FileNotFoundError:
+            self._directory.stat()  # or it is the directory that is not there
+            return None
+
+    def _drop(self, job_id: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._directory / job_id)
+
+    def _older(self, than_unix_s: float) -> Iterable[set[str]]:
+        old = set()
+        for folder in os.scandir(self._directory):
+            with contextlib.suppress(FileNotFoundError):  # another sweep was here first
+                if folder.stat().st_mtime <= than_unix_s:
+                    old.add(folder.name)
+        return [old]
+
+    def _is_final(self, error: Exception) -> bool:
+        return isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class S3Images(FileImages):
+    """s3://BUCKET/PREFIX/JOB/INDEX. Keys, region and endpoint are the environment's, in AWS_* variables.
+
+    Blocking calls in threads of ours: obstore's own coroutines may end while Python does, and then abort the process.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        try:
+            self._store = S3Store.from_url(
+                url,
+                client_options={
+                    "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT_S),
+                    "timeout": timedelta(seconds=_TIMEOUT_S),
+                    "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"),
+                },
+                retry_config={"max_retries": 0},
+            )
+        except (BaseError, ValueError) as error:
+            raise UnusableImages(f"images_url: {url}: {_first_line(error)}") from error
+
+    def _write(self, job_id: str, index: int, data: bytes) -> None:
+        obstore.put(self._store, f"{job_id}/{index}", data, use_multipart=False)
+
+    def _read(self, job_id: str, index: int) -> bytes | None:
+        try:
+            return obstore.get(self._store, f"{job_id}/{index}").bytes().to_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _drop(self, job_id: str) -> None:
+        paths = [file["path"] for file in obstore.list(self._store, prefix=job_id).collect()]
+        if paths:
+            with contextlib.suppress(FileNotFoundError):
+                obstore.delete(self._store, paths)
+
+    def _older(self, than_unix_s: float) -> Iterable[set[str]]:
+        than = datetime.fromtimestamp(than_unix_s, UTC)
+        for files in obstore.list(self._store, chunk_size=1000):
+            yield {file["path"].partition("/")[0] for file in files if file["last_modified"] <= than}
+
+    def _is_final(self, error: Exception) -> bool:
+        return isinstance(error, FileNotFoundError | PermissionDeniedError | UnauthenticatedError)
+
+
+def check_images_url(url: str) -> str:
+    """`url`, where `open_images` takes it. Raises ValueError."""
+    _match(url)
+    return url
+
+
+def open_images(url: str) -> ImageStore:
+    """The store that a URL names: redis, file:///DIRECTORY or s3://BUCKET/PREFIX. Raises ValueError, UnusableImages."""
+    match = _match(url)
+    if match["redis"]:
+        return RedisImages()
+    return DirectoryImages(Path(match["directory"])) if match["directory"] else S3Images(url)
+
+
+def _match(url: str) -> re.Match[str]:
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ValueError(f"{url!r} is none of redis, file:///DIRECTORY and s3://BUCKET/PREFIX")
+    return match
