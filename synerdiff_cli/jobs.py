@@ -1,4 +1,4 @@
-"""`synerdiff jobs get|watch|cancel`: one job."""
+"""`synerdiff jobs get|watch|cancel|delete`: one job."""
 
 from datetime import datetime
 from typing import Annotated
@@ -13,7 +13,7 @@ from synerdiff_cli.interruption import run
 from synerdiff_cli.making import Destination, destination, save_pictures
 from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, connected, server_at
 
-app = typer.Typer(help="Ask about a job, follow it, cancel it.", no_args_is_help=True)
+app = typer.Typer(help="Ask about a job, follow it, cancel it, delete it.", no_args_is_help=True)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
@@ -39,6 +39,13 @@ def cancel(job: JobId, address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -
         run(_cancel(server_at(address, tls_ca), job))
 
 
+@app.command()
+def delete(job: JobId, address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
+    """Delete a job that has ended, with its pictures."""
+    with errors_as_lines():
+        run(_delete(server_at(address, tls_ca), job))
+
+
 async def _get(server: Server, job_id: str, where: Destination | None) -> None:
     async with connected(server) as client:
         job = await client.job(job_id)
@@ -57,6 +64,12 @@ async def _watch(server: Server, job_id: str, output: Output) -> None:
 async def _cancel(server: Server, job_id: str) -> None:
     async with connected(server) as client:
         _describe(await client.cancel(job_id))
+
+
+async def _delete(server: Server, job_id: str) -> None:
+    async with connected(server) as client:
+        await client.delete(job_id)
+    out.print(f"job {job_id} is deleted")
 
 
 def _describe(job: Job) -> None:

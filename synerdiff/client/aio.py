@@ -3,9 +3,11 @@
 import copy
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, Unpack
+
+import grpc
 
 from synerdiff.client.follow import RetryPolicy, follow, persist
 from synerdiff.client.options import GenerateOptions, generate_request
@@ -34,6 +36,7 @@ T = TypeVar("T")
 
 # Unary calls answer from Redis; one that takes longer than this has met a server that hangs.
 _UNARY_TIMEOUT_S = 30.0
+_DISCARD_TIMEOUT_S = 5.0
 # The server ends a job by its own timeout; only when it does not within this does the client.
 _DEADLINE_MARGIN_S = 10.0
 
@@ -85,20 +88,30 @@ class AsyncClient:
         return other
 
     async def generate(
-        self, prompt: str, *, on_event: OnEvent | None = None, **options: Unpack[GenerateOptions]
+        self,
+        prompt: str,
+        *,
+        on_event: OnEvent | None = None,
+        discard: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> GenerateResult:
         """Make pictures and wait for them; `on_event` is called with every event.
 
-        The job is cancelled by the server when this client goes away. See GenerateOptions for the options.
+        The job is cancelled by the server when this client goes away. `discard`: the server forgets the job once its
+        pictures are here, and does not keep them any longer. See GenerateOptions for the options.
         """
-        return await collect(self.stream(prompt, **options), on_event)
+        return await collect(self.stream(prompt, discard=discard, **options), on_event)
 
-    async def stream(self, prompt: str, **options: Unpack[GenerateOptions]) -> AsyncGenerator[Event, None]:
+    async def stream(
+        self, prompt: str, *, discard: bool = False, **options: Unpack[GenerateOptions]
+    ) -> AsyncGenerator[Event, None]:
         """Like `generate`, as an iterator of events: Queued, Started, Progress, ImageReady, and at last Finished."""
         request = generate_request(prompt, options)
         with client_span("Generate", request) as metadata:
             async with aclosing(self._follow(request, options.get("timeout"), metadata)) as events:
                 async for event in events:
+                    if discard and isinstance(event, Finished):
+                        await self._discard(event.job_id)
                     yield event
 
     async def submit(self, prompt: str, **options: Unpack[GenerateOptions]) -> "AsyncJobHandle":
@@ -122,6 +135,10 @@ class AsyncClient:
         """Cancel a job, at once. One that has ended is returned as it is."""
         return await self._whole(await self._unary(self._stub.CancelJob, images_pb2.CancelJobRequest(job_id=job_id)))
 
+    async def delete(self, job_id: str) -> None:
+        """Have the server forget a job that has ended, with its pictures. Raises NotEnded, NotFound."""
+        await self._unary(self._stub.DeleteJob, images_pb2.DeleteJobRequest(job_id=job_id))
+
     async def models(self) -> tuple[Model, ...]:
         """The models of this deployment."""
         reply = await self._unary(self._stub.ListModels, images_pb2.ListModelsRequest())
@@ -134,6 +151,12 @@ class AsyncClient:
                 request = images_pb2.GetImageRequest(job_id=pb.job_id, index=image.index)
                 pb.images[at].CopyFrom(await self._unary(self._stub.GetImage, request))
         return job_from_pb(pb)
+
+    async def _discard(self, job_id: str) -> None:
+        """Delete a job whose pictures are here, if that works at once: else its retention ends by itself."""
+        with suppress(grpc.aio.AioRpcError):
+            request = images_pb2.DeleteJobRequest(job_id=job_id)
+            await self._stub.DeleteJob(request, timeout=_DISCARD_TIMEOUT_S, metadata=self._metadata)
 
     async def _unary(self, method: Any, request: Any, metadata: Metadata = ()) -> Any:
         # Safe to repeat, all of them: a Submit carries its request_id.
@@ -180,6 +203,10 @@ class AsyncJobHandle:
     async def cancel(self) -> Job:
         """Cancel the job, at once."""
         return await self.client.cancel(self.job_id)
+
+    async def delete(self) -> None:
+        """Have the server forget the job, which has ended, with its pictures."""
+        await self.client.delete(self.job_id)
 
 
 async def collect(events: AsyncIterator[Event], on_event: OnEvent | None) -> GenerateResult:

@@ -46,17 +46,23 @@ class Client:
             self._loop.stop()
 
     def generate(
-        self, prompt: str, *, on_event: OnEvent | None = None, **options: Unpack[GenerateOptions]
+        self,
+        prompt: str,
+        *,
+        on_event: OnEvent | None = None,
+        discard: bool = False,
+        **options: Unpack[GenerateOptions],
     ) -> GenerateResult:
         """Make pictures and wait for them; `on_event` is called with every event.
 
-        The job is cancelled by the server when this client goes away. See GenerateOptions for the options.
+        The job is cancelled by the server when this client goes away. `discard`: the server forgets the job once its
+        pictures are here, and does not keep them any longer. See GenerateOptions for the options.
         """
-        return self._loop.run(self._client.generate(prompt, on_event=on_event, **options))
+        return self._loop.run(self._client.generate(prompt, on_event=on_event, discard=discard, **options))
 
-    def stream(self, prompt: str, **options: Unpack[GenerateOptions]) -> Iterator[Event]:
+    def stream(self, prompt: str, *, discard: bool = False, **options: Unpack[GenerateOptions]) -> Iterator[Event]:
         """Like `generate`, as an iterator of events: Queued, Started, Progress, ImageReady, and at last Finished."""
-        return self._loop.iterate(self._client.stream(prompt, **options))
+        return self._loop.iterate(self._client.stream(prompt, discard=discard, **options))
 
     def submit(self, prompt: str, **options: Unpack[GenerateOptions]) -> "JobHandle":
         """Have pictures made by a job that outlives this client. Returns once it is accepted durably."""
@@ -77,6 +83,10 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         """Cancel a job, at once. One that has ended is returned as it is."""
         return self._loop.run(self._client.cancel(job_id))
+
+    def delete(self, job_id: str) -> None:
+        """Have the server forget a job that has ended, with its pictures. Raises NotEnded, NotFound."""
+        self._loop.run(self._client.delete(job_id))
 
     def models(self) -> tuple[Model, ...]:
         """The models of this deployment."""
@@ -105,6 +115,10 @@ class JobHandle:
     def cancel(self) -> Job:
         """Cancel the job, at once."""
         return self.client.cancel(self.job_id)
+
+    def delete(self) -> None:
+        """Have the server forget the job, which has ended, with its pictures."""
+        self.client.delete(self.job_id)
 
 
 class _LoopThread:

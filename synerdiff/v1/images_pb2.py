@@ -26,23 +26,23 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19synerdiff/v1/images.proto\x12\x0csynerdiff.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"W\n\x07SkipCfg\x12\'\n\x04mode\x18\x01 \x01(\x0e\x32\x19.synerdiff.v1.SkipCfgMode\x12\x14\n\x0cmax_fraction\x18\x02 \x01(\x02\x12\r\n\x05steps\x18\x03 \x03(\r\"\x86\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\x1b\n\x13num_inference_steps\x18\x07 \x01(\r\x12\x1b\n\x0eguidance_scale\x18\x08 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x01\x88\x01\x01\x12&\n\x07sampler\x18\n \x01(\x0e\x32\x15.synerdiff.v1.Sampler\x12\x12\n\nnum_images\x18\x0b \x01(\r\x12/\n\x0cimage_format\x18\x0c \x01(\x0e\x32\x19.synerdiff.v1.ImageFormat\x12(\n\x08priority\x18\r \x01(\x0e\x32\x16.synerdiff.v1.Priority\x12*\n\x07timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x08skip_cfg\x18\x0f \x01(\x0b\x32\x15.synerdiff.v1.SkipCfg\x12\x15\n\rpreview_every\x18\x10 \x01(\r\x12\x12\n\x05\x65xact\x18\x11 \x01(\x08H\x02\x88\x01\x01\x42\x11\n\x0f_guidance_scaleB\x07\n\x05_seedB\x08\n\x06_exact\"6\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"8\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x04\"0\n\x0fGetImageRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\";\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x04\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.synerdiff.v1.ModelCard\"\xc0\x03\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x14\n\x0cnative_width\x18\x03 \x01(\r\x12\x15\n\rnative_height\x18\x04 \x01(\r\x12\x15\n\rsize_multiple\x18\x05 \x01(\r\x12\x10\n\x08max_side\x18\x06 \x01(\r\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\r\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\x08 \x01(\x02\x12.\n\x0f\x64\x65\x66\x61ult_sampler\x18\t \x01(\x0e\x32\x15.synerdiff.v1.Sampler\x12-\n\x08samplers\x18\n \x03(\x0b\x32\x1b.synerdiff.v1.SamplerLimits\x12\x19\n\x11max_prompt_tokens\x18\x0b \x01(\r\x12\x17\n\x0fprediction_type\x18\x0c \x01(\t\x12\x11\n\tavailable\x18\r \x01(\x08\x12\x11\n\tscheduler\x18\x0e \x01(\t\x12\x19\n\x11scheduler_refused\x18\x0f \x01(\t\x12&\n\x07weights\x18\x14 \x03(\x0b\x32\x15.synerdiff.v1.Weights\"8\n\x07Weights\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\r\"y\n\rSamplerLimits\x12&\n\x07sampler\x18\x01 \x01(\x0e\x32\x15.synerdiff.v1.Sampler\x12\x1f\n\x17min_num_inference_steps\x18\x02 \x01(\r\x12\x1f\n\x17max_num_inference_steps\x18\x03 \x01(\r\"\xe0\x02\n\rGenerateEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12&\n\x06queued\x18\x03 \x01(\x0b\x32\x14.synerdiff.v1.QueuedH\x00\x12(\n\x07started\x18\x04 \x01(\x0b\x32\x15.synerdiff.v1.StartedH\x00\x12*\n\x08progress\x18\x05 \x01(\x0b\x32\x16.synerdiff.v1.ProgressH\x00\x12$\n\x05image\x18\x06 \x01(\x0b\x32\x13.synerdiff.v1.ImageH\x00\x12*\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x16.synerdiff.v1.FinishedH\x00\x12&\n\x06\x66\x61iled\x18\x08 \x01(\x0b\x32\x14.synerdiff.v1.FailedH\x00\x12,\n\tcancelled\x18\t \x01(\x0b\x32\x17.synerdiff.v1.CancelledH\x00\x42\x07\n\x05\x65vent\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"\t\n\x07Started\"U\n\x08Progress\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x1b\n\x13num_inference_steps\x18\x03 \x01(\r\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\"\xa1\x01\n\x05Image\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12)\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x19.synerdiff.v1.ImageFormat\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\x0f\n\x07\x66lagged\x18\x07 \x01(\x08\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\"\xb5\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x64\x65noise\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\x0cSkippedSteps\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x03(\r\"w\n\x08\x46inished\x12&\n\x07timings\x18\x01 \x01(\x0b\x32\x15.synerdiff.v1.Timings\x12\x31\n\rskipped_steps\x18\x02 \x03(\x0b\x32\x1a.synerdiff.v1.SkippedSteps\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\'\n\x06\x46\x61iled\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1b\n\tCancelled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x8c\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.synerdiff.v1.JobState\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x10\n\x08progress\x18\x04 \x01(\x02\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x14.synerdiff.v1.Failed\x12#\n\x06images\x18\x06 \x03(\x0b\x32\x13.synerdiff.v1.Image\x12\r\n\x05model\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x0c\n\x04seed\x18\t \x01(\x04\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xc0\x04\n\x07Sampler\x12\x17\n\x13SAMPLER_UNSPECIFIED\x10\x00\x12\x10\n\x0cSAMPLER_DDIM\x10\x01\x12\x10\n\x0cSAMPLER_DDPM\x10\x02\x12\x10\n\x0cSAMPLER_PNDM\x10\x03\x12\x11\n\rSAMPLER_EULER\x10\x04\x12\x18\n\x14SAMPLER_EULER_KARRAS\x10\x05\x12\x1b\n\x17SAMPLER_EULER_ANCESTRAL\x10\x06\x12\x1f\n\x1bSAMPLER_DPMSOLVER_MULTISTEP\x10\x07\x12&\n\"SAMPLER_DPMSOLVER_MULTISTEP_KARRAS\x10\x08\x12#\n\x1fSAMPLER_DPMSOLVER_MULTISTEP_SDE\x10\t\x12*\n&SAMPLER_DPMSOLVER_MULTISTEP_SDE_KARRAS\x10\n\x12 \n\x1cSAMPLER_DPMSOLVER_SINGLESTEP\x10\x0b\x12\'\n#SAMPLER_DPMSOLVER_SINGLESTEP_KARRAS\x10\x0c\x12\x1a\n\x16SAMPLER_DEIS_MULTISTEP\x10\r\x12!\n\x1dSAMPLER_DEIS_MULTISTEP_KARRAS\x10\x0e\x12\x10\n\x0cSAMPLER_HEUN\x10\x0f\x12\x17\n\x13SAMPLER_HEUN_KARRAS\x10\x10\x12\x11\n\rSAMPLER_KDPM2\x10\x11\x12\x18\n\x14SAMPLER_KDPM2_KARRAS\x10\x12\x12\x0f\n\x0bSAMPLER_LCM\x10\x13\x12\x0f\n\x0bSAMPLER_OWN\x10\x14*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x10\n\x0cPRIORITY_LOW\x10\x03*t\n\x0bSkipCfgMode\x12\x1d\n\x19SKIP_CFG_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12SKIP_CFG_MODE_AUTO\x10\x01\x12\x15\n\x11SKIP_CFG_MODE_OFF\x10\x02\x12\x17\n\x13SKIP_CFG_MODE_FIXED\x10\x03*\xb1\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x16\n\x12JOB_STATE_DECODING\x10\x03\x12\x16\n\x12JOB_STATE_FINISHED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x32\xe6\x03\n\x0fImageGeneration\x12H\n\x08Generate\x12\x1d.synerdiff.v1.GenerateRequest\x1a\x1b.synerdiff.v1.GenerateEvent0\x01\x12:\n\x06Submit\x12\x1d.synerdiff.v1.GenerateRequest\x1a\x11.synerdiff.v1.Job\x12\x42\n\x05Watch\x12\x1a.synerdiff.v1.WatchRequest\x1a\x1b.synerdiff.v1.GenerateEvent0\x01\x12\x38\n\x06GetJob\x12\x1b.synerdiff.v1.GetJobRequest\x1a\x11.synerdiff.v1.Job\x12>\n\x08GetImage\x12\x1d.synerdiff.v1.GetImageRequest\x1a\x13.synerdiff.v1.Image\x12>\n\tCancelJob\x12\x1e.synerdiff.v1.CancelJobRequest\x1a\x11.synerdiff.v1.Job\x12O\n\nListModels\x12\x1f.synerdiff.v1.ListModelsRequest\x1a .synerdiff.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19synerdiff/v1/images.proto\x12\x0csynerdiff.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"W\n\x07SkipCfg\x12\'\n\x04mode\x18\x01 \x01(\x0e\x32\x19.synerdiff.v1.SkipCfgMode\x12\x14\n\x0cmax_fraction\x18\x02 \x01(\x02\x12\r\n\x05steps\x18\x03 \x03(\r\"\x86\x04\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12\x17\n\x0fnegative_prompt\x18\x04 \x01(\t\x12\r\n\x05width\x18\x05 \x01(\r\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\x1b\n\x13num_inference_steps\x18\x07 \x01(\r\x12\x1b\n\x0eguidance_scale\x18\x08 \x01(\x02H\x00\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x01\x88\x01\x01\x12&\n\x07sampler\x18\n \x01(\x0e\x32\x15.synerdiff.v1.Sampler\x12\x12\n\nnum_images\x18\x0b \x01(\r\x12/\n\x0cimage_format\x18\x0c \x01(\x0e\x32\x19.synerdiff.v1.ImageFormat\x12(\n\x08priority\x18\r \x01(\x0e\x32\x16.synerdiff.v1.Priority\x12*\n\x07timeout\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x08skip_cfg\x18\x0f \x01(\x0b\x32\x15.synerdiff.v1.SkipCfg\x12\x15\n\rpreview_every\x18\x10 \x01(\r\x12\x12\n\x05\x65xact\x18\x11 \x01(\x08H\x02\x88\x01\x01\x42\x11\n\x0f_guidance_scaleB\x07\n\x05_seedB\x08\n\x06_exact\"6\n\x0cWatchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"8\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x04\"0\n\x0fGetImageRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\";\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x17\n\x0fmax_image_bytes\x18\x02 \x01(\x04\"\"\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.synerdiff.v1.ModelCard\"\xc0\x03\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x14\n\x0cnative_width\x18\x03 \x01(\r\x12\x15\n\rnative_height\x18\x04 \x01(\r\x12\x15\n\rsize_multiple\x18\x05 \x01(\r\x12\x10\n\x08max_side\x18\x06 \x01(\r\x12#\n\x1b\x64\x65\x66\x61ult_num_inference_steps\x18\x07 \x01(\r\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\x08 \x01(\x02\x12.\n\x0f\x64\x65\x66\x61ult_sampler\x18\t \x01(\x0e\x32\x15.synerdiff.v1.Sampler\x12-\n\x08samplers\x18\n \x03(\x0b\x32\x1b.synerdiff.v1.SamplerLimits\x12\x19\n\x11max_prompt_tokens\x18\x0b \x01(\r\x12\x17\n\x0fprediction_type\x18\x0c \x01(\t\x12\x11\n\tavailable\x18\r \x01(\x08\x12\x11\n\tscheduler\x18\x0e \x01(\t\x12\x19\n\x11scheduler_refused\x18\x0f \x01(\t\x12&\n\x07weights\x18\x14 \x03(\x0b\x32\x15.synerdiff.v1.Weights\"8\n\x07Weights\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\r\"y\n\rSamplerLimits\x12&\n\x07sampler\x18\x01 \x01(\x0e\x32\x15.synerdiff.v1.Sampler\x12\x1f\n\x17min_num_inference_steps\x18\x02 \x01(\r\x12\x1f\n\x17max_num_inference_steps\x18\x03 \x01(\r\"\xe0\x02\n\rGenerateEvent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12&\n\x06queued\x18\x03 \x01(\x0b\x32\x14.synerdiff.v1.QueuedH\x00\x12(\n\x07started\x18\x04 \x01(\x0b\x32\x15.synerdiff.v1.StartedH\x00\x12*\n\x08progress\x18\x05 \x01(\x0b\x32\x16.synerdiff.v1.ProgressH\x00\x12$\n\x05image\x18\x06 \x01(\x0b\x32\x13.synerdiff.v1.ImageH\x00\x12*\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x16.synerdiff.v1.FinishedH\x00\x12&\n\x06\x66\x61iled\x18\x08 \x01(\x0b\x32\x14.synerdiff.v1.FailedH\x00\x12,\n\tcancelled\x18\t \x01(\x0b\x32\x17.synerdiff.v1.CancelledH\x00\x42\x07\n\x05\x65vent\"\x1a\n\x06Queued\x12\x10\n\x08position\x18\x01 \x01(\r\"\t\n\x07Started\"U\n\x08Progress\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\x1b\n\x13num_inference_steps\x18\x03 \x01(\r\x12\x0f\n\x07preview\x18\x04 \x01(\x0c\"\xa1\x01\n\x05Image\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12)\n\x06\x66ormat\x18\x05 \x01(\x0e\x32\x19.synerdiff.v1.ImageFormat\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\x12\x0f\n\x07\x66lagged\x18\x07 \x01(\x08\x12\x12\n\nsize_bytes\x18\x08 \x01(\x04\"\xb5\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07\x64\x65noise\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\x0cSkippedSteps\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x03(\r\"w\n\x08\x46inished\x12&\n\x07timings\x18\x01 \x01(\x0b\x32\x15.synerdiff.v1.Timings\x12\x31\n\rskipped_steps\x18\x02 \x03(\x0b\x32\x1a.synerdiff.v1.SkippedSteps\x12\x10\n\x08warnings\x18\x03 \x03(\t\"\'\n\x06\x46\x61iled\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1b\n\tCancelled\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x8c\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.synerdiff.v1.JobState\x12\x10\n\x08position\x18\x03 \x01(\r\x12\x10\n\x08progress\x18\x04 \x01(\x02\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x14.synerdiff.v1.Failed\x12#\n\x06images\x18\x06 \x03(\x0b\x32\x13.synerdiff.v1.Image\x12\r\n\x05model\x18\x07 \x01(\t\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x0c\n\x04seed\x18\t \x01(\x04\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xc0\x04\n\x07Sampler\x12\x17\n\x13SAMPLER_UNSPECIFIED\x10\x00\x12\x10\n\x0cSAMPLER_DDIM\x10\x01\x12\x10\n\x0cSAMPLER_DDPM\x10\x02\x12\x10\n\x0cSAMPLER_PNDM\x10\x03\x12\x11\n\rSAMPLER_EULER\x10\x04\x12\x18\n\x14SAMPLER_EULER_KARRAS\x10\x05\x12\x1b\n\x17SAMPLER_EULER_ANCESTRAL\x10\x06\x12\x1f\n\x1bSAMPLER_DPMSOLVER_MULTISTEP\x10\x07\x12&\n\"SAMPLER_DPMSOLVER_MULTISTEP_KARRAS\x10\x08\x12#\n\x1fSAMPLER_DPMSOLVER_MULTISTEP_SDE\x10\t\x12*\n&SAMPLER_DPMSOLVER_MULTISTEP_SDE_KARRAS\x10\n\x12 \n\x1cSAMPLER_DPMSOLVER_SINGLESTEP\x10\x0b\x12\'\n#SAMPLER_DPMSOLVER_SINGLESTEP_KARRAS\x10\x0c\x12\x1a\n\x16SAMPLER_DEIS_MULTISTEP\x10\r\x12!\n\x1dSAMPLER_DEIS_MULTISTEP_KARRAS\x10\x0e\x12\x10\n\x0cSAMPLER_HEUN\x10\x0f\x12\x17\n\x13SAMPLER_HEUN_KARRAS\x10\x10\x12\x11\n\rSAMPLER_KDPM2\x10\x11\x12\x18\n\x14SAMPLER_KDPM2_KARRAS\x10\x12\x12\x0f\n\x0bSAMPLER_LCM\x10\x13\x12\x0f\n\x0bSAMPLER_OWN\x10\x14*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x11\n\rPRIORITY_HIGH\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x10\n\x0cPRIORITY_LOW\x10\x03*t\n\x0bSkipCfgMode\x12\x1d\n\x19SKIP_CFG_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12SKIP_CFG_MODE_AUTO\x10\x01\x12\x15\n\x11SKIP_CFG_MODE_OFF\x10\x02\x12\x17\n\x13SKIP_CFG_MODE_FIXED\x10\x03*\xb1\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x16\n\x12JOB_STATE_DECODING\x10\x03\x12\x16\n\x12JOB_STATE_FINISHED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\x32\xb4\x04\n\x0fImageGeneration\x12H\n\x08Generate\x12\x1d.synerdiff.v1.GenerateRequest\x1a\x1b.synerdiff.v1.GenerateEvent0\x01\x12:\n\x06Submit\x12\x1d.synerdiff.v1.GenerateRequest\x1a\x11.synerdiff.v1.Job\x12\x42\n\x05Watch\x12\x1a.synerdiff.v1.WatchRequest\x1a\x1b.synerdiff.v1.GenerateEvent0\x01\x12\x38\n\x06GetJob\x12\x1b.synerdiff.v1.GetJobRequest\x1a\x11.synerdiff.v1.Job\x12>\n\x08GetImage\x12\x1d.synerdiff.v1.GetImageRequest\x1a\x13.synerdiff.v1.Image\x12>\n\tCancelJob\x12\x1e.synerdiff.v1.CancelJobRequest\x1a\x11.synerdiff.v1.Job\x12L\n\tDeleteJob\x12\x1e.synerdiff.v1.DeleteJobRequest\x1a\x1f.synerdiff.v1.DeleteJobResponse\x12O\n\nListModels\x12\x1f.synerdiff.v1.ListModelsRequest\x1a .synerdiff.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'synerdiff.v1.images_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SAMPLER']._serialized_start=2997
-  _globals['_SAMPLER']._serialized_end=3573
-  _globals['_IMAGEFORMAT']._serialized_start=3575
-  _globals['_IMAGEFORMAT']._serialized_end=3686
-  _globals['_PRIORITY']._serialized_start=3688
-  _globals['_PRIORITY']._serialized_end=3782
-  _globals['_SKIPCFGMODE']._serialized_start=3784
-  _globals['_SKIPCFGMODE']._serialized_end=3900
-  _globals['_JOBSTATE']._serialized_start=3903
-  _globals['_JOBSTATE']._serialized_end=4080
+  _globals['_SAMPLER']._serialized_start=3054
+  _globals['_SAMPLER']._serialized_end=3630
+  _globals['_IMAGEFORMAT']._serialized_start=3632
+  _globals['_IMAGEFORMAT']._serialized_end=3743
+  _globals['_PRIORITY']._serialized_start=3745
+  _globals['_PRIORITY']._serialized_end=3839
+  _globals['_SKIPCFGMODE']._serialized_start=3841
+  _globals['_SKIPCFGMODE']._serialized_end=3957
+  _globals['_JOBSTATE']._serialized_start=3960
+  _globals['_JOBSTATE']._serialized_end=4137
   _globals['_SKIPCFG']._serialized_start=108
   _globals['_SKIPCFG']._serialized_end=195
   _globals['_GENERATEREQUEST']._serialized_start=198
@@ -55,38 +55,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETIMAGEREQUEST']._serialized_end=880
   _globals['_CANCELJOBREQUEST']._serialized_start=882
   _globals['_CANCELJOBREQUEST']._serialized_end=941
-  _globals['_LISTMODELSREQUEST']._serialized_start=943
-  _globals['_LISTMODELSREQUEST']._serialized_end=962
-  _globals['_LISTMODELSRESPONSE']._serialized_start=964
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1025
-  _globals['_MODELCARD']._serialized_start=1028
-  _globals['_MODELCARD']._serialized_end=1476
-  _globals['_WEIGHTS']._serialized_start=1478
-  _globals['_WEIGHTS']._serialized_end=1534
-  _globals['_SAMPLERLIMITS']._serialized_start=1536
-  _globals['_SAMPLERLIMITS']._serialized_end=1657
-  _globals['_GENERATEEVENT']._serialized_start=1660
-  _globals['_GENERATEEVENT']._serialized_end=2012
-  _globals['_QUEUED']._serialized_start=2014
-  _globals['_QUEUED']._serialized_end=2040
-  _globals['_STARTED']._serialized_start=2042
-  _globals['_STARTED']._serialized_end=2051
-  _globals['_PROGRESS']._serialized_start=2053
-  _globals['_PROGRESS']._serialized_end=2138
-  _globals['_IMAGE']._serialized_start=2141
-  _globals['_IMAGE']._serialized_end=2302
-  _globals['_TIMINGS']._serialized_start=2305
-  _globals['_TIMINGS']._serialized_end=2486
-  _globals['_SKIPPEDSTEPS']._serialized_start=2488
-  _globals['_SKIPPEDSTEPS']._serialized_end=2532
-  _globals['_FINISHED']._serialized_start=2534
-  _globals['_FINISHED']._serialized_end=2653
-  _globals['_FAILED']._serialized_start=2655
-  _globals['_FAILED']._serialized_end=2694
-  _globals['_CANCELLED']._serialized_start=2696
-  _globals['_CANCELLED']._serialized_end=2723
-  _globals['_JOB']._serialized_start=2726
-  _globals['_JOB']._serialized_end=2994
-  _globals['_IMAGEGENERATION']._serialized_start=4083
-  _globals['_IMAGEGENERATION']._serialized_end=4569
+  _globals['_DELETEJOBREQUEST']._serialized_start=943
+  _globals['_DELETEJOBREQUEST']._serialized_end=977
+  _globals['_DELETEJOBRESPONSE']._serialized_start=979
+  _globals['_DELETEJOBRESPONSE']._serialized_end=998
+  _globals['_LISTMODELSREQUEST']._serialized_start=1000
+  _globals['_LISTMODELSREQUEST']._serialized_end=1019
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1021
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1082
+  _globals['_MODELCARD']._serialized_start=1085
+  _globals['_MODELCARD']._serialized_end=1533
+  _globals['_WEIGHTS']._serialized_start=1535
+  _globals['_WEIGHTS']._serialized_end=1591
+  _globals['_SAMPLERLIMITS']._serialized_start=1593
+  _globals['_SAMPLERLIMITS']._serialized_end=1714
+  _globals['_GENERATEEVENT']._serialized_start=1717
+  _globals['_GENERATEEVENT']._serialized_end=2069
+  _globals['_QUEUED']._serialized_start=2071
+  _globals['_QUEUED']._serialized_end=2097
+  _globals['_STARTED']._serialized_start=2099
+  _globals['_STARTED']._serialized_end=2108
+  _globals['_PROGRESS']._serialized_start=2110
+  _globals['_PROGRESS']._serialized_end=2195
+  _globals['_IMAGE']._serialized_start=2198
+  _globals['_IMAGE']._serialized_end=2359
+  _globals['_TIMINGS']._serialized_start=2362
+  _globals['_TIMINGS']._serialized_end=2543
+  _globals['_SKIPPEDSTEPS']._serialized_start=2545
+  _globals['_SKIPPEDSTEPS']._serialized_end=2589
+  _globals['_FINISHED']._serialized_start=2591
+  _globals['_FINISHED']._serialized_end=2710
+  _globals['_FAILED']._serialized_start=2712
+  _globals['_FAILED']._serialized_end=2751
+  _globals['_CANCELLED']._serialized_start=2753
+  _globals['_CANCELLED']._serialized_end=2780
+  _globals['_JOB']._serialized_start=2783
+  _globals['_JOB']._serialized_end=3051
+  _globals['_IMAGEGENERATION']._serialized_start=4140
+  _globals['_IMAGEGENERATION']._serialized_end=4704
 # @@protoc_insertion_point(module_scope)

@@ -9,9 +9,10 @@ Errors use gRPC's own codes, with google.rpc.BadRequest, RetryInfo or ErrorInfo 
   PERMISSION_DENIED   the caller may not do this: another priority than theirs, an operator's call
   NOT_FOUND           an unknown model (with the list of those that exist) or job; or another caller's job
   ALREADY_EXISTS      a request_id that was used before with another body
-  RESOURCE_EXHAUSTED  the queue is full; RetryInfo says when to come back
+  RESOURCE_EXHAUSTED  the queue, or Redis' memory for results, is full; RetryInfo says when to come back
   DEADLINE_EXCEEDED   the request's own timeout ran out
-  FAILED_PRECONDITION only workers with other weights are left than the request was accepted for: ask again
+  FAILED_PRECONDITION only workers with other weights are left than the request was accepted for: ask again; or a job
+                      to be deleted has not ended
   CANCELLED           the job was cancelled, or nobody followed it any more
 Once a job is accepted, how it ended is its last event (finished, failed with such a code, or cancelled), and the
 stream itself ends OK. A stream that ends with UNAVAILABLE has lost its server, not its job: Watch it again.
@@ -406,6 +407,40 @@ class CancelJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
+
+@_typing.final
+class DeleteJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobRequest: _TypeAlias = DeleteJobRequest  # noqa: Y015
+
+@_typing.final
+class DeleteJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteJobResponse: _TypeAlias = DeleteJobResponse  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

@@ -64,6 +64,11 @@ class ImageGenerationStub:
                 request_serializer=synerdiff_dot_v1_dot_images__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=synerdiff_dot_v1_dot_images__pb2.Job.FromString,
                 _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/synerdiff.v1.ImageGeneration/DeleteJob',
+                request_serializer=synerdiff_dot_v1_dot_images__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=synerdiff_dot_v1_dot_images__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/synerdiff.v1.ImageGeneration/ListModels',
                 request_serializer=synerdiff_dot_v1_dot_images__pb2.ListModelsRequest.SerializeToString,
@@ -120,6 +125,14 @@ class ImageGenerationServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteJob(self, request, context):
+        """Forgets a job that has ended, with its images: for clients that have what they wanted, before its retention ends.
+        Its request_id then makes another job. FAILED_PRECONDITION while the job has not ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Every model that this deployment knows, with a worker just now or not.
         """
@@ -159,6 +172,11 @@ def add_ImageGenerationServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=synerdiff_dot_v1_dot_images__pb2.CancelJobRequest.FromString,
                     response_serializer=synerdiff_dot_v1_dot_images__pb2.Job.SerializeToString,
+            ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=synerdiff_dot_v1_dot_images__pb2.DeleteJobRequest.FromString,
+                    response_serializer=synerdiff_dot_v1_dot_images__pb2.DeleteJobResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -328,6 +346,33 @@ class ImageGeneration:
             '/synerdiff.v1.ImageGeneration/CancelJob',
             synerdiff_dot_v1_dot_images__pb2.CancelJobRequest.SerializeToString,
             synerdiff_dot_v1_dot_images__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/synerdiff.v1.ImageGeneration/DeleteJob',
+            synerdiff_dot_v1_dot_images__pb2.DeleteJobRequest.SerializeToString,
+            synerdiff_dot_v1_dot_images__pb2.DeleteJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,9 +9,10 @@ Errors use gRPC's own codes, with google.rpc.BadRequest, RetryInfo or ErrorInfo 
   PERMISSION_DENIED   the caller may not do this: another priority than theirs, an operator's call
   NOT_FOUND           an unknown model (with the list of those that exist) or job; or another caller's job
   ALREADY_EXISTS      a request_id that was used before with another body
-  RESOURCE_EXHAUSTED  the queue is full; RetryInfo says when to come back
+  RESOURCE_EXHAUSTED  the queue, or Redis' memory for results, is full; RetryInfo says when to come back
   DEADLINE_EXCEEDED   the request's own timeout ran out
-  FAILED_PRECONDITION only workers with other weights are left than the request was accepted for: ask again
+  FAILED_PRECONDITION only workers with other weights are left than the request was accepted for: ask again; or a job
+                      to be deleted has not ended
   CANCELLED           the job was cancelled, or nobody followed it any more
 Once a job is accepted, how it ended is its last event (finished, failed with such a code, or cancelled), and the
 stream itself ends OK. A stream that ends with UNAVAILABLE has lost its server, not its job: Watch it again.
@@ -64,6 +65,10 @@ class ImageGenerationStub:
     """One image of a job, with its bytes. NOT_FOUND while there is none."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_images_pb2.CancelJobRequest, _images_pb2.Job]
     """Cancels a job that has not ended; one that has ended is returned as it is. Takes effect at the next step boundary."""
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_images_pb2.DeleteJobRequest, _images_pb2.DeleteJobResponse]
+    """Forgets a job that has ended, with its images: for clients that have what they wanted, before its retention ends.
+    Its request_id then makes another job. FAILED_PRECONDITION while the job has not ended.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_images_pb2.ListModelsRequest, _images_pb2.ListModelsResponse]
     """Every model that this deployment knows, with a worker just now or not."""
 
@@ -89,6 +94,10 @@ class ImageGenerationAsyncStub(ImageGenerationStub):
     """One image of a job, with its bytes. NOT_FOUND while there is none."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_images_pb2.CancelJobRequest, _images_pb2.Job]  # type: ignore[assignment]
     """Cancels a job that has not ended; one that has ended is returned as it is. Takes effect at the next step boundary."""
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_images_pb2.DeleteJobRequest, _images_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """Forgets a job that has ended, with its images: for clients that have what they wanted, before its retention ends.
+    Its request_id then makes another job. FAILED_PRECONDITION while the job has not ended.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_images_pb2.ListModelsRequest, _images_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Every model that this deployment knows, with a worker just now or not."""
 
@@ -147,6 +156,16 @@ class ImageGenerationServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_images_pb2.Job, _abc.Awaitable[_images_pb2.Job]]:
         """Cancels a job that has not ended; one that has ended is returned as it is. Takes effect at the next step boundary."""
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _images_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_images_pb2.DeleteJobResponse, _abc.Awaitable[_images_pb2.DeleteJobResponse]]:
+        """Forgets a job that has ended, with its images: for clients that have what they wanted, before its retention ends.
+        Its request_id then makes another job. FAILED_PRECONDITION while the job has not ended.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -37,6 +37,7 @@ class Script:
     requests: list[images_pb2.GenerateRequest] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
     ticks: list[operations_pb2.WatchTicksResponse] = field(default_factory=list)
 
     def happen(self, **event: Any) -> None:
@@ -88,6 +89,12 @@ class _Images(images_pb2_grpc.ImageGenerationServicer):
     async def CancelJob(self, request: images_pb2.CancelJobRequest, context: Any) -> images_pb2.Job:
         self._script.cancelled.append(request.job_id)
         return _job(images_pb2.JOB_STATE_CANCELLED)
+
+    async def DeleteJob(self, request: images_pb2.DeleteJobRequest, context: Any) -> images_pb2.DeleteJobResponse:
+        if self._script.error is not None:
+            raise self._script.error
+        self._script.deleted.append(request.job_id)
+        return images_pb2.DeleteJobResponse()
 
     async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
         limits = images_pb2.SamplerLimits(

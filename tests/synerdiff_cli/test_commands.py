@@ -191,6 +191,14 @@ def test_jobs_get_watch_and_cancel(script: Script) -> None:
     assert synerdiff("jobs", "watch", "job-1").stdout.split() == ["job-1-7.png", "job-1-8.png"]
 
 
+def test_jobs_delete(script: Script) -> None:
+    assert synerdiff("jobs", "delete", "job-1").stdout == "job job-1 is deleted\n"
+    assert script.deleted == ["job-1"]
+    script.error = errors.NotEnded("job 'job-1' is RUNNING")
+    result = synerdiff("jobs", "delete", "job-1")
+    assert (result.exit_code, result.stderr) == (1, "error: job 'job-1' is RUNNING\n")
+
+
 def test_an_unknown_job(script: Script) -> None:
     script.error = errors.NotFound("job: 'job-1' is unknown")
     result = synerdiff("jobs", "get", "job-1")

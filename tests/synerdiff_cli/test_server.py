@@ -17,6 +17,7 @@ COMMANDS = [
     ("jobs", "get", "job-1"),
     ("jobs", "watch", "job-1"),
     ("jobs", "cancel", "job-1"),
+    ("jobs", "delete", "job-1"),
     ("models",),
     ("status",),
     ("trace", "-o", "trace.json"),

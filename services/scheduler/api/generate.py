@@ -128,6 +128,12 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         _log.info("cancelled", state=record.state.name, **ids)
         return await self._job_message(record, request.max_image_bytes)
 
+    async def DeleteJob(self, request: images_pb2.DeleteJobRequest, context: Any) -> images_pb2.DeleteJobResponse:
+        """Forget a job that has ended."""
+        await self._known(request.job_id)
+        await self._store.delete(request.job_id)
+        return images_pb2.DeleteJobResponse()
+
     async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
         """Every model known, and whether a UNet and a VAE worker serve it just now."""
         workers = await self._read_workers()
