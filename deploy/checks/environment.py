@@ -29,7 +29,7 @@ SETTINGS: Mapping[str, type[ProcessSettings]] = {
 PREFIX = "SYNERDIFF_"
 # Variables that others than SynerDiff's settings read, or that further variables are made of.
 OTHERS = re.compile(
-    r"POD_IP|HOME|REDIS_PASSWORD|OMP_\w+|GOMP_\w+|CUDA_MPS_(PIPE_DIRECTORY|ACTIVE_THREAD_PERCENTAGE"
+    r"POD_IP|HOME|REDIS_PASSWORD|AWS_\w+|OMP_\w+|GOMP_\w+|CUDA_MPS_(PIPE_DIRECTORY|ACTIVE_THREAD_PERCENTAGE"
     r"|PINNED_DEVICE_MEM_LIMIT)|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)|PYTORCH_\w+|OTEL_\w+"
 )
 # One is of no use without the others; a gateway, which is a client, needs the CA alone.
@@ -93,6 +93,9 @@ def _missing_files(container: Container, settings_class: type[ProcessSettings]) 
         path = container.environment.get(name, "")
         if path and not path.startswith(IN_THE_IMAGE) and container.volume_at(path) is None:
             yield f"{name}={path}: no volume brings it"
+    directory = container.environment.get("SYNERDIFF_IMAGES_URL", "").removeprefix("file://")
+    if directory.startswith("/") and container.volume_at(directory) is None:
+        yield f"SYNERDIFF_IMAGES_URL=file://{directory}: no volume brings it"
     alone = {"SYNERDIFF_TLS_CA"} if container.service == "gateway" else set()
     if TLS & container.environment.keys() not in (set(), alone, TLS):
         yield f"sets some of {', '.join(sorted(TLS))}, and not all"

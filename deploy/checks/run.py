@@ -41,6 +41,8 @@ CHECKS: Sequence[ModuleType] = (
 # What the overlays leave out: name -> what it is made on, and with which components, each as below deploy/k8s.
 COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
     "dev-cpu with callers": ("overlays/dev-cpu", ["callers"]),
+    "dev-cpu with images in a claim": ("overlays/dev-cpu", ["images-pvc"]),
+    "split-keda with images in a bucket": ("overlays/split-keda", ["images-s3"]),
     "dev-cpu with TLS and a password": ("overlays/dev-cpu", ["tls", "redis-password"]),
     "colocated by DRA, weights from an image": ("base", ["redis", "colocated", "gpu", "dra", "weights-image"]),
     "colocated with TLS and a password": ("overlays/colocated", ["tls", "redis-tls"]),

@@ -77,6 +77,19 @@ def test_with_a_users_values_every_check_still_passes(chart: Path) -> None:
     assert "synerdiff.svc" not in yaml.safe_dump_all(by_name.values()).replace(".team.svc", "")
 
 
+@pytest.mark.parametrize(
+    ("overlay", "pictures", "composition"),
+    [
+        ("dev-cpu", {"claim": "images"}, "dev-cpu with images in a claim"),
+        ("split-keda", {"s3": "s3://synerdiff/images"}, "split-keda with images in a bucket"),
+    ],
+)
+def test_a_place_for_pictures_is_the_component(
+    chart: Path, overlay: str, pictures: dict[str, str], composition: str
+) -> None:
+    assert plain(template(chart, overlay=overlay, pictures=pictures)) == plain(rendered(composition))
+
+
 def test_a_changed_setting_makes_new_pods(chart: Path) -> None:
     def annotations(**values: Any) -> Any:
         (item,) = (
@@ -95,6 +108,8 @@ def test_a_changed_setting_makes_new_pods(chart: Path) -> None:
         ({"images": {"registry": "team"}}, "registry"),
         ({"settings": {"services": {"LOG_LEVEL": "info"}}}, "LOG_LEVEL"),
         ({"replica": {"scheduler": 3}}, "replica"),
+        ({"pictures": {"s3": "gs://bucket"}}, "s3"),
+        ({"pictures": {"claim": "images", "s3": "s3://bucket"}}, "pictures"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(chart: Path, values: dict[str, Any], says: str) -> None:
