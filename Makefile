@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu gpu-kit images images-test chart pytest beside alone lint typecheck manifests format protos docs clean
+.PHONY: help setup demo test test-gpu gpu-kit images images-test pins chart pytest beside alone lint typecheck manifests format protos docs clean
 
 help:
 	@echo "make demo [PROMPT='a red car']  set everything up, start it all, make one picture, stop"
@@ -23,7 +23,8 @@ help:
 	@echo "make test-gpu                   what needs a real NVIDIA GPU; in an environment with a CUDA build of torch"
 	@echo "make gpu-kit                    .gpu-kit/: packages for a GPU machine without a network; see docs/gpu.md"
 	@echo "make images [TAG=.. REGISTRY=..] the four container images, with docker; see deploy/docker/README.md"
-	@echo "make images-test                build the images without docker and make a picture with them; root, buildah, mmdebstrap"
+	@echo "make images-test                build the images without docker and make pictures with them; root, buildah, mmdebstrap"
+	@echo "make pins                       deploy/docker/pins: what images install, with hashes; after a change of constraints.txt"
 	@echo "make chart                      build/synerdiff: a Helm chart of the manifests of deploy/k8s"
 	@echo "make setup                      only make .venv with everything in it"
 	@echo "make lint | typecheck | pytest  one part of make test; WORKERS=n: pytest processes at once"
@@ -87,6 +88,9 @@ images:
 
 images-test:
 	@sh deploy/docker/images_test.sh
+
+pins: $(INSTALLED)
+	@PYTHON=$(BIN)/python sh deploy/docker/pins.sh
 
 chart: $(INSTALLED)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m deploy.helm.make_chart build/synerdiff

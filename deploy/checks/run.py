@@ -40,7 +40,7 @@ CHECKS: Sequence[ModuleType] = (
 
 # What the overlays leave out: name -> what it is made on, and with which components, each as below deploy/k8s.
 COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "dev-cpu with callers": ("overlays/dev-cpu", ["callers"]),
+    "dev-cpu with callers and a pull secret": ("overlays/dev-cpu", ["callers", "pull-secret"]),
     "dev-cpu with images in a claim": ("overlays/dev-cpu", ["images-pvc"]),
     "split-keda with images in a bucket": ("overlays/split-keda", ["images-s3"]),
     "dev-cpu with TLS and a password": ("overlays/dev-cpu", ["tls", "redis-password"]),

@@ -1,10 +1,13 @@
 #!/bin/sh
-# `make images-test`: builds the images without docker, from a base made here, and makes a picture with them.
+# `make images-test`: builds the images without docker, from a base made here, and makes pictures with them.
 # buildah builds in a chroot. Each process then runs as user 10001 with a read-only root, no capabilities and a tmpfs at
-# /tmp and /cache. Needs root, buildah, mmdebstrap and a redis-server (.venv's will do). Exit status 2: one is missing.
+# /tmp and /cache; image_check.py looks that it does. Needs root, buildah, mmdebstrap and a redis-server (.venv's will
+# do). Exit status 2: one is missing. With docker-registry the images are also pushed to one, and pulled by digest.
 #
-#     WORK      a folder that keeps base, images and picture; default: one in /var/tmp, removed at the end
+#     WORK      a folder that keeps base, images, bills of materials and pictures; default: one in /var/tmp, removed at
+#               the end
 #     PIP_DIRS  folders of this machine that its pip settings name, for the build to see as well
+#     TORCH_BUILD, TORCH_INDEX_URL  as in build.sh; default: cpu, from where all else comes from
 set -eu
 missing=""
 for tool in buildah mmdebstrap setpriv unshare; do
@@ -46,7 +49,9 @@ flags=""
 for folder in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip ${PIP_DIRS:-}; do
     [ ! -e "$folder" ] || flags="$flags --volume $folder:$folder:ro"
 done
-DOCKER=buildah BUILD_FLAGS="$flags" PYTHON_IMAGE="$base" REGISTRY=localhost TAG=test sh deploy/docker/build.sh
+digest=$(buildah inspect --format '{{.FromImageDigest}}' "$base")
+DOCKER=buildah BUILD_FLAGS="$flags" PYTHON_IMAGE="$base" PYTHON_DIGEST="$digest" TORCH_BUILD="${TORCH_BUILD:-cpu}" \
+    REGISTRY=localhost TAG=test sh deploy/docker/build.sh
 
 # `in_image SERVICE [NAME=VALUE...] COMMAND...`: as the manifests have it run, with the image's own variables.
 in_image() {
@@ -68,12 +73,10 @@ in_image() {
 for service in scheduler gateway unet-worker vae-worker; do
     container=$(buildah from "localhost/synerdiff/$service:test")
     buildah mount "$container" > "$work/$service.root"
-    echo "$service: $(du -sm "$(cat "$work/$service.root")" | cut -f1) MB"
-    if (in_image "$service" python -c 'open("/opt/x", "w")') 2> "$work/refusal"; then
-        echo "images-test: $service writes to its root" >&2
-        exit 1
-    fi
-    grep -q "Read-only file system" "$work/refusal"
+    root=$(cat "$work/$service.root")
+    echo "$service: $(du -sm "$root" | cut -f1) MB"
+    (in_image "$service" python - "$(echo "$service" | sed 's/.*worker/worker/')") < deploy/docker/image_check.py
+    cp "$root/opt/synerdiff/share/synerdiff/sbom.cdx.json" "$work/out/$service.cdx.json"
 done
 chmod 1777 "$work/out"
 
@@ -92,14 +95,56 @@ serve() {
 serve scheduler 50151
 serve unet-worker 50152 $model SYNERDIFF_ADVERTISE=127.0.0.1:50152
 serve vae-worker 50153 $model SYNERDIFF_ADVERTISE=127.0.0.1:50153
-for attempt in $(seq 60); do
-    if (in_image scheduler synerdiff generate "a slice of pizza" --address 127.0.0.1:50151 --output /out) \
-        > "$work/client.log" 2>&1; then
-        ls -l "$work/out"
-        echo "images-test: a picture from three images, as user 10001, read-only, without capabilities"
-        exit 0
-    fi
-    sleep 2
+(in_image gateway SYNERDIFF_SCHEDULER=127.0.0.1:50151 SYNERDIFF_LISTEN=127.0.0.1:18000 SYNERDIFF_METRICS_PORT=0 \
+    python -m services.gateway) > "$work/gateway.log" 2>&1 &
+started="$started $!"
+
+# `until_it_works COMMAND...`: for two minutes, while all processes live.
+until_it_works() {
+    for attempt in $(seq 60); do
+        if "$@" > "$work/client.log" 2>&1; then return; fi
+        for process in $started; do kill -0 "$process" || break 2; done
+        sleep 2
+    done
+    tail -n 5 "$work"/*.log >&2
+    exit 1
+}
+by_grpc() {
+    (in_image scheduler synerdiff generate "a slice of pizza" --address 127.0.0.1:50151 --output /out)
+}
+by_http() {
+    (in_image gateway python - /out/by-http.png) << 'END'
+import base64, io, json, sys, urllib.request
+from PIL import Image
+body = json.dumps({"prompt": "a red car"}).encode()
+request = urllib.request.Request("http://127.0.0.1:18000/v1/images/generations", body, {"Content-Type": "application/json"})
+picture = base64.b64decode(json.load(urllib.request.urlopen(request, timeout=60))["data"][0]["b64_json"])
+Image.open(io.BytesIO(picture)).load()
+open(sys.argv[1], "wb").write(picture)
+END
+}
+until_it_works by_grpc
+until_it_works by_http
+ls -l "$work/out"
+echo "images-test: pictures from four images, by gRPC and by HTTP"
+
+if ! command -v docker-registry > /dev/null; then
+    echo "images-test: not pushed, missing: docker-registry"
+    exit
+fi
+registry=127.0.0.1:15000
+printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: "%s/registry"}}\nhttp: {addr: "%s"}\nlog: {level: error}\n' \
+    "$work" "$registry" > "$work/registry.yml"
+docker-registry serve "$work/registry.yml" > "$work/registry.log" 2>&1 &
+started="$started $!"
+for service in scheduler gateway unet-worker vae-worker; do
+    buildah tag "localhost/synerdiff/$service:test" "$registry/synerdiff/$service:test"
 done
-tail -n 5 "$work"/*.log >&2
-exit 1
+DOCKER=buildah PUSH_FLAGS="--quiet --tls-verify=false" sh deploy/docker/push.sh "$registry" test > "$work/out/images.yaml"
+cat "$work/out/images.yaml"
+sed -n 's/.*newName: \(.*\), digest: \(.*\)}/\1@\2/p' "$work/out/images.yaml" > "$work/pushed"
+[ "$(wc -l < "$work/pushed")" = 4 ]
+while read -r image; do
+    buildah pull --quiet --tls-verify=false --policy always "$image" > /dev/null
+done < "$work/pushed"
+echo "images-test: pushed, and pulled by digest"

@@ -1,20 +1,21 @@
 #!/bin/sh
 # Installs SynerDiff, whose source tree is the working directory, into the virtual environment TARGET, step by step:
 #
-#     install.sh TARGET dependencies [EXTRA...]  makes TARGET, with what the base and the extras need
+#     install.sh TARGET dependencies PINS        makes TARGET, with what deploy/docker/pins/PINS.txt lists
 #     install.sh TARGET slim                     takes out the tests that packages ship
 #     install.sh TARGET project                  SynerDiff itself; all that is there in share/synerdiff/sbom.cdx.json
 #     install.sh TARGET bytecode [MODULE...]     what `python -m MODULE` imports, or else all there is, into pycache
 #
+# pip takes no file whose hash is not in the pins, the tools of `project` included.
 # Bytecode is kept apart, for PYTHONPYCACHEPREFIX=TARGET/pycache, since images of Python come without that of its own
 # library, and a container with a read-only root would compile it at every start. No pip is left in TARGET.
-# PYTHON: the interpreter, which needs pip. TORCH_INDEX_URL: where the build of torch for the device comes from; empty:
-# where all else does.
+# PYTHON: the interpreter, which needs pip. TORCH_INDEX_URL: a second place that packages come from.
 set -eu
 target=$1
 step=$2
 shift 2
 python=${PYTHON:-python3}
+pins=deploy/docker/pins
 
 install() {
     "$python" -m pip --disable-pip-version-check --python "$target/bin/python" \
@@ -24,21 +25,18 @@ install() {
 case $step in
 dependencies)
     "$python" -m venv --without-pip "$target"
-    mkdir -p "$target/share/synerdiff"
-    "$python" deploy/docker/requirements.py pyproject.toml "$@" > "$target/share/synerdiff/requirements.txt"
-    if [ -n "${TORCH_INDEX_URL:-}" ]; then
-        install --index-url "$TORCH_INDEX_URL" --no-deps -c constraints.txt torch
-    fi
-    install -c constraints.txt -r "$target/share/synerdiff/requirements.txt"
+    install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} --require-hashes -r "$pins/$1.txt"
     ;;
 slim)
     find "$target"/lib/python*/site-packages -type d -name tests -prune -exec rm -rf {} +
     ;;
 project)
-    install --no-deps .
     tool=$(mktemp -d)
     "$python" -m venv "$tool"
-    "$tool/bin/python" -m pip install --quiet --no-cache-dir -c constraints.txt cyclonedx-bom
+    "$tool/bin/python" -m pip install --quiet --no-cache-dir --require-hashes -r "$pins/tools.txt"
+    "$tool/bin/python" -m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir "$tool/built" .
+    install --no-deps --no-index "$tool"/built/*.whl
+    mkdir -p "$target/share/synerdiff"
     "$tool/bin/cyclonedx-py" environment --pyproject pyproject.toml --output-reproducible \
         --output-file "$target/share/synerdiff/sbom.cdx.json" "$target/bin/python"
     rm -rf "$tool"

@@ -8,12 +8,13 @@ FROM base AS builder
 WORKDIR /source
 # Where packages come from, if not from pip's own default.
 ARG PIP_INDEX_URL
-ARG EXTRAS="tracing"
-COPY pyproject.toml constraints.txt ./
-COPY deploy/docker/install.sh deploy/docker/requirements.py deploy/docker/
-RUN sh deploy/docker/install.sh /opt/synerdiff dependencies ${EXTRAS}
+# What is installed: deploy/docker/pins/PINS.txt.
+ARG PINS="scheduler"
+COPY deploy/docker/install.sh deploy/docker/
+COPY deploy/docker/pins deploy/docker/pins
+RUN sh deploy/docker/install.sh /opt/synerdiff dependencies ${PINS}
 RUN sh deploy/docker/install.sh /opt/synerdiff slim
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY synerdiff synerdiff
 COPY services services
 COPY synerdiff_cli synerdiff_cli
@@ -22,11 +23,15 @@ RUN sh deploy/docker/install.sh /opt/synerdiff bytecode services.scheduler syner
 RUN echo "synerdiff:x:10001:10001::/tmp:/usr/sbin/nologin" >> /etc/passwd && echo "synerdiff:x:10001:" >> /etc/group
 
 FROM base
+ARG PYTHON_IMAGE
+ARG PYTHON_DIGEST
 ARG VERSION
 ARG REVISION
 LABEL org.opencontainers.image.title="SynerDiff scheduler" \
       org.opencontainers.image.description="Public API, queue and planning of SynerDiff" \
       org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
+      org.opencontainers.image.base.digest="${PYTHON_DIGEST}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=builder /etc/passwd /etc/group /etc/

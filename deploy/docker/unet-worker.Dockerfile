@@ -6,15 +6,16 @@ FROM ${PYTHON_IMAGE}${PYTHON_DIGEST:+@${PYTHON_DIGEST}} AS base
 
 FROM base AS builder
 WORKDIR /source
-# Where packages come from, and where torch does, if not from pip's own default.
+# Where packages come from, if not from pip's own default, and where torch may come from too.
 ARG PIP_INDEX_URL
 ARG TORCH_INDEX_URL
-# For GPUs: "worker gpu", with a CUDA build of torch. An image made so has never been run on a GPU.
-ARG EXTRAS="worker"
-COPY pyproject.toml constraints.txt ./
-COPY deploy/docker/install.sh deploy/docker/requirements.py deploy/docker/
-RUN sh deploy/docker/install.sh /opt/synerdiff dependencies ${EXTRAS}
-COPY README.md LICENSE ./
+# What is installed: deploy/docker/pins/PINS.txt. "worker" has a CUDA build of torch. An image made so has never been run
+# on a GPU. "worker-cpu" has a CPU build.
+ARG PINS="worker"
+COPY deploy/docker/install.sh deploy/docker/
+COPY deploy/docker/pins deploy/docker/pins
+RUN sh deploy/docker/install.sh /opt/synerdiff dependencies ${PINS}
+COPY pyproject.toml README.md LICENSE ./
 COPY synerdiff synerdiff
 COPY services services
 COPY synerdiff_cli synerdiff_cli
@@ -24,11 +25,15 @@ RUN echo "synerdiff:x:10001:10001::/cache:/usr/sbin/nologin" >> /etc/passwd && e
     && mkdir -p /empty
 
 FROM base
+ARG PYTHON_IMAGE
+ARG PYTHON_DIGEST
 ARG VERSION
 ARG REVISION
 LABEL org.opencontainers.image.title="SynerDiff UNet worker" \
       org.opencontainers.image.description="Encodes prompts and denoises for SynerDiff" \
       org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}" \
+      org.opencontainers.image.base.digest="${PYTHON_DIGEST}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=builder /etc/passwd /etc/group /etc/

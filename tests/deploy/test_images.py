@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from deploy.docker.requirements import requirements
 from tests.deploy.dockerfiles import Dockerfile, read_dockerfile
 from tests.waiting import HANG_S
 
@@ -45,11 +45,17 @@ def container(service: str) -> dict[str, Any]:
     return dict(found)
 
 
-def extras(service: str) -> list[str]:
-    """The extras that a Dockerfile installs by default."""
-    found = re.search(r'^ARG EXTRAS="(.*)"$', (DOCKER / f"{service}.Dockerfile").read_text(), re.MULTILINE)
-    assert found is not None
-    return found[1].split()
+def pins(name: str) -> dict[str, Requirement]:
+    """The releases that deploy/docker/pins/NAME.txt has for this interpreter, by name."""
+    text = (DOCKER / "pins" / f"{name}.txt").read_text().replace("\\\n", " ")
+    found = [Requirement(line.split(" --hash")[0]) for line in text.splitlines()]
+    return {pin.name.lower(): pin for pin in found if not pin.marker or pin.marker.evaluate()}
+
+
+def needed(*extras: str) -> list[str]:
+    """What pyproject.toml asks for with `extras`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
 
 
 def ignored(path: str) -> bool:
@@ -102,7 +108,7 @@ def test_everything_written_to_is_a_volume_where_the_root_is_read_only(dockerfil
 def test_what_is_copied_is_there_and_reaches_the_builder(dockerfile: Dockerfile) -> None:
     copies = [found for stage in dockerfile.stages for instruction in stage if (found := instruction.copied)]
     sources = [source for paths, _ in copies for source in paths]
-    assert {"pyproject.toml", "constraints.txt", "synerdiff", "services"} <= set(sources)
+    assert {"pyproject.toml", "deploy/docker/pins", "synerdiff", "services"} <= set(sources)
     for source in sources:
         assert (ROOT / source).exists(), source
         assert not ignored(source), source
@@ -112,8 +118,8 @@ def test_what_is_copied_is_there_and_reaches_the_builder(dockerfile: Dockerfile)
 
 
 def test_it_is_labelled(dockerfile: Dockerfile) -> None:
-    labels = set(re.findall(r"org\.opencontainers\.image\.(\w+)=", " ".join(dockerfile.texts("LABEL"))))
-    assert labels == {"title", "description", "licenses", "version", "revision"}
+    labels = set(re.findall(r"org\.opencontainers\.image\.([\w.]+)=", " ".join(dockerfile.texts("LABEL"))))
+    assert labels == {"title", "description", "licenses", "version", "revision", "base.name", "base.digest"}
 
 
 @pytest.mark.parametrize("service", WORKERS)
@@ -133,52 +139,69 @@ def test_the_two_workers_differ_in_their_names_alone() -> None:
     assert text("unet-worker", "unet") == text("vae-worker", "vae")
 
 
-# ---- what a scheduler installs
+# ---- what the images install
 
 
-def closure(wanted: list[str]) -> dict[str, metadata.Distribution]:
-    """Every distribution that the requirements lead to, as they are installed here, by name."""
-    found: dict[str, metadata.Distribution] = {}
+def closure(wanted: list[str]) -> set[str]:
+    """The names of all that the requirements lead to, by the metadata of what is installed here."""
+    found: set[str] = set()
     waiting = [(requirement, {""}) for requirement in map(Requirement, wanted)]
     while waiting:
         requirement, of_extras = waiting.pop()
         if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in of_extras):
             continue
         distribution = metadata.distribution(requirement.name)
-        if distribution.metadata["Name"].lower() in found:
-            continue
-        found[distribution.metadata["Name"].lower()] = distribution
-        waiting += [(Requirement(line), {"", *requirement.extras}) for line in distribution.requires or ()]
+        found.add(distribution.name.lower())
+        waiting += [
+            (Requirement(line), {"", *requirement.extras})
+            for line in distribution.requires or ()
+            if Requirement(line).name.lower() not in found
+        ]
     return found
 
 
-def installed_bytes(distribution: metadata.Distribution) -> int:
+def installed_bytes(name: str) -> int:
     """The bytes of a distribution's files, less what the image leaves out: bytecode and tests."""
-    kept = [f for f in distribution.files or () if f.suffix != ".pyc" and "tests" not in f.parts]
+    kept = [f for f in metadata.distribution(name).files or () if f.suffix != ".pyc" and "tests" not in f.parts]
     return sum(path.stat().st_size for f in kept if (path := Path(str(f.locate()))).is_file())
 
 
-def test_the_extras_exist() -> None:
-    for service in SERVICES:
-        requirements(ROOT / "pyproject.toml", extras(service))
-    assert not {"worker"} & {*extras("scheduler"), *extras("gateway")}
-    assert all("worker" in extras(worker) for worker in WORKERS)
+@pytest.mark.parametrize(
+    ("name", "extras"), [("scheduler", "tracing"), ("gateway", "gateway"), ("worker-cpu", "worker"), ("worker", "worker")]
+)
+def test_pins_have_all_that_is_needed_in_the_releases_that_are_tested(name: str, extras: str) -> None:
+    found = pins(name)
+    wanted = closure(needed(extras))
+    assert wanted <= set(found), "run `make pins`"
+    assert wanted == set(found) or name == "worker", "only CUDA's packages are not installed here"
+    tested = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    for package, pin in found.items():
+        assert package not in tested or str(pin.specifier).split("+")[0] == f"=={tested[package]}", "run `make pins`"
 
 
-def test_a_scheduler_installs_no_torch_and_less_than_150_mb() -> None:
-    found = closure(requirements(ROOT / "pyproject.toml", extras("scheduler")))
-    assert {"grpcio", "numpy", "redis", "opentelemetry-sdk"} <= set(found)
-    assert not {"torch", "diffusers", "transformers", "safetensors", "accelerate"} & set(found)
-    sizes = {name: installed_bytes(distribution) for name, distribution in found.items()}
+def test_every_pin_is_one_release_with_hashes_and_no_address() -> None:
+    for path in (DOCKER / "pins").glob("*.txt"):
+        for line in path.read_text().replace("\\\n", " ").splitlines():
+            assert re.fullmatch(r"[\w.-]+==[\w.+]+( ; [^-]+?)?(\s+--hash=sha256:[0-9a-f]{64})+", line), f"{path.name}: {line}"
+
+
+def test_each_image_has_pins_and_only_workers_have_torch(dockerfile: Dockerfile, service: str) -> None:
+    (name,) = (text for i in dockerfile.stages[1] if (text := i.text).startswith("PINS="))
+    found = set(pins(name.removeprefix("PINS=").strip('"')))
+    heavy = {"torch", "diffusers", "transformers", "safetensors", "accelerate"}
+    assert heavy & found == (heavy if service in WORKERS else set())
+
+
+def test_the_cpu_workers_pins_have_no_cuda() -> None:
+    assert str(pins("worker-cpu")["torch"].specifier).endswith("+cpu")
+    assert not [name for name in pins("worker-cpu") if name.startswith(("nvidia", "cuda", "triton"))]
+
+
+@pytest.mark.parametrize("service", ["scheduler", "gateway"])
+def test_what_has_no_torch_installs_less_than_150_mb(service: str) -> None:
+    sizes = {name: installed_bytes(name) for name in pins(service)}
     largest = sorted(sizes.items(), key=lambda size: -size[1])[:8]
-    assert 50e6 < sum(sizes.values()) < MOST_BYTES - BYTECODE_BYTES, largest
-
-
-def test_a_gateway_installs_no_torch_and_no_more_than_a_scheduler_may() -> None:
-    found = closure(requirements(ROOT / "pyproject.toml", extras("gateway")))
-    assert {"grpcio", "fastapi", "uvicorn", "pillow"} <= set(found)
-    assert not {"torch", "diffusers", "transformers", "safetensors", "accelerate"} & set(found)
-    assert sum(map(installed_bytes, found.values())) < MOST_BYTES - BYTECODE_BYTES
+    assert 10e6 < sum(sizes.values()) < MOST_BYTES - BYTECODE_BYTES, largest
 
 
 # ---- make images
@@ -201,10 +224,61 @@ def test_every_image_is_built_with_the_arguments_they_know(tmp_path: Path) -> No
     docker = tmp_path / "docker"
     docker.write_text('#!/bin/sh\n[ "$1" = info ] || printf "%s\\n" "$*"\n')
     docker.chmod(0o755)
-    done = make_images(docker, TAG="7", REGISTRY="r/t", TORCH_INDEX_URL="x", WORKER_EXTRAS="worker gpu")
+    done = make_images(docker, TAG="7", REGISTRY="r/t", TORCH_INDEX_URL="x", TORCH_BUILD="cpu", PYTHON_DIGEST="sha256:1")
     builds = [line for line in done.stdout.splitlines() if line.startswith("build ")]
     assert [re.findall(r"--tag (\S+)", line) for line in builds] == [[f"r/t/synerdiff/{name}:7"] for name in SERVICES]
     for service, line in zip(SERVICES, builds, strict=True):
         declared = set(re.findall(r"^ARG (\w+)", (DOCKER / f"{service}.Dockerfile").read_text(), re.MULTILINE))
         assert set(re.findall(r"--build-arg (\w+)=", line)) <= declared
-    assert ["EXTRAS=worker gpu" in line for line in builds] == [service in WORKERS for service in SERVICES]
+    assert ["PINS=worker-cpu" in line for line in builds] == [service in WORKERS for service in SERVICES]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"TORCH_INDEX_URL": "x"}, "TORCH_INDEX_URL without TORCH_BUILD"),
+        ({"TORCH_INDEX_URL": "x", "TORCH_BUILD": "cu0"}, "no deploy/docker/pins/worker-cu0.txt"),
+    ],
+)
+def test_a_torch_that_nothing_pins_is_refused(variables: dict[str, str], said: str) -> None:
+    done = make_images(Path("/bin/true"), **variables)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+# ---- push.sh
+
+PUSHED = "sha256:" + 64 * "7"
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [
+        # Of what has been pushed to two places, the one that was asked for.
+        ("docker", f'[ "$1" = push ] || printf "elsewhere/%s@sha256:0\\n%s@{PUSHED}\\n" x "${{5%:*}}"'),
+        ("buildah", f'while [ "$1" != --digestfile ]; do shift; done; printf %s {PUSHED} > "$2"'),
+    ],
+)
+def test_what_push_prints_is_images_of_a_kustomization(tmp_path: Path, name: str, script: str) -> None:
+    done = push(tmp_path / name, script)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["images"] == [
+        {"name": container(service)["image"], "newName": f"r:5000/t/synerdiff/{service}", "digest": PUSHED}
+        for service in SERVICES
+    ]
+
+
+@pytest.mark.parametrize("script", ["exit 1", "true"])
+def test_a_push_that_failed_or_left_no_digest_prints_no_images(tmp_path: Path, script: str) -> None:
+    done = push(tmp_path / "docker", script)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def push(docker: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run push.sh with a stand-in for docker or buildah that does `script`."""
+    docker.write_text(f"#!/bin/sh\n{script}\n")
+    docker.chmod(0o755)
+    command = ["sh", str(DOCKER / "push.sh"), "r:5000/t", "1"]
+    environment = {"PATH": os.environ["PATH"], "DOCKER": str(docker)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S)

@@ -39,6 +39,17 @@ def test_every_component_is_in_a_set_that_is_checked() -> None:
     assert components == in_sets | in_overlays | nested
 
 
+def test_with_a_pull_secret_every_account_that_pulls_our_images_has_it() -> None:
+    manifests = rendered("dev-cpu with callers and a pull secret")
+    accounts = {item["metadata"]["name"]: item for item in of_kind(manifests, "ServiceAccount")}
+    ours = {
+        item["spec"]["template"]["spec"]["serviceAccountName"]
+        for item in of_kind(manifests, "Deployment")
+        if "/synerdiff/" in item["spec"]["template"]["spec"]["containers"][0]["image"]
+    }
+    assert ours == {name for name, item in accounts.items() if item.get("imagePullSecrets") == [{"name": "registry"}]}
+
+
 def test_three_releases_of_kubernetes_are_the_newest_known_and_differ() -> None:
     found = releases()
     assert len(set(found)) == 3
