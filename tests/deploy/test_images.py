@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.deploy.dockerfiles import Dockerfile, read_dockerfile
 from tests.waiting import HANG_S
@@ -25,6 +26,8 @@ WORKERS = SERVICES[2:]
 # Of the 150 MB that a scheduler may install: itself, and the bytecode of what it imports, 17 MB when last weighed.
 BYTECODE_BYTES = 20e6
 MOST_BYTES = 150e6
+# In the pins for Python before 3.11.3, whose own timeouts were not enough for redis; not installed on a later one.
+EARLIER_PYTHON = {"async-timeout"}
 
 
 @pytest.fixture(params=SERVICES)
@@ -46,10 +49,9 @@ def container(service: str) -> dict[str, Any]:
 
 
 def pins(name: str) -> dict[str, Requirement]:
-    """The releases that deploy/docker/pins/NAME.txt has for this interpreter, by name."""
-    text = (DOCKER / "pins" / f"{name}.txt").read_text().replace("\\\n", " ")
-    found = [Requirement(line.split(" --hash")[0]) for line in text.splitlines()]
-    return {pin.name.lower(): pin for pin in found if not pin.marker or pin.marker.evaluate()}
+    """The releases that deploy/docker/pins/NAME.txt lists, by name."""
+    found = map(Requirement, re.findall(r"^\S+==\S+", (DOCKER / "pins" / f"{name}.txt").read_text(), re.MULTILINE))
+    return {canonicalize_name(pin.name): pin for pin in found}
 
 
 def needed(*extras: str) -> list[str]:
@@ -151,11 +153,11 @@ def closure(wanted: list[str]) -> set[str]:
         if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in of_extras):
             continue
         distribution = metadata.distribution(requirement.name)
-        found.add(distribution.name.lower())
+        found.add(canonicalize_name(distribution.name))
         waiting += [
             (Requirement(line), {"", *requirement.extras})
             for line in distribution.requires or ()
-            if Requirement(line).name.lower() not in found
+            if canonicalize_name(Requirement(line).name) not in found
         ]
     return found
 
@@ -167,22 +169,24 @@ def installed_bytes(name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "extras"), [("scheduler", "tracing"), ("gateway", "gateway"), ("worker-cpu", "worker"), ("worker", "worker")]
+    ("name", "extras"),
+    [("scheduler", "tracing"), ("gateway", "gateway"), ("worker-cpu", "worker"), ("worker", "worker")],
 )
 def test_pins_have_all_that_is_needed_in_the_releases_that_are_tested(name: str, extras: str) -> None:
     found = pins(name)
     wanted = closure(needed(extras))
     assert wanted <= set(found), "run `make pins`"
-    assert wanted == set(found) or name == "worker", "only CUDA's packages are not installed here"
-    tested = dict(line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert set(found) - wanted <= EARLIER_PYTHON or name == "worker", "only CUDA's packages are not installed here"
+    listed = map(Requirement, re.findall(r"^\S+==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    tested = {canonicalize_name(release.name): str(release.specifier) for release in listed}
     for package, pin in found.items():
-        assert package not in tested or str(pin.specifier).split("+")[0] == f"=={tested[package]}", "run `make pins`"
+        assert package not in tested or str(pin.specifier).split("+")[0] == tested[package], "run `make pins`"
 
 
 def test_every_pin_is_one_release_with_hashes_and_no_address() -> None:
     for path in (DOCKER / "pins").glob("*.txt"):
         for line in path.read_text().replace("\\\n", " ").splitlines():
-            assert re.fullmatch(r"[\w.-]+==[\w.+]+( ; [^-]+?)?(\s+--hash=sha256:[0-9a-f]{64})+", line), f"{path.name}: {line}"
+            assert re.fullmatch(r"[\w.-]+==[\w.+]+(\s+--hash=sha256:[0-9a-f]{64})+", line), f"{path.name}: {line}"
 
 
 def test_each_image_has_pins_and_only_workers_have_torch(dockerfile: Dockerfile, service: str) -> None:
@@ -199,7 +203,7 @@ def test_the_cpu_workers_pins_have_no_cuda() -> None:
 
 @pytest.mark.parametrize("service", ["scheduler", "gateway"])
 def test_what_has_no_torch_installs_less_than_150_mb(service: str) -> None:
-    sizes = {name: installed_bytes(name) for name in pins(service)}
+    sizes = {name: installed_bytes(name) for name in pins(service).keys() - EARLIER_PYTHON}
     largest = sorted(sizes.items(), key=lambda size: -size[1])[:8]
     assert 10e6 < sum(sizes.values()) < MOST_BYTES - BYTECODE_BYTES, largest
 
@@ -224,7 +228,8 @@ def test_every_image_is_built_with_the_arguments_they_know(tmp_path: Path) -> No
     docker = tmp_path / "docker"
     docker.write_text('#!/bin/sh\n[ "$1" = info ] || printf "%s\\n" "$*"\n')
     docker.chmod(0o755)
-    done = make_images(docker, TAG="7", REGISTRY="r/t", TORCH_INDEX_URL="x", TORCH_BUILD="cpu", PYTHON_DIGEST="sha256:1")
+    variables = {"TORCH_INDEX_URL": "x", "TORCH_BUILD": "cpu", "PYTHON_DIGEST": "sha256:1"}
+    done = make_images(docker, TAG="7", REGISTRY="r/t", **variables)
     builds = [line for line in done.stdout.splitlines() if line.startswith("build ")]
     assert [re.findall(r"--tag (\S+)", line) for line in builds] == [[f"r/t/synerdiff/{name}:7"] for name in SERVICES]
     for service, line in zip(SERVICES, builds, strict=True):
