@@ -178,7 +178,7 @@ def test_pins_have_all_that_is_needed_in_the_releases_that_are_tested(name: str,
     assert wanted <= set(found), "run `make pins`"
     assert set(found) - wanted <= EARLIER_PYTHON or name == "worker", "only CUDA's packages are not installed here"
     listed = map(Requirement, re.findall(r"^\S+==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    tested = {canonicalize_name(release.name): str(release.specifier) for release in listed}
+    tested: dict[str, str] = {canonicalize_name(release.name): str(release.specifier) for release in listed}
     for package, pin in found.items():
         assert package not in tested or str(pin.specifier).split("+")[0] == tested[package], "run `make pins`"
 
