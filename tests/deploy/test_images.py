@@ -23,9 +23,9 @@ DOCKER = ROOT / "deploy" / "docker"
 SERVICES = ("scheduler", "gateway", "unet-worker", "vae-worker")
 WORKERS = SERVICES[2:]
 
-# Of the 150 MB that a scheduler may install: itself, and the bytecode of what it imports, 17 MB when last weighed.
+# Of the 170 MB that a scheduler may install: itself, and the bytecode of what it imports, 17 MB when last weighed.
 BYTECODE_BYTES = 20e6
-MOST_BYTES = 150e6
+MOST_BYTES = 170e6
 # In the pins for Python before 3.11.3, whose own timeouts were not enough for redis; not installed on a later one.
 EARLIER_PYTHON = {"async-timeout"}
 
@@ -202,7 +202,7 @@ def test_the_cpu_workers_pins_have_no_cuda() -> None:
 
 
 @pytest.mark.parametrize("service", ["scheduler", "gateway"])
-def test_what_has_no_torch_installs_less_than_150_mb(service: str) -> None:
+def test_what_has_no_torch_installs_less_than_170_mb(service: str) -> None:
     sizes = {name: installed_bytes(name) for name in pins(service).keys() - EARLIER_PYTHON}
     largest = sorted(sizes.items(), key=lambda size: -size[1])[:8]
     assert 10e6 < sum(sizes.values()) < MOST_BYTES - BYTECODE_BYTES, largest
