@@ -63,18 +63,20 @@ async def test_a_flood_does_not_hold_up_another_caller(redis: Redis, tmp_path: P
     assert max(passed) <= 4 * SLOTS, passed
 
 
-# A step of r rows takes 3 ms and 3 ms a row, a decode 10 ms.
-PROFILE = straight_line_profile(step_ms=3.0, row_ms=3.0, decode_ms=10.0, caps=ItemCaps(8, 4))
-MIX = Mix(steps=((15, 1.0),))
+# A step of r rows takes 2 ms and 2 ms a row, a decode 10 ms. So a request takes 480 ms on half of the device, and 68 ms
+# for the two full steps of the flood that may be under way when it comes are well within half of that.
+PROFILE = straight_line_profile(step_ms=2.0, row_ms=2.0, decode_ms=10.0, caps=ItemCaps(8, 4))
+LONG = 40
+MIX = Mix(steps=((LONG, 1.0),))
 RATE_PER_S = 0.6 * MIX.capacity_per_s(PROFILE) / 2
-DUE_S = [arrival.at_ms / 1000 for arrival in poisson(RATE_PER_S, 8, MIX, seed=1)]
+DUE_S = [arrival.at_ms / 1000 for arrival in poisson(RATE_PER_S, 6, MIX, seed=1)]
 
 
 async def draw(client: AsyncClient, due_s: float) -> float:
     """Draw a picture at a time of the event loop's clock; returns how long it took, from then on."""
     now_s = asyncio.get_running_loop().time
     await asyncio.sleep(due_s - now_s())
-    await client.generate("a", model=MODEL, num_inference_steps=15)
+    await client.generate("a", model=MODEL, num_inference_steps=LONG)
     return now_s() - due_s
 
 
@@ -82,7 +84,7 @@ async def send_without_end(client: AsyncClient, refused: list[QueueFull]) -> Non
     """At fifty times the other's rate, whatever the answer."""
     while True:
         try:
-            await client.submit("a", model=MODEL, num_inference_steps=15)
+            await client.submit("a", model=MODEL, num_inference_steps=LONG)
         except QueueFull as refusal:
             refused.append(refusal)
         await asyncio.sleep(1 / (TIMES * RATE_PER_S))
@@ -92,7 +94,7 @@ async def latencies_s(
     redis: Redis, policy: str, check: Gate, slowness: float, refused: list[QueueFull] | None = None
 ) -> Sequence[float]:
     """Of the quiet caller's requests, on a device that is so many times slower; beside a flood with `refused`."""
-    times = {"tick_s": 0.003 * slowness, "row_s": 0.003 * slowness, "decode_s": 0.01 * slowness}
+    times = {"tick_s": 0.002 * slowness, "row_s": 0.002 * slowness, "decode_s": 0.01 * slowness}
     async with (
         whole_scheduler(redis, **times, slots=32, policy=policy, check=check) as whole,
         AsyncClient(whole.scheduler.address, key="flood") as flood,
