@@ -1,6 +1,7 @@
 """Scraped metrics as promtool takes them: an alert fires by what a process really shows."""
 
 import re
+from collections.abc import Sequence
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -11,7 +12,7 @@ from tests.deploy.test_alerts import needs_promtool
 CRITICAL = {"severity": "critical"}
 
 
-def scrapes(up: list[float | None], losses: list[int] | None = None) -> Scrapes:
+def scrapes(up: Sequence[float | None], losses: Sequence[int] = ()) -> Scrapes:
     """Of one scheduler, every 5 s, whose Redis is as told; None: it shows nothing."""
     registry = CollectorRegistry()
     gauge = Gauge("synerdiff_redis_up", "x", registry=registry)

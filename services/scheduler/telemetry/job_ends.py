@@ -38,7 +38,7 @@ def tell_lost(job_id: str, now_ms: int, record: JobRecord | None = None) -> None
     about: dict[str, object] = {}
     if record:
         about = {"request_id": record.request.request_id, "caller": record.caller, "model": record.request.model}
-        about |= {"total_ms": now_ms - record.accepted_at_ms} | trace_id(record.traceparent)
+        about |= {"total_ms": now_ms - record.accepted_at_ms, **trace_id(record.traceparent)}
     PoolMetrics.of_process().job_lost()
     log.error("ended", job_id=job_id, outcome="lost", code="NOT_FOUND", reason="Redis has lost its record", **about)
 

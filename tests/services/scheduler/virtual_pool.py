@@ -108,11 +108,12 @@ class VirtualStore:
         self.images[job_id].add(index)
         return not self.ended[job_id]
 
-    async def finish(self, lease: Lease, job_id: str, *told: object) -> None:
+    async def finish(self, lease: Lease, job_id: str, *told: object) -> bool:
         assert len(self.images[job_id]) == self.records[job_id].request.num_images
         self.ended[job_id] += 1
+        return True
 
-    async def fail(self, lease: Lease, job_id: str, code: int, message: str) -> bool:
+    async def fail(self, lease: Lease, job_id: str, code: int, message: str, workers: object = ()) -> bool:
         self.ended[job_id] += 1
         self.reasons[job_id] = message
         return True
