@@ -108,7 +108,8 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     """`await call()`, again and again with back-off while Redis is away or refuses for a while.
 
     Raises Unavailable, which says why, once `patience_s` seconds have gone by; a try under way is cut short, and may
-    still take effect.
+    still take effect. redis-py at times answers a cancellation with an error of its connection, so that the end of the
+    time is looked for after every try as well.
     """
     why = ""
 
@@ -122,18 +123,22 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
             raise
 
     try:
-        async with asyncio.timeout(patience_s):
+        async with asyncio.timeout(patience_s) as patience:
             try:
                 return await attempt()  # what nearly always does it, without the cost of the machinery below
             except RedisError as error:
-                if not _passes(error):
+                if not _passes(error) or patience.expired():
                     raise
             again = tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception(_passes),
                 wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
+                stop=lambda state: patience.expired(),
+                reraise=True,
             )
             return await again(attempt)
-    except builtins.TimeoutError as error:
+    except (builtins.TimeoutError, RedisError) as error:
+        if isinstance(error, RedisError) and not _passes(error):
+            raise
         unanswered = Unavailable(why or f"Redis gave no answer within {patience_s:.2g} s")
         TROUBLE_LOG.failed(unanswered)
         raise unanswered from error

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.redis_faults import MOST_LEVELS, Outcome, Sent, show
+from bench.patient_load import MOST_LEVELS, Sent
+from bench.redis_faults import Outcome, show
 from bench.scraped import Scrapes
 
 LINES = [{"event": "ended", "job_id": f"job-{number}"} for number in range(3)]

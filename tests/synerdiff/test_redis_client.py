@@ -1,3 +1,4 @@
+import asyncio
 import socket
 import struct
 import threading
@@ -11,6 +12,7 @@ from redis.exceptions import ResponseError
 from synerdiff.errors import Unavailable
 from synerdiff.redis_client import EvictingRedis, check_keeps_all, connect, patiently
 from synerdiff.redis_process import RedisProcess
+from tests.waiting import HANG_S
 
 
 @pytest.fixture
@@ -74,6 +76,27 @@ async def test_a_refusal_that_passes_is_waited_out_and_said(reply: str) -> None:
     answers += [ResponseError(reply)] * 1000
     with pytest.raises(Unavailable, match=reply.partition(".")[0]):
         await patiently(call, 0.2)
+
+
+@pytest.mark.parametrize("tries_before", [0, 2])
+async def test_patience_ends_though_a_cancellation_is_answered_with_another_error(tries_before: int) -> None:
+    """As redis-py 8.1 does at times: one in some dozen calls was tried for as long as Redis was away."""
+    calls = 0
+
+    async def call() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > tries_before:
+            try:
+                await asyncio.sleep(HANG_S)
+            except asyncio.CancelledError:
+                raise redis.exceptions.ConnectionError("Connection closed by server.") from None
+        raise redis.exceptions.ConnectionError("Connection refused.")
+
+    async with asyncio.timeout(HANG_S / 2):
+        with pytest.raises(Unavailable, match="Redis is away"):
+            await patiently(call, 1.0)
+    assert calls == tries_before + 1
 
 
 async def test_a_mistake_is_not_repeated() -> None:
