@@ -201,7 +201,7 @@ def _used_s(process: psutil.Process) -> float:
 @contextlib.asynccontextmanager
 async def system(folder: Path, schedulers: int, callers: Path, scheduler_cpu: float) -> AsyncIterator[System]:
     """A Redis that knows a model, and schedulers that serve it to `callers`."""
-    redis = RedisProcess(folder / f"redis-{schedulers}")
+    redis = RedisProcess(folder)  # an empty one: it does not come to rewrite its file
     redis.start()
     processes = []
     try:
@@ -212,7 +212,7 @@ async def system(folder: Path, schedulers: int, callers: Path, scheduler_cpu: fl
             pid = (await client.info("server"))["process_id"]
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(schedulers)]
         for number, address in enumerate(addresses):
-            with (folder / f"scheduler-{schedulers}-{number}.log").open("wb") as log:
+            with (folder / f"scheduler-{number}.log").open("wb") as log:
                 processes.append(await _scheduler(redis.url, address, callers, log))
         for number, (address, process) in enumerate(zip(addresses, processes, strict=True)):
             await _until_ready(address)
@@ -332,7 +332,7 @@ async def measure(
     clients: int = 1,
     scheduler_cpu: float = 0.0,
 ) -> dict[str, Any]:
-    """Measure every load on each number of schedulers. `clients`: processes that share a load."""
+    """Measure every load on each number of schedulers, started anew. `clients`: processes that share a load."""
     keys, rows = [new_key() for _ in range(CALLERS)], []
     with (
         tempfile.TemporaryDirectory() as name,
@@ -341,10 +341,9 @@ async def measure(
         folder, callers = Path(name), Path(name) / "callers"
         lines = [f"caller-{number} {key_hash(key)} {RATE}" for number, key in enumerate(keys)]
         callers.write_text("\n".join([QUOTAS, *lines]))
-        for count in map(int, schedulers.split(",")):
-            async with system(folder, count, callers, scheduler_cpu) as measured:
-                for load in map(Load.parse, loads.split(",")):
-                    rows.append(await loaded(measured, keys, load, seconds, pool, clients))
+        for number, (count, load) in enumerate(itertools.product(schedulers.split(","), loads.split(","))):
+            async with system(folder / str(number), int(count), callers, scheduler_cpu) as measured:
+                rows.append(await loaded(measured, keys, Load.parse(load), seconds, pool, clients))
         beside = {"gate_check_us": round(gate_check_us(callers, keys), 1), "fsync_ms": round(fsync_ms(folder), 2)}
     return {"machine": machine(), **beside, "rows": rows}
 

@@ -37,15 +37,19 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, check: Check = let_all_in) -> None:
         self._check = check
+        self._wrapped: dict[str, Any] = {}  # by method: a server's handlers stay the same
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
     ) -> Any:
         """The continuation's handler, with its behaviour wrapped."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        return _wrapped(handler, handler_call_details.method, self._check)
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._wrapped[method] = _wrapped(handler, method, self._check)
+        return self._wrapped[method]
 
 
 def _wrapped(handler: Any, method: str, check: Check) -> Any:
