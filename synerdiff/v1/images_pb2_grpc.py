@@ -82,7 +82,7 @@ class ImageGenerationServicer:
     def Generate(self, request, context):
         """Accepts the request durably, then follows its job to the end. The first event comes after acceptance, so a client
         that has seen one event can always Watch the job again. A job made by Generate is cancelled once nobody has followed
-        it for the server's abandonment time (10 s by default).
+        it for the server's abandonment time (10 s by default). Its request_id then makes another job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

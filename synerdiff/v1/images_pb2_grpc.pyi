@@ -49,7 +49,7 @@ class ImageGenerationStub:
     Generate: _grpc.UnaryStreamMultiCallable[_images_pb2.GenerateRequest, _images_pb2.GenerateEvent]
     """Accepts the request durably, then follows its job to the end. The first event comes after acceptance, so a client
     that has seen one event can always Watch the job again. A job made by Generate is cancelled once nobody has followed
-    it for the server's abandonment time (10 s by default).
+    it for the server's abandonment time (10 s by default). Its request_id then makes another job.
     """
     Submit: _grpc.UnaryUnaryMultiCallable[_images_pb2.GenerateRequest, _images_pb2.Job]
     """Accepts the request durably and returns at once. The job outlives its client. The answer to a repeated request
@@ -78,7 +78,7 @@ class ImageGenerationAsyncStub(ImageGenerationStub):
     Generate: _aio.UnaryStreamMultiCallable[_images_pb2.GenerateRequest, _images_pb2.GenerateEvent]  # type: ignore[assignment]
     """Accepts the request durably, then follows its job to the end. The first event comes after acceptance, so a client
     that has seen one event can always Watch the job again. A job made by Generate is cancelled once nobody has followed
-    it for the server's abandonment time (10 s by default).
+    it for the server's abandonment time (10 s by default). Its request_id then makes another job.
     """
     Submit: _aio.UnaryUnaryMultiCallable[_images_pb2.GenerateRequest, _images_pb2.Job]  # type: ignore[assignment]
     """Accepts the request durably and returns at once. The job outlives its client. The answer to a repeated request
@@ -110,7 +110,7 @@ class ImageGenerationServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_images_pb2.GenerateEvent], _abc.AsyncIterator[_images_pb2.GenerateEvent]]:
         """Accepts the request durably, then follows its job to the end. The first event comes after acceptance, so a client
         that has seen one event can always Watch the job again. A job made by Generate is cancelled once nobody has followed
-        it for the server's abandonment time (10 s by default).
+        it for the server's abandonment time (10 s by default). Its request_id then makes another job.
         """
 
     @_abc_1.abstractmethod

@@ -144,6 +144,14 @@ local function end_job(job_id, to, event, retention_ms, about)
   return outcome
 end
 
+-- The request_id of a job may make another.
+local function free_request_id(job_id)
+  local request_id = redis.call('HGET', key('job', job_id), 'request_id')
+  if request_id and redis.call('GET', key('request', request_id)) == job_id then
+    redis.call('DEL', key('request', request_id))
+  end
+end
+
 -- Take a job whose record is gone off what else names it, and wake its followers to hear of that.
 local function forget_lost(job_id)
   for _, model in ipairs(known_models()) do

@@ -3,13 +3,11 @@
 -- Errors: NOTENDED with its state
 local job_id = ARGV[1]
 
-local state, request_id = unpack(redis.call('HMGET', key('job', job_id), 'state', 'request_id'))
+local state = redis.call('HGET', key('job', job_id), 'state')
 if state and not has_ended(state) then
   return redis.error_reply('NOTENDED ' .. state)
 end
-if request_id and redis.call('GET', key('request', request_id)) == job_id then
-  redis.call('DEL', key('request', request_id))
-end
+free_request_id(job_id)
 for _, name in ipairs({'job', 'events', 'progress', 'images'}) do
   redis.call('DEL', key(name, job_id))
 end

@@ -1,4 +1,5 @@
--- Cancel the abandonable jobs that nobody has followed for the lease time, and tell their pools.
+-- Cancel the abandonable jobs that nobody has followed for the lease time, and tell their pools. The client that comes
+-- back with the request_id of one wants its picture still: that makes the job anew.
 -- ARGV: now in Unix ms ('' for Redis's own clock), lease ms, Cancelled event, retention ms, most jobs, reason
 -- Returns how many leases had run out.
 local now, lease_ms, event, retention_ms = given_or_now(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -18,6 +19,7 @@ local abandoned = redis.call('ZRANGEBYSCORE', key('leases'), '-inf', now, 'LIMIT
 for _, job_id in ipairs(abandoned) do
   if end_job(job_id, 'CANCELLED', event, retention_ms, {reason = ARGV[6]}) == 'changed' then
     notify_pool(job_id)
+    free_request_id(job_id)
   end
   redis.call('ZREM', key('leases'), job_id)
 end

@@ -229,6 +229,21 @@ async def test_abandoned_jobs_are_cancelled_after_their_lease(store: JobStore) -
     assert await store.ended([job_id, kept]) == {job_id}
 
 
+async def test_a_request_that_comes_back_after_its_job_was_abandoned_makes_it_anew(store: JobStore) -> None:
+    abandoned = await accept(store, request_id="back", abandonable=True)
+    cancelled = await accept(store, request_id="cancelled", abandonable=True)
+    await store.cancel(cancelled, "not wanted")
+    record = await store.job(abandoned)
+    assert record is not None
+    for after_ms in (0, 4_000, 8_000, 11_000):
+        await store.sweep_abandoned(record.accepted_at_ms + after_ms)
+    again = await accept(store, request_id="back", abandonable=True)
+    assert again != abandoned
+    assert await accept(store, request_id="back", abandonable=True) == again
+    assert await store.ended([abandoned, again]) == {abandoned}
+    assert await accept(store, request_id="cancelled", abandonable=True) == cancelled
+
+
 @pytest.mark.parametrize("away_ms", [60_000, 9_000])
 async def test_a_pause_in_sweeping_gives_followers_a_whole_lease_again(store: JobStore, away_ms: int) -> None:
     """Redis or all schedulers away, for long or for most of a lease: nobody could renew, and all need time again."""
