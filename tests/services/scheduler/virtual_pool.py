@@ -6,7 +6,7 @@ Stood for are what takes real time: the workers and their streams, Redis, and th
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -74,7 +74,9 @@ class VirtualStore:
         held = (job for job_id, job in self.records.items() if job_id not in self._unread)
         return [self._as_stored(job) for job in held if not self.ended[job.job_id]]
 
-    async def read_new(self, lease: Lease, models: Sequence[str], count: int) -> list[JobRecord]:
+    async def read_new(
+        self, lease: Lease, models: Sequence[str], count: int, few: int, held: Mapping[str, int]
+    ) -> list[JobRecord]:
         read, self._unread = self._unread[:count], self._unread[count:]
         return [self.records[job_id] for job_id in read]
 
