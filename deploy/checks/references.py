@@ -12,6 +12,8 @@ CHECK = "references"
 PROVIDED = frozenset(
     {
         ("PersistentVolumeClaim", "models"),
+        ("PersistentVolumeClaim", "images"),
+        ("Secret", "images-s3"),
         ("Secret", "redis"),
         ("Secret", "callers"),
         ("Secret", "redis-tls"),

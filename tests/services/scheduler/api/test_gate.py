@@ -83,6 +83,7 @@ def calls(channel: grpc.aio.Channel, job_id: str) -> dict[str, Callable[[Any], A
         "GetJob": unary(images, "GetJob", images_pb2.GetJobRequest(job_id=job_id)),
         "GetImage": unary(images, "GetImage", images_pb2.GetImageRequest(job_id=job_id)),
         "CancelJob": unary(images, "CancelJob", images_pb2.CancelJobRequest(job_id=job_id)),
+        "DeleteJob": unary(images, "DeleteJob", images_pb2.DeleteJobRequest(job_id=job_id)),
         "ListModels": unary(images, "ListModels", images_pb2.ListModelsRequest()),
         "GetStatus": unary(operations, "GetStatus", operations_pb2.GetStatusRequest()),
         "GetTrace": unary(operations, "GetTrace", operations_pb2.GetTraceRequest()),
@@ -125,7 +126,7 @@ async def test_of_anothers_job_nothing_is_learned(gated: Scheduler, redis: Redis
     async with AsyncClient(gated.address, key=KEYS["alice"]) as alice, open_channel(gated.address) as channel:
         job_id = (await alice.submit("a car")).job_id
         await leader.complete(await leader.take())
-        for name in ("Watch", "GetJob", "GetImage", "CancelJob"):
+        for name in ("Watch", "GetJob", "GetImage", "CancelJob", "DeleteJob"):
             of_hers = await refusal(calls(channel, job_id)[name], bearer(KEYS["bob"]))
             of_none = await refusal(calls(channel, "0" * 32)[name], bearer(KEYS["bob"]))
             assert isinstance(of_hers, NotFound), name
