@@ -183,7 +183,7 @@ class Outcome:
         fault = FAULTS[self.name]
         if fault.lasts and self.ended_s - self.began_s < 75:
             return "not asked: the fault is shorter than the alert's patience"
-        firing_s = self.ended_s if fault.lasts else seconds - scrapes.every_s
+        firing_s = (self.ended_s if fault.lasts else seconds) - scrapes.every_s  # the last scrape that shows it
         labels = {name: value for name, value in fault.alert.items() if name != "alertname"}
         try:
             said = fires(scrapes, fault.alert["alertname"], labels, silent_s=self.began_s, firing_s=firing_s)
