@@ -116,5 +116,5 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@sh .ci/make_venv.sh $(VENV)
 	@echo "Installing into $(VENV) (PyTorch is large: the first time takes a few minutes) ..."
-	@$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[worker,local,gpu,tracing,dev]'
+	@$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[worker,local,gpu,tracing,s3,dev]'
 	@touch $@

@@ -42,8 +42,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True)
-def loggers_of_one_test() -> Iterator[None]:
-    """A command that runs in this process sets logging up for the streams of its test, which end with it."""
+def loggers_of_one_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that runs in this process sets logging up for the streams of its test, which end with it: a logger of a
+    module must not keep them."""
+    configure = structlog.configure
+    monkeypatch.setattr(
+        structlog, "configure", lambda **options: configure(**options | {"cache_logger_on_first_use": False})
+    )
     yield
     structlog.reset_defaults()
     TROUBLE_LOG.forget()

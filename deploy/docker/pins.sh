@@ -22,7 +22,7 @@ pin() {
 }
 printf 'cyclonedx-bom\nsetuptools\n' > "$tool/tools.in"
 pin tools "$tool/tools.in"
-pin scheduler pyproject.toml --extra tracing
+pin scheduler pyproject.toml --extra tracing --extra s3
 pin gateway pyproject.toml --extra gateway
 pin worker pyproject.toml --extra worker --extra gpu
 if [ -n "${TORCH_BUILD:-}" ]; then

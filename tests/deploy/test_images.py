@@ -170,11 +170,16 @@ def installed_bytes(name: str) -> int:
 
 @pytest.mark.parametrize(
     ("name", "extras"),
-    [("scheduler", "tracing"), ("gateway", "gateway"), ("worker-cpu", "worker"), ("worker", "worker")],
+    [
+        ("scheduler", ["tracing", "s3"]),
+        ("gateway", ["gateway"]),
+        ("worker-cpu", ["worker"]),
+        ("worker", ["worker"]),
+    ],
 )
-def test_pins_have_all_that_is_needed_in_the_releases_that_are_tested(name: str, extras: str) -> None:
+def test_pins_have_all_that_is_needed_in_the_releases_that_are_tested(name: str, extras: list[str]) -> None:
     found = pins(name)
-    wanted = closure(needed(extras))
+    wanted = closure(needed(*extras))
     assert wanted <= set(found), "run `make pins`"
     assert set(found) - wanted <= EARLIER_PYTHON or name == "worker", "only CUDA's packages are not installed here"
     listed = map(Requirement, re.findall(r"^\S+==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE))

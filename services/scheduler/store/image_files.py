@@ -1,4 +1,4 @@
-"""Image stores apart from Redis: a directory that all schedulers share, and a bucket that speaks S3."""
+"""Image stores apart from Redis: a directory that all schedulers share, and in image_bucket.py a bucket."""
 
 import asyncio
 import contextlib
@@ -10,13 +10,9 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import S3Store
 from prometheus_client import Counter
 
 from services.scheduler.store.images import BYTES_PER_IMAGE, ImageStore, RedisImages, UnusableImages, is_elsewhere
@@ -29,8 +25,6 @@ _JOB_ID = re.compile(r"[0-9a-f]{32}")
 _URL = re.compile(r"(?P<redis>redis)|file://(?P<directory>/.*)|s3://[^/?#]+(/[^?#]*)?")
 _PROBE = "synerdiff-probe"
 _THREADS = 16
-# S3 calls are tried once: above them goes the one layer that tries again, of the store writer and of readers.
-_CONNECT_TIMEOUT_S, _TIMEOUT_S = 2, 20
 
 log = get_logger("images")
 _errors = Counter("synerdiff_image_store_errors", "calls of the image store that failed", ["operation"])
@@ -39,16 +33,16 @@ for _operation in ("put", "get", "delete", "list"):
 
 T = TypeVar("T")
 
-_ERRORS = (BaseError, OSError)
 
-
-def _first_line(error: Exception) -> str:
-    """What obstore says, without its debug source."""
+def first_line(error: Exception) -> str:
+    """An error without what a library prints below it."""
     return str(error).partition("\n")[0]
 
 
 class FileImages(ABC):
     """Files apart from their records. What subclasses add blocks, and runs in threads that belong to the store."""
+
+    errors: tuple[type[Exception], ...] = (OSError,)  # what a call of the place may fail with
 
     def __init__(self, place: str) -> None:
         self._place = place
@@ -87,8 +81,8 @@ class FileImages(ABC):
     async def check(self) -> None:  # noqa: D102
         try:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._probe)
-        except _ERRORS as error:
-            reason = f"{self._place} cannot be used: {_first_line(error)}"
+        except self.errors as error:
+            reason = f"{self._place} cannot be used: {first_line(error)}"
             if self._is_final(error):
                 raise UnusableImages(f"images_url: {reason}") from error
             log.warning("image store is not there yet", reason=reason)
@@ -100,9 +94,9 @@ class FileImages(ABC):
     async def _run(self, operation: str, call: Callable[[], T]) -> T:
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
-        except _ERRORS as error:
+        except self.errors as error:
             _errors.labels(operation).inc()
-            reason = f"the image store {self._place} cannot {operation}: {_first_line(error)}"
+            reason = f"the image store {self._place} cannot {operation}: {first_line(error)}"
             if not self._failed_calls:
                 log.warning("image store in trouble; calls are tried again", reason=reason)
             self._failed_calls += 1
@@ -196,51 +190,6 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-class S3Images(FileImages):
-    """s3://BUCKET/PREFIX/JOB/INDEX. Keys, region and endpoint are the environment's, in AWS_* variables.
-
-    Blocking calls in threads of ours: obstore's own coroutines may end while Python does, and then abort the process.
-    """
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        try:
-            self._store = S3Store.from_url(
-                url,
-                client_options={
-                    "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT_S),
-                    "timeout": timedelta(seconds=_TIMEOUT_S),
-                    "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"),
-                },
-                retry_config={"max_retries": 0},
-            )
-        except (BaseError, ValueError) as error:
-            raise UnusableImages(f"images_url: {url}: {_first_line(error)}") from error
-
-    def _write(self, job_id: str, index: int, data: bytes) -> None:
-        obstore.put(self._store, f"{job_id}/{index}", data, use_multipart=False)
-
-    def _read(self, job_id: str, index: int) -> bytes | None:
-        try:
-            return obstore.get(self._store, f"{job_id}/{index}").bytes().to_bytes()
-        except FileNotFoundError:
-            return None
-
-    def _drop(self, job_id: str) -> None:
-        paths = [file["path"] for file in obstore.list(self._store, prefix=job_id).collect()]
-        if paths:
-            with contextlib.suppress(FileNotFoundError):
-                obstore.delete(self._store, paths)
-
-    def _older(self, than_unix_s: float) -> Iterable[set[str]]:
-        than = datetime.fromtimestamp(than_unix_s, UTC)
-        for files in obstore.list(self._store, chunk_size=1000):
-            yield {file["path"].partition("/")[0] for file in files if file["last_modified"] <= than}
-
-    def _is_final(self, error: Exception) -> bool:
-        return isinstance(error, FileNotFoundError | PermissionDeniedError | UnauthenticatedError)
-
-
 def check_images_url(url: str) -> str:
     """`url`, where `open_images` takes it. Raises ValueError."""
     _match(url)
@@ -252,7 +201,13 @@ def open_images(url: str) -> ImageStore:
     match = _match(url)
     if match["redis"]:
         return RedisImages()
-    return DirectoryImages(Path(match["directory"])) if match["directory"] else S3Images(url)
+    if match["directory"]:
+        return DirectoryImages(Path(match["directory"]))
+    try:
+        from services.scheduler.store.image_bucket import S3Images
+    except ImportError as error:
+        raise UnusableImages(f"images_url: {url} needs obstore: pip install 'synerdiff[s3]' ({error})") from error
+    return S3Images(url)
 
 
 def _match(url: str) -> re.Match[str]:

@@ -31,6 +31,7 @@ class Job:
     state: JobState = JobState.QUEUED
     owner: str | None = None
     images: set[int] = field(default_factory=set)
+    was_abandoned: bool = False
 
     @property
     def ended(self) -> bool:

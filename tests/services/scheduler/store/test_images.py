@@ -19,7 +19,8 @@ from services.scheduler.engine.effects import FinishJob, StoreImage
 from services.scheduler.engine.events import ImageStored
 from services.scheduler.leading.store_writer import StoreWriter
 from services.scheduler.store import keys
-from services.scheduler.store.image_files import DirectoryImages, S3Images, check_images_url, open_images
+from services.scheduler.store.image_bucket import S3Images
+from services.scheduler.store.image_files import DirectoryImages, check_images_url, open_images
 from services.scheduler.store.images import ImageStore, RedisImages, UnusableImages
 from services.scheduler.store.queue import JobStore, JobStoreSettings
 from services.scheduler.store.scripts import Lease

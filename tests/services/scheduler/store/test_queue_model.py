@@ -55,7 +55,9 @@ class QueueMachine(QueueModel):
         abandonable=st.booleans(),
     )
     def accept(self, model: str, priority: Priority, timeout_ms: int, abandonable: bool) -> None:
-        request_id = f"r{len(self.jobs)}"
+        self.make_job(f"r{len(self.jobs)}", model, priority, timeout_ms, abandonable)
+
+    def make_job(self, request_id: str, model: str, priority: Priority, timeout_ms: int, abandonable: bool) -> None:
         request = a_request(
             request_id=request_id, model=model, priority=priority, timeout_ms=timeout_ms, num_images=NUM_IMAGES
         )
@@ -71,9 +73,12 @@ class QueueMachine(QueueModel):
     @precondition(lambda self: self.jobs)
     @rule(number=job_numbers, other_body=st.booleans())
     def accept_again(self, number: int, other_body: bool) -> None:
-        job = self.job(number)
+        of_number = self.job(number)
+        job = next(job for job in reversed(self.jobs) if job.request_id == of_number.request_id)
         request = a_request(request_id=job.request_id)
-        if other_body:
+        if job.was_abandoned:
+            self.make_job(job.request_id, job.model, job.priority, job.timeout_ms, job.abandonable)
+        elif other_body:
             with pytest.raises(AlreadyExists):
                 self.run(self.store.accept(request, b"other", job.abandonable))
         else:
@@ -241,7 +246,7 @@ class QueueMachine(QueueModel):
         self.run(self.redis.set(keys.PATTERNS["leases_swept"], now_ms - 1000))
         assert self.run(self.store.sweep_abandoned(now_ms)) == len(left)
         for job in left:
-            job.state = JobState.CANCELLED
+            job.state, job.was_abandoned = JobState.CANCELLED, True
 
     @rule()
     def trim(self) -> None:

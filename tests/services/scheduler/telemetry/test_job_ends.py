@@ -101,7 +101,7 @@ async def test_an_end_is_given_to_one_teller_and_again_only_once_that_one_is_gon
     assert await lines_of(other) == []
     gone_ms = round(TELL_WITHIN_S * 1000) + 1
     for entry in await store._redis.xpending_range(keys.PATTERNS["ended"], keys.GROUP, "-", "+", 10):
-        ids: list[Any] = [entry["message_id"]]
+        ids: Any = [entry["message_id"]]
         await store._redis.xclaim(keys.PATTERNS["ended"], keys.GROUP, "anybody", 0, ids, idle=gone_ms, justid=True)
     assert len(await lines_of(other)) == 3, "the teller died before its lines"
     assert await store._redis.xlen(keys.PATTERNS["ended"]) == 0
