@@ -1,11 +1,14 @@
 """Every policy, and synerdiff less each of its mechanisms, live at three loads: one run, same requests, same times.
 
+    synerdiff profile --compile off --out emoji-profile.json
     python -m bench.ablation --profile emoji-profile.json [--seconds 20] [--only synerdiff,continuous] [--name ablation]
 
 Starts a deployment of the bundled model per configuration and sends it the same requests at the same times: at a low,
 a medium and a saturating load, given as shares of the capacity that `continuous` shows in a burst at the start
-(`--capacity` skips that). End-to-end latency counts from when a request was due, decode latency from its last step to
-its image stored. `largest item` is the longest time of an item over its prediction, of the items that ran in step.
+(`--capacity` skips that). Nothing is compiled here, nor may it be in the profile. End-to-end latency counts from when a
+request was due, decode latency from its last step to its image stored. `largest item` is the longest time of an item
+over its prediction, of the items that ran in step. Each configuration takes a minute, in which a machine may change its
+speed: `bench.peers --ours NAME:policy=NAME,compile=off` alternates between a few.
 Prints a Markdown table and writes bench/results/NAME.json. A run takes about configurations x loads x 1.5 x `seconds`.
 """
 
