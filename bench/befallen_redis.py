@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.forwarding import forwarding
 from services.scheduler.store import keys
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 
-_CHUNK_BYTES = 1 << 16
 _DOWN = {"alertname": "SynerdiffRedisDown", "severity": "critical"}
 _LOSS = {"alertname": "SynerdiffRedisLostData", "severity": "critical"}
 
@@ -32,12 +32,10 @@ class RedisService:
             self.replica.start()
             await self.command("replicaof", "127.0.0.1", self.primary.port, to=self.replica)
         self.leads_to = self.primary.port
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
         try:
-            yield f"redis://127.0.0.1:{self.port}/0"
+            async with forwarding(lambda: [self.leads_to] if self.leads_to else []) as self.port:
+                yield f"redis://127.0.0.1:{self.port}/0"
         finally:
-            server.close()
             for redis in filter(None, (self.primary, self.replica)):
                 redis.stop()
 
@@ -50,20 +48,6 @@ class RedisService:
         """Those of which Redis has a record."""
         async with connect(f"redis://127.0.0.1:{self.port}/0") as redis:
             return {job_id for job_id in job_ids if await redis.exists(keys.job(job_id))}
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            there, back = await asyncio.open_connection("127.0.0.1", self.leads_to or 1)
-            await asyncio.gather(_carry(reader, back), _carry(there, writer))
-        writer.close()
-
-
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(_CHUNK_BYTES):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
 
 
 async def _nothing(service: RedisService) -> None:

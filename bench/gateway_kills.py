@@ -16,7 +16,6 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -25,13 +24,14 @@ import openai
 import uvloop
 
 from bench.command import run, say
+from bench.forwarding import forwarding
 from bench.simulated_service import simulated_service
 from synerdiff.client.load.summary import percentile
 from synerdiff.redis_process import free_port
 
-_CHUNK_BYTES = 1 << 16
 # A client looks through all of its connections at each call.
 _CALLS_OF_A_CLIENT = 100
+_ENDS_TOLD_WITHIN_S = 3.0  # schedulers count ends twice a second
 _ACCEPTED = re.compile(r"^synerdiff_requests_accepted_total\{.*\} (\S+)$", re.MULTILINE)
 _FINISHED = re.compile(r'^synerdiff_jobs_ended_total\{.*outcome="finished".*\} (\S+)$', re.MULTILINE)
 
@@ -63,6 +63,10 @@ class Gateways:
         log = subprocess.DEVNULL
         self.processes[port] = subprocess.Popen([*command, "--scheduler", self.scheduler], stderr=log)
 
+    def shuffled(self) -> list[int]:
+        """Where a new connection may go, in any order."""
+        return random.sample(self.ports, len(self.ports))
+
     async def kill_now_and_then(self, every_s: float) -> None:
         """SIGKILL to one after the other."""
         while True:
@@ -72,31 +76,6 @@ class Gateways:
             self.processes[port].wait()
             self.kills += 1
             self.start(port)
-
-
-@contextlib.asynccontextmanager
-async def balancer(ports: tuple[int, ...]) -> AsyncIterator[int]:
-    """A port whose connections go to one of `ports` that takes them, as a Service of Kubernetes has it."""
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(_CHUNK_BYTES):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for port in random.sample(ports, len(ports)):
-            with contextlib.suppress(OSError):
-                there, back = await asyncio.open_connection("127.0.0.1", port)
-                with contextlib.suppress(asyncio.CancelledError):  # connections end with the event loop at the latest
-                    await asyncio.gather(carry(reader, back), carry(there, writer))
-                return
-        writer.close()
-
-    server = await asyncio.start_server(connect, "127.0.0.1", 0, backlog=4096)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
 
 
 @dataclass
@@ -124,7 +103,7 @@ class Calls:
 async def load(gateways: Gateways, in_flight: int, minutes: float, kill_every_s: float) -> Calls:
     """So many calls at once, while gateways are killed."""
     calls = Calls()
-    async with balancer(gateways.ports) as port, contextlib.AsyncExitStack() as open_clients:
+    async with forwarding(gateways.shuffled) as port, contextlib.AsyncExitStack() as open_clients:
         clients = [
             await open_clients.enter_async_context(_client(port)) for _ in range(0, in_flight, _CALLS_OF_A_CLIENT)
         ]
@@ -153,6 +132,7 @@ def measure(
     with simulated_service(domains, tick_ms, slots=64) as service:
         with Gateways(service.address, (free_port(), free_port())) as gateways:
             calls = uvloop.run(load(gateways, in_flight, minutes, kill_every_s))
+        time.sleep(_ENDS_TOLD_WITHIN_S)
         metrics = httpx2.get(f"http://127.0.0.1:{service.metrics_port}/metrics").text
         accepted, finished = (int(sum(map(float, each.findall(metrics)))) for each in (_ACCEPTED, _FINISHED))
     made, answered = calls.ended.total(), calls.ended["answered"]

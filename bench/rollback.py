@@ -32,8 +32,8 @@ from synerdiff.client.load.sending import OpenLoop, send
 from synerdiff.client.load.summary import percentile
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff_cli.deployment import BUNDLED_MODEL
+from tests.rounding import A_LEVEL
 
-A_LEVEL = 1
 HERE = Path(__file__).parents[1]
 STOP_WITHIN_S = 30.0
 TAKES_OVER_WITHIN_S = 60.0

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from synerdiff.errors import FieldViolation, InvalidRequest, SynerDiffError
 from synerdiff.malformed import refusal
+from synerdiff.rpc_handlers import WrappingInterceptor
 from synerdiff.status import abort
 from synerdiff.telemetry import get_logger
 
@@ -29,27 +30,19 @@ def let_all_in(context: Any, method: str) -> None:
     """The Check of a server that asks nobody who they are."""
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(WrappingInterceptor):
     """Wraps every method of a server. Cancellation passes through untouched.
 
     `check` comes before a call's first message is read.
     """
 
     def __init__(self, check: Check = let_all_in) -> None:
+        super().__init__()
         self._check = check
-        self._wrapped: dict[str, Any] = {}  # by method: a server's handlers stay the same
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
-    ) -> Any:
-        """The continuation's handler, with its behaviour wrapped."""
-        method = handler_call_details.method
-        if method not in self._wrapped:
-            handler = await continuation(handler_call_details)
-            if handler is None:
-                return None
-            self._wrapped[method] = _wrapped(handler, method, self._check)
-        return self._wrapped[method]
+    def wrapped(self, handler: Any, method: str) -> Any:
+        """The handler, with its behaviour wrapped."""
+        return _wrapped(handler, method, self._check)
 
 
 def _wrapped(handler: Any, method: str, check: Check) -> Any:

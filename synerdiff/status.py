@@ -51,6 +51,12 @@ _PLAIN_ERRORS: tuple[type[SynerDiffError], ...] = (
 _BY_CODE: dict[grpc.StatusCode, type[SynerDiffError]] = {error.code: error for error in _PLAIN_ERRORS}
 
 
+def code_name(number: int) -> str:
+    """The name of a google.rpc.Code; UNKNOWN for one that is none."""
+    name: str = _CODES.get(number, grpc.StatusCode.UNKNOWN).name
+    return name
+
+
 def to_status(error: SynerDiffError) -> status_pb2.Status:
     """`error` as a google.rpc.Status, small enough for any client's header limit."""
     status = status_pb2.Status(code=error.code.value[0], message=_shortened(error.message, MAX_MESSAGE_BYTES))

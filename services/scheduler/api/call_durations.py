@@ -10,8 +10,10 @@ from typing import Any
 import grpc
 from prometheus_client import Histogram
 
+from synerdiff.rpc_handlers import WrappingInterceptor
+from synerdiff.status import code_name
+
 _PACKAGE = "/synerdiff.v1."  # not health and reflection, which probes ask all day
-_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _seconds = Histogram(
     "synerdiff_rpc_seconds",
@@ -21,15 +23,12 @@ _seconds = Histogram(
 )
 
 
-class CallDurations(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class CallDurations(WrappingInterceptor):
     """To stand before the interceptors that turn errors into status codes. A client that leaves is CANCELLED."""
 
-    async def intercept_service(
-        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
-    ) -> Any:
-        """The continuation's handler, timed."""
-        handler, method = await continuation(handler_call_details), handler_call_details.method
-        if handler is None or not method.startswith(_PACKAGE):
+    def wrapped(self, handler: Any, method: str) -> Any:
+        """The handler, timed."""
+        if not method.startswith(_PACKAGE):
             return handler
         requests = "stream" if handler.request_streaming else "unary"
         kind = f"{requests}_{'stream' if handler.response_streaming else 'unary'}"
@@ -75,5 +74,5 @@ class _Timed:
             code = "CANCELLED"
         elif error is not None:
             answered = self._context.code()
-            code = _NAMES.get(getattr(answered, "value", (answered,))[0], "UNKNOWN")
+            code = code_name(getattr(answered, "value", (answered,))[0])
         _seconds.labels(self._method, code).observe(time.perf_counter() - self._began_s)

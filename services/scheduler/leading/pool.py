@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 from redis.exceptions import RedisError
@@ -107,7 +108,7 @@ class Pool:
         """
         while True:
             steps = (self.store.sweep_expired, self.store.sweep_abandoned, self.store.restore, self.store.trim)
-            for step in (*steps, self._tell_ended):
+            for step in (*steps, partial(tell_ended, self.store)):
                 await self._try(step)
             await asyncio.sleep(0.5)
 
@@ -117,9 +118,6 @@ class Pool:
             with contextlib.suppress(Unavailable):  # of Redis or of the image store, which have told the log
                 await self.store.sweep_images()
             await asyncio.sleep(IMAGES_EVERY_S)
-
-    async def _tell_ended(self) -> None:
-        await tell_ended(self.store)
 
     async def _try(self, call: Callable[[], Awaitable[T]]) -> T | None:
         try:

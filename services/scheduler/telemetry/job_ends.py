@@ -4,16 +4,13 @@ The script in Redis that ends a job keeps its end until a scheduler has told of 
 lost reply hides one. A scheduler that dies between its line and the acknowledgement leaves a second line to another.
 """
 
-import grpc
-
 from services.scheduler.store.records import JobEnd
 from services.scheduler.store.sweeps import BATCH, Sweeps
 from services.scheduler.telemetry.metrics import PoolMetrics
 from services.scheduler.telemetry.request_traces import trace_id
 from synerdiff.jobs import JobRecord
+from synerdiff.status import code_name
 from synerdiff.telemetry import get_logger
-
-_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 log = get_logger("jobs")
 
@@ -25,7 +22,7 @@ async def tell_ended(store: Sweeps) -> None:
     while full:
         ends = await store.take_ended()
         for end in ends.values():
-            code = _CODES.get(end.code, "UNKNOWN")
+            code = code_name(end.code)
             metrics.job_ended(end.outcome, code, end.total_ms)
             log.info("ended", **_fields(end), code=code, **trace_id(end.traceparent))
         if ends:

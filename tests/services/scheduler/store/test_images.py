@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -27,13 +26,13 @@ from services.scheduler.store.scripts import Lease
 from synerdiff.errors import NotEnded, NotFound, Unavailable
 from synerdiff.jobs import JobState
 from synerdiff.redis_process import RedisProcess, free_port
-from synerdiff.settings import EXIT_BAD_SETTINGS
 from synerdiff.v1 import images_pb2
 from tests.services.scheduler.harness import Heard
 from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, new_leader
+from tests.services.scheduler.refused_start import the_line_it_ends_with
 from tests.services.scheduler.store.s3_server import BUCKET, S3Server, s3_server
 from tests.values import a_request
-from tests.waiting import HANG_S, until
+from tests.waiting import until
 
 PICTURE = b"\x89PNG" + bytes(range(256)) * 40
 IMPATIENT = JobStoreSettings(api_patience_s=0.3, follower_patience_s=0.3)
@@ -319,16 +318,9 @@ async def test_stores_that_cannot_work_are_told_at_the_start(
 
 
 async def test_a_scheduler_without_its_store_ends_with_one_line(redis_server: RedisProcess, tmp_path: Path) -> None:
-    scheduler = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.scheduler", "--redis-url", redis_server.url, "--listen", "127.0.0.1:0"),
-        *("--images-url", f"file://{tmp_path}/not-mounted"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        cwd=Path(__file__).parents[4],
+    said = await the_line_it_ends_with(
+        "--redis-url", redis_server.url, "--images-url", f"file://{tmp_path}/not-mounted"
     )
-    said, _ = await asyncio.wait_for(scheduler.communicate(), HANG_S)
-    assert scheduler.returncode == EXIT_BAD_SETTINGS, said
-    assert said.count(b"\n") == 1, said
     assert b"not-mounted cannot be used: [Errno 2]" in said
 
 
