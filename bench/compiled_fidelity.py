@@ -24,7 +24,7 @@ from bench.command import run, say
 from bench.parity import packages_of
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.fidelity import prompts_of
-from services.unet_worker.fidelity_pictures import Studio, Task, loss
+from services.unet_worker.fidelity_cases import Studio, Task, loss
 from synerdiff.cards import Sampler
 from synerdiff.skip_cfg import spread
 from synerdiff_cli.deployment import BUNDLED_MODEL

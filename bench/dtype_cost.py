@@ -20,7 +20,7 @@ import typer
 from bench.command import run
 from bench.reporting import machine, markdown_table
 from services.unet_worker.fidelity import load_score, prompts_of
-from services.unet_worker.fidelity_pictures import Pictures, Score, Studio, Task, loss
+from services.unet_worker.fidelity_cases import Pictures, Score, Studio, Task, loss
 from synerdiff.cards import Sampler
 from synerdiff.host import usable_cores
 from synerdiff.models.loading import load_unet_side, load_vae_side

@@ -30,7 +30,7 @@ from synerdiff.cards import Sampler
 from synerdiff.models.announcement import compile_subject
 from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
 from synerdiff.models.compiled.calls import Call
-from synerdiff.models.compiled.subject import Component
+from synerdiff.models.compiled.store import Component
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.requests import TaskSpec
 from synerdiff_cli.deployment import BUNDLED_MODEL

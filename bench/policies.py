@@ -24,7 +24,7 @@ from bench.reporting import markdown_table
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, PolicyBounds
 from services.scheduler.policy.policy_spec import Urgency
-from services.scheduler.simulation.simulated_workers import Overheads
+from services.scheduler.simulation.simulated_device import Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
 from services.scheduler.simulation.workloads import Arrival, Mix, burst, poisson
 from synerdiff.profiles import Profile, load

@@ -25,12 +25,12 @@ from bench.command import run, say
 from bench.load import largest_differences
 from bench.mixed_requests import mixed_requests
 from bench.status import Status, slots_used, until
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.arrivals import Arrival
 from synerdiff.client.load.sending import OpenLoop, send
 from synerdiff.client.load.summary import percentile
 from synerdiff.redis_process import RedisProcess, free_port
+from synerdiff.stopping import cancel_and_wait
 from synerdiff_cli.deployment import BUNDLED_MODEL
 from tests.rounding import A_LEVEL
 

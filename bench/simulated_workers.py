@@ -22,10 +22,8 @@ from PIL import Image
 
 from bench.command import run
 from services.scheduler.simulation.counting import CountingUnet, decode, picture
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.host import boot_id
-from synerdiff.leadership_guard import LeaderGuard
 from synerdiff.plans import (
     DecodedImage,
     ItemTiming,
@@ -40,9 +38,10 @@ from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.requests import ImageFormat
 from synerdiff.rpc import ServiceHost
-from synerdiff.stopping import stop_signal
+from synerdiff.stopping import cancel_and_wait, stop_signal
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
+from synerdiff.worker.leader import LeaderGuard
 
 MODEL = "simulated"
 CARD = ModelCard(

@@ -26,8 +26,8 @@ import torch
 from diffusers.utils.import_utils import DummyObject
 
 from services.unet_worker.samplers import UnsupportedScheduler, UnsupportedSteps, default_sampler
-from synerdiff.models.errors import ModelLoadError, in_one_line
 from synerdiff.models.family import UnetSide, VaeSide
+from synerdiff.models.layout import ModelLoadError, in_one_line
 from synerdiff.models.loading import load_unet_side, load_vae_side, read_scheduler_config
 from synerdiff.requests import TaskSpec
 from tests.parity import served_latents

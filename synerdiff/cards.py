@@ -6,7 +6,7 @@ Cards persist in Redis, so a known model without a worker just now is queued and
 from dataclasses import dataclass
 from typing import Any
 
-from synerdiff.named_enum import NamedEnum
+from synerdiff.json_codec import NamedEnum
 from synerdiff.skip_cfg import SkipCfgBudget
 
 

@@ -1,5 +1,9 @@
-"""This machine, as far as others need to tell it from theirs."""
+"""This machine, as far as others need to tell it from theirs, and the files under /dev/shm that its processes share.
 
+Containers with pids of their own may share one /dev/shm, where a pid says nothing; a lock goes with its process.
+"""
+
+import fcntl
 import os
 from functools import cache
 from pathlib import Path
@@ -14,3 +18,27 @@ def boot_id() -> str:
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+SHARED_MEMORY_DIRECTORY = Path("/dev/shm")
+
+
+def sweep(directory: Path, prefix: str) -> list[Path]:
+    """Remove this user's files named `prefix...` without a lock, and return their paths. Raises OSError."""
+    names = (path for path in sorted(directory.iterdir()) if path.name.startswith(prefix))
+    return [path for path in names if _remove_if_dead(path)]
+
+
+def _remove_if_dead(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # another user's, or gone
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except OSError:  # somebody lives who holds it, or another sweeper was first
+        return False
+    finally:
+        os.close(descriptor)
+    return True

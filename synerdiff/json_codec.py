@@ -11,6 +11,7 @@ Processes of several versions read each other's JSON during an upgrade. So:
 The reader of many values fails the one job whose request is unreadable, or leaves the one card or worker out.
 """
 
+from enum import IntEnum
 from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -65,3 +66,16 @@ def _says_nothing(error: ErrorDetails) -> bool:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class NamedEnum(IntEnum):
+    """By number on the wire, by name in JSON. pydantic, which asks for the hook, is not loaded for it."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """The name, and nothing else, stands for a member."""
+        from pydantic_core import core_schema
+
+        names = core_schema.literal_schema(list(cls.__members__))
+        to_name = core_schema.plain_serializer_function_ser_schema(lambda member: member.name)
+        return core_schema.no_info_after_validator_function(cls.__getitem__, names, serialization=to_name)

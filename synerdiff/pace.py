@@ -20,9 +20,8 @@ from pathlib import Path
 
 from prometheus_client import Counter
 
-from synerdiff.host import boot_id
+from synerdiff.host import SHARED_MEMORY_DIRECTORY, boot_id, sweep
 from synerdiff.plans import Execution, ItemRef
-from synerdiff.shared_files import SHARED_MEMORY_DIRECTORY, sweep
 from synerdiff.telemetry import get_logger
 
 PATIENCE_LOST = Counter("synerdiff_pace_patience_lost", "Items that went on without the item they were to come after")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from synerdiff.cards import Sampler
-from synerdiff.named_enum import NamedEnum
+from synerdiff.json_codec import NamedEnum
 from synerdiff.skip_cfg import SkipCfg
 
 

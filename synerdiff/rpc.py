@@ -9,7 +9,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from synerdiff.errors import SynerDiffError
-from synerdiff.rpc_errors import Check, ErrorInterceptor, let_all_in
+from synerdiff.interceptors import Check, ErrorInterceptor, let_all_in
 from synerdiff.status import abort
 from synerdiff.tls import ClientTls, ServerTls
 

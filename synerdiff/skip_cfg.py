@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from synerdiff.errors import FieldViolation, InvalidRequest
-from synerdiff.named_enum import NamedEnum
+from synerdiff.json_codec import NamedEnum
 
 _REMEMBERS = {"drop": 0, "reuse": 1, "extrapolate": 2}
 

@@ -14,14 +14,10 @@ from synerdiff.client.load.requests import LoadRequest, Mix
 from synerdiff.client.load.summary import Ratio, Summary, summarise, window_ratios
 from synerdiff.client.options import generate_request
 from synerdiff.errors import FieldViolation, InvalidRequest
-from synerdiff_cli.bench_display import BenchDisplay, errors_of, ratio_table, slowness, summary_table
-from synerdiff_cli.bench_file import write_results
-from synerdiff_cli.bench_load import Shape, mix_of
+from synerdiff_cli.bench_display import BenchDisplay, errors_of, ratio_table, slowness, summary_table, write_results
 from synerdiff_cli.bench_plot import plot_bench
-from synerdiff_cli.bench_run import Measured, Plan, Target, run_bench
-from synerdiff_cli.console import EXIT_FAILED, err, errors_as_lines, out
-from synerdiff_cli.interruption import run
-from synerdiff_cli.output_files import check_folder, check_plot
+from synerdiff_cli.bench_run import Measured, Plan, Shape, Target, mix_of, run_bench
+from synerdiff_cli.console import EXIT_FAILED, check_folder, check_plot, err, errors_as_lines, out, run
 from synerdiff_cli.server import DEFAULT_ADDRESS, TlsCa, server_at
 
 _ROUNDS_OF_SEVERAL = 3

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+from pydantic_core import to_json
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from synerdiff.client.load.sending import Answer, Load, Window
 from synerdiff.client.load.summary import Ratio, Summary, summarise
-from synerdiff_cli.bench_load import requests_of
-from synerdiff_cli.bench_run import Listener, Target
+from synerdiff_cli.bench_run import Listener, Measured, Target, requests_of
 from synerdiff_cli.console import err, plain_table
 
 _RATIO_HEADINGS = {"images_per_s": "images/s", "mean_s": "mean", "p50_s": "P50", "p99_s": "P99"}
@@ -88,3 +91,36 @@ def slowness(summaries: Sequence[Summary]) -> str:
     """A warning where the client itself was late by more than a tenth of the mean latency; empty where it was not."""
     late = max((s.late_s for s in summaries if s.late_s > 0.1 * s.mean_s), default=0.0)
     return f"this client sent requests up to {late:.2f} s late: part of the latencies is its own" if late else ""
+
+
+def write_results(
+    path: Path,
+    about: Mapping[str, Any],
+    measured: Mapping[str, Sequence[Measured]],
+    ratios: Mapping[str, Mapping[str, Ratio]],
+) -> None:
+    """Write everything to a file; raises OSError. Numbers that there are none of are null."""
+    servers = {
+        name: {"summary": summarise([one.window for one in windows]), "rounds": list(map(_window_fields, windows))}
+        for name, windows in measured.items()
+    }
+    whole = {**about, "servers": servers, "ratios": ratios}
+    path.write_bytes(to_json(whole, indent=1, inf_nan_mode="null") + b"\n")
+
+
+def _window_fields(one: Measured) -> dict[str, Any]:
+    return {
+        "began_unix_s": one.window.began_unix_s,
+        "seconds": one.window.seconds,
+        "summary": summarise([one.window]),
+        "answers": list(map(_answer_fields, one.window.answers)),
+        "unet_rows": one.unet_rows,
+        "thresholds": one.thresholds,
+    }
+
+
+def _answer_fields(answer: Answer) -> dict[str, Any]:
+    """An answer without its pictures."""
+    fields = asdict(answer)
+    del fields["pictures"]
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in fields.items()}

@@ -1,8 +1,12 @@
 """Output and exit codes of the command line: results on stdout, all else on stderr, one line per error."""
 
-from collections.abc import Iterator
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import typer
@@ -69,3 +73,54 @@ def errors_as_lines() -> Iterator[None]:
         fail(error.message, exit_code(error))
     except OSError as error:
         fail(str(error), EXIT_FAILED)
+
+
+T = TypeVar("T")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end. A signal cancels it, a second one its clean-up; exits with 128 + the signal's number."""
+    received: list[int] = []
+
+    async def interruptible() -> T:
+        task = asyncio.ensure_future(work)
+        loop = asyncio.get_running_loop()
+
+        def interrupt(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, interrupt, number)
+        return await task
+
+    try:
+        return asyncio.run(interruptible())
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        sys.exit(128 + received[0])
+
+
+_PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check_folder(option: str, path: Path | None) -> None:
+    """Exit where the folder of an option's file is not there."""
+    if path is not None and not path.parent.is_dir():
+        fail(f"{option}: there is no folder {path.parent}", EXIT_INVALID)
+
+
+def check_plot(path: Path | None) -> None:
+    """Exit where --plot's picture could not be drawn or written."""
+    if path is None:
+        return
+    if path.suffix.lower() not in _PICTURE_SUFFIXES:
+        fail(f"--plot: {path} has no suffix of a picture: one of {', '.join(_PICTURE_SUFFIXES)}", EXIT_INVALID)
+    check_folder("--plot", path)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        fail("--plot needs matplotlib; install it with: pip install 'synerdiff[local]'", EXIT_INVALID)

@@ -7,10 +7,8 @@ import typer
 
 from synerdiff.cards import Sampler
 from synerdiff.client import GenerateOptions
-from synerdiff_cli.console import errors_as_lines, out
-from synerdiff_cli.interruption import run
-from synerdiff_cli.making import Destination, destination, save_pictures
-from synerdiff_cli.pictures import SUFFIXES
+from synerdiff_cli.console import errors_as_lines, out, run
+from synerdiff_cli.making import SUFFIXES, Destination, destination, save_pictures
 from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, connected, server_at
 
 _SAMPLERS = ", ".join(sampler.name.lower() for sampler in Sampler)

@@ -7,9 +7,8 @@ import typer
 
 from synerdiff.client import Job
 from synerdiff.jobs import JobState
-from synerdiff_cli.console import err, errors_as_lines, out
+from synerdiff_cli.console import err, errors_as_lines, out, run
 from synerdiff_cli.generate import Output
-from synerdiff_cli.interruption import run
 from synerdiff_cli.making import Destination, destination, save_pictures
 from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, connected, server_at
 

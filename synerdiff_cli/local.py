@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,15 +17,38 @@ from synerdiff.client import AsyncClient
 from synerdiff.profiles import load as load_profile
 from synerdiff.redis_process import RedisStartError
 from synerdiff.worker_settings import CompileMode
-from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, EXIT_UNAVAILABLE, err, errors_as_lines, fail, out
-from synerdiff_cli.data_dir import DataDirInUse, default_data_dir, owned
+from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, EXIT_UNAVAILABLE, err, errors_as_lines, fail, out, run
 from synerdiff_cli.deployment import GATEWAY, LocalOptions, OptionError, model_sources
 from synerdiff_cli.generate import Output
-from synerdiff_cli.interruption import run
-from synerdiff_cli.making import Destination, destination, save_pictures
-from synerdiff_cli.pictures import terminal_picture
+from synerdiff_cli.making import Destination, destination, save_pictures, terminal_picture
 from synerdiff_cli.running import RedisUnreachable, Running, running
 from synerdiff_cli.supervisor import ChildGaveUp
+
+
+class DataDirInUse(RuntimeError):
+    """Another deployment runs with this folder."""
+
+
+def default_data_dir() -> Path:
+    """`synerdiff` in the user's state folder ($XDG_STATE_HOME, ~/.local/state)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "synerdiff"
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Iterator[Path]:
+    """Own `directory` (made if missing; old logs: .1) inside the block. Raises DataDirInUse where another does."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataDirInUse(
+                f"{directory} is in use by another synerdiff; name another folder with --data-dir"
+            ) from None
+        for log in (directory / "logs").glob("*.log"):
+            log.replace(log.with_suffix(".log.1"))
+        yield directory
+
 
 Models = Annotated[
     list[str] | None,

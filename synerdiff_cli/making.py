@@ -2,18 +2,128 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import re
+import unicodedata
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+from rich.color import Color
+from rich.console import RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.segment import Segment, Segments
+from rich.style import Style
 
-from synerdiff.client import AsyncClient, Event, Finished, GeneratedImage, ImageReady
+from synerdiff.client import AsyncClient, Event, Finished, GeneratedImage, ImageReady, Queued, Started
+from synerdiff.client import Progress as StepProgress
 from synerdiff.errors import SynerDiffError
-from synerdiff_cli.console import EXIT_INVALID, err, fail, out
-from synerdiff_cli.output_files import check_folder
-from synerdiff_cli.pictures import SUFFIXES, default_path, numbered_path
-from synerdiff_cli.progress_display import ProgressDisplay
+from synerdiff_cli.console import EXIT_INVALID, check_folder, err, fail, out
+
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_SLUG_LENGTH = 48
+
+
+def slug(prompt: str) -> str:
+    """`prompt` as a file name: lower-case letters, digits and dashes, never empty."""
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "-", plain)[:_SLUG_LENGTH].strip("-")
+    return words or "picture"
+
+
+def default_path(prompt: str, seed: int, suffix: str, folder: Path) -> Path:
+    """A new file in `folder` named after prompt and seed; a number is added rather than a file overwritten."""
+    stem = f"{slug(prompt)}-{seed}"
+    path = folder / f"{stem}{suffix}"
+    number = 2
+    while path.exists():
+        path = folder / f"{stem}-{number}{suffix}"
+        number += 1
+    return path
+
+
+def numbered_path(path: Path, index: int) -> Path:
+    """The file of picture `index` when `path` was asked for: that for the first, "name-INDEX.png" for the others."""
+    return path if index == 0 else path.with_name(f"{path.stem}-{index}{path.suffix}")
+
+
+def terminal_picture(picture: Image.Image, columns: int = 32) -> Segments:
+    """`picture` in half-block characters: each stands for two pixels, one above the other."""
+    rows = max(1, round(columns * picture.height / picture.width / 2))
+    pixels = picture.convert("RGB").resize((columns, rows * 2), Image.Resampling.BOX)
+    segments: list[Segment] = []
+    for row in range(rows):
+        for column in range(columns):
+            upper, lower = (Color.from_rgb(*_rgb(pixels, column, 2 * row + half)) for half in (0, 1))
+            segments.append(Segment("▀", Style(color=upper, bgcolor=lower)))
+        segments.append(Segment.line())
+    return Segments(segments)
+
+
+def _rgb(picture: Image.Image, x: int, y: int) -> tuple[int, int, int]:
+    pixel = picture.getpixel((x, y))
+    assert isinstance(pixel, tuple)
+    red, green, blue = pixel[:3]
+    return int(red), int(green), int(blue)
+
+
+class ProgressDisplay(Progress):
+    """`with ProgressDisplay(num_images) as display`, then `display.show(event)`. Shows nothing without a terminal."""
+
+    def __init__(self, num_images: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._preview: RenderableType | None = None
+        super().__init__(*columns, console=err, disable=not err.is_terminal, transient=True)
+        self._titles = [self._title(i, num_images) for i in range(num_images)]
+        self._bars: list[TaskID] = [self.add_task(f"{title}asking", total=None) for title in self._titles]
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars, and below them the latest preview."""
+        yield from super().get_renderables()
+        if self._preview is not None:
+            yield self._preview
+
+    def show(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, Queued):
+            self._describe_all(f"waiting, {event.position} ahead" if event.position else "waiting, next in line")
+        elif isinstance(event, Started):
+            self._describe_all("preparing")
+        elif isinstance(event, StepProgress):
+            self._show_step(event)
+        elif isinstance(event, ImageReady):
+            bar = self._bar(event.image.index)
+            self.update(bar, completed=self.tasks[self.task_ids.index(bar)].total or 0)
+            self._describe(event.image.index, "done")
+        elif isinstance(event, Finished):
+            self._preview = None
+
+    def _show_step(self, event: StepProgress) -> None:
+        stage = "decoding" if event.step == event.num_inference_steps else "denoising"
+        self._describe(event.index, stage)
+        self.update(self._bar(event.index), completed=event.step, total=event.num_inference_steps)
+        if event.preview is not None and event.index == 0:
+            self._preview = terminal_picture(event.preview)
+
+    def _describe_all(self, what: str) -> None:
+        for index in range(len(self._bars)):
+            self._describe(index, what)
+
+    def _describe(self, index: int, what: str) -> None:
+        self.update(self._bar(index), description=f"{self._titles[index]}{what}")
+
+    def _bar(self, index: int) -> TaskID:
+        """The bar of image `index`; made here for a job whose number of images was not known."""
+        while index >= len(self._bars):
+            self._titles.append(self._title(len(self._bars), index + 1))
+            self._bars.append(self.add_task("", total=None))
+        return self._bars[index]
+
+    @staticmethod
+    def _title(index: int, count: int) -> str:
+        return f"picture {index}: " if count > 1 else ""
+
 
 _CANCEL_S = 3.0
 

@@ -1,12 +1,18 @@
 """The measurements of `synerdiff profile`: workers of its own, one pair for each split of the device."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from services.scheduler.leading.measuring_leader import probing
-from services.scheduler.policy.capacity import best_costs
+from services.scheduler.policy.pace import best_costs
 from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOptions
 from services.scheduler.profiles.measuring.rounds import ProbeFailed
 from services.scheduler.profiles.store import ProfileStore
@@ -18,12 +24,60 @@ from synerdiff.requests import rows_of_call
 from synerdiff.skip_cfg import SkipCfgBudget
 from synerdiff_cli.console import EXIT_FAILED, err, fail
 from synerdiff_cli.deployment import LocalOptions, plan_deployment
-from synerdiff_cli.fidelity import FidelityFailed, measured_budget
 from synerdiff_cli.profile_display import ProfileDisplay
-from synerdiff_cli.running import check_redis
+from synerdiff_cli.running import StartupDisplay, check_redis
 from synerdiff_cli.shares import Split
-from synerdiff_cli.startup_display import StartupDisplay
 from synerdiff_cli.supervisor import Supervisor
+
+FLOOR_DB = 40
+MODULE = "services.unet_worker.fidelity"
+_TAIL_LINES = 5
+
+Told = Callable[[int, int, float], None]
+
+
+class FidelityFailed(RuntimeError):
+    """The measuring process failed; the message ends with its last output."""
+
+
+async def measured_budget(model: Path, dtype: str, told: Told) -> SkipCfgBudget | None:
+    """The budget that keeps pictures at FLOOR_DB of PSNR against full guidance; None where no skipping does.
+
+    `dtype` as in the workers' settings. `told` hears how many of how many comparisons are done, and the seconds left.
+    Raises FidelityFailed.
+    """
+    with tempfile.TemporaryDirectory(prefix="synerdiff-fidelity-") as folder:
+        result, errors = Path(folder) / "fidelity.json", Path(folder) / "errors.log"
+        with errors.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", MODULE),
+                *("--model", str(model), "--out", str(result), "--floor-db", str(FLOOR_DB), "--dtype", dtype),
+                env={**os.environ, "HF_HUB_OFFLINE": "1"},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+            )
+        try:
+            assert process.stdout is not None
+            async for line in process.stdout:
+                _tell(line, told)
+            status = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if status:
+            said = errors.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            raise FidelityFailed("\n".join([f"measuring fidelity failed with exit status {status}", *said]))
+        budget = json.loads(result.read_text(encoding="utf-8"))["budget"]
+        return SkipCfgBudget(**budget) if budget else None
+
+
+def _tell(line: bytes, told: Told) -> None:
+    try:
+        progress = json.loads(line)
+        told(progress["done"], progress["total"], progress["eta_s"])
+    except (ValueError, KeyError, TypeError):
+        return
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,11 @@ from synerdiff.profiles import dump
 from synerdiff.settings import load
 from synerdiff.telemetry import configure_logging
 from synerdiff.worker_settings import WorkerSettings
-from synerdiff_cli.console import err, out
+from synerdiff_cli.console import check_folder, check_plot, err, out, run
 from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources
-from synerdiff_cli.interruption import run
 from synerdiff_cli.local import CompileOption, DtypeOption, Threads, VaeDtypeOption, local_errors_as_lines
 from synerdiff_cli.measuring import Measured, Wishes, measure, with_note
-from synerdiff_cli.output_files import check_folder, check_plot
-from synerdiff_cli.profile_display import shares_table, summary
-from synerdiff_cli.profile_plot import plot_profile
+from synerdiff_cli.profile_display import plot_profile, shares_table, summary
 from synerdiff_cli.shares import Split, parse_shares, splits_of
 
 _QUICK_BOUND = 0.05

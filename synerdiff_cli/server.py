@@ -13,7 +13,7 @@ import typer
 from google.protobuf.message import Message
 
 from synerdiff.client.aio import DEFAULT_ADDRESS, AsyncClient, bearer
-from synerdiff.client.tracing import Metadata
+from synerdiff.client.follow import Metadata
 from synerdiff.errors import Unavailable
 from synerdiff.proxies import proxy_to
 from synerdiff.rpc import open_channel

@@ -13,8 +13,7 @@ from rich.table import Table
 from synerdiff.cards import ModelCard, Sampler
 from synerdiff.client import Model
 from synerdiff.v1 import operations_pb2
-from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table
-from synerdiff_cli.interruption import run
+from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table, run
 from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, asked, connected, server_at
 from synerdiff_cli.status_watch import watch
 

@@ -11,8 +11,7 @@ from bench.peers.loads import ALONE, POISSON, SATURATED, Amounts, load_of
 from bench.peers.systems import at_rest, cpu_s, until_quiet
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.requests import Drawn, Mix
-from synerdiff.client.load.rounds import order_of_round
-from synerdiff.client.load.sending import ClosedLoop, Window, send
+from synerdiff.client.load.sending import ClosedLoop, Window, order_of_round, send
 from synerdiff.client.load.summary import percentile, summarise
 
 Say = Callable[[str], None]

@@ -17,7 +17,7 @@ from services.scheduler.telemetry.metrics import PoolMetrics
 MODULES = {
     "Scheduler": (
         "services.scheduler.telemetry.metrics",
-        "services.scheduler.telemetry.caller_usage",
+        "services.scheduler.telemetry.metrics",
         "services.scheduler.api.call_durations",
         "services.scheduler.api.callers_file",
         "services.scheduler.api.gate",

@@ -10,11 +10,10 @@ import contextlib
 import uuid
 
 from bench.simulated_workers import SimulatedUnet, SimulatedVae, SimulatedWorker
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRegistry
 from synerdiff.settings import load
-from synerdiff.stopping import stop_signal
+from synerdiff.stopping import cancel_and_wait, stop_signal
 from synerdiff.telemetry import configure_logging
 from synerdiff.worker_settings import WorkerSettings
 

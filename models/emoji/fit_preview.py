@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from synerdiff.models.loading import load_unet_side, load_vae_side
-from synerdiff.models.preview import PreviewProjection, fit_projection
+from synerdiff.models.serving import PreviewProjection, fit_projection
 
 BATCH = 8
 SIGNIFICANT_DIGITS = 5

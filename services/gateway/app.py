@@ -17,8 +17,7 @@ from services.gateway.errors import INVALID, ApiError, api_error, invalid_body
 from services.gateway.following import HungUp
 from services.gateway.gateway import open_gateway
 from services.gateway.images import routes as images
-from services.gateway.limits import BoundedBodies
-from services.gateway.observed import Observed
+from services.gateway.middleware import BoundedBodies, Observed
 from services.gateway.settings import GatewaySettings
 from synerdiff.errors import SynerDiffError
 

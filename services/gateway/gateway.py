@@ -1,21 +1,65 @@
 """What the routes of one gateway share. It holds no state of any request."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from services.gateway.callers import Caller, caller
-from services.gateway.catalogue import Catalogue
-from services.gateway.following import Following
+from services.gateway.errors import ApiError, unknown_model
+from services.gateway.following import Caller, Following, caller
 from services.gateway.images.files import Files
 from services.gateway.settings import GatewaySettings
-from synerdiff.client import AsyncClient
+from synerdiff.cards import ModelCard
+from synerdiff.client import AsyncClient, Model
 from synerdiff.proxies import proxy_to
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import operations_pb2_grpc
+
+# A model whose card changes is served by its old one for this long; an unknown one is asked for anew as often.
+_FRESH_S = 10.0
+_LEAST_AGE_S = 1.0
+
+
+class Catalogue:
+    """Model cards as of the last seconds, and aliases of their names."""
+
+    def __init__(self, default_model: str, aliases: Mapping[str, str]) -> None:
+        self._default_model = default_model
+        self._aliases = dict(aliases)
+        self._cards: dict[str, ModelCard] = {}
+        self._read_at_s = -_FRESH_S
+        self._reading = asyncio.Lock()
+
+    async def card(self, client: AsyncClient, name: str | None) -> ModelCard:
+        """The card of the model that a request means. Raises ApiError, and SynerDiffError when nobody answers."""
+        wanted = self._wanted(name)
+        await self._refresh(client, _FRESH_S if not wanted or wanted in self._cards else _LEAST_AGE_S)
+        if not wanted and len(self._cards) != 1:
+            known = ", ".join(sorted(self._cards)) or "there are none yet"
+            raise ApiError(400, f"model: names none, and there is no default; one of: {known}", param="model")
+        card = self._cards.get(wanted) if wanted else next(iter(self._cards.values()))
+        if card is None:
+            raise unknown_model(wanted, sorted(self._cards))
+        return card
+
+    async def models(self, client: AsyncClient) -> dict[str, Model]:
+        """Every model just now, by each of its names."""
+        found = {model.card.name: model for model in await client.models()}
+        return found | {alias: found[name] for alias, name in self._aliases.items() if name in found}
+
+    def _wanted(self, name: str | None) -> str:
+        name = name or self._default_model
+        return self._aliases.get(name, name)
+
+    async def _refresh(self, client: AsyncClient, age_s: float) -> None:
+        async with self._reading:
+            if time.monotonic() - self._read_at_s > age_s:
+                self._cards = {model.card.name: model.card for model in await client.models()}
+                self._read_at_s = time.monotonic()
 
 
 @dataclass

@@ -14,10 +14,9 @@ from fastapi import FastAPI
 from services.gateway.app import create_app
 from services.gateway.gateway import Gateway
 from services.gateway.settings import GatewaySettings
-from synerdiff.cancellation import cancel_and_wait, first_of
 from synerdiff.errors import SynerDiffError
 from synerdiff.settings import load
-from synerdiff.stopping import stop_signal
+from synerdiff.stopping import cancel_and_wait, first_of, stop_signal
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
 
 log = get_logger("process")

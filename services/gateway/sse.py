@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from synerdiff.cancellation import cancel_and_wait
+from synerdiff.stopping import cancel_and_wait
 
 # Proxies commonly end a connection that is quiet for a minute.
 QUIET_S = 15.0

@@ -15,8 +15,7 @@ from redis.exceptions import RedisError
 
 from services.scheduler.api.call_durations import CallDurations
 from services.scheduler.api.generate import MAX_REQUEST_BYTES, ImageGenerationService
-from services.scheduler.api.operations import OperationsService
-from services.scheduler.api.status import PoolStatus
+from services.scheduler.api.operations import OperationsService, PoolStatus
 from services.scheduler.leading.pool import Pool
 from services.scheduler.profiles.store import ProfileStore
 from services.scheduler.settings import SchedulerSettings
@@ -26,7 +25,6 @@ from services.scheduler.store.images import UnusableImages
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore
 from services.scheduler.telemetry.metrics import PoolMetrics
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.otlp import MissingTracing, start_tracing
 from synerdiff.redis_client import EvictingRedis, check_keeps_all, connect, patiently
@@ -34,7 +32,7 @@ from synerdiff.redis_trouble import TROUBLE_LOG
 from synerdiff.registry import WorkerRegistry
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
-from synerdiff.stopping import stop_signal
+from synerdiff.stopping import cancel_and_wait, stop_signal
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
 from synerdiff.tracing import Tracer, Value
 

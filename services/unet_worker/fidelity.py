@@ -22,6 +22,9 @@ from services.unet_worker.fidelity_cases import (
     Case,
     Grid,
     Result,
+    Score,
+    Studio,
+    Task,
     best_ends,
     choose,
     confirmed,
@@ -29,13 +32,12 @@ from services.unet_worker.fidelity_cases import (
     of_budget,
     table,
 )
-from services.unet_worker.fidelity_pictures import Score, Studio, Task
 from synerdiff.cards import Sampler
 from synerdiff.errors import InvalidRequest
 from synerdiff.host import usable_cores
 from synerdiff.models.device import open_device
-from synerdiff.models.dtypes import dtype_from_name
-from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.device.opening import dtype_from_name
+from synerdiff.models.layout import ModelLoadError
 from synerdiff.models.loading import load_unet_side, load_vae_side
 from synerdiff.models.threads import limit_torch_threads
 from synerdiff.skip_cfg import SkipPredictor

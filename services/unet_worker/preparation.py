@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from services.unet_worker.guidance_memory import GuidanceMemory
-from services.unet_worker.noise import TaskNoise
-from services.unet_worker.noise_units import noise_units
+from services.unet_worker.noise import TaskNoise, noise_units
 from services.unet_worker.prompts import PromptEncoder, PromptKey
 from services.unet_worker.sampler_table import SamplerTable
 from services.unet_worker.samplers import sampler_table

@@ -15,7 +15,7 @@ from torch import Tensor
 from services.unet_worker import metrics
 from services.unet_worker.denoiser import StepOutcome
 from synerdiff.models.family import UnetSide
-from synerdiff.models.preview import PreviewProjection
+from synerdiff.models.serving import PreviewProjection
 from synerdiff.models.threads import limit_torch_threads
 from synerdiff.plans import Preview
 from synerdiff.telemetry import get_logger

@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 
-from services.unet_worker.sampler_check import check_table
-from services.unet_worker.sampler_limits import DEFAULT_TRAIN_TIMESTEPS, steps_range
-from services.unet_worker.sampler_probe import UnsupportedScheduler, UnsupportedSteps, probe_scheduler
+from services.unet_worker.sampler_limits import DEFAULT_TRAIN_TIMESTEPS, check_table, steps_range
+from services.unet_worker.sampler_probe import UnsupportedScheduler, UnsupportedSteps, build_table, probe_scheduler
 from services.unet_worker.sampler_recipes import RECIPES, sampler_like_own
-from services.unet_worker.sampler_registers import build_table
 from services.unet_worker.sampler_table import SamplerTable
 from synerdiff.cards import Sampler, SamplerLimits
 from synerdiff.models.schedulers import SchedulerNotMade

@@ -9,9 +9,8 @@ from grpc import StatusCode
 from services.unet_worker import metrics
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
-from services.unet_worker.preparation_thread import PreparationThread
 from services.unet_worker.previews import PreviewEncoder
-from services.unet_worker.residents import Resident, Residents, ResidentState
+from services.unet_worker.residents import PreparationThread, Resident, Residents, ResidentState
 from services.unet_worker.step_loop import StepLoop
 from synerdiff.cards import ModelCard
 from synerdiff.latents.arena import Arena, ArenaFull

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.vae_worker.bands import BandedActivation, Shape, split_rows, window
-from services.vae_worker.group_statistics import Affine, affine
+from services.vae_worker.bands import Affine, BandedActivation, Shape, affine, split_rows, window
 
 Run = Generator[float, None, BandedActivation]
 """Yields after each band the work it took, in the unit of `Layer.work`; returns the layer's output."""

@@ -8,7 +8,7 @@ from functools import partial
 from services.vae_worker import metrics
 from services.vae_worker.decode_item import DecodeItem, FinishedDecode, PlanDecodes
 from services.vae_worker.decoder import BatchDecoder, DecodeFailure
-from services.vae_worker.image_encoder import ImageEncoder
+from services.vae_worker.images import ImageEncoder
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable, Latents
 from synerdiff.plans import DecodeEntry, ItemTiming, SkippedEntry, SkipReason, TaskFailed, VaeItem, VaePlan, VaeTickDone
 from synerdiff.telemetry import get_logger

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from services.vae_worker import metrics
-from services.vae_worker.chunked_decoder import ChunkedDecoder
-from services.vae_worker.decoder_walk import NotChunkable
+from services.vae_worker.chunked_decoder import ChunkedDecoder, NotChunkable
 from synerdiff.latents.client import Latents
 from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.models.device import Device, DeviceFailed, Fault
-from synerdiff.models.dtypes import dtype_from_name
+from synerdiff.models.device.opening import dtype_from_name
 from synerdiff.models.exact import one_way, plainly_laid
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.telemetry import get_logger

@@ -12,7 +12,7 @@ from synerdiff.models.compiled import CompiledVae
 from synerdiff.models.compiled.components import Request
 from synerdiff.models.compiled.exported import vae_inputs
 from synerdiff.models.device import Device, DeviceOptions
-from synerdiff.models.dtypes import dtype_from_name
+from synerdiff.models.device.opening import dtype_from_name
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import load_vae_side
 from synerdiff.models.memory_format import settle_memory_format

@@ -5,15 +5,14 @@ import asyncio
 from services.vae_worker import metrics
 from services.vae_worker.decode_loop import DecodeLoop
 from services.vae_worker.decoder import BatchDecoder
-from services.vae_worker.image_encoder import ImageEncoder
-from services.vae_worker.image_outbox import ImageOutbox
-from synerdiff.cancellation import cancel_and_wait, first_of
+from services.vae_worker.images import ImageEncoder, ImageOutbox
 from synerdiff.errors import SynerDiffError
 from synerdiff.latents.client import ArenaClient
 from synerdiff.models.compiled import CompiledVae
 from synerdiff.models.family import VaeSide
 from synerdiff.pace import PaceSide
 from synerdiff.plans import VaePlan
+from synerdiff.stopping import cancel_and_wait, first_of
 from synerdiff.worker.leader import Leader
 from synerdiff.worker.stage_worker import StageWorker
 

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from synerdiff.client.follow import RetryPolicy, follow, persist
+from synerdiff.client.follow import Metadata, RetryPolicy, client_span, follow, persist
 from synerdiff.client.options import GenerateOptions, generate_request
 from synerdiff.client.results import (
     Event,
@@ -23,7 +23,6 @@ from synerdiff.client.results import (
     job_from_pb,
     model_from_pb,
 )
-from synerdiff.client.tracing import Metadata, client_span
 from synerdiff.errors import SynerDiffError
 from synerdiff.proxies import proxy_to
 from synerdiff.rpc import open_channel

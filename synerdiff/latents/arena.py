@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
+from synerdiff.host import SHARED_MEMORY_DIRECTORY
 from synerdiff.latents import cuda_ipc, shared_memory
 from synerdiff.latents.cuda_ipc import CudaArenaMemory
 from synerdiff.latents.description import ELEMENT_BYTES, ArenaDescription, TransportUnusable
@@ -25,7 +26,6 @@ from synerdiff.latents.memory import (
 from synerdiff.latents.shared_memory import SharedArenaMemory, sweep_stale_files
 from synerdiff.latents.transports import HOST_TRANSPORTS, TransportChoice
 from synerdiff.plans import SlotRef
-from synerdiff.shared_files import SHARED_MEMORY_DIRECTORY
 from synerdiff.telemetry import get_logger
 
 log = get_logger("latents")

@@ -11,13 +11,12 @@ import grpc
 from synerdiff.latents import cuda_ipc
 from synerdiff.latents.cuda_clones import CudaClone
 from synerdiff.latents.description import ArenaDescription, TransportUnusable
-from synerdiff.latents.messages import arena_description_from_pb
 from synerdiff.latents.transports import HOST_TRANSPORTS, LatentsReader, TransportChoice, open_arena
 from synerdiff.plans import SlotRef
 from synerdiff.rpc import open_channel
 from synerdiff.tls import BadTlsFiles, ClientTls
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
-from synerdiff.wire.stages import slot_ref_to_pb
+from synerdiff.wire.stages import arena_description_from_pb, slot_ref_to_pb
 
 CALL_TIMEOUT_S = 5.0
 IDLE_S = 300.0

@@ -26,9 +26,15 @@ from typing import TypeVar
 from synerdiff.host import boot_id
 from synerdiff.latents import cuda_layout
 from synerdiff.latents.cuda_clones import ClonePool, CudaClone
-from synerdiff.latents.cuda_driver import HANDLE_BYTES, INVALID_CONTEXT, CudaDevice, CudaUnavailable, DriverError
+from synerdiff.latents.cuda_driver import (
+    HANDLE_BYTES,
+    INVALID_CONTEXT,
+    CudaDevice,
+    CudaUnavailable,
+    DeviceThread,
+    DriverError,
+)
 from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
-from synerdiff.latents.device_thread import DeviceThread
 from synerdiff.latents.memory import DeviceSpan
 from synerdiff.plans import SlotRef
 from synerdiff.telemetry import get_logger

@@ -5,9 +5,8 @@ import asyncio
 import grpc
 
 from synerdiff.latents.arena import Arena
-from synerdiff.latents.messages import arena_description_to_pb
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
-from synerdiff.wire.stages import slot_ref_from_pb
+from synerdiff.wire.stages import arena_description_to_pb, slot_ref_from_pb
 
 
 class LatentsArenaServicer(stages_pb2_grpc.LatentsArenaServicer):

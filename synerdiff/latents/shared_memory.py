@@ -23,10 +23,9 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from synerdiff.host import boot_id
+from synerdiff.host import SHARED_MEMORY_DIRECTORY, boot_id, sweep
 from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
 from synerdiff.plans import SlotRef
-from synerdiff.shared_files import SHARED_MEMORY_DIRECTORY, sweep
 
 TRANSPORT = "shm"
 

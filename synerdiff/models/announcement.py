@@ -7,9 +7,9 @@ import torch
 
 from synerdiff.cards import ModelCard
 from synerdiff.host import boot_id
-from synerdiff.models.compiled.subject import CompileSubject, Component
+from synerdiff.models.compiled.store import CompileSubject, Component
+from synerdiff.models.device.opening import dtype_name
 from synerdiff.models.digest import component_digest, model_digest
-from synerdiff.models.dtypes import dtype_name
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.models.layout import read_layout
 from synerdiff.mps import DeviceShare

@@ -19,8 +19,8 @@ from torch import Tensor
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.models.device import Device
 from synerdiff.models.layout import ModelLayout
-from synerdiff.models.preview import PreviewProjection
 from synerdiff.models.safety import SafetyChecker
+from synerdiff.models.serving import PreviewProjection
 from synerdiff.skip_cfg import SkipCfgBudget
 
 Images = npt.NDArray[np.uint8]

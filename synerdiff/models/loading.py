@@ -16,10 +16,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 
 from synerdiff.models.device import Device, Fault, fault_of, open_device
-from synerdiff.models.dtypes import dtype_from_name
-from synerdiff.models.errors import ModelLoadError, in_one_line
+from synerdiff.models.device.opening import dtype_from_name
 from synerdiff.models.family import Family, ServingDefaults, UnetSide, VaeSide
-from synerdiff.models.layout import ModelLayout, read_layout
+from synerdiff.models.layout import ModelLayout, ModelLoadError, in_one_line, read_layout
 from synerdiff.models.safety import SafetyChecker, load_safety_checker
 from synerdiff.models.schedulers import correct, own_scheduler_config
 from synerdiff.models.sdxl import Sdxl

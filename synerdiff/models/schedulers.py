@@ -9,8 +9,7 @@ from typing import Any
 import diffusers
 from diffusers.utils.import_utils import DummyObject
 
-from synerdiff.models.errors import in_one_line
-from synerdiff.models.layout import ModelLayout
+from synerdiff.models.layout import ModelLayout, in_one_line
 
 SCHEDULER_CONFIG = "scheduler_config.json"
 

@@ -1,6 +1,7 @@
 """stages.proto <-> synerdiff.plans and tasks: a pair of functions per type, which raise as `codec` says."""
 
 from synerdiff import plans
+from synerdiff.latents.description import ArenaDescription
 from synerdiff.requests import TaskSpec
 from synerdiff.v1 import stages_pb2
 from synerdiff.wire.codec import codec
@@ -16,3 +17,6 @@ task_failed_to_pb, task_failed_from_pb = codec(plans.TaskFailed, stages_pb2.Task
 preview_to_pb, preview_from_pb = codec(plans.Preview, stages_pb2.Preview)
 resident_task_to_pb, resident_task_from_pb = codec(plans.ResidentTask, stages_pb2.ResidentTask)
 decoded_image_to_pb, decoded_image_from_pb = codec(plans.DecodedImage, stages_pb2.DecodedImage)
+
+
+arena_description_to_pb, arena_description_from_pb = codec(ArenaDescription, stages_pb2.ArenaDescription)

@@ -11,8 +11,8 @@ from synerdiff.models.announcement import compile_subject, computed_dtype, worke
 from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, CompiledVae, no_request
 from synerdiff.models.compiled.components import Request
 from synerdiff.models.device import Device, DeviceOptions, open_device
+from synerdiff.models.device.opening import dtype_name
 from synerdiff.models.digest import component_digest, weights_digest
-from synerdiff.models.dtypes import dtype_name
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.models.loading import refusing
 from synerdiff.models.memory_format import FormatChoice

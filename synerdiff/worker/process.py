@@ -3,36 +3,68 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from synerdiff.cancellation import cancel_and_wait, first_of
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
 from synerdiff.models.compiled.rehearsal import start_at_lowest_priority
 from synerdiff.models.device import DeviceFailed
-from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.layout import ModelLoadError
 from synerdiff.models.threads import limit_torch_threads
 from synerdiff.mps import device_share
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRecord, WorkerRegistry, keep_announced
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import EXIT_BAD_SETTINGS
-from synerdiff.stopping import StoppedWhileLoading, load_unless_stopped, stop_signal
+from synerdiff.stopping import StoppedWhileLoading, cancel_and_wait, first_of, load_unless_stopped, stop_signal
 from synerdiff.telemetry import get_logger, serve_metrics
 from synerdiff.worker.fail_stop import FailStop
-from synerdiff.worker.liveness import Liveness
+from synerdiff.worker.job_thread import Heartbeat
 from synerdiff.worker.loading import S, Stage, load
 from synerdiff.worker.stage_worker import StageWorker
 from synerdiff.worker_settings import WorkerSettings
+
+log = get_logger("process")
+
+# Far above first calls, captures and the items of a machine slowed tenfold. A CPU may take minutes for a batch of a
+# large model, and hangs by a fault of ours alone.
+_GPU_LIMIT_S, _CPU_LIMIT_S = 600.0, 3600.0
+_LOOKS, _LOOK_EVERY_S = 20, 5.0
+
+
+class Liveness:
+    """Looks at heartbeats: a thread that is at one thing for longer than `hang_limit_s` is stuck."""
+
+    def __init__(self, heartbeats: Sequence[Heartbeat], settings: WorkerSettings) -> None:
+        self._heartbeats = heartbeats
+        self._limit_s = settings.hang_limit_s or (_CPU_LIMIT_S if settings.device == "cpu" else _GPU_LIMIT_S)
+
+    @property
+    def stuck(self) -> Heartbeat | None:
+        """A thread that is stuck just now."""
+        return next((one for one in self._heartbeats if one.busy_s() > self._limit_s), None)
+
+    async def follow(self, host: ServiceHost) -> None:
+        """Have `host` say so, until cancelled: not alive while a thread is stuck."""
+        alive = True
+        while True:
+            await asyncio.sleep(min(_LOOK_EVERY_S, self._limit_s / _LOOKS))
+            stuck = self.stuck
+            if alive and stuck:
+                log.critical("a thread is stuck: not alive", thread=stuck.name, limit_s=self._limit_s)
+            elif not alive and not stuck:
+                log.warning("the thread goes on: alive again")
+            if alive == bool(stuck):
+                alive = not stuck
+                await host.set_alive(alive)
+
 
 # For streams that were ended and for threads at work; both fit into the margin that manifests leave after the drain.
 _STREAMS_END_S, _THREADS_END_S = 1.0, 10.0
 
 _FAILED = Unavailable("the worker has failed")
-
-log = get_logger("process")
 
 
 async def run(stage: Stage[S]) -> int:

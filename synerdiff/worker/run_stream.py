@@ -7,10 +7,10 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import FieldViolation, InvalidRequest, SynerDiffError
 from synerdiff.pace import check_paced
 from synerdiff.plans import Preview, TaskFailed, TaskReady, UnetPlan, UnetTickDone, VaePlan, VaeTickDone
+from synerdiff.stopping import cancel_and_wait
 from synerdiff.v1 import stages_pb2
 from synerdiff.wire import stages
 from synerdiff.worker.leader import Leader

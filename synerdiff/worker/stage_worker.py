@@ -7,7 +7,6 @@ from typing import Protocol
 from prometheus_client import Counter, Histogram
 
 from synerdiff.errors import SynerDiffError, Unavailable
-from synerdiff.leadership_guard import LeaderGuard
 from synerdiff.models.device import Device
 from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide
@@ -15,7 +14,7 @@ from synerdiff.plans import Preview, TaskFailed, UnetTickDone, VaeTickDone
 from synerdiff.telemetry import get_logger
 from synerdiff.worker.device_thread import DeviceThread
 from synerdiff.worker.fail_stop import FailStop
-from synerdiff.worker.leader import Leader, Report
+from synerdiff.worker.leader import Leader, LeaderGuard, Report
 
 log = get_logger("worker")
 

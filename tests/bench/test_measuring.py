@@ -13,7 +13,7 @@ from bench.burst import CONFIGURATIONS as BURSTS
 from bench.prediction import by_kind, windows
 from bench.serving import ItemRun, Outcome, deployment, equal_requests, item_runs
 from services.scheduler.settings import SchedulerSettings
-from services.scheduler.telemetry.tick_trace import chrome_trace
+from services.scheduler.telemetry.tick_messages import chrome_trace
 from synerdiff.client.load.arrivals import bursts
 from synerdiff.client.load.sending import Answer, Window
 from tests.services.scheduler.reports import planned, record, timing

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from synerdiff.shared_files import SHARED_MEMORY_DIRECTORY
+from synerdiff.host import SHARED_MEMORY_DIRECTORY
 from tests.cuda_driver.stand_in import build
 
 

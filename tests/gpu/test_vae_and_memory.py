@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from services.vae_worker.bands import band_moments
 from services.vae_worker.chunked_decoder import ChunkedDecoder
-from services.vae_worker.group_statistics import band_moments
 from synerdiff.models.device import Device, DeviceOptions, open_device
 from synerdiff.models.device.cuda import CudaDevice
 from synerdiff.models.loading import load_vae_side

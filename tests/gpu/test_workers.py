@@ -23,7 +23,7 @@ from synerdiff.latents.client import Latents
 from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.compiled import CompiledUnet
 from synerdiff.models.device import Device, DeviceFailed, DeviceOptions, Fault, fault_of, open_device
-from synerdiff.models.dtypes import dtype_name
+from synerdiff.models.device.opening import dtype_name
 from synerdiff.models.graphed_unet import common_sizes
 from synerdiff.models.loading import load_unet_side, load_vae_side
 from synerdiff.models.threads import ThreadShare

@@ -29,13 +29,13 @@ from services.scheduler.telemetry.metrics import PoolMetrics
 from services.unet_worker.stage import largest_slot_bytes
 from services.unet_worker.worker import UnetWorker
 from services.vae_worker.worker import VaeWorker
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.rpc import ServiceHost
+from synerdiff.stopping import cancel_and_wait
 from synerdiff.v1 import stages_pb2_grpc
 from synerdiff.worker.leader import Leader
 from tests.waiting import HANG_S

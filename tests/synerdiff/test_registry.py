@@ -7,12 +7,12 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.host import boot_id
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRegistry, _tell_once, default_domain, keep_announced
 from synerdiff.skip_cfg import SkipCfgBudget
+from synerdiff.stopping import cancel_and_wait
 from tests.values import CARD, a_worker
 
 WORKER = a_worker(worker_id="unet-1", address="10.0.0.1:50061", domain="cpu:host", boot_id="host")

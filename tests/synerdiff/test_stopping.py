@@ -1,6 +1,7 @@
 """Being told to stop at any moment: before the event loop runs, while something loads, while it serves."""
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from synerdiff.rpc import LIVENESS, READINESS, STARTUP, ServiceHost, open_channel, serving
-from synerdiff.stopping import StoppedWhileLoading, load_unless_stopped
+from synerdiff.stopping import StoppedWhileLoading, cancel_and_wait, load_unless_stopped
 from tests.waiting import HANG_S
 
 
@@ -82,3 +83,25 @@ def test_sigterm_ends_the_process_at_once_and_well(script: str) -> None:
         assert process.wait(HANG_S) == 0
     finally:
         process.kill()
+
+
+async def stubborn(deaf_times: int) -> None:
+    for _ in range(deaf_times):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+    await asyncio.sleep(60)
+
+
+async def test_lost_cancellations_are_asked_for_again() -> None:
+    tasks = [asyncio.create_task(stubborn(deaf_times)) for deaf_times in (0, 1, 3)]
+    await asyncio.sleep(0)
+    await asyncio.wait_for(cancel_and_wait(*tasks), HANG_S)
+    assert all(task.cancelled() for task in tasks)
+
+
+async def test_ended_tasks_are_left_alone() -> None:
+    task = asyncio.create_task(asyncio.sleep(0, result=7))
+    await task
+    await cancel_and_wait(task)
+    await cancel_and_wait()
+    assert task.result() == 7

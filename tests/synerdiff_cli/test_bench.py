@@ -11,8 +11,7 @@ from typer.testing import CliRunner, Result
 from synerdiff.client.load.requests import Drawn, LoadRequest, Mix
 from synerdiff.client.load.sending import ClosedLoop, Load, OpenLoop, Window
 from synerdiff.errors import InvalidRequest, QueueFull
-from synerdiff_cli.bench_load import Shape
-from synerdiff_cli.bench_run import Listener, Plan, Target, run_bench
+from synerdiff_cli.bench_run import Listener, Plan, Shape, Target, run_bench
 from synerdiff_cli.main import app
 from synerdiff_cli.server import Server
 from tests.synerdiff_cli.fake_scheduler import FakeScheduler

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from synerdiff_cli.pictures import default_path, numbered_path, slug, terminal_picture
+from synerdiff_cli.making import default_path, numbered_path, slug, terminal_picture
 
 
 @pytest.mark.parametrize(

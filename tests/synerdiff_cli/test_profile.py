@@ -13,7 +13,7 @@ from synerdiff.profiles import Profile, load
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 from synerdiff_cli.main import app
-from synerdiff_cli.profile_plot import plot_profile
+from synerdiff_cli.profile_display import plot_profile
 from tests.services.scheduler.measured_profiles import profile
 
 

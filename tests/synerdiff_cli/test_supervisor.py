@@ -186,7 +186,7 @@ async def _start_and_wait(supervisor: Supervisor) -> None:
 
 SUPERVISING = """
 import asyncio, pathlib, sys
-from synerdiff_cli.interruption import run
+from synerdiff_cli.console import run
 from tests.synerdiff_cli.test_supervisor import FAST, SERVES, Supervisor, stand_in
 
 async def main():

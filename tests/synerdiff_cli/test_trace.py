@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from synerdiff.errors import Unavailable
 from synerdiff_cli.main import app
-from synerdiff_cli.trace_picture import NothingToDraw, picture
+from synerdiff_cli.trace import NothingToDraw, picture
 from tests.synerdiff_cli.fake_scheduler import FakeScheduler, Script
 
 LANES = [

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from prometheus_client import Histogram
 
-from synerdiff.rpc_handlers import WrappingInterceptor
+from synerdiff.interceptors import WrappingInterceptor
 from synerdiff.status import code_name
 
 _PACKAGE = "/synerdiff.v1."  # not health and reflection, which probes ask all day

@@ -1,5 +1,12 @@
-"""The gate that every call of a scheduler passes before anything of it is read: who calls, and whether they may."""
+"""The gate that every call of a scheduler passes before anything of it is read: who calls, and whether they may.
 
+Requests a second of each caller: a bucket of tokens that fills at the caller's rate and holds a second's worth.
+
+Kept by each scheduler for itself: callers of several schedulers have the rate at each.
+"""
+
+import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from grpc_health.v1 import health
@@ -7,7 +14,7 @@ from prometheus_client import Counter
 
 from services.scheduler.api.callers_file import Callers
 from services.scheduler.callers import ANONYMOUS, Caller, set_calling
-from synerdiff.errors import PermissionDenied, Unauthenticated
+from synerdiff.errors import PermissionDenied, QueueFull, Unauthenticated
 
 # Nothing but whether work is taken: probes and load balancers ask it.
 FOR_ANYBODY = frozenset({health.SERVICE_NAME})
@@ -74,3 +81,24 @@ def _certificate_name(context: Any) -> str:
         for name in shown.get(kind, ()):
             return str(name.decode(errors="replace"))
     return ""
+
+
+class Rates:
+    """The buckets: one for each caller with a rate, which their file bounds."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, as of when
+
+    def take(self, caller: Caller) -> None:
+        """Count a request. Raises QueueFull, which says when the next one may come."""
+        rate = caller.quota.requests_per_s
+        if not rate:
+            return
+        now_s, most = self._now_s(), max(1.0, rate)
+        tokens, as_of_s = self._buckets.get(caller.name, (most, now_s))
+        tokens = min(most, tokens + (now_s - as_of_s) * rate)
+        self._buckets[caller.name] = (tokens - 1 if tokens >= 1 else tokens), now_s
+        if tokens < 1:
+            message = f"caller {caller.name!r} has sent its requests_per_s={rate:g}"
+            raise QueueFull(message, retry_after_s=(1 - tokens) / rate)

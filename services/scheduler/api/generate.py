@@ -1,23 +1,28 @@
-"""The public API: thin servicers from proto to the job store and back. Any scheduler answers for any job."""
+"""The public API: thin servicers from proto to the job store and back. Any scheduler answers for any job.
+
+Watches that had nothing to tell: of an ended job whose last event the client had seen.
+
+The first ends at once. A client that takes its end for a broken connection watches again without a pause, and would
+take a core; so the same again within AGAIN_AFTER_S waits for the rest of it.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from prometheus_client import Counter
 
-from services.scheduler.api.empty_watches import EmptyWatches
-from services.scheduler.api.kept import Kept
-from services.scheduler.api.rates import Rates
+from services.scheduler.api.gate import Rates
 from services.scheduler.api.validation import AdmissionLimits, body_digest, resolve
 from services.scheduler.callers import Caller, calling
-from services.scheduler.policy.fair import row_calls
+from services.scheduler.policy.ordering import row_calls
 from services.scheduler.store.queue import Acceptance, JobStore
-from services.scheduler.telemetry.caller_usage import CallerUsage
+from services.scheduler.telemetry.metrics import CallerUsage
 from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace, trace_id_of
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard
 from synerdiff.errors import FieldViolation, InvalidRequest, NotFound, PermissionDenied, SynerDiffError, Unavailable
 from synerdiff.jobs import JobRecord
@@ -25,10 +30,67 @@ from synerdiff.redis_client import patiently
 from synerdiff.registry import WorkerRecord, WorkerRegistry, served_weights
 from synerdiff.requests import ImageRequest, rows_of_call
 from synerdiff.rpc import MIB, ServiceHost
+from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 from synerdiff.tracing import Tracer, now_ns
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 from synerdiff.wire.public import job_to_pb, model_card_to_pb
+
+AGAIN_AFTER_S = 1.0
+
+
+class EmptyWatches:
+    """When the last empty watch of each job ended, for as long as it matters."""
+
+    def __init__(self) -> None:
+        self._ended_at_s: dict[str, float] = {}
+
+    async def ended(self, job_id: str) -> None:
+        """Return when another empty watch of the job may end."""
+        now_s = time.monotonic()
+        last_s = self._ended_at_s.pop(job_id, -math.inf)
+        ends_at_s = max(now_s, last_s + AGAIN_AFTER_S) if last_s <= now_s else last_s
+        self._ended_at_s[job_id] = ends_at_s
+        while (oldest := next(iter(self._ended_at_s))) != job_id and self._ended_at_s[oldest] + AGAIN_AFTER_S < now_s:
+            del self._ended_at_s[oldest]
+        await asyncio.sleep(ends_at_s - now_s)
+
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """What `read` gave last: read again once it is older than `for_s` seconds, or no good. Those that want it at the
+    same time share one reading.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[T]], for_s: float) -> None:
+        self._read = read
+        self._for_s = for_s
+        self._value: T | None = None
+        self._read_at_s = -math.inf
+        self._reading: asyncio.Task[None] | None = None
+
+    async def get(self, good: Callable[[T], bool] = lambda value: True) -> T:
+        """The value. One that is not `good` is as old as can be. Raises what `read` raises."""
+        # A reading under way may have begun too early to find what is wanted: the one after it has not.
+        for _ in range(2):
+            if time.monotonic() - self._read_at_s <= self._for_s and good(cast(T, self._value)):
+                break
+            under_way = self._reading is not None
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read_again())
+            await asyncio.shield(self._reading)
+            if not under_way:
+                break
+        return cast(T, self._value)
+
+    async def _read_again(self) -> None:
+        try:
+            self._value, self._read_at_s = await self._read(), time.monotonic()
+        finally:
+            self._reading = None
+
 
 SERVICE = "synerdiff.v1.ImageGeneration"
 
@@ -45,8 +107,6 @@ _log = get_logger("api")
 _accepted = Counter("synerdiff_requests_accepted_total", "Requests made into jobs", ["model", "method"])
 _refused = Counter("synerdiff_requests_refused_total", "Requests not accepted, by gRPC status code", ["code"])
 _usage = CallerUsage()
-
-T = TypeVar("T")
 
 
 class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):

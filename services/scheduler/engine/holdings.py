@@ -1,5 +1,6 @@
 """The books of a pool, and every move that a task can make. No decisions here: the engine makes them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import grpc
@@ -17,13 +18,59 @@ from services.scheduler.engine.effects import (
     StoreImage,
 )
 from services.scheduler.engine.memory_bounds import MemoryBounds
-from services.scheduler.engine.shares import Shares
 from services.scheduler.engine.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
-from services.scheduler.policy.snapshots import BatchKey
+from services.scheduler.policy.ordering import CallTurns, call_cost
+from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.snapshots import Ahead, BatchKey, TurnClass
 from synerdiff.plans import DecodedImage, ResidentTask, SlotRef, TaskReady
 from synerdiff.profiles import Profile
 from synerdiff.requests import TaskSpec
 from synerdiff.skip_cfg import SkipCfgBudget, SkipCfgMode
+
+# A caller whose job came within this time may well send another: its share of the slots is kept within reach.
+LATELY_MS = 60_000
+
+
+class Shares:
+    """The turns of callers, and when their jobs came last, by model."""
+
+    def __init__(self) -> None:
+        self._turns = CallTurns()
+        self._came_ms: dict[str, dict[str, int]] = {}
+
+    def came(self, job: Job, now_ms: int) -> None:
+        """The pool takes up a job."""
+        self._came_ms.setdefault(job.record.request.model, {})[job.record.caller] = now_ms
+
+    def lately(self, model: str, now_ms: int) -> frozenset[str]:
+        """Callers whose jobs came lately."""
+        came_ms = self._came_ms.get(model, {})
+        for caller in [caller for caller, when_ms in came_ms.items() if now_ms - when_ms > LATELY_MS]:
+            del came_ms[caller]
+        return frozenset(came_ms)
+
+    def ahead(self) -> Ahead:
+        """How far each caller is ahead of the virtual time: a copy."""
+        return self._turns.ahead()
+
+    def stepped(self, calls: Iterable[tuple[Job, Task, bool]]) -> None:
+        """The UNet calls of a tick, and which of them skip guidance."""
+        self._turns.stepped(
+            (_turn_class(job), job.record.caller, call_cost(task.key, task.spec.rows - skips))
+            for job, task, skips in calls
+        )
+
+    def decoded(self, job: Job, task: Task, profile: Profile | None) -> None:
+        """A decode, in rows that take as long; by no profile it counts for nothing."""
+        if profile:
+            pace = Pace.of(profile)
+            rows = pace.decode_ms * pace.rows / pace.call_ms
+            self._turns.charge(_turn_class(job), job.record.caller, call_cost(task.key, rows))
+
+
+def _turn_class(job: Job) -> TurnClass:
+    return TurnClass(job.record.request.model, job.record.request.priority)
+
 
 _INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 # For requests that list the steps to skip, on a model whose budget was never measured.

@@ -1,10 +1,10 @@
-"""The last ticks that ran, in a bounded ring."""
+"""The last ticks that ran, in a bounded ring, and their items as they ran beside items as they were planned."""
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from itertools import islice
 
-from services.scheduler.engine.tasks import PlannedPart
+from services.scheduler.engine.tasks import PartItem, PlannedPart
 from synerdiff.plans import ItemTiming, UnetTickDone, VaeTickDone
 
 KEPT_TICKS = 4096
@@ -61,3 +61,103 @@ class TickLog:
     def records(self, domain: str = "") -> list[TickRecord]:
         """What is kept of `domain`, or of all when empty, in order of arrival."""
         return [record for record in self._records if domain in ("", record.domain)]
+
+
+# Reports of a tick come within a tick or two of each other; an item whose other half is later than this is lost.
+KEPT_HALVES = 512
+
+
+@dataclass(frozen=True)
+class MeasuredItem:
+    """One item of a tick with each side's own times; None for a side it does not have.
+
+    `intact`: nothing that it named was stale and memory sufficed, so it ran at once and as planned.
+    `in_step`: it began when the item before it had ended on both workers; only then is its time the one that a profile
+    speaks of.
+    """
+
+    domain: str
+    tick: int
+    planned: PartItem
+    unet: ItemTiming | None
+    vae: ItemTiming | None
+    intact: bool
+    in_step: bool
+
+    @property
+    def kind(self) -> str:
+        """Its sides: "unet" or "vae" alone, or one "beside" the other."""
+        return "beside" if self.unet and self.vae else "unet" if self.unet else "vae"
+
+    @property
+    def sides(self) -> tuple[ItemTiming, ...]:
+        """The sides it has."""
+        return tuple(side for side in (self.unet, self.vae) if side)
+
+    @property
+    def start_unix_ns(self) -> int:
+        """When its first side began."""
+        return min(side.start_unix_ns for side in self.sides)
+
+    @property
+    def end_unix_ns(self) -> int:
+        """When its last side ended."""
+        return max(side.end_unix_ns for side in self.sides)
+
+    @property
+    def ms(self) -> float:
+        """From the start of its first side to the end of its last."""
+        return (self.end_unix_ns - self.start_unix_ns) / 1e6
+
+    @property
+    def waited_ms(self) -> float:
+        """How long the side that waited longer for the other worker did so before it began."""
+        return max(side.waited_ms for side in self.sides)
+
+    @property
+    def ratio(self) -> float | None:
+        """Measured over predicted time; None where the two do not speak of the same, or nothing was predicted."""
+        if not (self.intact and self.in_step and self.planned.predicted_ms > 0 and self.ms > 0):
+            return None
+        return self.ms / self.planned.predicted_ms
+
+
+class Pairing:
+    """Joins the parts of a tick. An item of one side is whole at once; of the others the first half is kept a while."""
+
+    def __init__(self, kept: int = KEPT_HALVES) -> None:
+        self._kept = kept
+        self._halves: OrderedDict[tuple[str, int, int, str], tuple[ItemTiming, bool]] = OrderedDict()
+
+    def add(self, record: TickRecord) -> list[MeasuredItem]:
+        """The items that this part makes whole, in order. A part that does not match its plan makes none."""
+        planned = record.planned
+        if planned is None or len(planned.items) != len(record.items):
+            return []
+        whole = []
+        for item, timing in zip(planned.items, record.items, strict=True):
+            as_planned = record.kind == "vae" or timing.rows == item.rows
+            intact = not record.stale and not timing.halved and as_planned
+            measured = self._join(record, item, timing, intact)
+            if measured:
+                whole.append(measured)
+        return whole
+
+    def _join(self, record: TickRecord, item: PartItem, timing: ItemTiming, intact: bool) -> MeasuredItem | None:
+        assert record.planned is not None
+        of_unet, in_step = record.kind == "unet", record.planned.in_step
+        if item.rows and item.decodes:
+            other = self._halves.pop((record.domain, record.tick, item.place, "vae" if of_unet else "unet"), None)
+            if other is None:
+                self._keep((record.domain, record.tick, item.place, record.kind), timing, intact)
+                return None
+            sides = (timing, other[0]) if of_unet else (other[0], timing)
+            intact = intact and other[1]
+            return MeasuredItem(record.domain, record.tick, item, *sides, intact, in_step)
+        unet, vae = (timing, None) if of_unet else (None, timing)
+        return MeasuredItem(record.domain, record.tick, item, unet, vae, intact, in_step)
+
+    def _keep(self, place: tuple[str, int, int, str], timing: ItemTiming, intact: bool) -> None:
+        self._halves[place] = timing, intact
+        if len(self._halves) > self._kept:
+            self._halves.popitem(last=False)

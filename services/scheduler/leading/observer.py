@@ -1,10 +1,16 @@
 """A leader's books of reports, kept once the next plans are out: trace, metrics, corrections of profiles."""
 
-from services.scheduler.engine.events import DomainGone, Event, Reported
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+from services.scheduler.engine.events import DomainGone, Event, ProfileKnown, Reported
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.measured import MeasuredItem, Pairing
 from services.scheduler.engine.tasks import Phase, PlannedPart, UnetLaneState
-from services.scheduler.engine.ticks import TickLog, TickRecord
+from services.scheduler.engine.ticks import MeasuredItem, Pairing, TickLog, TickRecord
+from services.scheduler.planner.cold_plans import ColdPlans
+from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.snapshots import BatchKey
 from services.scheduler.profiles.corrections import ProfileCorrection
 from services.scheduler.telemetry.decode_backlog import DecodeTimes
@@ -110,3 +116,23 @@ class Observer:
         set_aside = sum(1 for task in tasks if task and task.phase is Phase.RUNNING)
         if set_aside:
             self._metrics.observe_set_aside(lane.model, set_aside)
+
+
+_PLAN_AGAIN, _PLAN_AGAIN_S = 64, 2.0  # queries, and seconds that a corrected profile waits for their plans
+
+
+async def correct_profiles(
+    holdings: Holdings, observer: Observer, plans: PlanBook, cold: ColdPlans, on: Callable[[ProfileKnown], None]
+) -> None:
+    """Replace the profiles that have drifted; made on another thread, since a table takes a while."""
+    for domain, key, correction in observer.due(time.monotonic()):
+        log_scales, old = correction.log_scales(), correction.current
+        corrected = await asyncio.to_thread(correction.corrected, log_scales)
+        # Have what was lately planned with the old one, so that no tick misses its plan.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PLAN_AGAIN_S):
+                cold.submit(corrected, plans.queries(old.digest)[-_PLAN_AGAIN:])
+                await cold.settled()
+        if holdings.profiles.get((domain, key)) is correction.current:
+            correction.adopt(corrected, log_scales, time.monotonic())
+            on(ProfileKnown(domain, key, corrected))

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from services.scheduler.engine.engine import EngineBounds
+from services.scheduler.engine.events import Event
 from services.scheduler.leading.plan_watch import Patience
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.snapshots import Policy, Thresholds
@@ -27,3 +29,16 @@ class LeaderOptions:
     plans: PlanBook = field(default_factory=PlanBook)
     worker_tls: ClientTls | None = None
     patience: Patience = field(default_factory=Patience)
+
+
+class Listener(Protocol):
+    """A leader, or one that only measures. Called on the event loop; must not block, and does not raise."""
+
+    def on(self, event: Event) -> None:
+        """Something has happened."""
+
+    def superseded(self, newest_token: int = 0) -> None:
+        """Another leader has taken over; `newest_token`: the newest that a worker has seen, 0 where nobody says."""
+
+    def failed(self, error: BaseException) -> None:
+        """A part that reports here cannot go on: the leadership that it is part of ends, and another begins."""

@@ -17,13 +17,13 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from services.scheduler.engine import effects
 from services.scheduler.engine.events import ImageStored, JobArrived, JobDropped, JobUnwritable
-from services.scheduler.leading.listener import Listener
+from services.scheduler.leading.options import Listener
 from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.store.scripts import TransitionRefused
 from services.scheduler.telemetry.job_ends import tell_lost
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.requests import task_id
+from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 
 PROGRESS_EVERY_S = 0.5

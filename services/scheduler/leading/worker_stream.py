@@ -13,13 +13,13 @@ import grpc
 from services.scheduler.engine import effects
 from services.scheduler.engine.events import Report, Reported, UnetAttached, VaeAttached, WorkerAnnounced, WorkerLost
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
-from services.scheduler.leading.listener import Listener
+from services.scheduler.leading.options import Listener
 from services.scheduler.leading.plan_watch import SUSPECT_AT, PlanWatch
 from services.scheduler.telemetry.metrics import PoolMetrics
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.plans import TaskFailed
 from synerdiff.registry import WorkerRecord
 from synerdiff.rpc import open_channel
+from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 from synerdiff.tls import ClientTls
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc

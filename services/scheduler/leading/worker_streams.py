@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import grpc
 
 from services.scheduler.engine.effects import WorkerEffect
-from services.scheduler.leading.listener import Listener
+from services.scheduler.leading.options import Listener
 from services.scheduler.leading.plan_watch import Patience, PlanWatch
 from services.scheduler.leading.worker_stream import Overdue, WorkerStream
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import StaleLeader
 from synerdiff.registry import WorkerRecord
 from synerdiff.status import from_rpc_error
+from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 from synerdiff.tls import BadTlsFiles, ClientTls
 from synerdiff.v1 import stages_pb2

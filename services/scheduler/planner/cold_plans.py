@@ -3,21 +3,73 @@
 The process is asked over its pipes, in JSON; it dies with this one and is started anew when it dies by itself. It is
 none of concurrent.futures' pool, whose process outlives a scheduler that is killed, cannot be killed by public means
 while it hangs (before Python 3.14), imports all of a scheduler, and is asked in pickles, which nothing here is.
+
+The process that plans what takes long: questions on stdin, answers on stdout, a JSON object a line.
+
+    python -m services.scheduler.planner.cold_plans
+
+Started and asked by `cold_plans`, at low priority: a plan for later is worth less than the picture under way, but not
+nothing. It ends when its stdin does, so it never outlives the scheduler, however that ends.
 """
 
 import asyncio
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import BinaryIO
 
-from services.scheduler.planner.plan_solver import ANSWERS, PROFILES_KEPT, QUESTIONS, Answer, Question
 from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
+from services.scheduler.planner.planner import plan_round
 from synerdiff.errors import InvalidRequest
-from synerdiff.profiles import Profile, dump
+from synerdiff.json_codec import JsonCodec
+from synerdiff.profiles import Profile, dump, parse
 from synerdiff.telemetry import get_logger
+
+PROFILES_KEPT = 16
+
+_NICENESS = 10
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which round to plan, by which profile, as `synerdiff.profiles.dump` writes it."""
+
+    query: PlanQuery
+    profile: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The plan, or why there is none."""
+
+    planned: PlannedRound | None = None
+    problem: str = ""
+
+
+QUESTIONS, ANSWERS = JsonCodec(Question, "question"), JsonCodec(Answer, "answer")
+
+_profile = lru_cache(PROFILES_KEPT)(parse)
+
+
+def serve(questions: BinaryIO, answers: BinaryIO) -> None:
+    """Answer every question until there are no more."""
+    for line in questions:
+        answers.write(ANSWERS.dump(_answer(line)) + b"\n")
+        answers.flush()
+
+
+def _answer(line: bytes) -> Answer:
+    try:
+        question = QUESTIONS.parse(line)
+        return Answer(plan_round(_profile(question.profile), question.query))
+    except (InvalidRequest, ValueError, LookupError, MemoryError) as error:
+        return Answer(problem=f"{type(error).__name__}: {error}")
+
 
 log = get_logger("plans")
 
@@ -28,7 +80,7 @@ TIMEOUT_S = 60.0
 _LINE_LIMIT_BYTES = 1 << 20
 _RESTART_PAUSE_S = 0.5
 _AS_WE_WERE_STARTED = ("-P",) if sys.flags.safe_path else ()
-_COMMAND = (sys.executable, *_AS_WE_WERE_STARTED, "-m", "services.scheduler.planner.plan_solver")
+_COMMAND = (sys.executable, *_AS_WE_WERE_STARTED, "-m", "services.scheduler.planner.cold_plans")
 
 _Key = tuple[str, PlanQuery]
 
@@ -136,3 +188,9 @@ class _Solver:
             *self._command, stdin=PIPE, stdout=PIPE, env=environment, limit=_LINE_LIMIT_BYTES
         )
         return self._process
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the scheduler says when to end
+    os.nice(_NICENESS)
+    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -9,9 +9,17 @@ from services.scheduler.policy.admitting import joining, whole_requests
 from services.scheduler.policy.ordering import decodes_in_order
 from services.scheduler.policy.pace import paces_of
 from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec
-from services.scheduler.policy.rounds import RoundSource, Work, decodes_first, filled, plain_unet_batches
-from services.scheduler.policy.running_set import Rules, RunningSet, running_set
-from services.scheduler.policy.skip_policy import even_skips
+from services.scheduler.policy.rounds import (
+    RoundSource,
+    Rules,
+    RunningSet,
+    Work,
+    decodes_first,
+    even_skips,
+    filled,
+    plain_unet_batches,
+    running_set,
+)
 from services.scheduler.policy.snapshots import (
     Admission,
     BatchKey,

@@ -1,15 +1,213 @@
-"""A round as items: a planned round's counts filled with tasks and decodes, or plain rounds that need no planner."""
+"""A tick's round: who runs, who skips guidance, and in which items.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Protocol
+A task has one skip to spend when its head is over, earns `pace` of another with every call, and spends one whenever it
+skips; so its skips are spread over its calls as evenly as the longest run allows. Of those that have earned one, as
+many skip per tick as the tasks earn together, those with most credit first; so rows per tick stay even, also for tasks
+that began together.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import islice, tee
+from math import inf
+from typing import NamedTuple, Protocol
 
 from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery, RoundReason
-from services.scheduler.policy.running_set import Seat
-from services.scheduler.policy.skip_policy import Stance
-from services.scheduler.policy.snapshots import DecodePart, Item, ReadyDecode, UnetBatch, VaeBatch
+from services.scheduler.policy.ordering import are_shared, ordered
+from services.scheduler.policy.pace import Paces
+from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
+from services.scheduler.policy.snapshots import (
+    Ahead,
+    BatchKey,
+    DecodePart,
+    Item,
+    ReadyDecode,
+    RunningTask,
+    UnetBatch,
+    UnetLane,
+    VaeBatch,
+)
 from synerdiff.profiles import ItemCaps, Profile, Setting
+from synerdiff.skip_cfg import SkipCfgBudget
+
+# Credit is a sum of products: what should be 1 may come out a little less.
+_ROUNDING = 1e-9
+
+
+class Stance(Enum):
+    """What a task's next call may do."""
+
+    GUIDED = "guided"  # two rows
+    ONE_ROW = "one row"  # unguided, or its request or an earlier life of it says that it skips
+    CHOICE = "choice"  # the planner's
+
+
+class Standing(NamedTuple):
+    """A task's stance; how much it earns per call, and what it has earned and not spent. 0 where it never skips."""
+
+    stance: Stance
+    pace: float = 0.0
+    credit: float = 0.0
+
+
+def standing(task: RunningTask, budget: SkipCfgBudget | None, drift_gate: float) -> Standing:
+    """Where a task stands. Without a budget only requests themselves say who skips.
+
+    A task whose last prediction was off by more than `drift_gate` needs more credit, and so waits some calls longer.
+    """
+    skip = task.skip
+    if task.rows < 2 or skip.must:
+        return Standing(Stance.ONE_ROW)
+    if skip.must is False or budget is None or task.num_calls < budget.least_calls:
+        return Standing(Stance.GUIDED)
+    calls = task.num_calls - budget.head - budget.tail
+    allowed = math.floor(min(budget.share, skip.max_share) * task.num_calls + _ROUNDING)
+    if not 0 <= task.next_call - budget.head < calls or allowed == 0:
+        return Standing(Stance.GUIDED)
+    pace = min(1.0, allowed / calls)
+    earned = 1 + pace * (task.next_call - budget.head)
+    credit = min(allowed, earned) - skip.skipped
+    needed = max(1.0, skip.drift / drift_gate)
+    may = credit >= needed - _ROUNDING and skip.run < min(budget.longest_run, _run_at(pace))
+    return Standing(Stance.CHOICE if may else Stance.GUIDED, pace, credit)
+
+
+def rows(standings: Iterable[Standing], skips: int) -> int:
+    """UNet rows of one call of each task, if `skips` of those with a choice skip."""
+    return sum(1 if one.stance is Stance.ONE_ROW else 2 for one in standings) - skips
+
+
+def even_skips(standings: Iterable[Standing]) -> int:
+    """How many of the tasks may skip in one tick: those with the choice, at most what all of them earn per tick."""
+    listed = list(standings)
+    choices = sum(one.stance is Stance.CHOICE for one in listed)
+    return min(choices, math.ceil(sum(one.pace for one in listed) - _ROUNDING))
+
+
+def _run_at(pace: float) -> int:
+    """The longest run of an even spread: a task that has not skipped for long does not make up for it in a row."""
+    return math.ceil(pace / (1 - pace) - _ROUNDING) if pace < 1 else 1 << 30
+
+
+class Seat(NamedTuple):
+    """A task that steps, and where it stands with skipping guidance."""
+
+    task: RunningTask
+    standing: Standing
+
+
+@dataclass(frozen=True)
+class RunningSet:
+    """The tasks that step, first to go first. `busy`: others wait; `set_aside` of them on this worker."""
+
+    seats: tuple[Seat, ...]
+    busy: bool
+    set_aside: int
+
+    def of(self, key: BatchKey) -> tuple[Seat, ...]:
+        """The seats of one batch key."""
+        return tuple(seat for seat in self.seats if seat.task.key == key)
+
+    def batch_keys(self) -> list[BatchKey]:
+        """Batch keys in the order of their first task."""
+        return list(dict.fromkeys(seat.task.key for seat in self.seats))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides who runs."""
+
+    spec: PolicySpec
+    bounds: PolicyBounds
+    paces: Paces
+    budgets: Mapping[str, SkipCfgBudget]
+    profiles: Mapping[BatchKey, Profile] = field(default_factory=dict)
+    ahead: Ahead = field(default_factory=dict)
+
+    def batch(self, lane: UnetLane, key: BatchKey) -> int:
+        """Most tasks of one step where no knee is known."""
+        return lane.sizes[key].now if key in lane.sizes else self.bounds.unet_batch
+
+
+def running_set(lane: UnetLane, waiting: int, now_ms: int, rules: Rules) -> RunningSet:
+    """The first tasks in order that fit in a step. `waiting`: tasks of the pool without a worker.
+
+    Of a key with a knee fit as many rows as that, of others a batch of tasks; of several keys as large a part of each
+    as makes one in all. Never fewer than one task. Rows are counted after the skips of this tick, while tasks wait.
+    Of several callers fit no more than leave each a step as quick as on its share of the device. Under processor
+    sharing everybody runs.
+    """
+    spec = rules.spec
+    budget = rules.budgets.get(lane.model) if spec.skip_cfg else None
+    order = ordered(lane.running, spec.order, rules.paces, now_ms, spec.urgency, rules.ahead)
+    first, again = tee(Seat(task, standing(task, budget, spec.skip_prices.drift_gate)) for task in order)
+    if spec.order == "sharing":
+        return RunningSet(tuple(first), busy=waiting > 0, set_aside=0)
+    most_ms = _shared_step_ms(order, lane, rules) if are_shared(order) else inf
+    chosen = _that_fit(first, lane, rules, False, most_ms)
+    busy = waiting > 0 or len(chosen) < len(order)
+    if busy:
+        chosen = _that_fit(again, lane, rules, True, most_ms)
+    return RunningSet(tuple(chosen), busy, len(order) - len(chosen))
+
+
+def _that_fit(seats: Iterable[Seat], lane: UnetLane, rules: Rules, skipping: bool, most_ms: float) -> list[Seat]:
+    chosen: list[Seat] = []
+    by_key: dict[BatchKey, list[Standing]] = {}
+    for seat in seats:
+        standings = by_key.setdefault(seat.task.key, [])
+        standings.append(seat.standing)
+        if chosen and sum(_part(key, of_key, lane, rules, skipping) for key, of_key in by_key.items()) > 1:
+            break
+        if chosen and most_ms < inf and _step_ms(by_key, rules, skipping) > most_ms:
+            break
+        chosen.append(seat)
+    return chosen
+
+
+def _part(key: BatchKey, standings: Sequence[Standing], lane: UnetLane, rules: Rules, skipping: bool) -> float:
+    """The part of a full batch that tasks of one key make."""
+    pace = rules.paces.get(key)
+    if pace is None or not rules.spec.knee:
+        return len(standings) / rules.batch(lane, key)
+    return _rows(standings, skipping) / pace.rows
+
+
+def _shared_step_ms(order: Sequence[RunningTask], lane: UnetLane, rules: Rules) -> float:
+    """How long a step of several callers may take: what it may take any of them on its share of a device.
+
+    That is the quickest step of those that they would make alone, times the number of callers. Counted are callers of
+    the first priority class. Infinity where the profile does not say what a step takes.
+    """
+    if any(task.key.ordinary not in rules.profiles for task in order):
+        return inf
+    whose: dict[str, list[Seat]] = {}
+    for task in order:
+        if task.claim.priority == order[0].claim.priority:
+            guided = Standing(Stance.GUIDED if task.rows > 1 else Stance.ONE_ROW)
+            whose.setdefault(task.claim.caller, []).append(Seat(task, guided))
+    if len(whose) < 2:
+        return inf
+    alone_ms = []
+    for theirs in whose.values():
+        by_key: dict[BatchKey, list[Standing]] = {}
+        for seat in _that_fit(theirs, lane, rules, False, inf):
+            by_key.setdefault(seat.task.key, []).append(seat.standing)
+        alone_ms.append(_step_ms(by_key, rules, skipping=False))
+    return len(whose) * min(alone_ms)
+
+
+def _step_ms(by_key: Mapping[BatchKey, Sequence[Standing]], rules: Rules, skipping: bool) -> float:
+    """What a step takes by the profile."""
+    return sum(
+        rules.profiles[key.ordinary].latency_ms(_rows(standings, skipping), 0) for key, standings in by_key.items()
+    )
+
+
+def _rows(standings: Sequence[Standing], skipping: bool) -> int:
+    return rows(standings, even_skips(standings) if skipping else 0)
 
 
 class RoundSource(Protocol):

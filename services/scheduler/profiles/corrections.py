@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from services.scheduler.engine.measured import MeasuredItem
+from services.scheduler.engine.ticks import MeasuredItem
 from synerdiff.profiles import Cell, Profile, Setting
 
 _REMEMBERED_ITEMS = 4096

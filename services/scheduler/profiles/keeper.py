@@ -18,16 +18,15 @@ from services.scheduler.engine.effects import WorkerEffect
 from services.scheduler.engine.engine import Engine
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.policy.snapshots import BatchKey
-from services.scheduler.profiles.measuring.findings import subject_of
-from services.scheduler.profiles.measuring.memory_plan import within_memory
+from services.scheduler.profiles.measuring.findings import subject_of, within_memory
 from services.scheduler.profiles.measuring.prober import ProbePair, Prober
 from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOptions
 from services.scheduler.profiles.measuring.rounds import ProbeFailed
 from services.scheduler.profiles.store import ProfileStore, usable
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import InvalidRequest
 from synerdiff.profiles import Profile, ProfileSubject
 from synerdiff.registry import WorkerRecord
+from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 
 log = get_logger("profile_keeper")

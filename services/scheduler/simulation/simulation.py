@@ -19,14 +19,12 @@ from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import PlannedPart
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ControllerSettings, ThresholdController
-from services.scheduler.policy.fair import FairQueue
+from services.scheduler.policy.ordering import FairQueue
 from services.scheduler.policy.policies import ConfiguredPolicy, PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import DomainSnapshot, Policy, Thresholds
-from services.scheduler.simulation.job_records import KEY, records
-from services.scheduler.simulation.simulated_device import Agenda
-from services.scheduler.simulation.simulated_workers import MODEL, Overheads, SimulatedWorkers
+from services.scheduler.simulation.simulated_device import MODEL, Agenda, Overheads, SimulatedWorkers
 from services.scheduler.simulation.simulation_results import Outcome, SimulationResult, Switch
-from services.scheduler.simulation.workloads import Arrival
+from services.scheduler.simulation.workloads import KEY, Arrival, records
 from synerdiff.jobs import JobRecord
 from synerdiff.plans import DecodedImage, UnetTickDone
 from synerdiff.profiles import Profile

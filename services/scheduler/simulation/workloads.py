@@ -4,14 +4,18 @@ import csv
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.scheduler.policy.capacity import best_costs
+from services.scheduler.policy.pace import best_costs
+from services.scheduler.policy.snapshots import BatchKey
+from services.scheduler.simulation.simulated_device import MODEL
+from synerdiff.cards import Sampler
 from synerdiff.errors import FieldViolation, InvalidRequest
+from synerdiff.jobs import JobRecord, JobState
 from synerdiff.profiles import Profile
-from synerdiff.requests import Priority
+from synerdiff.requests import ImageFormat, ImageRequest, Priority
 
 T = TypeVar("T")
 
@@ -145,3 +149,43 @@ def _positive(name: str, value: float) -> None:
 
 def _refused(name: str, description: str) -> InvalidRequest:
     return InvalidRequest(FieldViolation(name, description))
+
+
+KEY = BatchKey(MODEL, 512, 512)
+_FOREVER_MS = 10**12
+
+
+def records(arrivals: Iterable[Arrival]) -> Iterable[tuple[Arrival, JobRecord]]:
+    """Every arrival as the job that the queue would hold."""
+    common = ImageRequest(
+        request_id="",
+        model=MODEL,
+        prompt="",
+        negative_prompt="",
+        width=KEY.width,
+        height=KEY.height,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        seed=0,
+        sampler=Sampler.DDIM,
+        num_images=1,
+        image_format=ImageFormat.PNG,
+        priority=Priority.NORMAL,
+        timeout_ms=_FOREVER_MS,
+        preview_every=0,
+    )
+    for number, arrival in enumerate(arrivals):
+        job_id, accepted_ms = f"{number:08d}", int(arrival.at_ms)
+        request = replace(
+            common,
+            request_id=job_id,
+            num_inference_steps=arrival.steps,
+            guidance_scale=7.5 if arrival.guided else 1.0,
+            num_images=arrival.images,
+            priority=arrival.priority,
+            timeout_ms=round(arrival.timeout_s * 1000) or _FOREVER_MS,
+            timed=arrival.timeout_s > 0,
+        )
+        deadline_ms = accepted_ms + request.timeout_ms
+        record = JobRecord(job_id, JobState.QUEUED, request, accepted_ms, deadline_ms, False, caller=arrival.caller)
+        yield arrival, record

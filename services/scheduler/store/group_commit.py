@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.scheduler.store.scripts import Argument
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.errors import Unavailable
+from synerdiff.stopping import cancel_and_wait
 
 # Redis serves nobody else meanwhile: a group is to take it a few milliseconds.
 MOST_TOGETHER = 32

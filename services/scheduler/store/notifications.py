@@ -13,8 +13,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.redis_trouble import TROUBLE_LOG
+from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 
 TURN_S = 0.05  # how long a new subscription may wait for the listening task

@@ -1,15 +1,112 @@
 """What both halves of the job store stand on: one Redis, its scripts, its notifications, and the settings."""
 
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 
-from services.scheduler.store.followers import FollowerLeases
 from services.scheduler.store.images import ImageStore, RedisImages
-from services.scheduler.store.memory import RedisMemory
 from services.scheduler.store.notifications import Notifications
 from services.scheduler.store.scripts import Argument, Lease, Scripts
+from synerdiff.errors import FieldViolation, InvalidRequest, QueueFull, Unavailable
+from synerdiff.stopping import cancel_and_wait
+
+
+class FollowerLeases:
+    """Renews the leases of all jobs followed in this process, in one call every third of the lease time.
+
+    Jobs that have no lease (submitted, or ended) get none by this. A follower that goes just stops renewing, so a
+    draining scheduler cancels nothing that is followed again elsewhere in time.
+    """
+
+    def __init__(self, scripts: Scripts, lease_ms: int, patience_s: float) -> None:
+        self._scripts = scripts
+        self._lease_ms = lease_ms
+        self._patience_s = patience_s
+        self._followed: Counter[str] = Counter()
+        self._fresh: set[str] = set()
+        self._arrival = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def following(self, job_id: str) -> Iterator[None]:
+        """Keep the lease of a job while in the context; the first renewal is at once."""
+        self._followed[job_id] += 1
+        self._fresh.add(job_id)
+        self._arrival.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self._followed[job_id] -= 1
+            if self._followed[job_id] == 0:
+                del self._followed[job_id]
+
+    async def close(self) -> None:
+        """Renew no more."""
+        task, self._task = self._task, None
+        if task is not None:
+            await cancel_and_wait(task)
+
+    async def _run(self) -> None:
+        period_s = self._lease_ms / 3000
+        due = time.monotonic() + period_s
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                    await self._arrival.wait()
+            self._arrival.clear()
+            job_ids, self._fresh = self._fresh, set()
+            if time.monotonic() >= due:
+                job_ids = set(self._followed)
+                due = time.monotonic() + period_s
+            if job_ids:
+                await self._renew(job_ids)
+
+    async def _renew(self, job_ids: set[str]) -> None:
+        with contextlib.suppress(Unavailable):  # the sweep grants everybody one lease time once Redis is back
+            await self._scripts.run("renew_follower_leases", self._lease_ms, *job_ids, patience_s=self._patience_s)
+
+
+_MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class RedisMemory:
+    """What Redis used when last asked, of the memory at which it refuses writes; a `limit_bytes` of 0: none.
+
+    `share`: of that limit, for all that Redis holds. The rest is for what comes between two askings, and for what
+    nobody counts: the queue, the registry, buffers of Redis's own.
+    """
+
+    used_bytes: int = 0
+    limit_bytes: int = 0
+    share: float = 0.9
+
+    @property
+    def most_bytes(self) -> int:
+        """What Redis may come to hold."""
+        return round(self.share * self.limit_bytes)
+
+    @property
+    def room_bytes(self) -> int | None:
+        """What the results of open jobs may take; None: as much as they like."""
+        return max(0, self.most_bytes - self.used_bytes) if self.limit_bytes else None
+
+    def refusal(self, expected_bytes: int, result_bytes: int, retry_after_s: float) -> QueueFull | InvalidRequest:
+        """Why a request is refused whose results may take `result_bytes`, beside `expected_bytes` of accepted jobs."""
+        most = f"{self.most_bytes / _MB:.0f} MB ({self.share:g} of Redis' maxmemory, by memory_share)"
+        asked = f"the results of this request may take {result_bytes / _MB:.1f} MB"
+        if result_bytes > self.most_bytes:
+            return InvalidRequest(FieldViolation("num_images", f"{asked}, which is more than {most}"))
+        full = f"Redis uses {self.used_bytes / _MB:.0f} MB and expects {expected_bytes / _MB:.0f} MB of accepted jobs"
+        return QueueFull(f"{full}; {asked}, and the most is {most}", retry_after_s)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ hide it. In an open loop that is the time of its arrival, in a closed loop the e
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from synerdiff.client import AsyncClient, Event, GeneratedImage, Progress
 from synerdiff.client.load.arrivals import Arrival
@@ -175,3 +176,26 @@ class _Sender:
 
     def _now(self) -> float:
         return time.monotonic() - self._began
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def order_of_round(targets: Sequence[T], number: int) -> tuple[T, ...]:
+    """The order of a round: every target once, starting with another each time, every other time backwards.
+
+    So each target comes early and late, and after each of its neighbours, about as often as any other.
+    """
+    shift = (number // 2) % len(targets) if targets else 0
+    rotated = (*targets[shift:], *targets[:shift])
+    return rotated[::-1] if number % 2 else rotated
+
+
+async def in_turns(targets: Sequence[T], rounds: int, run: Callable[[T, int], Awaitable[R]]) -> list[dict[T, R]]:
+    """`run(target, round)` for every target of every round, never two at once. Returns the results of each round."""
+    results = []
+    for number in range(rounds):
+        done = {target: await run(target, number) for target in order_of_round(targets, number)}
+        results.append({target: done[target] for target in targets})
+    return results

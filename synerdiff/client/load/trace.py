@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from synerdiff.client.tracing import Metadata
+from synerdiff.client.follow import Metadata
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 

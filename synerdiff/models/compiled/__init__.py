@@ -8,8 +8,7 @@ serves every batch size of one latent shape. It holds machine code and weights a
 from synerdiff.models.compiled.background import BackgroundCompiler, CompilerOptions
 from synerdiff.models.compiled.calls import CompiledCall, FastestCall
 from synerdiff.models.compiled.components import CompiledUnet, CompiledVae, no_request
-from synerdiff.models.compiled.store import PackageStore
-from synerdiff.models.compiled.subject import CompileSubject
+from synerdiff.models.compiled.store import CompileSubject, PackageStore
 
 __all__ = [
     "BackgroundCompiler",

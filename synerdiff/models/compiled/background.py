@@ -17,10 +17,8 @@ from typing import Self
 from synerdiff import lifeline
 from synerdiff.models.compiled.calls import Call, CompiledCall
 from synerdiff.models.compiled.components import Request, no_request
-from synerdiff.models.compiled.loading import load_package
 from synerdiff.models.compiled.rehearsal import compute_at_lowest_priority
-from synerdiff.models.compiled.store import PackageStore, StoreUnusable
-from synerdiff.models.compiled.subject import CompileSubject
+from synerdiff.models.compiled.store import CompileSubject, PackageStore, StoreUnusable, load_package
 from synerdiff.telemetry import get_logger
 from synerdiff.worker_settings import CompileMode, WorkerSettings
 

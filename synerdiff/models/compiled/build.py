@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from synerdiff.models.compiled.calls import MOST_ROWS
-from synerdiff.models.compiled.loading import load_package
-from synerdiff.models.compiled.store import PackageStore
-from synerdiff.models.compiled.subject import CompileSubject
+from synerdiff.models.compiled.store import CompileSubject, PackageStore, load_package
 
 # Compiled and eager answers may differ by this part of the largest value, by bytes of the dtype: rounding of the dtype,
 # over some hundred layers.
@@ -67,7 +65,7 @@ def _compile(subject: CompileSubject, scratch: Path) -> Path:
 def _component(subject: CompileSubject) -> tuple[Any, Any]:
     """The module to export, and its inputs for a count of rows."""
     from synerdiff.models.compiled import exported
-    from synerdiff.models.dtypes import dtype_from_name
+    from synerdiff.models.device.opening import dtype_from_name
     from synerdiff.models.loading import load_unet_side, load_vae_side
 
     dtype, shape = dtype_from_name(subject.dtype), subject.latent_shape

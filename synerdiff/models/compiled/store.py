@@ -6,14 +6,76 @@ a visible file is complete.
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
+import platform
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal, Self
 
-from synerdiff.models.compiled.subject import CompileSubject
+import torch
+import torch._inductor.config
+
+from synerdiff.models.compiled.calls import Call
+
+Component = Literal["unet", "vae"]
+
+# To be raised by whoever changes how packages are made: older ones are compiled anew.
+RECIPE = 2
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class CompileSubject:
+    """One component of a model directory, at one latent shape [C, h, w].
+
+    `component_digest` is that of the served component (see `digest.module_digest`): the package has its weights.
+    `variant` names the weight files, as for `loading.load_unet_side`.
+    """
+
+    component: Component
+    model: str
+    component_digest: str
+    dtype: str
+    latent_shape: tuple[int, int, int]
+    variant: str = "auto"
+
+    @property
+    def key(self) -> str:
+        """Twenty hex digits over all that the machine code depends on; where the directory lies is not part of that."""
+        told = asdict(self) | {"model": "", "recipe": RECIPE, "torch": torch.__version__, "cpu": _instruction_sets()}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:20]
+
+    @property
+    def file_name(self) -> str:
+        """Of the package in a store."""
+        return f"{self.component}-{'x'.join(map(str, self.latent_shape))}-{self.dtype}-{self.key}.pt2"
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """A subject from the text of `to_json`."""
+        fields = json.loads(text)
+        return cls(**fields | {"latent_shape": tuple(fields["latent_shape"])})
+
+
+@cache
+def _instruction_sets() -> str:
+    """The CPU's flags, as compilers for "native" see them; the architecture where the kernel lists none."""
+    lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.is_file() else []
+    flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {' '.join(sorted(flags.split()))}"
+
 
 _PATTERN = "*.pt2"
 _SCRATCH = "build-"
@@ -80,3 +142,26 @@ class PackageStore:
             kept_bytes += path.stat().st_size
             if kept_bytes > self._capacity_bytes and path != newest:
                 path.unlink(missing_ok=True)
+
+
+_MAPS = Path("/proc/self/maps")
+_UNPACKED = "aotinductor_"
+
+
+def load_package(path: Path) -> Call:
+    """The call that a package holds. Raises whatever torch raises for a file that is none, or of another machine."""
+    before = _unpacked()
+    # Else inductor has a C++ compiler try out instruction sets, for seconds. Packages are found by the CPU's flags.
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+        package: Call = torch._inductor.aoti_load_package(str(path))
+    # What is mapped stays mapped when its file is gone.
+    for folder in _unpacked() - before:
+        shutil.rmtree(folder, ignore_errors=True)
+    return package
+
+
+def _unpacked() -> set[Path]:
+    """The folders of unpacked packages that this process has code mapped from."""
+    mapped = {line.split(maxsplit=5)[-1] for line in _MAPS.read_text().splitlines() if _UNPACKED in line}
+    folders = (folder for name in mapped for folder in Path(name).parents)
+    return {folder for folder in folders if folder.name.startswith(_UNPACKED)}

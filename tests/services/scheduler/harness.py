@@ -16,13 +16,13 @@ from services.scheduler.api.validation import AdmissionLimits
 from services.scheduler.engine.events import Event
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore, JobStoreSettings, Lease
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.cards import ModelCard
 from synerdiff.jobs import JobRecord, JobTimings
 from synerdiff.plans import DecodedImage
 from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry
 from synerdiff.requests import task_id
 from synerdiff.rpc import ServiceHost
+from synerdiff.stopping import cancel_and_wait
 from synerdiff.v1 import operations_pb2
 from tests.values import CARD, a_worker
 

@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from services.scheduler.profiles.measuring.extent import extent_for
-from services.scheduler.profiles.measuring.rounds import Probe
+from services.scheduler.profiles.measuring.rounds import Probe, extent_for
 from synerdiff.host import boot_id
 from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject
 from synerdiff.registry import WorkerKind, WorkerRecord

@@ -15,8 +15,7 @@ import pytest
 from services.scheduler.engine.effects import WorkerEffect
 from services.scheduler.engine.events import Reported, UnetAttached, VaeAttached, WorkerLost
 from services.scheduler.leading import leader as leader_module
-from services.scheduler.leading.listener import Listener
-from services.scheduler.leading.options import LeaderOptions
+from services.scheduler.leading.options import LeaderOptions, Listener
 from services.scheduler.leading.pool import Pool
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
@@ -24,10 +23,10 @@ from services.scheduler.profiles.keeper import KeeperOptions
 from services.scheduler.profiles.measuring.findings import subject_of
 from services.scheduler.store.notifications import Subscription
 from services.scheduler.store.queue import GoneJobs, Lease
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage
 from synerdiff.registry import WorkerRecord
+from synerdiff.stopping import cancel_and_wait
 from tests.services.scheduler.measured_profiles import record
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.virtual_workers import VirtualUnet, VirtualVae

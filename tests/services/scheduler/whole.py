@@ -12,9 +12,9 @@ from services.scheduler.leading.pool import Pool
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.store.leadership import Leadership
-from synerdiff.cancellation import cancel_and_wait
+from synerdiff.interceptors import Check, let_all_in
 from synerdiff.registry import WorkerRegistry
-from synerdiff.rpc_errors import Check, let_all_in
+from synerdiff.stopping import cancel_and_wait
 from tests.services.scheduler.harness import Scheduler, background, start_scheduler
 from tests.waiting import until
 

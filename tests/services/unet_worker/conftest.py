@@ -17,7 +17,7 @@ from services.unet_worker.worker import UnetWorker
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.family import UnetSide
-from synerdiff.models.preview import PreviewProjection
+from synerdiff.models.serving import PreviewProjection
 from synerdiff.rpc import ServiceHost, open_channel
 from tests.parity import unet_side
 from tests.tiny_models import tiny_model

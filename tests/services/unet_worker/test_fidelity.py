@@ -10,8 +10,18 @@ import pytest
 import torch
 
 from services.unet_worker import fidelity
-from services.unet_worker.fidelity_cases import Case, Grid, Result, best_ends, choose, confirmed, longest_run, table
-from services.unet_worker.fidelity_pictures import Pictures, loss
+from services.unet_worker.fidelity_cases import (
+    Case,
+    Grid,
+    Pictures,
+    Result,
+    best_ends,
+    choose,
+    confirmed,
+    longest_run,
+    loss,
+    table,
+)
 from synerdiff.cards import Sampler
 from tests.tiny_models import tiny_model
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from services.unet_worker import model
-from services.unet_worker.model import load_model, warm_up
+from services.unet_worker import stage
 from services.unet_worker.preparation import TaskPreparer
+from services.unet_worker.stage import load_model, warm_up
 from synerdiff.cards import ModelCard, Sampler
 from synerdiff.models.compiled import CompiledUnet, no_request
-from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.layout import ModelLoadError
 from synerdiff.models.loading import load_vae_side
 from synerdiff.requests import TaskSpec
 from tests.parity import served_latents
@@ -59,7 +59,7 @@ def spec_of(card: ModelCard, prompt: str = "a red car", steps: int = 6) -> TaskS
 
 def assert_draws_as_diffusers(path: Path, prompt: str = "a red car") -> ModelCard:
     """A request without sampler and size gets the picture of diffusers' own pipeline; other samplers untried."""
-    with patch.object(model, "sampler_limits", lambda config: ()):
+    with patch.object(stage, "sampler_limits", lambda config: ()):
         side, card = load_model(path, torch.float32)
     spec = spec_of(card, prompt)
     (latents,) = served_latents(side, [spec])

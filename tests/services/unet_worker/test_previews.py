@@ -14,7 +14,7 @@ from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.previews import MAX_WAITING, CleanLatents, PreviewEncoder
 from synerdiff.cards import Sampler
 from synerdiff.models.family import UnetSide
-from synerdiff.models.preview import PreviewProjection
+from synerdiff.models.serving import PreviewProjection
 from synerdiff.plans import Preview
 from tests.parity import served_latents
 from tests.rounding import assert_rounded

@@ -16,8 +16,8 @@ from services.unet_worker.settings import UnetWorkerSettings
 from services.unet_worker.stage import UnetStage
 from synerdiff.models.compiled import no_request
 from synerdiff.models.device import open_device
+from synerdiff.models.device.opening import dtype_from_name, dtype_name
 from synerdiff.models.digest import model_digest, weights_digest
-from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_unet_side
 from synerdiff.redis_process import RedisProcess

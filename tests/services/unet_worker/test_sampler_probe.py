@@ -17,7 +17,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from services.unet_worker.sampler_check import check_table
+from services.unet_worker.sampler_limits import check_table
 from services.unet_worker.sampler_probe import (
     MAX_LISTED,
     NOISE,
@@ -25,9 +25,9 @@ from services.unet_worker.sampler_probe import (
     SAMPLE,
     UnsupportedScheduler,
     UnsupportedSteps,
+    build_table,
     probe_scheduler,
 )
-from services.unet_worker.sampler_registers import build_table
 from tests.services.unet_worker.scheduler_configs import STABLE_DIFFUSION_1_5
 
 

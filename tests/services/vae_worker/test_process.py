@@ -15,8 +15,8 @@ from services.vae_worker.stage import VaeStage
 from synerdiff.latents.arena import create_arena
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.device import open_device
+from synerdiff.models.device.opening import dtype_from_name, dtype_name
 from synerdiff.models.digest import model_digest
-from synerdiff.models.dtypes import dtype_from_name, dtype_name
 from synerdiff.models.layout import read_layout
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRecord, WorkerRegistry

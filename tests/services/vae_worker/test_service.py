@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from services.vae_worker import image_encoder, service
+from services.vae_worker import images, service
 from services.vae_worker.decoder import BatchDecoder, DecodeInProgress
-from services.vae_worker.image_files import encode_image
+from services.vae_worker.images import encode_image
 from synerdiff.errors import Unavailable
 from synerdiff.models.device import DeviceFailed
 from synerdiff.plans import DecodeEntry, Execution, SkippedEntry, SkipReason, SlotRef, VaeItem, VaePlan
@@ -212,7 +212,7 @@ async def test_files_are_encoded_beside_the_next_decode(stage: Stage, monkeypatc
         assert release.wait(HANG_S)
         return encode_image(pixels, image_format, parameters_json)
 
-    monkeypatch.setattr(image_encoder, "encode_image", slow)
+    monkeypatch.setattr(images, "encode_image", slow)
     leader = await stage.attached()
     first, second = stage.entries("a/0", "b/0")
     await leader.plan(1, [first], [second])

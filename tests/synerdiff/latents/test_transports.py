@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable
 from synerdiff.latents.description import TransportOffer, TransportUnusable
-from synerdiff.latents.messages import arena_description_from_pb, arena_description_to_pb
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.latents.shared_memory import SharedMemoryReader, sweep_stale_files
 from synerdiff.latents.transports import HOST_TRANSPORTS, TransportChoice, open_arena
@@ -20,6 +19,7 @@ from synerdiff.plans import SlotRef
 from synerdiff.rpc import ServiceHost
 from synerdiff.settings import load
 from synerdiff.v1 import stages_pb2_grpc
+from synerdiff.wire.stages import arena_description_from_pb, arena_description_to_pb
 from synerdiff.worker_settings import WorkerSettings
 from tests.synerdiff.latents.other_process import described_from, other_process
 

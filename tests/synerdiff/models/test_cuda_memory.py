@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.scheduler.profiles.measuring.memory_plan import USABLE, within_memory
+from services.scheduler.profiles.measuring.findings import USABLE, within_memory
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
 from synerdiff.models.announcement import worker_record

@@ -14,8 +14,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from synerdiff.models.digest import model_digest, module_digest, weights_digest
-from synerdiff.models.errors import ModelLoadError
-from synerdiff.models.layout import read_layout
+from synerdiff.models.layout import ModelLoadError, read_layout
 from synerdiff.models.loading import load_unet_side, load_vae_side
 from tests.tiny_models import tiny_model
 from tests.waiting import HANG_S

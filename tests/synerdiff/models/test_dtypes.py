@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from synerdiff.models.dtypes import dtype_from_name
+from synerdiff.models.device.opening import dtype_from_name
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.layout import ModelLoadError
 from synerdiff.models.loading import load_unet_side, load_vae_side
 from tests.tiny_models import EMOJI_MODEL, FamilyName, edit_json, tiny_model
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.unet_worker import model as worker_model
-from services.unet_worker.model import load_model, warm_up
+from services.unet_worker import stage as worker_stage
+from services.unet_worker.stage import load_model, warm_up
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 from synerdiff.models.compiled import CompiledUnet, no_request
-from synerdiff.models.errors import ModelLoadError
+from synerdiff.models.layout import ModelLoadError
 from synerdiff.models.loading import load_vae_side
 from synerdiff.requests import TaskSpec
 from tests.parity import served_latents
@@ -36,7 +36,7 @@ STEPS = 3
 def only_the_own_sampler() -> Any:
     """The other samplers of a card take seconds to find, and are tested elsewhere."""
     found = lambda config: (SamplerLimits(Sampler.OWN, 1, 50),)  # noqa: E731
-    with patch.object(worker_model, "sampler_limits", found):
+    with patch.object(worker_stage, "sampler_limits", found):
         yield
 
 

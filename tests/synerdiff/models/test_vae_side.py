@@ -12,7 +12,7 @@ from torch import Tensor
 
 from synerdiff.cards import Sampler
 from synerdiff.models.announcement import compile_subject, worker_record
-from synerdiff.models.dtypes import dtype_from_name
+from synerdiff.models.device.opening import dtype_from_name
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import ModelLoadError, load_vae_side
 from synerdiff.mps import DeviceShare

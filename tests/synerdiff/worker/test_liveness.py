@@ -18,7 +18,7 @@ from synerdiff.rpc import LIVENESS, ServiceHost, open_channel, serving
 from synerdiff.settings import load
 from synerdiff.worker import job_thread
 from synerdiff.worker.device_thread import Computed, DeviceItem, DeviceThread
-from synerdiff.worker.liveness import Liveness
+from synerdiff.worker.process import Liveness
 from tests.waiting import HANG_S, VirtualTime, WatchedTime, until
 
 LIMIT_S = 600.0
@@ -76,7 +76,7 @@ def liveness_of(device: DeviceThread) -> Liveness:
 async def test_a_hung_item_ends_liveness_and_one_that_goes_on_brings_it_back(
     device: DeviceThread, time: VirtualTime, host: ServiceHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synerdiff.worker.liveness._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("synerdiff.worker.process._LOOK_EVERY_S", 0.01)
     item, liveness = HangingItem(), liveness_of(device)
     with capture_logs() as logs:
         following = asyncio.create_task(liveness.follow(host))

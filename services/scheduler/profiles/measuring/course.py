@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.scheduler.profiles.measuring.extent import Extent
-from services.scheduler.profiles.measuring.rounds import Probe, Run
+from services.scheduler.profiles.measuring.rounds import Extent, Probe, Run
 from services.scheduler.profiles.measuring.samples import Samples
 from services.scheduler.profiles.measuring.stages import Stages
 

@@ -8,14 +8,15 @@ plan of its own, sent to both at once.
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from services.scheduler.engine import effects
 from services.scheduler.engine.events import Report
-from services.scheduler.profiles.measuring.peak_memory import PeakMemory
 from services.scheduler.profiles.measuring.rounds import (
     Footprint,
     Probe,
@@ -27,8 +28,56 @@ from services.scheduler.profiles.measuring.rounds import (
 )
 from services.scheduler.profiles.measuring.tasks import ProbeTask, ProbeTasks
 from synerdiff import plans
+from synerdiff.host import boot_id
 from synerdiff.registry import WorkerRecord
 from synerdiff.requests import ImageFormat
+
+_RESET_HIGH_WATER = "5"  # proc(5), clear_refs: the peak resident set size begins again at what is resident now
+
+
+class PeakMemory:
+    """Resident bytes of the workers' processes at their highest, summed; 0 where that cannot be known."""
+
+    def __init__(self, processes: list[Path]) -> None:
+        self._processes = processes
+
+    @classmethod
+    def of(cls, *workers: WorkerRecord) -> "PeakMemory":
+        """Of workers that are processes of this host and this process may look into; of none where one is not."""
+        processes = [Path(f"/proc/{worker.pid}") for worker in workers]
+        ours = all(
+            worker.boot_id == boot_id() and _is_worker(process, worker.kind)
+            for worker, process in zip(workers, processes, strict=True)
+        )
+        return cls(processes if ours else [])
+
+    def restart(self) -> None:
+        """Forget what was held before."""
+        try:
+            for process in self._processes:
+                (process / "clear_refs").write_text(_RESET_HIGH_WATER)
+        except OSError:
+            self._processes = []
+
+    def peak_bytes(self) -> int:
+        """The most since `restart`."""
+        with contextlib.suppress(OSError):
+            return sum(_high_water_bytes((process / "status").read_text()) for process in self._processes)
+        return 0
+
+
+def _is_worker(process: Path, kind: str) -> bool:
+    """Whether the process is what the record says: in another container its id is another process's."""
+    try:
+        return f"services.{kind}_worker".encode() in (process / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _high_water_bytes(status: str) -> int:
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0 kB")
+    return int(line.split()[1]) * 1024
+
 
 REPORT_TIMEOUT_S = 120.0
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from services.scheduler.profiles.measuring.course import DEFAULT_BOUND, ProfileCourse
-from services.scheduler.profiles.measuring.extent import extent_for
-from services.scheduler.profiles.measuring.findings import memory_format_of, subject_of, with_caps
+from services.scheduler.profiles.measuring.findings import memory_format_of, subject_of, with_caps, within_memory
 from services.scheduler.profiles.measuring.mechanism_tests import evidence_of, mechanism_tests, mechanisms_by
-from services.scheduler.profiles.measuring.memory_plan import within_memory
 from services.scheduler.profiles.measuring.prober import ProbePair, Prober
-from services.scheduler.profiles.measuring.rounds import MemoryRanOut
+from services.scheduler.profiles.measuring.rounds import MemoryRanOut, extent_for
 from synerdiff.profiles import KNEE_WITHIN, Evidence, ItemCaps, KneeFound, Profile
 
 MOST_ROWS = 64  # of an item; what a worker's slots and memory allow may be less

@@ -1,19 +1,124 @@
 """The parts of a profile's course, and what each wants run once more by what the runs so far say: none, once done."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import exp
+from typing import NamedTuple
 
 import numpy as np
 
-from services.scheduler.profiles.measuring.curve import Curve
-from services.scheduler.profiles.measuring.extent import Extent
 from services.scheduler.profiles.measuring.findings import LEVEL_WITHIN, LONGEST_ITEM
-from services.scheduler.profiles.measuring.grids import Grid
-from services.scheduler.profiles.measuring.rounds import Probe
-from services.scheduler.profiles.measuring.samples import Samples
-from services.scheduler.profiles.measuring.settings_tried import SettingTried
-from synerdiff.profiles import KNEE_WITHIN, Cell, Evidence
+from services.scheduler.profiles.measuring.rounds import Extent, Probe
+from services.scheduler.profiles.measuring.samples import Curve, FloatArray, Samples, rising
+from synerdiff.profiles import KNEE_WITHIN, Cell, Evidence, Setting
+
+_LEAST, _MOST_TRIES = 4, 16  # runs of an item before it is compared, and after which nothing more is expected
+_DEVIATIONS = 2.33  # of a normal error, that it exceeds one way once in a hundred times
+
+
+class _Compared(NamedTuple):
+    """The logarithm of an item's time over that by default, and the ends of its interval."""
+
+    log_ratio: float
+    low: float
+    high: float
+
+
+class SettingTried:
+    """One of them. It is `better` once it is faster by over `bound` on some item, for sure; else the default stays."""
+
+    def __init__(self, samples: Samples, setting: Setting, default: Setting, bound: float) -> None:
+        self.setting = setting
+        self.better = False
+        self.settled = False
+        self._samples = samples
+        self._default = default
+        self._bound = bound
+        self._items: tuple[tuple[int, int], ...] = ()
+
+    def wanted(self, items: Sequence[tuple[int, int]]) -> list[Probe]:
+        """What to run next to know, of `items` (rows, decodes); nothing once it is settled."""
+        self._items = self._items or tuple(items)
+        if self.settled:
+            return []
+        probes = [Probe(*item, setting) for item in self._items for setting in (self.setting, self._default)]
+        least = min(self._samples.count(probe) for probe in probes[::2])
+        if least >= _LEAST:
+            compared = [self._compared(item) for item in self._items]
+            self.better = any(each.high < -self._bound for each in compared)
+            self.settled = self.better or least >= _MOST_TRIES or all(each.low > -self._bound for each in compared)
+        return [] if self.settled else probes
+
+    def evidence(self) -> Evidence | None:
+        """What is known of it by now, of the item on which it does best."""
+        if not self._items or any(not self._samples.count(Probe(*item, self.setting)) for item in self._items):
+            return None
+        best = min(self._items, key=lambda item: self._compared(item).log_ratio)
+        each, runs = self._compared(best), self._samples.count(Probe(*best, self.setting))
+        return Evidence(_name(self.setting), exp(each.log_ratio), exp(each.low), exp(each.high), runs, self.better)
+
+    def _compared(self, item: tuple[int, int]) -> _Compared:
+        log_ratio, error = self._samples.ratio(Probe(*item, self.setting), Probe(*item, self._default))
+        return _Compared(log_ratio, log_ratio - _DEVIATIONS * error, log_ratio + _DEVIATIONS * error)
+
+
+def _name(setting: Setting) -> str:
+    sides = (("UNet", setting.unet_threads), ("VAE", setting.vae_threads))
+    return "threads: " + " + ".join(f"{side} {count}" for side, count in sides if count)
+
+
+_SMOOTHINGS = 5
+
+
+class Grid:
+    """Items of one setting: some row counts, each beside the same decode counts ([0] for a side without a part).
+
+    It `covers` what was measured whole, and is to get as far as `rows` and `decodes`.
+    """
+
+    def __init__(self, setting: Setting, rows: Iterable[int], decodes: Iterable[int]) -> None:
+        self.setting = setting
+        self.rows: tuple[int, ...] = tuple(sorted(set(rows)))
+        self.decodes: tuple[int, ...] = tuple(sorted(set(decodes)))
+        self._covered: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    def grow(self, rows: Iterable[int] = (), decodes: Iterable[int] = ()) -> None:
+        """Have these on its axes as well."""
+        self.rows = tuple(sorted({*self.rows, *rows}))
+        self.decodes = tuple(sorted({*self.decodes, *decodes}))
+
+    @property
+    def probes(self) -> list[Probe]:
+        """Every item it is to have."""
+        return [Probe(row, decode, self.setting) for row in self.rows for decode in self.decodes]
+
+    def lacking(self, samples: Samples, runs: int) -> list[Probe]:
+        """The items with fewer runs than that."""
+        return [probe for probe in self.probes if samples.count(probe) < runs]
+
+    def cells(self, samples: Samples) -> list[Cell]:
+        """What it covers, with times that never fall from fewer rows or decodes to more."""
+        if not self.lacking(samples, 1):
+            self._covered = self.rows, self.decodes
+        rows, decodes = self._covered
+        if not rows or not decodes:
+            return []
+        probes = [Probe(row, decode, self.setting) for row in rows for decode in decodes]
+        log_ms, covariance = samples.log_ms(probes)
+        errors = np.sqrt(covariance.diagonal())
+        ms = np.exp(_risen(log_ms.reshape(len(rows), len(decodes)))).ravel()
+        return [samples.cell(*each) for each in zip(probes, map(float, ms), map(float, errors), strict=True)]
+
+
+def _risen(log_ms: FloatArray) -> FloatArray:
+    """Rising along both axes: the nearest along either in turns, then what still falls is raised."""
+    for _ in range(_SMOOTHINGS):
+        log_ms = rising(log_ms.T, np.ones(log_ms.shape[0])).T
+        log_ms = rising(log_ms, np.ones(log_ms.shape[1]))
+    return np.maximum.accumulate(np.maximum.accumulate(log_ms, axis=0), axis=1)
+
 
 LADDER = (2, 4, 8, 16, 32, 48, 64)  # even: a task with guidance takes two rows
 _ROUGH, _FAIR, _FULL, _MOST = 3, 6, 12, 40  # runs of an item: for a first profile, for a good one, and at most

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.scheduler.api import kept
-from services.scheduler.api.kept import Kept
+from services.scheduler.api import generate
+from services.scheduler.api.generate import Kept
 from tests.waiting import VirtualTime
 
 
 async def test_it_is_read_again_once_it_is_old_or_no_good(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, count = VirtualTime(), itertools.count(1)
-    monkeypatch.setattr(kept, "time", clock)
+    monkeypatch.setattr(generate, "time", clock)
 
     async def read() -> int:
         return next(count)

@@ -12,8 +12,8 @@ from services.scheduler.process import follow_redis
 from services.scheduler.store import keys
 from services.scheduler.store.image_files import DirectoryImages
 from services.scheduler.store.images import RedisImages
-from services.scheduler.store.memory import RedisMemory
 from services.scheduler.store.queue import JobStore, JobStoreSettings
+from services.scheduler.store.store_base import RedisMemory
 from synerdiff.client import AsyncClient
 from synerdiff.errors import InvalidRequest, QueueFull
 from synerdiff.redis_client import connect

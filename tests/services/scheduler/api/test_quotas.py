@@ -8,11 +8,10 @@ import pytest
 from redis.asyncio import Redis
 
 from services.scheduler.api.callers_file import CallersFile, key_hash, read_callers
-from services.scheduler.api.gate import Gate
-from services.scheduler.api.rates import Rates
+from services.scheduler.api.gate import Gate, Rates
 from services.scheduler.callers import Caller, Quota
 from services.scheduler.store import keys
-from services.scheduler.telemetry import caller_usage
+from services.scheduler.telemetry import metrics
 from synerdiff.client import AsyncClient
 from synerdiff.errors import InvalidRequest, QueueFull
 from tests.services.scheduler.harness import Leader, Scheduler, announce, start_scheduler
@@ -133,10 +132,10 @@ def test_a_bucket_fills_at_its_rate() -> None:
 
 
 def test_names_are_counted_one_by_one_up_to_a_bound() -> None:
-    usage = caller_usage.CallerUsage()
+    usage = metrics.CallerUsage()
     labels = {usage._label(Caller(f"name-{n}")) for n in range(1000)}
-    assert len(labels) == caller_usage.MOST_NAMES + 1
-    assert caller_usage.OTHERS in labels
+    assert len(labels) == metrics.MOST_NAMES + 1
+    assert metrics.OTHERS in labels
 
 
 def test_the_usual_options_and_a_lines_own(tmp_path: Path) -> None:

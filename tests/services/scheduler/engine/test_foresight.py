@@ -3,6 +3,7 @@
 import pytest
 
 from services.scheduler.engine.events import JobDropped
+from services.scheduler.engine.foresight import Tails, first_come_ms
 from services.scheduler.engine.tasks import Phase, Task
 from services.scheduler.policy.pace import Pace
 from synerdiff.requests import Priority
@@ -23,7 +24,7 @@ def tasks_of(world: World, job_id: str) -> list[Task]:
     return [task for task in world.engine.holdings.tasks.values() if task.job_id == job_id]
 
 
-def first_come_ms(calls: float, decodes: float, unread_ms: float = 0.0) -> object:
+def in_order_ms(calls: float, decodes: float, unread_ms: float = 0.0) -> object:
     return pytest.approx(unread_ms + calls * PACE.call_ms + decodes * PACE.decode_ms)
 
 
@@ -31,7 +32,7 @@ def test_as_many_tasks_as_a_batch_has_seats_run_at_once_then_one_after_another()
     w = world()
     w.arrive(job("many", images=2 * PACE.seats, steps=10))
     assert [task.first_come_ms for task in tasks_of(w, "many")] == [
-        first_come_ms(10 if place < PACE.seats else 20, place + 1) for place in range(2 * PACE.seats)
+        in_order_ms(10 if place < PACE.seats else 20, place + 1) for place in range(2 * PACE.seats)
     ]
 
 
@@ -41,7 +42,7 @@ def test_only_those_of_its_model_and_no_lower_class_go_before_it() -> None:
     w.arrive(job("other", images=PACE.seats, steps=40, model="other"))
     w.arrive(job("first", images=PACE.seats, steps=7))
     w.arrive(job("then", steps=10))
-    assert tasks_of(w, "then")[0].first_come_ms == first_come_ms(7 + 10, PACE.seats + 1)
+    assert tasks_of(w, "then")[0].first_come_ms == in_order_ms(7 + 10, PACE.seats + 1)
     assert tasks_of(w, "other")[0].first_come_ms == 0, "nothing of it was measured"
 
 
@@ -49,7 +50,7 @@ def test_every_worker_takes_its_share() -> None:
     w = world(unets=2)
     w.arrive(job("first", images=PACE.seats, steps=7))
     w.arrive(job("then", steps=10))
-    assert tasks_of(w, "then")[0].first_come_ms == first_come_ms(10, (PACE.seats + 1) / 2)
+    assert tasks_of(w, "then")[0].first_come_ms == in_order_ms(10, (PACE.seats + 1) / 2)
 
 
 def test_a_task_whose_image_is_made_takes_no_more_time() -> None:
@@ -58,14 +59,14 @@ def test_a_task_whose_image_is_made_takes_no_more_time() -> None:
     for task in tasks_of(w, "done"):
         task.phase = Phase.STORING
     w.arrive(job("then", steps=10))
-    assert tasks_of(w, "then")[0].first_come_ms == first_come_ms(10, 1)
+    assert tasks_of(w, "then")[0].first_come_ms == in_order_ms(10, 1)
 
 
 def test_the_time_in_the_queue_counts() -> None:
     w = world()
     w.now_ms = 400
     w.arrive(job("late", steps=10, accepted_at_ms=100))
-    assert tasks_of(w, "late")[0].first_come_ms == first_come_ms(10, 1, 300)
+    assert tasks_of(w, "late")[0].first_come_ms == in_order_ms(10, 1, 300)
 
 
 def test_tasks_know_the_tail_of_those_before_them() -> None:
@@ -74,4 +75,42 @@ def test_tasks_know_the_tail_of_those_before_them() -> None:
         w.arrive(job(name, steps=50))
         w.on(JobDropped(name))
     w.arrive(job("short", steps=4))
-    assert tasks_of(w, "short")[0].tail_ms == first_come_ms(50, 1)
+    assert tasks_of(w, "short")[0].tail_ms == in_order_ms(50, 1)
+
+
+ROUND_PACE = Pace(rows=4, call_ms=10.0, least_call_ms=6.0, decode_ms=1.0)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "workers", "expected_ms"),
+    [
+        ([], 1, 8 * 10 + 1),
+        ([5], 1, 8 * 10 + 2),
+        ([5, 7], 1, (5 + 8) * 10 + 3),
+        ([5, 7, 1], 1, (6 + 8) * 10 + 4),
+        ([5, 7, 1], 2, 8 * 10 + 4 / 2),
+        ([0, 0, 0], 1, 8 * 10 + 4),
+    ],
+)
+def test_a_task_starts_in_the_first_place_that_falls_free(ahead: list[float], workers: int, expected_ms: float) -> None:
+    assert first_come_ms(ROUND_PACE, ahead, 8, workers) == pytest.approx(expected_ms)
+
+
+def test_two_in_a_hundred_lie_above_the_tail() -> None:
+    tails = Tails()
+    seen = [tails.after("a", 2, float(ms)) for ms in range(1, 201)]
+    assert seen[0] == 1
+    assert sum(ms > seen[199] for ms in range(1, 201)) in (3, 4, 5)
+
+
+def test_models_and_priority_classes_have_tails_of_their_own() -> None:
+    tails = Tails()
+    tails.after("a", 2, 1000.0)
+    assert tails.after("a", 3, 5.0) == tails.after("b", 2, 5.0) == 5
+
+
+def test_what_was_long_ago_is_forgotten() -> None:
+    tails = Tails()
+    for _ in range(20):
+        tails.after("a", 2, 1000.0)
+    assert [tails.after("a", 2, 5.0) for _ in range(1024)][-1] == 5

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from services.scheduler.engine.events import JobArrived
-from services.scheduler.engine.shares import LATELY_MS
+from services.scheduler.engine.holdings import LATELY_MS
 from services.scheduler.engine.views import domain_snapshot, pool_snapshot
 from services.scheduler.policy.snapshots import TurnClass
 from synerdiff.jobs import JobRecord

@@ -19,9 +19,9 @@ from services.scheduler.engine.foresight import Foresight
 from services.scheduler.policy.policies import ConfiguredPolicy
 from services.scheduler.policy.snapshots import DomainSnapshot, TickPlan
 from services.scheduler.telemetry.job_traces import JobTraces
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.client import AsyncClient
 from synerdiff.jobs import JobRecord
+from synerdiff.stopping import cancel_and_wait
 from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualTimeLoop
 from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.services.scheduler.world import World, job

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 from prometheus_client import REGISTRY
 
-from services.scheduler.api.status import worker_statuses
+from services.scheduler.api.operations import worker_statuses
 from services.scheduler.engine import events
 from services.scheduler.engine.tasks import PlannedPart, UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import TickLog
@@ -14,8 +14,8 @@ from services.scheduler.leading.leader import Leader
 from services.scheduler.leading.options import LeaderOptions
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.store.queue import Lease
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.plans import UnetTickDone
+from synerdiff.stopping import cancel_and_wait
 from tests.services.scheduler.reports import KEY, planned, profile, timing
 from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualStreams, VirtualTimeLoop
 from tests.services.scheduler.world import job

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
-from services.scheduler.api.status import planning_statuses, set_planning_gauges
+from services.scheduler.api.operations import planning_statuses, set_planning_gauges
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import TickLog

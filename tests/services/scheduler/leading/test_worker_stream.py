@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from synerdiff.plans import SkipReason, TaskFailed, UnetItem, UnetPlan, UnetTick
 from synerdiff.registry import WorkerRecord
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
+from tests.services.scheduler.harness import Heard
 from tests.values import a_worker
 from tests.waiting import until
 
@@ -258,3 +259,28 @@ async def test_another_life_of_a_worker_that_was_given_up_is_called_at_once(monk
         assert record.worker_id not in streams._streams
         streams.reconcile([a_worker("unet", address=record.address, pid=record.pid + 1)])
         await until(lambda: len(leader.heard(UnetAttached)) == 2)
+
+
+RECORD = a_worker(worker_id="unet-1", domain="cpu")
+
+
+@pytest.mark.parametrize(
+    ("records", "takes_new"), [([RECORD], True), ([replace(RECORD, draining=True)], False), ([], True)]
+)
+async def test_a_worker_takes_something_new_until_it_says_that_it_drains(
+    records: list[WorkerRecord], takes_new: bool
+) -> None:
+    """One whose record has run out has a stream all the same: Redis is full, or its own way there is broken."""
+    heard = Heard()
+    streams = WorkerStreams(1, heard)
+    streams.reconcile([RECORD])
+    streams.reconcile(records)
+    assert heard.events == [WorkerAnnounced("unet-1", takes_new)]
+    await streams.close()
+
+
+async def test_a_new_leader_attaches_to_a_worker_that_drains() -> None:
+    streams = WorkerStreams(2, Heard())
+    streams.reconcile([replace(RECORD, draining=True)])
+    assert list(streams._streams) == ["unet-1"]
+    await streams.close()

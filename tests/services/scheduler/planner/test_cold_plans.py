@@ -14,12 +14,11 @@ import psutil
 import pytest
 
 from services.scheduler.planner import cold_plans
-from services.scheduler.planner.cold_plans import ColdPlans
-from services.scheduler.planner.plan_solver import ANSWERS, QUESTIONS, Question, serve
+from services.scheduler.planner.cold_plans import ANSWERS, QUESTIONS, ColdPlans, Question, serve
 from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
 from services.scheduler.planner.planner import plan_round
-from synerdiff.cancellation import cancel_and_wait
 from synerdiff.profiles import Profile, dump, load
+from synerdiff.stopping import cancel_and_wait
 from tests.waiting import until
 
 PROFILES = Path(__file__).parents[4] / "bench" / "profiles"
@@ -52,7 +51,7 @@ async def running(plans: Plans, *command: str) -> AsyncIterator[ColdPlans]:
 
 
 def solvers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "services.scheduler.planner.plan_solver" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "services.scheduler.planner.cold_plans" in p.cmdline()]
 
 
 async def test_plans_come_from_a_process_of_low_priority_that_can_die(profile: Profile) -> None:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from services.scheduler.engine.measured import MeasuredItem
+from services.scheduler.engine.ticks import MeasuredItem
 from services.scheduler.profiles.corrections import CorrectionBounds, ProfileCorrection
 from tests.services.scheduler.reports import planned, profile, timing
 

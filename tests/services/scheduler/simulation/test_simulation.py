@@ -1,20 +1,23 @@
 """The simulation: deterministic, nothing is lost, and its times are the profile's."""
 
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ControllerSettings
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
+from services.scheduler.policy.policy_spec import Urgency
 from services.scheduler.policy.snapshots import Admission, DomainSnapshot, Item, PoolSnapshot, TickPlan
-from services.scheduler.simulation.simulated_workers import Overheads
+from services.scheduler.simulation.simulated_device import Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate, simulate_spec
-from services.scheduler.simulation.simulation_results import most_within
+from services.scheduler.simulation.simulation_results import Summary, most_within
 from services.scheduler.simulation.workloads import Arrival, Mix, burst, poisson
 from synerdiff.profiles import ItemCaps, Profile
 from synerdiff.requests import Priority
-from tests.services.scheduler.simulated import PAPER, straight_line_profile
+from synerdiff.skip_cfg import SkipCfgBudget
+from tests.services.scheduler.simulated import PAPER, PAPER_SERIAL, straight_line_profile
 
 CONTINUOUS = ConfiguredPolicy(POLICIES["continuous"], PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=2))
 MIXED = Mix(steps=((8, 0.5), (20, 0.5)), guided_share=0.8, priorities=((Priority.HIGH, 0.2), (Priority.NORMAL, 0.8)))
@@ -175,3 +178,69 @@ def test_most_within_counts_a_moment_at_the_end_of_the_window_to_the_next() -> N
     assert most_within([0.0, 1000.0, 2000.0], 1000.0) == 1
     assert most_within([0.0, 999.0, 1001.0], 1000.0) == 2
     assert most_within([], 1000.0) == 0
+
+
+GIVEN_MS = {(2, 1): 46.3, (4, 0): 44.2, (4, 2): 87.4, (6, 2): 99.4, (16, 6): 262.6}  # by rows and decodes
+
+
+@pytest.mark.parametrize("profile", [PAPER, PAPER_SERIAL], ids=["paper-table", "paper-table-serial"])
+def test_every_number_the_paper_gives_is_there_as_given_and_the_rest_fits(profile: Profile) -> None:
+    assert {(c.rows, c.decodes): c.median_ms for c in profile.cells if c.origin == "given"} == GIVEN_MS
+    assert {c.origin for c in profile.cells if not c.rows} == {"assumed"}
+    for rows, unet_ms in ((2, 24.7), (4, 44.2), (6, 56.2), (16, 133.0)):
+        for decodes in (0, 1, 2, 3, 6):
+            assert profile.latency_ms(rows, decodes) == pytest.approx(unet_ms + 21.6 * decodes)
+    assert profile.latency_ms(5, 2) == pytest.approx((44.2 + 56.2) / 2 + 43.2)
+
+
+def test_a_decode_alone_is_what_the_two_differ_in() -> None:
+    assert PAPER.latency_ms(0, 2) == pytest.approx(1.3 * 43.2)
+    assert PAPER_SERIAL.latency_ms(0, 2) == pytest.approx(43.2)
+
+
+SYNERDIFF = POLICIES["synerdiff"]
+PLANS = PlanBook(solve_now=True)
+
+
+def test_no_constant_is_better_by_more_than_a_twentieth_when_the_device_is_nearly_full() -> None:
+    mix = Mix(steps=((8, 1.0),))
+    arrivals = poisson(0.95 * mix.capacity_per_s(PAPER), 150, mix, seed=0)
+
+    def served(spec: PolicySpec) -> Summary:
+        return simulate_spec(SimulatedPool(PAPER), spec, arrivals, plans=PLANS).summary
+
+    low, high = (served(replace(SYNERDIFF, controller=False, threshold=t)) for t in (0.5, 1.0))
+    controlled = served(SYNERDIFF)
+    assert controlled.mean_s < 1.05 * min(low.mean_s, high.mean_s)
+    assert low.mean_s > 1.03 * high.mean_s
+    assert 0.5 < controlled.mean_threshold <= 1.0
+    assert controlled.switches_per_s <= 1
+
+
+def test_least_work_first_makes_the_mean_small_and_delays_nobody_long() -> None:
+    mix = Mix(steps=((8, 0.5), (50, 0.5)))
+    arrivals = poisson(0.9 * mix.capacity_per_s(PAPER), 150, mix, seed=3)
+    urgency = replace(SYNERDIFF, urgency=Urgency(tail_factor=1e6))  # without the bound on its P99
+    ours, fifo = (
+        [outcome.latency_ms for outcome in simulate_spec(SimulatedPool(PAPER), spec, arrivals, plans=PLANS).outcomes]
+        for spec in (urgency, replace(urgency, order="fifo"))
+    )
+    later = [one / other for one, other in zip(ours, fifo, strict=True)]
+    assert mean(ours) < 0.8 * mean(fifo)
+    assert 1 < max(later) <= 3
+
+
+def test_a_burst_is_served_sooner_than_by_processor_sharing_and_by_continuous_at_the_knee() -> None:
+    arrivals = burst(64, Mix(steps=((8, 1.0),)), seed=0)
+
+    def served(spec: PolicySpec, budget: SkipCfgBudget | None = None) -> Summary:
+        pool = SimulatedPool(replace(PAPER, skip_cfg=budget), overheads=Overheads(slots=64))
+        return simulate_spec(pool, spec, arrivals, plans=PLANS).summary
+
+    full, sharing = served(SYNERDIFF), served(replace(SYNERDIFF, order="sharing"))
+    at_knee = served(replace(POLICIES["continuous"], knee=True))
+    skipping = served(SYNERDIFF, SkipCfgBudget("extrapolate:0.5", share=0.5, longest_run=1))
+    assert full.mean_s <= 0.65 * sharing.mean_s
+    assert full.mean_s < 1.03 * at_knee.mean_s
+    assert skipping.mean_s <= 0.95 * at_knee.mean_s
+    assert skipping.requests_per_s >= at_knee.requests_per_s

@@ -6,7 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.scheduler.callers import Caller
-from services.scheduler.policy.fair import FairQueue
+from services.scheduler.policy.ordering import FairQueue
 from services.scheduler.store import keys
 from services.scheduler.store.queue import JobStore, JobStoreSettings
 from services.scheduler.store.scripts import Lease

@@ -8,8 +8,7 @@ from services.scheduler.engine import events
 from services.scheduler.engine.engine import Engine, EngineBounds
 from services.scheduler.engine.tasks import PartItem, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
-from services.scheduler.telemetry.job_traces import TICKS_APART, JobTraces, has_spans
-from services.scheduler.telemetry.task_stages import MOST_LINKS
+from services.scheduler.telemetry.job_traces import MOST_LINKS, TICKS_APART, JobTraces, has_spans
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, ItemTiming, SlotRef, TaskFailed, TaskReady, UnetTickDone
 from synerdiff.profiles import Setting

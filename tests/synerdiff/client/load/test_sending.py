@@ -1,12 +1,14 @@
 """Sending: who is sent when, and latencies that a server, or this client, cannot hide by being slow."""
 
+import asyncio
 import time
+from itertools import pairwise
 
 import pytest
 
 from synerdiff.client.load.arrivals import Arrival, bursts
 from synerdiff.client.load.requests import Drawn, LoadRequest, Mix
-from synerdiff.client.load.sending import Answer, ClosedLoop, OpenLoop, Window, send
+from synerdiff.client.load.sending import Answer, ClosedLoop, OpenLoop, Window, in_turns, order_of_round, send
 from synerdiff.errors import FieldViolation, InvalidRequest, QueueFull, SynerDiffError
 from tests.synerdiff.client.load.slow_server import STEPS, serving, slow_server
 
@@ -125,3 +127,29 @@ def test_throughput_of_a_short_or_open_load_is_over_the_whole_of_it() -> None:
     assert window_of([1.0, 2.0, 4.0], concurrency=2).images_per_s == pytest.approx(0.75)
     assert window_of([1.0] * 8 + [4.0]).images_per_s == pytest.approx(9 / 4)
     assert window_of([]).images_per_s == 0.0
+
+
+def test_everybody_comes_first_and_last_as_often_as_any_other() -> None:
+    names = ("a", "b", "c")
+    orders = [order_of_round(names, number) for number in range(6)]
+    assert all(sorted(order) == sorted(names) for order in orders)
+    assert sorted(order[0] for order in orders) == sorted(names * 2)
+    assert sorted(order[-1] for order in orders) == sorted(names * 2)
+    after = {pair for order in orders for pair in pairwise(order)}
+    assert after == {(a, b) for a in names for b in names if a != b}
+
+
+async def test_never_two_at_once_and_results_by_round() -> None:
+    under_way: list[str] = []
+    began: list[tuple[str, int]] = []
+
+    async def run(name: str, number: int) -> str:
+        assert under_way == []
+        under_way.append(name)
+        began.append((name, number))
+        await asyncio.sleep(0.001)
+        under_way.remove(name)
+        return f"{name}{number}"
+
+    assert await in_turns(("a", "b"), 3, run) == [{"a": f"a{k}", "b": f"b{k}"} for k in range(3)]
+    assert began == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("b", 2), ("a", 2)]

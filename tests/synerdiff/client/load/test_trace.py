@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from services.scheduler.telemetry.tick_trace import chrome_trace
+from services.scheduler.telemetry.tick_messages import chrome_trace
 from synerdiff.client.load.trace import thresholds, unet_rows
 from tests.services.scheduler.reports import planned, record, timing
 

@@ -20,7 +20,7 @@ from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, Compiler
 from synerdiff.models.compiled.build import CompiledDiffers, _check
 from synerdiff.models.compiled.calls import MOST_ROWS
 from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
-from synerdiff.models.compiled.loading import load_package
+from synerdiff.models.compiled.store import load_package
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import load_unet_side
 from synerdiff.redis_process import RedisProcess

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.scheduler.profiles.measuring.course import ProfileCourse
-from services.scheduler.profiles.measuring.extent import Extent, extent_for
 from services.scheduler.profiles.measuring.findings import with_caps
-from services.scheduler.profiles.measuring.rounds import Probe, Run
+from services.scheduler.profiles.measuring.rounds import Extent, Probe, Run, extent_for
 from synerdiff.profiles import ItemCaps, Profile, ProfileSubject, Setting
 
 Latency = Callable[[Probe], float]

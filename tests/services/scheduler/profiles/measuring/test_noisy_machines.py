@@ -8,7 +8,7 @@ import pytest
 from services.scheduler.policy.policies import POLICIES
 from services.scheduler.profiles.measuring.rounds import Probe, Run
 from services.scheduler.profiles.measuring.samples import Samples
-from services.scheduler.profiles.measuring.settings_tried import SettingTried
+from services.scheduler.profiles.measuring.stages import SettingTried
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
 from services.scheduler.simulation.simulation_results import Summary
 from services.scheduler.simulation.workloads import Arrival, Mix, burst, poisson

@@ -1,4 +1,4 @@
-"""Streams of ticks: over a whole scheduler, and what they cost when nobody watches."""
+"""What the status says of a worker: from its record, and from the leader's books."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -9,17 +9,43 @@ import pytest
 from redis.asyncio import Redis
 
 from services.scheduler.api import tick_watches
-from services.scheduler.api.operations import OperationsService
-from services.scheduler.api.status import PoolStatus
+from services.scheduler.api.operations import OperationsService, PoolStatus, worker_statuses
+from services.scheduler.engine.holdings import Holdings
+from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.telemetry.ended_jobs import EndedJobs
 from services.scheduler.telemetry.tick_messages import TickMessages
 from synerdiff.client import AsyncClient
 from synerdiff.rpc import ServiceHost, open_channel
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+from tests.services.scheduler.measured_profiles import record as worker
 from tests.services.scheduler.reports import planned, record, timing
 from tests.services.scheduler.whole import MODEL, Whole, whole_scheduler
 from tests.waiting import until
+
+
+def test_a_worker_is_shown_with_its_device_and_its_share() -> None:
+    unet = worker("unet", device="cuda: H100, 80 GiB", threads=0, mps_thread_percent=70, execution="compiled")
+    shown, without_mps = worker_statuses([unet, worker("vae")], None)
+    assert (shown.device, shown.mps_thread_percent, shown.attached) == ("cuda: H100, 80 GiB", 70, False)
+    assert (shown.execution, without_mps.execution) == ("compiled", "eager")
+    assert without_mps.mps_thread_percent == 0
+
+
+def test_a_worker_that_drains_is_shown_for_as_long_as_it_is_held() -> None:
+    holdings = Holdings(max_deaths=1)
+    holdings.unet["unet-0"] = UnetLaneState("unet-0", "GPU-1", "emoji", slots=8)
+    holdings.vae["vae-0"] = VaeLaneState("vae-0", "GPU-1", "emoji", draining=True)
+    still_announced = worker_statuses([worker("unet"), worker("vae")], holdings)
+    assert [(status.worker_id, status.attached, status.draining) for status in still_announced] == [
+        ("unet-0", True, False),
+        ("vae-0", True, True),
+    ]
+    announced_no_more = worker_statuses([worker("unet")], holdings)
+    assert [(status.worker_id, status.kind, status.draining) for status in announced_no_more] == [
+        ("unet-0", "unet", False),
+        ("vae-0", "vae", True),
+    ]
 
 
 @contextlib.asynccontextmanager

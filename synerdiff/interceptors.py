@@ -1,4 +1,4 @@
-"""The server interceptor that lets servicers simply raise: SynerDiffError becomes its status, all else INTERNAL.
+"""Server interceptors: one that wraps each method of its server once, and one that lets servicers simply raise.
 
 Bytes that are no message of a method are the caller's mistake: INVALID_ARGUMENT, where gRPC itself answers UNKNOWN.
 """
@@ -7,17 +7,75 @@ import asyncio
 import contextlib
 import inspect
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from synerdiff.errors import FieldViolation, InvalidRequest, SynerDiffError
-from synerdiff.malformed import refusal
-from synerdiff.rpc_handlers import WrappingInterceptor
 from synerdiff.status import abort
 from synerdiff.telemetry import get_logger
+
+
+class WrappingInterceptor(grpc.aio.ServerInterceptor, ABC):  # type: ignore[misc]
+    """Puts `wrapped` in the place of every handler, and keeps it: a server's handlers stay the same."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Any] = {}  # by method
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        """The continuation's handler, wrapped."""
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._wrapped[method] = self.wrapped(handler, method)
+        return self._wrapped[method]
+
+    @abstractmethod
+    def wrapped(self, handler: Any, method: str) -> Any:
+        """What answers "/package.Service/Method" instead of the handler."""
+
+
+_LENGTH_DELIMITED = 2  # the wire type of strings, bytes and messages
+
+
+def refusal(deserialize: Callable[[bytes], Any], data: bytes) -> InvalidRequest:
+    """Why `data` is refused by `deserialize`, a message class's FromString."""
+    descriptor = getattr(getattr(deserialize, "__self__", None), "DESCRIPTOR", None)
+    violations = tuple(_bad_texts(descriptor, data)) if descriptor is not None else ()
+    if violations:
+        return InvalidRequest(*violations)
+    name = descriptor.name if descriptor is not None else "message"
+    return InvalidRequest(FieldViolation("request", f"{len(data)} bytes that are no serialized {name}"))
+
+
+def _bad_texts(descriptor: Any, data: bytes) -> Iterator[FieldViolation]:
+    """The string fields whose bytes are not UTF-8. As unknown fields they are read without a check of it."""
+    message = Empty()
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        return
+    unknowns = UnknownFieldSet(message)
+    for unknown in (unknowns[at] for at in range(len(unknowns))):
+        field = descriptor.fields_by_number.get(unknown.field_number)
+        if field is None or field.type != FieldDescriptor.TYPE_STRING or unknown.wire_type != _LENGTH_DELIMITED:
+            continue
+        try:
+            unknown.data.decode()
+        except UnicodeDecodeError as error:
+            wrong = f"byte {unknown.data[error.start]:#04x} at index {error.start} of {len(unknown.data)}"
+            yield FieldViolation(field.name, f"{wrong} is not UTF-8")
+
 
 _log = get_logger("rpc")
 

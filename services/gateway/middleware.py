@@ -1,16 +1,16 @@
-"""Around every request: its id, its line in the log, its place in the metrics, a bound on how many are open, and an
-answer where nobody foresaw what went wrong."""
+"""Around every request: its id, its line in the log, its place in the metrics, and bounds on its size and its time."""
 
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway import metrics
-from services.gateway.errors import ApiError, too_many
+from services.gateway.errors import INVALID, ApiError, too_many
 from synerdiff.telemetry import get_logger
 
 log = get_logger("http")
@@ -89,3 +89,46 @@ class _Request:
     def _route(self) -> str:
         """The path as it is declared: what strangers ask for does not name series."""
         return getattr(self._scope.get("route"), "path", "") or "other"
+
+
+class BoundedBodies:
+    """An ASGI application that gets no more than `bounds` of its path says, or `bound`, in bytes.
+
+    Starlette has one of these, which answers in words of its own.
+    """
+
+    def __init__(self, app: ASGIApp, bound: int, bounds: Mapping[str, int]) -> None:
+        self._app = app
+        self._bound = bound
+        self._bounds = bounds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        bound = self._bounds.get(scope["path"], self._bound)
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdigit() and int(length) > bound:
+            error = ApiError(413, _too_large(bound), INVALID, None, "body_too_large")
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, _bounded(receive, bound), send)
+
+
+def _bounded(receive: Receive, bound: int) -> Receive:
+    got = 0
+
+    async def bounded() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > bound:
+            raise HTTPException(413, _too_large(bound))
+        return message
+
+    return bounded
+
+
+def _too_large(bound: int) -> str:
+    return f"the body is longer than {bound} bytes"
