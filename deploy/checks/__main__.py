@@ -4,8 +4,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from deploy.checks.kubernetes_schemas import releases
 from deploy.checks.run import findings, sets
+from deploy.checks.schemas import releases
 from deploy.kustomize import CannotRender, render
 
 

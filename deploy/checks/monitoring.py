@@ -5,18 +5,16 @@ Expressions are parsed by a PromQL parser, so a call with the wrong kind of argu
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
 import promql_parser
 
-from deploy.checks.findings import Finding
+from deploy.checks.manifests import SERVICES, Container, Object, Rule, kinds, matches
 from deploy.checks.metric_names import by_series
-from deploy.checks.workloads import matches, of_kind, pods, title
-from deploy.kustomize import Manifest
 
-CHECK = "monitoring"
 SEVERITIES = ("critical", "warning", "info")
 
 # What Prometheus adds to every sample it takes from a pod.
@@ -25,18 +23,6 @@ TARGET_LABELS = frozenset({"namespace", "pod", "container", "endpoint", "instanc
 # What Grafana puts in where a panel says so.
 _GRAFANA = {"$__rate_interval": "5m", "$__interval": "1m", "$__range": "1h"}
 _VARIABLE = re.compile(r"\$\{?\w+\}?")
-
-
-def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
-    """What would never fire, show nothing, or not be scraped."""
-    for rules in of_kind(manifests, "PrometheusRule"):
-        for message in (*_wrong_rules(rules), *_other_namespaces(rules)):
-            yield Finding(CHECK, title(rules), message)
-    for config in of_kind(manifests, "ConfigMap"):
-        if (config["metadata"].get("labels") or {}).get("grafana_dashboard"):
-            for message in _wrong_dashboards(config["data"]):
-                yield Finding(CHECK, title(config), message)
-    yield from _unscraped(manifests)
 
 
 # ---- expressions
@@ -53,7 +39,8 @@ def wrong_expression(text: str, recorded: Mapping[str, frozenset[str]]) -> Itera
         if isinstance(part, promql_parser.VectorSelector):
             yield from _wrong_selector(part, recorded)
         elif isinstance(part, promql_parser.AggregateExpr) and part.modifier:
-            known = TARGET_LABELS.union(*(_labels(selector, recorded) for selector in _selectors(part)))
+            selectors = (each for each in _parts(part) if isinstance(each, promql_parser.VectorSelector))
+            known = TARGET_LABELS.union(*(_labels(selector, recorded) for selector in selectors))
             for label in sorted(set(part.modifier.labels) - known):
                 yield f"nothing below has the label {label!r} to aggregate by: {part}"
 
@@ -87,30 +74,27 @@ def _parts(expression: Any) -> Iterator[Any]:
             yield from _parts(child)
 
 
-def _selectors(expression: Any) -> Iterator[promql_parser.VectorSelector]:
-    return (part for part in _parts(expression) if isinstance(part, promql_parser.VectorSelector))
+def _parsed(text: str) -> list[Any]:
+    """The parts of an expression; none of one that is no PromQL."""
+    try:
+        return list(_parts(promql_parser.parse(text)))
+    except ValueError:
+        return []
 
 
 # ---- rules
 
 
-def _wrong_rules(rules: Manifest) -> Iterator[str]:
-    flat = [rule for group in rules["spec"]["groups"] for rule in group["rules"]]
+def _wrong_rules(rules: Object) -> Iterator[str]:
+    """Rules that are named twice, would never fire, or would be silenced by a healthy deployment elsewhere."""
+    own = rules.item["metadata"].get("namespace")
+    flat = [rule for group in rules.spec["groups"] for rule in group["rules"]]
     recorded = {rule["record"]: _recorded_labels(rule["expr"]) for rule in flat if "record" in rule}
-    names = [rule.get("alert") or rule["record"] for rule in flat]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"{name} stands there twice"
-    for rule, name in zip(flat, names, strict=True):
-        for message in wrong_expression(rule["expr"], recorded):
-            yield f"{name}: {message}"
-        if "alert" in rule:
-            yield from (f"{name}: {message}" for message in _wrong_alert(rule))
-
-
-def _other_namespaces(rules: Manifest) -> Iterator[str]:
-    """Alerts that a healthy deployment elsewhere would keep silent."""
-    own = rules["metadata"].get("namespace")
-    for rule in (rule for group in rules["spec"]["groups"] for rule in group["rules"]):
+    names = Counter(rule.get("alert") or rule["record"] for rule in flat)
+    yield from (f"{name} stands there twice" for name, times in names.items() if times > 1)
+    for rule in flat:
+        wrong = (*wrong_expression(rule["expr"], recorded), *(_wrong_alert(rule) if "alert" in rule else ()))
+        yield from (f"{rule.get('alert') or rule['record']}: {message}" for message in wrong)
         for namespace in re.findall(r'namespace="([^"]*)"', rule["expr"]):
             if namespace != own:
                 yield f"{rule.get('alert')}: looks at the namespace {namespace}, not at {own}"
@@ -118,14 +102,8 @@ def _other_namespaces(rules: Manifest) -> Iterator[str]:
 
 def _recorded_labels(text: str) -> frozenset[str]:
     """The labels that an aggregation keeps; none for what cannot be told."""
-    try:
-        parts = list(_parts(promql_parser.parse(text)))
-    except ValueError:
-        return frozenset()
-    kept = [
-        set(part.modifier.labels) for part in parts if isinstance(part, promql_parser.AggregateExpr) and part.modifier
-    ]
-    return frozenset().union(*kept)
+    modifiers = (part.modifier for part in _parsed(text) if isinstance(part, promql_parser.AggregateExpr))
+    return frozenset().union(*(modifier.labels for modifier in modifiers if modifier))
 
 
 def _wrong_alert(rule: Mapping[str, Any]) -> Iterator[str]:
@@ -134,33 +112,21 @@ def _wrong_alert(rule: Mapping[str, Any]) -> Iterator[str]:
         yield f"its severity is none of {', '.join(SEVERITIES)}"
     if not annotations.get("summary"):
         yield "has no summary"
-    if not re.fullmatch(rf"https?://\S+#{anchor(rule['alert'])}", annotations.get("runbook_url", "")):
-        yield f"its runbook_url is no address that ends with #{anchor(rule['alert'])}"
-    known = TARGET_LABELS.union(*(_all_labels(rule["expr"])))
+    if not re.fullmatch(rf"https?://\S+#{rule['alert'].lower()}", annotations.get("runbook_url", "")):
+        yield f"its runbook_url is no address that ends with #{rule['alert'].lower()}"
+    selectors = (part for part in _parsed(rule["expr"]) if isinstance(part, promql_parser.VectorSelector))
+    known = TARGET_LABELS.union(*(_labels(selector, {}) for selector in selectors))
     for text in annotations.values():
         for label in re.findall(r"\$labels\.(\w+)", text):
             if label not in known:
                 yield f"its text names the label {label!r}, which nothing in its expression has"
 
 
-def _all_labels(text: str) -> Iterator[frozenset[str]]:
-    try:
-        expression = promql_parser.parse(text)
-    except ValueError:
-        return
-    yield from (_labels(selector, {}) for selector in _selectors(expression))
-
-
-def anchor(alert: str) -> str:
-    """The anchor of an alert's heading in the runbook."""
-    return alert.lower()
-
-
 # ---- dashboards
 
 
-def _wrong_dashboards(files: Mapping[str, str]) -> Iterator[str]:
-    for name, text in files.items():
+def _wrong_dashboards(config: Object) -> Iterator[str]:
+    for name, text in config.item["data"].items() if config.labels.get("grafana_dashboard") else ():
         try:
             dashboard = json.loads(text)
         except ValueError as error:
@@ -202,19 +168,23 @@ def _overlap(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
 # ---- scraping
 
 
-def _unscraped(manifests: Sequence[Manifest]) -> Iterator[Finding]:
+def _unscraped(container: Container) -> Iterator[str]:
     """Services that show metrics that no PodMonitor takes, where there are PodMonitors at all."""
-    monitors = of_kind(manifests, "PodMonitor")
-    for pod in pods(manifests) if monitors else ():
-        taken = {
-            endpoint["port"]
-            for monitor in monitors
-            if matches(monitor["spec"]["selector"], pod.labels)
-            for endpoint in monitor["spec"]["podMetricsEndpoints"]
-        }
-        for container in pod.services:
-            port = container.environment.get("SYNERDIFF_METRICS_PORT", "0")
-            ports = container.item.get("ports") or ()
-            names = {item.get("name") for item in ports if str(item["containerPort"]) == port}
-            if port != "0" and not names & taken:
-                yield Finding(CHECK, container.title, f"no PodMonitor takes its metrics, port {port}")
+    monitors = [monitor.spec for monitor in container.pod.given.of_kind("PodMonitor")]
+    taken = {
+        endpoint["port"]
+        for monitor in monitors
+        if matches(monitor["selector"], container.pod.labels)
+        for endpoint in monitor["podMetricsEndpoints"]
+    }
+    port = container.environment.get("SYNERDIFF_METRICS_PORT", "0")
+    names = {item.get("name") for item in container.at("ports", ()) if str(item["containerPort"]) == port}
+    if monitors and port != "0" and not names & taken:
+        yield f"no PodMonitor takes its metrics, port {port}"
+
+
+RULES = (
+    Rule("monitoring", kinds("PrometheusRule"), _wrong_rules),
+    Rule("monitoring", kinds("ConfigMap"), _wrong_dashboards),
+    Rule("monitoring", SERVICES, _unscraped),
+)

@@ -2,40 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import ModuleType
 
-from deploy.checks import (
-    environment,
-    grace,
-    kubernetes_schemas,
-    monitoring,
-    network,
-    ports,
-    probes,
-    programs,
-    references,
-    scaling,
-    security,
-    selectors,
-    sharing,
-)
-from deploy.checks.findings import Finding
+from deploy.checks import gpus, monitoring, network, objects, scaling, schemas, services
+from deploy.checks.manifests import Finding, Manifests, Rule
 from deploy.kustomize import K8S, Manifest, overlays, render, render_composition
 
-CHECKS: Sequence[ModuleType] = (
-    kubernetes_schemas,
-    environment,
-    ports,
-    probes,
-    grace,
-    sharing,
-    security,
-    references,
-    selectors,
-    programs,
-    network,
-    scaling,
-    monitoring,
+RULES: Sequence[Rule] = tuple(
+    rule for module in (schemas, services, objects, gpus, network, scaling, monitoring) for rule in module.RULES
 )
 
 # What the overlays leave out: name -> what it is made on, and with which components, each as below deploy/k8s.
@@ -57,10 +30,13 @@ COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 
 
-def findings(manifests: Sequence[Manifest]) -> list[Finding]:
-    """Everything that any check has to say. A set whose schemas are violated is looked at no further."""
-    found = sorted(set(kubernetes_schemas.check(manifests)))
-    return found or sorted({finding for module in CHECKS for finding in module.check(manifests)})
+def findings(manifests: Sequence[Manifest], *checks: str) -> list[Finding]:
+    """All that these checks, or any, have to say. A set whose schemas are violated is looked at by no other check."""
+    given, found = Manifests(manifests), set[Finding]()
+    for rule in RULES:
+        if rule.check in checks or not (checks or any(finding.check == "schemas" for finding in found)):
+            found.update(rule.findings(given))
+    return sorted(found)
 
 
 def sets() -> Mapping[str, Callable[[], list[Manifest]]]:

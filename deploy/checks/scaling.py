@@ -1,63 +1,57 @@
 """Autoscalers against the code: the queue's keys, the metrics' names, and workers that may start late or not at all."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploy.checks.findings import Finding
+from deploy.checks.manifests import Manifests, Object, Pod, Rule, at, kinds
 from deploy.checks.metric_names import by_series
-from deploy.checks.workloads import Pod, of_kind, pods, title
-from deploy.kustomize import Manifest
 from services.scheduler.store import keys
 from synerdiff.requests import Priority
 
-CHECK = "scaling"
 _METRIC = re.compile(r"\bsynerdiff_\w+")
 _ADDRESS = re.compile(r"(?P<service>[^.:]+)\.(?P<namespace>[^.:]+)\.svc(\.[\w.]+)?:(?P<port>\d+)")
 _COUNTS = ("lagCount", "pendingEntriesCount")
+_SCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
 
 
-def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
+def _wrong(scaler: Object) -> Iterator[str]:
     """Triggers that would never fire, or start and stop the wrong workers."""
-    scalers = of_kind(manifests, "ScaledObject", "HorizontalPodAutoscaler")
-    targets = [scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers]
-    by_name = {pod.workload["metadata"]["name"]: pod for pod in pods(manifests)}
-    for scaler in scalers:
-        name = scaler["spec"]["scaleTargetRef"]["name"]
-        for message in _wrong(scaler, by_name.get(name), manifests):
-            yield Finding(CHECK, title(scaler), message)
-        if targets.count(name) > 1:
-            yield Finding(CHECK, title(scaler), f"is not the only one that scales {name}")
+    name = scaler.spec["scaleTargetRef"]["name"]
+    if [each.spec["scaleTargetRef"]["name"] for each in scaler.given.of_kind(*_SCALERS)].count(name) > 1:
+        yield f"is not the only one that scales {name}"
+    for target in (pod for pod in scaler.given.pods if pod.name == name):  # none is a finding of `references`
+        if "replicas" in target.item["spec"]:
+            yield f"{target.title} has a number of replicas of its own, which every apply would set again"
+        services = (container for container in target.containers if container.service)
+        model = next((container.environment.get("SYNERDIFF_MODEL_NAME", "") for container in services), "")
+        if scaler.kind == "ScaledObject":
+            yield from _wrong_triggers(scaler, model)
+            yield from _wrong_zero(scaler.spec, target)
+        else:
+            yield from _wrong_metrics(scaler.spec["metrics"], model, target)
 
 
-def _wrong(scaler: Manifest, target: Pod | None, manifests: Sequence[Manifest]) -> Iterator[str]:
-    if target is None:
-        return  # a finding of `references`
-    if "replicas" in target.workload["spec"]:
-        yield f"{target.title} has a number of replicas of its own, which every apply would set again"
-    model = target.services[0].environment.get("SYNERDIFF_MODEL_NAME", "") if target.services else ""
-    if scaler["kind"] == "ScaledObject":
-        yield from _wrong_triggers(scaler["spec"]["triggers"], model, manifests)
-        yield from _wrong_zero(scaler["spec"], target)
-        return
-    for metric in scaler["spec"]["metrics"]:
+def _wrong_metrics(metrics: list[Mapping[str, Any]], model: str, target: Pod) -> Iterator[str]:
+    for metric in metrics:
         if metric["type"] == "Resource":
             yield from _not_requested(metric["resource"]["name"], target)
             continue
         external = metric["external"]["metric"]
         yield from _unknown_metrics(external["name"])
-        if ((external.get("selector") or {}).get("matchLabels") or {}).get("model") != model:
+        if at(external, "selector.matchLabels", {}).get("model") != model:
             yield f"goes by {external['name']} of another model than {model!r}"
 
 
 def _not_requested(resource: str, target: Pod) -> Iterator[str]:
     """A share of what is requested is what an autoscaler goes by."""
     for container in target.containers:
-        if resource not in ((container.item.get("resources") or {}).get("requests") or {}):
+        if resource not in container.at("resources.requests", {}):
             yield f"goes by {resource}, of which {container.title} requests none"
 
 
-def _wrong_triggers(triggers: Sequence[Mapping[str, Any]], model: str, manifests: Sequence[Manifest]) -> Iterator[str]:
+def _wrong_triggers(scaler: Object, model: str) -> Iterator[str]:
+    triggers = scaler.spec["triggers"]
     streams = [trigger["metadata"] for trigger in triggers if trigger["type"] == "redis-streams"]
     known = {keys.queue(model, priority) for priority in Priority}
     for metadata in streams:
@@ -67,7 +61,7 @@ def _wrong_triggers(triggers: Sequence[Mapping[str, Any]], model: str, manifests
             yield f"no group of the queue is called {metadata.get('consumerGroup')}"
         if sum(count in metadata for count in _COUNTS) != 1:
             yield f"goes by neither or both of {' and '.join(_COUNTS)} of {metadata.get('stream')}"
-        if not _address_is_there(metadata.get("address", ""), manifests):
+        if not _address_is_there(metadata.get("address", ""), scaler.given):
             yield f"no Service of these manifests is at {metadata.get('address')}"
     for count in _COUNTS:
         for missing in sorted(known - {metadata.get("stream") for metadata in streams if count in metadata}):
@@ -84,20 +78,20 @@ def _wrong_zero(spec: Mapping[str, Any], target: Pod) -> Iterator[str]:
         yield "has no fallback for when its triggers cannot be read"
     windows_s = [
         probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
-        for container in target.services
-        if (probe := container.item.get("startupProbe"))
+        for container in target.containers
+        if container.service and (probe := container.item.get("startupProbe"))
     ]
     if spec.get("minReplicaCount", 0) == 0 and spec.get("initialCooldownPeriod", 0) < max(windows_s, default=0):
         yield f"may scale to zero before the first worker has had its {max(windows_s)} s to start"
 
 
-def _address_is_there(address: str, manifests: Sequence[Manifest]) -> bool:
+def _address_is_there(address: str, given: Manifests) -> bool:
     """KEDA runs in a namespace of its own: a name without ours leads nowhere."""
     match = _ADDRESS.fullmatch(address)
     return match is not None and any(
-        (service["metadata"]["name"], service["metadata"].get("namespace")) == (match["service"], match["namespace"])
-        and int(match["port"]) in [port["port"] for port in service["spec"]["ports"]]
-        for service in of_kind(manifests, "Service")
+        (service.name, service.item["metadata"].get("namespace")) == (match["service"], match["namespace"])
+        and int(match["port"]) in [port["port"] for port in service.spec["ports"]]
+        for service in given.of_kind("Service")
     )
 
 
@@ -105,3 +99,6 @@ def _unknown_metrics(expression: str) -> Iterator[str]:
     for name in _METRIC.findall(expression):
         if by_series().get(name) is None:
             yield f"no metric is called {name}"
+
+
+RULES = (Rule("scaling", kinds(*_SCALERS), _wrong),)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.checks import references
+from deploy.checks import objects
 from deploy.checks.run import findings
 from deploy.kustomize import K8S, overlays, render
 from tests.waiting import HANG_S
@@ -37,13 +37,13 @@ def applied(step: str) -> list[Any]:
 @pytest.mark.parametrize("overlay", [overlay.name for overlay in overlays()])
 def test_whatever_an_overlay_names_was_there_before_it(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each step finds the namespace that it goes into."""
-    monkeypatch.setattr(references, "PROVIDED", frozenset())
+    monkeypatch.setattr(objects, "PROVIDED", frozenset())
     there: list[Any] = []
     for step in (*steps(), f"deploy/k8s/overlays/{overlay}"):
         new = applied(step)
         assert any(item["kind"] == "Namespace" for item in (*there, *new)), step
         there = [*there, *new]
-        assert list(references.check(there)) == [], step
+        assert findings(there, "references") == [], step
 
 
 def kustomization(folder: Path, **content: Any) -> Path:

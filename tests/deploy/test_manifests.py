@@ -8,11 +8,10 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from deploy.checks import kubernetes_schemas
-from deploy.checks.environment import settings_of
-from deploy.checks.kubernetes_schemas import releases
+from deploy.checks.manifests import Manifests, Pod
 from deploy.checks.run import COMPOSITIONS, findings
-from deploy.checks.workloads import Container, of_kind, pods
+from deploy.checks.schemas import releases
+from deploy.checks.services import settings_of
 from deploy.kustomize import K8S, CannotRender, render
 from services.unet_worker.settings import UnetWorkerSettings
 from synerdiff.tls import WORKER_NAME
@@ -40,14 +39,12 @@ def test_every_component_is_in_a_set_that_is_checked() -> None:
 
 
 def test_with_a_pull_secret_every_account_that_pulls_our_images_has_it() -> None:
-    manifests = rendered("dev-cpu with callers and a pull secret")
-    accounts = {item["metadata"]["name"]: item for item in of_kind(manifests, "ServiceAccount")}
+    manifests = Manifests(rendered("dev-cpu with callers and a pull secret"))
     ours = {
-        item["spec"]["template"]["spec"]["serviceAccountName"]
-        for item in of_kind(manifests, "Deployment")
-        if "/synerdiff/" in item["spec"]["template"]["spec"]["containers"][0]["image"]
+        pod.spec["serviceAccountName"] for pod in manifests.pods if "/synerdiff/" in pod.containers[0].item["image"]
     }
-    assert ours == {name for name, item in accounts.items() if item.get("imagePullSecrets") == [{"name": "registry"}]}
+    accounts = manifests.of_kind("ServiceAccount")
+    assert ours == {each.name for each in accounts if each.item.get("imagePullSecrets") == [{"name": "registry"}]}
 
 
 def test_three_releases_of_kubernetes_are_the_newest_known_and_differ() -> None:
@@ -57,12 +54,17 @@ def test_three_releases_of_kubernetes_are_the_newest_known_and_differ() -> None:
 
 
 def test_the_validator_itself_says_the_same_as_our_faster_way_of_asking_it() -> None:
-    deployment = of_kind(rendered("overlays/colocated"), "Deployment")[0]
+    deployment = next(item for item in rendered("overlays/colocated") if item["kind"] == "Deployment")
     assert kubernetes_validate.validate(deployment, releases()[-1], strict=True) == releases()[-1].removesuffix(".0")
     deployment["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["periodSecond"] = 5
     with pytest.raises(kubernetes_validate.ValidationError, match="periodSecond") as refusal:
         kubernetes_validate.validate(deployment, releases()[-1], strict=True)
-    assert any(str(refusal.value.message) in finding.message for finding in kubernetes_schemas.check([deployment]))
+    assert any(str(refusal.value.message) in finding.message for finding in findings([deployment], "schemas"))
+
+
+def pod_of(name: str, title: str) -> Pod:
+    (pod,) = (pod for pod in Manifests(rendered(name)).pods if pod.title == title)
+    return pod
 
 
 def test_a_folder_that_cannot_be_rendered_says_why(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_a_folder_that_cannot_be_rendered_says_why(tmp_path: Path) -> None:
 
 
 def test_workers_of_colocated_pods_move_latents_by_cuda_ipc_first_and_share_no_shm_volume() -> None:
-    (pod,) = (pod for pod in pods(rendered("overlays/colocated")) if pod.title == "Deployment/gpu-worker")
+    pod = pod_of("overlays/colocated", "Deployment/gpu-worker")
     assert pod.spec["shareProcessNamespace"]
     assert [container.service for container in pod.containers] == ["unet_worker", "vae_worker"]
     for container in pod.containers:
@@ -85,7 +87,7 @@ def test_workers_of_colocated_pods_move_latents_by_cuda_ipc_first_and_share_no_s
 
 
 def test_dev_cpu_serves_the_bundled_model_on_the_cpu() -> None:
-    workers = [c for pod in pods(rendered("overlays/dev-cpu")) for c in pod.containers if c.is_worker]
+    workers = [each for each in Manifests(rendered("overlays/dev-cpu")).services if each.is_worker]
     assert len(workers) == 2
     for worker in workers:
         model = Path(worker.environment["SYNERDIFF_MODEL"])
@@ -95,7 +97,7 @@ def test_dev_cpu_serves_the_bundled_model_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("name", [name for name in SETS if "TLS" in name])
 def test_probes_stay_in_plaintext_under_tls(name: str) -> None:
-    services = [container for pod in pods(rendered(name)) for container in pod.services]
+    services = Manifests(rendered(name)).services
     assert services
     for container in services:
         assert container.environment["SYNERDIFF_TLS_CA"] == "/tls/ca.crt"
@@ -110,7 +112,7 @@ def test_the_documented_worker_certificate_carries_the_name_that_clients_ask_for
 
 
 def test_a_vae_container_told_to_stop_waits_until_the_unet_worker_beside_it_has_gone() -> None:
-    (pod,) = (pod for pod in pods(rendered("overlays/colocated")) if pod.title == "Deployment/gpu-worker")
+    pod = pod_of("overlays/colocated", "Deployment/gpu-worker")
     vae = pod.containers[1]
     interpreter, *arguments = vae.item["lifecycle"]["preStop"]["exec"]["command"]
     assert interpreter == "python"
@@ -141,26 +143,22 @@ def test_the_device_plugin_is_told_to_hand_each_gpu_out_twice_under_the_name_tha
 
 def test_redis_loses_nothing_that_it_acknowledged() -> None:
     for name in (name for name in SETS if name != "weights"):
-        (redis,) = (pod for pod in pods(rendered(name)) if pod.title == "StatefulSet/redis")
-        arguments = _options(redis.containers[0])
+        (redis,) = pod_of(name, "StatefulSet/redis").containers
+        words = redis.item["args"]
+        arguments = dict(zip(words[::2], words[1::2], strict=True))
         assert arguments["--appendonly"] == "yes"
         assert arguments["--appendfsync"] == "always"
         assert arguments["--maxmemory-policy"] == "noeviction"
-        assert redis.containers[0].volume_at(arguments["--dir"]) == {"name": "data"}
-        limit = int(str(redis.containers[0].limits["memory"]).removesuffix("Gi")) * 1024
+        assert redis.volume_at(arguments["--dir"]) == {"name": "data"}
+        limit = int(str(redis.limits["memory"]).removesuffix("Gi")) * 1024
         assert int(arguments["--maxmemory"].removesuffix("mb")) <= 0.75 * limit
-
-
-def _options(container: Container) -> dict[str, str]:
-    arguments = container.item["args"]
-    return dict(zip(arguments[::2], arguments[1::2], strict=True))
 
 
 def test_no_worker_surges_for_a_gpu_and_everyone_else_stays_whole() -> None:
     for name in SETS:
-        for deployment in of_kind(rendered(name), "Deployment"):
-            rolling = deployment["spec"]["strategy"]["rollingUpdate"]
-            needs_gpu = "dev-cpu" not in name and "worker" in deployment["metadata"]["name"]
+        for deployment in Manifests(rendered(name)).of_kind("Deployment"):
+            rolling = deployment.spec["strategy"]["rollingUpdate"]
+            needs_gpu = "dev-cpu" not in name and "worker" in deployment.name
             assert rolling == (
                 {"maxSurge": 0, "maxUnavailable": 1} if needs_gpu else {"maxSurge": 1, "maxUnavailable": 0}
             )

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from deploy.checks.metric_names import by_series, families
-from deploy.checks.monitoring import check, wrong_expression
+from deploy.checks.monitoring import wrong_expression
+from deploy.checks.run import findings
 from tests.deploy.rendered import rendered
 
 ROOT = Path(__file__).parents[2]
@@ -134,12 +135,12 @@ MISTAKES: list[tuple[str, Change]] = [
 def test_a_planted_mistake_is_found(message: str, plant: Change) -> None:
     manifests = rendered(MONITORED)
     plant(manifests)
-    assert message in "\n".join(map(str, check(manifests)))
+    assert message in "\n".join(map(str, findings(manifests, "monitoring")))
 
 
 @pytest.mark.parametrize("name", [MONITORED, "colocated with monitoring"])
 def test_nothing_is_wrong_with_the_component(name: str) -> None:
-    assert list(check(rendered(name))) == []
+    assert findings(rendered(name), "monitoring") == []
 
 
 def test_the_query_that_vae_workers_are_scaled_by_is_right() -> None:

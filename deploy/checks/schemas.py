@@ -1,21 +1,19 @@
 """Kinds of Kubernetes against the schemas of its newest releases, strictly; other kinds against schemas of our own."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import jsonschema
+import yaml
 from kubernetes_validate.utils import all_versions, schema_contents  # type: ignore[import-untyped]
 from referencing import Registry, Resource
 
-from deploy.checks.crd_schemas import SCHEMAS
-from deploy.checks.findings import Finding
-from deploy.checks.workloads import title
-from deploy.kustomize import Manifest
+from deploy.checks.manifests import OBJECTS, Object, Rule, at
 
-CHECK = "schemas"
 RELEASES = 3
 
 
@@ -25,12 +23,10 @@ def releases() -> tuple[str, ...]:
     return tuple(dict.fromkeys(all_versions()))[-RELEASES:]
 
 
-def check(manifests: Sequence[Manifest]) -> Iterator[Finding]:
+def _wrong(manifest: Object) -> Iterator[str]:
     """A kind that neither Kubernetes nor we have a schema for is a finding."""
-    for manifest in manifests:
-        text = json.dumps(manifest, sort_keys=True)
-        for message in dict.fromkeys(message for release in releases() for message in _errors(text, release)):
-            yield Finding(CHECK, title(manifest), message)
+    text = json.dumps(manifest.item, sort_keys=True)
+    yield from dict.fromkeys(message for release in releases() for message in _errors(text, release))
 
 
 @cache
@@ -51,20 +47,14 @@ def _opaque_errors(manifest: Any) -> Iterator[str]:
     if manifest.get("kind") not in ("ResourceClaim", "ResourceClaimTemplate"):
         return
     spec = manifest["spec"]["spec"] if manifest["kind"] == "ResourceClaimTemplate" else manifest["spec"]
-    for config in (spec.get("devices") or {}).get("config") or ():
-        parameters = (config.get("opaque") or {}).get("parameters") or {}
+    for config in at(spec, "devices.config", ()):
+        parameters = at(config, "opaque.parameters", {})
         validator = _own_validator(parameters.get("kind", ""), parameters.get("apiVersion", ""))
         if validator is None:
             yield f"no schema knows the parameters {parameters.get('apiVersion')} {parameters.get('kind')}"
             continue
         for error in validator.iter_errors(parameters):
             yield f"parameters {'.'.join(map(str, error.absolute_path))}: {error.message}"
-
-
-@cache
-def _own_validator(kind: str, api_version: str) -> Any:
-    schema = SCHEMAS.get((api_version, kind))
-    return jsonschema.Draft202012Validator(schema) if schema else None
 
 
 @cache
@@ -86,3 +76,57 @@ def _definitions(release: str) -> Any:
     contents = schema_contents(f"kubernetes-json-schema/v{release}-local-strict/_definitions.json", release)
     empty: Registry[Any] = Registry()
     return (Resource.from_contents(contents) @ empty).crawl()
+
+
+# ---- schemas of our own: schemas.yaml, with its words spelled out
+
+_WORDS: dict[str, dict[str, Any]] = {
+    "text": {"type": "string"},
+    "texts": {"type": "object", "additionalProperties": {"type": "string"}},
+    "bool": {"type": "boolean"},
+    "count": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+    "positive": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+    "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+    # What is written as a text all the same.
+    "digits": {"type": "string", "pattern": "^[0-9]+$"},
+    "number": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$"},
+    "truth": {"enum": ["true", "false"]},
+    "duration": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h|d|w|y))+$"},
+    "quantity": {"type": ["string", "integer"], "pattern": r"^[0-9]+(\.[0-9]+)?([KMGT]i?)?$"},
+}
+_METADATA = {"fields": {"name": "text", "namespace": "text", "labels": "texts", "annotations": "texts"}}
+
+
+def _spelled_out(schema: Any) -> Any:
+    if isinstance(schema, list):  # of schemas, or of names
+        return [_spelled_out(item) if isinstance(item, dict) else item for item in schema]
+    if not isinstance(schema, dict):
+        return _WORDS.get(schema, schema) if isinstance(schema, str) else schema
+    found = {key: _spelled_out(value) for key, value in schema.items()}
+    if "fields" in found:
+        found |= {"type": "object", "properties": found.pop("fields"), "additionalProperties": False}
+    for key in found.keys() & {"list", "some"}:
+        found |= {"type": "array", "items": found.pop(key), "minItems": int(key == "some")}
+    return found
+
+
+@cache
+def _own_schemas() -> dict[tuple[str, str], Any]:
+    found = {}
+    for api_version, of_kinds in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text()).items():
+        for kind, schema in of_kinds.items():
+            holds = "sharing" if kind == "GpuConfig" else "spec"
+            fields = {"apiVersion": {"enum": [api_version]}, "kind": {"enum": [kind]}, holds: schema}
+            if holds == "spec":
+                fields["metadata"] = _METADATA | {"required": ["name"]}
+            found[api_version, kind] = _spelled_out({"fields": fields, "required": list(fields)})
+    return found
+
+
+@cache
+def _own_validator(kind: str, api_version: str) -> Any:
+    schema = _own_schemas().get((api_version, kind))
+    return jsonschema.Draft202012Validator(schema) if schema else None
+
+
+RULES = (Rule("schemas", OBJECTS, _wrong),)
