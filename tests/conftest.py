@@ -1,5 +1,6 @@
 """Fixtures for every test that needs a Redis: always a real one, durable as in production. And who runs beside whom."""
 
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ from synerdiff.redis_process import RedisProcess
 from synerdiff.redis_trouble import TROUBLE_LOG
 
 prepare_openmp()
+gc.disable()  # while tests are collected; see pytest_collection_finish
 # Compiling takes a core for a minute: tests of it ask for it.
 os.environ.setdefault("SYNERDIFF_COMPILE", "off")
 os.environ.setdefault("SYNERDIFF_REHEARSE", "false")
@@ -26,7 +28,10 @@ settings.load_profile("any machine")
 
 # The longest come first, so that the process that has them is no last one. Nor does another steal some of them from
 # its end: each process that had tests of a compiled package would wait for that, while one core makes it.
-FIRST = ("tests/bench/gpu/test_kit.py", "tests/synerdiff/models/compiled/test_build.py")
+FIRST = (
+    *("tests/bench/gpu/test_kit.py", "tests/synerdiff/models/compiled/test_build.py"),
+    *("tests/synerdiff_cli/test_profile.py", "tests/end_to_end"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,7 +40,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Several pytest processes share the cores: torch keeps to one in each, where tests do not say otherwise."""
+    """Several pytest processes share the cores: torch keeps to one in each, where tests do not say otherwise. And what
+    was imported stays: no collection of garbage looks at it."""
+    gc.freeze()
+    gc.enable()
     torch = sys.modules.get("torch")
     if torch is not None and os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)

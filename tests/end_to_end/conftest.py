@@ -22,7 +22,7 @@ ABANDONMENT_S = 8  # longer than a scheduler that was killed takes to come back,
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares a deployment runs in one process; and deaths and patience have their times."""
     for item in items:
-        if "up" in getattr(item, "fixturenames", ()) or item.path.name == "test_stopped_worker.py":
+        if "up" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.alone)
 
 

@@ -18,7 +18,7 @@ from tests.rounding import A_LEVEL
 from tests.waiting import HANG_S, until
 
 DRAW: dict[str, Any] = {"prompt": "a red car", "extra_body": {"seed": 3, "num_inference_steps": 8}}
-LONG: dict[str, Any] = {"prompt": "a red car", "extra_body": {"num_inference_steps": 300}}
+LONG: dict[str, Any] = {"prompt": "a red car", "extra_body": {"num_inference_steps": 80}}
 
 
 def client_of(up: Up) -> openai.AsyncOpenAI:

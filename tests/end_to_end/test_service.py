@@ -144,7 +144,7 @@ async def test_pictures_under_way_are_made_again_with_the_same_guidance_skipped_
     assert await slots_used(up.addresses) == 0
 
 
-@pytest.mark.parametrize("victim", ["vae", "scheduler", "redis"])
+@pytest.mark.parametrize("victim", ["scheduler", "redis"])  # for workers see above and test_double_death
 async def test_a_death_under_load_costs_time_and_nothing_else(up: Up, victim: str) -> None:
     await load_with_a_death(up, victim)
     assert await slots_used(up.addresses) == 0

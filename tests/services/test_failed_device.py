@@ -137,49 +137,42 @@ def test_a_vae_worker_fails_as_a_whole(model: Path, monkeypatch: pytest.MonkeyPa
     assert decoder.tried <= 1, "a poisoned context is not tried again"
 
 
-async def test_both_processes_end_with_status_one(redis: Redis, redis_server: RedisProcess, model: Path) -> None:
-    ended = await asyncio.gather(*(_run_to_its_end(kind, redis, redis_server.url, model) for kind in ("unet", "vae")))
-    for status, reports, stderr in ended:
-        assert status == 1
-        assert not reports, "a task was blamed, or a report made"
-        (told,) = [line for line in stderr.splitlines() if '"level": "critical"' in line]
-        assert "the device failed: this process ends" in told
-        assert "unspecified launch failure" in told
+# What watches the device is one for both kinds of worker: one of each is started here.
 
 
-async def test_a_process_whose_device_hangs_is_not_alive_and_ends_at_once_when_told_to(
+async def test_a_unet_process_whose_device_fails_ends_with_status_one(
     redis: Redis, redis_server: RedisProcess, model: Path
 ) -> None:
-    async def check(kind: str) -> None:
-        health = f"127.0.0.1:{free_port()}"
-        flags = ("--health-listen", health, "--hang-limit-s", "3", "--drain-grace-s", "3000")
-        async with _failing(kind, "hangs", redis_server.url, model, *flags) as process:
-            address = await _announced(redis, kind)
-            async with open_channel(address) as channel, open_channel(health) as probe:
-                assert await serving(probe, LIVENESS)
-                working = asyncio.create_task((_step if kind == "unet" else _decode)(channel))
-                async with asyncio.timeout(HANG_S):
-                    while await serving(probe, LIVENESS):
-                        await asyncio.sleep(0.05)
-                assert process.returncode is None
-                process.send_signal(signal.SIGTERM)
-                _, stderr = await asyncio.wait_for(process.communicate(), HANG_S)
-                assert not await working, "a task was blamed, or a report made"
-        assert process.returncode == 1
-        (told,) = [line for line in stderr.decode().splitlines() if '"level": "critical"' in line]
-        assert "a thread is stuck" in told
-
-    await asyncio.gather(check("unet"), check("vae"))
-
-
-async def _run_to_its_end(kind: str, redis: Redis, redis_url: str, model: Path) -> tuple[int, list[object], str]:
-    """Start a worker whose first real work fails, and give it some. Its exit status, its reports and its log."""
-    async with _failing(kind, "poisoned", redis_url, model) as process:
-        async with open_channel(await _announced(redis, kind)) as channel:
-            reports = await (_step(channel) if kind == "unet" else _decode(channel))
+    async with _failing("unet", "poisoned", redis_server.url, model) as process:
+        async with open_channel(await _announced(redis, "unet")) as channel:
+            assert not await _step(channel), "a task was blamed, or a report made"
         _, stderr = await asyncio.wait_for(process.communicate(), HANG_S)
-    assert process.returncode is not None
-    return process.returncode, reports, stderr.decode()
+    assert process.returncode == 1
+    (told,) = [line for line in stderr.decode().splitlines() if '"level": "critical"' in line]
+    assert "the device failed: this process ends" in told
+    assert "unspecified launch failure" in told
+
+
+async def test_a_vae_process_whose_device_hangs_is_not_alive_and_ends_at_once_when_told_to(
+    redis: Redis, redis_server: RedisProcess, model: Path
+) -> None:
+    health = f"127.0.0.1:{free_port()}"
+    flags = ("--health-listen", health, "--hang-limit-s", "3", "--drain-grace-s", "3000")
+    async with _failing("vae", "hangs", redis_server.url, model, *flags) as process:
+        address = await _announced(redis, "vae")
+        async with open_channel(address) as channel, open_channel(health) as probe:
+            assert await serving(probe, LIVENESS)
+            working = asyncio.create_task(_decode(channel))
+            async with asyncio.timeout(HANG_S):
+                while await serving(probe, LIVENESS):
+                    await asyncio.sleep(0.05)
+            assert process.returncode is None
+            process.send_signal(signal.SIGTERM)
+            _, stderr = await asyncio.wait_for(process.communicate(), HANG_S)
+            assert not await working, "a task was blamed, or a report made"
+    assert process.returncode == 1
+    (told,) = [line for line in stderr.decode().splitlines() if '"level": "critical"' in line]
+    assert "a thread is stuck" in told
 
 
 @contextlib.asynccontextmanager

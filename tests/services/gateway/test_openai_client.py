@@ -73,14 +73,14 @@ def test_everything_that_can_be_asked(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize(("quality", "told", "steps"), [("low", "low", 10), ("hd", "high", 40), ("auto", "medium", 20)])
 def test_quality_is_steps_and_says_so(client: openai.OpenAI, quality: str, told: str, steps: int) -> None:
-    response = client.images.generate(prompt="a car", quality=quality)  # type: ignore[call-overload]
+    response = client.images.generate(prompt="a car", quality=quality)
     assert response.quality == told
     assert response.model_extra["synerdiff"]["num_inference_steps"] == steps
 
 
 @pytest.mark.parametrize(("output_format", "compression"), [("jpeg", None), ("jpeg", 40), ("webp", None), ("png", 100)])
 def test_formats(client: openai.OpenAI, output_format: str, compression: int | None) -> None:
-    response = client.images.generate(prompt="x", output_format=output_format, output_compression=compression)  # type: ignore[call-overload]
+    response = client.images.generate(prompt="x", output_format=output_format, output_compression=compression)
     assert picture(response.data[0].b64_json).format == output_format.upper()
 
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_is_refused_in_openais_form(
     client: openai.OpenAI, asked: dict[str, object], param: str, code: str, words: str
 ) -> None:
     with pytest.raises((openai.BadRequestError, openai.NotFoundError), match=words) as refused:
-        client.images.generate(**{"prompt": "x", **asked})  # type: ignore[call-overload]
+        client.images.generate(**{"prompt": "x", **asked})
     assert (refused.value.param, refused.value.code, refused.value.type) == (param, code, "invalid_request_error")
 
 

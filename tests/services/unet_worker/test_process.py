@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
+import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
@@ -132,6 +133,17 @@ def test_no_request_pays_for_a_capture(tmp_path: Path) -> None:
     denoiser.step(tasks[2:])
     assert gpu.asked.count("replay") == 4
     assert "capture" not in gpu.asked
+
+
+async def test_a_worker_without_the_mps_daemon_that_it_requires_ends_before_it_looks_for_its_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    with capture_logs() as logs:
+        stage = UnetStage(load(UnetWorkerSettings, ["--device", "cuda", "--require-mps", "--compile", "off"]))
+        assert await run(stage) == 1
+    [told] = [log for log in logs if log["log_level"] == "critical"]
+    assert f"no MPS control daemon at {tmp_path}" in told["reason"]
 
 
 async def test_a_scheduler_that_cannot_be_served_ends_the_process_with_its_name(tmp_path: Path) -> None:

@@ -91,12 +91,12 @@ async def send_without_end(client: AsyncClient, refused: list[QueueFull]) -> Non
 
 
 async def latencies_s(
-    redis: Redis, policy: str, check: Gate, slowness: float, refused: list[QueueFull] | None = None
+    redis: Redis, check: Gate, slowness: float, refused: list[QueueFull] | None = None
 ) -> Sequence[float]:
     """Of the quiet caller's requests, on a device that is so many times slower; beside a flood with `refused`."""
     times = {"tick_s": 0.002 * slowness, "row_s": 0.002 * slowness, "decode_s": 0.01 * slowness}
     async with (
-        whole_scheduler(redis, **times, slots=32, policy=policy, check=check) as whole,
+        whole_scheduler(redis, **times, slots=32, policy="synerdiff", check=check) as whole,
         AsyncClient(whole.scheduler.address, key="flood") as flood,
         AsyncClient(whole.scheduler.address, key="few") as few,
     ):
@@ -114,15 +114,15 @@ async def latencies_s(
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("policy", ["continuous", "synerdiff"])
-async def test_beside_a_flood_a_caller_has_half_of_the_device(redis: Redis, tmp_path: Path, policy: str) -> None:
+async def test_beside_a_flood_a_caller_has_half_of_the_device(redis: Redis, tmp_path: Path) -> None:
     """Live: its P99 is at most 1.5 times that on a device of half the speed, on which it is alone. What is too much of
-    the flood is refused, by the name of the limit, with the time to come back at."""
+    the flood is refused, by the name of the limit, with the time to come back at. Simulated, and for other policies:
+    tests/services/scheduler/policy/test_fair.py."""
     (path := tmp_path / "callers").write_text(f"flood {key_hash('flood')} waiting_jobs=100\nfew {key_hash('few')}\n")
     check = Gate(CallersFile(path))
-    alone_s = await latencies_s(redis, policy, check, slowness=2.0)
+    alone_s = await latencies_s(redis, check, slowness=2.0)
     refused = list[QueueFull]()
-    beside_s = await latencies_s(redis, policy, check, slowness=1.0, refused=refused)
+    beside_s = await latencies_s(redis, check, slowness=1.0, refused=refused)
     assert np.percentile(beside_s, 99) <= 1.5 * np.percentile(alone_s, 99), (beside_s, alone_s)
     assert {refusal.message for refusal in refused} == {"caller 'flood' has 100 of waiting_jobs=100"}
     assert all(refusal.retry_after_s > 0 for refusal in refused)
