@@ -17,8 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from bench.command import Only, ProfileFile, Settings, run, say, settings_of, some_of
-from bench.reporting import markdown_table, number, save
+from bench.command import Only, ProfileFile, Settings, markdown_table, number, run, save, say, settings_of, some_of
 from bench.serving import MIXED, SETTINGS, Outcome, deployment, serve, warm_up
 from synerdiff.client.load.arrivals import Arrival, bursts, poisson
 from synerdiff.client.load.summary import percentile

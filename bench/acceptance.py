@@ -13,22 +13,24 @@ import asyncio
 import contextlib
 import itertools
 import os
-import sys
+import resource
 import tempfile
 import time
+import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
+import uvloop
 
-from bench.acceptance_load import GIVE_UP_S, SUBMIT, WARM_S, Load, Sent, send
-from bench.command import run
-from bench.reporting import machine, markdown_table
+from bench.command import machine, markdown_table, run
+from bench.processes import process
 from bench.simulated_workers import CARD
 from services.scheduler.api.callers_file import CallersFile, key_hash, new_key
 from services.scheduler.api.gate import Gate
@@ -36,8 +38,138 @@ from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import READINESS, open_channel, serving
+from synerdiff.v1 import images_pb2
 
-ROOT = Path(__file__).parents[1]
+SUBMIT = "/synerdiff.v1.ImageGeneration/Submit"
+EMPTY = "/grpc.health.v1.Health/Check"
+CHANNELS = 2  # to each scheduler
+WARM_S = 1.0
+GIVE_UP_S = 60.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """`in_flight` calls at any time, or `per_s` sent a second, of one method."""
+
+    in_flight: int = 0
+    per_s: float = 0.0
+    method: str = SUBMIT
+
+    @classmethod
+    def parse(cls, text: str) -> "Load":
+        what, _, number = text.strip().rpartition(":")
+        method = EMPTY if what else SUBMIT
+        number, slash, _ = number.partition("/s")
+        return cls(per_s=float(number), method=method) if slash else cls(in_flight=int(number), method=method)
+
+    def of(self, clients: int) -> "Load":
+        """The part of one of so many clients."""
+        return replace(self, in_flight=self.in_flight // clients, per_s=self.per_s / clients)
+
+    def __str__(self) -> str:
+        number = f"{self.per_s:g} a second" if self.per_s else f"{self.in_flight} in flight"
+        return number if self.method == SUBMIT else f"empty, {number}"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a load came to: ms of each call that was accepted, the others by code, CPU seconds of the client."""
+
+    latencies_ms: list[float]
+    refused: dict[str, int]
+    seconds: float
+    cpu_s: float
+
+
+class Client:
+    """Calls of many callers over a few connections, with requests encoded beforehand."""
+
+    def __init__(self, addresses: Sequence[str], keys: Sequence[str], method: str) -> None:
+        # Channels of one target and the same options share a connection.
+        apart = [("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=apart) for address in addresses for _ in range(CHANNELS)
+        ]
+        calls = [channel.unary_unary(method) for channel in self._channels]  # bytes in, bytes out
+        metadata = [(("authorization", f"Bearer {key}"),) for key in keys]
+        requests = _requests() if method == SUBMIT else itertools.repeat(b"")
+        self._turns = zip(itertools.cycle(calls), itertools.cycle(metadata), requests, strict=False)
+
+    async def call(self) -> str:
+        """One call. Returns its status code's name."""
+        call, metadata, request = next(self._turns)
+        try:
+            await call(request, metadata=metadata, timeout=GIVE_UP_S)
+        except grpc.aio.AioRpcError as error:
+            return str(error.code().name)
+        return "OK"
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+
+def _requests() -> Iterator[bytes]:
+    """Requests that differ in request_id alone, without end."""
+    known = images_pb2.GenerateRequest(model=CARD.name, prompt="a slice of pizza on a wooden table", seed=7)
+    known.guidance_scale, known.num_inference_steps = 7.5, 20
+    rest = known.SerializeToString()
+    while True:
+        yield images_pb2.GenerateRequest(request_id=uuid.uuid4().hex).SerializeToString() + rest
+
+
+def send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: float) -> Sent:
+    """Send a load from this process, with a moment to warm up before it counts."""
+    return uvloop.run(_send(addresses, keys, load, seconds))
+
+
+async def _send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: float) -> Sent:
+    client = Client(addresses, keys, load.method)
+    send_all = _open_loop if load.per_s else _closed_loop
+    try:
+        await send_all(client, load, WARM_S)
+        began, cpu_s = time.monotonic(), _cpu_s()
+        answers = await send_all(client, load, seconds)
+        took_s, cpu_s = time.monotonic() - began, _cpu_s() - cpu_s
+    finally:
+        await client.close()
+    refused = Counter(code for code, _ in answers if code != "OK")
+    return Sent([1e3 * latency for code, latency in answers if code == "OK"], dict(refused), took_s, cpu_s)
+
+
+async def _closed_loop(client: Client, load: Load, seconds: float) -> list[tuple[str, float]]:
+    answers: list[tuple[str, float]] = []
+    until = time.monotonic() + seconds
+
+    async def one_caller() -> None:
+        while (began := time.monotonic()) < until:
+            answers.append((await client.call(), time.monotonic() - began))
+
+    await asyncio.gather(*(one_caller() for _ in range(load.in_flight)))
+    return answers
+
+
+async def _open_loop(client: Client, load: Load, seconds: float) -> list[tuple[str, float]]:
+    """Latencies from when a call was due."""
+    began = time.monotonic()
+
+    async def one_call(due: float) -> tuple[str, float]:
+        return await client.call(), time.monotonic() - due
+
+    calls = []
+    for number in range(round(load.per_s * seconds)):
+        due = began + number / load.per_s
+        if (early_s := due - time.monotonic()) > 0:
+            await asyncio.sleep(early_s)
+        calls.append(asyncio.create_task(one_call(due)))
+    return await asyncio.gather(*calls)
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
 CALLERS = 8
 UNBOUND = 10**9
 # Every bound is there and checked, and none is reached.
@@ -69,38 +201,27 @@ def _used_s(process: psutil.Process) -> float:
 @contextlib.asynccontextmanager
 async def system(folder: Path, schedulers: int, callers: Path, scheduler_cpu: float) -> AsyncIterator[System]:
     """A Redis that knows a model, and schedulers that serve it to `callers`."""
-    redis = RedisProcess(folder)  # an empty one: it does not come to rewrite its file
-    redis.start()
-    processes = []
-    try:
+    with contextlib.ExitStack() as running:
+        redis = RedisProcess(folder)  # an empty one: it does not come to rewrite its file
+        redis.start()
+        running.callback(_let_go)
+        running.callback(redis.stop)
         async with connect(redis.url) as client:
             # In another pool than the schedulers lead: nobody looks for this worker.
             worker = WorkerRecord("stopped", "unet", "127.0.0.1:1", CARD, "elsewhere", "none", "boot", 1, weights="w")
             await WorkerRegistry(client).announce(worker, ttl_s=3600)
             pid = (await client.info("server"))["process_id"]
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(schedulers)]
+        pids = []
         for number, address in enumerate(addresses):
-            with (folder / f"scheduler-{number}.log").open("wb") as log:
-                processes.append(await _scheduler(redis.url, address, callers, log))
-        for number, (address, process) in enumerate(zip(addresses, processes, strict=True)):
+            options = {"redis_url": redis.url, "listen": address, "callers_file": callers, "max_waiting": UNBOUND}
+            own = {"SYNERDIFF_HEALTH_LISTEN": "", "SYNERDIFF_INSTANCE_ID": address}
+            log = folder / f"scheduler-{number}.log"
+            pids.append(running.enter_context(process("services.scheduler", options, log=log, environment=own)).pid)
+        for number, address in enumerate(addresses):
             await _until_ready(address)
-            _hold(process.pid, number, scheduler_cpu)
-        yield System(addresses, [psutil.Process(process.pid) for process in processes], psutil.Process(pid))
-    finally:
-        for process in processes:
-            process.terminate()
-            await process.wait()
-        redis.stop()
-        _let_go()
-
-
-async def _scheduler(redis_url: str, address: str, callers: Path, log: Any) -> asyncio.subprocess.Process:
-    options = {"redis-url": redis_url, "listen": address, "callers-file": str(callers), "max-waiting": str(UNBOUND)}
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    environment = {**os.environ, "SYNERDIFF_HEALTH_LISTEN": "", "SYNERDIFF_INSTANCE_ID": address}
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.scheduler", *words), cwd=ROOT, env=environment, stderr=log
-    )
+            _hold(pids[number], number, scheduler_cpu)
+        yield System(addresses, list(map(psutil.Process, pids)), psutil.Process(pid))
 
 
 def _hold(pid: int, number: int, cores: float) -> None:

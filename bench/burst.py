@@ -12,8 +12,7 @@ import itertools
 import statistics
 from typing import Any
 
-from bench.command import Only, ProfileFile, Settings, as_json, run, say, settings_of, some_of
-from bench.reporting import save
+from bench.command import Only, ProfileFile, Settings, as_json, run, save, say, settings_of, some_of
 from bench.serving import MIXED, SETTINGS, Outcome, deployment, equal_requests, serve, warm_up
 from synerdiff.client.load.arrivals import bursts, poisson
 

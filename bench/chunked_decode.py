@@ -11,21 +11,66 @@ bytes, `time_ratio` the median over the rounds of chunked / unchunked of the sam
 import os
 import statistics
 import time
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+from typing import Annotated, Any
 
 import torch
 import typer
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from bench.command import ModelDirectory, run
+from bench.command import ModelDirectory, markdown_table, run
 from bench.gpu.configs import FULL
-from bench.live_bytes import LiveBytes
-from bench.reporting import markdown_table
 from services.vae_worker.chunked_decoder import ChunkedDecoder
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the storages that operators return inside `with` until nobody holds them, but not what is made before."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run the operator and count what is new in its result."""
+        kwargs = kwargs or {}
+        given = {_storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        result = func(*args, **kwargs)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and _storage_id(leaf) not in given | self._known:
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _storage_id(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 _WHOLE = 0
 _HEADINGS = ("bands", "live_mib", "less_memory", "seconds", "time_ratio", "largest_error")

@@ -6,10 +6,15 @@ Settings are told by `--set NAME=VALUE`, any number; names out of a few by comma
 import functools
 import inspect
 import json
+import math
 import os
+import platform
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -93,6 +98,12 @@ def typed(kind: type[T], pairs: Iterable[str] | None) -> T:
     return TypeAdapter(kind).validate_python(settings_of(pairs))
 
 
+def flags(options: Mapping[str, object]) -> list[str]:
+    """A command line's words for options by their parameters' names; those that are False or None are left out."""
+    named = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value not in (False, None)}
+    return [name if value is True else f"{name}={value}" for name, value in named.items()]
+
+
 def spread(work: Callable[[C], T], cases: Sequence[C], processes: int) -> list[T]:
     """The work of every case, over so many processes (1: here), in order."""
     if processes == 1:
@@ -103,3 +114,50 @@ def spread(work: Callable[[C], T], cases: Sequence[C], processes: int) -> list[T
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+RESULTS = Path(__file__).parent / "results"
+# What of a CPU decides how fast torch is on it.
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
+
+
+def machine() -> dict[str, object]:
+    import torch  # tables are made without it
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return {
+        "cpu": model,
+        "cores": cores,
+        "flags": [flag for flag in flags if flag in FLAGS],
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": version("diffusers"),
+    }
+
+
+def save(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Write a result with the command, machine and date to NAME.json; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    module = getattr(sys.modules["__main__"].__spec__, "name", sys.argv[0]).removesuffix(".__main__")
+    about = {"date": datetime.now(UTC).date().isoformat(), "machine": machine()}
+    whole = {**about, "command": shlex.join(["python", "-m", module, *sys.argv[1:]]), **result}
+    path.write_text(json.dumps(whole, indent=1) + "\n")
+    return path
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def number(value: float | None, digits: int, unit: str = "") -> str:
+    """A number as tables show it; a dash where there is none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}{unit}"

@@ -12,8 +12,7 @@ import tempfile
 import time
 from typing import Any
 
-from bench.command import run, say
-from bench.reporting import machine
+from bench.command import machine, run, say
 from bench.serving import deployed, equal_requests
 from bench.status import until
 from synerdiff.client import AsyncClient

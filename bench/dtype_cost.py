@@ -17,8 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import typer
 
-from bench.command import run
-from bench.reporting import machine, markdown_table
+from bench.command import machine, markdown_table, run
 from services.unet_worker.fidelity import load_score, prompts_of
 from services.unet_worker.fidelity_cases import Pictures, Score, Studio, Task, loss
 from synerdiff.cards import Sampler

@@ -10,13 +10,10 @@ it measures, in turns, the throughput of requests that are alike but for being e
 
 import contextlib
 import io
-import os
 import statistics
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Annotated
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import typer
 from PIL import Image

@@ -22,9 +22,8 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
-from bench.command import CORES, JsonFile, Processes, as_json, say, some_of, spread
+from bench.command import CORES, JsonFile, Processes, as_json, markdown_table, say, some_of, spread
 from bench.command import run as run_command
-from bench.reporting import markdown_table
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec

@@ -26,7 +26,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from bench.command import run
-from bench.simulated_service import simulated_service
+from bench.processes import simulated_service
 from bench.simulated_workers import MODEL
 from synerdiff.client import AsyncClient
 from synerdiff.errors import SynerDiffError

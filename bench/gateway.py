@@ -20,10 +20,9 @@ import psutil
 import typer
 import uvloop
 
-from bench.command import run, say
+from bench.command import markdown_table, run, say
 from bench.gateway_kills import Gateways
-from bench.reporting import markdown_table
-from bench.simulated_service import simulated_service
+from bench.processes import simulated_service
 from bench.simulated_workers import MODEL
 from synerdiff.client import AsyncClient
 from synerdiff.redis_process import free_port

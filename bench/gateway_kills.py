@@ -12,7 +12,6 @@ import contextlib
 import random
 import re
 import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -24,8 +23,7 @@ import openai
 import uvloop
 
 from bench.command import run, say
-from bench.forwarding import forwarding
-from bench.simulated_service import simulated_service
+from bench.processes import forwarding, process, simulated_service
 from synerdiff.client.load.summary import percentile
 from synerdiff.redis_process import free_port
 
@@ -44,6 +42,7 @@ class Gateways:
     ports: tuple[int, ...]
     processes: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     kills: int = 0
+    running: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
         """Start all of them, and wait until each is ready."""
@@ -54,14 +53,11 @@ class Gateways:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
+        self.running.close()
 
     def start(self, port: int) -> None:
-        command = [sys.executable, "-m", "services.gateway", "--listen", f"127.0.0.1:{port}"]
-        log = subprocess.DEVNULL
-        self.processes[port] = subprocess.Popen([*command, "--scheduler", self.scheduler], stderr=log)
+        options = {"listen": f"127.0.0.1:{port}", "scheduler": self.scheduler, "log_level": "error"}
+        self.processes[port] = self.running.enter_context(process("services.gateway", options))
 
     def shuffled(self) -> list[int]:
         """Where a new connection may go, in any order."""

@@ -11,7 +11,7 @@ import json
 import time
 
 from bench.command import run
-from bench.simulated_service import simulated_service
+from bench.processes import simulated_service
 from bench.simulated_workers import MODEL
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import images_pb2, images_pb2_grpc

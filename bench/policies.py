@@ -18,9 +18,8 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from bench.command import CORES, JsonFile, Processes, Settings, as_json, say, some_of, spread, typed
+from bench.command import CORES, JsonFile, Processes, Settings, as_json, markdown_table, say, some_of, spread, typed
 from bench.command import run as run_command
-from bench.reporting import markdown_table
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, PolicyBounds
 from services.scheduler.policy.policy_spec import Urgency

@@ -15,8 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.command import ProfileFile, Settings, run, say, settings_of
-from bench.reporting import save
+from bench.command import ProfileFile, Settings, run, save, say, settings_of
 from bench.serving import MIXED, SETTINGS, ItemRun, deployment, serve, warm_up
 from synerdiff.client.load.arrivals import Arrival, poisson
 from synerdiff.client.load.summary import percentile

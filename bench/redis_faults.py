@@ -17,27 +17,224 @@ Every picture is compared with that of the same request, made before. The schedu
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
+import numpy as np
 import typer
 
-from bench.befallen_redis import FAULTS, RedisService
-from bench.command import run, say, some_of
-from bench.patient_load import Load, Sent, undisturbed
-from bench.reporting import markdown_table
+from bench.command import markdown_table, run, say, some_of
+from bench.processes import forwarding
 from bench.scraped import Scrapes, fires
+from bench.serving import PROMPTS
+from services.scheduler.store import keys
+from synerdiff.cards import Sampler
+from synerdiff.client import AsyncClient, ImageReady
+from synerdiff.client.load.requests import LoadRequest
+from synerdiff.errors import SynerDiffError
+from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource, plan_deployment
 from synerdiff_cli.supervisor import Supervisor
+
+
+@dataclass
+class RedisService:
+    """An address that leads to a Redis, and later perhaps to its replica or to none. Connections stay as they are."""
+
+    primary: RedisProcess
+    replica: RedisProcess | None
+    port: int = 0
+    leads_to: int = 0
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        """Yields the URL of the address."""
+        self.primary.start()
+        if self.replica:
+            self.replica.start()
+            await self.command("replicaof", "127.0.0.1", self.primary.port, to=self.replica)
+        self.leads_to = self.primary.port
+        try:
+            async with forwarding(lambda: [self.leads_to] if self.leads_to else []) as self.port:
+                yield f"redis://127.0.0.1:{self.port}/0"
+        finally:
+            for redis in filter(None, (self.primary, self.replica)):
+                redis.stop()
+
+    async def command(self, *words: object, to: RedisProcess | None = None) -> Any:
+        """Say something to the primary, or to another, around the address."""
+        async with connect((to or self.primary).url) as redis:
+            return await redis.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    async def holds(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of which Redis has a record."""
+        async with connect(f"redis://127.0.0.1:{self.port}/0") as redis:
+            return {job_id for job_id in job_ids if await redis.exists(keys.job(job_id))}
+
+
+def _said(*words: object, to_replica: bool = False) -> "Step":
+    async def say_it(service: RedisService) -> None:
+        await service.command(*words, to=service.replica if to_replica else None)
+
+    return say_it
+
+
+async def _kill(service: RedisService) -> None:
+    await asyncio.to_thread(service.primary.kill9)
+
+
+async def _start_again(service: RedisService) -> None:
+    await asyncio.to_thread(service.primary.start)
+
+
+async def _lose(service: RedisService) -> None:
+    service.leads_to = 0
+    await _kill(service)
+
+
+async def _replace(service: RedisService) -> None:
+    assert service.replica
+    await _said("replicaof", "no", "one", to_replica=True)(service)
+    service.leads_to = service.replica.port
+
+
+Step = Callable[[RedisService], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What befalls Redis, and how it passes; without `end` it is over as it has begun. `loses`: it may lose jobs."""
+
+    begin: Step
+    end: Step | None
+    alert: str = "SynerdiffRedisDown"
+    loses: bool = False
+    needs_replica: bool = False
+
+
+FAULTS = {
+    "full": Fault(_said("config", "set", "maxmemory", 1), _said("config", "set", "maxmemory", 0)),
+    "read-only": Fault(_said("replicaof", "127.0.0.1", 1), _said("replicaof", "no", "one")),
+    "killed": Fault(_kill, _start_again),
+    "flushed": Fault(_said("flushall"), None, "SynerdiffRedisLostData", loses=True),
+    # Its replica takes its place, as after a failover: what had not been replicated is lost.
+    "replaced": Fault(_lose, _replace, loses=True, needs_replica=True),
+}
+
+
+MOST_LEVELS = 2  # of 255, that a picture may differ by from the same one in another batch
+REQUESTS = 24  # unlike each other; sent again and again
+STEPS = 4
+# Longer than any fault: whoever has an accepted job waits for it.
+_PATIENCE_S = 600.0
+
+
+@dataclass
+class Sent:
+    """A request, and what came of it. Times in s of the load. `code`: of a refusal, or of an accepted job's bad end."""
+
+    number: int
+    scheduler: int
+    sent_s: float
+    job_id: str = ""
+    code: str = ""
+    message: str = ""
+    answered_s: float = 0.0
+    ended_s: float = 0.0
+    levels: int | None = None
+
+    @property
+    def own_picture(self) -> bool:
+        return self.levels is not None and self.levels <= MOST_LEVELS
+
+
+@dataclass
+class Load:
+    """Requests at a rate, each sent once; accepted jobs are followed to their end. `pictures`: of every request."""
+
+    addresses: Sequence[str]
+    pictures: Mapping[int, Any]
+    began_s: float = field(default_factory=time.monotonic)
+    sent: list[Sent] = field(default_factory=list)
+
+    def now_s(self) -> float:
+        return time.monotonic() - self.began_s
+
+    async def run(self, seconds: float, rate: float) -> None:
+        """Return once every accepted job has ended."""
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+            opened = [[AsyncClient(a, patience_s=p) for a in self.addresses] for p in (0.0, _PATIENCE_S)]
+            for client in (client for clients in opened for client in clients):
+                stack.push_async_callback(client.close)
+            for number in range(round(seconds * rate)):
+                await asyncio.sleep(max(0.0, number / rate - self.now_s()))
+                sent = Sent(number, number % len(self.addresses), self.now_s())
+                self.sent.append(sent)
+                tasks.create_task(self._one(sent, *(clients[sent.scheduler] for clients in opened)))
+
+    async def _one(self, sent: Sent, eager: AsyncClient, patient: AsyncClient) -> None:
+        request = REQUESTED[sent.number % REQUESTS]
+        try:
+            if sent.number // len(self.addresses) % 2:
+                sent.job_id = (await eager.submit(request.prompt, **request.options())).job_id
+            else:
+                await self._generate(sent, eager, request)
+        except SynerDiffError as error:
+            if not sent.job_id:
+                sent.code, sent.message = error.code.name, error.message
+        sent.answered_s = sent.answered_s or self.now_s()
+        if sent.job_id and sent.levels is None:
+            await self._follow(sent, patient)
+
+    async def _generate(self, sent: Sent, client: AsyncClient, request: LoadRequest) -> None:
+        async for event in client.stream(request.prompt, **request.options()):
+            sent.job_id, sent.answered_s = event.job_id, sent.answered_s or self.now_s()
+            if isinstance(event, ImageReady):
+                self._drawn(sent, event)
+
+    async def _follow(self, sent: Sent, client: AsyncClient) -> None:
+        try:
+            async for event in client.watch(sent.job_id):
+                if isinstance(event, ImageReady):
+                    self._drawn(sent, event)
+        except SynerDiffError as error:
+            sent.code, sent.message = error.code.name, error.message
+
+    def _drawn(self, sent: Sent, event: ImageReady) -> None:
+        sent.levels = _levels(self.pictures[sent.number % REQUESTS], _pixels(event.image))
+        sent.ended_s = self.now_s()
+
+
+REQUESTED = tuple(
+    LoadRequest(PROMPTS[number], 1000 + number, STEPS, 4.0, Sampler.DDIM, skip_cfg=False) for number in range(REQUESTS)
+)
+
+
+def _pixels(image: Any) -> Any:
+    return np.asarray(image.pil.convert("RGB")).astype(int)
+
+
+def _levels(one: Any, other: Any) -> int:
+    return int(np.abs(one - other).max())
+
+
+async def undisturbed(address: str) -> dict[int, Any]:
+    """The picture of each request. Raises RuntimeError where two are alike: one could pass for the other."""
+    async with AsyncClient(address, patience_s=60.0) as client:
+        drawn = [await client.generate(request.prompt, **request.options()) for request in REQUESTED]
+    pictures = {number: _pixels(result.image) for number, result in enumerate(drawn)}
+    for number, picture in pictures.items():
+        if any(_levels(picture, pictures[other]) <= MOST_LEVELS for other in range(number)):
+            raise RuntimeError(f"request {number} has the picture of another")
+    return pictures
+
 
 BEFORE_S, AFTER_S = 10.0, 30.0
 RECOVERED_WITHIN_S = 10.0
@@ -54,7 +251,7 @@ class Found:
     accepted: int
     own_pictures: int
     lost: int
-    refused: Mapping[str, int]
+    refused: str
     alert: str
     accepting_s: float
     drawing_s: float
@@ -68,15 +265,14 @@ async def under(name: str, seconds: float, rate: float, keep_logs: Path | None =
     fault = FAULTS[name]
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        replica = RedisProcess(folder / "replica") if fault.replica else None
+        replica = RedisProcess(folder / "replica") if fault.needs_replica else None
         service = RedisService(RedisProcess(folder / "primary"), replica)
         async with service.serving() as url:
             options = LocalOptions(
                 folder, (ModelSource("emoji", BUNDLED_MODEL),), schedulers=2, redis_url=url, dtype="float32"
             )
-            deployment, ports = plan_deployment(options), dict[str, int]()
-            for child in deployment.children:
-                ports[child.name] = free_port()
+            deployment = plan_deployment(options)
+            ports = {child.name: free_port() for child in deployment.children}
             children = [
                 replace(c, environment={**c.environment, "SYNERDIFF_METRICS_PORT": str(ports[c.name])})
                 for c in deployment.children
@@ -93,7 +289,7 @@ async def under(name: str, seconds: float, rate: float, keep_logs: Path | None =
                 began_s, held = load.now_s(), await service.holds([s.job_id for s in load.sent if s.job_id])
                 say(f"{name}: begins with {len(held)} jobs in Redis")
                 await fault.begin(service)
-                if fault.lasts:
+                if fault.end:
                     await asyncio.sleep(max(0.0, seconds - AFTER_S - load.now_s()))
                     await fault.end(service)
                 ended_s = load.now_s()
@@ -159,7 +355,7 @@ class Outcome:
             len(accepted),
             len(own),
             len(told),
-            refused,
+            ", ".join(f"{count} {code}" for code, count in sorted(refused.items())) or "none",
             alert.partition(":")[0],
             round(accepting_s, 1),
             round(drawing_s, 1),
@@ -181,15 +377,14 @@ class Outcome:
     def _alert(self, scrapes: Scrapes, seconds: float) -> str:
         """Whether the alert for the fault fires, by promtool; or why that cannot be said."""
         fault = FAULTS[self.name]
-        if fault.lasts and self.ended_s - self.began_s < 75:
+        if fault.end and self.ended_s - self.began_s < 75:
             return "not asked: the fault is shorter than the alert's patience"
-        firing_s = (self.ended_s if fault.lasts else seconds) - scrapes.every_s  # the last scrape that shows it
-        labels = {name: value for name, value in fault.alert.items() if name != "alertname"}
+        firing_s = (self.ended_s if fault.end else seconds) - scrapes.every_s  # the last scrape that shows it
         try:
-            said = fires(scrapes, fault.alert["alertname"], labels, silent_s=self.began_s, firing_s=firing_s)
+            said = fires(scrapes, fault.alert, {"severity": "critical"}, silent_s=self.began_s, firing_s=firing_s)
         except FileNotFoundError as error:
             return f"not asked: {error}"
-        return f"no: {said}" if said else fault.alert["alertname"]
+        return f"no: {said}" if said else fault.alert
 
 
 async def measure(
@@ -219,21 +414,7 @@ HEAD = (
 
 def show(found: Sequence[Found]) -> str:
     """A Markdown table, and below it what is broken."""
-    rows = [
-        (
-            each.fault,
-            each.accepted,
-            each.own_pictures,
-            each.lost,
-            ", ".join(f"{count} {code}" for code, count in sorted(each.refused.items())) or "none",
-            each.alert,
-            each.accepting_s,
-            each.drawing_s,
-            each.end_lines,
-            each.trouble_lines,
-        )
-        for each in found
-    ]
+    rows = [astuple(each)[: len(HEAD)] for each in found]
     broken = [f"{each.fault}: {promise}" for each in found for promise in each.broken]
     return "\n".join([markdown_table(HEAD, rows), "", *broken])
 

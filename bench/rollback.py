@@ -11,11 +11,8 @@ the same settings. Prints JSON.
 
 import asyncio
 import contextlib
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -24,6 +21,7 @@ import typer
 from bench.command import run, say
 from bench.load import largest_differences
 from bench.mixed_requests import mixed_requests
+from bench.processes import ROOT, process
 from bench.status import Status, slots_used, until
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.arrivals import Arrival
@@ -34,28 +32,7 @@ from synerdiff.stopping import cancel_and_wait
 from synerdiff_cli.deployment import BUNDLED_MODEL
 from tests.rounding import A_LEVEL
 
-HERE = Path(__file__).parents[1]
-STOP_WITHIN_S = 30.0
 TAKES_OVER_WITHIN_S = 60.0
-
-
-@contextlib.asynccontextmanager
-async def process(version: Path, log: Path, module: str, *flags: str) -> AsyncIterator[None]:
-    """A process of that checkout, which is told to end with the block."""
-    with log.open("a") as out:
-        started = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", module, *flags),
-            env=os.environ | {"PYTHONPATH": str(version)},
-            cwd=version,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            yield
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                started.terminate()
-            await asyncio.wait_for(started.wait(), STOP_WITHIN_S)
 
 
 async def roll(
@@ -65,16 +42,16 @@ async def roll(
 
     Each serves before the one before is told to end. `led` gets those that did. Raises TimeoutError where one does not.
     """
-    async with contextlib.AsyncExitStack() as before:
+    with contextlib.ExitStack() as before:
         for number, version in enumerate(versions):
             address = addresses[number % 2]
-            flags = ("--redis-url", redis_url, "--listen", address, "--no-profile-when-idle")
-            scheduler = contextlib.AsyncExitStack()
+            options = {"redis_url": redis_url, "listen": address, "no_profile_when_idle": True}
+            scheduler = contextlib.ExitStack()
             log = logs / f"scheduler-{number}.log"
-            await scheduler.enter_async_context(process(version, log, "services.scheduler", *flags))
+            scheduler.enter_context(process("services.scheduler", options, version=version, log=log))
             await until(address, lambda status: True, TAKES_OVER_WITHIN_S)
-            await before.aclose()
-            before.push_async_callback(scheduler.aclose)
+            await asyncio.to_thread(before.close)
+            before.callback(scheduler.close)
             await until(address, leads, TAKES_OVER_WITHIN_S)
             say(f"a scheduler of {version} leads")
             led.append(str(version))
@@ -99,14 +76,14 @@ async def measure(
     with tempfile.TemporaryDirectory() as folder:
         redis = RedisProcess(Path(folder))
         redis.start()
-        async with contextlib.AsyncExitStack() as running:
+        with contextlib.ExitStack() as running:
             running.callback(redis.stop)
             for kind in ("unet", "vae"):
-                flags = ("--redis-url", redis.url, "--listen", f"127.0.0.1:{free_port()}", "--model-name", "emoji")
-                model = ("--model", str(BUNDLED_MODEL), "--dtype", "float32", "--compile", "off", "--threads", "1")
+                options = {"redis_url": redis.url, "listen": f"127.0.0.1:{free_port()}", "model_name": "emoji"}
+                options |= {"model": str(BUNDLED_MODEL), "dtype": "float32", "compile": "off", "threads": "1"}
                 log = Path(folder) / f"{kind}.log"
-                await running.enter_async_context(process(HERE, log, f"services.{kind}_worker", *flags, *model))
-            versions = [HERE, old.resolve(), HERE]
+                running.enter_context(process(f"services.{kind}_worker", options, log=log))
+            versions = [ROOT, old.resolve(), ROOT]
             led: list[str] = []
             rolling = asyncio.create_task(roll(redis.url, addresses, versions, stay_s, Path(folder), led))
             await until(addresses[0], leads)

@@ -10,8 +10,7 @@ ones are left out. Models are of full size with random weights, on which speed d
 is changed. DIR gets results.jsonl, summary.md, pytest.txt, workers.log, pictures.png and the measured profiles.
 """
 
-import signal
-import sys
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -19,10 +18,9 @@ from typing import Annotated
 import typer
 
 from bench.command import help_of, say, some_of
-from bench.gpu.kit import RESULTS, SUMMARY, Kit, scratch
+from bench.gpu.kit import RESULTS, SUMMARY, scratch
 from bench.gpu.report import render
-from bench.gpu.runner import Wanted, run_sections
-from bench.gpu.sections import BY_NAME, SECTIONS
+from bench.gpu.runner import BY_NAME, SECTIONS, Wanted, run_sections
 
 NAMES = [section.name for section in SECTIONS]
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -49,6 +47,7 @@ def kit(
         raise typer.BadParameter(f"{out} has the results of another run", param_hint="--out")
     names = some_of(sections, NAMES, "--sections")
     planted = some_of(plant_failure, BY_NAME, "--plant-failure") if plant_failure else []
+    os.environ |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     with scratch("synerdiff-gpu-") as work:
         ended = run_sections(Wanted(out.resolve(), work, device, began + deadline_s, names, planted), say)
     (out / SUMMARY).write_text(render(out / RESULTS))
@@ -60,23 +59,6 @@ def kit(
 def report(results: list[Path]) -> None:
     """Render the tables of each results.jsonl."""
     print("\n".join(map(render, results)))
-
-
-@app.command(hidden=True)
-def section(
-    name: str,
-    out: Path = Path(),
-    work: Path = Path(),
-    device: str = "cuda",
-    limit_s: float = 0.0,
-    planted: bool = False,
-) -> None:
-    """One section's own process."""
-    if planted:
-        raise RuntimeError("planted")
-    # So that what a section holds, as a daemon of CUDA MPS, is given back when its time is over.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    BY_NAME[name].run(Kit(name, out, work, device, time.monotonic() + limit_s))
 
 
 if __name__ == "__main__":

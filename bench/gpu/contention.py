@@ -60,9 +60,9 @@ def run(kit: Kit, name: ModelName) -> None:
         except Exception as error:
             kit.record("trouble", what=f"{name}: {_way(shares)}", error=repr(error)[-1000:])
     if kit.left_s > extent.start_s:
-        from bench.gpu import streams  # brings torch, which the profiles need not wait for
+        from bench.gpu import calls  # brings torch, which the profiles need not wait for
 
-        streams.measure(kit, name, extent.streams_rows, 1)
+        calls.measure(kit, name, extent.streams_rows, 1)
     if not found:
         raise RuntimeError("no profile could be measured; what the workers said is in workers.log")
     best = max(found, key=lambda each: each.pictures_per_s)

@@ -9,8 +9,7 @@ from typing import Any
 from bench.gpu import mps
 from bench.gpu.configs import GUIDANCE_SCALE, ModelName
 from bench.gpu.kit import Kit
-from bench.peers.measuring import numbers
-from bench.peers.systems import Peer, peer
+from bench.peers.measuring import Peer, numbers, peer
 from bench.serving import PROMPTS, deployed
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.arrivals import bursts, poisson
@@ -101,8 +100,12 @@ class _Serving:
         kit, course = self._kit, self._course
         log = kit.work / f"peer-{self._name}-{compiled}.log"
         how = "compiled" if compiled else "eager"
+        sizes = (self._best_size,) if compiled else course.sizes
+        options = {"model": kit.model_path(self._name), "dtype": kit.dtype, "device": kit.device, "compiled": compiled}
+        options |= {"steps": self._steps, "guidance_scale": GUIDANCE_SCALE, "sizes": ",".join(map(str, sizes))}
+        options |= {"sweep_steps": 4, "sweep_times": 1}
         try:
-            async with peer(how, self._arguments(compiled), kit.work / "inductor", log) as running:
+            async with peer(how, options, kit.work / "inductor", log) as running:
                 best = self._best_size = running.about["best_size"]
                 kit.record("sweep", model=self._name, who=f"diffusers {how}", best_size=best, **running.about["sweep"])
                 await self._loop(running, f"diffusers {how}, one at a time", 1, course.alone)
@@ -112,20 +115,10 @@ class _Serving:
         finally:
             kit.keep_log(f"diffusers {how}", log)
 
-    def _arguments(self, compiled: bool) -> list[str]:
-        sizes = self._course.sizes if not compiled else (self._best_size,)
-        kit = self._kit
-        arguments = ["--model", str(kit.model_path(self._name)), "--dtype", kit.dtype, "--device", kit.device]
-        arguments += ["--steps", str(self._steps), "--guidance-scale", str(GUIDANCE_SCALE)]
-        arguments += ["--sizes", ",".join(map(str, sizes)), "--sweep-steps", "4", "--sweep-times", "1"]
-        return arguments + ["--compiled"] * compiled
-
     async def _loop(self, running: Peer, who: str, size: int, calls: int) -> None:
-        taken = await running.loop(
-            size=size, calls=calls, prompts=PROMPTS[:64], num_inference_steps=self._steps, guidance_scale=GUIDANCE_SCALE
-        )
-        per_s = size * len(taken) / sum(taken)
-        self._record(who, "offline", "alone", images_per_s=per_s, images=size * len(taken), p50_s=sorted(taken)[0])
+        asked = {"num_inference_steps": self._steps, "guidance_scale": GUIDANCE_SCALE}
+        window = await running.loop(size, calls, prompts=PROMPTS[:64], **asked)
+        self._record(who, "offline", "alone", **numbers(window))
 
     async def _dynamic_batching(self, running: Peer, who: str) -> None:
         async with AsyncClient(running.about["batched"], patience_s=_PATIENCE_S) as client:

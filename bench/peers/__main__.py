@@ -15,12 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.command import ModelDirectory, ProfileFile, run, say, settings_of, some_of
-from bench.peers.contenders import SKIPS, Wanted, started
-from bench.peers.loads import LOADS, POISSON, SATURATED, Amounts
-from bench.peers.measuring import Course, field
-from bench.peers.sweep import SIZES, sizes_of
-from bench.reporting import save
+from bench.command import ModelDirectory, ProfileFile, run, save, say, settings_of, some_of
+from bench.peers.measuring import LOADS, POISSON, SATURATED, SKIPS, Amounts, Course, Wanted, field, started
+from bench.peers.process import SIZES
 from bench.serving import PROMPTS, SETTINGS
 from synerdiff.client.load.requests import LoadRequest, Mix
 from synerdiff_cli.deployment import BUNDLED_MODEL
@@ -65,8 +62,11 @@ async def measure(
     compiled = [each == "compiled" for each in some_of(peers, ("eager", "compiled"), "--peers")]
     settings = dict(map(own_settings, ours)) if ours else DEFAULT_OURS
     skips = some_of(skip, SKIPS, "--skip")
-    asked = (sizes_of(sizes), steps, guidance_scale, threads, settings, skips, profile, CACHE)
-    async with started(Wanted(model.resolve(), dtype, compiled, *asked)) as (contenders, about):
+    model = model.resolve()
+    asked = {"model": model, "dtype": dtype, "sizes": sizes, "threads": threads}
+    asked |= {"steps": steps, "guidance_scale": guidance_scale}
+    wanted = Wanted(model, dtype, compiled, asked, settings, skips, profile, CACHE)
+    async with started(wanted) as (contenders, about):
         best = max((each["best_size"] for each in about.values()), default=0)
         clients = clients or max(_LEAST_CLIENTS, _CLIENTS_PER_BEST_SIZE * best)
         amounts = Amounts(clients, min(_CLIENTS_OF_ONE, clients), turns, alone, poisson_s, burst)

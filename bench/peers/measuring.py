@@ -1,18 +1,280 @@
-"""The rounds: every load on every contender in turn, all others at rest."""
+"""Who is compared, the loads that all get, and the rounds: each load on each contender in turn, others at rest."""
 
+import asyncio
 import contextlib
+import itertools
+import json
+import os
+import signal
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from bench.peers.contenders import LOOP, ONE, OURS, Contender
-from bench.peers.loads import ALONE, POISSON, SATURATED, Amounts, load_of
-from bench.peers.systems import at_rest, cpu_s, until_quiet
+import psutil
+
+from bench.command import flags
+from bench.serving import deployed
+from synerdiff import lifeline
 from synerdiff.client import AsyncClient
+from synerdiff.client.load.arrivals import bursts, poisson
 from synerdiff.client.load.requests import Drawn, Mix
-from synerdiff.client.load.sending import ClosedLoop, Window, order_of_round, send
-from synerdiff.client.load.summary import percentile, summarise
+from synerdiff.client.load.rounds import order_of_round
+from synerdiff.client.load.sending import Answer, ClosedLoop, Load, OpenLoop, Window, send
+from synerdiff.client.load.summary import summarise
+from synerdiff.openmp import SPIN_COUNT, WAIT_POLICY
+from synerdiff_cli.supervisor import log_tail
+
+_QUIET_CORES = 0.05
+_LOOK_EVERY_S = 1.0
+_LONGEST_LINE_BYTES = 1 << 20
+
+
+# A scheduler at rest still looks around ten times a second, which is a twentieth of a core. So it is stopped, but for a
+# moment every few seconds: more seldom, its workers would take it for dead after 10 s and its lock would run out.
+_DOZE_S = 6.0
+_AWAKE_S = 0.3
+_LEADER_TTL_S = 60.0
+
+
+@dataclass(frozen=True)
+class System:
+    """Processes that serve something. `computing`: those that do the work, with whatever children they have; `others`
+    beside them, of which `dozing` are stopped while somebody else is measured."""
+
+    name: str
+    computing: tuple[int, ...]
+    others: tuple[int, ...] = ()
+    dozing: tuple[int, ...] = ()
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """Seconds of cores that those processes which live, and their children, have used since their start."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            for each in (process, *process.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = each.cpu_times()
+                    total += times.user + times.system
+    return total
+
+
+async def until_quiet(systems: Iterable[System], within_s: float, still_s: float = 2.0) -> bool:
+    """Wait until what computes has used hardly any of a core for `still_s`; False: it never did."""
+    pids = [pid for system in systems for pid in system.computing]
+    give_up_at, still_since = time.monotonic() + within_s, None
+    while True:
+        before_s, began = cpu_s(pids), time.monotonic()
+        await asyncio.sleep(min(_LOOK_EVERY_S, still_s))
+        now = time.monotonic()
+        quiet = cpu_s(pids) - before_s < _QUIET_CORES * (now - began)
+        still_since = (began if still_since is None else still_since) if quiet else None
+        if still_since is not None and now - still_since >= still_s:
+            return True
+        if now > give_up_at:
+            return False
+
+
+@contextlib.asynccontextmanager
+async def at_rest(systems: Iterable[System]) -> AsyncIterator[None]:
+    """Let what dozes of them doze inside the block; after it all are awake."""
+    pids = [pid for system in systems for pid in system.dozing]
+    dozing = asyncio.create_task(_doze(pids))
+    try:
+        yield
+    finally:
+        dozing.cancel()
+        await asyncio.gather(dozing, return_exceptions=True)
+        _signal(pids, signal.SIGCONT)
+
+
+async def _doze(pids: Sequence[int]) -> None:
+    while True:
+        _signal(pids, signal.SIGSTOP)
+        await asyncio.sleep(_DOZE_S)
+        _signal(pids, signal.SIGCONT)
+        await asyncio.sleep(_AWAKE_S)
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A running `bench.peers.process`. `about`: what it says of itself."""
+
+    system: System
+    about: Mapping[str, Any]
+    process: asyncio.subprocess.Process
+    log: Path
+
+    async def loop(self, size: int, calls: int, **asked: Any) -> Window:
+        """Its bare loop of so many calls of `size` pictures each, an answer a call. `asked`: more for `Studio.loop`."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"size": size, "calls": calls, **asked}).encode() + b"\n")
+        ends = itertools.accumulate(await _answer(self.process, self.log), initial=0.0)
+        calls_s = enumerate(itertools.pairwise(ends))
+        return Window(tuple(Answer(k, began, began, ended, images=size) for k, (began, ended) in calls_s), 0.0)
+
+
+@contextlib.asynccontextmanager
+async def peer(name: str, options: Mapping[str, object], cache: Path, log: Path) -> AsyncIterator[Peer]:
+    """A process with a pipeline, once it has found its best batch size. Raises RuntimeError where it dies."""
+    own = (sys.executable, "-P", "-m", "bench.peers.process", *flags(options))
+    bound_to_us = (sys.executable, "-I", "-S", str(lifeline.__file__), str(os.getpid()))
+    root = str(Path(__file__).parents[2])
+    environment = {
+        # Threads of OpenMP wait as they do by themselves, which is best for a process that has the machine to itself.
+        **{name: value for name, value in os.environ.items() if name not in (WAIT_POLICY, SPIN_COUNT)},
+        "PYTHONPATH": root + os.pathsep + os.environ.get("PYTHONPATH", ""),
+        "HF_HUB_OFFLINE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(cache),
+    }
+    with log.open("wb") as stderr:
+        process = await asyncio.create_subprocess_exec(
+            *(*bound_to_us, *own),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=stderr,
+            env=environment,
+            limit=_LONGEST_LINE_BYTES,
+            start_new_session=True,
+        )
+    try:
+        about = await _answer(process, log)
+        yield Peer(System(name, (process.pid,)), about, process, log)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its compilers as well
+        await process.wait()
+
+
+async def _answer(process: asyncio.subprocess.Process, log: Path) -> Any:
+    assert process.stdout is not None
+    line = await process.stdout.readline()
+    if not line:
+        last_lines = "\n".join(log_tail(log))
+        raise RuntimeError(f"the peer's process ended, status {await process.wait()}; the end of {log}:\n{last_lines}")
+    return json.loads(line)
+
+
+@contextlib.asynccontextmanager
+async def own_system(
+    name: str, settings: Mapping[str, str], profile: Path | None, dtype: str, model: Path
+) -> AsyncIterator[tuple[System, str]]:
+    """A deployment of ours, and its address."""
+    async with deployed({"leader_ttl_s": str(_LEADER_TTL_S)} | dict(settings), profile, dtype, model) as running:
+        pids = running.supervisor.pids()
+        workers = tuple(pid for child, pid in pids.items() if child.startswith(("unet", "vae")))
+        others = tuple(pid for pid in pids.values() if pid not in workers)
+        schedulers = tuple(pid for child, pid in pids.items() if child.startswith("scheduler"))
+        yield System(name, workers, others, schedulers), running.deployment.addresses[0]
+
+
+ONE, BATCHED, LOOP, OURS = "one at a time", "batched", "bare loop", "ours"
+SKIPS: dict[str, bool | None] = {"off": False, "auto": None}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the tables. `kind`: ONE, BATCHED, LOOP or OURS; `address`: of its server, `peer`: of a bare loop."""
+
+    name: str
+    kind: str
+    system: System
+    address: str = ""
+    peer: Peer | None = None
+    skip_cfg: bool | None = None
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a server that people would write."""
+        return self.kind in (ONE, BATCHED)
+
+    def about(self) -> dict[str, Any]:
+        return {"kind": self.kind, "system": self.system.name}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be started. `compiled`: which peers, eager or compiled; `asked`: further options of a peer's process;
+    `ours`: settings by name; `skip`: of SKIPS."""
+
+    model: Path
+    dtype: str
+    compiled: Sequence[bool]
+    asked: dict[str, object]
+    ours: Mapping[str, Mapping[str, str]]
+    skip: Sequence[str]
+    profile: Path | None
+    cache: Path
+
+
+@contextlib.asynccontextmanager
+async def started(wanted: Wanted) -> AsyncIterator[tuple[list[Contender], dict[str, Any]]]:
+    """Everybody, one started after the other, and what the peers say of themselves."""
+    async with contextlib.AsyncExitStack() as stack:
+        contenders: list[Contender] = []
+        about: dict[str, Any] = {}
+        wanted.cache.mkdir(parents=True, exist_ok=True)
+        for compiled in wanted.compiled:
+            name = "compiled" if compiled else "eager"
+            log = wanted.cache / f"peer-{name}-{wanted.dtype}.log"
+            each = await stack.enter_async_context(peer(name, wanted.asked | {"compiled": compiled}, wanted.cache, log))
+            about[name] = each.about
+            contenders += [
+                Contender(f"{ONE}, {name}", ONE, each.system, each.about["one"]),
+                Contender(f"{BATCHED}, {name}", BATCHED, each.system, each.about["batched"]),
+                Contender(f"{LOOP}, {name}", LOOP, each.system, peer=each),
+            ]
+        for name, settings in wanted.ours.items():
+            of_one = own_system(name, settings, wanted.profile, wanted.dtype, wanted.model)
+            system, address = await stack.enter_async_context(of_one)
+            contenders += [
+                Contender(f"{name}, skipping {skip}", OURS, system, address, skip_cfg=SKIPS[skip])
+                for skip in wanted.skip
+            ]
+        yield contenders, about
+
+
+SATURATED, ALONE, BURST = "saturated", "alone", "burst"
+# Shares of what the best baseline serves when it is saturated.
+POISSON: Mapping[str, float] = {"Poisson 70 %": 0.7, "Poisson 90 %": 0.9}
+LOADS = (SATURATED, ALONE, *POISSON, BURST)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How long and how many. In the saturated load `clients` send `turns` requests each, one after the other, but
+    `clients_of_one` of them where requests are served one at a time, which is as busy with fewer."""
+
+    clients: int
+    clients_of_one: int
+    turns: int
+    alone: int
+    poisson_s: float
+    burst: int
+
+
+def load_of(name: str, amounts: Amounts, mix: Mix, seed: int, *, rate_per_s: float = 0.0, one: bool = False) -> Load:
+    """A load, the same for the same arguments. `rate_per_s`: of Poisson arrivals; `one`: served one at a time."""
+    if name == SATURATED:
+        clients = amounts.clients_of_one if one else amounts.clients
+        return ClosedLoop(Drawn(mix, seed, amounts.turns * clients), clients)
+    if name == ALONE:
+        return ClosedLoop(Drawn(mix, seed, amounts.alone), 1)
+    if name == BURST:
+        return OpenLoop(bursts(amounts.burst, mix, seed))
+    return OpenLoop(poisson(rate_per_s, mix, seed, seconds=amounts.poisson_s))
+
 
 Say = Callable[[str], None]
 
@@ -106,25 +368,8 @@ class Field:
         # As many pictures as throughput is taken over where there are clients: all but their first and last turns.
         size, calls = (1, amounts.alone) if name == ALONE else (best, (amounts.turns - 2) * amounts.clients // best)
         prompts = [request.prompt for request in Drawn(self._course.mix, self._course.seed, _LOOP_PROMPTS)]
-        taken = await contender.peer.loop(
-            size=size,
-            calls=max(2, calls),
-            prompts=prompts,
-            num_inference_steps=like.num_inference_steps,
-            guidance_scale=like.guidance_scale,
-        )
-        return {
-            "images": size * len(taken),
-            "images_per_s": size * len(taken) / sum(taken),
-            "seconds": sum(taken),
-            "latencies_s": [round(each, 4) for each in taken],
-            "mean_s": sum(taken) / len(taken),
-            "p50_s": percentile(taken, 50),
-            "p99_s": percentile(taken, 99),
-            "errors": {},
-            "skipped_share": 0.0,
-            "late_s": 0.0,
-        }
+        asked = {"num_inference_steps": like.num_inference_steps, "guidance_scale": like.guidance_scale}
+        return numbers(await contender.peer.loop(size, max(2, calls), prompts=prompts, **asked))
 
     def _mix(self, contender: Contender) -> Mix:
         """Peers skip nothing, whatever they are asked."""

@@ -6,26 +6,274 @@ on stdin runs the bare loop, whose times come back as a line. It ends when stdin
 """
 
 import asyncio
+import io
 import itertools
 import json
+import random
+import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
+import torch._dynamo.config
+import torch._inductor.config
 import typer
+from diffusers import DiffusionPipeline
+from PIL import Image
 
 from bench.command import run
-from bench.peers.line import Line
-from bench.peers.painter import Alike, Asked, Painter
-from bench.peers.service import PeerService
-from bench.peers.sweep import SIZES, STEPS, TIMES, Sweep, call_s, sizes_of, sweep
+from synerdiff.errors import FieldViolation, InvalidRequest
 from synerdiff.rpc import ServiceHost
-from synerdiff.v1 import images_pb2_grpc
+from synerdiff.v1 import images_pb2, images_pb2_grpc
+
+CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+FORMATS = {"contiguous": CONTIGUOUS, "channels_last": CHANNELS_LAST}
+# From latents of this side on, pictures are decoded one by one: at once they would not fit a GPU, and one fills it.
+_SLICED_FROM = 128
+
+
+class Alike(NamedTuple):
+    """What all requests of one call must have in common. Sizes in pixels, None: the model's own."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    width: int | None
+    height: int | None
+    has_negative_prompt: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    prompt: str
+    seed: int
+    alike: Alike
+    negative_prompt: str = ""
+
+
+class Painter:
+    """A pipeline of a model directory. Not for several threads at once. `device`: cpu or cuda.
+
+    `compiled`: its UNet and its VAE's decoder run through inductor with frozen weights, each batch size for itself;
+    the first call of a size compiles it. On a GPU only the UNet's blocks are compiled, as diffusers advises: whole, it
+    takes minutes.
+    """
+
+    def __init__(self, model: Path, dtype: torch.dtype, *, compiled: bool, device: str = "cpu") -> None:
+        self.pipeline: Any = DiffusionPipeline.from_pretrained(
+            str(model), dtype=dtype, use_safetensors=True, local_files_only=True
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline.to(device)
+        self._on_gpu = device != "cpu"
+        if self._on_gpu and self.pipeline.unet.config.sample_size >= _SLICED_FROM:
+            self.pipeline.vae.enable_slicing()
+        self._networks = (self.pipeline.unet, self.pipeline.vae)
+        for network in self._networks:
+            network.eval().requires_grad_(False)
+        self._format = "contiguous"
+        if compiled and self._on_gpu:
+            torch._dynamo.config.recompile_limit = 64
+            self.pipeline.unet.compile_repeated_blocks(dynamic=False)
+        elif compiled:
+            torch._inductor.config.freezing = True
+            torch._dynamo.config.recompile_limit = 64
+            self.pipeline.unet = torch.compile(self.pipeline.unet, dynamic=False)
+            self.pipeline.vae.decoder = torch.compile(self.pipeline.vae.decoder, dynamic=False)
+
+    def use_format(self, name: str) -> None:
+        """Lay the weights out so, one of FORMATS. Not for a compiled pipeline."""
+        if name != self._format:
+            for network in self._networks:
+                network.to(memory_format=FORMATS[name])
+            self._format = name
+
+    @torch.inference_mode()
+    def draw(self, asked: Sequence[Asked], size: int, output_type: str = "pil") -> Sequence[Any]:
+        """Pictures of alike requests, in one call of `size`; "pil", or "pt" for a tensor [n, 3, height, width]."""
+        padded = [*asked, *([asked[-1]] * (size - len(asked)))]
+        alike = asked[0].alike
+        pictures: Sequence[Any] = self.pipeline(
+            [one.prompt for one in padded],
+            negative_prompt=[one.negative_prompt for one in padded] if alike.has_negative_prompt else None,
+            num_inference_steps=alike.num_inference_steps,
+            guidance_scale=alike.guidance_scale,
+            width=alike.width,
+            height=alike.height,
+            generator=[torch.Generator("cpu").manual_seed(one.seed) for one in padded],
+            output_type=output_type,
+        ).images
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        return pictures[: len(asked)]
+
+
+STEPS = 8
+TIMES = 2
+SIZES = "1,4,8,16,24,32"
+
+
+def sizes_of(text: str) -> tuple[int, ...]:
+    """Sizes by comma, in order; 1 is always among them. Raises ValueError."""
+    sizes = {1, *map(int, text.split(","))}
+    if min(sizes) < 1:
+        raise ValueError(f"{text}: a size below 1")
+    return tuple(sorted(sizes))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Seconds of a call of so many pictures and `steps` steps, by layout and size."""
+
+    steps: int
+    seconds: Mapping[str, Mapping[int, float]]
+
+    def best_format(self, size: int) -> str:
+        """The layout that draws this many at a time soonest."""
+        return min(self.seconds, key=lambda name: self.seconds[name][size])
+
+    def best_size(self) -> int:
+        """The size that draws the most pictures per second, in its best layout."""
+        sizes = next(iter(self.seconds.values()))
+        return max(sizes, key=lambda size: size / self.seconds[self.best_format(size)][size])
+
+
+def sweep(painter: Painter, sizes: Sequence[int], measured: Alike, *, times: int = TIMES, compiled: bool) -> Sweep:
+    """Measure every size, so many times in turns, after a short call that readies (or compiles) it."""
+    short = measured._replace(num_inference_steps=2)
+    seconds: dict[str, dict[int, float]] = {}
+    for name in ("contiguous",) if compiled else FORMATS:
+        painter.use_format(name)
+        for size in sizes:
+            call_s(painter, short, size)
+        taken: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(times):
+            for size in sizes:
+                taken[size].append(call_s(painter, measured, size))
+        seconds[name] = {size: statistics.median(each) for size, each in taken.items()}
+    return Sweep(measured.num_inference_steps, seconds)
+
+
+def call_s(painter: Painter, alike: Alike, size: int) -> float:
+    """Seconds of one call, its pictures left as a tensor."""
+    asked = [Asked(f"a red apple {number}", number, alike) for number in range(size)]
+    began = time.perf_counter()
+    painter.draw(asked, size, "pt")
+    return time.perf_counter() - began
+
+
+Draw = Callable[[Sequence[Asked]], Awaitable[Sequence[Any]]]
+
+
+class _Waiting(NamedTuple):
+    asked: Asked
+    picture: "asyncio.Future[Any]"
+
+
+class Line:
+    """Requests before one pipeline, which draws up to `largest`; when idle before, it gathers for `gather_s`."""
+
+    def __init__(self, draw: Draw, largest: int, gather_s: float = 0.0) -> None:
+        self._draw = draw
+        self._largest = largest
+        self._gather_s = gather_s
+        self._waiting: list[_Waiting] = []
+        self._somebody = asyncio.Event()
+
+    async def picture(self, asked: Asked) -> Any:
+        """The picture, when it is its turn. Raises what drawing raises."""
+        waiting = _Waiting(asked, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._somebody.set()
+        return await waiting.picture
+
+    async def run(self) -> None:
+        while True:
+            if not self._somebody.is_set():
+                await self._somebody.wait()
+                await asyncio.sleep(self._gather_s)
+            batch = self._next_batch()
+            if batch:
+                await self._draw_all(batch)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Take the next batch out of the line; those that nobody waits for any more are left out."""
+        waiting = [one for one in self._waiting if not one.picture.done()]
+        alike = [one for one in waiting if one.asked.alike == waiting[0].asked.alike][: self._largest]
+        self._waiting = [one for one in waiting if one not in alike]
+        if not self._waiting:
+            self._somebody.clear()
+        return alike
+
+    async def _draw_all(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            pictures = await self._draw([one.asked for one in batch])
+        except Exception as error:
+            for one in batch:
+                if not one.picture.done():
+                    one.picture.set_exception(error)
+            return
+        for one, picture in zip(batch, pictures, strict=True):
+            if not one.picture.done():
+                one.picture.set_result(picture)
+
+
+# As the VAE worker encodes: a higher level takes longer for hardly smaller files.
+_PNG_COMPRESS_LEVEL = 4
+# What diffusers takes where nothing is said.
+_STEPS, _GUIDANCE_SCALE = 50, 7.5
+
+
+class PeerService(images_pb2_grpc.ImageGenerationServicer):
+    """Serves `Generate` alone."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    async def Generate(
+        self, request: images_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[images_pb2.GenerateEvent]:
+        """Queue the request, then answer with its picture. Raises InvalidRequest for what is not served here."""
+        asked, job_id = asked_of(request), uuid.uuid4().hex
+        yield images_pb2.GenerateEvent(job_id=job_id, sequence=1, queued=images_pb2.Queued())
+        picture = await self._line.picture(asked)
+        data = await asyncio.to_thread(_png, picture)
+        image = images_pb2.Image(
+            seed=asked.seed, width=picture.width, height=picture.height, format=images_pb2.IMAGE_FORMAT_PNG, data=data
+        )
+        yield images_pb2.GenerateEvent(job_id=job_id, sequence=2, image=image)
+        yield images_pb2.GenerateEvent(job_id=job_id, sequence=3, finished=images_pb2.Finished())
+
+
+def asked_of(request: images_pb2.GenerateRequest) -> Asked:
+    """What is to be drawn; raises InvalidRequest for several pictures, a sampler, or another format than PNG."""
+    if request.num_images > 1:
+        raise InvalidRequest(FieldViolation("num_images", f"{request.num_images}; only 1 is served here"))
+    if request.sampler != images_pb2.SAMPLER_UNSPECIFIED:
+        raise InvalidRequest(FieldViolation("sampler", "only the model's own is served here"))
+    if request.image_format not in (images_pb2.IMAGE_FORMAT_UNSPECIFIED, images_pb2.IMAGE_FORMAT_PNG):
+        raise InvalidRequest(FieldViolation("image_format", "only PNG is served here"))
+    alike = Alike(
+        request.num_inference_steps or _STEPS,
+        request.guidance_scale if request.HasField("guidance_scale") else _GUIDANCE_SCALE,
+        request.width or None,
+        request.height or None,
+        bool(request.negative_prompt),
+    )
+    seed = request.seed if request.HasField("seed") else random.randrange(2**32)
+    return Asked(request.prompt, seed, alike, request.negative_prompt)
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=_PNG_COMPRESS_LEVEL)
+    return file.getvalue()
+
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.fuzz import Fuzzer, fuzz
-from bench.simulated_service import simulated_service
+from bench.processes import simulated_service
 from synerdiff.rpc import ServiceHost, open_channel
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import reporting
+from bench import command
 from bench.ablation import CONFIGURATIONS as ABLATIONS
 from bench.ablation import LOADS, summary, table, workload
 from bench.burst import CONFIGURATIONS as BURSTS
@@ -85,7 +85,7 @@ def test_errors_of_prediction_by_kind_and_over_time() -> None:
 
 
 def test_a_result_says_when_and_on_what_it_was_measured(tmp_path: Path) -> None:
-    saved = json.loads(reporting.save("x", {"a": 1}, tmp_path).read_text())
+    saved = json.loads(command.save("x", {"a": 1}, tmp_path).read_text())
     assert saved["a"] == 1
     assert saved["machine"]["cores"] >= 1
     assert len(saved["date"]) == 10

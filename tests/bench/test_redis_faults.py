@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.patient_load import MOST_LEVELS, Sent
-from bench.redis_faults import Outcome, show
+from bench.redis_faults import MOST_LEVELS, Outcome, Sent, show
 from bench.scraped import Scrapes
 
 LINES = [{"event": "ended", "job_id": f"job-{number}"} for number in range(3)]
@@ -30,7 +29,7 @@ def outcome() -> Outcome:
 def test_a_fault_that_was_weathered_is_counted() -> None:
     found = outcome().found(Scrapes({}), 60.0)
     assert found.broken == ()
-    assert (found.accepted, found.own_pictures, found.lost, dict(found.refused)) == (3, 3, 0, {"UNAVAILABLE": 2})
+    assert (found.accepted, found.own_pictures, found.lost, found.refused) == (3, 3, 0, "2 UNAVAILABLE")
     assert (found.accepting_s, found.drawing_s, found.end_lines) == (2.5, 4.0, "3/3")
     assert "| killed | 3 | 3 | 0 | 2 UNAVAILABLE | not asked | 2.5 | 4.0 | 3/3 |" in show([found])
 

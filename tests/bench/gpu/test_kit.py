@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from bench.gpu.kit import PICTURES, PYTEST_LOG, RESULTS, SUMMARY, WORKERS_LOG
-from bench.gpu.runner import ROOT
-from bench.gpu.sections import SECTIONS
+from bench.gpu.runner import ROOT, SECTIONS
 from synerdiff.profiles import load
 
 # What each does runs for the other model as well: with real processes, a model costs half a minute a section.

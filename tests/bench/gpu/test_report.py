@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.gpu.floors import Floors
-from bench.gpu.report import render
+from bench.gpu.report import Floors, render
 
 COST = {
     "kind": "cost",

@@ -6,8 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bench.peers.line import Line
-from bench.peers.painter import Alike, Asked
+from bench.peers.process import Alike, Asked, Line
 
 
 def asked(seed: int, steps: int = 20) -> Asked:

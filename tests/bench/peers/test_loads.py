@@ -1,6 +1,6 @@
 """The loads of the comparison."""
 
-from bench.peers.loads import ALONE, BURST, LOADS, POISSON, SATURATED, Amounts, load_of
+from bench.peers.measuring import ALONE, BURST, LOADS, POISSON, SATURATED, Amounts, load_of
 from synerdiff.client.load.requests import Mix
 from synerdiff.client.load.sending import ClosedLoop, OpenLoop
 

@@ -6,8 +6,7 @@ import numpy as np
 import psutil
 import pytest
 
-from bench.peers.contenders import Wanted, peer_arguments
-from bench.peers.systems import peer
+from bench.peers.measuring import peer
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.arrivals import Arrival
@@ -23,8 +22,8 @@ REQUESTS = [LoadRequest(f"a {what}", 40 + k, STEPS, GUIDANCE_SCALE) for k, what 
 
 @pytest.mark.timeout(180)
 async def test_batched_requests_get_the_pictures_of_their_own_seeds(tmp_path: Path) -> None:
-    wanted = Wanted(BUNDLED_MODEL, "float32", (False,), (1, 4), STEPS, GUIDANCE_SCALE, 1, {}, (), None, tmp_path)
-    async with peer("eager", peer_arguments(wanted, False), tmp_path, tmp_path / "log") as running:
+    options = {"model": BUNDLED_MODEL, "sizes": "1,4", "steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "threads": 1}
+    async with peer("eager", options, tmp_path, tmp_path / "log") as running:
         assert running.about["best_size"] in (1, 4)
         assert {len(sizes) for sizes in running.about["sweep"]["seconds"].values()} == {2}
         batches = OpenLoop(tuple(Arrival(0.0, request) for request in REQUESTS))
@@ -38,11 +37,9 @@ async def test_batched_requests_get_the_pictures_of_their_own_seeds(tmp_path: Pa
         async with AsyncClient(running.about["one"]) as client:
             with pytest.raises(InvalidRequest, match="sampler"):
                 await client.generate("a car", sampler=Sampler.EULER)
-        taken = await running.loop(
-            size=4, calls=2, prompts=["a car"], num_inference_steps=2, guidance_scale=GUIDANCE_SCALE
-        )
-        assert len(taken) == 2
-        assert min(taken) > 0
+        window = await running.loop(4, 2, prompts=["a car"], num_inference_steps=2, guidance_scale=GUIDANCE_SCALE)
+        assert [answer.images for answer in window.answers] == [4, 4]
+        assert min(answer.latency_s for answer in window.answers) > 0
         (pid,) = running.system.computing
     assert not psutil.pid_exists(pid)
 

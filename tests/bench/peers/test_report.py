@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
-from bench.peers.contenders import BATCHED, LOOP, ONE, OURS
-from bench.peers.findings import best_baseline, losses, median, over, values
-from bench.peers.loads import ALONE, BURST, SATURATED
-from bench.peers.report import document, write
+from bench.peers.measuring import ALONE, BATCHED, BURST, LOOP, ONE, OURS, SATURATED
+from bench.peers.report import best_baseline, document, losses, median, over, values, write
 from tests.test_house import ROOT
 
 CONTENDERS = {
