@@ -1,16 +1,17 @@
-"""Writes the table of docs/schedulers.md: every scheduler class of diffusers with every option, served or refused.
+"""Writes the table of docs/schedulers.md, one line a scheduler class of diffusers, and prints a row for each option.
 
     python docs/scheduler_table.py              # all of them: some minutes
     python docs/scheduler_table.py DDIMScheduler PNDMScheduler
-    python docs/scheduler_table.py --check      # only whether there is a row for each class and option
+    python docs/scheduler_table.py --check      # only whether the page has each class and option
 
-A row is one option of a class, the others as Stable Diffusion 1.5 has them. What is served is drawn twice, by a UNet
+A row is one option of a class, the others as Stable Diffusion 1.5 has them. A served option is drawn twice, by a UNet
 and a VAE worker's code and by diffusers' StableDiffusionPipeline, with a tiny model of random weights.
 """
 
 import argparse
 import inspect
 import json
+import re
 import sys
 import tempfile
 import warnings
@@ -36,7 +37,8 @@ from tests.tiny_models import NATIVE_SIZE, tiny_model
 
 PAGE = Path(__file__).parent / "schedulers.md"
 BEGIN, END = "<!-- made by docs/scheduler_table.py -->", "<!-- end of what docs/scheduler_table.py made -->"
-HEAD = "| scheduler | option | 1 | 2 | 7 | 20 steps |\n|---|---|---|---|---|---|"
+HEAD = "| scheduler | served of the options tried | worst difference | refused |\n|---|---|---|---|"
+TRIED = "Options tried, one at a time: "
 STEPS = (1, 2, 7, 20)
 
 # As Stable Diffusion 1.5 has them, of those that a class takes.
@@ -264,33 +266,66 @@ def cell(error: Exception) -> str:
     return str(words if len(words) <= 200 else f"{words[:200]}...").replace("|", "\\|")
 
 
-def rows_of(studio: Studio, name: str) -> list[str]:
-    """The lines of a class; one line where it is refused whatever its options."""
-    lines = [(what, studio.row(name, options)) for what, options in cases(name)]
-    if all(cells.startswith("refused") for _, cells in lines):
-        return [f"| {name} | any | {lines[0][1]} |"]
-    return [f"| {name} | {what} | {cells} |" for what, cells in lines]
+def rows_of(studio: Studio, name: str) -> list[tuple[str, str]]:
+    """The rows of a class: the label of each option, and its cells."""
+    return [(what, studio.row(name, options)) for what, options in cases(name)]
 
 
-def parts() -> tuple[str, dict[str, list[str]], str]:
-    """The page before the table, its lines by class, and the page after it."""
+def line(name: str, rows: list[tuple[str, str]]) -> str:
+    """The line of a class on the page: how many options are served, the worst difference, the refused options."""
+    served = [cells for _, cells in rows if not cells.startswith("refused: ")]
+    levels = [level for cells in served for level in cells.split(" | ") if level != "refused"]
+    worst = max(levels, key=lambda level: [int(number) for number in re.findall(r"\d+", level)][:2], default="")
+    refused: dict[str, list[str]] = {}
+    for what, cells in rows:
+        if cells.startswith("refused: "):
+            refused.setdefault(reason(cells), []).append(what)
+        elif steps := [
+            str(count) for count, level in zip(STEPS, cells.split(" | "), strict=True) if level == "refused"
+        ]:
+            refused.setdefault(f"diffusers fails at {', '.join(steps)} steps", []).append(what)
+    if not served:
+        return f"| {name} | none | | {reason(rows[0][1])} |"
+    said = "<br>".join(f"{why}: {'; '.join(labels)}" for why, labels in refused.items())
+    return f"| {name} | {len(served)} of {len(rows)} | {worst} | {said} |"
+
+
+def reason(cells: str) -> str:
+    """Why an option is refused, in short; the server gives the whole reason."""
+    if found := re.search(r"(?:needs|Make sure to install) (\w+)", cells):
+        return f"needs {found[1]}"
+    if found := re.search(r"is not one of the schedulers of (diffusers [\d.]+)", cells):
+        return f"not in {found[1]}"
+    return "not linear" if "is not linear" in cells else "diffusers fails"
+
+
+def parts() -> tuple[str, dict[str, str], str]:
+    """The page before the table, its line for each class, and the page after it."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     table, _, after = rest.partition(END)
-    lines: dict[str, list[str]] = {}
-    for line in table.splitlines():
-        if line.startswith("| ") and line.split()[1] != "scheduler":
-            lines.setdefault(line.split()[1], []).append(line)
+    lines = {text.split()[1]: text for text in table.splitlines() if re.match(r"\| [A-Z]", text)}
     return before, lines, after
 
 
+def tried(lines: Mapping[str, str]) -> str:
+    """Every option of the classes that are served."""
+    served = [name for name, text in lines.items() if name in scheduler_names() and text.split(" | ")[1] != "none"]
+    labels = {what for name in served for what, _ in cases(name) if what.startswith("`")}
+    return f"{TRIED}{'; '.join(sorted(labels))}."
+
+
 def missing() -> list[str]:
-    """What the table says nothing of: classes, and options of classes that are served."""
+    """The classes and options that the page does not have, or has and diffusers has not."""
     _, lines, _ = parts()
-    found = []
+    found = [f"{name}, which diffusers does not have" for name in lines if name not in scheduler_names()]
     for name in scheduler_names():
-        labels = [line.split(" | ")[1] for line in lines.get(name, [])]
-        found += [f"{name} {what}" for what, _ in cases(name) if labels != ["any"] and what not in labels]
-    return found + [f"{name}, which diffusers does not have" for name in lines if name not in scheduler_names()]
+        _, served, *_, refused = lines.get(name, f"{name} | 0 of 0 | | ").split(" | ")
+        labels = [what for what, _ in cases(name)]
+        if served != "none" and int(served.split(" of ")[1]) != len(labels):
+            found.append(f"{name}: {len(labels)} options")
+        named = [what for part in refused.split("<br>") for what in part.rstrip("| ").partition(": ")[2].split("; ")]
+        found += [f"{name} {what}" for what in named if what and what not in labels]
+    return found + [TRIED] * (tried(lines) not in PAGE.read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -306,11 +341,11 @@ def main() -> None:
         studio = Studio(Path(folder))
         for name in given.names or scheduler_names():
             rows = rows_of(studio, name)
+            print("\n".join(f"| {name} | {what} | {cells} |" for what, cells in rows), flush=True)
             before, lines, after = parts()
-            lines[name] = rows
-            table = "\n".join(line for key in sorted(lines) for line in lines[key])
-            PAGE.write_text(f"{before}{BEGIN}\n{HEAD}\n{table}\n{END}{after}", encoding="utf-8")
-            print(f"{name}: {len(rows)} rows", flush=True)
+            lines[name] = line(name, rows)
+            table = "\n".join(lines[key] for key in sorted(lines))
+            PAGE.write_text(f"{before}{BEGIN}\n{HEAD}\n{table}\n\n{tried(lines)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
