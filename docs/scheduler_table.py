@@ -266,11 +266,6 @@ def cell(error: Exception) -> str:
     return str(words if len(words) <= 200 else f"{words[:200]}...").replace("|", "\\|")
 
 
-def rows_of(studio: Studio, name: str) -> list[tuple[str, str]]:
-    """The rows of a class: the label of each option, and its cells."""
-    return [(what, studio.row(name, options)) for what, options in cases(name)]
-
-
 def line(name: str, rows: list[tuple[str, str]]) -> str:
     """The line of a class on the page: how many options are served, the worst difference, the refused options."""
     served = [cells for _, cells in rows if not cells.startswith("refused: ")]
@@ -340,7 +335,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         studio = Studio(Path(folder))
         for name in given.names or scheduler_names():
-            rows = rows_of(studio, name)
+            rows = [(what, studio.row(name, options)) for what, options in cases(name)]
             print("\n".join(f"| {name} | {what} | {cells} |" for what, cells in rows), flush=True)
             before, lines, after = parts()
             lines[name] = line(name, rows)
