@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from prometheus_client import generate_latest
 
 from bench.command import markdown_table, run
-from services.scheduler.api.status import set_holdings_gauges, set_planning_gauges
+from services.scheduler.api.operations import set_holdings_gauges, set_planning_gauges
 from services.scheduler.engine.effects import Effect, LetJobGo, StoreEffect, StoreImage
 from services.scheduler.engine.events import Event, JobArrived, Reported
 from services.scheduler.engine.holdings import Holdings

@@ -11,9 +11,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from bench.chunked_decode import LiveBytes
-from services.vae_worker import band_layers, bands, chunked_decoder, group_statistics
-from services.vae_worker.chunked_decoder import ChunkedDecoder
-from services.vae_worker.decoder_walk import NotChunkable
+from services.vae_worker import band_layers, bands, chunked_decoder
+from services.vae_worker.chunked_decoder import ChunkedDecoder, NotChunkable
 from tests.reference import in_float64
 from tests.rounding import assert_rounded
 from tests.services.vae_worker.stage import MODEL

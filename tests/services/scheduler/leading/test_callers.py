@@ -117,7 +117,7 @@ async def latencies_s(
 async def test_beside_a_flood_a_caller_has_half_of_the_device(redis: Redis, tmp_path: Path) -> None:
     """Live: its P99 is at most 1.5 times that on a device of half the speed, on which it is alone. What is too much of
     the flood is refused, by the name of the limit, with the time to come back at. Simulated, and for other policies:
-    tests/services/scheduler/policy/test_fair.py."""
+    tests/services/scheduler/policy/test_ordering.py."""
     (path := tmp_path / "callers").write_text(f"flood {key_hash('flood')} waiting_jobs=100\nfew {key_hash('few')}\n")
     check = Gate(CallersFile(path))
     alone_s = await latencies_s(redis, check, slowness=2.0)
