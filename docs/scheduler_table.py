@@ -36,7 +36,7 @@ from tests.reference import drawing_in
 from tests.tiny_models import NATIVE_SIZE, tiny_model
 
 PAGE = Path(__file__).parent / "schedulers.md"
-BEGIN, END = "<!-- made by docs/scheduler_table.py -->", "<!-- end of what docs/scheduler_table.py made -->"
+BEGIN, END = "<!-- made by docs/scheduler_table.py -->", "<!-- end of the table -->"
 HEAD = "| scheduler | served of the options tried | worst difference | refused |\n|---|---|---|---|"
 TRIED = "Options tried, one at a time: "
 STEPS = (1, 2, 7, 20)
