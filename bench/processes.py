@@ -81,19 +81,23 @@ def simulated_service(
 
 
 @contextlib.asynccontextmanager
-async def forwarding(ports: Callable[[], Iterable[int]]) -> AsyncIterator[int]:
-    """Yields the port. `ports`: asked for each connection, which goes to the first that takes it, or ends."""
+async def forwarding(
+    targets: Callable[[], Iterable[int | tuple[str, int]]], listen: tuple[str, int] = ("127.0.0.1", 0)
+) -> AsyncIterator[int]:
+    """Yields the port. `targets`: ports of this host, or hosts and ports; asked for each connection, which goes to the
+    first that takes it, or ends."""
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for port in ports():
+        for target in targets():
+            address = ("127.0.0.1", target) if isinstance(target, int) else target
             with contextlib.suppress(OSError):
-                there, back = await asyncio.open_connection("127.0.0.1", port)
+                there, back = await asyncio.open_connection(*address)
                 with contextlib.suppress(asyncio.CancelledError):  # connections end with the event loop at the latest
                     await asyncio.gather(_carry(reader, back), _carry(there, writer))
                 return
         writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, backlog=4096)
+    server = await asyncio.start_server(connected, *listen, backlog=4096)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

@@ -19,6 +19,13 @@ class CannotRender(Exception):
     """kubectl is missing, or refuses the folder; the message says which."""
 
 
+def at(item: Any, path: str, default: Any = None) -> Any:
+    """The value at keys joined by dots; `default` where any of them is missing, or the value is empty."""
+    for key in path.split("."):
+        item = (item or {}).get(key)
+    return item or default
+
+
 def render(folder: Path) -> list[Manifest]:
     """The manifests of a kustomization, in the order of their application. Raises CannotRender."""
     return [item for item in yaml.load_all(render_text(folder), Loader=_LOADER) if item]

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from deploy.checks.manifests import PODS, Container, Manifests, Pod, Rule, at
+from deploy.checks.manifests import PODS, Container, Manifests, Pod, Rule
+from deploy.kustomize import at
 from synerdiff.mps import MEMORY_LIMIT, PIPE_DIRECTORY, THREAD_PERCENTAGE, parse_memory_limits, parse_thread_percentage
 
 SHM = "/dev/shm"

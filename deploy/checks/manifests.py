@@ -8,19 +8,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from deploy.kustomize import Manifest
+from deploy.kustomize import Manifest, at
 
 # What stands for values that only a cluster knows.
 POD_IP = "10.0.0.1"
 _OF_THE_POD = {"status.podIP": POD_IP, "status.hostIP": "10.0.0.2"}
 _REFERENCE = re.compile(r"\$\((\w+)\)")
-
-
-def at(item: Any, path: str, default: Any = None) -> Any:
-    """The value at keys joined by dots; `default` where any of them is missing, or the value is empty."""
-    for key in path.split("."):
-        item = (item or {}).get(key)
-    return item or default
 
 
 def matches(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bool:

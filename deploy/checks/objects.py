@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploy.checks.manifests import CONTAINERS, PODS, Container, Object, Pod, Rule, at, kinds, matches
+from deploy.checks.manifests import CONTAINERS, PODS, Container, Object, Pod, Rule, kinds, matches
+from deploy.kustomize import at
 
 # ---- references: whatever manifests name is among them, or is provided by whoever runs the cluster
 

@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploy.checks.manifests import Manifests, Object, Pod, Rule, at, kinds
+from deploy.checks.manifests import Manifests, Object, Pod, Rule, kinds
 from deploy.checks.metric_names import by_series
+from deploy.kustomize import at
 from services.scheduler.store import keys
 from synerdiff.requests import Priority
 

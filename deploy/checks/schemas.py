@@ -12,7 +12,8 @@ import yaml
 from kubernetes_validate.utils import all_versions, schema_contents  # type: ignore[import-untyped]
 from referencing import Registry, Resource
 
-from deploy.checks.manifests import OBJECTS, Object, Rule, at
+from deploy.checks.manifests import OBJECTS, Object, Rule
+from deploy.kustomize import at
 
 RELEASES = 3
 

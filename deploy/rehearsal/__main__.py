@@ -4,47 +4,109 @@ See README.md. Exit status 0 when every check has held.
 """
 
 import argparse
+import asyncio
+import os
+import shutil
 import sys
+import tempfile
+import time
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
-from deploy.rehearsal.images import REPOSITORY
+from deploy.kustomize import CannotRender, render
+from deploy.rehearsal.manifests import Manifests, NotRehearsed, parse
+from deploy.rehearsal.node import IsolatedNode, LoopbackNode, Node, why_not_isolated
+from deploy.rehearsal.report import Options, Report
+from synerdiff.redis_process import find_redis_server
+
+_PREFIX = "synerdiff-rehearsal-"
 
 
 def main() -> int:
-    """Parse the command line and rehearse."""
+    """Parse the command line and rehearse. Returns the exit status."""
+    options = _options()
+    try:
+        manifests = parse(render(options.overlay))
+    except (CannotRender, NotRehearsed) as error:
+        print(error, file=sys.stderr)
+        return 2
+    folder = _log_folder()
+    reason = "asked for" if options.loopback else why_not_isolated()
+    node = LoopbackNode(folder / "state", reason) if reason else IsolatedNode()
+    # This starts threads, which the node's namespaces have to come before.
+    from deploy.rehearsal.scenarios import SCENARIOS
+
+    default = [name for name in SCENARIOS if (name == "short-scaling") == options.short]
+    names = [name for name in options.only.split(",") if name] or default
+    if unknown := [name for name in names if name not in SCENARIOS]:
+        print(f"--only: {unknown[0]!r} is none of: {', '.join(SCENARIOS)}", file=sys.stderr)
+        return 2
+    print(f"pods:          {node.description}")
+    print(f"images:        this working tree with {sys.executable}; Redis by {find_redis_server()}")
+    print(f"not rehearsed: {', '.join(manifests.not_rehearsed)}", flush=True)
+    report, began = Report(), time.monotonic()
+    logs = options.logs or folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    asyncio.run(_rehearse(manifests, names, node, logs, options, report))
+    print(f"\n{report.table()}\n\n{time.monotonic() - began:.0f} s; {'passed' if report.passed else 'FAILED'}")
+    if report.passed:
+        shutil.rmtree(folder)
+    else:  # whoever wants to see what went wrong finds them
+        kept = options.logs or folder.rename(Path(tempfile.mkdtemp(prefix=f"{_PREFIX}failed-"), "logs")) / "logs"
+        print(f"logs: {kept}")
+    return 0 if report.passed else 1
+
+
+def _options() -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.rehearsal", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--overlay", type=Path, default=REPOSITORY / "deploy/k8s/overlays/dev-cpu")
-    parser.add_argument("--only", default="", help="scenarios by comma; default: all but short-scaling")
-    parser.add_argument("--short", action="store_true", help="only short-scaling, with one scheduler")
-    parser.add_argument("--loopback", action="store_true", help="do without namespaces")
-    parser.add_argument("--logs", type=Path, help="folder to keep the pods' logs in")
-    parser.add_argument("--quiet", action="store_true", help="print the table only")
-    for name, kind, what in (
-        ("requests", int, "different requests in the load"),
-        ("clients", int, "clients at once"),
-        ("least-steps", int, "steps of the shortest picture"),
-        ("most-steps", int, "steps of the longest picture"),
-        ("seed", int, "draws requests and disturbances"),
-        ("chaos-s", float, "seconds of chaos"),
-        ("kill-every-s", float, "mean seconds between two disturbances"),
-        ("measure-s", float, "seconds of each measurement of throughput"),
-        ("hold-s", float, "seconds of load after each change"),
-        ("patience-s", float, "seconds after which something has not come about"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, help=what)
-    options = parser.parse_args()
+    for option in fields(Options):
+        annotated, meaning = get_args(option.type)
+        kind = next(iter(get_args(annotated)), annotated)  # of an optional one, too
+        how = {"action": "store_true"} if kind is bool else {"type": kind, "default": option.default}
+        parser.add_argument(f"--{option.name.replace('_', '-')}", help=meaning, **how)
+    return Options(**vars(parser.parse_args()))
 
-    from deploy.rehearsal import sandbox
 
-    folder = sandbox.make_log_folder()
-    reason = "asked for" if options.loopback else sandbox.why_not_isolated()
-    place = sandbox.plain(folder, reason) if reason else sandbox.isolated()
+def _log_folder() -> Path:
+    """A folder for logs, which is removed by the next rehearsal if this one is killed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}[0-9]*"):
+        if not Path(f"/proc/{left.name.removeprefix(_PREFIX)}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.gettempdir(), f"{_PREFIX}{os.getpid()}")
+    folder.mkdir()
+    return folder
 
-    from deploy.rehearsal.play import play
 
-    return play(options, place, folder)
+async def _rehearse(
+    manifests: Manifests, names: list[str], node: Node, logs: Path, options: Options, report: Report
+) -> None:
+    from deploy.rehearsal.cluster import Cluster, NotInTime
+    from deploy.rehearsal.scenarios import SCENARIOS
+    from deploy.rehearsal.stage import GATEWAY, SCHEDULER, UNET, VAE, Stage
+
+    def tell(at_s: float, what: str) -> None:
+        if not options.quiet:
+            print(f"{at_s:8.2f}  {what}", flush=True)
+
+    # Scenarios begin with one worker of each kind and one gateway; the short form with one scheduler, too.
+    ones = {UNET, VAE, GATEWAY} | ({SCHEDULER} if options.short else set())
+    workloads = {n: replace(each, replicas=1) if n in ones else each for n, each in manifests.workloads.items()}
+    manifests = replace(manifests, workloads=workloads)
+    async with Cluster(manifests, node, logs, options.patience_s, tell) as cluster:
+        stage = Stage(cluster, report, options)
+        for name in names:
+            began = time.monotonic()
+            try:
+                if name != "first-picture":
+                    await cluster.settled()
+                await SCENARIOS[name](stage)
+            except NotInTime as error:
+                report.check(name, "came about", False, str(error))
+            report.measured(name, "took", f"{time.monotonic() - began:.0f} s")
+        report.check("all", "containers that failed a probe", cluster.unfit == 0, str(cluster.unfit))
 
 
 if __name__ == "__main__":

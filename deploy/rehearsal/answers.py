@@ -32,7 +32,8 @@ class Answer:
 
     def pixels(self) -> dict[int, npt.NDArray[np.int16]]:
         """The pictures by index."""
-        return {index: _pixels(base64.b64decode(data)) for index, data in self.images.items()}
+        files = {index: io.BytesIO(base64.b64decode(data)) for index, data in self.images.items()}
+        return {i: np.asarray(Image.open(file).convert("RGB")).astype(np.int16) for i, file in files.items()}
 
 
 # One answer a line.
@@ -62,40 +63,20 @@ def repeated(answers: Sequence[Answer]) -> list[str]:
     ]
 
 
-def differing(answers: Iterable[Answer], quiet: Iterable[Answer]) -> list[str]:
-    """Pictures that are not those made alone of the same request: none, or further off than rounding goes."""
+def compared(answers: Iterable[Answer], quiet: Iterable[Answer]) -> tuple[list[str], int]:
+    """Pictures that are not those made alone of the same request: none, or further off than rounding goes. And the
+    largest difference of any pixel in levels of 255; 0 where nothing can be compared.
+    """
     expected = {answer.number: answer.pixels() for answer in quiet}
-    found = []
-    for answer in answers:
-        if not answer.error:
-            found += _differences(answer, expected[answer.number])
-    return found
-
-
-def farthest(answers: Iterable[Answer], quiet: Iterable[Answer]) -> int:
-    """The largest difference of any pixel in levels of 255; 0 where nothing can be compared."""
-    expected = {answer.number: answer.pixels() for answer in quiet}
-    return max(
-        (
-            _levels(picture, expected[answer.number][index])
-            for answer in answers
-            for index, picture in answer.pixels().items()
-        ),
-        default=0,
-    )
-
-
-def _differences(answer: Answer, expected: Mapping[int, npt.NDArray[np.int16]]) -> list[str]:
-    pictures = answer.pixels()
-    if pictures.keys() != expected.keys():
-        return [f"request {answer.number}: images {sorted(pictures)} instead of {sorted(expected)}"]
-    levels = {index: _levels(picture, expected[index]) for index, picture in pictures.items()}
-    return [f"request {answer.number}, image {i}: {n} levels off" for i, n in levels.items() if n > LEVELS]
-
-
-def _levels(one: npt.NDArray[np.int16], other: npt.NDArray[np.int16]) -> int:
-    return int(np.abs(one - other).max()) if one.shape == other.shape else 255
-
-
-def _pixels(data: bytes) -> npt.NDArray[np.int16]:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.int16)
+    found, farthest = [], 0
+    for answer in (answer for answer in answers if not answer.error):
+        pictures, alone = answer.pixels(), expected[answer.number]
+        if pictures.keys() != alone.keys():
+            found.append(f"request {answer.number}: images {sorted(pictures)} instead of {sorted(alone)}")
+            continue
+        for index, picture in pictures.items():
+            levels = int(np.abs(picture - alone[index]).max()) if picture.shape == alone[index].shape else 255
+            farthest = max(farthest, levels)
+            if levels > LEVELS:
+                found.append(f"request {answer.number}, image {index}: {levels} levels off")
+    return found, farthest

@@ -4,7 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from deploy.kustomize import Manifest, at
 
 ProbeKind = Literal["grpc", "httpGet", "tcpSocket", "exec"]
 VolumeKind = Literal["emptyDir", "configMap", "claim"]
@@ -15,9 +17,15 @@ _CONTAINER_KEYS = frozenset(
     {"name", "image", "imagePullPolicy", "command", "args", "env", "envFrom", "ports", "workingDir", "volumeMounts"}
     | {"startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "securityContext"}
 )
-_POD_FIELDS = frozenset(
-    {"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "status.podIP", "status.hostIP"}
-)
+# Of the downward API: what the pod's `Identity` calls them.
+POD_FIELDS = {
+    "metadata.name": "name",
+    "metadata.namespace": "namespace",
+    "metadata.uid": "uid",
+    "spec.nodeName": "node",
+    "status.podIP": "ip",
+    "status.hostIP": "node_ip",
+}
 
 
 class NotRehearsed(ValueError):
@@ -134,122 +142,118 @@ class Manifests:
     not_rehearsed: tuple[str, ...]
 
 
-def parse(objects: Sequence[Mapping[str, Any]]) -> Manifests:
+def parse(objects: Sequence[Manifest]) -> Manifests:
     """The rendered manifests as values. Raises NotRehearsed for what cannot be run as it is written."""
-    left_out: set[str] = set()
-    config_maps = {
-        item["metadata"]["name"]: dict(item.get("data") or {}) for item in objects if item["kind"] == "ConfigMap"
-    }
-    workloads, services = {}, {}
-    namespaces = set()
-    for item in objects:
-        kind, name = item["kind"], item["metadata"]["name"]
-        if kind in ("Deployment", "StatefulSet"):
-            namespaces.add(item["metadata"].get("namespace", "default"))
-            workloads[name] = _workload(item, config_maps, left_out)
-        elif kind == "Service":
-            services[name] = _service(item)
-        elif kind not in ("ConfigMap", "Namespace"):
-            left_out.add(kind)
+    reader = _Reader(objects)
+    workloads = [item for item in objects if item["kind"] in ("Deployment", "StatefulSet")]
+    services = [_service(item) for item in objects if item["kind"] == "Service"]
+    known = ("Deployment", "StatefulSet", "Service", "ConfigMap", "Namespace")
+    reader.left_out.update(item["kind"] for item in objects if item["kind"] not in known)
+    namespaces = sorted({item["metadata"].get("namespace", "default") for item in workloads})
     if len(namespaces) > 1:
-        raise NotRehearsed(f"workloads in several namespaces: {', '.join(sorted(namespaces))}")
-    return Manifests(next(iter(namespaces), "default"), workloads, services, tuple(sorted(left_out)))
-
-
-def _workload(item: Mapping[str, Any], config_maps: Mapping[str, Mapping[str, str]], left_out: set[str]) -> Workload:
-    spec, kind = item["spec"], item["kind"]
-    template = spec["template"]
-    labels = template["metadata"]["labels"]
-    if not _matches(spec["selector"]["matchLabels"], labels):
-        raise NotRehearsed(f"{kind} {item['metadata']['name']}: its selector does not match its own pods")
-    strategy = spec.get("strategy", {}) if kind == "Deployment" else spec.get("updateStrategy", {})
-    rolling = strategy.get("rollingUpdate") or {}
-    recreate = strategy.get("type") == "Recreate"
-    return Workload(
-        item["metadata"]["name"],
-        kind,
-        spec.get("replicas", 1),
-        _template(template, spec.get("volumeClaimTemplates", ()), config_maps, left_out),
-        0 if recreate or kind == "StatefulSet" else rolling.get("maxSurge", "25%"),
-        "100%" if recreate else 1 if kind == "StatefulSet" else rolling.get("maxUnavailable", "25%"),
+        raise NotRehearsed(f"workloads in several namespaces: {', '.join(namespaces)}")
+    return Manifests(
+        next(iter(namespaces), "default"),
+        {item["metadata"]["name"]: reader.workload(item) for item in workloads},
+        {service.name: service for service in services},
+        tuple(sorted(reader.left_out)),
     )
 
 
-def _template(
-    template: Mapping[str, Any],
-    claims: Iterable[Mapping[str, Any]],
-    config_maps: Mapping[str, Mapping[str, str]],
-    left_out: set[str],
-) -> PodTemplate:
-    spec = template["spec"]
-    for key in ("initContainers", "hostNetwork", "hostPID", "hostIPC"):
-        if spec.get(key):
-            raise NotRehearsed(f"{key}: the rehearsal does not know it")
-    left_out.update(f"pod.{key}" for key in spec.keys() - _POD_KEYS)
-    volumes = [_volume(volume, config_maps) for volume in spec.get("volumes") or ()]
-    volumes += [Volume(claim["metadata"]["name"], "claim") for claim in claims]
-    security = spec.get("securityContext") or {}
-    containers = tuple(_container(item, security, config_maps, left_out) for item in spec["containers"])
-    digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
-    grace_s = float(spec.get("terminationGracePeriodSeconds", 30))
-    return PodTemplate(dict(template["metadata"]["labels"]), containers, tuple(volumes), grace_s, digest)
+class _Reader:
+    """Reads objects into values. `left_out`: what of them is not rehearsed."""
 
+    def __init__(self, objects: Sequence[Manifest]) -> None:
+        self.left_out: set[str] = set()
+        self._config_maps = {
+            item["metadata"]["name"]: dict(item.get("data") or {}) for item in objects if item["kind"] == "ConfigMap"
+        }
 
-def _container(
-    item: Mapping[str, Any],
-    pod_security: Mapping[str, Any],
-    config_maps: Mapping[str, Mapping[str, str]],
-    left_out: set[str],
-) -> Container:
-    left_out.update(f"container.{key}" for key in item.keys() - _CONTAINER_KEYS)
-    ports = {port.get("name", str(port["containerPort"])): port["containerPort"] for port in item.get("ports") or ()}
-    security = {**pod_security, **(item.get("securityContext") or {})}
-    name = item["name"]
-    return Container(
-        name=name,
-        image=item["image"],
-        command=tuple(item.get("command") or ()),
-        args=tuple(item.get("args") or ()),
-        environment=tuple(_environment(item, config_maps)),
-        ports=ports,
-        startup=_probe(item.get("startupProbe"), ports, f"{name}.startupProbe"),
-        readiness=_probe(item.get("readinessProbe"), ports, f"{name}.readinessProbe"),
-        liveness=_probe(item.get("livenessProbe"), ports, f"{name}.livenessProbe"),
-        pre_stop_s=_pre_stop_s(item.get("lifecycle") or {}, name),
-        working_dir=item.get("workingDir", ""),
-        uid=security.get("runAsUser", 0),
-        gid=security.get("runAsGroup", security.get("runAsUser", 0)),
-        read_only_root=security.get("readOnlyRootFilesystem", False),
-        mounts=tuple(
-            Mount(mount["name"], mount["mountPath"], mount.get("subPath", ""), mount.get("readOnly", False))
-            for mount in item.get("volumeMounts") or ()
-        ),
-    )
+    def workload(self, item: Manifest) -> Workload:
+        spec, kind, name = item["spec"], item["kind"], item["metadata"]["name"]
+        if not spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items():
+            raise NotRehearsed(f"{kind} {name}: its selector does not match its own pods")
+        template = self._template(spec["template"], spec.get("volumeClaimTemplates", ()))
+        if kind == "StatefulSet":
+            return Workload(name, kind, spec.get("replicas", 1), template, 0, 1)
+        if at(spec, "strategy.type") == "Recreate":
+            return Workload(name, kind, spec.get("replicas", 1), template, 0, "100%")
+        rolling = {"maxSurge": "25%", "maxUnavailable": "25%"} | at(spec, "strategy.rollingUpdate", {})
+        return Workload(name, kind, spec.get("replicas", 1), template, rolling["maxSurge"], rolling["maxUnavailable"])
 
+    def _template(self, template: Mapping[str, Any], claims: Iterable[Mapping[str, Any]]) -> PodTemplate:
+        spec = template["spec"]
+        for key in ("initContainers", "hostNetwork", "hostPID", "hostIPC"):
+            if spec.get(key):
+                raise NotRehearsed(f"{key}: the rehearsal does not know it")
+        self.left_out.update(f"pod.{key}" for key in spec.keys() - _POD_KEYS)
+        volumes = [self._volume(volume) for volume in spec.get("volumes") or ()]
+        volumes += [Volume(claim["metadata"]["name"], "claim") for claim in claims]
+        containers = tuple(self._container(item, spec.get("securityContext") or {}) for item in spec["containers"])
+        digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
+        grace_s = float(spec.get("terminationGracePeriodSeconds", 30))
+        return PodTemplate(dict(template["metadata"]["labels"]), containers, tuple(volumes), grace_s, digest)
 
-def _environment(item: Mapping[str, Any], config_maps: Mapping[str, Mapping[str, str]]) -> Iterable[Variable]:
-    for source in item.get("envFrom") or ():
-        if "configMapRef" not in source:
-            raise NotRehearsed(f"{item['name']}.envFrom: only ConfigMaps are known")
-        for key, value in _config_map(config_maps, source["configMapRef"]["name"]).items():
-            yield Variable(source.get("prefix", "") + key, value)
-    for variable in item.get("env") or ():
-        name, source = variable["name"], variable.get("valueFrom")
-        if not source:
-            yield Variable(name, str(variable.get("value", "")))
-        elif "configMapKeyRef" in source:
-            reference = source["configMapKeyRef"]
-            yield Variable(name, _config_map(config_maps, reference["name"])[reference["key"]])
-        elif source.get("fieldRef", {}).get("fieldPath") in _POD_FIELDS:
-            yield Variable(name, field=source["fieldRef"]["fieldPath"])
-        else:
-            raise NotRehearsed(f"{item['name']}.env.{name}: the rehearsal cannot give it {json.dumps(source)}")
+    def _container(self, item: Mapping[str, Any], pod_security: Mapping[str, Any]) -> Container:
+        self.left_out.update(f"container.{key}" for key in item.keys() - _CONTAINER_KEYS)
+        ports = {each.get("name", str(each["containerPort"])): each["containerPort"] for each in at(item, "ports", ())}
+        security = {**pod_security, **at(item, "securityContext", {})}
+        name, lifecycle = item["name"], item.get("lifecycle") or {}
+        if "postStart" in lifecycle or "sleep" not in lifecycle.get("preStop", {"sleep": None}):
+            raise NotRehearsed(f"{name}.lifecycle: only a preStop sleep is known")
+        return Container(
+            name=name,
+            image=item["image"],
+            command=tuple(item.get("command") or ()),
+            args=tuple(item.get("args") or ()),
+            environment=tuple(self._environment(item)),
+            ports=ports,
+            startup=_probe(item.get("startupProbe"), ports, f"{name}.startupProbe"),
+            readiness=_probe(item.get("readinessProbe"), ports, f"{name}.readinessProbe"),
+            liveness=_probe(item.get("livenessProbe"), ports, f"{name}.livenessProbe"),
+            pre_stop_s=float(at(lifecycle, "preStop.sleep.seconds", 0)),
+            working_dir=item.get("workingDir", ""),
+            uid=security.get("runAsUser", 0),
+            gid=security.get("runAsGroup", security.get("runAsUser", 0)),
+            read_only_root=security.get("readOnlyRootFilesystem", False),
+            mounts=tuple(
+                Mount(mount["name"], mount["mountPath"], mount.get("subPath", ""), mount.get("readOnly", False))
+                for mount in item.get("volumeMounts") or ()
+            ),
+        )
 
+    def _environment(self, item: Mapping[str, Any]) -> Iterable[Variable]:
+        for source in item.get("envFrom") or ():
+            if "configMapRef" not in source:
+                raise NotRehearsed(f"{item['name']}.envFrom: only ConfigMaps are known")
+            for key, value in self._config_map(source["configMapRef"]["name"]).items():
+                yield Variable(source.get("prefix", "") + key, value)
+        for variable in item.get("env") or ():
+            name, source = variable["name"], variable.get("valueFrom")
+            if not source:
+                yield Variable(name, str(variable.get("value", "")))
+            elif "configMapKeyRef" in source:
+                reference = source["configMapKeyRef"]
+                yield Variable(name, self._config_map(reference["name"])[reference["key"]])
+            elif at(source, "fieldRef.fieldPath") in POD_FIELDS:
+                yield Variable(name, field=source["fieldRef"]["fieldPath"])
+            else:
+                raise NotRehearsed(f"{item['name']}.env.{name}: the rehearsal cannot give it {json.dumps(source)}")
 
-def _config_map(config_maps: Mapping[str, Mapping[str, str]], name: str) -> Mapping[str, str]:
-    if name not in config_maps:
-        raise NotRehearsed(f"ConfigMap {name}: not among the manifests")
-    return config_maps[name]
+    def _volume(self, volume: Mapping[str, Any]) -> Volume:
+        name = volume["name"]
+        if "emptyDir" in volume:
+            return Volume(name, "emptyDir")
+        if "configMap" in volume:
+            return Volume(name, "configMap", self._config_map(volume["configMap"]["name"]))
+        if "persistentVolumeClaim" in volume:
+            return Volume(name, "claim")
+        raise NotRehearsed(f"volume {name}: neither emptyDir, configMap nor persistentVolumeClaim")
+
+    def _config_map(self, name: str) -> Mapping[str, str]:
+        if name not in self._config_maps:
+            raise NotRehearsed(f"ConfigMap {name}: not among the manifests")
+        return self._config_maps[name]
 
 
 def _probe(item: Mapping[str, Any] | None, ports: Mapping[str, int], where: str) -> Probe | None:
@@ -262,48 +266,21 @@ def _probe(item: Mapping[str, Any] | None, ports: Mapping[str, int], where: str)
         "success_threshold": item.get("successThreshold", 1),
         "failure_threshold": item.get("failureThreshold", 3),
     }
-    if "grpc" in item:
-        port = item["grpc"]["port"]
-        if not isinstance(port, int):
-            raise NotRehearsed(f"{where}: a grpc probe names its port by number, not {port!r}")
-        return Probe("grpc", port, item["grpc"].get("service", ""), **times)
-    if "httpGet" in item:
-        asked = item["httpGet"]
-        return Probe("httpGet", _port(asked["port"], ports, where), path=asked.get("path", "/"), **times)
-    if "tcpSocket" in item:
-        return Probe("tcpSocket", _port(item["tcpSocket"]["port"], ports, where), **times)
-    if "exec" in item:
-        return Probe("exec", command=tuple(item["exec"]["command"]), **times)
-    raise NotRehearsed(f"{where}: neither grpc, httpGet, tcpSocket nor exec")
-
-
-def _port(port: int | str, ports: Mapping[str, int], where: str) -> int:
-    if isinstance(port, int):
-        return port
-    if port not in ports:
+    kind = next((kind for kind in get_args(ProbeKind) if kind in item), None)
+    if kind is None:
+        raise NotRehearsed(f"{where}: neither {', '.join(get_args(ProbeKind))}")
+    if kind == "exec":
+        return Probe(kind, command=tuple(item["exec"]["command"]), **times)
+    asked, port = item[kind], item[kind]["port"]
+    if kind == "grpc" and not isinstance(port, int):
+        raise NotRehearsed(f"{where}: a grpc probe names its port by number, not {port!r}")
+    if not isinstance(port, int) and port not in ports:
         raise NotRehearsed(f"{where}: no port of the container is named {port!r}")
-    return ports[port]
+    path = asked.get("path", "/") if kind == "httpGet" else ""
+    return Probe(kind, port if isinstance(port, int) else ports[port], asked.get("service", ""), path, **times)
 
 
-def _pre_stop_s(lifecycle: Mapping[str, Any], where: str) -> float:
-    hook = lifecycle.get("preStop")
-    if "postStart" in lifecycle or (hook is not None and "sleep" not in hook):
-        raise NotRehearsed(f"{where}.lifecycle: only a preStop sleep is known")
-    return float(hook["sleep"]["seconds"]) if hook else 0.0
-
-
-def _volume(volume: Mapping[str, Any], config_maps: Mapping[str, Mapping[str, str]]) -> Volume:
-    name = volume["name"]
-    if "emptyDir" in volume:
-        return Volume(name, "emptyDir")
-    if "configMap" in volume:
-        return Volume(name, "configMap", _config_map(config_maps, volume["configMap"]["name"]))
-    if "persistentVolumeClaim" in volume:
-        return Volume(name, "claim")
-    raise NotRehearsed(f"volume {name}: neither emptyDir, configMap nor persistentVolumeClaim")
-
-
-def _service(item: Mapping[str, Any]) -> Service:
+def _service(item: Manifest) -> Service:
     spec = item["spec"]
     return Service(
         item["metadata"]["name"],
@@ -312,7 +289,3 @@ def _service(item: Mapping[str, Any]) -> Service:
         headless=spec.get("clusterIP") == "None",
         publish_not_ready=spec.get("publishNotReadyAddresses", False),
     )
-
-
-def _matches(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    return all(labels.get(key) == value for key, value in selector.items())

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Protocol
 
 from deploy.rehearsal.manifests import Container, PodTemplate, Probe
-from deploy.rehearsal.probes import Tally, Verdict, ask
-from deploy.rehearsal.runtime import Identity
+from deploy.rehearsal.node import Identity
+from synerdiff.rpc import open_channel, serving
 
 # A container that ends is started again at once, then after these delays; one that lived this long begins anew.
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LIVED_WELL_S = 10.0, 300.0, 600.0
@@ -19,16 +19,55 @@ ENDPOINT_DELAY_S = 1.0
 # What a container gets after SIGTERM where preStop has used up the whole grace.
 _LEAST_GRACE_S = 2.0
 
-OnEvent = Callable[[str], None]
+# How a node starts a container, or another command in its stead: see `Node`.
+Start = Callable[[Identity, Container, Path, Sequence[str]], Awaitable[asyncio.subprocess.Process]]
 
 
-class Starts(Protocol):
-    """Of a runtime: how containers are started."""
+class Verdict(Enum):
+    """What a probe's answers add up to by its thresholds; UNKNOWN until there are enough."""
 
-    async def start(
-        self, pod: Identity, container_: Container, log: Path, command: Sequence[str] = ()
-    ) -> asyncio.subprocess.Process:
-        """See Runtime."""
+    UNKNOWN = "unknown"
+    PASSED = "passed"
+    FAILED = "failed"
+
+
+class Tally:
+    """Counts the answers of one probe in a row."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._last: bool | None = None
+        self._in_a_row = 0
+
+    def count(self, answer: bool) -> Verdict:
+        """What holds after another answer; UNKNOWN while neither threshold is reached."""
+        self._in_a_row = self._in_a_row + 1 if answer == self._last else 1
+        self._last = answer
+        threshold = self._probe.success_threshold if answer else self._probe.failure_threshold
+        if self._in_a_row < threshold:
+            return Verdict.UNKNOWN
+        return Verdict.PASSED if answer else Verdict.FAILED
+
+
+async def _ask(probe: Probe, ip: str) -> bool:
+    """One answer by the network, False where none comes in time."""
+    if probe.kind == "grpc":
+        # A channel of its own for each question: one that failed would wait before it connects again.
+        async with open_channel(f"{ip}:{probe.port}") as channel:
+            return await serving(channel, probe.service, probe.timeout_s)
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(probe.timeout_s):
+            reader, writer = await asyncio.open_connection(ip, probe.port)
+            with contextlib.closing(writer):
+                return probe.kind == "tcpSocket" or await _get(probe.path, ip, reader, writer)
+    return False
+
+
+async def _get(path: str, ip: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Whether a GET is answered as a kubelet likes it: 200 to 399."""
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: {ip}\r\nconnection: close\r\n\r\n".encode())
+    version, _, rest = (await reader.readline()).partition(b" ")
+    return version.startswith(b"HTTP/") and rest[:1] in (b"2", b"3")
 
 
 class ContainerLife:
@@ -36,7 +75,7 @@ class ContainerLife:
 
     def __init__(self, pod: "Pod", spec: Container, log: Path) -> None:
         self.spec = spec
-        self.log = log
+        self._log = log
         self.restarts = 0
         self.ready = False
         self._pod = pod
@@ -87,13 +126,13 @@ class ContainerLife:
 
     def signal(self, number: signal.Signals) -> None:
         """Send its process a signal; one that has ended gets none."""
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None and self.alive:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
     async def _live(self) -> int:
         """One life. Returns its exit status."""
-        self._process = await self._pod.runtime.start(self._pod.identity, self.spec, self.log)
+        self._process = await self._pod.node_start(self._pod.identity, self.spec, self._log, ())
         if self._stopping:
             self.signal(signal.SIGKILL)
         probing = asyncio.create_task(self._probe())
@@ -122,10 +161,9 @@ class ContainerLife:
         if not spec.readiness:
             self._set_ready(True)
         async with asyncio.TaskGroup() as probes:
-            if spec.readiness:
-                probes.create_task(self._follow_readiness(spec.readiness))
-            if spec.liveness:
-                probes.create_task(self._follow_liveness(spec.liveness))
+            for probe, follow in ((spec.readiness, self._follow_readiness), (spec.liveness, self._follow_liveness)):
+                if probe:
+                    probes.create_task(follow(probe))
 
     async def _follow_readiness(self, probe: Probe) -> None:
         async for verdict in self._verdicts(probe):
@@ -142,7 +180,7 @@ class ContainerLife:
         await asyncio.sleep(probe.initial_delay_s)
         while not self._stopping:
             began = time.monotonic()
-            yield tally.count(await ask(probe, self._pod.ip, self._execute))
+            yield tally.count(await (self._execute(probe) if probe.kind == "exec" else _ask(probe, self._pod.ip)))
             await asyncio.sleep(max(0.0, began + probe.period_s - time.monotonic()))
 
     async def _unfit(self, probe: str) -> None:
@@ -153,11 +191,11 @@ class ContainerLife:
         if not await self._ended_within(self._pod.template.grace_s):
             self.signal(signal.SIGKILL)
 
-    async def _execute(self, command: tuple[str, ...], timeout_s: float) -> bool:
-        """Run a command beside the container: same image, volumes, user and network, process ids of its own."""
-        process = await self._pod.runtime.start(self._pod.identity, self.spec, self.log, command)
+    async def _execute(self, probe: Probe) -> bool:
+        """Run its command beside the container: same image, volumes, user and network, process ids of its own."""
+        process = await self._pod.node_start(self._pod.identity, self.spec, self._log, probe.command)
         try:
-            return await asyncio.wait_for(process.wait(), timeout_s) == 0
+            return await asyncio.wait_for(process.wait(), probe.timeout_s) == 0
         except TimeoutError:
             return False
         finally:
@@ -178,38 +216,28 @@ class Pod:
         identity: Identity,
         workload: str,
         template: PodTemplate,
-        runtime: Starts,
+        start: Start,
         logs: Path,
         *,
         on_change: Callable[[], None],
-        on_event: OnEvent,
+        on_event: Callable[[str], None],
     ) -> None:
-        self.identity = identity
+        self.identity, self.name, self.ip = identity, identity.name, identity.ip
         self.workload = workload
-        self.template = template
-        self.runtime = runtime
+        self.template, self.revision = template, template.revision
+        self.node_start = start
         self.created_at = time.monotonic()
         self.ready_at: float | None = None
-        self._left_at = -ENDPOINT_DELAY_S
         self.terminating = False
         self.killed_after_grace = 0
         self.unfit = 0
         self.containers = [
             ContainerLife(self, spec, logs / f"{identity.name}-{spec.name}.log") for spec in template.containers
         ]
+        self._left_at = -ENDPOINT_DELAY_S
         self._on_change = on_change
         self._on_event = on_event
         self._keepers: list[asyncio.Task[None]] = []
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self.identity.name
-
-    @property
-    def ip(self) -> str:
-        """Its address."""
-        return self.identity.place.ip
 
     @property
     def ready(self) -> bool:
@@ -220,11 +248,6 @@ class Pod:
     def in_service(self) -> bool:
         """Whether its Services send new connections to it: while it is ready, and a little longer."""
         return self.ready or time.monotonic() < self._left_at + ENDPOINT_DELAY_S
-
-    @property
-    def restarts(self) -> int:
-        """How often its containers were started again."""
-        return sum(container.restarts for container in self.containers)
 
     def start(self) -> None:
         """Run its containers."""

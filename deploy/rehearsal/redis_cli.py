@@ -5,25 +5,17 @@ import argparse
 import socket
 import sys
 
-
-def main() -> int:
-    """Ask once. Exit status 1 where nobody answers, or with an error."""
-    parser = argparse.ArgumentParser(description=__doc__, add_help=False)
-    parser.add_argument("-h", default="127.0.0.1")
-    parser.add_argument("-e", action="store_true")
-    parser.add_argument("-p", type=int, default=6379)
-    parser.add_argument("command", choices=("ping",))
-    options = parser.parse_args()
-    try:
-        with socket.create_connection((options.h, options.p), timeout=5) as connection:
-            connection.sendall(f"{options.command}\r\n".encode())
-            reply = connection.recv(256).decode()
-    except OSError as error:
-        print(f"Could not connect to Redis: {error}", file=sys.stderr)
-        return 1
-    print(reply.strip())
-    return 1 if reply.startswith("-") else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+parser = argparse.ArgumentParser(description=__doc__, add_help=False)
+parser.add_argument("-h", default="127.0.0.1")
+parser.add_argument("-e", action="store_true")
+parser.add_argument("-p", type=int, default=6379)
+parser.add_argument("command", choices=("ping",))
+options = parser.parse_args()
+try:
+    with socket.create_connection((options.h, options.p), timeout=5) as connection:
+        connection.sendall(f"{options.command}\r\n".encode())
+        reply = connection.recv(256).decode()
+except OSError as error:
+    sys.exit(f"Could not connect to Redis: {error}")
+print(reply.strip())
+sys.exit(1 if reply.startswith("-") else 0)

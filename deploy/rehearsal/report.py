@@ -1,9 +1,35 @@
-"""What was checked and measured, as one table."""
+"""What is asked of a rehearsal, and what was checked and measured, as one table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from deploy.kustomize import K8S
 
 _SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command line, and what they mean."""
+
+    overlay: Annotated[Path, "folder of the kustomization"] = K8S / "overlays/dev-cpu"
+    only: Annotated[str, "scenarios by comma; default: all but short-scaling"] = ""
+    short: Annotated[bool, "only short-scaling, with one scheduler"] = False
+    loopback: Annotated[bool, "do without namespaces"] = False
+    logs: Annotated[Path | None, "folder to keep the pods' logs in"] = None
+    quiet: Annotated[bool, "print the table only"] = False
+    requests: Annotated[int, "different requests in the load"] = 12
+    clients: Annotated[int, "clients at once"] = 3
+    least_steps: Annotated[int, "steps of the shortest picture"] = 4
+    most_steps: Annotated[int, "steps of the longest picture"] = 12
+    seed: Annotated[int, "draws requests and disturbances"] = 1
+    chaos_s: Annotated[float, "seconds of chaos"] = 90.0
+    kill_every_s: Annotated[float, "mean seconds between two disturbances"] = 7.0
+    measure_s: Annotated[float, "seconds of each measurement of throughput"] = 12.0
+    hold_s: Annotated[float, "seconds of load after each change"] = 5.0
+    patience_s: Annotated[float, "seconds after which something has not come about"] = 240.0
 
 
 @dataclass(frozen=True)

@@ -8,26 +8,18 @@ that are being stopped count for neither.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from deploy.rehearsal.manifests import Workload
 
 
-@dataclass(frozen=True)
-class PodView:
+class PodView(Protocol):
     """A pod that is not being stopped. `ready_at`: when it became ready (monotonic, s), None while it is not."""
 
     name: str
     revision: str
     created_at: float
     ready_at: float | None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a workload is to be: so many pods of this revision. `surge`, `unavailable`: a count or a percentage."""
-
-    replicas: int
-    revision: str
-    surge: int | str
-    unavailable: int | str
 
 
 @dataclass(frozen=True)
@@ -38,11 +30,13 @@ class Moves:
     stop: tuple[str, ...] = ()
 
 
-def next_moves(wanted: Wanted, pods: Sequence[PodView]) -> Moves:
+def next_moves(wanted: Workload, pods: Sequence[PodView]) -> Moves:
     """One round of the controllers."""
-    surge, unavailable = _bounds(wanted)
-    new = [pod for pod in pods if pod.revision == wanted.revision]
-    old = [pod for pod in pods if pod.revision != wanted.revision]
+    surge = _count(wanted.surge, wanted.replicas, math.ceil)
+    unavailable = _count(wanted.unavailable, wanted.replicas, math.floor)
+    unavailable = unavailable if surge or unavailable else 1
+    new = [pod for pod in pods if pod.revision == wanted.template.revision]
+    old = [pod for pod in pods if pod.revision != wanted.template.revision]
     create = max(0, min(wanted.replicas - len(new), wanted.replicas + surge - len(pods)))
     stop = _last_first(new)[: max(0, len(new) - wanted.replicas)]
     if old:
@@ -50,25 +44,19 @@ def next_moves(wanted: Wanted, pods: Sequence[PodView]) -> Moves:
     return Moves(create, tuple(pod.name for pod in stop))
 
 
-def is_settled(wanted: Wanted, pods: Sequence[PodView]) -> bool:
+def is_settled(wanted: Workload, pods: Sequence[PodView]) -> bool:
     """Whether exactly the wanted pods are there, all of them ready."""
     return len(pods) == wanted.replicas and all(
-        pod.revision == wanted.revision and pod.ready_at is not None for pod in pods
+        pod.revision == wanted.template.revision and pod.ready_at is not None for pod in pods
     )
 
 
-def _old_to_stop(replicas: int, unavailable: int, new: list[PodView], old: list[PodView]) -> list[PodView]:
+def _old_to_stop(replicas: int, unavailable: int, new: Sequence[PodView], old: Sequence[PodView]) -> list[PodView]:
     """Old pods that may go now: those not ready cost nothing; of the ready ones as many as can be spared."""
     ready = sum(pod.ready_at is not None for pod in (*new, *old))
     idle = [pod for pod in old if pod.ready_at is None]
     spare = max(0, ready - (replicas - unavailable))
     return idle + _last_first([pod for pod in old if pod.ready_at is not None])[:spare]
-
-
-def _bounds(wanted: Wanted) -> tuple[int, int]:
-    surge = _count(wanted.surge, wanted.replicas, math.ceil)
-    unavailable = _count(wanted.unavailable, wanted.replicas, math.floor)
-    return surge, unavailable if surge or unavailable else 1
 
 
 def _count(value: int | str, replicas: int, rounded: Callable[[float], int]) -> int:
@@ -77,6 +65,6 @@ def _count(value: int | str, replicas: int, rounded: Callable[[float], int]) -> 
     return rounded(replicas * int(value.removesuffix("%")) / 100)
 
 
-def _last_first(pods: list[PodView]) -> list[PodView]:
+def _last_first(pods: Sequence[PodView]) -> list[PodView]:
     """In the order in which they would be given up."""
     return sorted(pods, key=lambda pod: (pod.ready_at is not None, -(pod.ready_at or 0.0), -pod.created_at))

@@ -18,32 +18,31 @@ _LEAST_RISE = 2.7
 async def first_picture(stage: Stage) -> None:
     """From rendered manifests to a picture, with every kind of worker twice."""
     scenario, began = "first picture", time.monotonic()
-    for name in WORKERS:
-        stage.cluster.scale(name, 2)
-    await stage.cluster.settled(within_s=stage.options.patience_s)
+    await stage.scaled(2, *WORKERS)
     stage.report.measured(scenario, "every pod ready", f"{time.monotonic() - began:.1f} s")
     answered = await stage.finish(await stage.send(1, "--requests", "1"))
     stage.report.none_of(scenario, "requests failed", answers.errors(answered))
     pictures = [picture.shape for answer in answered for picture in answer.pixels().values()]
     seconds = f"{time.monotonic() - began:.1f} s after the manifests"
     stage.report.check(scenario, "a picture came", bool(pictures), f"{pictures}, {seconds}")
-    for name in WORKERS:
-        stage.cluster.scale(name, 1)
-    await stage.cluster.settled(within_s=stage.options.patience_s)
+    await stage.scaled(1, *WORKERS)
 
 
 async def scaling(stage: Stage) -> None:
     """UNet workers 1 -> 3 -> 1 and VAE workers 1 -> 2 -> 1 under load, each by itself."""
-    async with stage.under_load("scaling"):
-        for name, replicas in ((UNET, 3), (UNET, 1), (VAE, 2), (VAE, 1)):
-            await _scaled(stage, name, replicas)
+    await _scaled_in_turn(stage, "scaling", (UNET, 3), (UNET, 1), (VAE, 2), (VAE, 1))
 
 
 async def short_scaling(stage: Stage) -> None:
     """UNet workers 1 -> 2 -> 1 under load."""
-    async with stage.under_load("short scaling"):
-        for replicas in (2, 1):
-            await _scaled(stage, UNET, replicas)
+    await _scaled_in_turn(stage, "short scaling", (UNET, 2), (UNET, 1))
+
+
+async def _scaled_in_turn(stage: Stage, scenario: str, *turns: tuple[str, int]) -> None:
+    async with stage.under_load(scenario):
+        for name, replicas in turns:
+            await stage.scaled(replicas, name)
+            await asyncio.sleep(stage.options.hold_s)
 
 
 async def rolling_restart(stage: Stage) -> None:
@@ -53,13 +52,13 @@ async def rolling_restart(stage: Stage) -> None:
             for name in names:
                 stage.cluster.restart(name)
             began = time.monotonic()
-            await stage.cluster.settled(*names, within_s=stage.options.patience_s)
+            await stage.cluster.settled(*names)
             seconds = f"{time.monotonic() - began:.1f} s"
             stage.report.measured("rolling restart", " + ".join(names), seconds)
             await asyncio.sleep(stage.options.hold_s)
         stage.cluster.pods(REDIS)[0].kill9()
         await asyncio.sleep(1.0)
-        await stage.cluster.settled(within_s=stage.options.patience_s)
+        await stage.cluster.settled()
         await asyncio.sleep(stage.options.hold_s)
 
 
@@ -69,27 +68,23 @@ async def lost_leader(stage: Stage) -> None:
         leader, began = await stage.leader(), time.monotonic()
         stage.cluster.stop(stage.cluster.pods(UNET)[0])
         leader.kill9()
-        await stage.cluster.settled(within_s=stage.options.patience_s)
+        await stage.cluster.settled()
         stage.report.measured("lost leader", "drained and replaced", f"{time.monotonic() - began:.1f} s")
 
 
 async def chaos(stage: Stage) -> None:
     """Pods killed with SIGKILL, and drained, at random under load, with every kind of worker twice."""
     draw = random.Random(stage.options.seed)
-    for name in WORKERS:
-        stage.cluster.scale(name, 2)
-    await stage.cluster.settled(within_s=stage.options.patience_s)
+    await stage.scaled(2, *WORKERS)
     done: list[str] = []
     async with stage.under_load("chaos"):
         until = time.monotonic() + stage.options.chaos_s
         while time.monotonic() < until:
             await asyncio.sleep(draw.uniform(0.5, 1.5) * stage.options.kill_every_s)
             done.append(_disturb(stage, draw))
-        await stage.cluster.settled(within_s=stage.options.patience_s)
+        await stage.cluster.settled()
     stage.report.measured("chaos", "disturbances", ", ".join(sorted(f"{done.count(d)} x {d}" for d in set(done))))
-    for name in WORKERS:
-        stage.cluster.scale(name, 1)
-    await stage.cluster.settled(within_s=stage.options.patience_s)
+    await stage.scaled(1, *WORKERS)
 
 
 def _disturb(stage: Stage, draw: random.Random) -> str:
@@ -111,57 +106,41 @@ async def simulated_throughput(stage: Stage) -> None:
     real = {name: stage.cluster.workload(name) for name in WORKERS}
     for name, kind in ((UNET, "unet"), (VAE, "vae")):
         stage.cluster.put(_simulated(real[name], kind))
-    await stage.cluster.settled(within_s=stage.options.patience_s)
-    load = await stage.send(
-        _SIMULATED_CLIENTS, "--endless", "--simulated", "--requests", "40", "--least-steps", "30", "--most-steps", "60"
-    )
+    await stage.cluster.settled()
+    pictures = ("--simulated", "--requests", "40", "--least-steps", "30", "--most-steps", "60")
+    load = await stage.send(_SIMULATED_CLIENTS, *pictures, endless=True)
     rates = await _rates(stage, load, "simulated workers")
-    load.errand.process.terminate()
     found = await stage.finish(load)
     stage.report.none_of("simulated workers", "requests failed", answers.errors(found))
     rise = rates[3] / rates[1]
     stage.report.check("simulated workers", f"rise of at least {_LEAST_RISE}", rise >= _LEAST_RISE, f"{rise:.2f}")
     for workload in real.values():
         stage.cluster.put(workload)
-    await stage.cluster.settled(within_s=stage.options.patience_s)
+    await stage.cluster.settled()
 
 
 async def real_throughput(stage: Stage) -> None:
     """What real UNet workers do more than one, as far as this machine's cores allow."""
-    load = await stage.send(_REAL_CLIENTS, "--endless")
+    load = await stage.send(_REAL_CLIENTS, endless=True)
     rates = await _rates(stage, load, "real workers")
-    load.errand.process.terminate()
     stage.report.none_of("real workers", "requests failed", answers.errors(await stage.finish(load)))
     rise = f"{rates[3] / rates[1]:.2f} on {usable_cores()} cores"
     stage.report.measured("real workers", "rise", rise)
-    stage.cluster.scale(UNET, 1)
-    await stage.cluster.settled(within_s=stage.options.patience_s)
-
-
-async def _scaled(stage: Stage, name: str, replicas: int) -> None:
-    stage.cluster.scale(name, replicas)
-    await stage.cluster.settled(name, within_s=stage.options.patience_s)
-    await asyncio.sleep(stage.options.hold_s)
+    await stage.scaled(1, UNET)
 
 
 async def _rates(stage: Stage, load: Load, scenario: str) -> dict[int, float]:
-    """Steps a second with one UNet worker and with three, from when the load is fully there."""
-    await stage.cluster.until(lambda: load.answered() > 0, "a first answer", stage.options.patience_s)
+    """Steps a second that clients are told of, with one UNet worker and with three, once the load is fully there."""
+    await stage.cluster.until(lambda: load.answered() > 0, "a first answer")
     rates = {}
     for replicas in (1, 3):
-        stage.cluster.scale(UNET, replicas)
-        await stage.cluster.settled(UNET, within_s=stage.options.patience_s)
-        rates[replicas] = await _steps_per_s(stage, load)
+        await stage.scaled(replicas, UNET)
+        await asyncio.sleep(stage.options.hold_s)  # until each has taken its share
+        steps, began = load.steps(), time.monotonic()
+        await asyncio.sleep(stage.options.measure_s)
+        rates[replicas] = (load.steps() - steps) / (time.monotonic() - began)
         stage.report.measured(scenario, f"UNet workers: {replicas}", f"{rates[replicas]:.1f} steps/s")
     return rates
-
-
-async def _steps_per_s(stage: Stage, load: Load) -> float:
-    """Steps that clients are told of a second, once what there is has taken its share."""
-    await asyncio.sleep(stage.options.hold_s)
-    steps, began = load.steps(), time.monotonic()
-    await asyncio.sleep(stage.options.measure_s)
-    return (load.steps() - steps) / (time.monotonic() - began)
 
 
 def _simulated(workload: Workload, kind: str) -> Workload:
@@ -173,14 +152,15 @@ def _simulated(workload: Workload, kind: str) -> Workload:
 
 
 SCENARIOS = {
-    "first-picture": first_picture,
-    "scaling": scaling,
-    "rolling-restart": rolling_restart,
-    "lost-leader": lost_leader,
-    "chaos": chaos,
-    "simulated-throughput": simulated_throughput,
-    "real-throughput": real_throughput,
-    "short-scaling": short_scaling,
+    scenario.__name__.replace("_", "-"): scenario
+    for scenario in (
+        first_picture,
+        scaling,
+        rolling_restart,
+        lost_leader,
+        chaos,
+        simulated_throughput,
+        real_throughput,
+        short_scaling,
+    )
 }
-FULL = tuple(name for name in SCENARIOS if name != "short-scaling")
-SHORT = ("short-scaling",)

@@ -4,11 +4,12 @@ Stands where a real worker stands, with the same settings, ports, probes and dra
 as long as it is told to. Each claims a device of its own.
 """
 
-import argparse
 import asyncio
 import contextlib
 import uuid
+from typing import Literal
 
+from bench.command import run
 from bench.simulated_workers import SimulatedUnet, SimulatedVae, SimulatedWorker
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRegistry
@@ -20,25 +21,14 @@ from synerdiff.worker_settings import WorkerSettings
 _SLOTS = 32
 
 
-def main() -> None:
-    """Parse the command line and serve until SIGTERM."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("unet", "vae"))
-    parser.add_argument("--tick-ms", type=float, default=20.0)
-    parser.add_argument("--decode-ms", type=float, default=5.0)
-    options = parser.parse_args()
-    configure_logging(f"simulated-{options.kind}")
-    asyncio.run(_serve(options, load(WorkerSettings, [])))
-
-
-async def _serve(options: argparse.Namespace, settings: WorkerSettings) -> None:
+async def serve(kind: Literal["unet", "vae"], tick_ms: float = 20.0, decode_ms: float = 5.0) -> None:
+    """Serve until SIGTERM."""
+    configure_logging(f"simulated-{kind}")
+    settings = load(WorkerSettings, [])
     stop = stop_signal()
-    name = f"simulated-{options.kind}-{uuid.uuid4().hex[:8]}"
-    servicer: SimulatedUnet | SimulatedVae
-    if options.kind == "unet":
-        servicer = SimulatedUnet(name, options.tick_ms / 1e3, _SLOTS)
-    else:
-        servicer = SimulatedVae(name, options.decode_ms / 1e3)
+    name = f"simulated-{kind}-{uuid.uuid4().hex[:8]}"
+    unet, vae = SimulatedUnet(name, tick_ms / 1e3, _SLOTS), SimulatedVae(name, decode_ms / 1e3)
+    servicer = unet if kind == "unet" else vae
     worker = SimulatedWorker(
         servicer, f"device-of-{name}", settings.pool, settings.listen, settings.health_listen, settings.advertise
     )
@@ -47,9 +37,8 @@ async def _serve(options: argparse.Namespace, settings: WorkerSettings) -> None:
         await stop.wait()
         await cancel_and_wait(worker.announcing)
         await worker.host.set_ready(False)
-        if isinstance(servicer, SimulatedUnet):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(_until_empty(servicer), settings.drain_grace_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_until_empty(unet), settings.drain_grace_s)
         await worker.host.drain(1.0)
 
 
@@ -59,4 +48,4 @@ async def _until_empty(unet: SimulatedUnet) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(serve)

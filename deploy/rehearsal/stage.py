@@ -6,15 +6,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from redis.asyncio import Redis
 
 from bench.status import slots_used, status_of
 from deploy.rehearsal import answers
 from deploy.rehearsal.answers import Answer
-from deploy.rehearsal.cluster import Cluster, Errand, NotInTime
+from deploy.rehearsal.cluster import Cluster, NotInTime
 from deploy.rehearsal.pod import Pod
-from deploy.rehearsal.report import Report
+from deploy.rehearsal.report import Options, Report
 from services.scheduler.store import keys
 from synerdiff.redis_client import connect
 
@@ -25,35 +26,22 @@ _SCHEDULER_PORT, _REDIS_PORT = 50051, 6379
 _IMAGE = "synerdiff/scheduler:client"
 
 
-@dataclass(frozen=True)
-class Options:
-    """How long and how hard. A picture has `steps[0]` to `steps[1]` steps. `patience_s`: for whatever must come."""
-
-    requests: int = 12
-    clients: int = 3
-    steps: tuple[int, int] = (4, 12)
-    seed: int = 1
-    chaos_s: float = 90.0
-    kill_every_s: float = 7.0
-    measure_s: float = 12.0
-    hold_s: float = 5.0
-    patience_s: float = 240.0
-
-
 @dataclass
 class Load:
-    """A load under way, or over. `answers` are complete once it is over."""
+    """A load under way, or over: its process, and the folder it writes to. `answers` are complete once it is over."""
 
-    errand: Errand
+    process: asyncio.subprocess.Process
+    out: Path
+    endless: bool
     answers: list[Answer] = field(default_factory=list)
 
     def answered(self) -> int:
         """Requests answered so far."""
-        return len(answers.read(self.errand.out / "answers"))
+        return len(answers.read(self.out / "answers"))
 
     def steps(self) -> int:
         """Steps that clients have been told of so far."""
-        counted = self.errand.out / "steps"
+        counted = self.out / "steps"
         return int(counted.read_text()) if counted.exists() else 0
 
 
@@ -65,26 +53,39 @@ class Stage:
         self.report = report
         self.options = options
         self._quiet: list[Answer] = []
-        self._errands = 0
+        self._loads = 0
 
-    async def send(self, clients: int, *more: str) -> Load:
+    async def send(self, clients: int, *more: str, endless: bool = False) -> Load:
         """Start clients in a pod of their own, which reach the scheduler's Service by its name."""
-        self._errands += 1
-        lowest, highest = self.options.steps
-        numbers = {"requests": self.options.requests, "seed": self.options.seed, "clients": clients}
-        words = ["--address", f"{SCHEDULER}:{_SCHEDULER_PORT}", "--out", "/out"]
-        words += [word for name, value in numbers.items() for word in (f"--{name}", str(value))]
-        words += ["--model", self._model_name(), "--least-steps", str(lowest), "--most-steps", str(highest), *more]
-        command = ("python", "-m", "deploy.rehearsal.load", *words)
-        return Load(await self.cluster.run(f"client-{self._errands}", _IMAGE, command))
+        self._loads += 1
+        # What the manifests call the workers' model; simulated workers leave another one behind.
+        variables = self.cluster.workload(UNET).template.containers[0].environment
+        model = next((each.value for each in variables if each.name == "SYNERDIFF_MODEL_NAME"), "")
+        told = {"address": f"{SCHEDULER}:{_SCHEDULER_PORT}", "out": "/out", "clients": clients, "model": model}
+        told |= {n: getattr(self.options, n) for n in ("requests", "seed", "least_steps", "most_steps")}
+        words = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        command = ("python", "-m", "deploy.rehearsal.load", *words, *more)
+        command += ("--endless",) if endless else ()
+        return Load(*await self.cluster.run(f"client-{self._loads}", _IMAGE, command), endless)
 
     async def finish(self, load: Load) -> list[Answer]:
-        """Wait for the end of a load. Raises NotInTime."""
-        status = await load.errand.ended(self.options.patience_s)
-        load.answers = answers.read(load.errand.out / "answers")
+        """Wait for the end of a load; an endless one is told to end. Raises NotInTime."""
+        if load.endless:
+            load.process.send_signal(signal.SIGTERM)
+        try:
+            status = await asyncio.wait_for(load.process.wait(), self.options.patience_s)
+        except TimeoutError:
+            raise NotInTime(f"a client has not ended within {self.options.patience_s:g} s") from None
+        load.answers = answers.read(load.out / "answers")
         if status != 0 or not load.answers:
             raise NotInTime(f"a client ended with status {status} after {len(load.answers)} answers; see its log")
         return load.answers
+
+    async def scaled(self, replicas: int, *names: str) -> None:
+        """So many pods of each of these workloads. Raises NotInTime."""
+        for name in names:
+            self.cluster.scale(name, replicas)
+        await self.cluster.settled(*names)
 
     async def quiet(self) -> list[Answer]:
         """Every request of the load made alone, once: what its pictures have to look like."""
@@ -98,29 +99,23 @@ class Stage:
         quiet = await self.quiet()
         self.report.none_of(scenario, "quiet requests failed", answers.errors(quiet))
         stopped_before = self.cluster.killed_after_grace
-        load, began = await self.send(self.options.clients, "--endless"), time.monotonic()
-        await self.cluster.until(lambda: load.answered() > 0, "a first answer", self.options.patience_s)
+        load, began = await self.send(self.options.clients, endless=True), time.monotonic()
+        await self.cluster.until(lambda: load.answered() > 0, "a first answer")
         yield load
-        load.errand.process.send_signal(signal.SIGTERM)
         found = await self.finish(load)
         seconds = time.monotonic() - began
         images = sum(len(answer.images) for answer in found)
-        levels = answers.farthest(found, quiet)
+        unlike, farthest = answers.compared(found, quiet)
         self.report.measured(scenario, "load", f"{len(found)} requests, {images} pictures in {seconds:.0f} s")
         self.report.none_of(scenario, "requests failed", answers.errors(found))
         self.report.none_of(scenario, "jobs or images twice", answers.repeated(found))
-        self.report.none_of(scenario, "pictures unlike the quiet ones", answers.differing(found, quiet))
-        self.report.measured(scenario, "farthest pixel", f"{levels} of 255 levels")
+        self.report.none_of(scenario, "pictures unlike the quiet ones", unlike)
+        self.report.measured(scenario, "farthest pixel", f"{farthest} of 255 levels")
         self.report.check(scenario, "jobs left in Redis", await self.jobs_left() == 0, str(await self.jobs_left()))
         used = await slots_used(list(self._schedulers()))
         self.report.check(scenario, "slots left in use", used == 0, str(used))
         killed = self.cluster.killed_after_grace - stopped_before
         self.report.check(scenario, "pods killed after their grace", killed == 0, str(killed))
-
-    def _model_name(self) -> str:
-        """What the manifests call the workers' model; simulated workers leave another one behind."""
-        variables = self.cluster.workload(UNET).template.containers[0].environment
-        return next((variable.value for variable in variables if variable.name == "SYNERDIFF_MODEL_NAME"), "")
 
     async def jobs_left(self) -> int:
         """Jobs that have not ended, as Redis has it."""

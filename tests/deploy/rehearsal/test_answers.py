@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deploy.rehearsal.answers import LINES, Answer, differing, errors, read, repeated
+from deploy.rehearsal.answers import LINES, Answer, compared, errors, read, repeated
 from deploy.rehearsal.report import Report
 
 
@@ -25,7 +25,7 @@ def test_good_answers_are_found_good() -> None:
     again = replace(GOOD, job_id="job-2", images={0: picture(102)})
     assert not errors([GOOD, again])
     assert not repeated([GOOD, again])
-    assert not differing([again], [GOOD])
+    assert compared([again], [GOOD]) == ([], 2)
 
 
 def test_a_failed_request_is_told_of() -> None:
@@ -39,7 +39,7 @@ def test_two_requests_of_one_job_and_an_image_sent_twice_are_duplicates() -> Non
 
 def test_a_picture_that_is_off_missing_or_of_another_size_differs() -> None:
     for images in ({0: picture(103)}, {}, {1: picture(100)}, {0: picture(100, side=16)}):
-        assert differing([replace(GOOD, images=images)], [GOOD])
+        assert compared([replace(GOOD, images=images)], [GOOD])[0]
 
 
 def test_answers_survive_their_file_and_a_line_under_way_is_left_out(tmp_path: Path) -> None:

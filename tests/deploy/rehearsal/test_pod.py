@@ -12,10 +12,8 @@ import pytest
 
 from deploy.rehearsal import pod as pod_module
 from deploy.rehearsal.manifests import Container, PodTemplate, Probe
-from deploy.rehearsal.network import Place
-from deploy.rehearsal.pod import Pod
-from deploy.rehearsal.probes import Tally, Verdict
-from deploy.rehearsal.runtime import Identity
+from deploy.rehearsal.node import Identity
+from deploy.rehearsal.pod import Pod, Tally, Verdict
 from synerdiff.rpc import ServiceHost
 from tests.waiting import HANG_S, until
 
@@ -24,13 +22,9 @@ OBEYS = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.01; done")
 REFUSES = "trap '' TERM; echo > {deaf}; while :; do sleep 0.01; done"
 
 
-class BareRuntime:
+async def start_bare(pod: Identity, spec: Container, log: Path, command: Sequence[str]) -> asyncio.subprocess.Process:
     """Runs commands as they are."""
-
-    async def start(
-        self, pod: Identity, container_: Container, log: Path, command: Sequence[str] = ()
-    ) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(*(command or container_.command))
+    return await asyncio.create_subprocess_exec(*(command or spec.command))
 
 
 @pytest.fixture
@@ -42,15 +36,13 @@ async def host() -> AsyncIterator[ServiceHost]:
 
 
 def make_pod(tmp_path: Path, container: Container, grace_s: float = HANG_S) -> Pod:
-    identity = Identity("pod", "here", "uid", "node", "127.0.0.1", Place("127.0.0.1"), tmp_path)
+    identity = Identity("pod", "here", "127.0.0.1", "127.0.0.1", tmp_path)
     template = PodTemplate({}, (container,), (), grace_s, "a")
-    return Pod(
-        identity, "worker", template, BareRuntime(), tmp_path, on_change=lambda: None, on_event=lambda what: None
-    )
+    return Pod(identity, "worker", template, start_bare, tmp_path, on_change=lambda: None, on_event=lambda what: None)
 
 
 def restarted(pod: Pod, times: int) -> bool:
-    return pod.restarts == times and pod.containers[0].alive
+    return pod.containers[0].restarts == times and pod.containers[0].alive
 
 
 def port_of(host: ServiceHost) -> int:
@@ -69,7 +61,7 @@ async def test_readiness_follows_the_probe_by_its_threshold(tmp_path: Path, host
     await until(lambda: not pod.ready)
     assert pod.in_service, "its Services hear of it a little later"
     await pod.stop()
-    assert pod.restarts == 0
+    assert pod.containers[0].restarts == 0
 
 
 async def test_without_a_startup_probe_that_passes_nothing_is_asked(tmp_path: Path, host: ServiceHost) -> None:
@@ -87,7 +79,7 @@ async def test_a_container_that_fails_its_liveness_is_started_again(tmp_path: Pa
     failing = Probe("exec", command=("false",), period_s=0.02, failure_threshold=2)
     pod = make_pod(tmp_path, Container("c", "image", OBEYS, liveness=failing))
     pod.start()
-    await until(lambda: pod.restarts >= 1)
+    await until(lambda: pod.containers[0].restarts >= 1)
     assert pod.unfit >= 1
     await pod.kill()
 
@@ -100,7 +92,7 @@ async def test_a_container_that_ends_is_started_again_at_once_then_later(
     pod.start()
     for _ in range(2):
         await until(lambda: pod.containers[0].alive and pod.ready)
-        began, restarts = time.monotonic(), pod.restarts
+        began, restarts = time.monotonic(), pod.containers[0].restarts
         pod.kill9()
         await until(partial(restarted, pod, restarts + 1))
     assert time.monotonic() - began >= 0.3

@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.rehearsal.rollout import Moves, PodView, Wanted, is_settled, next_moves
+from deploy.rehearsal.manifests import PodTemplate, Workload
+from deploy.rehearsal.rollout import Moves, is_settled, next_moves
+
+
+@dataclass
+class PodView:
+    name: str
+    revision: str
+    created_at: float
+    ready_at: float | None
+
+
+def wanted_of(replicas: int, revision: str, surge: int | str, unavailable: int | str) -> Workload:
+    return Workload("worker", "Deployment", replicas, PodTemplate({}, (), (), 0.0, revision), surge, unavailable)
 
 
 @dataclass
@@ -19,11 +32,11 @@ class World:
     least_ready: int = 1000
     made: int = 0
 
-    def settle(self, wanted: Wanted, rounds: int = 60) -> None:
+    def settle(self, wanted: Workload, rounds: int = 60) -> None:
         for _ in range(rounds):
             if is_settled(wanted, self.pods):
                 return
-            self.step(next_moves(wanted, self.pods), wanted.revision)
+            self.step(next_moves(wanted, self.pods), wanted.template.revision)
         raise AssertionError(f"never settled: {self.pods}")
 
     def step(self, moves: Moves, revision: str) -> None:
@@ -43,16 +56,16 @@ def ready(name: str, at: float, revision: str = "a") -> PodView:
 
 def test_scaling_down_gives_up_the_pod_that_is_not_ready_then_the_youngest() -> None:
     pods = [ready("old", 1.0), ready("young", 9.0), PodView("coming", "a", 10.0, None)]
-    assert next_moves(Wanted(2, "a", 1, 0), pods).stop == ("coming",)
-    assert next_moves(Wanted(1, "a", 1, 0), pods).stop == ("coming", "young")
+    assert next_moves(wanted_of(2, "a", 1, 0), pods).stop == ("coming",)
+    assert next_moves(wanted_of(1, "a", 1, 0), pods).stop == ("coming", "young")
 
 
 def test_without_surge_or_unavailability_one_pod_is_given_up_so_that_a_rollout_moves() -> None:
-    assert next_moves(Wanted(2, "b", 0, 0), [ready("x", 1.0), ready("y", 2.0)]).stop == ("y",)
+    assert next_moves(wanted_of(2, "b", 0, 0), [ready("x", 1.0), ready("y", 2.0)]).stop == ("y",)
 
 
 def test_an_old_pod_waits_for_the_new_one_to_be_ready() -> None:
-    wanted = Wanted(1, "b", 1, 0)
+    wanted = wanted_of(1, "b", 1, 0)
     assert next_moves(wanted, [ready("old", 1.0)]) == Moves(1)
     coming = PodView("new", "b", 2.0, None)
     assert next_moves(wanted, [ready("old", 1.0), coming]) == Moves()
@@ -66,9 +79,9 @@ def test_an_old_pod_waits_for_the_new_one_to_be_ready() -> None:
 )
 def test_a_rollout_settles_within_its_bounds(replicas: int, surge: int | str, unavailable: int | str) -> None:
     world = World()
-    world.settle(Wanted(replicas, "a", surge, unavailable))
+    world.settle(wanted_of(replicas, "a", surge, unavailable))
     world.most, world.least_ready = 0, 1000
-    world.settle(Wanted(replicas, "b", surge, unavailable))
+    world.settle(wanted_of(replicas, "b", surge, unavailable))
 
     def count(value: int | str, up: bool) -> int:
         if isinstance(value, int):
@@ -91,6 +104,6 @@ def test_a_controller_that_forgets_the_bounds_is_found_out() -> None:
 @pytest.mark.parametrize("replicas", [0, 1, 3])
 def test_scaling_settles(replicas: int) -> None:
     world = World()
-    world.settle(Wanted(2, "a", "25%", "25%"))
-    world.settle(Wanted(replicas, "a", "25%", "25%"))
+    world.settle(wanted_of(2, "a", "25%", "25%"))
+    world.settle(wanted_of(replicas, "a", "25%", "25%"))
     assert len(world.pods) == replicas
