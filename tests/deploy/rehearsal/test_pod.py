@@ -49,7 +49,10 @@ def port_of(host: ServiceHost) -> int:
     return int(host.address.rpartition(":")[2])
 
 
-async def test_readiness_follows_the_probe_by_its_threshold(tmp_path: Path, host: ServiceHost) -> None:
+async def test_readiness_follows_the_probe_by_its_threshold(
+    tmp_path: Path, host: ServiceHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_module, "ENDPOINT_DELAY_S", HANG_S)
     probe = replace(QUICK, port=port_of(host))
     pod = make_pod(tmp_path, Container("c", "image", OBEYS, readiness=probe))
     pod.start()
