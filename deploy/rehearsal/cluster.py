@@ -16,7 +16,7 @@ from deploy.rehearsal.manifests import Container, Manifests, Mount, PodTemplate,
 from deploy.rehearsal.node import Node
 from deploy.rehearsal.pod import Pod
 from deploy.rehearsal.rollout import is_settled, next_moves
-from synerdiff.cancellation import cancel_and_wait
+from synerdiff.stopping import cancel_and_wait
 
 _ROUND_S = 0.1
 _OUT = "/out"

@@ -89,7 +89,7 @@ LEVEL = "metadata labels pod-security.kubernetes.io/enforce"
 SHARED, PERCENTAGE = "0 resources limits nvidia.com/gpu.shared", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 METRIC = "spec metrics 0 external metric"
 DECODES = 'max(synerdiff_decode_seconds{model="sdxl"})'
-ANYBODY = {"podSelector": {}}
+ANYBODY: dict[str, Any] = {"podSelector": {}}
 OPEN = [{"protocol": "TCP", "port": 50053}]
 
 # (the set, the check that has to speak up, part of what it says, the mistake)
