@@ -30,13 +30,19 @@ settings.load_profile("any machine")
 # its end: each process that had tests of a compiled package would wait for that, while one core makes it.
 FIRST = (
     *("tests/bench/gpu/test_kit.py", "tests/synerdiff/models/compiled/test_build.py"),
-    *("tests/synerdiff_cli/test_profile.py", "tests/end_to_end"),
+    "tests/synerdiff_cli/test_profile.py",
 )
+SECOND = ("tests/deploy/test_rehearsal.py", "tests/end_to_end")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """See FIRST."""
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+    """Each of several processes is sent an even share, in order: the first begins with FIRST, the second with SECOND."""
+    first, second = ([item for item in items if item.nodeid.startswith(names)] for names in (FIRST, SECOND))
+    others = [item for item in items if not item.nodeid.startswith(FIRST + SECOND)]
+    share = len(items) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    between = max(0, share - len(first))
+    items[:] = [*first, *others[:between], *second, *others[between:]]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
