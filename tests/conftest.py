@@ -37,7 +37,7 @@ SECOND = ("tests/deploy/test_rehearsal.py", "tests/end_to_end")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each of several processes is sent an even share, in order: the first begins with FIRST, the second with SECOND."""
+    """Each of several processes gets an even share, in order: the first begins with FIRST, the second with SECOND."""
     first, second = ([item for item in items if item.nodeid.startswith(names)] for names in (FIRST, SECOND))
     others = [item for item in items if not item.nodeid.startswith(FIRST + SECOND)]
     share = len(items) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
