@@ -20,13 +20,13 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from bench.command import run, some_of
 from bench.mixed_requests import MixedRequest, mixed_requests
+from bench.pictures import Picture, levels, pixels
 from bench.serving import deployed
 from bench.status import attached_again, slots_used
 from synerdiff.client import AsyncClient
@@ -41,26 +41,28 @@ KINDS = ("unet", "vae", "scheduler", "redis")
 
 def largest_differences(requests: Sequence[MixedRequest], answers: Iterable[Answer]) -> list[int]:
     """Levels of 255 between the pictures of each answer and those made alone, the worst pixel of all."""
-    return [_difference(requests[answer.number], answer) for answer in answers]
-
-
-def _difference(request: MixedRequest, answer: Answer) -> int:
-    worst = 0
-    for image in answer.pictures:
-        expected = reference_image(
-            BUNDLED_MODEL,
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            seed=request.seed + image.index,
-            steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            sampler=request.sampler,
-            width=request.width,
-            height=request.height,
+    return [
+        max(
+            (levels(pixels(image), alone(requests[answer.number], image.index)) for image in answer.pictures), default=0
         )
-        served = np.asarray(image.pil.convert("RGB")).astype(int)
-        worst = max(worst, int(np.abs(served - expected.astype(int)).max()))
-    return worst
+        for answer in answers
+    ]
+
+
+def alone(request: MixedRequest, index: int = 0, **dtype: Any) -> Picture:
+    """A request's picture of that index, as diffusers' own pipeline makes it of the bundled model."""
+    return reference_image(
+        BUNDLED_MODEL,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=request.seed + index,
+        steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        sampler=request.sampler,
+        width=request.width,
+        height=request.height,
+        **dtype,
+    )
 
 
 async def send_all(address: str, requests: Sequence[MixedRequest], clients: int) -> Window:

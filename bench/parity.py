@@ -21,11 +21,11 @@ from typing import Annotated, Any, cast, get_args
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import numpy as np
 import torch
 import typer
 
 from bench.command import run, some_of
+from bench.pictures import levels, psnr_db
 from synerdiff.cards import Sampler
 from synerdiff.models.announcement import compile_subject
 from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
@@ -34,7 +34,7 @@ from synerdiff.models.compiled.store import Component
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.requests import TaskSpec
 from synerdiff_cli.deployment import BUNDLED_MODEL
-from tests.parity import Image, Packages, served_images, unet_side, vae_side
+from tests.parity import Packages, served_images, unet_side, vae_side
 from tests.reference import reference_image, settings_of
 from tests.tiny_models import FamilyName, tiny_model
 
@@ -60,20 +60,6 @@ def tasks(samplers: list[Sampler], side: int, steps: int, seed: int) -> list[Tas
         )
         for k, sampler in enumerate(samplers)
     ]
-
-
-def reference(model: Path, task: TaskSpec, dtype: torch.dtype) -> Image:
-    return reference_image(model, dtype=dtype, **settings_of(task))
-
-
-def levels(a: Image, b: Image) -> int:
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
-
-
-def psnr_db(a: Image, b: Image) -> float:
-    """PSNR of two pictures; 99 when they are equal."""
-    error = float(np.mean((a.astype(float) - b.astype(float)) ** 2))
-    return 99.0 if error == 0 else 10 * float(np.log10(255**2 / error))
 
 
 def packages_of(model: Path, dtype: torch.dtype, folder: Path) -> Packages:
@@ -106,7 +92,7 @@ def measure(
         together = served_images(model, requests, together=True, dtype=dtype, packages=packages)
         for task, one, batched in zip(requests, alone, together, strict=True):
             if dtype is torch.float32:
-                expected = reference(model, task, dtype)
+                expected = reference_image(model, dtype=dtype, **settings_of(task))
                 row: dict[str, float] = {
                     "alone_levels": levels(one, expected),
                     "batched_levels": levels(batched, expected),

@@ -26,10 +26,10 @@ from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from bench.command import markdown_table, run, say, some_of
+from bench.pictures import Picture, levels, pixels
 from bench.processes import forwarding
 from bench.scraped import Scrapes, fires
 from bench.serving import PROMPTS
@@ -160,7 +160,7 @@ class Load:
     """Requests at a rate, each sent once; accepted jobs are followed to their end. `pictures`: of every request."""
 
     addresses: Sequence[str]
-    pictures: Mapping[int, Any]
+    pictures: Mapping[int, Picture]
     began_s: float = field(default_factory=time.monotonic)
     sent: list[Sent] = field(default_factory=list)
 
@@ -208,7 +208,7 @@ class Load:
             sent.code, sent.message = error.code.name, error.message
 
     def _drawn(self, sent: Sent, event: ImageReady) -> None:
-        sent.levels = _levels(self.pictures[sent.number % REQUESTS], _pixels(event.image))
+        sent.levels = levels(self.pictures[sent.number % REQUESTS], pixels(event.image))
         sent.ended_s = self.now_s()
 
 
@@ -217,21 +217,13 @@ REQUESTED = tuple(
 )
 
 
-def _pixels(image: Any) -> Any:
-    return np.asarray(image.pil.convert("RGB")).astype(int)
-
-
-def _levels(one: Any, other: Any) -> int:
-    return int(np.abs(one - other).max())
-
-
-async def undisturbed(address: str) -> dict[int, Any]:
+async def undisturbed(address: str) -> dict[int, Picture]:
     """The picture of each request. Raises RuntimeError where two are alike: one could pass for the other."""
     async with AsyncClient(address, patience_s=60.0) as client:
         drawn = [await client.generate(request.prompt, **request.options()) for request in REQUESTED]
-    pictures = {number: _pixels(result.image) for number, result in enumerate(drawn)}
+    pictures = {number: pixels(result.image) for number, result in enumerate(drawn)}
     for number, picture in pictures.items():
-        if any(_levels(picture, pictures[other]) <= MOST_LEVELS for other in range(number)):
+        if any(levels(picture, pictures[other]) <= MOST_LEVELS for other in range(number)):
             raise RuntimeError(f"request {number} has the picture of another")
     return pictures
 

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.gpu.configs import ModelName
 from bench.gpu.kit import Kit
 from bench.gpu.models import unet_arguments
-from bench.parity import psnr_db
+from bench.pictures import psnr_db
 from services.vae_worker.chunked_decoder import ChunkedDecoder
 from synerdiff.models.device import open_device
 from synerdiff.models.loading import load_vae_side

@@ -1,7 +1,7 @@
 """The tables of a run, as Markdown: what docs/gpu.md shows, and what is printed at the end of a run."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,18 +83,29 @@ class Run:
         return cls(records, Floors.of(records), machine.get("card", "unknown card"), dtype)
 
     def of(self, kind: str) -> list[Record]:
+        """The records of a kind; "cell": each cell of each model's best profile, "anchor": others' figures."""
+        if kind == "anchor":
+            named = (dict(zip(("model", "what", "figure"), anchor, strict=True)) for anchor in ANCHORS)
+            return list(named) if self.of("load") else []
+        if kind == "cell":
+            return list(self._cells())
         return [record for record in self.records if record["kind"] == kind]
+
+    def _cells(self) -> Iterator[Record]:
+        rates = {r["model"]: r for r in sorted(self.of("profile"), key=lambda r: float(r["pictures_per_s"]))}
+        for model, best in rates.items():
+            for cell in parse(json.dumps(best["profile"])).cells:
+                counts = {"rows": cell.rows, "decodes": cell.decodes, "bands": cell.setting.chunks}
+                yield {"model": model, "way": best["way"], "ms": cell.median_ms, **counts}
 
 
 def render(results: Path, *, brief: bool = False) -> str:
     """All tables of a results.jsonl that have rows; `brief`: without the long ones."""
     run = Run.read(results)
     parts = [_head(run)]
-    for title, part in _PARTS:
-        if brief and part in _LONG:
-            continue
-        if text := part(run):
-            parts.append(f"### {title}\n\n{text}")
+    for table in TABLES:
+        if not (brief and table.long) and (text := table.text(run)):
+            parts.append(f"### {table.title}\n\n{text}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -112,83 +123,56 @@ def _head(run: Run) -> str:
     )
 
 
-def _sections(run: Run) -> str:
-    rows = [(r["title"], r["status"], f"{r['seconds']:g}", _line(r["error"])) for r in run.of("section")]
-    return _table(("section", "", "s", "last words"), rows)
+@dataclass(frozen=True)
+class Table:
+    """A row for each record of a kind; where rows say of which card they are, those of several runs read together."""
+
+    title: str
+    kind: str
+    names: Sequence[str]
+    row: Callable[[Run, Record], Sequence[object]]
+    says_card: bool = True
+    long: bool = False
+
+    def text(self, run: Run) -> str:
+        """As Markdown; empty without rows."""
+        rows = [self.row(run, record) for record in run.of(self.kind)]
+        if not rows:
+            return ""
+        names = ("card", *self.names) if self.says_card else self.names
+        return markdown_table(names, [(run.card, *row) if self.says_card else row for row in rows])
 
 
-def _ceilings(run: Run) -> str:
-    rows = [
-        (r["what"], f"{r['tflops']:.4g} TFLOP/s" if "tflops" in r else f"{r['tb_per_s']:.3g} TB/s")
-        for r in run.of("ceiling")
-    ]
-    return _of_card(run, ("ceiling", ""), rows + [("CUDA MPS", _line(r["said"])) for r in run.of("mps")])
+def _ceiling(run: Run, r: Record) -> Sequence[object]:
+    return (r["what"], f"{r['tflops']:.4g} TFLOP/s" if "tflops" in r else f"{r['tb_per_s']:.3g} TB/s")
 
 
-def _costs(run: Run) -> str:
-    rows = []
-    for r in run.of("cost"):
-        floors = (number(run.floors.item_ms(r["model"], *of, run.dtype), 3) for of in ((2, 0), (0, 1)))
-        sizes = (f"{r['unet_parameters_m']:.1f} M", f"{r['row_tflop']:.3g}", f"{r['decode_tflop']:.3g}")
-        rows.append((r["title"], *sizes, *floors))
-    names = ("model", "UNet", "TFLOP a row", "TFLOP a decode", "floor of a call of 2 rows, ms", "floor of a decode, ms")
-    return _table(names, rows)
+def _cost(run: Run, r: Record) -> Sequence[object]:
+    floors = (number(run.floors.item_ms(r["model"], *of, run.dtype), 3) for of in ((2, 0), (0, 1)))
+    return (r["title"], f"{r['unet_parameters_m']:.1f} M", f"{r['row_tflop']:.3g}", f"{r['decode_tflop']:.3g}", *floors)
 
 
-def _tests(run: Run) -> str:
-    rows = [(r["test"], r["outcome"], f"{r['s']:.1f}", _line(r["message"])) for r in run.of("test")]
-    return _of_card(run, ("test", "", "s", "why"), rows)
+def _parity(run: Run, r: Record) -> Sequence[object]:
+    halves = (number(r.get(name), 1) for name in ("served_half_db", "diffusers_half_db"))
+    return (f"{r['sampler']}, {r['steps']} steps", r["served_levels"], *halves)
 
 
-def _parity(run: Run) -> str:
-    halves = ("served_half_db", "diffusers_half_db")
-    rows = [
-        (f"{r['sampler']}, {r['steps']} steps", r["served_levels"], *(number(r.get(name), 1) for name in halves))
-        for r in run.of("parity")
-    ]
-    names = ("sampler", "served float32, levels off", "served float16, dB", "diffusers float16, dB")
-    return _of_card(run, names, rows)
+def _load(run: Run, r: Record) -> Sequence[object]:
+    offline = [o["images_per_s"] for o in run.of("load") if (o["load"], o["model"]) == ("offline", r["model"])]
+    most = run.floors.images_per_s(r["model"], r["steps"], run.dtype, r.get("skipped_share", 0.0))
+    rate = f" at {r['rate_per_s']:.3g}/s" if r.get("rate_per_s") else ""
+    return (
+        *(_title(r["model"]), r["who"], r["way"], r["load"] + rate, number(r["images_per_s"], 3), number(most, 3)),
+        f"{r['images_per_s'] / most:.0%}" if most else "-",
+        f"{r['images_per_s'] / max(offline):.2f}" if offline else "-",
+        *(number(r.get("p50_s"), 2), number(r.get("p99_s"), 2)),
+        f"{r['skipped_share']:.0%}" if r.get("skipped_share") else "-",
+        r["images"] if not r.get("errors") else f"{r['images']}, failed: {r['errors']}",
+    )
 
 
-def _loads(run: Run) -> str:
-    rows, offline = [], _best_offline(run)
-    for r in run.of("load"):
-        most = run.floors.images_per_s(r["model"], r["steps"], run.dtype, r.get("skipped_share", 0.0))
-        rate = f" at {r['rate_per_s']:.3g}/s" if r.get("rate_per_s") else ""
-        figures = (
-            number(r["images_per_s"], 3),
-            number(most, 3),
-            f"{r['images_per_s'] / most:.0%}" if most else "-",
-            f"{r['images_per_s'] / offline[r['model']]:.2f}" if r["model"] in offline else "-",
-            number(r.get("p50_s"), 2),
-            number(r.get("p99_s"), 2),
-            f"{r['skipped_share']:.0%}" if r.get("skipped_share") else "-",
-            r["images"] if not r.get("errors") else f"{r['images']}, failed: {r['errors']}",
-        )
-        rows.append((_title(r["model"]), r["who"], r["way"], r["load"] + rate, *figures))
-    names = ("model", "who", "device", "load", "images/s", "at most", "of that", "of the best offline")
-    return _of_card(run, (*names, "p50 s", "p99 s", "skipped", "images"), rows)
-
-
-def _best_offline(run: Run) -> dict[str, float]:
-    """images/s of each model's best diffusers loop."""
-    found: dict[str, float] = {}
-    for r in run.of("load"):
-        if r["load"] == "offline":
-            found[r["model"]] = max(found.get(r["model"], 0.0), r["images_per_s"])
-    return found
-
-
-def _ways(run: Run) -> str:
-    """Of each profile, and of the streams of one process: what running side by side gains, with its sign."""
-    rows = [_way_of_profile(run, r) for r in run.of("profile")]
-    rows += [_way_of_streams(run, r) for r in run.of("overlap")]
-    names = ("model", "device", "item", "in turn ms", "together ms", "floor ms", "gain", "images/s of it all")
-    return _of_card(run, (*names, "knee, rows", "found"), rows)
-
-
-def _way_of_profile(run: Run, record: Record) -> tuple[object, ...]:
-    """By the item that gains most."""
+def _profiled(run: Run, record: Record) -> Sequence[object]:
+    """What running side by side gains, with its sign, by the item that gains most."""
     profile = parse(json.dumps(record["profile"]))
     both = [(cell.rows, cell.decodes) for cell in profile.cells if cell.rows and cell.decodes]
     rows, decodes = max(both, key=lambda item: profile.overlap_gain(*item), default=(0, 0))
@@ -203,7 +187,7 @@ def _way_of_profile(run: Run, record: Record) -> tuple[object, ...]:
     return (_title(record["model"]), record["way"], item, *times, f"{max(gains):+.1%}{others}", *about)
 
 
-def _way_of_streams(run: Run, record: Record) -> tuple[object, ...]:
+def _streams(run: Run, record: Record) -> Sequence[object]:
     steps, decodes = record["steps"], record["decodes"]
     floor = run.floors.item_ms(record["model"], steps * record["rows"], decodes, run.dtype)
     times = (number(ms, 2) for ms in (record["serial_ms"], record["together_ms"], floor))
@@ -211,103 +195,62 @@ def _way_of_streams(run: Run, record: Record) -> tuple[object, ...]:
     return (_title(record["model"]), record["way"], item, *times, f"{record['gain']:+.1%}", "-", "-", record["how"])
 
 
-def _cells(run: Run) -> str:
-    """Of each model's best way."""
-    rows: list[tuple[object, ...]] = []
-    for model in dict.fromkeys(record["model"] for record in run.of("profile")):
-        listed = [record for record in run.of("profile") if record["model"] == model]
-        best = max(listed, key=lambda record: float(record["pictures_per_s"]))
-        for cell in parse(json.dumps(best["profile"])).cells:
-            timed = _timed(cell.median_ms, run.floors.item_ms(model, cell.rows, cell.decodes, run.dtype))
-            rows.append((_title(model), best["way"], cell.rows, cell.decodes, cell.setting.chunks, *timed))
-    return _of_card(run, ("model", "device", "rows", "decodes", "bands", *_TIMED), rows)
+def _cell(run: Run, r: Record) -> Sequence[object]:
+    timed = _timed(r["ms"], run.floors.item_ms(r["model"], r["rows"], r["decodes"], run.dtype))
+    return (_title(r["model"]), r["way"], r["rows"], r["decodes"], r["bands"], *timed)
 
 
-def _calls(run: Run) -> str:
-    rows = []
-    for r in run.of("call"):
-        unet = r["part"] == "UNet"
-        dtype = next((name for name in ("bfloat16", "float32", "float16") if name in r["how"]), run.dtype)
-        floor = run.floors.item_ms(r["model"], r["count"] if unet else 0, 0 if unet else r["count"], dtype)
-        what = f"{r['count']} rows" if unet else f"{r['count']} pictures"
-        timed = _timed(r["ms"], floor)
-        rows.append((_title(r["model"]), r["part"], what, r["how"], *timed, r.get("peak_mib") or "-"))
-    return _of_card(run, ("model", "part", "call", "how", *_TIMED, "peak MiB"), rows)
+def _call(run: Run, r: Record) -> Sequence[object]:
+    unet = r["part"] == "UNet"
+    dtype = next((name for name in ("bfloat16", "float32", "float16") if name in r["how"]), run.dtype)
+    floor = run.floors.item_ms(r["model"], r["count"] if unet else 0, 0 if unet else r["count"], dtype)
+    what = f"{r['count']} rows" if unet else f"{r['count']} pictures"
+    return (_title(r["model"]), r["part"], what, r["how"], *_timed(r["ms"], floor), r.get("peak_mib") or "-")
 
 
-def _quality(run: Run) -> str:
-    rows = [(r["what"], r["how"], number(r["psnr_db"], 1)) for r in run.of("quality")]
-    return _of_card(run, ("", "dtype", "PSNR, dB"), rows)
+def _latents(run: Run, r: Record) -> Sequence[object]:
+    counts = (", ".join(f"{name} {count}" for name, count in r[of].items()) or "none" for of in ("transports", "kills"))
+    return (r["way"], *counts, r["whole"], len(r["violations"]), number(r["read_ms_p50"], 3))
 
 
-def _latents(run: Run) -> str:
-    rows = [
-        (
-            r["way"],
-            _counts(r["transports"]),
-            _counts(r["kills"]),
-            r["whole"],
-            len(r["violations"]),
-            number(r["read_ms_p50"], 3),
-        )
-        for r in run.of("latents")
-    ]
-    names = ("device", "transfers by", "killed", "whole", "torn, stale, lost or leaked", "read p50, ms")
-    return _of_card(run, names, rows)
-
-
-def _troubles(run: Run) -> str:
-    return _table(("section", "what", ""), [(r["section"], r["what"], _line(r["error"])) for r in run.of("trouble")])
-
-
-def _graphs(run: Run) -> str:
-    rows = [(_title(r["model"]), r["way"], r["sizes_without"]) for r in run.of("graphs")]
-    return _of_card(run, ("model", "device", "batch sizes that ran without a graph"), rows)
-
-
-def _anchors(run: Run) -> str:
-    return _table(("model", "published by others, not measured here", ""), ANCHORS) if run.of("load") else ""
-
-
-_PARTS: tuple[tuple[str, Callable[[Run], str]], ...] = (
-    ("Sections", _sections),
-    ("Ceilings", _ceilings),
-    ("What a call costs", _costs),
-    ("Tests on the GPU", _tests),
-    ("Pictures of the bundled model against diffusers", _parity),
-    ("Served, and diffusers", _loads),
-    ("CUDA graphs in service", _graphs),
-    ("For comparison", _anchors),
-    ("Steps beside decodes", _ways),
-    ("Items, each model in its best way", _cells),
-    ("The same calls in other ways", _calls),
-    ("The VAE's dtype", _quality),
-    ("Latents from process to process", _latents),
-    ("Troubles", _troubles),
-)
-
-_LONG = (_tests, _cells, _calls)
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    listed = list(rows)
-    return markdown_table(names, listed) if listed else ""
-
-
-def _of_card(run: Run, names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table whose rows say of which card they are: those of several runs are read together."""
-    return _table(("card", *names), [(run.card, *row) for row in rows])
-
-
+_WHERE = ("model", "device")
+_SIDE_BY_SIDE = (*_WHERE, "item", "in turn ms", "together ms", "floor ms", "gain", "images/s of it all", "knee, rows")
+_LOADS = ("model", "who", "device", "load", "images/s", "at most", "of that", "of the best offline", "p50 s", "p99 s")
+_COSTS = ("model", "UNet", "TFLOP a row", "TFLOP a decode", "floor of a call of 2 rows, ms", "floor of a decode, ms")
+_PARITY = ("sampler", "served float32, levels off", "served float16, dB", "diffusers float16, dB")
+_LATENTS = ("device", "transfers by", "killed", "whole", "torn, stale, lost or leaked", "read p50, ms")
 _TIMED = ("ms", "floor ms", "times it")
+
+TABLES = (
+    Table("Sections", "section", ("section", "", "s", "last words"),
+          lambda run, r: (r["title"], r["status"], f"{r['seconds']:g}", _line(r["error"])), says_card=False),
+    Table("Ceilings", "ceiling", ("ceiling", ""), _ceiling),
+    Table("CUDA MPS", "mps", ("", "program"), lambda run, r: (_line(r["said"]), r["program"] or "none")),
+    Table("What a call costs", "cost", _COSTS, _cost, says_card=False),
+    Table("Tests on the GPU", "test", ("test", "", "s", "why"),
+          lambda run, r: (r["test"], r["outcome"], f"{r['s']:.1f}", _line(r["message"])), long=True),
+    Table("Pictures of the bundled model against diffusers", "parity", _PARITY, _parity),
+    Table("Served, and diffusers", "load", (*_LOADS, "skipped", "images"), _load),
+    Table("CUDA graphs in service", "graphs", (*_WHERE, "batch sizes that ran without a graph"),
+          lambda run, r: (_title(r["model"]), r["way"], r["sizes_without"])),
+    Table("For comparison: published by others, not measured here", "anchor", ("model", "what", ""),
+          lambda run, r: (r["model"], r["what"], r["figure"]), says_card=False),
+    Table("Steps beside decodes", "profile", (*_SIDE_BY_SIDE, "found"), _profiled),
+    Table("Steps beside decodes, on two streams of one process", "overlap", (*_SIDE_BY_SIDE, "found"), _streams),
+    Table("Items, each model in its best way", "cell", (*_WHERE, "rows", "decodes", "bands", *_TIMED), _cell,
+          long=True),
+    Table("The same calls in other ways", "call", ("model", "part", "call", "how", *_TIMED, "peak MiB"), _call,
+          long=True),
+    Table("The VAE's dtype", "quality", ("", "dtype", "PSNR, dB"),
+          lambda run, r: (r["what"], r["how"], number(r["psnr_db"], 1))),
+    Table("Latents from process to process", "latents", _LATENTS, _latents),
+    Table("Troubles", "trouble", ("section", "what", ""),
+          lambda run, r: (r["section"], r["what"], _line(r["error"])), says_card=False),
+)  # fmt: skip
 
 
 def _timed(ms: float, floor_ms: float | None) -> tuple[str, str, str]:
     return number(ms, 2), number(floor_ms, 2), f"{ms / floor_ms:.1f}" if floor_ms else "-"
-
-
-def _counts(of: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in of.items()) or "none"
 
 
 def _title(model: str) -> str:
