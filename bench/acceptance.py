@@ -11,19 +11,20 @@ of one core, by control groups of version 1 and as root: what many schedulers wo
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import os
-import resource
 import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import grpc
 import psutil
@@ -40,6 +41,7 @@ from synerdiff.registry import WorkerRecord, WorkerRegistry
 from synerdiff.rpc import READINESS, open_channel, serving
 from synerdiff.v1 import images_pb2
 
+T = TypeVar("T")
 SUBMIT = "/synerdiff.v1.ImageGeneration/Submit"
 EMPTY = "/grpc.health.v1.Health/Check"
 CHANNELS = 2  # to each scheduler
@@ -125,49 +127,44 @@ def send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: flo
 
 async def _send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: float) -> Sent:
     client = Client(addresses, keys, load.method)
-    send_all = _open_loop if load.per_s else _closed_loop
+    loop = functools.partial(at_rate if load.per_s else in_flight, client.call, load.per_s or load.in_flight)
     try:
-        await send_all(client, load, WARM_S)
-        began, cpu_s = time.monotonic(), _cpu_s()
-        answers = await send_all(client, load, seconds)
-        took_s, cpu_s = time.monotonic() - began, _cpu_s() - cpu_s
+        await loop(WARM_S)
+        began, cpu_s = time.monotonic(), time.process_time()
+        answers = await loop(seconds)
+        took_s, cpu_s = time.monotonic() - began, time.process_time() - cpu_s
     finally:
         await client.close()
     refused = Counter(code for code, _ in answers if code != "OK")
-    return Sent([1e3 * latency for code, latency in answers if code == "OK"], dict(refused), took_s, cpu_s)
+    return Sent([latency_ms for code, latency_ms in answers if code == "OK"], dict(refused), took_s, cpu_s)
 
 
-async def _closed_loop(client: Client, load: Load, seconds: float) -> list[tuple[str, float]]:
-    answers: list[tuple[str, float]] = []
+async def in_flight(call: Callable[[], Awaitable[T]], callers: int, seconds: float) -> list[tuple[T, float]]:
+    """So many callers' calls, each one's next sent once one is answered: each answer, and the ms that it took."""
+    answers: list[tuple[T, float]] = []
     until = time.monotonic() + seconds
 
     async def one_caller() -> None:
         while (began := time.monotonic()) < until:
-            answers.append((await client.call(), time.monotonic() - began))
+            answers.append((await call(), 1e3 * (time.monotonic() - began)))
 
-    await asyncio.gather(*(one_caller() for _ in range(load.in_flight)))
+    await asyncio.gather(*(one_caller() for _ in range(callers)))
     return answers
 
 
-async def _open_loop(client: Client, load: Load, seconds: float) -> list[tuple[str, float]]:
-    """Latencies from when a call was due."""
+async def at_rate(call: Callable[[], Awaitable[T]], per_s: float, seconds: float) -> list[tuple[T, float]]:
+    """Calls that are sent at a constant rate, whatever is answered: each answer, and the ms since it was due."""
     began = time.monotonic()
 
-    async def one_call(due: float) -> tuple[str, float]:
-        return await client.call(), time.monotonic() - due
+    async def one_call(due: float) -> tuple[T, float]:
+        return await call(), 1e3 * (time.monotonic() - due)
 
     calls = []
-    for number in range(round(load.per_s * seconds)):
-        due = began + number / load.per_s
-        if (early_s := due - time.monotonic()) > 0:
-            await asyncio.sleep(early_s)
+    for number in range(round(per_s * seconds)):
+        due = began + number / per_s
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
         calls.append(asyncio.create_task(one_call(due)))
     return await asyncio.gather(*calls)
-
-
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 CALLERS = 8
@@ -190,10 +187,10 @@ class System:
     def cpu_s(self) -> tuple[float, float, float]:
         """CPU seconds of the schedulers, of Redis, and of the whole machine, what its host took from it included."""
         whole = psutil.cpu_times()
-        return sum(map(_used_s, self.schedulers)), _used_s(self.redis), sum(whole) - whole.idle - whole.iowait
+        return sum(map(used_s, self.schedulers)), used_s(self.redis), sum(whole) - whole.idle - whole.iowait
 
 
-def _used_s(process: psutil.Process) -> float:
+def used_s(process: psutil.Process) -> float:
     used = process.cpu_times()
     return float(used.user + used.system)
 
@@ -253,14 +250,8 @@ def gate_check_us(callers: Path, keys: Sequence[str], calls: int = 20_000) -> fl
     """Microseconds in which the gate finds the caller of a key and lets the call in."""
     gate = Gate(CallersFile(callers))
 
-    class Context:
-        def __init__(self, key: str) -> None:
-            self._metadata = (("user-agent", "grpc-python-asyncio"), ("authorization", f"Bearer {key}"))
-
-        def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-            return self._metadata
-
-    contexts = list(map(Context, keys))
+    metadata = [(("user-agent", "grpc-python-asyncio"), ("authorization", f"Bearer {key}")) for key in keys]
+    contexts = [SimpleNamespace(invocation_metadata=functools.partial(tuple, each)) for each in metadata]
     began_ns = time.perf_counter_ns()
     for number in range(calls):
         gate(contexts[number % len(contexts)], SUBMIT)

@@ -12,7 +12,7 @@ import contextlib
 import json
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -20,11 +20,13 @@ import psutil
 import typer
 import uvloop
 
+from bench.acceptance import at_rate, used_s
 from bench.command import markdown_table, run, say
 from bench.gateway_kills import Gateways
 from bench.processes import simulated_service
 from bench.simulated_workers import MODEL
 from synerdiff.client import AsyncClient
+from synerdiff.client.load.summary import percentile
 from synerdiff.redis_process import free_port
 
 PATH = "/v1/images/generations"
@@ -101,8 +103,7 @@ class Bench:
     gateway: psutil.Process
 
     def cpu_s(self) -> float:
-        times = self.gateway.cpu_times()
-        return float(times.user + times.system)
+        return used_s(self.gateway)
 
     def rss_mb(self) -> float:
         return float(self.gateway.memory_info().rss / 1e6)
@@ -116,24 +117,6 @@ def processes(tick_ms: float, domains: int) -> Iterator[Bench]:
         Gateways(service.address, (port,)) as gateways,
     ):
         yield Bench(service.address, "127.0.0.1", port, psutil.Process(gateways.processes[port].pid))
-
-
-async def at_rate(send: Callable[[], Awaitable[None]], rate: float, seconds: float) -> list[float]:
-    """Latencies, in ms, of requests that are sent at a constant rate, from when each was due."""
-    latencies: list[float] = []
-
-    async def one(due: float) -> None:
-        await send()
-        latencies.append((time.perf_counter() - due) * 1e3)
-
-    began = time.perf_counter()
-    tasks = []
-    for number in range(round(rate * seconds)):
-        due = began + number / rate
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        tasks.append(asyncio.create_task(one(due)))
-    await asyncio.gather(*tasks)
-    return latencies
 
 
 async def added(bench: Bench, rate: float, seconds: float, rounds: int, steps: int) -> dict[str, object]:
@@ -150,7 +133,7 @@ async def added(bench: Bench, rate: float, seconds: float, rounds: int, steps: i
 
         for send in (over_grpc, over_http):
             await at_rate(send, rate, 2.0)
-        sides: dict[str, list[list[float]]] = {"grpc": [], "http": []}
+        sides: dict[str, list[list[tuple[None, float]]]] = {"grpc": [], "http": []}
         shares = []
         for _ in range(rounds):
             sides["grpc"].append(await at_rate(over_grpc, rate, seconds))
@@ -158,8 +141,8 @@ async def added(bench: Bench, rate: float, seconds: float, rounds: int, steps: i
             sides["http"].append(await at_rate(over_http, rate, seconds))
             shares.append((bench.cpu_s() - cpu_s) / (time.perf_counter() - began))
     http.close()
-    p50 = {side: [statistics.median(latencies) for latencies in of] for side, of in sides.items()}
-    p99 = {side: [statistics.quantiles(latencies, n=100)[98] for latencies in of] for side, of in sides.items()}
+    p50 = {side: [statistics.median(ms for _, ms in answers) for answers in of] for side, of in sides.items()}
+    p99 = {side: [percentile((ms for _, ms in answers), 99) for answers in of] for side, of in sides.items()}
     differences = [http_ms - grpc_ms for http_ms, grpc_ms in zip(p50["http"], p50["grpc"], strict=True)]
     return {
         "requests_per_s": rate,
