@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from prometheus_client import generate_latest
 
 from bench.command import markdown_table, run
-from services.scheduler.api.status import set_holdings_gauges, set_planning_gauges
+from services.scheduler.api.operations import set_holdings_gauges, set_planning_gauges
 from services.scheduler.engine.effects import Effect, LetJobGo, StoreEffect, StoreImage
 from services.scheduler.engine.events import Event, JobArrived, Reported
 from services.scheduler.engine.holdings import Holdings
@@ -27,7 +27,7 @@ from services.scheduler.engine.tasks import PlannedPart
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.leading.observer import Observer
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
-from services.scheduler.simulation.simulated_workers import MODEL, Overheads
+from services.scheduler.simulation.simulated_device import MODEL, Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate
 from services.scheduler.simulation.workloads import Mix, burst
 from services.scheduler.telemetry.decode_backlog import decode_backlog_s

@@ -5,7 +5,7 @@ stable-diffusion-xl-base-1.0. SD 1.5 is given DDIM here, whose 20 steps are 20 U
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 ModelName = Literal["sd15", "sd21", "sdxl"]
@@ -177,15 +177,14 @@ def _tiny(full: ModelConfig) -> ModelConfig:
         unet["addition_time_embed_dim"] = 8
         unet["projection_class_embeddings_input_dim"] = 6 * 8 + widths[-1]
     texts = zip(full.text_encoders, widths, strict=True)
-    return ModelConfig(
+    return replace(
+        full,
         title=f"tiny {full.title}",
         side=_TINY_SIDE,
         unet=unet,
         vae={**full.vae, **_TINY_VAE},
         text_encoders=tuple({**text, **_TINY_TEXT, "hidden_size": w, "projection_dim": w} for text, w in texts),
-        pad_tokens=full.pad_tokens,
-        scheduler_class=full.scheduler_class,
-        scheduler=full.scheduler,
+        unet_parameters_m=0.0,
         steps=_TINY_STEPS,
     )
 

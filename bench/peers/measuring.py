@@ -22,8 +22,7 @@ from synerdiff import lifeline
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.arrivals import bursts, poisson
 from synerdiff.client.load.requests import Drawn, Mix
-from synerdiff.client.load.rounds import order_of_round
-from synerdiff.client.load.sending import Answer, ClosedLoop, Load, OpenLoop, Window, send
+from synerdiff.client.load.sending import Answer, ClosedLoop, Load, OpenLoop, Window, order_of_round, send
 from synerdiff.client.load.summary import summarise
 from synerdiff.openmp import SPIN_COUNT, WAIT_POLICY
 from synerdiff_cli.supervisor import log_tail

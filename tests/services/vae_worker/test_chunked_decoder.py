@@ -11,9 +11,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from bench.chunked_decode import LiveBytes
-from services.vae_worker import band_layers, bands, chunked_decoder, group_statistics
-from services.vae_worker.chunked_decoder import ChunkedDecoder
-from services.vae_worker.decoder_walk import NotChunkable
+from services.vae_worker import band_layers, bands, chunked_decoder
+from services.vae_worker.chunked_decoder import ChunkedDecoder, NotChunkable
 from tests.reference import in_float64
 from tests.rounding import assert_rounded
 from tests.services.vae_worker.stage import MODEL
@@ -37,7 +36,7 @@ def every_layer_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def merged_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on GPUs."""
-    monkeypatch.setattr(group_statistics, "gathered", group_statistics.merged)
+    monkeypatch.setattr(bands, "gathered", bands.merged)
 
 
 def random_vae(*channels: int, layers: int = 2, groups: int = 4, **options: Any) -> AutoencoderKL:
@@ -138,7 +137,7 @@ def test_merged_statistics_read_a_band_where_it_lies(
     values = 5 + latents_of(2, 16, 24, 32)
     band = values.to(dtype).contiguous(memory_format=lies)
     with LiveBytes() as held:
-        found = group_statistics.band_moments(band, 4)
+        found = bands.band_moments(band, 4)
     few_bytes = 16 * 2 * 4 * 8  # some numbers per image and group, in float64
     assert held.peak <= copies * 4 * band.numel() + few_bytes
     exact, references = (band.to(each).reshape(2, 4, -1) for each in (torch.float64, torch.float32))
@@ -176,25 +175,25 @@ def test_a_missing_halo_would_be_found(monkeypatch: pytest.MonkeyPatch, top: boo
 
 
 def test_statistics_of_single_bands_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_all = group_statistics.gathered
-    monkeypatch.setattr(group_statistics, "gathered", lambda norm, parts: of_all(norm, parts[:1]))
+    of_all = bands.gathered
+    monkeypatch.setattr(bands, "gathered", lambda norm, parts: of_all(norm, parts[:1]))
     assert_found(2)
 
 
 @pytest.mark.usefixtures("merged_statistics")
 @pytest.mark.parametrize("fault", ["first", "variance", "weights"])
 def test_a_wrong_merge_would_be_found(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    right = group_statistics.merge
+    right = bands.merge
 
-    def wrong(parts: list[group_statistics.Moments]) -> group_statistics.Moments:
+    def wrong(parts: list[bands.Moments]) -> bands.Moments:
         if fault == "first":
             return parts[0]
         if fault == "variance":
             variance = torch.stack([part.var for part in parts]).mean(dim=0)
-            return group_statistics.Moments(0, right(parts).mean, variance)
-        return right([group_statistics.Moments(1, part.mean, part.var) for part in parts])
+            return bands.Moments(0, right(parts).mean, variance)
+        return right([bands.Moments(1, part.mean, part.var) for part in parts])
 
-    monkeypatch.setattr(group_statistics, "merge", wrong)
+    monkeypatch.setattr(bands, "merge", wrong)
     assert_found(5)
 
 
