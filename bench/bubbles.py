@@ -10,11 +10,11 @@ which the worker had no step under way: it does not depend on how steady the mac
 """
 
 import asyncio
-import json
 import os
 import statistics
 import tempfile
 import time
+from contextlib import aclosing
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -25,10 +25,11 @@ from bench.command import run
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
 from synerdiff.cards import Sampler
+from synerdiff.client import AsyncClient, Progress
+from synerdiff.client.load.trace import trace_events
 from synerdiff.models.loading import load_unet_side
 from synerdiff.requests import TaskSpec
 from synerdiff.rpc import open_channel
-from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource, plan_deployment
 from synerdiff_cli.supervisor import Supervisor
 
@@ -50,30 +51,27 @@ def bare_steps_per_s(denoiser: Denoiser, preparer: TaskPreparer, tasks: int, ste
 
 async def served_steps_per_s(address: str, tasks: int, steps: int) -> tuple[float, float]:
     """Batched UNet calls per second of the served system while all tasks ran, and the share of gaps between them."""
-    async with open_channel(address) as channel:
-        images = images_pb2_grpc.ImageGenerationStub(channel)
-        operations = operations_pb2_grpc.OperationsStub(channel)
-        began_us = time.time() * 1e6
-        jobs = []
-        for k in range(tasks):
-            request = images_pb2.GenerateRequest(
-                prompt=f"a cat {k}", seed=k, num_inference_steps=steps, guidance_scale=GUIDANCE_SCALE
+    began_unix_s = time.time()
+    async with AsyncClient(address) as client, open_channel(address) as channel:
+        jobs = [
+            await client.submit(
+                f"a cat {k}",
+                seed=k,
+                num_inference_steps=steps,
+                guidance_scale=GUIDANCE_SCALE,
+                sampler=Sampler.DDIM,
             )
-            request.sampler = images_pb2.SAMPLER_DDIM
-            jobs.append((await images.Submit(request)).job_id)
-        for job_id in jobs:
-            async for event in images.Watch(images_pb2.WatchRequest(job_id=job_id)):
-                progress = event.progress
-                if progress.step and progress.step == progress.num_inference_steps:
-                    break
-        trace = json.loads((await operations.GetTrace(operations_pb2.GetTraceRequest())).trace_json)
-        for job_id in jobs:
-            await images.CancelJob(images_pb2.CancelJobRequest(job_id=job_id))
-    full = [
-        event
-        for event in trace["traceEvents"]
-        if event["ph"] == "X" and event["ts"] > began_us and event["args"].get("rows") == 2 * tasks
-    ]
+            for k in range(tasks)
+        ]
+        for job in jobs:
+            async with aclosing(client.watch(job.job_id)) as events:
+                async for event in events:
+                    if isinstance(event, Progress) and event.step == event.num_inference_steps:
+                        break
+        trace = await trace_events(channel, began_unix_s)
+        for job in jobs:
+            await job.cancel()
+    full = [event for event in trace if event["ph"] == "X" and event["args"].get("rows") == 2 * tasks]
     seconds = (full[-1]["ts"] + full[-1]["dur"] - full[0]["ts"]) / 1e6
     gaps = 1 - sum(event["dur"] for event in full) / 1e6 / seconds
     return len(full) / seconds, gaps

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 CORES = os.cpu_count() or 1
 
-ProfileFile = Annotated[Path | None, typer.Option(help="A profile file to plan by.")]
+ProfileFile = Annotated[Path | None, typer.Option(help="A profile file to plan by.", resolve_path=True)]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting; any number.")]
 Only = Annotated[str, typer.Option(help="Configurations by comma. Default: all.")]
 ModelDirectory = Annotated[Path, typer.Option(help="A model directory in diffusers layout.")]

@@ -7,42 +7,27 @@ Prints JSON: the share of time the UNet workers waited for a plan while they hel
 """
 
 import asyncio
+import contextlib
+import itertools
 import json
-import time
 
 from bench.command import run
 from bench.processes import simulated_service
 from bench.simulated_workers import MODEL
-from synerdiff.rpc import open_channel
-from synerdiff.v1 import images_pb2, images_pb2_grpc
+from synerdiff.client import AsyncClient
+from synerdiff.client.load.requests import LoadRequest
+from synerdiff.client.load.sending import Answer, ClosedLoop, send
 
 
 async def keep_full(address: str, tasks: int, steps: int, seconds: float) -> int:
-    """Hold `tasks` jobs of `steps` steps in the system for `seconds`. Returns how many were finished."""
-    finished = 0
-    until = time.monotonic() + seconds
-    async with open_channel(address) as channel:
-        stub = images_pb2_grpc.ImageGenerationStub(channel)
-
-        async def one_after_another(index: int) -> None:
-            nonlocal finished
-            # Staggered, as arrivals are: all at once would end all at once too.
-            request = images_pb2.GenerateRequest(
-                model=MODEL,
-                prompt=f"{index}",
-                num_inference_steps=max(1, steps - index % 8 * steps // 10),
-                num_images=1,
-            )
-            while time.monotonic() < until:
-                async for event in stub.Generate(request):
-                    finished += event.HasField("finished")
-
-        followers = [asyncio.create_task(one_after_another(index)) for index in range(tasks)]
-        await asyncio.sleep(seconds)
-        for follower in followers:
-            follower.cancel()
-        await asyncio.gather(*followers, return_exceptions=True)
-    return finished
+    """Hold `tasks` jobs of `steps` steps at most in the system for `seconds`. Returns how many were finished."""
+    answers: list[Answer] = []
+    # Staggered, as arrivals are: all at once would end all at once too.
+    requests = (LoadRequest(str(k), k, max(1, steps - k % 8 * steps // 10), model=MODEL) for k in itertools.count())
+    with contextlib.suppress(TimeoutError):
+        async with AsyncClient(address) as client, asyncio.timeout(seconds):
+            await send(client, ClosedLoop(requests, tasks), on_answer=answers.append)
+    return sum(not answer.error for answer in answers)
 
 
 def measure(domains: int = 16, tick_ms: float = 20.0, seconds: float = 20.0, steps: int = 200) -> dict[str, object]:

@@ -98,8 +98,9 @@ async def deployed(
 ) -> AsyncIterator[Running]:
     """Schedulers, UNet workers and a VAE worker under `settings`, each by the name that the service has for it.
 
-    `profile`: a file that its domain is to plan by; `idle_profile`: measure one when idle where there is none. Raises
-    ValueError for a setting that none of them has, RuntimeError where the scheduler does not take the profile.
+    `profile`: a file that its domain is to plan by, with its whole path; `idle_profile`: measure one when idle where
+    there is none. Raises ValueError for a setting that none of them has, RuntimeError where the scheduler does not take
+    the profile.
     """
     for name in settings:
         if name not in SETTINGS:
@@ -110,7 +111,7 @@ async def deployed(
             Path(folder),
             (ModelSource("emoji" if model == BUNDLED_MODEL else model.name, model),),
             dtype=dtype,
-            profile=profile and _whole(profile),
+            profile=profile,
             idle_profile=idle_profile,
             compile=cast(CompileMode, settings.get("compile", "off")),
             schedulers=schedulers,
@@ -150,10 +151,6 @@ def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tupl
         run = ItemRun("beside" if both else event["cat"], args["measured_ms"] / args["predicted_ms"], end_s)
         runs[event["pid"], args["tick"], args["place"]] = run
     return tuple(sorted(runs.values(), key=lambda run: run.end_s))
-
-
-def _whole(path: Path) -> Path:
-    return path.resolve()
 
 
 async def _takes_profile(address: str, profile: Path) -> None:

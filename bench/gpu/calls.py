@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -234,7 +234,7 @@ class _Choices:
         call = self._networks.step(rows)
         for kernel, backend in _ATTENTION.items():
             with sdpa_kernel(backend):
-                self._time_graphed("UNet", rows, f"graph NCHW, {kernel} attention", call)
+                self._time("UNet", rows, f"graph NCHW, {kernel} attention", call, graph=True)
 
     def compiled(self) -> None:
         """A UNet call whose repeated blocks went through inductor, as far as there is time: each takes a while."""
@@ -245,7 +245,7 @@ class _Choices:
                 return
             call = self._networks.step(rows, layout)
             self._time("UNet", rows, f"compiled blocks {layout}", call)
-            self._time_graphed("UNet", rows, f"compiled blocks {layout}, graph", call)
+            self._time("UNet", rows, f"compiled blocks {layout}, graph", call, graph=True)
 
     def vae(self, images: int) -> None:
         self._layouts("VAE", images, partial(self._networks.decode, images))
@@ -291,55 +291,25 @@ class _Choices:
         for layout in FORMATS:
             call = call_of(layout)
             self._time(part, count, f"eager {layout}", call)
-            self._time_graphed(part, count, f"graph {layout}", call)
-            with _benchmarking():
-                self._time_graphed(part, count, f"graph {layout}, cudnn.benchmark", call)
+            self._time(part, count, f"graph {layout}", call, graph=True)
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+                self._time(part, count, f"graph {layout}, cudnn.benchmark", call, graph=True)
 
-    def _time(self, part: str, count: int, how: str, call: Call) -> None:
-        with contextlib.suppress(_Refused):
-            with self._named(part, count, how), _peak_memory(self._kit) as peak:
-                ms = median_ms(call, self._kit.device, self._seconds)
-            named = {"model": self._networks.name, "part": part, "count": count, "how": how}
-            self._kit.record("call", **named, ms=ms, peak_mib=peak())
-
-    def _time_graphed(self, part: str, count: int, how: str, call: Call) -> None:
-        """On a CPU the call itself, so that all that leads there is run."""
-        how = f"{how} (not captured)" if self._kit.tiny else how
-        with contextlib.suppress(_Refused):
-            with self._named(part, count, how):
-                call = call if self._kit.tiny else graphed(call)
-            self._time(part, count, how, call)
-
-    @contextlib.contextmanager
-    def _named(self, part: str, count: int, how: str) -> Iterator[None]:
+    def _time(self, part: str, count: int, how: str, call: Call, *, graph: bool = False) -> None:
+        """Record a call's time, as a graph where asked for; on a CPU then the call itself, so that all of this runs."""
+        kit = self._kit
+        if graph and kit.tiny:
+            how = f"{how} (not captured)"
         try:
-            yield
+            call = graphed(call) if graph and not kit.tiny else call
+            if not kit.tiny:
+                torch.cuda.reset_peak_memory_stats()
+            ms = median_ms(call, kit.device, self._seconds)
         except Exception as error:
-            self._kit.record("trouble", what=f"{part}, {count}, {how}", error=str(error)[-600:])
-            if not self._kit.tiny:
+            kit.record("trouble", what=f"{part}, {count}, {how}", error=str(error)[-600:])
+            if not kit.tiny:
                 torch.cuda.empty_cache()
-            raise _Refused from error
-
-
-class _Refused(Exception):
-    """This way cannot be had here."""
-
-
-@contextlib.contextmanager
-def _peak_memory(kit: Kit) -> Iterator[Callable[[], int | None]]:
-    """The most MiB that torch's allocator held since the block began, weights among them; None on a CPU."""
-    if kit.tiny:
-        yield lambda: None
-        return
-    torch.cuda.reset_peak_memory_stats()
-    yield lambda: torch.cuda.max_memory_allocated() >> 20
-
-
-@contextlib.contextmanager
-def _benchmarking() -> Iterator[None]:
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+            return
+        # The most that torch's allocator held meanwhile, weights among it.
+        peak_mib = None if kit.tiny else torch.cuda.max_memory_allocated() >> 20
+        kit.record("call", model=self._networks.name, part=part, count=count, how=how, ms=ms, peak_mib=peak_mib)

@@ -1,6 +1,7 @@
 """Sections 0, 1 and 8: the machine and its ceilings, tests/gpu, and latents from process to process."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import statistics
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -97,16 +99,35 @@ _MOST_MESSAGE = 600
 
 def gpu_tests(kit: Kit) -> None:
     """Run them, keep what they print, and record how each ended. Raises RuntimeError where one failed, or none ran."""
-    with tempfile.TemporaryDirectory() as folder, (kit.out / PYTEST_LOG).open("wb") as log:
+    import pytest
+
+    os.environ |= _AMOUNTS
+    os.chdir(ROOT)
+    with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "junit.xml")
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-s", "tests/gpu", f"--junit-xml={found}"]
-        command += ["-p", "no:cacheprovider", "-o", "junit_family=xunit2"]
-        ended = subprocess.run(command, cwd=ROOT, env=os.environ | _AMOUNTS, stdout=log, stderr=subprocess.STDOUT)
+        with _said_to(kit.out / PYTEST_LOG):
+            options = ["-p", "no:cacheprovider", "-o", "junit_family=xunit2", f"--junit-xml={found}"]
+            status = pytest.main(["-m", "gpu", "-s", "tests/gpu", *options])
         outcomes = _record(kit, found) if found.exists() else Counter[str]()
-    if ended.returncode or outcomes["failed"]:
-        raise RuntimeError(f"pytest ended with {ended.returncode}; {PYTEST_LOG} says why")
+    if status or outcomes["failed"]:
+        raise RuntimeError(f"pytest ended with {status:d}; {PYTEST_LOG} says why")
     if not (outcomes["passed"] or kit.tiny):
         raise RuntimeError(f"no test found a GPU; {PYTEST_LOG} says why")
+
+
+@contextlib.contextmanager
+def _said_to(log: Path) -> Iterator[None]:
+    """All that this process and its children print goes to a file."""
+    before = [os.dup(descriptor) for descriptor in (1, 2)]
+    with log.open("wb") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for descriptor, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, descriptor)
 
 
 def _record(kit: Kit, found: Path) -> Counter[str]:

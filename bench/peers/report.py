@@ -47,14 +47,15 @@ def contenders(result: Result, *kinds: str) -> list[str]:
     return [name for name, about in result["contenders"].items() if about["kind"] in kinds]
 
 
+def windows(result: Result, load: str, name: str) -> list[Mapping[str, Any] | None]:
+    """A contender's numbers under a load, a round each; None where it was left out."""
+    return [one["loads"].get(load, {}).get("results", {}).get(name) for one in result["rounds"]]
+
+
 def values(result: Result, load: str, name: str, value: str) -> list[float]:
     """A number of a contender under a load, a round each; NaN where it was left out or served nothing."""
-    found = []
-    for one in result["rounds"]:
-        window = one["loads"].get(load, {}).get("results", {}).get(name)
-        number = window[value] if window else None
-        found.append(math.nan if number is None else float(number))
-    return found
+    found = [window and window[value] for window in windows(result, load, name)]
+    return [math.nan if number is None else float(number) for number in found]
 
 
 def median(result: Result, load: str, name: str, value: str) -> float:
@@ -79,29 +80,30 @@ def best_baseline(result: Result, load: str, value: str) -> str | None:
     return max(known, key=known.__getitem__) if value == "images_per_s" else min(known, key=known.__getitem__)
 
 
-def overloaded(result: Result, load: str) -> list[str]:
+def overloaded(result: Result, load: str, *kinds: str) -> list[str]:
     """Who was left out of a load in every round, since it serves less than arrives there."""
     if load not in POISSON or not any(load in one["loads"] for one in result["rounds"]):
         return []
-    servers = contenders(result, OURS, BATCHED, ONE)
+    servers = contenders(result, *(kinds or (OURS, BATCHED, ONE)))
     return [name for name in servers if not any(map(math.isfinite, values(result, load, name, "mean_s")))]
 
 
 def losses(result: Result) -> list[Loss]:
     """Everything that ours are worse in, the worst first: throughput against every other way to serve, and latency
     against the best baseline, of one request also against the bare loops."""
-    found = []
-    for ours in contenders(result, OURS):
-        for other in contenders(result, ONE, BATCHED, LOOP):
-            found.append(
-                Loss(SATURATED, ours, "images_per_s", other, over(result, SATURATED, ours, other, "images_per_s"))
-            )
-        for load in LATENCY_LOADS:
-            for value in ("mean_s", "p99_s"):
-                rivals: Sequence[str | None] = [best_baseline(result, load, value)]
-                if load == ALONE and value == "mean_s":
-                    rivals = [*rivals, *contenders(result, LOOP)]
-                found += [Loss(load, ours, value, o, over(result, load, ours, o, value)) for o in rivals if o]
+    compared: list[tuple[str, str, str | None]] = [
+        (SATURATED, "images_per_s", other) for other in contenders(result, ONE, BATCHED, LOOP)
+    ]
+    compared += [
+        (load, value, best_baseline(result, load, value)) for load in LATENCY_LOADS for value in ("mean_s", "p99_s")
+    ]
+    compared += [(ALONE, "mean_s", other) for other in contenders(result, LOOP)]
+    found = [
+        Loss(load, ours, value, other, over(result, load, ours, other, value))
+        for ours in contenders(result, OURS)
+        for load, value, other in compared
+        if other
+    ]
     return sorted((loss for loss in found if loss.factor > 1), key=lambda loss: -loss.factor)
 
 
@@ -116,7 +118,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     _draw_throughput(axes[0], result)
     for place, load in zip(axes[1:], shown, strict=True):
         latencies = {
-            name: [each for one in result["rounds"] for each in _latencies(one, load, name)]
+            name: [each for window in windows(result, load, name) if window for each in window["latencies_s"]]
             for name in contenders(result, OURS, BATCHED, ONE)
         }
         draw_latencies(place, {name: each for name, each in latencies.items() if each})
@@ -135,11 +137,6 @@ def _draw_throughput(axes: "Axes", result: Mapping[str, Any]) -> None:
             axes.plot(found, [place] * len(found), "k.", markersize=4)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel("images per second, saturated")
-
-
-def _latencies(one: Mapping[str, Any], load: str, name: str) -> list[float]:
-    window = one["loads"].get(load, {}).get("results", {}).get(name)
-    return list(window["latencies_s"]) if window else []
 
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -166,7 +163,7 @@ time at which a request was due. Ratios are taken within a round; the tables sho
 
 def document(results: Sequence[Result], pictures: Mapping[str, str] | None = None) -> str:
     """The whole document. `pictures`: by dtype, the path to link to."""
-    parts = [_HEAD, "## Where and how", _machines(results), _commands(results)]
+    parts = [_HEAD, "## Where and how", *dict.fromkeys(map(_machine, results)), _commands(results)]
     for result in results:
         parts.append(f"## {result['dtype']}")
         parts.append(_about(result))
@@ -175,10 +172,6 @@ def document(results: Sequence[Result], pictures: Mapping[str, str] | None = Non
         parts += [_throughput(result), _latency(result)]
     parts += ["## What we lose at", *(_losses(result) for result in results)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
-
-
-def _machines(results: Sequence[Result]) -> str:
-    return "\n\n".join(dict.fromkeys(_machine(result) for result in results))
 
 
 def _machine(result: Result) -> str:
@@ -194,10 +187,11 @@ def _commands(results: Sequence[Result]) -> str:
 
 
 def _about(result: Result) -> str:
-    amounts = result["amounts"]
-    loads = (
+    amounts, count = result["amounts"], len(result["rounds"])
+    rounds = f"{count} rounds" if count > 1 else "one round, whose ratios have all of the machine's noise"
+    how = (
         f"{result['model'].capitalize()}, {result['steps']} steps, guidance {result['guidance_scale']:g}, its own "
-        f"sampler; {_rounds(result)}. Saturated: {amounts['clients']} clients "
+        f"sampler; {rounds}. Saturated: {amounts['clients']} clients "
         f"({amounts['clients_of_one']} where one is served at a time), {amounts['turns']} requests each. Alone: "
         f"{amounts['alone']} requests. Poisson arrivals: for {amounts['poisson_s']:g} s, as shares of what the best "
         f"baseline had just served saturated; a contender that serves less than arrives is left out, since its "
@@ -207,15 +201,10 @@ def _about(result: Result) -> str:
     facts = [_peer(name, peer) for name, peer in result["peers"].items()]
     for name, settings in result["ours"].items():
         facts.append(f"{name}: {', '.join(f'{key}={value}' for key, value in settings.items()) or 'as it comes'}.")
-    used = [window["cores_of_others"] for window in _windows(result)]
+    loads = [load for one in result["rounds"] for load in one["loads"].values()]
+    used = [window["cores_of_others"] for load in loads for window in load["results"].values()]
     facts.append(f"Those at rest used {max(used):.1%} of a core at most, {sum(used) / len(used):.1%} in the mean.")
-    return "\n".join([loads, "", *(f"- {fact}" for fact in facts)])
-
-
-def _rounds(result: Result) -> str:
-    """Said for what it is: the ratios of one round have whatever the machine did in it."""
-    count = len(result["rounds"])
-    return f"{count} rounds" if count > 1 else "one round, whose ratios have all of the machine's noise"
+    return "\n".join([how, "", *(f"- {fact}" for fact in facts)])
 
 
 def _peer(name: str, peer: Mapping[str, Any]) -> str:
@@ -225,11 +214,6 @@ def _peer(name: str, peer: Mapping[str, Any]) -> str:
         f"{name.capitalize()} peer: best batch {best} of {', '.join(layouts[layout])}, weights "
         f"{layout.replace('_', ' ')}, {peer['threads']} threads, ready after {peer['start_s']:.0f} s."
     )
-
-
-def _windows(result: Result) -> list[Mapping[str, Any]]:
-    loads = [load for one in result["rounds"] for load in one["loads"].values()]
-    return [window for load in loads for window in load["results"].values()]
 
 
 def _throughput(result: Result) -> str:
@@ -274,15 +258,11 @@ def _against(result: Result, load: str, name: str, other: str | None, value: str
 
 
 def _losses(result: Result) -> str:
-    lost = [f"{load}, {name}: serves less than arrives" for load in POISSON for name in _ours_overloaded(result, load)]
+    lost = [f"{load}, {name}: serves less than arrives" for load in POISSON for name in overloaded(result, load, OURS)]
     lost += [_loss(loss) for loss in losses(result)]
     if not lost:
         return f"{result['dtype']}: at nothing that was measured here."
     return "\n".join([f"{result['dtype']}:\n", *(f"- {each}" for each in lost)])
-
-
-def _ours_overloaded(result: Result, load: str) -> list[str]:
-    return [name for name in overloaded(result, load) if name in contenders(result, OURS)]
 
 
 def _loss(loss: Loss) -> str:

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.redis_faults import MOST_LEVELS, Outcome, Sent, show
-from bench.scraped import Scrapes
+from bench.redis_faults import MOST_LEVELS, Outcome, Scrapes, Sent, show
 
 LINES = [{"event": "ended", "job_id": f"job-{number}"} for number in range(3)]
 
