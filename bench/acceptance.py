@@ -20,7 +20,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,10 +63,6 @@ class Load:
         method = EMPTY if what else SUBMIT
         number, slash, _ = number.partition("/s")
         return cls(per_s=float(number), method=method) if slash else cls(in_flight=int(number), method=method)
-
-    def of(self, clients: int) -> "Load":
-        """The part of one of so many clients."""
-        return replace(self, in_flight=self.in_flight // clients, per_s=self.per_s / clients)
 
     def __str__(self) -> str:
         number = f"{self.per_s:g} a second" if self.per_s else f"{self.in_flight} in flight"
@@ -272,12 +268,10 @@ def fsync_ms(folder: Path, times: int = 200) -> float:
     return sorted(took)[times // 2]
 
 
-def row(schedulers: int, load: Load, sent: Sequence[Sent], spent: Sequence[float]) -> dict[str, Any]:
-    """`spent`: CPU seconds of the schedulers, of Redis and of the machine, with the clients' moment of warming up."""
-    latencies = sorted(latency for each in sent for latency in each.latencies_ms)
-    refused: Counter[str] = sum((Counter(each.refused) for each in sent), Counter())
-    seconds = max(each.seconds for each in sent)
-    thousands, client_s = len(latencies) / 1000, sum(each.cpu_s for each in sent)
+def row(schedulers: int, load: Load, sent: Sent, spent: Sequence[float]) -> dict[str, Any]:
+    """`spent`: CPU seconds of the schedulers, of Redis and of the machine, with the client's moment of warming up."""
+    latencies, seconds = sorted(sent.latencies_ms), sent.seconds
+    thousands, client_s = len(latencies) / 1000, sent.cpu_s
     warmed = (seconds + WARM_S) / seconds
     others_s = spent[2] - spent[1] - spent[0] - client_s * warmed
     return {
@@ -292,17 +286,16 @@ def row(schedulers: int, load: Load, sent: Sequence[Sent], spent: Sequence[float
             "redis": round(spent[1] / warmed / thousands, 2),
         },
         "others_cores": round(others_s / (seconds + WARM_S), 2),
-        "errors": dict(refused),
+        "errors": sent.refused,
     }
 
 
 async def loaded(
-    measured: System, keys: Sequence[str], load: Load, seconds: float, pool: ProcessPoolExecutor, clients: int
+    measured: System, keys: Sequence[str], load: Load, seconds: float, pool: ProcessPoolExecutor
 ) -> dict[str, Any]:
-    """The row of a load that `clients` processes of a pool share."""
+    """The row of a load that a process of the pool sends."""
     loop, before = asyncio.get_running_loop(), measured.cpu_s()
-    parts = [(measured.addresses, keys, load.of(clients), seconds)] * clients
-    sent = await asyncio.gather(*(loop.run_in_executor(pool, send, *part) for part in parts))
+    sent = await loop.run_in_executor(pool, send, measured.addresses, keys, load, seconds)
     spent = [after - earlier for after, earlier in zip(measured.cpu_s(), before, strict=True)]
     return row(len(measured.addresses), load, sent, spent)
 
@@ -311,21 +304,20 @@ async def measure(
     schedulers: str = "1,2",
     loads: str = "1,64,256,500/s,empty:64",
     seconds: float = 6.0,
-    clients: int = 1,
     scheduler_cpu: float = 0.0,
 ) -> dict[str, Any]:
-    """Measure every load on each number of schedulers, started anew. `clients`: processes that share a load."""
+    """Measure every load on each number of schedulers, started anew."""
     keys, rows = [new_key() for _ in range(CALLERS)], []
     with (
         tempfile.TemporaryDirectory() as name,
-        ProcessPoolExecutor(clients, mp_context=get_context("spawn")) as pool,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
     ):
         folder, callers = Path(name), Path(name) / "callers"
         lines = [f"caller-{number} {key_hash(key)} {RATE}" for number, key in enumerate(keys)]
         callers.write_text("\n".join([QUOTAS, *lines]))
         for number, (count, load) in enumerate(itertools.product(schedulers.split(","), loads.split(","))):
             async with system(folder / str(number), int(count), callers, scheduler_cpu) as measured:
-                rows.append(await loaded(measured, keys, Load.parse(load), seconds, pool, clients))
+                rows.append(await loaded(measured, keys, Load.parse(load), seconds, pool))
         beside = {"gate_check_us": round(gate_check_us(callers, keys), 1), "fsync_ms": round(fsync_ms(folder), 2)}
     return {"machine": machine(), **beside, "rows": rows}
 

@@ -31,7 +31,6 @@ ProfileFile = Annotated[Path | None, typer.Option(help="A profile file to plan b
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting; any number.")]
 Only = Annotated[str, typer.Option(help="Configurations by comma. Default: all.")]
 ModelDirectory = Annotated[Path, typer.Option(help="A model directory in diffusers layout.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the rows there.")]
 Processes = Annotated[int, typer.Option(help="Simulations at once.")]
 
 

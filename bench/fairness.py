@@ -1,7 +1,7 @@
 """What a flood costs another caller, simulated: two callers, one of which sends fifty times as much as the other.
 
     python -m bench.fairness [--policies continuous,...] [--loads 0.3,0.6,0.8] [--profiles paper-table,...]
-        [--requests 200] [--seeds 5] [--floods equal,...] [--json FILE]
+        [--requests 200] [--seeds 5] [--floods equal,...]
 
 The quiet caller's arrivals are Poisson, at a share of what half of the device can serve; so are the flood's. A caller
 may have 100 jobs waiting, more are refused, so the flood always has that many. The quiet caller's arrivals are served a
@@ -22,7 +22,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
-from bench.command import CORES, JsonFile, Processes, as_json, markdown_table, say, some_of, spread
+from bench.command import CORES, Processes, markdown_table, say, some_of, spread
 from bench.command import run as run_command
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES
@@ -167,7 +167,6 @@ def measure(
     requests: int = 200,
     seeds: int = 5,
     processes: Processes = CORES,
-    json_file: JsonFile = None,
 ) -> list[Row]:
     """Simulate; lists are by comma."""
     places = product(
@@ -178,8 +177,6 @@ def measure(
         range(seeds),
     )
     rows = table([Case(*place, requests) for place in places], processes)
-    if json_file:
-        json_file.write_text(as_json([row._asdict() for row in rows]))
     say(f"simulated: {requests} requests of the quiet caller, {seeds} seeds")
     return rows
 

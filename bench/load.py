@@ -15,11 +15,9 @@ import contextlib
 import itertools
 import os
 import random
-import shutil
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -119,7 +117,6 @@ async def measure(
     sign: Annotated[str, typer.Option("--signal", help="KILL or TERM.")] = "KILL",
     kill_every_s: float = 10.0,
     kill_jitter_s: Annotated[float, typer.Option(help="Up to so much later, at random.")] = 0.0,
-    keep_logs: Annotated[Path | None, typer.Option(help="A folder that the processes' logs are copied to.")] = None,
 ) -> dict[str, object]:
     killing = Killing(turns_of(kill), kill_every_s, kill_jitter_s, signal.Signals[f"SIG{sign}"], seed)
     mixed, kills = mixed_requests(requests, seed), list[str]()
@@ -131,8 +128,6 @@ async def measure(
         window = await send_all(addresses[-1], mixed, clients)
         killer.cancel()
         leaked = await slots_used(addresses)
-        if keep_logs:
-            shutil.copytree(system.deployment.children[0].log.parent, keep_logs, dirs_exist_ok=True)
     differences = largest_differences(mixed, window.served)
     latencies = [answer.latency_s for answer in window.answers]
     return {

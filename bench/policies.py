@@ -1,7 +1,7 @@
 """Every policy at several loads, simulated: mean and P99 latency, and how far synerdiff is from the best of the others.
 
     python -m bench.policies [--profiles paper-table,...] [--mixes mixed,...] [--loads 0.3,0.7,1.3,burst]
-        [--requests 100] [--seeds 10] [--set tail_factor=2] [--json FILE]
+        [--requests 100] [--seeds 10] [--set tail_factor=2]
 
 Poisson arrivals at shares of what the device can serve, or 64 requests at once; the same requests for every policy, no
 item larger than the profile's caps for any of them. "Skipping": half of the guidance may be skipped, as the bundled
@@ -18,7 +18,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from bench.command import CORES, JsonFile, Processes, Settings, as_json, markdown_table, say, some_of, spread, typed
+from bench.command import CORES, Processes, Settings, markdown_table, say, some_of, spread, typed
 from bench.command import run as run_command
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, PolicyBounds
@@ -147,14 +147,11 @@ def measure(
     seeds: int = 10,
     settings: Settings = None,
     processes: Processes = CORES,
-    json_file: JsonFile = None,
 ) -> list[Row]:
     """Simulate every policy; lists are by comma, settings constants of the order."""
     listed = some_of(mixes, MIXES, "--mixes")
     every = cases(profiles.split(","), listed, loads.split(","), seeds, requests, typed(Urgency, settings))
     rows = table(every, processes)
-    if json_file:
-        json_file.write_text(as_json([row._asdict() for row in rows]))
     say(f"simulated, mean / P99 in s: {requests} requests, {seeds} seeds")
     return rows
 

@@ -363,8 +363,8 @@ class Found:
     broken: tuple[str, ...]
 
 
-async def under(name: str, seconds: float, rate: float, keep_logs: Path | None = None) -> Found:
-    """Let a fault befall a deployment under load. `keep_logs`: a folder that the processes' logs are copied to."""
+async def under(name: str, seconds: float, rate: float) -> Found:
+    """Let a fault befall a deployment under load."""
     fault = FAULTS[name]
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -404,8 +404,6 @@ async def under(name: str, seconds: float, rate: float, keep_logs: Path | None =
                 scraping.cancel()
                 restarted = supervisor.pids() != pids
             lines = [line for child in children for line in _log_lines(child.log)]
-            if keep_logs:
-                shutil.copytree(children[0].log.parent, keep_logs / name, dirs_exist_ok=True)
     outcome = Outcome(name, load.sent, began_s, ended_s, lost, restarted, lines)
     return outcome.found(scrapes, seconds)
 
@@ -494,11 +492,10 @@ async def measure(
     fault: Annotated[str, typer.Option(help=f"By comma: {', '.join(FAULTS)}. Default: all.")] = "",
     seconds: Annotated[float, typer.Option(help="Of load for each fault.")] = 120.0,
     rate: Annotated[float, typer.Option(help="Requests a second.")] = 5.0,
-    keep_logs: Annotated[Path | None, typer.Option(help="A folder that the processes' logs are copied to.")] = None,
 ) -> list[Found]:
     if seconds <= BEFORE_S + AFTER_S:
         raise typer.BadParameter(f"{seconds:g} is not more than {BEFORE_S + AFTER_S:g}", param_hint="--seconds")
-    return [await under(name, seconds, rate, keep_logs) for name in some_of(fault, FAULTS, "--fault")]
+    return [await under(name, seconds, rate) for name in some_of(fault, FAULTS, "--fault")]
 
 
 HEAD = (

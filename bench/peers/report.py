@@ -54,7 +54,7 @@ def windows(result: Result, load: str, name: str) -> list[Mapping[str, Any] | No
 
 def values(result: Result, load: str, name: str, value: str) -> list[float]:
     """A number of a contender under a load, a round each; NaN where it was left out or served nothing."""
-    found = [window and window[value] for window in windows(result, load, name)]
+    found = [window[value] if window else None for window in windows(result, load, name)]
     return [math.nan if number is None else float(number) for number in found]
 
 
