@@ -99,7 +99,11 @@ def typed(kind: type[T], pairs: Iterable[str] | None) -> T:
 
 def flags(options: Mapping[str, object]) -> list[str]:
     """A command line's words for options by their parameters' names; those that are False or None are left out."""
-    named = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value not in (False, None)}
+    named = {
+        f"--{name.replace('_', '-')}": value
+        for name, value in options.items()
+        if value is not None and value is not False
+    }
     return [name if value is True else f"{name}={value}" for name, value in named.items()]
 
 
