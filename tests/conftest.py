@@ -32,7 +32,7 @@ FIRST = (
     *("tests/bench/gpu/test_kit.py", "tests/synerdiff/models/compiled/test_build.py"),
     "tests/synerdiff_cli/test_profile.py",
 )
-SECOND = ("tests/deploy/test_rehearsal.py", "tests/end_to_end")
+SECOND = ("tests/end_to_end",)
 
 
 @pytest.hookimpl(trylast=True)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.waiting import HANG_S, wait_until
 
+pytestmark = pytest.mark.alone
+
 REPOSITORY = Path(__file__).parents[2]
 REHEARSAL = [sys.executable, "-m", "deploy.rehearsal", "--short", "--hold-s", "0.5"]
 LOAD = ["--requests", "2", "--clients", "2", "--least-steps", "16", "--most-steps", "16"]
