@@ -1,6 +1,6 @@
 """Every metric that a service of SynerDiff may show, as its code declares it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -16,7 +16,6 @@ from services.scheduler.telemetry.metrics import PoolMetrics
 # Where metrics are declared, by the service that shows them. A test finds declarations that stand elsewhere.
 MODULES = {
     "Scheduler": (
-        "services.scheduler.telemetry.metrics",
         "services.scheduler.telemetry.metrics",
         "services.scheduler.api.call_durations",
         "services.scheduler.api.callers_file",
@@ -61,17 +60,11 @@ class Family:
 @cache
 def families() -> tuple[Family, ...]:
     """All of them, by service and name."""
-    return tuple(
-        sorted(
-            (
-                _family(service, metric)
-                for service, names in MODULES.items()
-                for name in names
-                for metric in _declared(import_module(name))
-            ),
-            key=lambda family: (list(MODULES).index(family.service), family.name),
-        )
-    )
+    found: list[Family] = []
+    for service, names in MODULES.items():
+        metrics = (metric for name in names for metric in _declared(import_module(name)))
+        found += sorted((_family(service, metric) for metric in metrics), key=lambda family: family.name)
+    return tuple(found)
 
 
 @cache
@@ -91,6 +84,5 @@ def _family(service: str, metric: Any) -> Family:
     (described,) = metric.describe()
     name = f"{described.name}_total" if described.type == "counter" else described.name
     bounds = metric._kwargs["buckets"] if described.type == "histogram" else ()
-    written: Callable[[float], str] = floatToGoString
-    buckets = tuple(written(bound) for bound in (*bounds, float("inf"))) if bounds else ()
+    buckets = tuple(str(floatToGoString(bound)) for bound in (*bounds, float("inf"))) if bounds else ()
     return Family(service, name, described.type, metric._labelnames, described.documentation, buckets)

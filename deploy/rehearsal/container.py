@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -59,16 +60,6 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 def unmount(target: str) -> None:
     """Take a mount away as soon as nobody uses it. Raises OSError."""
     _check(_libc.umount2(target.encode(), 2), f"unmount {target}")
-
-
-def forbid_new_privileges() -> None:
-    """No program run from now on gains privileges by being run (allowPrivilegeEscalation: false)."""
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
-
-
-def set_hostname(name: str) -> None:
-    """Name this machine, for those in the same NEW_HOSTNAME namespace. Raises OSError."""
-    _check(_libc.sethostname(name.encode(), len(name.encode())), "sethostname")
 
 
 def enter_network(path: str) -> None:
@@ -133,7 +124,7 @@ def main() -> None:
 def _become(spec: dict[str, Any]) -> None:
     try:
         lifeline.die_with_parent(0)  # the keeper's id as it reads in here
-        set_hostname(spec["hostname"])
+        socket.sethostname(spec["hostname"])
         root = _image(spec)
         os.chroot(root)
         os.chdir(spec["cwd"])
@@ -141,7 +132,8 @@ def _become(spec: dict[str, Any]) -> None:
             os.setgroups([])
             os.setgid(spec["gid"])
             os.setuid(spec["uid"])
-        forbid_new_privileges()
+        # No program run from now on gains privileges by being run (allowPrivilegeEscalation: false).
+        _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
         # Again: a change of user has taken the request back.
         lifeline.die_with_parent(0)
         os.execvpe(spec["command"][0], spec["command"], spec["environment"])

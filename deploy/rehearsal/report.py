@@ -1,7 +1,7 @@
 """What is asked of a rehearsal, and what was checked and measured, as one table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -32,31 +32,20 @@ class Options:
     patience_s: Annotated[float, "seconds after which something has not come about"] = 240.0
 
 
-@dataclass(frozen=True)
-class Line:
-    """A check (`passed` says how it ended) or, where that is None, a number."""
-
-    scenario: str
-    what: str
-    value: str
-    passed: bool | None = None
-
-
-@dataclass
 class Report:
-    """Lines in the order they came."""
+    """Checks, and numbers that were measured, in the order they came."""
 
-    lines: list[Line] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, str, str, str]] = []
 
     @property
     def passed(self) -> bool:
         """Whether something was checked and nothing failed."""
-        checks = [line.passed for line in self.lines if line.passed is not None]
-        return bool(checks) and all(checks)
+        return {row[0] for row in self._rows} - {""} == {"ok"}
 
     def check(self, scenario: str, what: str, passed: bool, value: str = "") -> None:
         """Note how a check ended."""
-        self.lines.append(Line(scenario, what, value, passed))
+        self._rows.append(("ok" if passed else "FAILED", scenario, what, value))
 
     def none_of(self, scenario: str, what: str, found: Sequence[str]) -> None:
         """Check that nothing was found; of what was, the first few are named."""
@@ -65,14 +54,12 @@ class Report:
 
     def measured(self, scenario: str, what: str, value: str) -> None:
         """Note a number."""
-        self.lines.append(Line(scenario, what, value))
+        self._rows.append(("", scenario, what, value))
 
     def table(self) -> str:
-        """All lines."""
-        signs = {True: "ok", False: "FAILED", None: ""}
-        rows = [(signs[line.passed], line.scenario, line.what, line.value) for line in self.lines]
-        widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+        """All of them."""
+        widths = [max((len(row[column]) for row in self._rows), default=0) for column in range(3)]
         return "\n".join(
             "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip()
-            for row in rows
+            for row in self._rows
         )
