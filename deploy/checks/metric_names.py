@@ -1,6 +1,6 @@
 """Every metric that a service of SynerDiff may show, as its code declares it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -84,5 +84,6 @@ def _family(service: str, metric: Any) -> Family:
     (described,) = metric.describe()
     name = f"{described.name}_total" if described.type == "counter" else described.name
     bounds = metric._kwargs["buckets"] if described.type == "histogram" else ()
-    buckets = tuple(str(floatToGoString(bound)) for bound in (*bounds, float("inf"))) if bounds else ()
+    written: Callable[[float], str] = floatToGoString
+    buckets = tuple(map(written, (*bounds, float("inf")))) if bounds else ()
     return Family(service, name, described.type, metric._labelnames, described.documentation, buckets)

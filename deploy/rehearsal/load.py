@@ -7,10 +7,10 @@ Sends requests from several clients at once, each the next when its last is answ
 import asyncio
 import base64
 import contextlib
-import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -43,9 +43,7 @@ async def send(
     mixed = mixed_requests(requests, seed, (least_steps, most_steps))
     asked: list[LoadRequest] = [replace(each, model=model) for each in mixed]
     if simulated:
-        plain = functools.partial(
-            replace, model=SIMULATED_MODEL, num_images=1, sampler=Sampler.DDIM, width=512, height=512
-        )
+        plain = partial(replace, model=SIMULATED_MODEL, num_images=1, sampler=Sampler.DDIM, width=512, height=512)
         asked = [plain(each) for each in asked]
     numbers = itertools.cycle(range(requests)) if endless else iter(range(requests))
     with (out / "answers").open("ab") as answers:
@@ -108,5 +106,4 @@ async def _count(crowd: Crowd, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    # By asyncio's own loop: on a faster one, a single worker takes what two cores have, and more add nothing.
-    run(functools.wraps(send)(lambda **options: asyncio.run(send(**options))))
+    run(send)

@@ -6,7 +6,6 @@ as long as it is told to. Each claims a device of its own.
 
 import asyncio
 import contextlib
-import functools
 import uuid
 from typing import Literal
 
@@ -49,5 +48,4 @@ async def _until_empty(unet: SimulatedUnet) -> None:
 
 
 if __name__ == "__main__":
-    # By asyncio's own loop: on a faster one, a single worker takes what two cores have, and more add nothing.
-    run(functools.wraps(serve)(lambda **options: asyncio.run(serve(**options))))
+    run(serve)
