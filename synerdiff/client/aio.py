@@ -99,6 +99,7 @@ class AsyncClient:
         The job is cancelled by the server when this client goes away. `discard`: the server forgets the job once its
         pictures are here, and does not keep them any longer. See GenerateOptions for the options.
         """
+        options.setdefault("results_only", on_event is None)
         return await collect(self.stream(prompt, discard=discard, **options), on_event)
 
     async def stream(

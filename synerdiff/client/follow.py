@@ -130,7 +130,9 @@ async def follow(
                 if event.sequence <= last:
                     continue
                 last = event.sequence
-                request = images_pb2.WatchRequest(job_id=event.job_id, after_sequence=last)
+                request = images_pb2.WatchRequest(
+                    job_id=event.job_id, after_sequence=last, results_only=start.results_only
+                )
                 yield event
                 if event.WhichOneof("event") in _TERMINAL:
                     return

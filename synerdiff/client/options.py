@@ -23,6 +23,7 @@ class GenerateOptions(TypedDict, total=False):
     skip_cfg: False keeps guidance on every step; a sequence of zero-based steps skips it on exactly those.
     skip_cfg_max_fraction: at most this share of the steps may be skipped. preview_every: steps between previews.
     exact: True draws the same picture to the bit, whatever else is drawn: docs/api.md.
+    results_only: after the first event, tell only of images and of the end; `generate` without `on_event` does.
     request_id: an idempotency key; the same key with the same request gives the same job. Random when left out.
     """
 
@@ -42,6 +43,7 @@ class GenerateOptions(TypedDict, total=False):
     skip_cfg_max_fraction: float | None
     preview_every: int | None
     exact: bool | None
+    results_only: bool | None
     request_id: str | None
 
 
@@ -56,6 +58,7 @@ _PLAIN = (
     "num_images",
     "preview_every",
     "exact",
+    "results_only",
 )
 _ENUMS: dict[str, type[IntEnum]] = {"sampler": Sampler, "image_format": ImageFormat, "priority": Priority}
 

@@ -244,6 +244,7 @@ class GenerateRequest(_message.Message):
     SKIP_CFG_FIELD_NUMBER: _builtins.int
     PREVIEW_EVERY_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
+    RESULTS_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """idempotency key of its caller, at most 128 bytes; the same key with the same body gives the same job"""
     model: _builtins.str
@@ -268,6 +269,8 @@ class GenerateRequest(_message.Message):
     """a preview every this many steps; 0: none"""
     exact: _builtins.bool
     """the same picture to the bit, whatever else is drawn: docs/api.md; absent: the server's"""
+    results_only: _builtins.bool
+    """after the first event, which names the job, only those of images and of the end"""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """from acceptance to the last image, waiting included; absent: the server's"""
@@ -294,10 +297,11 @@ class GenerateRequest(_message.Message):
         skip_cfg: Global___SkipCfg | None = ...,
         preview_every: _builtins.int = ...,
         exact: _builtins.bool | None = ...,
+        results_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exact", b"_exact", "_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "exact", b"exact", "guidance_scale", b"guidance_scale", "seed", b"seed", "skip_cfg", b"skip_cfg", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact", b"_exact", "_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "exact", b"exact", "guidance_scale", b"guidance_scale", "height", b"height", "image_format", b"image_format", "model", b"model", "negative_prompt", b"negative_prompt", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "preview_every", b"preview_every", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampler", b"sampler", "seed", b"seed", "skip_cfg", b"skip_cfg", "timeout", b"timeout", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact", b"_exact", "_guidance_scale", b"_guidance_scale", "_seed", b"_seed", "exact", b"exact", "guidance_scale", b"guidance_scale", "height", b"height", "image_format", b"image_format", "model", b"model", "negative_prompt", b"negative_prompt", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "preview_every", b"preview_every", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "results_only", b"results_only", "sampler", b"sampler", "seed", b"seed", "skip_cfg", b"skip_cfg", "timeout", b"timeout", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exact: _TypeAlias = _typing.Literal["exact"]  # noqa: Y015
     _WhichOneofArgType__exact: _TypeAlias = _typing.Literal["_exact", b"_exact"]  # noqa: Y015
@@ -320,18 +324,22 @@ class WatchRequest(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESULTS_ONLY_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     after_sequence: _builtins.int
     """the last event seen; 0: from the first"""
+    results_only: _builtins.bool
+    """as in GenerateRequest"""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         after_sequence: _builtins.int = ...,
+        results_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence", "job_id", b"job_id", "results_only", b"results_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,6 +59,7 @@ def drawing(body: GenerationBody, card: ModelCard, request_id: str) -> Drawing:
         "sampler": body.sampler,
         "skip_cfg": body.skip_cfg,
         "image_format": output_format if recompress is None else "webp",
+        "results_only": not body.stream,
         "preview_every": _preview_every(partial_images, limits.unet_calls(steps)),
     }
     return Drawing(

@@ -102,6 +102,7 @@ MAX_SUBMIT_IMAGE_BYTES = 3 * MIB
 REDIS_PATIENCE_S = 2.0
 # A model whose limits change is judged by its old ones for this long, and its old weights are asked for.
 _KEPT_S = 1.0
+_ON_THE_WAY = ("queued", "started", "progress")
 
 _log = get_logger("api")
 _accepted = Counter("synerdiff_requests_accepted_total", "Requests made into jobs", ["model", "method"])
@@ -145,7 +146,8 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         """Accept durably, then follow to the end."""
         made = await self._accept(request, context, abandonable=True)
         deliveries = await self._deliveries(made)
-        async with contextlib.aclosing(self._follow(made.job_id, 0, context, deliveries)) as events:
+        following = self._follow(made.job_id, 0, request.results_only, context, deliveries)
+        async with contextlib.aclosing(following) as events:
             async for event in events:
                 yield event
 
@@ -160,7 +162,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         """Follow a job from after `after_sequence` to its end."""
         record = await self._known(request.job_id)
         deliveries = Deliveries(self._tracer, record.job_id, record.traceparent)
-        following = self._follow(record.job_id, request.after_sequence, context, deliveries)
+        following = self._follow(record.job_id, request.after_sequence, request.results_only, context, deliveries)
         async with contextlib.aclosing(following) as events:
             async for event in events:
                 yield event
@@ -267,7 +269,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         return replace(request, unet_weights=newest.get("unet", ""), vae_weights=newest.get("vae", ""))
 
     async def _follow(
-        self, job_id: str, after_sequence: int, context: Any, deliveries: Deliveries
+        self, job_id: str, after_sequence: int, results_only: bool, context: Any, deliveries: Deliveries
     ) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
         # Tells the client that the job is there, however long its next event takes.
         await context.send_initial_metadata(())
@@ -276,6 +278,8 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         told = False
         try:
             while (event := await _next_unless(draining, events)) is not None:
+                if results_only and told and event.WhichOneof("event") in _ON_THE_WAY:
+                    continue
                 began_ns = now_ns()
                 yield event
                 told = True

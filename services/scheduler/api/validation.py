@@ -42,10 +42,11 @@ class AdmissionLimits:
 
 
 def body_digest(pb: images_pb2.GenerateRequest) -> bytes:
-    """SHA-256 of what is asked for: the same for two requests that differ in request_id only."""
+    """SHA-256 of what is asked for: the same for two requests that differ in request_id and results_only alone."""
     body = images_pb2.GenerateRequest()
     body.CopyFrom(pb)
     body.ClearField("request_id")
+    body.ClearField("results_only")
     return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
 
 

@@ -59,7 +59,7 @@ def test_previews_are_spread_over_the_unet_calls(partial_images: int, asked: dic
 
 def test_without_a_stream_there_are_no_previews() -> None:
     found = drawn(partial_images=3)
-    assert (found.partial_images, found.options["preview_every"]) == (0, 0)
+    assert (found.partial_images, found.options["preview_every"], found.options["results_only"]) == (0, 0, True)
 
 
 @pytest.mark.parametrize(

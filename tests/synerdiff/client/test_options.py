@@ -41,6 +41,7 @@ def test_every_option_arrives() -> None:
         skip_cfg_max_fraction=0.5,
         preview_every=2,
         exact=False,
+        results_only=True,
         request_id="mine",
     )
     assert set(options) == set(GenerateOptions.__annotations__), "this test must cover every option"
@@ -59,7 +60,7 @@ def test_every_option_arrives() -> None:
     assert (pb.skip_cfg.mode, list(pb.skip_cfg.steps)) == (images_pb2.SKIP_CFG_MODE_FIXED, [1, 3])
     assert pb.skip_cfg.max_fraction == 0.5
     assert (pb.HasField("exact"), pb.exact) == (True, False)
-    assert pb.request_id == "mine"
+    assert (pb.results_only, pb.request_id) == (True, "mine")
 
 
 @pytest.mark.parametrize("name", ["ddim", "DDIM", "SAMPLER_DDIM", Sampler.DDIM])
