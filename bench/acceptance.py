@@ -123,7 +123,9 @@ def send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: flo
 
 async def _send(addresses: Sequence[str], keys: Sequence[str], load: Load, seconds: float) -> Sent:
     client = Client(addresses, keys, load.method)
-    loop = functools.partial(at_rate if load.per_s else in_flight, client.call, load.per_s or load.in_flight)
+    loop = functools.partial(in_flight, client.call, load.in_flight)
+    if load.per_s:
+        loop = functools.partial(at_rate, client.call, load.per_s)
     try:
         await loop(WARM_S)
         began, cpu_s = time.monotonic(), time.process_time()

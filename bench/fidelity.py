@@ -28,7 +28,7 @@ from bench.command import machine, run, say
 from bench.parity import packages_of
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.fidelity import load_score, prompts_of
-from services.unet_worker.fidelity_pictures import Pictures, Score, Studio, Task, loss
+from services.unet_worker.fidelity_cases import Pictures, Score, Studio, Task, loss
 from synerdiff.cards import Sampler
 from synerdiff.host import usable_cores
 from synerdiff.skip_cfg import spread
