@@ -32,8 +32,7 @@ import typer
 from bench.command import run, say
 from synerdiff.latents.arena import create_arena
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable, Latents, RemoteArena
-from synerdiff.latents.cuda_clones import CudaClone
-from synerdiff.latents.cuda_driver import CudaDevice
+from synerdiff.latents.cuda_driver import CudaClone, CudaDevice
 from synerdiff.latents.cuda_ipc import TRANSPORT, CudaIpcReader, whole_gpu
 from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.latents.transports import TransportChoice

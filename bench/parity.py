@@ -27,12 +27,14 @@ import typer
 from bench.command import run, some_of
 from bench.pictures import levels, psnr_db
 from synerdiff.cards import Sampler
-from synerdiff.models.announcement import compile_subject
-from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
+from synerdiff.models.compiled.background import BackgroundCompiler
 from synerdiff.models.compiled.calls import Call
+from synerdiff.models.compiled.components import compile_subject
 from synerdiff.models.compiled.store import Component
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.requests import TaskSpec
+from synerdiff.settings import load
+from synerdiff.worker_settings import WorkerSettings
 from synerdiff_cli.deployment import BUNDLED_MODEL
 from tests.parity import Packages, served_images, unet_side, vae_side
 from tests.reference import reference_image, settings_of
@@ -65,7 +67,7 @@ def tasks(samplers: list[Sampler], side: int, steps: int, seed: int) -> list[Tas
 def packages_of(model: Path, dtype: torch.dtype, folder: Path) -> Packages:
     """Packages of a model's UNet and VAE, made in `folder`. Raises RuntimeError where one cannot be made."""
     got: dict[Component, Call] = {}
-    compiler = BackgroundCompiler(CompilerOptions("wait", folder))
+    compiler = BackgroundCompiler(load(WorkerSettings, ["--compile", "wait", "--compile-cache", str(folder)]))
     try:
         sides: dict[Component, UnetSide | VaeSide] = {"unet": unet_side(model, dtype), "vae": vae_side(model, dtype)}
         for component, side in sides.items():

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from diffusers.utils.import_utils import DummyObject
 
-from services.unet_worker.samplers import UnsupportedScheduler, UnsupportedSteps, default_sampler
+from services.unet_worker.sampler_probe import UnsupportedScheduler, UnsupportedSteps
+from services.unet_worker.samplers import default_sampler
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.models.layout import ModelLoadError, in_one_line
 from synerdiff.models.loading import load_unet_side, load_vae_side, read_scheduler_config

@@ -18,7 +18,7 @@ from synerdiff.cards import ModelCard, ServedWeights
 from synerdiff.errors import InvalidRequest
 from synerdiff.host import boot_id
 from synerdiff.json_codec import JsonCodec
-from synerdiff.redis_trouble import TROUBLE_LOG
+from synerdiff.redis_client import TROUBLE_LOG
 from synerdiff.telemetry import get_logger
 
 WorkerKind = Literal["unet", "vae"]

@@ -10,10 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from synerdiff.errors import SynerDiffError
 from synerdiff.interceptors import Check, ErrorInterceptor, let_all_in
-from synerdiff.status import abort
 from synerdiff.tls import ClientTls, ServerTls
-
-__all__ = ["MIB", "ServiceHost", "abort", "create_server", "open_channel"]
 
 MIB = 1 << 20
 SERVICE_MESSAGE_BYTES = 64 * MIB
@@ -102,25 +99,9 @@ class ServiceHost:
     plaintext on a port of its own, for probes that do not speak TLS; `start_health` before a long load.
     """
 
-    def __init__(
-        self,
-        *,
-        max_message_bytes: int = SERVICE_MESSAGE_BYTES,
-        max_receive_bytes: int | None = None,
-        max_connection_age_s: float | None = None,
-        max_concurrent_rpcs: int | None = None,
-        tls: ServerTls | None = None,
-        check: Check = let_all_in,
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
-    ) -> None:
-        self.server = create_server(
-            max_message_bytes=max_message_bytes,
-            max_receive_bytes=max_receive_bytes,
-            max_connection_age_s=max_connection_age_s,
-            max_concurrent_rpcs=max_concurrent_rpcs,
-            check=check,
-            interceptors=interceptors,
-        )
+    def __init__(self, server: grpc.aio.Server | None = None, *, tls: ServerTls | None = None) -> None:
+        """`server`: as `create_server` makes it by default, where none is given."""
+        self.server = server or create_server()
         self.draining = asyncio.Event()
         self.address = ""
         self.health_address = ""

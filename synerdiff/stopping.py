@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+ASK_AGAIN_S = 0.1
+
 T = TypeVar("T")
 
 
@@ -53,12 +55,7 @@ async def load_unless_stopped(load: Callable[[], T], stop: asyncio.Event) -> T:
             _tell(loop, loaded.set_result, result)
 
     threading.Thread(target=run, name="loading", daemon=True).start()
-    stopping = asyncio.create_task(stop.wait())
-    either: tuple[asyncio.Future[Any], ...] = (loaded, stopping)
-    try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stopping.cancel()
+    await first_of(asyncio.wait([loaded]), stop.wait())
     if not loaded.done():
         raise StoppedWhileLoading
     return loaded.result()
@@ -77,9 +74,6 @@ def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[T], None], what: T) -
 
 def _exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
-
-
-ASK_AGAIN_S = 0.1
 
 
 async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:

@@ -56,6 +56,12 @@ class WorkerSettings(ServiceSettings):
         le=2**50,
         description="on GPUs: most device memory to take; 0: what CUDA MPS allows, or memory_share of it",
     )
+    memory_share: float = Field(
+        0.6, gt=0, le=1, description="on GPUs: part of the memory to take without memory_limit_bytes or a limit of MPS"
+    )
+    cudnn_benchmark: bool = Field(
+        True, description="on GPUs: let cuDNN time its kernels at the first call of a shape; batches have few shapes"
+    )
     require_mps: bool = Field(
         False, description="on GPUs: refuse to start without a CUDA MPS daemon; without it workers take turns on a GPU"
     )

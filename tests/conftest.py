@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from synerdiff.openmp import prepare_openmp
-from synerdiff.redis_client import connect
+from synerdiff.redis_client import TROUBLE_LOG, connect
 from synerdiff.redis_process import RedisProcess
-from synerdiff.redis_trouble import TROUBLE_LOG
 
 prepare_openmp()
 gc.disable()  # while tests are collected; see pytest_collection_finish

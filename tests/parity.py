@@ -13,7 +13,7 @@ from torch import Tensor
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.tasks import DenoisingTask
-from synerdiff.models.compiled import CompiledUnet
+from synerdiff.models.compiled.components import CompiledUnet
 from synerdiff.models.compiled.exported import in_order
 from synerdiff.models.family import Conditioning, UnetSide, VaeSide
 from synerdiff.models.loading import load_unet_side, load_vae_side

@@ -27,10 +27,9 @@ from services.scheduler.store.queue import JobStore
 from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.errors import SynerDiffError, Unavailable
 from synerdiff.otlp import MissingTracing, start_tracing
-from synerdiff.redis_client import EvictingRedis, check_keeps_all, connect, patiently
-from synerdiff.redis_trouble import TROUBLE_LOG
+from synerdiff.redis_client import TROUBLE_LOG, EvictingRedis, check_keeps_all, connect, patiently
 from synerdiff.registry import WorkerRegistry
-from synerdiff.rpc import ServiceHost
+from synerdiff.rpc import ServiceHost, create_server
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.stopping import cancel_and_wait, stop_signal
 from synerdiff.telemetry import configure_logging, get_logger, serve_metrics
@@ -74,14 +73,14 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
         with contextlib.suppress(Unavailable):  # one that is away is asked once it answers
             await patiently(lambda: check_keeps_all(redis), 2.0)
         status = PoolStatus(pool)
-        host = ServiceHost(
+        server = create_server(
             max_receive_bytes=MAX_REQUEST_BYTES,
             max_connection_age_s=settings.connection_age_s,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
-            tls=settings.server_tls(),
             check=settings.gate(),
             interceptors=[CallDurations()],
         )
+        host = ServiceHost(server, tls=settings.server_tls())
         ImageGenerationService(store, registry, settings.admission_limits(), host.draining, tracer).add_to(host)
         OperationsService(status).add_to(host)
         await host.start(settings.listen, settings.health_listen)

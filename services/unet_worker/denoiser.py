@@ -11,11 +11,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from services.unet_worker.guidance import GuidanceRows
-from services.unet_worker.guidance_memory import drift, predict_differences
+from services.unet_worker.guidance import GuidanceRows, drift, predict_differences
 from services.unet_worker.sampler_table import SamplerTable
 from services.unet_worker.tasks import DenoisingTask
-from synerdiff.models.compiled import CompiledUnet
+from synerdiff.models.compiled.components import CompiledUnet
 from synerdiff.models.device import Device, DeviceFailed
 from synerdiff.models.exact import ExactUnet, joined
 from synerdiff.models.family import Conditioning, UnetSide

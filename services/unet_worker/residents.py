@@ -22,6 +22,10 @@ from synerdiff.requests import TaskSpec
 from synerdiff.telemetry import get_logger
 from synerdiff.worker.job_thread import JobThread
 
+MAX_BATCH = 16
+
+log = get_logger("preparation")
+
 
 class ResidentState(Enum):
     """Where a resident stands: preparing -> ready -> finished."""
@@ -190,11 +194,6 @@ def _misfit(resident: Resident | None, entry: UnetEntry, twice: bool) -> Skipped
 def bytes_of(samples: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Latents [C, h, w] of any sizes, in `dtype`, one after another: uint8 [n], where they are."""
     return torch.cat([sample.to(dtype).flatten() for sample in samples]).view(torch.uint8)
-
-
-MAX_BATCH = 16
-
-log = get_logger("preparation")
 
 
 class PreparationThread:

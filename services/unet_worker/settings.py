@@ -9,12 +9,6 @@ from synerdiff.worker_settings import WorkerSettings
 class UnetWorkerSettings(WorkerSettings):
     """Settings of `python -m services.unet_worker`."""
 
-    memory_share: float = Field(
-        0.6, gt=0, le=1, description="on GPUs: part of the memory to take without memory_limit_bytes or a limit of MPS"
-    )
-    cudnn_benchmark: bool = Field(
-        True, description="on GPUs: let cuDNN time its kernels at the first call of a shape; batches have few shapes"
-    )
     replace_scheduler: str = Field(
         "",
         pattern=f"^({'|'.join(s.name.lower() for s in Sampler if s is not Sampler.OWN)})?$",

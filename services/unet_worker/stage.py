@@ -6,16 +6,16 @@ import torch
 
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
-from services.unet_worker.samplers import DefaultSampler, UnsupportedScheduler, default_sampler, sampler_limits
+from services.unet_worker.sampler_probe import UnsupportedScheduler
+from services.unet_worker.samplers import DefaultSampler, default_sampler, sampler_limits
 from services.unet_worker.service import add_services
 from services.unet_worker.settings import UnetWorkerSettings
 from services.unet_worker.worker import UnetWorker
 from synerdiff.cards import ModelCard, Sampler
 from synerdiff.latents.arena import create_arena
-from synerdiff.models.compiled import CompiledUnet
-from synerdiff.models.compiled.components import Request
+from synerdiff.models.compiled.components import CompiledUnet, Request
 from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
-from synerdiff.models.device import Device, DeviceOptions
+from synerdiff.models.device import Device
 from synerdiff.models.device.opening import dtype_from_name, dtype_name
 from synerdiff.models.family import UnetSide
 from synerdiff.models.layout import ModelLoadError
@@ -99,10 +99,6 @@ class UnetStage(Stage[UnetWorkerSettings]):
     kind = "unet"
     side: UnetSide
     compiled: CompiledUnet
-
-    def __init__(self, settings: UnetWorkerSettings) -> None:
-        graphs, share, benchmark = settings.cuda_graphs, settings.memory_share, settings.cudnn_benchmark
-        super().__init__(settings, DeviceOptions(graphs, memory_share=share, cudnn_benchmark=benchmark))
 
     def load_model(self, device: Device) -> None:
         """See Stage."""

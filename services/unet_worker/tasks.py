@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from services.unet_worker.guidance_memory import GuidanceMemory
+from services.unet_worker.guidance import GuidanceMemory
 from services.unet_worker.noise import TaskNoise
 from services.unet_worker.sampler_table import SamplerTable
 from synerdiff.models.family import PromptEmbeds

@@ -14,7 +14,7 @@ from services.unet_worker.residents import PreparationThread, Resident, Resident
 from services.unet_worker.step_loop import StepLoop
 from synerdiff.cards import ModelCard
 from synerdiff.latents.arena import Arena, ArenaFull
-from synerdiff.models.compiled import CompiledUnet
+from synerdiff.models.compiled.components import CompiledUnet
 from synerdiff.models.family import UnetSide
 from synerdiff.pace import PaceSide
 from synerdiff.plans import Preview, TaskFailed, TaskReady, UnetPlan, UnetTickDone

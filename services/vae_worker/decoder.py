@@ -13,7 +13,7 @@ from torch import Tensor
 from services.vae_worker import metrics
 from services.vae_worker.chunked_decoder import ChunkedDecoder, NotChunkable
 from synerdiff.latents.client import Latents
-from synerdiff.latents.cuda_clones import CudaClone
+from synerdiff.latents.cuda_driver import CudaClone
 from synerdiff.models.device import Device, DeviceFailed, Fault
 from synerdiff.models.device.opening import dtype_from_name
 from synerdiff.models.exact import one_way, plainly_laid

@@ -36,6 +36,12 @@ _UTF16_COMMENT = b"UNICODE\0"
 # A JPEG segment's length has 16 bits, of which the length itself and the Exif marker take eight bytes.
 _MAX_JPEG_EXIF_BYTES = 0xFFFF - 8
 
+_INTERNAL = grpc.StatusCode.INTERNAL.value[0]
+
+Failed = Callable[[str, int, str], None]
+
+log = get_logger("image_outbox")
+
 
 def encode_image(pixels: npt.NDArray[np.uint8], image_format: ImageFormat, parameters_json: str) -> bytes:
     """A file of `pixels` [H, W, 3] with the parameters embedded. PNG and WebP are lossless.
@@ -103,9 +109,6 @@ def _exif_forms(parameters: Mapping[str, Any]) -> Iterator[bytes]:
         del exif.get_ifd(_EXIF_IFD)[_USER_COMMENT]
         yield exif.tobytes()
     yield Image.Exif().tobytes()
-
-
-log = get_logger("image_outbox")
 
 
 class ImageOutbox:
@@ -183,11 +186,6 @@ class ImageOutbox:
             self._empty.clear()
         else:
             self._empty.set()
-
-
-_INTERNAL = grpc.StatusCode.INTERNAL.value[0]
-
-Failed = Callable[[str, int, str], None]
 
 
 class ImageEncoder:

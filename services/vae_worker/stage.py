@@ -8,10 +8,9 @@ from services.vae_worker.settings import VaeWorkerSettings
 from services.vae_worker.worker import VaeWorker
 from synerdiff.cards import ModelCard, Sampler
 from synerdiff.latents.client import ArenaClient
-from synerdiff.models.compiled import CompiledVae
-from synerdiff.models.compiled.components import Request
+from synerdiff.models.compiled.components import CompiledVae, Request
 from synerdiff.models.compiled.exported import vae_inputs
-from synerdiff.models.device import Device, DeviceOptions
+from synerdiff.models.device import Device
 from synerdiff.models.device.opening import dtype_from_name
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import load_vae_side
@@ -30,10 +29,6 @@ class VaeStage(Stage[VaeWorkerSettings]):
     kind = "vae"
     side: VaeSide
     compiled: CompiledVae
-
-    def __init__(self, settings: VaeWorkerSettings) -> None:
-        share, benchmark = settings.memory_share, settings.cudnn_benchmark
-        super().__init__(settings, DeviceOptions(memory_share=share, cudnn_benchmark=benchmark))
 
     def load_model(self, device: Device) -> None:
         """See Stage."""

@@ -8,7 +8,7 @@ from services.vae_worker.decoder import BatchDecoder
 from services.vae_worker.images import ImageEncoder, ImageOutbox
 from synerdiff.errors import SynerDiffError
 from synerdiff.latents.client import ArenaClient
-from synerdiff.models.compiled import CompiledVae
+from synerdiff.models.compiled.components import CompiledVae
 from synerdiff.models.family import VaeSide
 from synerdiff.pace import PaceSide
 from synerdiff.plans import VaePlan

@@ -47,20 +47,8 @@ class GenerateOptions(TypedDict, total=False):
     request_id: str | None
 
 
-_PLAIN = (
-    "model",
-    "negative_prompt",
-    "width",
-    "height",
-    "num_inference_steps",
-    "guidance_scale",
-    "seed",
-    "num_images",
-    "preview_every",
-    "exact",
-    "results_only",
-)
 _ENUMS: dict[str, type[IntEnum]] = {"sampler": Sampler, "image_format": ImageFormat, "priority": Priority}
+_NOT_PLAIN = {*_ENUMS, "timeout", "skip_cfg", "skip_cfg_max_fraction", "request_id"}
 
 
 def generate_request(prompt: str, options: GenerateOptions) -> images_pb2.GenerateRequest:
@@ -74,9 +62,8 @@ def generate_request(prompt: str, options: GenerateOptions) -> images_pb2.Genera
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
     pb = images_pb2.GenerateRequest(request_id=given.get("request_id") or uuid.uuid4().hex)
     _set(pb, "prompt", prompt)
-    for name in _PLAIN:
-        if name in given:
-            _set(pb, name, given[name])
+    for name in given.keys() - _NOT_PLAIN:
+        _set(pb, name, given[name])
     for name, enum in _ENUMS.items():
         if name in given:
             setattr(pb, name, _enum_value(name, given[name], enum).value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc
 
 from synerdiff.latents import cuda_ipc
-from synerdiff.latents.cuda_clones import CudaClone
+from synerdiff.latents.cuda_driver import CudaClone
 from synerdiff.latents.description import ArenaDescription, TransportUnusable
 from synerdiff.latents.transports import HOST_TRANSPORTS, LatentsReader, TransportChoice, open_arena
 from synerdiff.plans import SlotRef

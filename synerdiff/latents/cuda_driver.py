@@ -1,4 +1,4 @@
-"""The few calls of the CUDA driver that an arena needs, each failing by name.
+"""The few calls of the CUDA driver that an arena needs, each failing by name, and a reader's copies in device memory.
 
 NVIDIA's cuda-bindings (the extra `gpu`) and the driver are looked for when a CudaDevice is made and not before, so
 that this module can be imported anywhere.
@@ -12,6 +12,8 @@ import os
 import queue
 import threading
 import uuid
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -23,6 +25,8 @@ INVALID_CONTEXT = 201
 
 _STREAM_NON_BLOCKING = 1
 _LAZY_ENABLE_PEER_ACCESS = 1
+
+T = TypeVar("T")
 
 
 class CudaUnavailable(Exception):
@@ -151,7 +155,64 @@ class CudaDevice:
         return values[0] if len(values) == 1 else values
 
 
-T = TypeVar("T")
+class CudaClone:
+    """Device memory of this process (`__cuda_array_interface__`), used again once nothing refers to this object."""
+
+    def __init__(self, device: CudaDevice, pointer: int, size_bytes: int) -> None:
+        self._device = device
+        self.pointer = pointer
+        self._size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """One dimension of unsigned bytes that are there already: no stream needs to be waited for."""
+        return {
+            "shape": (self._size_bytes,),
+            "typestr": "|u1",
+            "data": (self.pointer, False),
+            "strides": None,
+            "stream": None,
+            "version": 3,
+        }
+
+    def host(self) -> memoryview:
+        """A writable copy in host memory. Raises DriverError."""
+        return memoryview(self._device.copy_out(self.pointer, self._size_bytes))
+
+
+class ClonePool:
+    """Buffers of one size for clones, kept for the next: cuMemAlloc and cuMemFree may wait for the whole device."""
+
+    def __init__(self, device: CudaDevice, buffer_bytes: int) -> None:
+        self._device = device
+        self._buffer_bytes = buffer_bytes
+        self._free: deque[int] = deque()
+        self._closed = False
+
+    def take(self, size_bytes: int) -> CudaClone:
+        """A clone yet to be written, of at most the pool's buffer size. Raises DriverError."""
+        pointer = self._free.pop() if self._free else self._device.allocate(self._buffer_bytes)
+        clone = CudaClone(self._device, pointer, size_bytes)
+        weakref.finalize(clone, self._give_back, pointer).atexit = False
+        return clone
+
+    def close(self) -> None:
+        """Free the buffers without a clone now, and the rest as the clones go. Raises DriverError."""
+        self._closed = True
+        self._free_buffers()
+
+    def _give_back(self, pointer: int) -> None:
+        # May run wherever the last reference goes, even within this class: it takes no lock.
+        self._free.append(pointer)
+        if self._closed:
+            self._free_buffers()
+
+    def _free_buffers(self) -> None:
+        while self._free:
+            self._device.free(self._free.pop())
 
 
 class DeviceThread:

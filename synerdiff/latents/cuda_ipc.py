@@ -25,10 +25,11 @@ from typing import TypeVar
 
 from synerdiff.host import boot_id
 from synerdiff.latents import cuda_layout
-from synerdiff.latents.cuda_clones import ClonePool, CudaClone
 from synerdiff.latents.cuda_driver import (
     HANDLE_BYTES,
     INVALID_CONTEXT,
+    ClonePool,
+    CudaClone,
     CudaDevice,
     CudaUnavailable,
     DeviceThread,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from synerdiff.latents import cuda_ipc, shared_memory
-from synerdiff.latents.cuda_clones import CudaClone
+from synerdiff.latents.cuda_driver import CudaClone
 from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
 from synerdiff.plans import SlotRef
 from synerdiff.telemetry import get_logger

@@ -113,12 +113,10 @@ class GraphedUnet:
         """How many sizes are computed without a capture, since theirs failed."""
         return len(self._refused)
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """As `UnetSide.predict`; the caller owns the answer. Raises DeviceFailed, and any error of such a call."""
-        return self.prepared(latents, timesteps, conditioning)()
-
     def prepared(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Tensor]:
-        """The call that `predict` makes, with all done that comes before it. To be made before any other."""
+        """`UnetSide.predict`, with all done that comes before the call; the caller owns the answer. To be called before
+        any other. Raises DeviceFailed, as the call does beside its other errors.
+        """
         key = padded_rows(len(latents)), tuple(latents.shape[1:])
         if not self._has_capture(key, latents, timesteps, conditioning):
             return partial(self._side.predict, latents, timesteps, conditioning)

@@ -16,25 +16,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 
 from synerdiff.models.device import Device, Fault, fault_of, open_device
-from synerdiff.models.device.opening import dtype_from_name
 from synerdiff.models.family import Family, ServingDefaults, UnetSide, VaeSide
 from synerdiff.models.layout import ModelLayout, ModelLoadError, in_one_line, read_layout
 from synerdiff.models.safety import SafetyChecker, load_safety_checker
 from synerdiff.models.schedulers import correct, own_scheduler_config
-from synerdiff.models.sdxl import Sdxl
 from synerdiff.models.serving import ServingFile, read_serving_file
-from synerdiff.models.stable_diffusion import Sd1, Sd2
+from synerdiff.models.stable_diffusion import Sd1, Sd2, Sdxl
 from synerdiff.models.weights import load_diffusers_model
-
-__all__ = [
-    "FAMILIES",
-    "ModelLoadError",
-    "dtype_from_name",
-    "load_unet_side",
-    "load_vae_side",
-    "read_scheduler_config",
-    "refusing",
-]
 
 FAMILIES: tuple[Family, ...] = (Sd1(), Sd2(), Sdxl())
 

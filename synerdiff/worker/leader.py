@@ -53,34 +53,32 @@ class Leader:
 
 
 class LeaderGuard:
-    """Judges attaches and plans by leader token and tick. Not thread-safe: belongs to the worker's event loop."""
+    """Judges attaches and plans by leader token and tick. Not thread-safe: belongs to the worker's event loop.
+
+    `token`: the highest one seen; -1 before the first attach.
+    """
 
     def __init__(self) -> None:
-        self._token = -1
+        self.token = -1
         self._leader_id = ""
         self._tick = -1
 
-    @property
-    def token(self) -> int:
-        """The highest token seen; -1 before the first attach."""
-        return self._token
-
     def attach(self, token: int, leader_id: str = "") -> None:
         """Make `token`'s leader the one listened to. Raises StaleLeader for a lower token, or one held by another."""
-        if token < self._token or (token == self._token and leader_id != self._leader_id):
+        if token < self.token or (token == self.token and leader_id != self._leader_id):
             raise self.stale(token)
-        if token > self._token:
-            self._token, self._leader_id = token, leader_id
+        if token > self.token:
+            self.token, self._leader_id = token, leader_id
             self._tick = -1
 
     def stale(self, token: int) -> StaleLeader:
         """The refusal of a leader with `token`; it says above which the next one has to be."""
-        message = f"leader token {token} is not above {self._token}, which holds this worker"
-        return StaleLeader(message, newest_token=self._token)
+        message = f"leader token {token} is not above {self.token}, which holds this worker"
+        return StaleLeader(message, newest_token=self.token)
 
     def accepts(self, token: int, tick: int) -> bool:
         """Whether a plan is the attached leader's and newer than all before it; if so it counts as seen."""
-        if token != self._token or tick <= self._tick:
+        if token != self.token or tick <= self._tick:
             return False
         self._tick = tick
         return True

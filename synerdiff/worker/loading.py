@@ -1,5 +1,6 @@
 """The start of a worker: load its side of the model, choose how its weights lie, make the first calls."""
 
+import os
 import time
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -7,13 +8,14 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from synerdiff.cards import ModelCard
-from synerdiff.models.announcement import compile_subject, computed_dtype, worker_record
-from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, CompiledVae, no_request
-from synerdiff.models.compiled.components import Request
+from synerdiff.host import boot_id
+from synerdiff.models.compiled.background import BackgroundCompiler
+from synerdiff.models.compiled.components import CompiledUnet, CompiledVae, Request, compile_subject, no_request
 from synerdiff.models.device import Device, DeviceOptions, open_device
 from synerdiff.models.device.opening import dtype_name
-from synerdiff.models.digest import component_digest, weights_digest
+from synerdiff.models.digest import component_digest, model_digest, weights_digest
 from synerdiff.models.family import UnetSide, VaeSide
+from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import refusing
 from synerdiff.models.memory_format import FormatChoice
 from synerdiff.mps import DeviceShare
@@ -40,9 +42,8 @@ class Stage(ABC, Generic[S]):
     compiled: CompiledUnet | CompiledVae
     memory_format: FormatChoice
 
-    def __init__(self, settings: S, device_options: DeviceOptions) -> None:
+    def __init__(self, settings: S) -> None:
         self.settings = settings
-        self.device_options = device_options
 
     @abstractmethod
     def load_model(self, device: Device) -> None:
@@ -64,7 +65,8 @@ class Stage(ABC, Generic[S]):
 def load(stage: Stage[S], worker_id: str, share: DeviceShare, compiler: BackgroundCompiler) -> WorkerRecord:
     """Make a stage ready to be opened; its record without address. Slow. Raises ModelLoadError, DeviceFailed."""
     started, settings = time.perf_counter(), stage.settings
-    options = replace(stage.device_options, memory_limit_bytes=share.memory_limit_bytes)
+    limit_bytes, benchmark = share.memory_limit_bytes, settings.cudnn_benchmark
+    options = DeviceOptions(settings.cuda_graphs, limit_bytes, settings.memory_share, benchmark)
     device = open_device(settings.device, options)
     stage.load_model(device)
     side, card = stage.side, stage.card
@@ -75,17 +77,44 @@ def load(stage: Stage[S], worker_id: str, share: DeviceShare, compiler: Backgrou
     with refusing(settings.model):
         stage.make_ready(request, settings.rehearse and device.compiles)
     compiler.wait()
+    record = worker_record(stage.kind, worker_id, card, side, share, settings)
     log.info(
         "model loaded",
         model=card.name,
         family=card.family,
         dtype=dtype_name(side.dtype),
-        computes_in=dtype_name(computed_dtype(side)),
+        computes_in=record.dtype,
         memory_format=stage.memory_format.name,
         channels_last_ratio=stage.memory_format.ratio,
         execution=stage.compiled.execution,
         weights=weights,
         seconds=round(time.perf_counter() - started, 2),
     )
-    record = worker_record(stage.kind, worker_id, "", card, side, share, settings)
     return replace(record, memory_format=stage.memory_format.name, weights=weights, loaded_at_ms=loaded_at_ms)
+
+
+def worker_record(
+    kind: WorkerKind,
+    worker_id: str,
+    card: ModelCard,
+    side: UnetSide | VaeSide,
+    share: DeviceShare,
+    settings: WorkerSettings,
+) -> WorkerRecord:
+    """The record of this process, which holds `side` and may take `share`; of no address yet."""
+    return WorkerRecord(
+        worker_id=worker_id,
+        kind=kind,
+        address="",
+        model_card=card,
+        pool=settings.pool,
+        domain=settings.domain or side.compute.domain,
+        boot_id=boot_id(),
+        pid=os.getpid(),
+        device=side.compute.name,
+        dtype=dtype_name(side.vae_dtype if isinstance(side, VaeSide) else side.dtype),
+        model_digest=model_digest(read_layout(settings.model)),
+        threads=side.compute.cpu_threads(settings.threads),
+        mps_thread_percent=share.mps_thread_percent,
+        memory_limit_bytes=side.compute.memory_limit_bytes(),
+    )

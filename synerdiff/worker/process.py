@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from synerdiff.errors import SynerDiffError, Unavailable
-from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions
+from synerdiff.models.compiled.background import BackgroundCompiler
 from synerdiff.models.compiled.rehearsal import start_at_lowest_priority
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.layout import ModelLoadError
@@ -32,6 +32,10 @@ log = get_logger("process")
 # large model, and hangs by a fault of ours alone.
 _GPU_LIMIT_S, _CPU_LIMIT_S = 600.0, 3600.0
 _LOOKS, _LOOK_EVERY_S = 20, 5.0
+# For streams that were ended and for threads at work; both fit into the margin that manifests leave after the drain.
+_STREAMS_END_S, _THREADS_END_S = 1.0, 10.0
+
+_FAILED = Unavailable("the worker has failed")
 
 
 class Liveness:
@@ -61,19 +65,13 @@ class Liveness:
                 await host.set_alive(alive)
 
 
-# For streams that were ended and for threads at work; both fit into the margin that manifests leave after the drain.
-_STREAMS_END_S, _THREADS_END_S = 1.0, 10.0
-
-_FAILED = Unavailable("the worker has failed")
-
-
 async def run(stage: Stage[S]) -> int:
     """Serve until SIGTERM or SIGINT, then drain. Returns the exit status (EXIT_BAD_SETTINGS: the model is refused)."""
     settings, stop = stage.settings, stop_signal()
     if settings.threads:
         limit_torch_threads(settings.threads)
     host = ServiceHost(tls=settings.server_tls())
-    compiler = BackgroundCompiler(CompilerOptions.of(settings))
+    compiler = BackgroundCompiler(settings)
     try:
         serve_metrics(f"{stage.kind}-worker", settings.metrics_port)
         await host.start_health(settings.health_listen)

@@ -36,7 +36,7 @@ def test_what_a_replayed_graph_computes_in_is_counted(device: Device, cuda: Any)
 
 def test_the_allocator_is_held_to_a_share(cuda: Any) -> None:
     total = cuda.cuda.get_device_properties(0).total_memory
-    held = CudaDevice(cuda.device("cuda"), memory_share=0.1)
+    held = CudaDevice(cuda.device("cuda"), DeviceOptions(memory_share=0.1))
     try:
         assert held.memory_limit_bytes() == int(0.1 * total)
         with pytest.raises(cuda.OutOfMemoryError):

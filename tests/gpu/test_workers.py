@@ -21,7 +21,7 @@ from services.vae_worker.decoder import BatchDecoder, Picture
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.client import Latents
 from synerdiff.latents.memory import ProcessMemory
-from synerdiff.models.compiled import CompiledUnet
+from synerdiff.models.compiled.components import CompiledUnet
 from synerdiff.models.device import Device, DeviceFailed, DeviceOptions, Fault, fault_of, open_device
 from synerdiff.models.device.opening import dtype_name
 from synerdiff.models.graphed_unet import common_sizes

@@ -12,7 +12,7 @@ import torch
 
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
-from synerdiff.models.compiled import CompiledUnet, CompiledVae
+from synerdiff.models.compiled.components import CompiledUnet, CompiledVae
 from synerdiff.worker.main import main
 from tests.waiting import HANG_S
 

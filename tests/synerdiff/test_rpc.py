@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from synerdiff.errors import FieldViolation, InvalidRequest, NotFound, QueueFull, StaleLeader, SynerDiffError
-from synerdiff.rpc import LIVENESS, MIB, READINESS, STARTUP, ServiceHost, open_channel, serving
+from synerdiff.rpc import LIVENESS, MIB, READINESS, STARTUP, ServiceHost, create_server, open_channel, serving
 from synerdiff.status import from_rpc_error
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 from tests.waiting import HANG_S
@@ -43,7 +43,7 @@ def scripted() -> Scripted:
 
 @pytest.fixture
 async def host(scripted: Scripted) -> AsyncIterator[ServiceHost]:
-    host = ServiceHost(max_receive_bytes=MIB)
+    host = ServiceHost(create_server(max_receive_bytes=MIB))
     host.add(SERVICE, images_pb2_grpc.add_ImageGenerationServicer_to_server, scripted)
     await host.start("127.0.0.1:0", "127.0.0.1:0")
     yield host

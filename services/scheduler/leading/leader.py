@@ -33,7 +33,7 @@ from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.jobs import JobRecord
 from synerdiff.plans import UnetTickDone, VaeTickDone
-from synerdiff.redis_trouble import TROUBLE_LOG
+from synerdiff.redis_client import TROUBLE_LOG
 from synerdiff.registry import WorkerRegistry
 from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger

@@ -16,7 +16,7 @@ from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.store.sweeps import IMAGES_EVERY_S
 from services.scheduler.telemetry.job_ends import tell_ended
 from synerdiff.errors import StaleLeader, Unavailable
-from synerdiff.redis_trouble import TROUBLE_LOG, trouble
+from synerdiff.redis_client import TROUBLE_LOG, trouble
 from synerdiff.registry import WorkerRegistry
 from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger

@@ -13,7 +13,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from synerdiff.redis_trouble import TROUBLE_LOG
+from synerdiff.redis_client import TROUBLE_LOG
 from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 

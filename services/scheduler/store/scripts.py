@@ -19,8 +19,7 @@ from services.scheduler.callers import COUNTS
 from services.scheduler.store import keys
 from synerdiff.errors import StaleLeader
 from synerdiff.jobs import TRANSITIONS
-from synerdiff.redis_client import once, patiently
-from synerdiff.redis_trouble import trouble
+from synerdiff.redis_client import once, patiently, trouble
 
 Argument = str | bytes | int
 

@@ -1,7 +1,7 @@
 """The scheduler's own account of its last ticks, as far as a load's picture shows it."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -30,21 +30,15 @@ async def trace_events(
 
 def thresholds(events: Iterable[Mapping[str, Any]], since_unix_s: float) -> tuple[tuple[float, float], ...]:
     """The threshold over time: (s since then, value)."""
-    return tuple(
-        sorted(
-            (event["ts"] / 1e6 - since_unix_s, event["args"]["threshold"])
-            for event in events
-            if event["ph"] == "C" and event["name"] == "threshold"
-        )
-    )
+    return _over_time(events, since_unix_s, "threshold", lambda e: e["ph"] == "C" and e["name"] == "threshold")
 
 
 def unet_rows(events: Iterable[Mapping[str, Any]], since_unix_s: float) -> tuple[tuple[float, float], ...]:
     """The rows of every UNet call: (s since then, rows), by when it began."""
-    return tuple(
-        sorted(
-            (event["ts"] / 1e6 - since_unix_s, event["args"]["ran_rows"])
-            for event in events
-            if event["ph"] == "X" and event["cat"] == "unet"
-        )
-    )
+    return _over_time(events, since_unix_s, "ran_rows", lambda e: e["ph"] == "X" and e["cat"] == "unet")
+
+
+def _over_time(
+    events: Iterable[Mapping[str, Any]], since_unix_s: float, value: str, of: Callable[[Mapping[str, Any]], bool]
+) -> tuple[tuple[float, float], ...]:
+    return tuple(sorted((each["ts"] / 1e6 - since_unix_s, each["args"][value]) for each in events if of(each)))

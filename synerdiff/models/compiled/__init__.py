@@ -4,20 +4,3 @@ A process of its own exports a component, compiles it with inductor and leaves a
 priority. The worker loads the package between two calls and goes on with whichever of the two is faster. A package
 serves every batch size of one latent shape. It holds machine code and weights and no pickle.
 """
-
-from synerdiff.models.compiled.background import BackgroundCompiler, CompilerOptions
-from synerdiff.models.compiled.calls import CompiledCall, FastestCall
-from synerdiff.models.compiled.components import CompiledUnet, CompiledVae, no_request
-from synerdiff.models.compiled.store import CompileSubject, PackageStore
-
-__all__ = [
-    "BackgroundCompiler",
-    "CompileSubject",
-    "CompiledCall",
-    "CompiledUnet",
-    "CompiledVae",
-    "CompilerOptions",
-    "FastestCall",
-    "PackageStore",
-    "no_request",
-]

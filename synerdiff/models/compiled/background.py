@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 from synerdiff import lifeline
 from synerdiff.models.compiled.calls import Call, CompiledCall
@@ -20,7 +19,7 @@ from synerdiff.models.compiled.components import Request, no_request
 from synerdiff.models.compiled.rehearsal import compute_at_lowest_priority
 from synerdiff.models.compiled.store import CompileSubject, PackageStore, StoreUnusable, load_package
 from synerdiff.telemetry import get_logger
-from synerdiff.worker_settings import CompileMode, WorkerSettings
+from synerdiff.worker_settings import WorkerSettings
 
 log = get_logger("compiled")
 
@@ -33,34 +32,6 @@ def default_directory() -> Path:
 
 
 @dataclass(frozen=True)
-class CompilerOptions:
-    """How packages are come by. `mode`: "auto" in the background, "wait" before the worker serves, "off" never.
-
-    `directory`: where they are kept, of `capacity_bytes` in all. `limit_s`, `memory_bytes`: most time, in wall-clock
-    seconds, and memory for making one. `threads`: CPU threads of calls that are rehearsed; 0: torch's own number.
-    """
-
-    mode: CompileMode
-    directory: Path
-    capacity_bytes: int = 8 * 2**30
-    limit_s: float = 3600.0
-    memory_bytes: int = 8 * 2**30
-    threads: int = 0
-
-    @classmethod
-    def of(cls, settings: WorkerSettings) -> Self:
-        """As a worker is told."""
-        return cls(
-            settings.compile,
-            settings.compile_cache or default_directory(),
-            settings.compile_cache_bytes,
-            settings.compile_limit_s,
-            settings.compile_memory_bytes,
-            settings.threads,
-        )
-
-
-@dataclass(frozen=True)
 class _Order:
     subject: CompileSubject
     install: Callable[[Call], None]
@@ -69,8 +40,8 @@ class _Order:
 class BackgroundCompiler:
     """A thread that gets packages in the order they are asked for. Whatever fails is said once and left eager."""
 
-    def __init__(self, options: CompilerOptions) -> None:
-        self._options = options
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
         self._store: PackageStore | None = None
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._waiting = 0
@@ -78,7 +49,8 @@ class BackgroundCompiler:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="compiler", daemon=True)
         try:
-            self._store = PackageStore(options.directory, options.capacity_bytes) if options.mode != "off" else None
+            if settings.compile != "off":
+                self._store = PackageStore(settings.compile_cache or default_directory(), settings.compile_cache_bytes)
         except StoreUnusable as error:
             log.warning("nothing is compiled: no place for packages", reason=str(error))
         if self._store:
@@ -102,7 +74,7 @@ class BackgroundCompiler:
 
     def wait(self) -> None:
         """Return once everything that was asked for is there or has failed, where the mode says so."""
-        if self._options.mode == "wait":
+        if self._settings.compile == "wait":
             with self._settled:
                 self._settled.wait_for(lambda: not self._waiting or self._closing.is_set())
 
@@ -116,7 +88,7 @@ class BackgroundCompiler:
             self._thread.join()
 
     def _run(self) -> None:
-        compute_at_lowest_priority(self._options.threads)
+        compute_at_lowest_priority(self._settings.threads)
         while (order := self._orders.get()) is not None and not self._closing.is_set():
             try:
                 self._serve(order)
@@ -152,7 +124,8 @@ class BackgroundCompiler:
             return None
         bound_to_us = (sys.executable, "-I", "-S", str(lifeline.__file__), str(os.getpid()))
         command = (sys.executable, "-P", "-m", "synerdiff.models.compiled.build")
-        arguments = (str(self._store.directory), subject.to_json(), "--memory-bytes", str(self._options.memory_bytes))
+        most = str(self._settings.compile_memory_bytes)
+        arguments = (str(self._store.directory), subject.to_json(), "--memory-bytes", most)
         child = subprocess.Popen(
             [*bound_to_us, *command, *arguments],
             stdin=subprocess.DEVNULL,
@@ -177,11 +150,11 @@ class BackgroundCompiler:
 
     def _wait_for(self, child: "subprocess.Popen[str]") -> str:
         """The stderr of the process. Ends it when its time is over or this compiler is closed."""
-        give_up_at = time.monotonic() + self._options.limit_s
+        give_up_at = time.monotonic() + self._settings.compile_limit_s
         while not self._closing.is_set():
             try:
                 return child.communicate(timeout=0.2)[1]
             except subprocess.TimeoutExpired:
                 if time.monotonic() >= give_up_at:
-                    return f"it took over {self._options.limit_s:g} s"
+                    return f"it took over {self._settings.compile_limit_s:g} s"
         return ""

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from synerdiff.models.compiled.calls import Call, FastestCall
 from synerdiff.models.compiled.exported import conditioning_of, in_order, unet_inputs, vae_inputs
 from synerdiff.models.compiled.rehearsal import Rehearsal, likely_first
+from synerdiff.models.compiled.store import CompileSubject, Component
+from synerdiff.models.device.opening import dtype_name
+from synerdiff.models.digest import component_digest
 from synerdiff.models.family import Conditioning, Images, UnetSide, VaeSide
 from synerdiff.models.graphed_unet import GraphedUnet, common_sizes
 from synerdiff.telemetry import get_logger
@@ -35,6 +39,30 @@ _REHEARSED_WITHIN_S = 10.0
 def no_request(shape: LatentShape, install: Callable[[Call], None]) -> bool:
     """Nothing is compiled."""
     return False
+
+
+def compile_subject(
+    component: Component, model: Path, side: UnetSide | VaeSide, variant: str = "auto", digest: str = ""
+) -> CompileSubject:
+    """The subject that a worker compiles at the native size: the weights it holds, even if the files have changed.
+
+    `variant`: the one that `side` was loaded with; `digest`: its `component_digest`, where it is known.
+    """
+    return CompileSubject(
+        component=component,
+        model=str(model.resolve()),
+        component_digest=digest or component_digest(side),
+        dtype=dtype_name(_loaded_dtype(side)),
+        latent_shape=side.latent_shape(*side.native_size),
+        variant=variant,
+    )
+
+
+def _loaded_dtype(side: UnetSide | VaeSide) -> torch.dtype:
+    """The dtype by which `loading` makes this component again: the model's, but for a VAE that was told another."""
+    if isinstance(side, VaeSide) and side.vae_dtype != side.family.vae_dtype(side.vae.config, side.dtype):
+        return side.vae_dtype
+    return side.dtype
 
 
 _Rehearse = Callable[[Call, int, float], int]
@@ -142,12 +170,8 @@ class CompiledUnet(_Component):
         native = side.latent_shape(*side.native_size)
         super().__init__(native, partial(unet_inputs, side), request, likely_first(most_rows))
 
-    def predict(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """As `UnetSide.predict`. The caller owns the answer. Raises DeviceFailed, and every error of a call."""
-        return self.prepared(latents, timesteps, conditioning)()
-
     def prepared(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Tensor]:
-        """The call that `predict` makes, with all done that comes before it. To be made before any other."""
+        """`UnetSide.predict`, with all done that comes before the call: see `GraphedUnet.prepared`."""
         fastest = self._shapes.of(_shape(latents))
         if fastest is None or not fastest.has_compiled:
             call = self.graphed.prepared(latents, timesteps, conditioning)

@@ -4,9 +4,11 @@ The work given to a device is done in order and possibly later: on CUDA a call r
 A thread must not wait in the midst of a plan; so nothing here waits unless it says so.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -43,11 +45,42 @@ class Timeline(Protocol):
         """The wall clock at a moment, in ns. Waits for it, and raises as `wait` does."""
 
 
+class _WallClock:
+    """Marks are ns since 1970, and over as soon as they are made."""
+
+    def mark(self) -> Mark:
+        return time.time_ns()
+
+    def wait(self, mark: Mark) -> None:
+        pass
+
+    def unix_ns(self, mark: Mark) -> int:
+        return int(mark)
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Options for GPUs alone.
+
+    `cuda_graphs`: replay them. `memory_limit_bytes`: most device memory to take; 0: the part `memory_share` (0 to 1) of
+    all there is. `cudnn_benchmark`: let cuDNN time its kernels at the first call of each shape.
+    """
+
+    cuda_graphs: bool = True
+    memory_limit_bytes: int = 0
+    memory_share: float = 1.0
+    cudnn_benchmark: bool = False
+
+
+DEFAULTS = DeviceOptions()
+
+
 class Device(ABC):
     """One device in one process. Methods may be called from any thread, each for the work of its own thread.
 
     `torch_device`: as torch names it. `captures`: whether `capture` works and is wanted. `compiles`: whether compiled
     packages are of use here, where a call returns when its work is done. `queues`: whether calls return before that.
+    What is not abstract is so on CPUs: nothing is queued, copied, captured or counted.
     """
 
     torch_device: torch.device
@@ -78,50 +111,48 @@ class Device(ABC):
 
     # ---- memory
 
-    @abstractmethod
     def memory_limit_bytes(self) -> int:
         """Most memory that this process may take of it; 0 where that is not known."""
+        return 0
 
-    @abstractmethod
-    def restart_peak(self) -> None:
+    def restart_peak(self) -> None:  # noqa: B027
         """Start `peak_bytes` anew."""
 
-    @abstractmethod
     def peak_bytes(self) -> int:
         """Most bytes held at once since `restart_peak`; 0 where the device does not count them."""
+        return 0
 
-    @abstractmethod
-    def free_caches(self) -> None:
+    def free_caches(self) -> None:  # noqa: B027
         """Give back memory that is held for later. May wait for the device's work."""
 
     # ---- copies
 
-    @abstractmethod
     def upload(self, host: Tensor) -> Tensor:
         """A CPU tensor on the device, for later work; on the CPU itself. Does not wait; `host` may change after."""
+        return host
 
-    @abstractmethod
     def download(self, tensor: Tensor) -> Tensor:
         """A tensor of the device on the CPU, complete. Waits for the work given before, and for nothing else."""
+        return tensor
 
-    @abstractmethod
     def begin_download(self, tensor: Tensor) -> Tensor:
         """A tensor of the device on the CPU, complete once a mark made after this has been waited for."""
+        return tensor
 
     # ---- work
 
-    @abstractmethod
     def timeline(self) -> Timeline:
         """A timeline of the work that one thread will give. To be asked for while nothing of it is under way."""
+        return _WallClock()
 
-    @abstractmethod
     def beside(self) -> AbstractContextManager[Lend]:
         """Work outside the order of steps; waits at its end. Pass results that live on to the yielded function."""
+        return nullcontext(lambda tensors: None)
 
-    @abstractmethod
     def capture(self, call: Callable[[], Tensor]) -> Capture:
         """Run a computation a few times and capture it. Waits. Raises whatever makes that impossible."""
+        raise RuntimeError(f"nothing is captured on {self.name}")
 
-    @abstractmethod
     def captured_bytes(self) -> int:
         """Bytes of the live captures and of the memory kept for the next; their inputs aside."""
+        return 0

@@ -1,36 +1,19 @@
-"""The CPU: nothing is queued, nothing is copied, so most of a device's duties are none."""
+"""This host's CPU as a device."""
 
-import contextlib
 import platform
-import time
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from synerdiff.host import usable_cores
-from synerdiff.models.device.contract import Capture, Device, Lend, Mark, Timeline
+from synerdiff.models.device.contract import Device
 from synerdiff.registry import default_domain
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
-class _WallClock:
-    """Marks are ns since 1970, and over as soon as they are made."""
-
-    def mark(self) -> Mark:
-        return time.time_ns()
-
-    def wait(self, mark: Mark) -> None:
-        pass
-
-    def unix_ns(self, mark: Mark) -> int:
-        return int(mark)
-
-
 class CpuDevice(Device):
-    """This host's CPU."""
+    """A call returns when its work is done. Memory is the process's, which its container bounds."""
 
     torch_device = torch.device("cpu")
     compiles = True
@@ -56,53 +39,6 @@ class CpuDevice(Device):
     def cpu_threads(self, own: int) -> int:
         """`own`, or torch's choice."""
         return own or torch.get_num_threads()
-
-    def memory_limit_bytes(self) -> int:
-        """Not known: it is the process's memory, which its container bounds."""
-        return 0
-
-    def restart_peak(self) -> None:
-        """Nothing: see `peak_bytes`."""
-
-    def peak_bytes(self) -> int:
-        """Not counted here: measurements look at the process from outside."""
-        return 0
-
-    def free_caches(self) -> None:
-        """Nothing is held."""
-
-    def upload(self, host: Tensor) -> Tensor:
-        """The tensor itself."""
-        return host
-
-    def download(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
-        return tensor
-
-    def begin_download(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
-        return tensor
-
-    def timeline(self) -> Timeline:
-        """The wall clock: work is done when its call returns."""
-        return _WallClock()
-
-    @contextlib.contextmanager
-    def beside(self) -> Iterator[Lend]:
-        """Nothing to do: another thread's work is beside the steps."""
-        yield _lent
-
-    def capture(self, call: Callable[[], Tensor]) -> Capture:
-        """Impossible, as `captures` says: raises RuntimeError."""
-        raise RuntimeError("nothing is captured on CPUs")
-
-    def captured_bytes(self) -> int:
-        """None."""
-        return 0
-
-
-def _lent(tensors: Iterable[Tensor]) -> None:
-    """Memory of the CPU has no owner among streams."""
 
 
 def _cpu_model() -> str:

@@ -9,19 +9,24 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from synerdiff.models.device.contract import Capture, Device, Lend, Mark, Timeline
-from synerdiff.models.device.cuda_graphs import GraphPool
-from synerdiff.models.device.cuda_memory import CudaMemory
+from synerdiff.models.device.contract import DEFAULTS, Capture, Device, DeviceOptions, Lend, Mark, Timeline
 from synerdiff.registry import default_domain
 
 # How far a GPU's clock and its host's may drift apart, with a margin: crystals are good to some 1e-5.
 _CLOCKS_DRIFT = 5e-5
+# The driver's own memory for a graph of a few thousand launches, which torch does not see: an allowance, not measured.
+_LAUNCHES_BYTES = 16 << 20
+_DEFAULT_POOL = (0, 0)
+
+Handle = Any  # torch's, opaque
 
 
 class _Moment(NamedTuple):
@@ -64,33 +69,157 @@ class _Events:
         return self._base_unix_ns + after_ns
 
 
-class CudaDevice(Device):
-    """One GPU. This process may take `memory_limit_bytes` of its memory; 0: the part `memory_share` (0 to 1).
+class CudaMemory:
+    """Memory of this process on one device, by torch's caching allocator. Cheap, but for once after each time that the
+    allocator has taken or given back memory.
 
-    `captures`: use CUDA graphs. `cudnn_benchmark`: let cuDNN time its kernels at the first call of each shape.
+    A CUDA graph keeps the memory that its capture took, in a pool of its own. A replay computes in it without asking
+    the allocator, so the tensors that it makes there are in no count of allocated bytes. The whole pool counts: no
+    other tensor can use it while a graph lives.
     """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._spare_at_restart = 0
+        self._segments: tuple[int, int] = (-1, -1)
+        self._spare = 0
+
+    def restart_peak(self) -> None:
+        """The allocator's own count begins anew."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._spare_at_restart = self._spare_bytes(self._stats())
+
+    def peak_bytes(self) -> int:
+        """Most bytes of tensors and of graphs' pools since `restart_peak`.
+
+        A capture in between counts for the memory it leaves; while it ran it took no more than the calls before it.
+        """
+        stats = self._stats()
+        allocated = stats["allocated_bytes"]["all"]
+        before = int(allocated["peak"]) + self._spare_at_restart
+        return max(before, int(allocated["current"]) + self._spare_bytes(stats))
+
+    def _stats(self) -> Mapping[str, Any]:
+        stats: Mapping[str, Any] = torch.cuda.memory_stats_as_nested_dict(self._device)
+        return stats
+
+    def _spare_bytes(self, stats: Mapping[str, Any]) -> int:
+        """Bytes of graphs' pools in which no tensor lies now: those count as allocated."""
+        taken = stats["segment"]["all"]
+        segments = int(taken["allocated"]), int(taken["freed"])
+        if segments != self._segments:
+            self._segments = segments
+            self._spare = sum(
+                segment["total_size"] - segment["allocated_size"] for segment in graph_segments(self._device)
+            )
+        return self._spare
+
+
+def graph_segments(device: torch.device) -> list[dict[str, Any]]:
+    """The segments that the allocator holds for graphs' pools, as `torch.cuda.memory_snapshot` describes them."""
+    segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    return [
+        segment
+        for segment in segments
+        if segment["device"] == device.index and tuple(segment["segment_pool_id"]) != _DEFAULT_POOL
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedGraph:
+    """A CUDA graph with the buffer that it leaves its answer in. `handle`: of the pool that it was captured into."""
+
+    graph: "torch.cuda.CUDAGraph"
+    output: Tensor
+    handle: Handle
+
+    def replay(self) -> None:
+        """Queue it on the calling thread's stream."""
+        self.graph.replay()
+
+
+class GraphPool:
+    """Captures graphs that are replayed one at a time, in any order. One thread at a time.
+
+    Rules of torch's CUDAGraph.cpp and CUDACachingAllocator.cpp that its documentation does not have:
+
+    - A pool lives while a graph of it does. The handle of a dead one may still be known to the allocator, for a cuBLAS
+      workspace that a capture took from it; to capture into it is then an assertion. So a new round of graphs gets a
+      new handle, and the workspaces go first. (A graph kept for ever would do too, but a pool in use gives nothing
+      back.)
+    - cuBLAS keeps a workspace per stream, and newer releases drop that of a graph's stream with the graph, whatever
+      other graphs still write to it. So captures have a stream on which nothing else is ever computed: its workspace
+      then lies in the pool, which stays mapped while any graph lives.
+    - A capture that fails to begin or to end leaves the calling thread on the stream for captures, and the allocator
+      believing that it goes on: emptying the cache is an assertion then, and so is the next capture into that pool.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._handle: Handle = torch.cuda.graph_pool_handle()
+        self._alive: WeakSet[CapturedGraph] = WeakSet()
+        self._abandoned: list[torch.cuda.CUDAGraph] = []
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the pools, with the part left by dropped graphs for the next, and of the graphs' launches."""
+        pools: int = sum(segment["total_size"] for segment in graph_segments(self._device))
+        return pools + len(self._alive) * _LAUNCHES_BYTES
+
+    def capture(self, call: Callable[[], Tensor]) -> CapturedGraph:
+        """Capture a call, which has been made before. Waits for the device. Raises whatever makes that impossible."""
+        if not any(captured.handle == self._handle for captured in self._alive):
+            self.clear_workspaces()
+            self._handle = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # The outer one restores the thread's stream whatever happens. Other threads go on with work that a capture
+            # in the default mode would forbid them.
+            with (
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(graph, pool=self._handle, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                output = call()
+        except Exception:
+            self._abandon(graph)
+            raise
+        captured = CapturedGraph(graph, output, self._handle)
+        self._alive.add(captured)
+        return captured
+
+    def clear_workspaces(self) -> None:
+        """Let cuBLAS take its workspaces anew. No call of another thread may be on its way to the device."""
+        torch._C._cuda_clearCublasWorkspaces()
+
+    def _abandon(self, graph: "torch.cuda.CUDAGraph") -> None:
+        """Have the allocator know that a failed capture has ended, if it was not told.
+
+        The pool then counts a graph too many, so the next captures go into another. The graph stays: the allocator for
+        pinned memory, which cannot be told, would go on asking it.
+        """
+        with contextlib.suppress(RuntimeError):  # it was told: "not currently recording to mempool_id"
+            torch._C._cuda_endAllocateToPool(self._device.index, self._handle)
+            self._abandoned.append(graph)
+            self._handle = torch.cuda.graph_pool_handle()
+
+
+class CudaDevice(Device):
+    """One GPU."""
 
     queues = True
 
-    def __init__(
-        self,
-        device: torch.device,
-        *,
-        captures: bool = True,
-        memory_limit_bytes: int = 0,
-        memory_share: float = 1.0,
-        cudnn_benchmark: bool = False,
-    ) -> None:
+    def __init__(self, device: torch.device, options: DeviceOptions = DEFAULTS) -> None:
         torch.cuda.set_device(device)
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
-        self.captures = captures
+        self.captures = options.cuda_graphs
         self._properties = torch.cuda.get_device_properties(self.torch_device)
         self._memory = CudaMemory(self.torch_device)
         total: int = self._properties.total_memory
-        self._limit_bytes = min(memory_limit_bytes or int(memory_share * total), total)
+        self._limit_bytes = min(options.memory_limit_bytes or int(options.memory_share * total), total)
         if self._limit_bytes < total:
             torch.cuda.set_per_process_memory_fraction(self._limit_bytes / total, self.torch_device)
-        torch.backends.cudnn.benchmark = cudnn_benchmark
+        torch.backends.cudnn.benchmark = options.cudnn_benchmark
         self._copies, self._preparing = self._stream(), self._stream()
         self._graphs = GraphPool(self.torch_device)
         self._not_while_capturing = threading.Lock()

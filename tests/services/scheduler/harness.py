@@ -17,12 +17,14 @@ from services.scheduler.engine.events import Event
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore, JobStoreSettings, Lease
 from synerdiff.cards import ModelCard
+from synerdiff.interceptors import Check, let_all_in
 from synerdiff.jobs import JobRecord, JobTimings
 from synerdiff.plans import DecodedImage
 from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry
 from synerdiff.requests import task_id
-from synerdiff.rpc import ServiceHost
+from synerdiff.rpc import ServiceHost, create_server
 from synerdiff.stopping import cancel_and_wait
+from synerdiff.tls import ServerTls
 from synerdiff.v1 import operations_pb2
 from tests.values import CARD, a_worker
 
@@ -57,10 +59,14 @@ class Scheduler:
 
 
 async def start_scheduler(
-    redis: Redis, listen: str = "127.0.0.1:0", settings: JobStoreSettings | None = None, **host_options: Any
+    redis: Redis,
+    listen: str = "127.0.0.1:0",
+    settings: JobStoreSettings | None = None,
+    check: Check = let_all_in,
+    tls: ServerTls | None = None,
 ) -> Scheduler:
     store = JobStore(redis, settings)
-    host = ServiceHost(max_receive_bytes=MAX_REQUEST_BYTES, **host_options)
+    host = ServiceHost(create_server(max_receive_bytes=MAX_REQUEST_BYTES, check=check), tls=tls)
     ImageGenerationService(store, WorkerRegistry(redis), AdmissionLimits(), host.draining).add_to(host)
     OperationsService(QuietPool()).add_to(host)
     await host.start(listen)

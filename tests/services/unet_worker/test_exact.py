@@ -13,7 +13,7 @@ from torch import Tensor
 
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
-from synerdiff.models.compiled import CompiledUnet
+from synerdiff.models.compiled.components import CompiledUnet
 from synerdiff.models.exact import ROWS, ExactUnet, NotExact
 from synerdiff.models.family import Conditioning, UnetSide
 from synerdiff.plans import Execution, TaskFailed, UnetEntry, UnetItem, UnetPlan, UnetTickDone

@@ -13,7 +13,7 @@ from services.unet_worker import stage
 from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.stage import load_model, warm_up
 from synerdiff.cards import ModelCard, Sampler
-from synerdiff.models.compiled import CompiledUnet, no_request
+from synerdiff.models.compiled.components import CompiledUnet, no_request
 from synerdiff.models.layout import ModelLoadError
 from synerdiff.models.loading import load_vae_side
 from synerdiff.requests import TaskSpec

@@ -6,7 +6,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from services.unet_worker.noise import TaskNoise, noise_units
-from services.unet_worker.samplers import SamplerTable, sampler_table
+from services.unet_worker.sampler_table import SamplerTable
+from services.unet_worker.samplers import sampler_table
 from synerdiff.cards import Sampler
 from tests.rounding import UNIT
 from tests.services.unet_worker.scheduler_configs import STABLE_DIFFUSION_1_5

@@ -15,7 +15,7 @@ from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
 from services.unet_worker.settings import UnetWorkerSettings
 from services.unet_worker.stage import UnetStage
-from synerdiff.models.compiled import no_request
+from synerdiff.models.compiled.components import no_request
 from synerdiff.models.device import open_device
 from synerdiff.models.device.opening import dtype_from_name, dtype_name
 from synerdiff.models.digest import model_digest, weights_digest

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.unet_worker.prompts import MAX_ENCODE_BATCH, EmbeddingCache, PromptEncoder, PromptKey
+from services.unet_worker.preparation import MAX_ENCODE_BATCH, EmbeddingCache, PromptEncoder, PromptKey
 from synerdiff.models.family import PromptEmbeds, UnetSide
 
 

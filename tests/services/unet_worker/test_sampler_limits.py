@@ -5,9 +5,8 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
 from services.unet_worker.sampler_limits import steps_range
-from services.unet_worker.sampler_probe import UnsupportedScheduler
-from services.unet_worker.sampler_recipes import RECIPES
-from services.unet_worker.samplers import UnsupportedSteps, sampler_limits, sampler_table
+from services.unet_worker.sampler_probe import UnsupportedScheduler, UnsupportedSteps
+from services.unet_worker.samplers import RECIPES, sampler_limits, sampler_table
 from synerdiff.cards import Sampler, SamplerLimits
 from tests.services.unet_worker.sampler_replay import by_diffusers
 from tests.services.unet_worker.scheduler_configs import (

@@ -12,17 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.unet_worker.sampler_recipes import RECIPES
-from services.unet_worker.samplers import (
-    DefaultSampler,
-    SamplerTable,
-    UnsupportedScheduler,
-    UnsupportedSteps,
-    _canonical,
-    _limits,
-    default_sampler,
-    sampler_table,
-)
+from services.unet_worker.sampler_probe import UnsupportedScheduler, UnsupportedSteps
+from services.unet_worker.sampler_table import SamplerTable
+from services.unet_worker.samplers import RECIPES, DefaultSampler, _canonical, _limits, default_sampler, sampler_table
 from synerdiff.cards import Sampler, SamplerLimits, unet_calls
 from tests.services.unet_worker.sampler_replay import (
     Run,

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from services.vae_worker.decoder import BatchDecoder, DecodeFailure, Picture
 from synerdiff.latents.client import Latents
-from synerdiff.latents.cuda_clones import CudaClone
+from synerdiff.latents.cuda_driver import CudaClone
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import Images, VaeSide
 from synerdiff.models.loading import load_vae_side

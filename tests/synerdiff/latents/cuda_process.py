@@ -13,8 +13,7 @@ from structlog.testing import capture_logs
 
 from synerdiff.latents import cuda_ipc
 from synerdiff.latents.arena import create_arena
-from synerdiff.latents.cuda_clones import CudaClone
-from synerdiff.latents.cuda_driver import CudaDevice
+from synerdiff.latents.cuda_driver import CudaClone, CudaDevice
 from synerdiff.latents.transports import LatentsReader, TransportChoice, open_arena
 from synerdiff.plans import SlotRef
 from tests.synerdiff.latents.other_process import Commands, described_from, described_to, serve

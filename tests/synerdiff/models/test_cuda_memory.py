@@ -9,12 +9,13 @@ import torch
 from services.scheduler.profiles.measuring.findings import USABLE, within_memory
 from services.unet_worker.settings import UnetWorkerSettings
 from services.vae_worker.settings import VaeWorkerSettings
-from synerdiff.models.announcement import worker_record
+from synerdiff.models.device import DeviceOptions
 from synerdiff.models.device.cuda import CudaDevice
 from synerdiff.models.loading import load_vae_side
 from synerdiff.mps import DeviceShare
 from synerdiff.profiles import ItemCaps
 from synerdiff.settings import load
+from synerdiff.worker.loading import worker_record
 from tests.services.scheduler.measured_profiles import record
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.synerdiff.models.fake_torch_cuda import FakeTorchCuda
@@ -36,7 +37,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeTorchCuda:
 
 
 def opened(**options: object) -> CudaDevice:
-    return CudaDevice(torch.device("cuda"), **options)  # type: ignore[arg-type]
+    return CudaDevice(torch.device("cuda"), DeviceOptions(**options))  # type: ignore[arg-type]
 
 
 def capture(cuda: FakeTorchCuda) -> None:
@@ -128,9 +129,7 @@ def test_a_workers_record_says_what_its_device_may_take(tmp_path: Path, cuda: Fa
     settings = load(VaeWorkerSettings, [])
     device = opened(memory_share=settings.memory_share)
     side = replace(load_vae_side(settings.model, torch.float32, safety_checker=False), compute=device)
-    assert worker_record("vae", "v", "127.0.0.1:1", CARD, side, DeviceShare(), settings).memory_limit_bytes == int(
-        0.3 * TOTAL
-    )
+    assert worker_record("vae", "v", CARD, side, DeviceShare(), settings).memory_limit_bytes == int(0.3 * TOTAL)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -72,13 +72,13 @@ def test_a_padded_batch_changes_no_row_beyond_rounding(plain: UnetSide, graphed:
     for rows in (5, 6, 5):  # the last one pads with what the one before has left there
         latents, timesteps, told = call(plain, rows, seed=rows)
         exact = exact_call(plain.unet, latents, timesteps, told.hidden, told.added)
-        assert_rounded(graphed.predict(latents, timesteps, told), exact, plain.predict(latents, timesteps, told))
+        assert_rounded(graphed.prepared(latents, timesteps, told)(), exact, plain.predict(latents, timesteps, told))
     assert graphed.captures == 1
 
 
 def test_a_capture_is_made_once_per_size_and_shape(plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu) -> None:
     for rows, size in ((2, 64), (2, 64), (1, 64), (2, 64), (2, 128)):
-        graphed.predict(*call(plain, rows, size=size))
+        graphed.prepared(*call(plain, rows, size=size))()
     assert gpu.asked.count("capture") == 3
     assert gpu.asked.count("replay") == 5
     assert graphed.captures == 3
@@ -94,11 +94,11 @@ def test_captures_are_bounded_by_bytes_and_those_used_last_stay(plain: UnetSide,
     two_small = 2 * gpu.capture_bytes + inputs_bytes(plain, 1) + inputs_bytes(plain, 2)
     graphed = GraphedUnet(replace(plain, compute=gpu), most_bytes=two_small)
     for rows in (1, 2, 1):
-        graphed.predict(*call(plain, rows))
+        graphed.prepared(*call(plain, rows))()
     assert graphed.captures == 2
-    graphed.predict(*call(plain, 4))
+    graphed.prepared(*call(plain, 4))()
     assert graphed.captures == 1, "its inputs are larger than those of the one used least recently"
-    graphed.predict(*call(plain, 4))
+    graphed.prepared(*call(plain, 4))()
     assert gpu.asked.count("capture") == 3
 
 
@@ -108,15 +108,15 @@ def test_a_capture_that_alone_holds_more_than_the_bound_is_done_without(plain: U
         for rows in (2, 4):
             arguments = call(plain, rows)
             exact = exact_call(plain.unet, *arguments[:2], arguments[2].hidden, arguments[2].added)
-            assert_rounded(graphed.predict(*arguments), exact, plain.predict(*arguments))
+            assert_rounded(graphed.prepared(*arguments)(), exact, plain.predict(*arguments))
     assert (graphed.captures, graphed.refused) == (1, 1)
     assert gpu.asked.count("capture") == 3 + 1
 
 
 def test_what_it_answers_is_the_callers_own(plain: UnetSide, graphed: GraphedUnet) -> None:
-    first = graphed.predict(*call(plain, 2, seed=1))
+    first = graphed.prepared(*call(plain, 2, seed=1))()
     kept = first.clone()
-    graphed.predict(*call(plain, 2, seed=2))
+    graphed.prepared(*call(plain, 2, seed=2))()
     assert torch.equal(first, kept)
 
 
@@ -127,7 +127,7 @@ def test_a_capture_that_fails_is_said_once_and_done_without(
     with capture_logs() as logs:
         for _ in range(3):
             arguments = call(plain, 2)
-            assert torch.equal(graphed.predict(*arguments), plain.predict(*arguments))
+            assert torch.equal(graphed.prepared(*arguments)(), plain.predict(*arguments))
     assert gpu.asked == ["capture"]
     (log,) = logs
     assert (log["log_level"], log["rows"]) == ("warning", 2)
@@ -139,7 +139,7 @@ def test_a_capture_that_poisons_the_device_is_not_fallen_back_from(
 ) -> None:
     gpu.refusals = [torch.AcceleratorError("CUDA error: an illegal memory access was encountered")]
     with pytest.raises(DeviceFailed, match="illegal memory access"):
-        graphed.predict(*call(plain, 2))
+        graphed.prepared(*call(plain, 2))()
 
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -148,10 +148,10 @@ NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 G
 def test_memory_that_does_not_suffice_for_a_capture_is_freed_and_the_capture_made(
     plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu
 ) -> None:
-    graphed.predict(*call(plain, 2))
+    graphed.prepared(*call(plain, 2))()
     gpu.asked.clear()
     gpu.refusals = [NO_MEMORY]
-    graphed.predict(*call(plain, 4))
+    graphed.prepared(*call(plain, 4))()
     assert gpu.asked == ["capture", "free", "capture", "replay"]
     assert (graphed.captures, graphed.refused) == (1, 0)
 
@@ -163,11 +163,11 @@ def test_a_capture_that_memory_never_suffices_for_is_not_refused_for_good(
     gpu.refusals = [NO_MEMORY, NO_MEMORY]
     arguments = call(plain, 2)
     for _ in range(3):
-        assert torch.equal(graphed.predict(*arguments), plain.predict(*arguments))
+        assert torch.equal(graphed.prepared(*arguments)(), plain.predict(*arguments))
     assert gpu.asked == ["capture", "free", "capture"], "each attempt costs all other captures"
     assert graphed.refused == 0
     clock.sleep(3600)
-    graphed.predict(*arguments)
+    graphed.prepared(*arguments)()
     assert gpu.asked[3:] == ["capture", "replay"]
 
 
@@ -177,7 +177,7 @@ def test_memory_is_recognised_behind_the_error_that_a_capture_ends_with(
     ended = RuntimeError("CUDA error: operation failed due to a previous error during capture")
     ended.__context__ = NO_MEMORY
     gpu.refusals = [ended]
-    graphed.predict(*call(plain, 2))
+    graphed.prepared(*call(plain, 2))()
     assert (graphed.captures, graphed.refused) == (1, 0)
 
 
@@ -185,15 +185,15 @@ def test_without_captures_calls_are_made_as_they_come(plain: UnetSide) -> None:
     off = FakeGpu(captures=False)
     graphed = GraphedUnet(replace(plain, compute=off))
     arguments = call(plain, 3)
-    assert torch.equal(graphed.predict(*arguments), plain.predict(*arguments))
+    assert torch.equal(graphed.prepared(*arguments)(), plain.predict(*arguments))
     assert off.asked == []
 
 
 def test_freed_captures_are_made_anew(plain: UnetSide, graphed: GraphedUnet, gpu: FakeGpu) -> None:
-    graphed.predict(*call(plain, 2))
+    graphed.prepared(*call(plain, 2))()
     graphed.free()
     assert graphed.captures == 0
-    graphed.predict(*call(plain, 2))
+    graphed.prepared(*call(plain, 2))()
     assert gpu.asked.count("capture") == 2
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from services.unet_worker import stage as worker_stage
 from services.unet_worker.stage import load_model, warm_up
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
-from synerdiff.models.compiled import CompiledUnet, no_request
+from synerdiff.models.compiled.components import CompiledUnet, no_request
 from synerdiff.models.layout import ModelLoadError
 from synerdiff.models.loading import load_vae_side
 from synerdiff.requests import TaskSpec

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from synerdiff.cards import Sampler
-from synerdiff.models.announcement import compile_subject, worker_record
+from synerdiff.models.compiled.components import compile_subject
 from synerdiff.models.device.opening import dtype_from_name
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import ModelLoadError, load_vae_side
 from synerdiff.mps import DeviceShare
 from synerdiff.settings import load
+from synerdiff.worker.loading import worker_record
 from synerdiff.worker_settings import WorkerSettings
 from tests.reference import in_float64, reference_image, reference_pipeline
 from tests.rounding import COARSEST, assert_same_picture, off
@@ -145,7 +146,7 @@ def test_what_a_vae_computes_in_is_in_its_record_and_in_the_name_of_its_package(
     told = dtype_from_name(vae_dtype) if vae_dtype else None
     side = load_vae_side(path, dtype_from_name(dtype), vae_dtype=told)
     settings = load(WorkerSettings, ["--model", str(path)])
-    record = worker_record("vae", "v", "127.0.0.1:1", CARD, side, DeviceShare(), settings)
+    record = worker_record("vae", "v", CARD, side, DeviceShare(), settings)
     assert record.dtype == shown
     subject = compile_subject("vae", path, side)
     assert subject.dtype == compiled

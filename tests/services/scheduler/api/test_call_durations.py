@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 
 from services.scheduler.api.call_durations import CallDurations
 from synerdiff.errors import NotFound
-from synerdiff.rpc import ServiceHost, open_channel, serving
+from synerdiff.rpc import ServiceHost, create_server, open_channel, serving
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 from tests.waiting import until
 
@@ -37,7 +37,7 @@ def sample(name: str, method: str, code: str) -> float:
 
 @pytest.fixture
 async def stub() -> AsyncIterator[Any]:
-    host = ServiceHost(interceptors=[CallDurations()])
+    host = ServiceHost(create_server(interceptors=[CallDurations()]))
     add = images_pb2_grpc.add_ImageGenerationServicer_to_server
     host.add("synerdiff.v1.ImageGeneration", add, Scripted())  # type: ignore[abstract]
     await host.start("127.0.0.1:0")

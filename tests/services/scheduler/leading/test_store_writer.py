@@ -10,9 +10,8 @@ from services.scheduler.leading.store_writer import StoreWriter
 from services.scheduler.store import keys
 from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease
-from synerdiff.redis_client import connect
+from synerdiff.redis_client import TROUBLE_LOG, connect
 from synerdiff.redis_process import RedisProcess
-from synerdiff.redis_trouble import TROUBLE_LOG
 from tests.services.scheduler.harness import Heard, background
 from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, new_leader
 from tests.values import a_request

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from synerdiff.models.compiled import CompileSubject, PackageStore
+from synerdiff.models.compiled.store import CompileSubject, PackageStore
 
 
 @pytest.fixture

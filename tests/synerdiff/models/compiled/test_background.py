@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,14 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions, CompileSubject, PackageStore, no_request
-from synerdiff.models.compiled.background import default_directory
+from synerdiff.models.compiled.background import BackgroundCompiler, default_directory
 from synerdiff.models.compiled.build import CompiledDiffers, build
+from synerdiff.models.compiled.components import no_request
+from synerdiff.models.compiled.store import CompileSubject, PackageStore
 from synerdiff.models.digest import module_digest
 from synerdiff.models.loading import load_unet_side
+from synerdiff.settings import load
+from synerdiff.worker_settings import WorkerSettings
 from tests.waiting import HANG_S, wait_until
 
 Call = Callable[..., Tensor]
@@ -28,9 +31,12 @@ Call = Callable[..., Tensor]
 WORKER = """
 import sys
 from pathlib import Path
-from synerdiff.models.compiled import BackgroundCompiler, CompilerOptions, CompileSubject
+from synerdiff.models.compiled.background import BackgroundCompiler
+from synerdiff.models.compiled.store import CompileSubject
+from synerdiff.settings import load
+from synerdiff.worker_settings import WorkerSettings
 
-compiler = BackgroundCompiler(CompilerOptions("wait", Path(sys.argv[1])))
+compiler = BackgroundCompiler(load(WorkerSettings, ["--compile", "wait", "--compile-cache", sys.argv[1]]))
 compiler.request(CompileSubject.from_json(sys.argv[2]), print)
 compiler.wait()
 """
@@ -44,8 +50,8 @@ def told(tiny_models: dict[str, Path]) -> CompileSubject:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> CompilerOptions:
-    return CompilerOptions("wait", tmp_path / "store")
+def settings(tmp_path: Path) -> WorkerSettings:
+    return load(WorkerSettings, ["--compile", "wait", "--compile-cache", str(tmp_path / "store")])
 
 
 @pytest.fixture
@@ -54,19 +60,15 @@ def compiler_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", sys.executable)
 
 
-@contextmanager
-def compiling(options: CompilerOptions) -> Iterator[BackgroundCompiler]:
-    compiler = BackgroundCompiler(options)
-    try:
-        yield compiler
-    finally:
-        compiler.close()
+def directory_of(settings: WorkerSettings) -> Path:
+    assert settings.compile_cache
+    return settings.compile_cache
 
 
-def request_and_wait(options: CompilerOptions, *subjects: CompileSubject) -> list[Call]:
+def request_and_wait(settings: WorkerSettings, *subjects: CompileSubject) -> list[Call]:
     """The packages that come of requests."""
     got: list[Call] = []
-    with compiling(options) as compiler:
+    with closing(BackgroundCompiler(settings)) as compiler:
         for subject in subjects:
             compiler.request(subject, got.append)
         compiler.wait()
@@ -92,18 +94,18 @@ def has_begun(directory: Path) -> Callable[[], bool]:
     return lambda: any(directory.glob("build-*"))
 
 
-def break_package(options: CompilerOptions, subject: CompileSubject, content: bytes) -> Path:
-    store = PackageStore(options.directory)
+def break_package(settings: WorkerSettings, subject: CompileSubject, content: bytes) -> Path:
+    store = PackageStore(directory_of(settings))
     path = store.directory / subject.file_name
     path.write_bytes(content)
     return path
 
 
 @pytest.mark.parametrize("content", [b"", b"no package at all", b"PK\x05\x06" + bytes(18)])
-def test_a_broken_package_is_said_and_removed(options: CompilerOptions, told: CompileSubject, content: bytes) -> None:
-    path = break_package(options, told, content)
+def test_a_broken_package_is_said_and_removed(settings: WorkerSettings, told: CompileSubject, content: bytes) -> None:
+    path = break_package(settings, told, content)
     with capture_logs() as logs:
-        assert request_and_wait(options, told) == []
+        assert request_and_wait(settings, told) == []
     assert not path.exists()
     (log,) = logs
     assert (log["log_level"], log["component"]) == ("warning", "unet")
@@ -121,68 +123,68 @@ def test_files_that_hold_other_weights_by_now_are_not_compiled(
     assert sorted(path.name for path in store.directory.iterdir()) == ["lock"]
 
 
-def test_one_request_that_fails_does_not_stop_the_next(options: CompilerOptions, told: CompileSubject) -> None:
+def test_one_request_that_fails_does_not_stop_the_next(settings: WorkerSettings, told: CompileSubject) -> None:
     others = [told, replace(told, component="vae")]
-    paths = [break_package(options, one, b"broken") for one in others]
+    paths = [break_package(settings, one, b"broken") for one in others]
     with capture_logs() as logs:
-        assert request_and_wait(options, *others) == []
+        assert request_and_wait(settings, *others) == []
     assert [path.exists() for path in paths] == [False, False]
     assert [log["component"] for log in logs] == ["unet", "vae"]
 
 
 def test_without_a_compiler_it_is_said_and_no_process_starts(
-    options: CompilerOptions, told: CompileSubject, monkeypatch: pytest.MonkeyPatch
+    settings: WorkerSettings, told: CompileSubject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with capture_logs() as logs:
-        assert request_and_wait(options, told) == []
+        assert request_and_wait(settings, told) == []
     (log,) = logs
     assert (log["log_level"], log["component"], log["compiler"]) == ("info", "unet", "/nowhere/g++")
     assert "no C++ compiler" in log["event"]
     monkeypatch.delenv("CXX")
-    monkeypatch.setenv("PATH", str(options.directory))
+    monkeypatch.setenv("PATH", str(directory_of(settings)))
     with capture_logs() as logs:
-        assert request_and_wait(options, told) == []
+        assert request_and_wait(settings, told) == []
     assert [(log["log_level"], log["compiler"]) for log in logs] == [("info", "g++")]
 
 
 @pytest.mark.usefixtures("compiler_at_hand")
-def test_a_compiler_that_takes_too_long_is_ended(options: CompilerOptions, told: CompileSubject) -> None:
+def test_a_compiler_that_takes_too_long_is_ended(settings: WorkerSettings, told: CompileSubject) -> None:
     with capture_logs() as logs:
-        assert request_and_wait(replace(options, limit_s=0.1), told) == []
+        assert request_and_wait(settings.model_copy(update={"compile_limit_s": 0.1}), told) == []
     (log,) = logs
     assert (log["log_level"], log["reason"]) == ("warning", "it took over 0.1 s")
     assert builders(os.getpid()) == []
 
 
 @pytest.mark.usefixtures("compiler_at_hand")
-def test_a_model_that_cannot_be_loaded_is_said(options: CompilerOptions, told: CompileSubject, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_said(settings: WorkerSettings, told: CompileSubject, tmp_path: Path) -> None:
     with capture_logs() as logs:
-        assert request_and_wait(options, replace(told, model=str(tmp_path / "none"))) == []
+        assert request_and_wait(settings, replace(told, model=str(tmp_path / "none"))) == []
     (log,) = logs
     assert (log["log_level"], log["status"]) == ("warning", 1)
     assert str(tmp_path / "none") in log["reason"]
-    assert sorted(path.name for path in options.directory.iterdir()) == ["lock"]
+    assert sorted(path.name for path in directory_of(settings).iterdir()) == ["lock"]
 
 
 @pytest.mark.usefixtures("compiler_at_hand")
-def test_a_process_that_needs_too_much_memory_is_refused_it(options: CompilerOptions, told: CompileSubject) -> None:
+def test_a_process_that_needs_too_much_memory_is_refused_it(settings: WorkerSettings, told: CompileSubject) -> None:
     with capture_logs() as logs:
-        assert request_and_wait(replace(options, memory_bytes=2**20), told) == []
+        assert request_and_wait(settings.model_copy(update={"compile_memory_bytes": 2**20}), told) == []
     (log,) = logs
     assert log["log_level"] == "warning"
     assert log["status"] != 0
 
 
 @pytest.mark.usefixtures("compiler_at_hand")
-def test_closing_ends_a_process_that_compiles(options: CompilerOptions, told: CompileSubject) -> None:
+def test_closing_ends_a_process_that_compiles(settings: WorkerSettings, told: CompileSubject) -> None:
     got: list[Call] = []
     with capture_logs() as logs:
-        with compiling(options) as compiler:
+        with closing(BackgroundCompiler(settings)) as compiler:
             compiler.request(told, got.append)
             waiting = threading.Thread(target=compiler.wait, daemon=True)
             waiting.start()
-            wait_until(has_begun(options.directory), "a process that compiles")
+            wait_until(has_begun(directory_of(settings)), "a process that compiles")
             processes = builders(os.getpid())
             assert processes
         waiting.join(HANG_S)
@@ -192,19 +194,19 @@ def test_closing_ends_a_process_that_compiles(options: CompilerOptions, told: Co
     assert (got, logs) == ([], [])
 
 
-def test_closing_twice_and_without_requests_is_nothing(options: CompilerOptions) -> None:
-    with compiling(options) as compiler:
+def test_closing_twice_and_without_requests_is_nothing(settings: WorkerSettings) -> None:
+    with closing(BackgroundCompiler(settings)) as compiler:
         compiler.wait()
         compiler.close()
 
 
 @pytest.mark.usefixtures("compiler_at_hand")
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes outlive their parents")
-def test_a_process_that_compiles_goes_with_its_worker(options: CompilerOptions, told: CompileSubject) -> None:
-    arguments = [str(options.directory), told.to_json()]
+def test_a_process_that_compiles_goes_with_its_worker(settings: WorkerSettings, told: CompileSubject) -> None:
+    arguments = [str(directory_of(settings)), told.to_json()]
     worker = subprocess.Popen([sys.executable, "-c", WORKER, *arguments], stdin=subprocess.DEVNULL)
     try:
-        wait_until(lambda: has_begun(options.directory)() or worker.poll() is not None, "a process that compiles")
+        wait_until(lambda: has_begun(directory_of(settings))() or worker.poll() is not None, "a process that compiles")
         (builder, *_) = builders(worker.pid)
     finally:
         worker.kill()
@@ -212,40 +214,41 @@ def test_a_process_that_compiles_goes_with_its_worker(options: CompilerOptions, 
     wait_until(lambda: gone(builder), "the end of the process that compiles")
 
 
-def test_nothing_is_compiled_where_it_is_off(options: CompilerOptions, told: CompileSubject) -> None:
+def test_nothing_is_compiled_where_it_is_off(settings: WorkerSettings, told: CompileSubject) -> None:
     def reads_all_weights() -> CompileSubject:
         raise AssertionError("nobody needs to know")
 
-    with compiling(replace(options, mode="off")) as compiler:
+    with closing(BackgroundCompiler(settings.model_copy(update={"compile": "off"}))) as compiler:
         assert compiler.requests_like(reads_all_weights) is no_request
         compiler.request(told, lambda _: pytest.fail("a package"))
         compiler.wait()
-    assert not options.directory.exists()
+    assert not directory_of(settings).exists()
 
 
 def test_a_directory_of_others_is_said_once_and_nothing_is_compiled(
-    options: CompilerOptions, told: CompileSubject
+    settings: WorkerSettings, told: CompileSubject
 ) -> None:
-    options.directory.mkdir()
-    options.directory.chmod(0o777)
+    directory_of(settings).mkdir()
+    directory_of(settings).chmod(0o777)
     with capture_logs() as logs:
-        assert request_and_wait(options, told, told) == []
+        assert request_and_wait(settings, told, told) == []
     (log,) = logs
     assert log["log_level"] == "warning"
-    assert str(options.directory) in log["reason"]
+    assert str(directory_of(settings)) in log["reason"]
 
 
-def test_in_the_background_nobody_waits(options: CompilerOptions, told: CompileSubject) -> None:
-    with compiling(replace(options, mode="auto")) as compiler, PackageStore(options.directory).compiling():
-        break_package(options, told, b"broken")
+def test_in_the_background_nobody_waits(settings: WorkerSettings, told: CompileSubject) -> None:
+    store, settings = PackageStore(directory_of(settings)), settings.model_copy(update={"compile": "auto"})
+    with closing(BackgroundCompiler(settings)) as compiler, store.compiling():
+        break_package(settings, told, b"broken")
         compiler.request(told, lambda _: None)
         compiler.wait()
 
 
-def test_requests_like_one_differ_in_their_shape_alone(options: CompilerOptions, told: CompileSubject) -> None:
+def test_requests_like_one_differ_in_their_shape_alone(settings: WorkerSettings, told: CompileSubject) -> None:
     larger = replace(told, latent_shape=(4, 16, 16))
-    path, native = break_package(options, larger, b"broken"), break_package(options, told, b"untouched")
-    with compiling(options) as compiler, capture_logs() as logs:
+    path, native = break_package(settings, larger, b"broken"), break_package(settings, told, b"untouched")
+    with closing(BackgroundCompiler(settings)) as compiler, capture_logs() as logs:
         compiler.requests_like(lambda: told)((4, 16, 16), lambda _: None)
         compiler.wait()
     assert len(logs) == 1
@@ -253,7 +256,7 @@ def test_requests_like_one_differ_in_their_shape_alone(options: CompilerOptions,
     assert native.exists()
 
 
-def test_options_are_as_a_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_are_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_directory() == tmp_path / "synerdiff" / "compiled"
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,18 @@ from structlog.testing import capture_logs
 from torch import Tensor
 from torch._inductor import cpu_vec_isa
 
-from synerdiff.models.announcement import compile_subject
-from synerdiff.models.compiled import BackgroundCompiler, CompiledUnet, CompilerOptions, CompileSubject, PackageStore
+from synerdiff.models.compiled.background import BackgroundCompiler
 from synerdiff.models.compiled.build import CompiledDiffers, _check
 from synerdiff.models.compiled.calls import MOST_ROWS
+from synerdiff.models.compiled.components import CompiledUnet, compile_subject
 from synerdiff.models.compiled.exported import conditioning_of, unet_inputs
-from synerdiff.models.compiled.store import load_package
+from synerdiff.models.compiled.store import CompileSubject, PackageStore, load_package
 from synerdiff.models.family import UnetSide
 from synerdiff.models.loading import load_unet_side
 from synerdiff.redis_process import RedisProcess
 from synerdiff.registry import WorkerRegistry
+from synerdiff.settings import load
+from synerdiff.worker_settings import WorkerSettings
 from tests.reference import exact_call
 from tests.rounding import assert_rounded
 from tests.services.unet_worker.test_process import announced, worker_process
@@ -49,12 +52,12 @@ class Built:
     model: Path
     side: UnetSide
     subject: CompileSubject
-    options: CompilerOptions
+    directory: Path
     package: Call
 
     @property
     def path(self) -> Path:
-        return self.options.directory / self.subject.file_name
+        return self.directory / self.subject.file_name
 
 
 def small_sdxl(path: Path) -> Path:
@@ -83,11 +86,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     # Several pytest processes want the same package: one makes it, and the others wait.
     root = tmp_path_factory.getbasetemp()
     root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root
-    options = CompilerOptions("wait", root / "compiled packages", limit_s=COMPILE_LIMIT_S)
+    directory = root / "compiled packages"
     with capture_logs() as logs:
-        (package,) = packages(options, subject)
+        (package,) = packages(directory, subject)
     assert [log["event"] for log in logs] == ["compiled"]
-    return Built(model, side, subject, options, package)
+    return Built(model, side, subject, directory, package)
 
 
 @pytest.fixture
@@ -96,14 +99,16 @@ def no_compiler(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
 
 
-def packages(options: CompilerOptions, subject: CompileSubject) -> list[Call]:
+def compiler_of(directory: Path) -> BackgroundCompiler:
+    kept = ["--compile-cache", str(directory), "--compile-limit-s", str(COMPILE_LIMIT_S)]
+    return BackgroundCompiler(load(WorkerSettings, ["--compile", "wait", *kept]))
+
+
+def packages(directory: Path, subject: CompileSubject) -> list[Call]:
     got: list[Call] = []
-    compiler = BackgroundCompiler(options)
-    try:
+    with closing(compiler_of(directory)) as compiler:
         compiler.request(subject, got.append)
         compiler.wait()
-    finally:
-        compiler.close()
     return got
 
 
@@ -147,7 +152,7 @@ def test_every_input_counts(built: Built) -> None:
 
 
 def test_only_the_package_is_left(built: Built) -> None:
-    assert sorted(path.name for path in built.options.directory.iterdir()) == ["lock", built.path.name]
+    assert sorted(path.name for path in built.directory.iterdir()) == ["lock", built.path.name]
 
 
 def test_what_a_package_is_unpacked_to_is_gone_while_it_computes(built: Built) -> None:
@@ -172,7 +177,7 @@ def test_loading_tries_out_no_compiler(built: Built, monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("no_compiler")
 def test_a_second_request_is_served_from_the_store(built: Built) -> None:
     with capture_logs() as logs:
-        (package,) = packages(built.options, built.subject)
+        (package,) = packages(built.directory, built.subject)
     assert [log["event"] for log in logs] == ["compiled"]
     inputs = inputs_unlike_the_examples(built.side, 2)
     assert torch.equal(package(*inputs), built.package(*inputs))
@@ -180,17 +185,14 @@ def test_a_second_request_is_served_from_the_store(built: Built) -> None:
 
 @pytest.mark.usefixtures("no_compiler")
 def test_a_worker_computes_with_the_package(built: Built) -> None:
-    compiler = BackgroundCompiler(built.options)
-    try:
+    with closing(compiler_of(built.directory)) as compiler:
         unet = CompiledUnet(built.side, compiler.requests_like(lambda: built.subject))
         compiler.wait()
-    finally:
-        compiler.close()
     assert unet.execution == "compiled"
     inputs = inputs_unlike_the_examples(built.side, 3)
     exact = exact_call(built.side.unet, *as_the_model_is_called(inputs))
     eager = built.side.predict(inputs[0], inputs[1], conditioning_of(*inputs[2:]))
-    answer = unet.predict(inputs[0], inputs[1], conditioning_of(*inputs[2:]))
+    answer = unet.prepared(inputs[0], inputs[1], conditioning_of(*inputs[2:]))()
     assert_rounded(answer, exact, eager)
     assert torch.equal(answer, built.package(*inputs))
     assert unet.execution == "compiled"
@@ -199,21 +201,18 @@ def test_a_worker_computes_with_the_package(built: Built) -> None:
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("kept", [0.5, 0.999])
 def test_a_package_that_was_cut_is_removed_and_the_model_goes_on(built: Built, tmp_path: Path, kept: float) -> None:
-    options = replace(built.options, directory=PackageStore(tmp_path / "store").directory)
-    cut = options.directory / built.subject.file_name
+    cut = PackageStore(tmp_path / "store").directory / built.subject.file_name
     content = built.path.read_bytes()
     cut.write_bytes(content[: int(len(content) * kept)])
-    compiler = BackgroundCompiler(options)
-    with capture_logs() as logs:
+    with capture_logs() as logs, closing(compiler_of(cut.parent)) as compiler:
         unet = CompiledUnet(built.side, compiler.requests_like(lambda: built.subject))
         compiler.wait()
-        compiler.close()
     assert [log["log_level"] for log in logs] == ["warning"]
     assert not cut.exists()
     assert unet.execution == "eager"
     inputs = inputs_unlike_the_examples(built.side, 2)
     eager = built.side.predict(inputs[0], inputs[1], conditioning_of(*inputs[2:]))
-    assert torch.equal(unet.predict(inputs[0], inputs[1], conditioning_of(*inputs[2:])), eager)
+    assert torch.equal(unet.prepared(inputs[0], inputs[1], conditioning_of(*inputs[2:]))(), eager)
 
 
 async def test_a_worker_process_finds_the_package_and_says_that_it_serves_with_it(
@@ -221,7 +220,7 @@ async def test_a_worker_process_finds_the_package_and_says_that_it_serves_with_i
 ) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     flags = ["--model", str(built.model), "--dtype", "float32", "--redis-url", redis_server.url, "--pool", "test"]
-    compiled = ["--compile", "wait", "--compile-cache", str(built.options.directory)]
+    compiled = ["--compile", "wait", "--compile-cache", str(built.directory)]
     async with worker_process(*flags, *compiled):
         assert (await announced(WorkerRegistry(redis))).execution == "compiled"
 

@@ -7,7 +7,8 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from synerdiff.models.compiled import CompiledCall, FastestCall, calls
+from synerdiff.models.compiled import calls
+from synerdiff.models.compiled.calls import CompiledCall, FastestCall
 from synerdiff.models.device import DeviceFailed
 from tests.waiting import VirtualTime
 

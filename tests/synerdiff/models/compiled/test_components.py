@@ -11,8 +11,9 @@ import torch
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from synerdiff.models.compiled import CompiledCall, CompiledUnet, CompiledVae, rehearsal
-from synerdiff.models.compiled.components import LatentShape
+from synerdiff.models.compiled import rehearsal
+from synerdiff.models.compiled.calls import CompiledCall
+from synerdiff.models.compiled.components import CompiledUnet, CompiledVae, LatentShape
 from synerdiff.models.compiled.exported import ExportedVae, conditioning_of, exported_unet, unet_inputs, vae_inputs
 from synerdiff.models.family import UnetSide, VaeSide
 from tests.reference import exact_call
@@ -72,13 +73,13 @@ def quick_side(unet_side: UnetSide) -> UnetSide:
 
 def predict(unet: CompiledUnet, side: UnetSide, shape: LatentShape, rows: int = 1) -> Tensor:
     latents, timesteps, *told = unet_inputs(side, shape, rows)
-    return unet.predict(latents, timesteps, conditioning_of(*told))
+    return unet.prepared(latents, timesteps, conditioning_of(*told))()
 
 
 def call_often(unet: CompiledUnet, side: UnetSide, shape: LatentShape, times: int) -> None:
     latents, timesteps, *told = unet_inputs(side, shape, 1)
     for _ in range(times):
-        unet.predict(latents, timesteps, conditioning_of(*told))
+        unet.prepared(latents, timesteps, conditioning_of(*told))()
 
 
 def test_the_native_shape_is_asked_for_at_once(unet_side: UnetSide, vae_side: VaeSide) -> None:
@@ -182,11 +183,11 @@ def test_compiled_unet_calls_answer_as_eager_ones(unet_side: UnetSide, asked: As
     latents, timesteps = latents.double(), timesteps.long()
     exact = exact_call(unet_side.unet, latents.float(), timesteps, conditioning.hidden, conditioning.added)
     eager = unet_side.predict(latents, timesteps, conditioning)
-    assert_rounded(unet.predict(latents, timesteps, conditioning), exact, eager)
+    assert_rounded(unet.prepared(latents, timesteps, conditioning)(), exact, eager)
     assert package.rows == []
     asked.answer((4, 8, 8), CompiledCall(package))
     for _ in range(2):  # either way, as they take turns
-        answer = unet.predict(latents, timesteps, conditioning)
+        answer = unet.prepared(latents, timesteps, conditioning)()
         assert answer.dtype == torch.float32
         assert_rounded(answer, exact, eager)
     assert sum(package.rows) == rows
@@ -197,7 +198,7 @@ def test_a_shape_without_a_package_is_computed_eagerly(unet_side: UnetSide, aske
     asked.answer((4, 8, 8), package)
     latents, timesteps, *told = unet_inputs(unet_side, (4, 8, 16), 2)
     expected = unet_side.predict(latents, timesteps, conditioning_of(*told))
-    assert torch.equal(unet.predict(latents, timesteps, conditioning_of(*told)), expected)
+    assert torch.equal(unet.prepared(latents, timesteps, conditioning_of(*told))(), expected)
     assert package.rows == []
 
 

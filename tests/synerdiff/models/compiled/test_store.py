@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from synerdiff.models.compiled import CompileSubject, PackageStore
 from synerdiff.models.compiled import store as module
-from synerdiff.models.compiled.store import StoreUnusable
+from synerdiff.models.compiled.store import CompileSubject, PackageStore, StoreUnusable
 from tests.waiting import HANG_S, wait_until
 
 PACKAGE_BYTES = 100
@@ -24,7 +23,7 @@ LONG_AGO_S = 1_000_000_000
 HOLDER = """
 import sys
 from pathlib import Path
-from synerdiff.models.compiled import PackageStore
+from synerdiff.models.compiled.store import PackageStore
 
 with PackageStore(Path(sys.argv[1])).compiling():
     print("inside", flush=True)
