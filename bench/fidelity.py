@@ -58,7 +58,7 @@ def of_compiled(task: Task, eager: Studio, compiled: Studio) -> Iterator[dict[st
     for share in SHARES:
         calls = spread(eager.num_calls(task), share, LONGEST_RUN, HEAD, TAIL)
         losses = {
-            name: asdict(studio.loss(task, studio.skipping(task, PREDICTOR, calls)))
+            name: asdict(loss(studio.skipping(task, PREDICTOR, calls), studio.full(task)))
             for name, studio in (("eager", eager), ("compiled", compiled))
         }
         yield {"sampler": task.sampler.name, "skipped": len(calls), "full_compiled_db": full_db, **losses}

@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from services.unet_worker.fidelity_cases import (
     choose,
     confirmed,
     longest_run,
+    loss,
     of_budget,
     table,
 )
@@ -91,21 +92,11 @@ class Measurement:
         if known is not None:
             return known
         pictures = self._studio.skipping(task, case.predictor, calls)
-        loss = self._studio.loss(task, pictures)
-        score = full_score = None
-        if self._score is not None:
-            score = self._score(pictures.images, prompts)
-            full_score = self._score(self._studio.full(task).images, prompts)
-        result = Result(
-            case,
-            len(prompts),
-            num_calls,
-            len(calls),
-            longest_run(calls),
-            **asdict(loss),
-            score=score,
-            full_score=full_score,
-        )
+        full = self._studio.full(task)
+        scores = [self._score(made.images, prompts) if self._score else None for made in (pictures, full)]
+        lost = asdict(loss(pictures, full))
+        result = Result(case, len(prompts), num_calls, len(calls), longest_run(calls), **lost)
+        result = replace(result, score=scores[0], full_score=scores[1])
         self._results[task, case.predictor, calls] = result
         self.results.append(result)
         return result
@@ -128,7 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if budget is not None and given.confirm_prompts:
         cases = [of_budget(budget, sampler, grid.steps[0]) for sampler in grid.samplers]
         budget = confirmed(budget, measurement.run(cases, prompts[: given.confirm_prompts]))
-    _write(given.out, {"budget": asdict(budget) if budget else None, **_setup(given), "results": measurement.results})
+    measured = {
+        "budget": asdict(budget) if budget else None,
+        "guidance_scale": given.guidance_scale,
+        "dtype": given.dtype,
+        "made_at": time.strftime("%Y-%m-%d", time.gmtime()),
+        "results": [_fields(result) for result in measurement.results],
+    }
+    given.out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     if given.table:
         given.table.write_text(table(measurement.results), encoding="utf-8")
     return 0
@@ -180,19 +178,6 @@ def load_score(file: Path | None) -> Score | None:
     spec.loader.exec_module(module)
     scorer: Score = module.score
     return scorer
-
-
-def _setup(given: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "guidance_scale": given.guidance_scale,
-        "dtype": given.dtype,
-        "made_at": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
-def _write(out: Path, measured: dict[str, Any]) -> None:
-    fields = {**measured, "results": [_fields(result) for result in measured["results"]]}
-    out.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
 
 
 def _fields(result: Result) -> dict[str, Any]:

@@ -16,6 +16,11 @@ from synerdiff.skip_cfg import SkipCfgBudget, spread
 
 # Where few steps are skipped every predictor does well: the ends are told apart at a share that costs something.
 _ENDS_SHARE = 0.5
+_AT_ONCE = 16
+_DECODED_AT_ONCE = 8
+_LEAST_SQUARED_ERROR = 1e-4  # of levels of 255: pictures that are equal count as 88 dB apart
+
+Score = Callable[[Images, Sequence[str]], float]
 
 
 @dataclass(frozen=True)
@@ -168,13 +173,6 @@ def _line(result: Result) -> str:
     )
 
 
-_AT_ONCE = 16
-_DECODED_AT_ONCE = 8
-_LEAST_SQUARED_ERROR = 1e-4  # of levels of 255: pictures that are equal count as 88 dB apart
-
-Score = Callable[[Images, Sequence[str]], float]
-
-
 @dataclass(frozen=True)
 class Loss:
     """What skipping costs: PSNR of the pictures in dB, mean and worst; |x - x_full| / |x_full| of the latents, mean."""
@@ -203,14 +201,17 @@ class Task:
 
 
 class Studio:
-    """Makes pictures with the worker's own denoiser and decoder, at the model's native size."""
+    """Makes pictures with the worker's own denoiser and decoder, at the model's native size.
+
+    `full`: those of a task with full guidance, made once and kept.
+    """
 
     def __init__(self, unet_side: UnetSide, vae_side: VaeSide, denoiser: Denoiser | None = None) -> None:
         self._unet_side = unet_side
         self._vae_side = vae_side
         self._denoiser = denoiser or Denoiser(unet_side)
         self._preparer = TaskPreparer(unet_side)
-        self.full = cache(self._full)
+        self.full = cache(lambda task: self.skipping(task, "", ()))
 
     def num_calls(self, task: Task) -> int:
         """UNet calls of each picture."""
@@ -230,13 +231,6 @@ class Studio:
             for part in torch.split(finished, _DECODED_AT_ONCE)
         ]
         return Pictures(finished, torch.cat(decoded).numpy())
-
-    def loss(self, task: Task, pictures: Pictures) -> Loss:
-        """How far pictures of a task are from those with full guidance, which are made once and kept."""
-        return loss(pictures, self.full(task))
-
-    def _full(self, task: Task) -> Pictures:
-        return self.skipping(task, "", ())
 
     def _latents(self, specs: Sequence[TaskSpec], calls: frozenset[int]) -> list[Tensor]:
         tasks = [prepared.task for prepared in self._preparer.prepare(specs)]

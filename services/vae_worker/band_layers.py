@@ -26,8 +26,11 @@ _STATISTICS_PASSES = 4
 _NORM_PASSES = 4
 
 
+@dataclass(frozen=True)
 class Layer(ABC):
-    """One layer of a decoder."""
+    """One layer of a decoder: `module` is torch's or diffusers' own."""
+
+    module: Any
 
     @abstractmethod
     def output(self, shape: Shape) -> Shape:
@@ -37,9 +40,10 @@ class Layer(ABC):
     def work(self, shape: Shape) -> float:
         """An estimate of its time, in FLOPs, from its input's shape."""
 
-    @abstractmethod
     def whole(self, activation: Tensor) -> Tensor:
         """The output in one piece, to the last bit what diffusers makes of it."""
+        output: Tensor = self.module(activation)
+        return output
 
 
 class BandLayer(Layer):
@@ -52,9 +56,7 @@ class BandLayer(Layer):
 
 @dataclass(frozen=True)
 class Attention(Layer):
-    """Self-attention over all positions, by diffusers' own module: every position needs all others."""
-
-    attention: Any
+    """Self-attention over all positions: every position needs all others."""
 
     def output(self, shape: Shape) -> Shape:
         """The same."""
@@ -65,37 +67,25 @@ class Attention(Layer):
         positions = shape.height * shape.width
         return 4.0 * shape.values * (2 * shape.channels + positions)
 
-    def whole(self, activation: Tensor) -> Tensor:
-        """The module's own answer."""
-        output: Tensor = self.attention(activation, temb=None)
-        return output
-
 
 @dataclass(frozen=True)
 class Convolution(BandLayer):
     """A convolution of 1x1 or 3x3 by itself."""
 
-    conv: nn.Conv2d
-
     def output(self, shape: Shape) -> Shape:
         """Other channels."""
-        return replace(shape, channels=self.conv.out_channels)
+        return replace(shape, channels=self.module.out_channels)
 
     def work(self, shape: Shape) -> float:
         """FLOPs, and bytes in and out."""
-        return _conv_work(self.conv, shape)
-
-    def whole(self, activation: Tensor) -> Tensor:
-        """The module's own answer."""
-        output: Tensor = self.conv(activation)
-        return output
+        return _conv_work(self.module, shape)
 
     def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
         """One pass."""
         sink = BandedActivation(shape.height)
-        halo = int(self.conv.padding[0])
+        halo = int(self.module.padding[0])
         for start, stop in split_rows(shape.height, bands):
-            sink.append(_convolve(self.conv, _window(self.conv, source, start, stop, halo)))
+            sink.append(_convolve(self.module, _window(self.module, source, start, stop, halo)))
             source.drop_above(stop - halo)
             yield self.work(shape) * (stop - start) / shape.height
         return sink
@@ -103,9 +93,8 @@ class Convolution(BandLayer):
 
 @dataclass(frozen=True)
 class NormConvolution(BandLayer):
-    """GroupNorm, SiLU and a 3x3 convolution."""
+    """GroupNorm (`module`), SiLU and a 3x3 convolution."""
 
-    norm: nn.GroupNorm
     conv: nn.Conv2d
 
     def output(self, shape: Shape) -> Shape:
@@ -126,22 +115,19 @@ class NormConvolution(BandLayer):
 
     def whole(self, activation: Tensor) -> Tensor:
         """One module after the other."""
-        output: Tensor = self.conv(F.silu(self.norm(activation), inplace=True))
+        output: Tensor = self.conv(F.silu(self.module(activation), inplace=True))
         return output
 
     def affine(self, source: BandedActivation) -> Affine:
         """The norm, given the whole of `source`."""
-        return affine(self.norm, source.tensors())
+        return affine(self.module, source.tensors())
 
     def bands(self, source: BandedActivation, norm: Affine, bands: int) -> Iterator[tuple[int, int, Tensor]]:
         """The output band by band: its rows [start, stop) and the band. Drops nothing of `source`."""
         for start, stop in split_rows(source.height, bands):
             # In place: the window is a copy. SiLU keeps the zeros that the window has outside the picture.
-            yield (
-                start,
-                stop,
-                _convolve(self.conv, F.silu(_window(self.conv, source, start, stop, 1, norm), inplace=True)),
-            )
+            band = _convolve(self.conv, F.silu(_window(self.conv, source, start, stop, 1, norm), inplace=True))
+            yield start, stop, band
 
     def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
         """Statistics, then one pass."""
@@ -159,7 +145,6 @@ class NormConvolution(BandLayer):
 class Resnet(BandLayer):
     """A ResnetBlock2D: two normalised convolutions beside a shortcut; `shortcut` is None where that is the input."""
 
-    block: Any
     first: NormConvolution
     second: NormConvolution
     shortcut: nn.Conv2d | None
@@ -175,7 +160,7 @@ class Resnet(BandLayer):
 
     def whole(self, activation: Tensor) -> Tensor:
         """The module's own answer."""
-        output: Tensor = self.block(activation, None)
+        output: Tensor = self.module(activation, None)
         return output
 
     def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
@@ -218,7 +203,6 @@ class Resnet(BandLayer):
 class Upsample(BandLayer):
     """An Upsample2D: rows and columns doubled by repetition, then a 3x3 convolution."""
 
-    upsampler: Any
     conv: nn.Conv2d
 
     def output(self, shape: Shape) -> Shape:
@@ -228,11 +212,6 @@ class Upsample(BandLayer):
     def work(self, shape: Shape) -> float:
         """FLOPs, and bytes in and out."""
         return _conv_work(self.conv, self._upsampled(shape))
-
-    def whole(self, activation: Tensor) -> Tensor:
-        """The module's own answer."""
-        output: Tensor = self.upsampler(activation)
-        return output
 
     def in_bands(self, source: BandedActivation, shape: Shape, bands: int) -> Run:
         """One pass, in bands of the input's rows."""

@@ -14,7 +14,8 @@ from synerdiff.cards import Sampler
 from synerdiff.models.compiled.components import compile_subject
 from synerdiff.models.device.opening import dtype_from_name
 from synerdiff.models.family import VaeSide
-from synerdiff.models.loading import ModelLoadError, load_vae_side
+from synerdiff.models.layout import ModelLoadError
+from synerdiff.models.loading import load_vae_side
 from synerdiff.mps import DeviceShare
 from synerdiff.settings import load
 from synerdiff.worker.loading import worker_record
