@@ -31,7 +31,7 @@ from synerdiff.client import AsyncClient
 from synerdiff.client.load.sending import Answer, ClosedLoop, Window, send
 from synerdiff.client.load.summary import percentile
 from synerdiff_cli.deployment import BUNDLED_MODEL
-from synerdiff_cli.running import Running
+from synerdiff_cli.local import Running
 from tests.reference import reference_image
 
 KINDS = ("unet", "vae", "scheduler", "redis")

@@ -26,7 +26,7 @@ from synerdiff.client.load.summary import summarise
 from synerdiff.rpc import open_channel
 from synerdiff.worker_settings import CompileMode
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
-from synerdiff_cli.running import Running, running
+from synerdiff_cli.local import Running, running
 
 SAMPLERS = (Sampler.DDIM, Sampler.EULER, Sampler.DPMSOLVER_MULTISTEP)
 PROFILE_KNOWN_WITHIN_S = 15.0

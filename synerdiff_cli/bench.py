@@ -14,8 +14,15 @@ from synerdiff.client.load.requests import LoadRequest, Mix
 from synerdiff.client.load.summary import Ratio, Summary, summarise, window_ratios
 from synerdiff.client.options import generate_request
 from synerdiff.errors import FieldViolation, InvalidRequest
-from synerdiff_cli.bench_display import BenchDisplay, errors_of, ratio_table, slowness, summary_table, write_results
-from synerdiff_cli.bench_plot import plot_bench
+from synerdiff_cli.bench_display import (
+    BenchDisplay,
+    errors_of,
+    plot_bench,
+    ratio_table,
+    slowness,
+    summary_table,
+    write_results,
+)
 from synerdiff_cli.bench_run import Measured, Plan, Shape, Target, mix_of, run_bench
 from synerdiff_cli.console import EXIT_FAILED, check_folder, check_plot, err, errors_as_lines, out, run
 from synerdiff_cli.server import DEFAULT_ADDRESS, TlsCa, server_at
@@ -77,7 +84,9 @@ def bench(
         shape = Shape(concurrency, rate, burst, every_s, times, requests, seconds)
         targets = _targets(address or [DEFAULT_ADDRESS], tls_ca)
         plan = _plan(shape, like, mix_of(like, prompts, num_prompts), targets, rounds, warm_up, seed)
-        measured = _measured(replace(plan, traced=json_file is not None or plot is not None))
+        plan = replace(plan, traced=json_file is not None or plot is not None)
+        with BenchDisplay(plan.rounds) as display:
+            measured = run(run_bench(plan, display))
         summaries = _tell(measured)
         if json_file is not None:
             about = {"load": shape, "requests_like": like, "seed": seed, "warm_up": warm_up}
@@ -95,11 +104,6 @@ def _plan(
     shape.load(mix, seed)
     number = rounds or (1 if len(targets) == 1 else _ROUNDS_OF_SEVERAL)
     return Plan(targets, number, warm_up, mix, lambda number: shape.load(mix, seed + number), traced=False)
-
-
-def _measured(plan: Plan) -> dict[str, list[Measured]]:
-    with BenchDisplay(plan.rounds) as display:
-        return run(run_bench(plan, display))
 
 
 def _tell(measured: Mapping[str, Sequence[Measured]]) -> dict[str, Summary]:

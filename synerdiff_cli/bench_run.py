@@ -2,11 +2,10 @@
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from synerdiff.client import AsyncClient
 from synerdiff.client.load.arrivals import bursts, from_file, poisson
 from synerdiff.client.load.requests import Drawn, LoadRequest, Mix, prompts_of_lines, prompts_of_words
 from synerdiff.client.load.sending import Answer, ClosedLoop, Load, OpenLoop, Window, in_turns, send
@@ -16,6 +15,9 @@ from synerdiff_cli.deployment import BUNDLED_MODEL
 from synerdiff_cli.server import Server, connected
 
 _WARM_UP_SEED = 2**32
+_DEFAULT_CONCURRENCY = 8
+_DEFAULT_REQUESTS = 100
+_BUILT_IN_WORDS = BUNDLED_MODEL.parent / "core.txt"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Listener:
 
 async def run_bench(plan: Plan, listener: Listener) -> dict[str, list[Measured]]:
     """Every window by server, in order of rounds. Raises Unavailable where a server is not there at the start."""
-    async with _clients(plan.targets) as clients:
+    async with contextlib.AsyncExitStack() as stack:
+        clients = {target: await stack.enter_async_context(connected(target.server)) for target in plan.targets}
 
         async def window(target: Target, number: int) -> Measured:
             load = plan.load(number)
@@ -79,12 +82,6 @@ async def run_bench(plan: Plan, listener: Listener) -> dict[str, list[Measured]]
     return {target.name: [done[target] for done in rounds] for target in plan.targets}
 
 
-@contextlib.asynccontextmanager
-async def _clients(targets: Sequence[Target]) -> AsyncIterator[Mapping[Target, AsyncClient]]:
-    async with contextlib.AsyncExitStack() as stack:
-        yield {target: await stack.enter_async_context(connected(target.server)) for target in targets}
-
-
 async def _with_trace(target: Target, window: Window) -> Measured:
     """A window with its trace; a server that keeps none, or does not lead, is no reason to lose the window."""
     since_s = window.began_unix_s
@@ -94,11 +91,6 @@ async def _with_trace(target: Target, window: Window) -> Measured:
     except (TimeoutError, SynerDiffError):
         return Measured(window)
     return Measured(window, unet_rows(events, since_s), thresholds(events, since_s))
-
-
-_DEFAULT_CONCURRENCY = 8
-_DEFAULT_REQUESTS = 100
-_BUILT_IN_WORDS = BUNDLED_MODEL.parent / "core.txt"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from synerdiff.errors import SynerDiffError
+from synerdiff.redis_process import RedisStartError
+
+T = TypeVar("T")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -31,6 +34,8 @@ EXIT_CODES_HELP = (
     "130 interrupted by Ctrl-C."
 )
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 _EXIT_CODES = {
     grpc.StatusCode.INVALID_ARGUMENT: EXIT_INVALID,
     grpc.StatusCode.NOT_FOUND: EXIT_INVALID,
@@ -45,17 +50,18 @@ _EXIT_CODES = {
 }
 
 
+class CommandError(Exception):
+    """What a command cannot do, in a line; `code`: the exit code that stands for it."""
+
+    code = EXIT_FAILED
+
+
 def plain_table(*headings: str, numbers: bool = False) -> Table:
     """A table without lines. `numbers`: all columns but the first are aligned as numbers are."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for place, heading in enumerate(headings):
         table.add_column(heading, overflow="fold", justify="right" if numbers and place else "left")
     return table
-
-
-def exit_code(error: SynerDiffError) -> int:
-    """The exit code that stands for `error`."""
-    return _EXIT_CODES.get(error.code, EXIT_FAILED)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -66,18 +72,15 @@ def fail(message: str, code: int) -> NoReturn:
 
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """Turn an error that the server answered, or a file that cannot be written, into one line and its exit code."""
+    """Turn an error of the server or of this machine into one line and its exit code."""
     try:
         yield
     except SynerDiffError as error:
-        fail(error.message, exit_code(error))
-    except OSError as error:
+        fail(error.message, _EXIT_CODES.get(error.code, EXIT_FAILED))
+    except CommandError as error:
+        fail(str(error), error.code)
+    except (OSError, RedisStartError) as error:
         fail(str(error), EXIT_FAILED)
-
-
-T = TypeVar("T")
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -102,9 +105,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         if not received:
             raise
         sys.exit(128 + received[0])
-
-
-_PICTURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def check_folder(option: str, path: Path | None) -> None:

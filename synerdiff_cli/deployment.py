@@ -15,6 +15,7 @@ from synerdiff.redis_process import answers, find_redis_server, free_port, redis
 from synerdiff.rpc import READINESS, open_channel, serving
 from synerdiff.settings import load
 from synerdiff.worker_settings import CompileMode
+from synerdiff_cli.console import EXIT_INVALID, CommandError
 from synerdiff_cli.supervisor import ChildSpec
 
 GATEWAY = "gateway"
@@ -63,8 +64,10 @@ class LocalOptions:
     worker_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-class OptionError(ValueError):
-    """An option of `up` or `demo` that cannot work; the message names it."""
+class OptionError(CommandError):
+    """An option that cannot work; the message names it."""
+
+    code = EXIT_INVALID
 
 
 @dataclass(frozen=True)

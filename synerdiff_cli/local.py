@@ -1,61 +1,40 @@
-"""`synerdiff up` and `synerdiff demo`: everything on this machine."""
+"""`synerdiff up` and `synerdiff demo`: everything on this machine, from its start to its end."""
 
 import asyncio
 import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
+import grpc
+import redis.exceptions
 import typer
 from PIL import Image
+from rich.markup import escape
+from rich.status import Status
 
 from synerdiff.client import AsyncClient
 from synerdiff.profiles import load as load_profile
-from synerdiff.redis_process import RedisStartError
+from synerdiff.redis_client import EvictingRedis, check_keeps_all, connect
+from synerdiff.rpc import open_channel
+from synerdiff.v1 import images_pb2, images_pb2_grpc
 from synerdiff.worker_settings import CompileMode
-from synerdiff_cli.console import EXIT_FAILED, EXIT_INVALID, EXIT_UNAVAILABLE, err, errors_as_lines, fail, out, run
-from synerdiff_cli.deployment import GATEWAY, LocalOptions, OptionError, model_sources
-from synerdiff_cli.generate import Output
-from synerdiff_cli.making import Destination, destination, save_pictures, terminal_picture
-from synerdiff_cli.running import RedisUnreachable, Running, running
-from synerdiff_cli.supervisor import ChildGaveUp
-
-
-class DataDirInUse(RuntimeError):
-    """Another deployment runs with this folder."""
-
-
-def default_data_dir() -> Path:
-    """`synerdiff` in the user's state folder ($XDG_STATE_HOME, ~/.local/state)."""
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "synerdiff"
-
-
-@contextlib.contextmanager
-def owned(directory: Path) -> Iterator[Path]:
-    """Own `directory` (made if missing; old logs: .1) inside the block. Raises DataDirInUse where another does."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataDirInUse(
-                f"{directory} is in use by another synerdiff; name another folder with --data-dir"
-            ) from None
-        for log in (directory / "logs").glob("*.log"):
-            log.replace(log.with_suffix(".log.1"))
-        yield directory
-
+from synerdiff_cli.console import EXIT_UNAVAILABLE, CommandError, err, errors_as_lines, out, run
+from synerdiff_cli.deployment import GATEWAY, Deployment, LocalOptions, OptionError, model_sources, plan_deployment
+from synerdiff_cli.making import Destination, Output, destination, save_pictures, terminal_picture
+from synerdiff_cli.supervisor import ChildSpec, ChildState, Supervisor
 
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", help="Model directory, PATH or NAME=PATH; may be repeated. Default: the bundled emoji."),
 ]
-
-
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 CompileOption = Annotated[
     CompileMode, typer.Option(help="Compile the model: auto in the background, wait before serving, off never.")
@@ -67,6 +46,26 @@ VaeDtypeOption = Annotated[
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads of each worker; 0: an equal share of the cores.", min=0)]
 Policy = Annotated[str, typer.Option(help="How batches are made. Default: the scheduler's.")]
+
+
+def default_data_dir() -> Path:
+    """`synerdiff` in the user's state folder ($XDG_STATE_HOME, ~/.local/state)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "synerdiff"
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Iterator[Path]:
+    """Own `directory` (made if missing; old logs: .1) inside the block. Raises OptionError where another does."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            in_use = f"{directory} is in use by another synerdiff; name another folder with --data-dir"
+            raise OptionError(in_use) from None
+        for log in (directory / "logs").glob("*.log"):
+            log.replace(log.with_suffix(".log.1"))
+        yield directory
 
 
 def up(
@@ -97,7 +96,7 @@ def up(
 
     Jobs that were accepted and not finished are taken up again by the next `up` with the same data folder.
     """
-    with local_errors_as_lines(), owned(data_dir or default_data_dir()) as folder:
+    with errors_as_lines(), owned(data_dir or default_data_dir()) as folder:
         options = LocalOptions(
             data_dir=folder.resolve(),
             models=model_sources(model or []),
@@ -129,7 +128,7 @@ def demo(
     threads: Threads = 0,
 ) -> None:
     """Start everything on this machine, make one picture, stop everything. The file's name goes to stdout."""
-    with local_errors_as_lines():
+    with errors_as_lines():
         where = destination(prompt, output)
         sources = model_sources(model or [])
         with _scratch_folder() as folder:
@@ -151,8 +150,15 @@ async def _stay_up(options: LocalOptions) -> None:
         err.print(f"Serving {names}. Logs are in {options.data_dir / 'logs'}; Ctrl-C stops everything.")
         err.print(f"Try: synerdiff generate 'a slice of pizza' --address {system.deployment.addresses[0]}")
         out.print("\n".join(system.deployment.addresses))
+
+        async def serve() -> None:
+            if system.deployment.gateway:
+                await system.supervisor.until_ready(GATEWAY)
+                out.print(system.deployment.gateway)
+            await asyncio.Event().wait()
+
         try:
-            await system.supervisor.guard(_forever(system))
+            await system.supervisor.guard(serve())
         finally:
             err.print("Stopping ...")
 
@@ -169,13 +175,6 @@ async def _make_one(
         with Image.open(paths[0]) as picture:
             err.print(terminal_picture(picture))
     err.print(f"[bold]Your picture is {paths[0]}[/]")
-
-
-async def _forever(system: Running) -> None:
-    if system.deployment.gateway:
-        await system.supervisor.until_ready(GATEWAY)
-        out.print(system.deployment.gateway)
-    await asyncio.Event().wait()
 
 
 @contextlib.contextmanager
@@ -197,15 +196,123 @@ def _scratch_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def local_errors_as_lines() -> Iterator[None]:
-    """Turn errors of this machine into one line each."""
+class StartupDisplay:
+    """`with StartupDisplay(children) as display`, and `display.change` as the supervisor's listener."""
+
+    def __init__(self, children: Iterable[ChildSpec]) -> None:
+        self._children = {child.name: child for child in children}
+        self._states = dict.fromkeys(self._children, ChildState.STOPPED)
+        self._began = time.monotonic()
+        self._status: Status | None = None
+
+    def __enter__(self) -> Self:
+        if err.is_terminal:
+            self._status = err.status(self._line())
+            self._status.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the live line; further changes are told in lines of their own."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def change(self, name: str, state: ChildState) -> None:
+        """Show that the child `name` is in `state` now."""
+        if state is ChildState.RESTARTING:
+            err.print(f"[yellow]{name} died and is started again[/]; its log is {self._children[name].log}")
+        elif state is ChildState.READY and self._status is None:
+            err.print(f"{name} is ready after {time.monotonic() - self._began:.1f} s")
+        self._states[name] = state
+        if self._status is not None:
+            self._status.update(self._line())
+
+    def refuse(self, model: str, reason: str) -> None:
+        """Show that a model is left out."""
+        err.print(f"[red]{escape(model)} is not served[/]: {escape(reason)}", soft_wrap=True)
+        if self._status is not None:
+            self._status.update(self._line())
+
+    def _line(self) -> str:
+        waiting = [name for name, state in self._states.items() if state is not ChildState.READY]
+        count, ready = len(self._states), len(self._states) - len(waiting)
+        if not waiting:
+            return f"All {count} processes are ready; waiting until the scheduler has found the workers"
+        return f"Starting {count} processes, {ready} ready; waiting for {', '.join(waiting)}"
+
+
+class RedisUnreachable(CommandError):
+    """Nothing that answers like a Redis is at the URL given."""
+
+    code = EXIT_UNAVAILABLE
+
+
+@dataclass(frozen=True)
+class Running:
+    """A deployment that takes requests. Work through `supervisor.guard`, so that it ends when a process gives up."""
+
+    deployment: Deployment
+    supervisor: Supervisor
+
+
+@contextlib.asynccontextmanager
+async def running(options: LocalOptions) -> AsyncIterator[Running]:
+    """Start everything; inside the block it takes requests for every model; after it all processes are gone.
+
+    Raises OptionError, RedisStartError, RedisUnreachable, or ChildGaveUp when a process keeps dying.
+    """
+    _check_port_is_free("--listen", options.listen)
+    _check_port_is_free("--gateway", options.gateway)
+    if options.redis_url:
+        await check_redis(options.redis_url)
+    deployment = plan_deployment(options)
+    with StartupDisplay(deployment.children) as display:
+        async with Supervisor(deployment.children, on_change=display.change, on_refused=display.refuse) as supervisor:
+            await supervisor.start()
+            names = {model.name for model in options.models}
+            await supervisor.guard(_models_are_available(deployment.addresses[0], names, supervisor.left_out))
+            display.close()
+            yield Running(deployment, supervisor)
+
+
+def _check_port_is_free(flag: str, listen: str) -> None:
+    host, _, port = listen.rpartition(":")
+    if not port.isdecimal() or port == "0":
+        return
+    with socket.socket(socket.AF_INET6 if host.startswith("[") else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), int(port)))
+        except (OSError, OverflowError) as error:
+            raise OptionError(
+                f"{flag}: cannot listen on {listen} ({error.strerror if isinstance(error, OSError) else error})"
+            ) from error
+
+
+async def check_redis(url: str) -> None:
+    """Raise OptionError for an invalid URL or a Redis that evicts; RedisUnreachable where none answers."""
     try:
-        with errors_as_lines():
-            yield
-    except (OptionError, DataDirInUse) as error:
-        fail(str(error), EXIT_INVALID)
-    except (RedisStartError, ChildGaveUp) as error:
-        fail(str(error), EXIT_FAILED)
-    except RedisUnreachable as error:
-        fail(str(error), EXIT_UNAVAILABLE)
+        async with connect(url) as client:
+            await client.ping()
+            await check_keeps_all(client)
+    except EvictingRedis as error:
+        raise OptionError(f"--redis-url: {error}") from error
+    except ValueError as error:
+        raise OptionError(f"--redis-url: {url!r} is no Redis URL ({error})") from error
+    except redis.exceptions.RedisError as error:
+        raise RedisUnreachable(f"--redis-url: no Redis answers at {url} ({error})") from error
+
+
+async def _models_are_available(address: str, names: set[str], left_out: set[str]) -> None:
+    """Return once the scheduler knows a worker of each kind for every model not in `left_out`, which may grow."""
+    async with open_channel(address) as channel:
+        stub = images_pb2_grpc.ImageGenerationStub(channel)
+        available: set[str] = set()
+        while not names - left_out <= available:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                reply = await stub.ListModels(images_pb2.ListModelsRequest(), timeout=2)
+                available = {card.name for card in reply.models if card.available}
+            await asyncio.sleep(0.1)

@@ -2,7 +2,7 @@
 
 import typer
 
-from synerdiff_cli import bench, generate, jobs, key, local, plan, profile, simulate, status, trace
+from synerdiff_cli import bench, jobs, key, local, plan, profile, simulate, status, trace
 from synerdiff_cli.console import EXIT_CODES_HELP
 
 app = typer.Typer(
@@ -14,7 +14,7 @@ app = typer.Typer(
 )
 app.command()(local.demo)
 app.command()(local.up)
-app.command()(generate.generate)
+app.command()(jobs.generate)
 app.add_typer(jobs.app, name="jobs")
 app.command()(key.key)
 app.command()(profile.profile)

@@ -1,4 +1,4 @@
-"""From a job's events to picture files: shared by `generate`, `demo` and `jobs watch`."""
+"""From a job's events to picture files: shared by `generate`, `demo` and `jobs`."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,9 @@ import unicodedata
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from PIL import Image
 from rich.color import Color
 from rich.console import RenderableType
@@ -23,6 +25,11 @@ from synerdiff_cli.console import EXIT_INVALID, check_folder, err, fail, out
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _SLUG_LENGTH = 48
+_CANCEL_S = 3.0
+
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="File or folder to write to. Default: PROMPT-SEED.png.")
+]
 
 
 def slug(prompt: str) -> str:
@@ -43,29 +50,20 @@ def default_path(prompt: str, seed: int, suffix: str, folder: Path) -> Path:
     return path
 
 
-def numbered_path(path: Path, index: int) -> Path:
-    """The file of picture `index` when `path` was asked for: that for the first, "name-INDEX.png" for the others."""
-    return path if index == 0 else path.with_name(f"{path.stem}-{index}{path.suffix}")
-
-
 def terminal_picture(picture: Image.Image, columns: int = 32) -> Segments:
     """`picture` in half-block characters: each stands for two pixels, one above the other."""
     rows = max(1, round(columns * picture.height / picture.width / 2))
-    pixels = picture.convert("RGB").resize((columns, rows * 2), Image.Resampling.BOX)
+    rgb = picture.convert("RGB").resize((columns, rows * 2), Image.Resampling.BOX).tobytes()
+
+    def colour(x: int, y: int) -> Color:
+        at = 3 * (y * columns + x)
+        return Color.from_rgb(*rgb[at : at + 3])
+
     segments: list[Segment] = []
-    for row in range(rows):
-        for column in range(columns):
-            upper, lower = (Color.from_rgb(*_rgb(pixels, column, 2 * row + half)) for half in (0, 1))
-            segments.append(Segment("▀", Style(color=upper, bgcolor=lower)))
+    for y in range(0, 2 * rows, 2):
+        segments += [Segment("▀", Style(color=colour(x, y), bgcolor=colour(x, y + 1))) for x in range(columns)]
         segments.append(Segment.line())
     return Segments(segments)
-
-
-def _rgb(picture: Image.Image, x: int, y: int) -> tuple[int, int, int]:
-    pixel = picture.getpixel((x, y))
-    assert isinstance(pixel, tuple)
-    red, green, blue = pixel[:3]
-    return int(red), int(green), int(blue)
 
 
 class ProgressDisplay(Progress):
@@ -125,9 +123,6 @@ class ProgressDisplay(Progress):
         return f"picture {index}: " if count > 1 else ""
 
 
-_CANCEL_S = 3.0
-
-
 @dataclass(frozen=True)
 class Destination:
     """Where pictures go: to `output`, or into `folder` under a name made of `title` and the seed."""
@@ -138,8 +133,9 @@ class Destination:
 
     def path(self, image: GeneratedImage) -> Path:
         """The file of one picture."""
-        if self.output is not None:
-            return numbered_path(self.output, image.index)
+        if self.output is not None:  # the others are "name-INDEX.png"
+            number = f"-{image.index}" if image.index else ""
+            return self.output.with_name(f"{self.output.stem}{number}{self.output.suffix}")
         return default_path(self.title, image.seed, f".{image.format.name.lower().replace('jpeg', 'jpg')}", self.folder)
 
 

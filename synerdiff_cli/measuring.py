@@ -1,12 +1,17 @@
-"""The measurements of `synerdiff profile`: workers of its own, one pair for each split of the device."""
+"""The measurements of `synerdiff profile`: workers of its own, one pair for each split of the device between them.
+
+`--shares 70:30,60:40` gives the splits, UNet:VAE in percent. On a CPU a share is a number of threads. On a GPU it is
+CUDA MPS's share of a client, set by a variable of each worker; MPS lets a client lower its share, never raise it.
+"""
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,34 +22,132 @@ from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOpt
 from services.scheduler.profiles.measuring.rounds import ProbeFailed
 from services.scheduler.profiles.store import ProfileStore
 from synerdiff.cards import ModelCard
+from synerdiff.host import usable_cores
+from synerdiff.mps import DEFAULT_PIPE_DIRECTORY, THREAD_PERCENTAGE, device_ordinal, find_client
 from synerdiff.profiles import Profile
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerRegistry
 from synerdiff.requests import rows_of_call
 from synerdiff.skip_cfg import SkipCfgBudget
-from synerdiff_cli.console import EXIT_FAILED, err, fail
-from synerdiff_cli.deployment import LocalOptions, plan_deployment
+from synerdiff_cli.console import CommandError, err
+from synerdiff_cli.deployment import LocalOptions, OptionError, plan_deployment
+from synerdiff_cli.local import StartupDisplay, check_redis
 from synerdiff_cli.profile_display import ProfileDisplay
-from synerdiff_cli.running import StartupDisplay, check_redis
-from synerdiff_cli.shares import Split
 from synerdiff_cli.supervisor import Supervisor
 
 FLOOR_DB = 40
 MODULE = "services.unet_worker.fidelity"
 _TAIL_LINES = 5
+_SHARES = re.compile(r"\s*(\d{1,3}):(\d{1,3})\s*", re.ASCII)
 
 Told = Callable[[int, int, float], None]
 
 
-class FidelityFailed(RuntimeError):
-    """The measuring process failed; the message ends with its last output."""
+class Shares(NamedTuple):
+    """Percent of the device for either worker, 1 to 100 each; more than 100 together: they overlap."""
+
+    unet: int
+    vae: int
+
+    def __str__(self) -> str:
+        return f"{self.unet}:{self.vae}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One way to run both workers, and the shares that come down to it. `fixed`: no item may give a worker more."""
+
+    shares: tuple[Shares, ...]
+    local: LocalOptions
+    fixed: bool = False
+
+    @property
+    def label(self) -> str:
+        """The shares as they were asked for."""
+        return ", ".join(map(str, self.shares))
+
+
+def parse_shares(text: str) -> tuple[Shares, ...]:
+    """The splits of `--shares`, each once. Raises OptionError."""
+    matches = [(part, _SHARES.fullmatch(part)) for part in text.split(",")]
+    for part, match in matches:
+        if not match or not all(1 <= int(number) <= 100 for number in match.groups()):
+            raise OptionError(
+                f"--shares: {part.strip()!r} is not UNET:VAE in percent from 1 to 100 each, as 70:30,60:40"
+            )
+    return tuple(dict.fromkeys(Shares(int(match[1]), int(match[2])) for _, match in matches if match))
+
+
+def splits_of(local: LocalOptions, shares: Iterable[Shares], device: str) -> tuple[Split, ...]:
+    """The splits to run for the shares on a `device` (cpu, cuda or cuda:N).
+
+    Raises OptionError where they cannot be had: threads given as well, no MPS on a GPU, or an MPS that allows less.
+    """
+    if local.threads:
+        raise OptionError("--shares: shares say how many threads a worker has; leave --threads out")
+    return _on_gpu(local, shares, device) if device.startswith("cuda") else _on_cpu(local, shares)
+
+
+def thread_counts(shares: Shares, cores: int) -> dict[str, int]:
+    """CPU threads of each kind of worker: nearest to its share, at least one; over the cores only where shares are."""
+    unet, vae = (max(1, round(cores * share / 100)) for share in shares)
+    if sum(shares) <= 100 and cores > 1:
+        unet = min(unet, cores - 1)
+        vae = min(vae, cores - unet)
+    return {"unet": unet, "vae": vae}
+
+
+def _on_cpu(local: LocalOptions, shares: Iterable[Shares]) -> tuple[Split, ...]:
+    by_counts: dict[tuple[int, ...], list[Shares]] = {}
+    for split in shares:
+        by_counts.setdefault(tuple(thread_counts(split, usable_cores()).values()), []).append(split)
+    return tuple(
+        Split(
+            tuple(alike),
+            replace(local, worker_threads=dict(zip(("unet", "vae"), counts, strict=True))),
+            fixed=sum(counts) <= usable_cores(),
+        )
+        for counts, alike in by_counts.items()
+    )
+
+
+def _on_gpu(local: LocalOptions, shares: Iterable[Shares], device: str) -> tuple[Split, ...]:
+    splits = tuple(shares)
+    _check_mps_allows(splits, device, {name: value for name, value in os.environ.items() if name != THREAD_PERCENTAGE})
+
+    def workers(split: Shares) -> LocalOptions:
+        variables = {kind: {THREAD_PERCENTAGE: str(percent)} for kind, percent in split._asdict().items()}
+        return replace(local, worker_environment=variables)
+
+    return tuple(Split((split,), workers(split), fixed=True) for split in splits)
+
+
+def _check_mps_allows(splits: Iterable[Shares], device: str, environ: Mapping[str, str]) -> None:
+    found = find_client(device_ordinal(device), environ)
+    client = found.client
+    if client is None:
+        why = "; ".join(found.warnings) or f"there is no control daemon at {DEFAULT_PIPE_DIRECTORY}"
+        raise OptionError(
+            f"--shares: on {device} they need CUDA MPS, and {why}. `nvidia-cuda-mps-control -d` starts it"
+        )
+    for split in splits:
+        if max(split) > client.thread_percent:
+            raise OptionError(
+                f"--shares: {split} is more than the {client.thread_percent} % that CUDA MPS allows every client here "
+                f"({client.thread_source}); a client can only lower it. Where the daemon is yours, end its clients and "
+                "`echo set_default_active_thread_percentage 100 | nvidia-cuda-mps-control`"
+            )
+
+
+class MeasuringFailed(CommandError):
+    """Something could not be measured; the message says why."""
 
 
 async def measured_budget(model: Path, dtype: str, told: Told) -> SkipCfgBudget | None:
     """The budget that keeps pictures at FLOOR_DB of PSNR against full guidance; None where no skipping does.
 
     `dtype` as in the workers' settings. `told` hears how many of how many comparisons are done, and the seconds left.
-    Raises FidelityFailed.
+    Raises MeasuringFailed with its last output.
     """
     with tempfile.TemporaryDirectory(prefix="synerdiff-fidelity-") as folder:
         result, errors = Path(folder) / "fidelity.json", Path(folder) / "errors.log"
@@ -59,7 +162,9 @@ async def measured_budget(model: Path, dtype: str, told: Told) -> SkipCfgBudget 
         try:
             assert process.stdout is not None
             async for line in process.stdout:
-                _tell(line, told)
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # other lines say nothing of it
+                    progress = json.loads(line)
+                    told(progress["done"], progress["total"], progress["eta_s"])
             status = await process.wait()
         finally:
             if process.returncode is None:
@@ -67,17 +172,9 @@ async def measured_budget(model: Path, dtype: str, told: Told) -> SkipCfgBudget 
                 await process.wait()
         if status:
             said = errors.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-            raise FidelityFailed("\n".join([f"measuring fidelity failed with exit status {status}", *said]))
+            raise MeasuringFailed("\n".join([f"measuring fidelity failed with exit status {status}", *said]))
         budget = json.loads(result.read_text(encoding="utf-8"))["budget"]
         return SkipCfgBudget(**budget) if budget else None
-
-
-def _tell(line: bytes, told: Told) -> None:
-    try:
-        progress = json.loads(line)
-        told(progress["done"], progress["total"], progress["eta_s"])
-    except (ValueError, KeyError, TypeError):
-        return
 
 
 @dataclass(frozen=True)
@@ -101,7 +198,7 @@ class Measured(NamedTuple):
 
 
 async def measure(wishes: Wishes) -> list[Measured]:
-    """Measure every split, most pictures per second first, and keep all in Redis if given. Exits where it cannot."""
+    """Measure every split, most pictures per second first, and keep all in Redis if given."""
     if wishes.redis_url:
         await check_redis(wishes.redis_url)
     found = []
@@ -110,7 +207,9 @@ async def measure(wishes: Wishes) -> list[Measured]:
             err.print(f"Shares {split.label}")
         found.append(await _measure_split(split, wishes))
     if wishes.fidelity:
-        budget = await _budget(wishes.splits[0].local)
+        options = wishes.splits[0].local
+        with ProfileDisplay() as display:
+            budget = await measured_budget(options.models[0].path, options.dtype, display.show_fidelity)
         found = [each._replace(profile=replace(each.profile, skip_cfg=budget)) for each in found]
     if wishes.redis_url:
         async with connect(wishes.redis_url) as redis:
@@ -148,10 +247,10 @@ async def _measure_split(split: Split, wishes: Wishes) -> Measured:
         try:
             return await supervisor.guard(work())
         except ProbeFailed as error:
-            fail(f"could not be measured: {error}", EXIT_FAILED)
+            raise MeasuringFailed(f"could not be measured: {error}") from error
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def _workers(options: LocalOptions) -> AsyncIterator[tuple[Supervisor, WorkerRegistry]]:
     deployment = plan_deployment(options)
     with StartupDisplay(deployment.children) as display:
@@ -160,11 +259,3 @@ async def _workers(options: LocalOptions) -> AsyncIterator[tuple[Supervisor, Wor
             display.close()
             async with connect(deployment.redis_url) as redis:
                 yield supervisor, WorkerRegistry(redis)
-
-
-async def _budget(options: LocalOptions) -> SkipCfgBudget | None:
-    with ProfileDisplay() as display:
-        try:
-            return await measured_budget(options.models[0].path, options.dtype, display.show_fidelity)
-        except FidelityFailed as error:
-            fail(str(error), EXIT_FAILED)

@@ -11,7 +11,7 @@ from rich.table import Table
 from services.scheduler.planner.baseline_rounds import coarse, fine, vae_first
 from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery
 from services.scheduler.planner.planner import plan_round
-from synerdiff.profiles import Profile, Setting, load
+from synerdiff.profiles import Profile, load
 from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table
 
 _BASELINES: dict[str, Callable[[Profile, PlanQuery], PlannedRound]] = {
@@ -59,14 +59,8 @@ def plan(
 
 def _as_fields(planned: PlannedRound) -> dict[str, object]:
     items = [
-        {
-            "unet": item.unet,
-            "skips": item.skips,
-            "decodes": item.decodes,
-            "chunks": item.chunks,
-            "ms": round(item.ms, 3),
-            "starts_ms": round(starts_ms, 3),
-        }
+        {name: getattr(item, name) for name in ("unet", "skips", "decodes", "chunks")}
+        | {"ms": round(item.ms, 3), "starts_ms": round(starts_ms, 3)}
         for item, starts_ms in _with_starts(planned)
     ]
     return {
@@ -112,12 +106,9 @@ def _items(planned: PlannedRound) -> Table:
         times = (f"{starts_ms:.1f}", f"{item.ms:.1f}")
         unet = (str(item.unet), str(item.skips), str(item.rows)) if item.unet else ("", "", "")
         vae = (f"{item.decodes:g}", str(item.chunks)) if item.decodes else ("", "")
-        table.add_row(str(number), *times, *unet, *vae, _threads(item.setting))
+        threads = item.setting.unet_threads, item.setting.vae_threads
+        table.add_row(str(number), *times, *unet, *vae, "{} + {}".format(*threads) if any(threads) else "")
     return table
-
-
-def _threads(setting: Setting) -> str:
-    return f"{setting.unet_threads} + {setting.vae_threads}" if setting.unet_threads or setting.vae_threads else ""
 
 
 def _show_comparison(profile: Profile, query: PlanQuery, planned: PlannedRound) -> None:

@@ -14,12 +14,11 @@ from synerdiff.profiles import dump
 from synerdiff.settings import load
 from synerdiff.telemetry import configure_logging
 from synerdiff.worker_settings import WorkerSettings
-from synerdiff_cli.console import check_folder, check_plot, err, out, run
+from synerdiff_cli.console import check_folder, check_plot, err, errors_as_lines, out, run
 from synerdiff_cli.deployment import LocalOptions, OptionError, model_sources
-from synerdiff_cli.local import CompileOption, DtypeOption, Threads, VaeDtypeOption, local_errors_as_lines
-from synerdiff_cli.measuring import Measured, Wishes, measure, with_note
+from synerdiff_cli.local import CompileOption, DtypeOption, Threads, VaeDtypeOption
+from synerdiff_cli.measuring import Measured, Split, Wishes, measure, parse_shares, splits_of, with_note
 from synerdiff_cli.profile_display import plot_profile, shares_table, summary
-from synerdiff_cli.shares import Split, parse_shares, splits_of
 
 _QUICK_BOUND = 0.05
 _QUICK_S = 60.0
@@ -60,7 +59,7 @@ def profile(
     Starts a UNet worker and a VAE worker of its own; for numbers worth keeping, nothing else should run.
     """
     configure_logging("profile", "warning")
-    with local_errors_as_lines():
+    with errors_as_lines():
         sources = model_sources([model] if model else [])
         target = out_file or Path(f"{sources[0].name}-profile.json")
         check_folder("--out", target)

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import grpc
 import typer
@@ -20,10 +20,11 @@ from synerdiff.rpc import open_channel
 from synerdiff.status import from_rpc_error
 from synerdiff.tls import BadTlsFiles, ClientTls, check_pem_files
 from synerdiff.v1 import operations_pb2_grpc
-from synerdiff_cli.console import EXIT_INVALID, fail
+from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, run
 
-__all__ = ["DEFAULT_ADDRESS", "Address", "Server", "TlsCa", "asked", "connected", "server_at"]
+__all__ = ["DEFAULT_ADDRESS", "Address", "Server", "TlsCa", "asked", "connected", "server_at", "with_client"]
 
+T = TypeVar("T")
 _CONTACT_S = 3.0
 # In the place of a file's name: the CAs that this machine trusts anyway.
 SYSTEM_CAS = "system"
@@ -94,6 +95,18 @@ async def connected(server: Server) -> AsyncIterator[AsyncClient]:
             raise Unavailable(f"no scheduler answers at {where}; {_what_may_help(server)}") from None
     async with AsyncClient(server.address, key=server.key, tls=server.tls) as client:
         yield client
+
+
+def with_client(address: str, tls_ca: str, ask: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
+    """What a command's work with a client of the deployment returns. What it raises is told in a line, and exits."""
+    server = server_at(address, tls_ca)
+
+    async def work() -> T:
+        async with connected(server) as client:
+            return await ask(client)
+
+    with errors_as_lines():
+        return run(work())
 
 
 def _what_may_help(server: Server) -> str:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +14,7 @@ from services.scheduler.policy.controller import ControllerSettings
 from services.scheduler.policy.policies import POLICIES, PolicyBounds, PolicySpec
 from services.scheduler.simulation.simulated_device import Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
-from services.scheduler.simulation.simulation_results import SimulationResult, Summary
+from services.scheduler.simulation.simulation_results import SimulationResult
 from services.scheduler.simulation.workloads import Arrival, Mix, burst, from_file, poisson
 from synerdiff.profiles import Profile, load
 from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table
@@ -78,8 +77,7 @@ def simulate(
     results = {case.spec.name: case.serve(asked) for case in cases}
     highest: dict[str, float] = {}
     if target_p99_s is not None:
-        for case in cases:
-            highest[case.spec.name] = highest_load(partial(_serve_load, case, at_load), target_p99_s)
+        highest = {case.spec.name: case.highest_load(at_load, target_p99_s) for case in cases}
     if as_json:
         typer.echo(json.dumps(_as_fields(measured, capacity_per_s, results, highest), indent=2))
     else:
@@ -97,9 +95,8 @@ class _Case:
     def serve(self, arrivals: tuple[Arrival, ...]) -> SimulationResult:
         return simulate_spec(self.pool, self.spec, arrivals, self.controller, self.bounds, self.plans)
 
-
-def _serve_load(case: _Case, at_load: Callable[[float], tuple[Arrival, ...]], share: float) -> SimulationResult:
-    return case.serve(at_load(share))
+    def highest_load(self, at_load: Callable[[float], tuple[Arrival, ...]], target_p99_s: float) -> float:
+        return highest_load(lambda share: self.serve(at_load(share)), target_p99_s)
 
 
 def _case(name: str, pairs: Iterable[str], profile: Profile, domains: int) -> _Case:
@@ -178,13 +175,12 @@ def _as_fields(
         "device": profile.subject.device,
         "profile": profile.digest,
         "capacity_per_s": round(capacity_per_s, 4),
-        "policies": {name: _rounded(result.summary) for name, result in results.items()},
+        "policies": {
+            name: {field: round(value, 4) for field, value in result.summary._asdict().items()}
+            for name, result in results.items()
+        },
         **({"highest_load": highest} if highest else {}),
     }
-
-
-def _rounded(summary: Summary) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in summary._asdict().items()}
 
 
 def _show(

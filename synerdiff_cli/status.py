@@ -14,7 +14,7 @@ from synerdiff.cards import ModelCard, Sampler
 from synerdiff.client import Model
 from synerdiff.v1 import operations_pb2
 from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table, run
-from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, asked, connected, server_at
+from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, asked, server_at, with_client
 from synerdiff_cli.status_watch import watch
 
 _TIMEOUT_S = 10.0
@@ -47,8 +47,7 @@ def status(
 
 def models(address: Address = DEFAULT_ADDRESS, tls_ca: TlsCa = "") -> None:
     """List the models that a running system knows."""
-    with errors_as_lines():
-        found = run(_models(server_at(address, tls_ca)))
+    found = with_client(address, tls_ca, lambda client: client.models())
     out.print(_models_table(found))
     for model in found:
         for line in _several_weights(model):
@@ -60,11 +59,6 @@ async def _status(server: Server) -> operations_pb2.GetStatusResponse:
         server, "GetStatus", operations_pb2.GetStatusRequest(), _TIMEOUT_S
     )
     return reply
-
-
-async def _models(server: Server) -> tuple[Model, ...]:
-    async with connected(server) as client:
-        return await client.models()
 
 
 def _workers(reply: operations_pb2.GetStatusResponse) -> Table:

@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from synerdiff import lifeline
 from synerdiff.settings import EXIT_BAD_SETTINGS
+from synerdiff_cli.console import CommandError
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ class RestartPolicy:
         return min(self.first_delay_s * 2.0 ** max(quick_deaths - 1, 0), self.longest_delay_s)
 
 
-class ChildGaveUp(Exception):
+class ChildGaveUp(CommandError):
     """A child keeps dying. The message names its log file and shows the last lines of it."""
 
     def __init__(self, spec: ChildSpec, status: int, deaths: int) -> None:

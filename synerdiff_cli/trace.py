@@ -1,8 +1,7 @@
-"""`synerdiff trace`: the last ticks of a running system, as a file for Perfetto and as a picture.
+"""`synerdiff trace`: the last ticks of a running system, as a file for Perfetto and as a picture of the last seconds.
 
-The last seconds of a trace as a picture: a lane per worker, items coloured by their size, the threshold below.
-
-Needs matplotlib, which the extra `local` brings.
+The picture has a lane per worker, items coloured by their size, and the threshold below. It needs matplotlib, which the
+extra `local` brings.
 """
 
 import json
@@ -14,15 +13,17 @@ from typing import Annotated, Any
 import typer
 
 from synerdiff.v1 import operations_pb2
-from synerdiff_cli.console import EXIT_FAILED, check_folder, check_plot, err, errors_as_lines, out, run
+from synerdiff_cli.console import CommandError, check_folder, check_plot, errors_as_lines, out, run
 from synerdiff_cli.server import DEFAULT_ADDRESS, Address, TlsCa, asked, server_at
 
 Event = dict[str, Any]
+_TIMEOUT_S = 60.0
+_DEFAULT_FILE = Path("synerdiff-trace.json")
 _COLOURS = {"unet": "Blues", "vae": "Oranges"}
 _LABEL_ROOM = 0.012  # of the picture's width: narrower items go without a number
 
 
-class NothingToDraw(ValueError):
+class NothingToDraw(CommandError):
     """The trace has no item."""
 
 
@@ -49,7 +50,7 @@ def picture(events: Sequence[Event], seconds: float) -> Picture:
     """The last `seconds` of a trace. Raises NothingToDraw where it has no item."""
     slices = [event for event in events if event["ph"] == "X"]
     if not slices:
-        raise NothingToDraw
+        raise NothingToDraw("nothing to draw: no tick has run yet")
     end_us = max(event["ts"] + event["dur"] for event in slices)
     start_us = max(end_us - seconds * 1e6, min(event["ts"] for event in slices))
     seen = tuple(event for event in slices if event["ts"] + event["dur"] > start_us)
@@ -144,10 +145,6 @@ def _size(event: Event) -> float:
     return float(args["rows"] if event["cat"] == "unet" else args.get("decodes", args.get("ran_images", 0)))
 
 
-_TIMEOUT_S = 60.0
-_DEFAULT_FILE = Path("synerdiff-trace.json")
-
-
 def trace(
     domain: Annotated[str, typer.Option(help="Only this domain. Default: all.")] = "",
     output: Annotated[
@@ -170,13 +167,5 @@ def trace(
             file.write_bytes(found)
             out.print(str(file), markup=False)
         if plot is not None:
-            _draw(found, plot, seconds)
-
-
-def _draw(found: bytes, plot: Path, seconds: float) -> None:
-    try:
-        draw_trace(json.loads(found)["traceEvents"], plot, seconds)
-    except NothingToDraw:
-        err.print("nothing to draw: no tick has run yet")
-        raise typer.Exit(EXIT_FAILED) from None
-    out.print(str(plot), markup=False)
+            draw_trace(json.loads(found)["traceEvents"], plot, seconds)
+            out.print(str(plot), markup=False)

@@ -18,8 +18,7 @@ from bench.gpu.kit import Kit
 from services.scheduler.profiles.measuring.profiler import ProfilerOptions
 from synerdiff.profiles import dump
 from synerdiff_cli.deployment import LocalOptions, ModelSource
-from synerdiff_cli.measuring import Measured, Wishes, measure
-from synerdiff_cli.shares import Split, parse_shares, splits_of
+from synerdiff_cli.measuring import Measured, Split, Wishes, measure, parse_shares, splits_of
 
 _TIME_SLICED = ""
 # With MPS first: it is what the workers are made for.

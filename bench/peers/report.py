@@ -17,7 +17,7 @@ import typer
 from bench.command import RESULTS, markdown_table, number, run
 from bench.peers.measuring import ALONE, BATCHED, BURST, LOOP, ONE, OURS, POISSON, SATURATED
 from synerdiff.client.load.summary import Ratio, ratio
-from synerdiff_cli.bench_plot import draw_latencies
+from synerdiff_cli.bench_display import draw_latencies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

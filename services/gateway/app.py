@@ -1,21 +1,22 @@
-"""The HTTP application: its routes, and how everything that goes wrong in them is answered."""
+"""The HTTP application: its routes, probes and metrics, and how everything that goes wrong in them is answered."""
 
 import contextlib
 from collections.abc import AsyncIterator
 from importlib import metadata
 from pathlib import Path
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from services.gateway import draw_api, health, models, operate_api
+from services.gateway import draw_api, models, operate_api
 from services.gateway.errors import INVALID, ApiError, api_error, invalid_body
 from services.gateway.following import HungUp
-from services.gateway.gateway import open_gateway
+from services.gateway.gateway import gateway_of, open_gateway
 from services.gateway.images import routes as images
 from services.gateway.middleware import BoundedBodies, Observed
 from services.gateway.settings import GatewaySettings
@@ -27,6 +28,27 @@ PAGES = Path(__file__).with_name("pages")
 MAX_BODY_BYTES = 256 << 10
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+health = APIRouter(tags=["health"], include_in_schema=False)
+
+
+@health.get("/healthz")
+async def healthz() -> Response:
+    """200 while the process lives."""
+    return PlainTextResponse("ok\n")
+
+
+@health.get("/readyz")
+async def readyz(request: Request) -> Response:
+    """200 from the first answer of a scheduler until the process drains, else 503."""
+    return PlainTextResponse("ok\n") if gateway_of(request).ready else PlainTextResponse("not ready\n", 503)
+
+
+@health.get("/metrics")
+async def metrics() -> Response:
+    """What the process counts, for Prometheus."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -47,7 +69,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    for router in (images.router, models.router, draw_api.router, operate_api.router, health.router):
+    for router in (images.router, models.router, draw_api.router, operate_api.router, health):
         app.include_router(router)
     app.mount("/", StaticFiles(directory=PAGES, html=True), name="pages")
     app.add_middleware(BoundedBodies, bound=MAX_BODY_BYTES, bounds={images.EDITS: images.MAX_EDIT_BYTES})

@@ -12,9 +12,8 @@ from services.gateway import sse
 from services.gateway.errors import api_error
 from services.gateway.following import unless_hung_up
 from services.gateway.gateway import caller_of, gateway_of
-from services.gateway.images.answers import base64_of
 from services.gateway.images.bodies import GenerationBody
-from services.gateway.images.drawing import Drawing, drawing
+from services.gateway.images.drawing import LONGEST_PREVIEW_EVERY, Drawing, base64_of, drawing
 from services.gateway.sse import EventStream
 from synerdiff.client import Event, Finished, GenerateOptions, ImageReady, Progress, Queued
 from synerdiff.errors import SynerDiffError
@@ -22,7 +21,6 @@ from synerdiff.errors import SynerDiffError
 router = APIRouter(prefix="/api", tags=["pages"], include_in_schema=False)
 
 _PREVIEWS = 10  # of a picture, about
-_LONGEST_PREVIEW_EVERY = 1000
 
 
 def _number(value: object) -> object:
@@ -53,8 +51,8 @@ async def draw(request: Request, body: Annotated[DrawBody, Body()]) -> Response:
 
 
 def _with_previews(asked: Drawing) -> GenerateOptions:
-    every = min(math.ceil(asked.num_inference_steps / _PREVIEWS), _LONGEST_PREVIEW_EVERY)
-    return {**asked.options, "preview_every": every}
+    every = min(math.ceil(asked.num_inference_steps / _PREVIEWS), LONGEST_PREVIEW_EVERY)
+    return {**asked.options, "preview_every": every, "results_only": False}
 
 
 async def _told(first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:

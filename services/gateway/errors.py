@@ -32,32 +32,22 @@ _PARAMS = {
 }
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An answer that is an error. `param`: the parameter it is about; `code`: for programs, as OpenAI has it."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        type: str = INVALID,
-        param: str | None = None,
-        code: str | None = "invalid_value",
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.type = type
-        self.param = param
-        self.code = code
-        self.headers = dict(headers or {})
+    status: int
+    message: str
+    type: str = INVALID
+    param: str | None = None
+    code: str | None = "invalid_value"
+    headers: Mapping[str, str] | None = None
 
     @property
     def envelope(self) -> dict[str, Any]:
         """The error as OpenAI puts it."""
-        message = self.message
-        if len(message) > _MAX_MESSAGE_CHARACTERS:
-            message = message[: _MAX_MESSAGE_CHARACTERS - 3] + "..."
+        whole = len(self.message) <= _MAX_MESSAGE_CHARACTERS
+        message = self.message if whole else self.message[: _MAX_MESSAGE_CHARACTERS - 3] + "..."
         return {"error": {"message": message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
@@ -95,14 +85,13 @@ _UNKNOWN = _Kind(500, _SERVER, "internal_error")
 def api_error(error: SynerDiffError) -> ApiError:
     """What a scheduler's error is answered with."""
     kind = _BY_CODE.get(error.code, _UNKNOWN)
-    headers = dict(_NO_RETRY) if kind.final else {}
     if isinstance(error, QueueFull):
         return too_many(error.message, error.retry_after_s, "queue_full")
     if isinstance(error, InvalidRequest):
         first = error.violations[0].field
         message = "; ".join(dict.fromkeys(f"{param_of(v.field)}: {v.description}" for v in error.violations))
         return ApiError(kind.status, message, kind.type, param_of(first), kind.code)
-    return ApiError(kind.status, error.message, kind.type, kind.param, kind.code, headers)
+    return ApiError(kind.status, error.message, kind.type, kind.param, kind.code, _NO_RETRY if kind.final else None)
 
 
 def too_many(message: str, retry_after_s: float, code: str) -> ApiError:
@@ -131,9 +120,8 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
         what = f"Missing required parameter: {param!r}" if param else "the body is to be a JSON object"
         return ApiError(400, what, INVALID, param, "missing_required_parameter")
     if first["type"] == "json_invalid":
-        return ApiError(
-            400, f"the body is no JSON: {first.get('ctx', {}).get('error', '')}", INVALID, None, "invalid_json"
-        )
+        why = first.get("ctx", {}).get("error", "")
+        return ApiError(400, f"the body is no JSON: {why}", code="invalid_json")
     message = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}" if param else message, INVALID, param, "invalid_value")
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,8 +14,15 @@ from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 
 # A caller's identity, and the W3C context of its trace, go on as they came.
-_PASSED_ON = ("authorization", "traceparent", "tracestate")
+PASSED_ON = ("authorization", "traceparent", "tracestate")
 _MAX_VALUE_BYTES = 4096
+# What was cut has ended long before.
+_END_S = 5.0
+
+T = TypeVar("T")
+Receive = Callable[[], Awaitable[Any]]
+
+log = get_logger("following")
 
 
 @dataclass(frozen=True)
@@ -27,29 +34,14 @@ class Caller:
     returns: bool
 
 
-def caller(client: AsyncClient, headers: Mapping[str, str], request_id: str) -> Caller:
-    """The sender of a request with these headers. Raises ApiError for a header that gRPC cannot carry."""
-    metadata = tuple((name, _metadata_value(name, headers[name])) for name in _PASSED_ON if headers.get(name))
-    returns = bool(headers.get("idempotency-key"))
-    return Caller(client.with_metadata(metadata) if metadata else client, request_id, returns)
-
-
-def _metadata_value(name: str, value: str) -> str:
+def metadata_value(name: str, value: str) -> str:
+    """A header's value, to go on. Raises ApiError for one that gRPC cannot carry."""
     if value.isascii() and value.isprintable() and len(value) <= _MAX_VALUE_BYTES:
         return value
     if name == "authorization":
-        raise ApiError(
-            401, "the Authorization header is no bearer key", "authentication_error", None, "invalid_api_key"
-        )
+        message = "the Authorization header is no bearer key"
+        raise ApiError(401, message, "authentication_error", code="invalid_api_key")
     raise ApiError(400, f"{name}: has characters that are not printable ASCII", param=name)
-
-
-log = get_logger("following")
-
-T = TypeVar("T")
-# What was cut has ended long before.
-_END_S = 5.0
-Receive = Callable[[], Awaitable[Any]]
 
 
 class HungUp(Exception):
@@ -87,7 +79,9 @@ class Following:
             raise
         finally:
             if left and not caller.returns:
-                self._cancel(_Left(caller.client, first, stream))
+                task = asyncio.create_task(_cancel(caller.client, first, stream), name="cancelling")
+                self._cancelling.add(task)
+                task.add_done_callback(self._cancelling.discard)
             else:
                 await cancel_and_wait(first)
                 await stream.aclose()
@@ -103,38 +97,30 @@ class Following:
             await asyncio.wait(self._cancelling, timeout=_END_S)
         await cancel_and_wait(*self._cancelling)
 
-    def _cancel(self, left: "_Left") -> None:
-        task = asyncio.create_task(left.cancel(), name="cancelling")
-        self._cancelling.add(task)
-        task.add_done_callback(self._cancelling.discard)
 
-
-@dataclass(frozen=True)
-class _Left:
-    """A job whose client has gone, by the stream of its events, of which `first` may be on its way still."""
-
-    client: AsyncClient
-    first: "asyncio.Future[Event]"
-    stream: AsyncGenerator[Event, None]
-
-    async def cancel(self) -> None:
-        """Cancel the job as soon as its id is known."""
-        try:
-            job_id = (await self.first).job_id
-            await self.client.cancel(job_id)
-        except Exception as error:  # it was refused, or cannot be read; what there is of it is abandoned
-            log.warning("nothing cancelled of a client that hung up", reason=str(error))
-        else:
-            metrics.HANG_UPS.inc()
-            log.info("cancelled: its client hung up", job_id=job_id)
-        finally:
-            await cancel_and_wait(self.first)
-            await self.stream.aclose()
+async def _cancel(client: AsyncClient, first: asyncio.Future[Event], stream: AsyncGenerator[Event, None]) -> None:
+    """Cancel a job whose client has gone once its id is known: `first` of its `stream` may be on its way still."""
+    try:
+        job_id = (await first).job_id
+        await client.cancel(job_id)
+    except Exception as error:  # it was refused, or cannot be read; what there is of it is abandoned
+        log.warning("nothing cancelled of a client that hung up", reason=str(error))
+    else:
+        metrics.HANG_UPS.inc()
+        log.info("cancelled: its client hung up", job_id=job_id)
+    finally:
+        await cancel_and_wait(first)
+        await stream.aclose()
 
 
 async def unless_hung_up(receive: Receive, work: Awaitable[T]) -> T:
     """The result of `work`; cancels it and raises HungUp once the client has gone. The body has to be read before."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(receive))
+
+    async def until_gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(until_gone())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -142,8 +128,3 @@ async def unless_hung_up(receive: Receive, work: Awaitable[T]) -> T:
         return working.result()
     finally:
         await cancel_and_wait(working, leaving)
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

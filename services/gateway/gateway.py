@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from services.gateway.errors import ApiError, unknown_model
-from services.gateway.following import Caller, Following, caller
+from services.gateway.following import PASSED_ON, Caller, Following, metadata_value
 from services.gateway.images.files import Files
 from services.gateway.settings import GatewaySettings
 from synerdiff.cards import ModelCard
@@ -100,4 +100,7 @@ def gateway_of(request: HTTPConnection) -> Gateway:
 
 def caller_of(request: HTTPConnection) -> Caller:
     """The sender of a request. Raises ApiError for a header that gRPC cannot carry."""
-    return caller(gateway_of(request).client, request.headers, request.state.request_id)
+    client, headers = gateway_of(request).client, request.headers
+    metadata = tuple((name, metadata_value(name, headers[name])) for name in PASSED_ON if headers.get(name))
+    returns = bool(headers.get("idempotency-key"))
+    return Caller(client.with_metadata(metadata) if metadata else client, request.state.request_id, returns)

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway import metrics
-from services.gateway.errors import INVALID, ApiError, too_many
+from services.gateway.errors import ApiError, too_many
 from synerdiff.telemetry import get_logger
 
 log = get_logger("http")
@@ -78,17 +78,14 @@ class _Request:
 
     def ended(self) -> None:
         seconds = time.perf_counter() - self._began_s
-        route = self._route()
+        # The path as it is declared: what strangers ask for does not name series.
+        route = getattr(self._scope.get("route"), "path", "") or "other"
         metrics.REQUESTS.labels(route, self._status).inc()
         metrics.REQUEST_SECONDS.labels(route).observe(seconds)
         if route not in _QUIET:
             method, path = self._scope["method"], self._scope["path"][:256]
             fields = {"status": self._status, "duration_ms": round(seconds * 1e3, 1), "request_id": self._id}
             log.info("answered", method=method, path=path, **fields)
-
-    def _route(self) -> str:
-        """The path as it is declared: what strangers ask for does not name series."""
-        return getattr(self._scope.get("route"), "path", "") or "other"
 
 
 class BoundedBodies:
@@ -108,27 +105,19 @@ class BoundedBodies:
             await self._app(scope, receive, send)
             return
         bound = self._bounds.get(scope["path"], self._bound)
+        too_large = f"the body is longer than {bound} bytes"
         length = Headers(scope=scope).get("content-length", "")
         if length.isdigit() and int(length) > bound:
-            error = ApiError(413, _too_large(bound), INVALID, None, "body_too_large")
-            await error.response()(scope, receive, send)
+            await ApiError(413, too_large, code="body_too_large").response()(scope, receive, send)
             return
-        await self._app(scope, _bounded(receive, bound), send)
+        got = 0
 
+        async def bounded() -> Message:
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            if got > bound:
+                raise HTTPException(413, too_large)
+            return message
 
-def _bounded(receive: Receive, bound: int) -> Receive:
-    got = 0
-
-    async def bounded() -> Message:
-        nonlocal got
-        message = await receive()
-        got += len(message.get("body", b""))
-        if got > bound:
-            raise HTTPException(413, _too_large(bound))
-        return message
-
-    return bounded
-
-
-def _too_large(bound: int) -> str:
-    return f"the body is longer than {bound} bytes"
+        await self._app(scope, bounded, send)

@@ -1,14 +1,14 @@
 """/v1/models: the models that there are, in OpenAI's form, with their cards."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
-from starlette.responses import JSONResponse, Response
+from pydantic import BaseModel, BeforeValidator, Field
 
 from services.gateway.errors import unknown_model
 from services.gateway.gateway import caller_of, gateway_of
 from services.gateway.images.bodies import ErrorAnswer
+from synerdiff.cards import Sampler
 from synerdiff.client import Model
 
 router = APIRouter(tags=["models"])
@@ -16,27 +16,34 @@ router = APIRouter(tags=["models"])
 ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 429, 503)}
 
 
-class SamplerAnswer(BaseModel):
+def _name(sampler: Sampler) -> str:
+    return sampler.name.lower()
+
+
+Name = Annotated[str, BeforeValidator(_name)]
+
+
+class SamplerAnswer(BaseModel, from_attributes=True):
     """A sampler, and the num_inference_steps that it takes."""
 
-    name: str
+    name: Name = Field(validation_alias="sampler")
     min_num_inference_steps: int
     max_num_inference_steps: int
 
 
-class CardAnswer(BaseModel):
+class CardAnswer(BaseModel, from_attributes=True):
     """What requests for a model may ask for, and what they get when they do not say. Sizes in pixels."""
 
     name: str
     family: str
-    available: bool
-    width: int
-    height: int
+    available: bool = False
+    width: int = Field(validation_alias="native_width")
+    height: int = Field(validation_alias="native_height")
     size_multiple: int
     max_side: int
-    num_inference_steps: int
-    guidance_scale: float
-    sampler: str
+    num_inference_steps: int = Field(validation_alias="default_num_inference_steps")
+    guidance_scale: float = Field(validation_alias="default_guidance_scale")
+    sampler: Name = Field(validation_alias="default_sampler")
     samplers: list[SamplerAnswer]
 
 
@@ -44,61 +51,36 @@ class ModelAnswer(BaseModel):
     """A model. `id`: its name, or an alias of it. `created`: 0, for nobody keeps that."""
 
     id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "synerdiff"
     synerdiff: CardAnswer
 
 
 class ModelsAnswer(BaseModel):
     """Every model, by each of its names."""
 
-    object: Literal["list"]
+    object: Literal["list"] = "list"
     data: list[ModelAnswer]
 
 
-@router.get("/v1/models", summary="The models", response_model=ModelsAnswer, responses=ERRORS)
-async def models(request: Request) -> Response:
+@router.get("/v1/models", summary="The models", responses=ERRORS)
+async def models(request: Request) -> ModelsAnswer:
     """OpenAI's models.list; `synerdiff` has what each takes."""
     found = await gateway_of(request).catalogue.models(caller_of(request).client)
-    return JSONResponse({"object": "list", "data": [model_answer(name, model) for name, model in found.items()]})
+    return ModelsAnswer(data=[model_answer(name, model) for name, model in found.items()])
 
 
-@router.get("/v1/models/{name:path}", summary="One model", response_model=ModelAnswer, responses=ERRORS)
-async def model(request: Request, name: str) -> Response:
+@router.get("/v1/models/{name:path}", summary="One model", responses=ERRORS)
+async def model(request: Request, name: str) -> ModelAnswer:
     """OpenAI's models.retrieve."""
     found = await gateway_of(request).catalogue.models(caller_of(request).client)
     if name not in found:
         raise unknown_model(name, sorted(found))
-    return JSONResponse(model_answer(name, found[name]))
+    return model_answer(name, found[name])
 
 
-def model_answer(name: str, model: Model) -> dict[str, Any]:
+def model_answer(name: str, model: Model) -> ModelAnswer:
     """A model under one of its names."""
-    card = model.card
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "synerdiff",
-        "synerdiff": {
-            "name": card.name,
-            "family": card.family,
-            "available": model.available,
-            "width": card.native_width,
-            "height": card.native_height,
-            "size_multiple": card.size_multiple,
-            "max_side": card.max_side,
-            "num_inference_steps": card.default_num_inference_steps,
-            "guidance_scale": card.default_guidance_scale,
-            "sampler": card.default_sampler.name.lower(),
-            "samplers": [
-                {
-                    "name": limits.sampler.name.lower(),
-                    "min_num_inference_steps": limits.min_num_inference_steps,
-                    "max_num_inference_steps": limits.max_num_inference_steps,
-                }
-                for limits in card.samplers
-            ],
-        },
-    }
+    card = CardAnswer.model_validate(model.card).model_copy(update={"available": model.available})
+    return ModelAnswer(id=name, synerdiff=card)

@@ -50,7 +50,11 @@ async def serve(settings: GatewaySettings) -> int:
         await first_of(server.up.wait(), asyncio.wait({serving}))
         _spare_collections()
         log.info("serving", address=_address(listening), scheduler=settings.scheduler)
-        await _until(stop, app.state.gateway)
+        asking = asyncio.create_task(_ready_once_answered(app.state.gateway))
+        try:
+            await stop.wait()
+        finally:
+            await cancel_and_wait(asking)
         log.info("draining")
         app.state.gateway.ready = False
         server.should_exit = True
@@ -58,15 +62,6 @@ async def serve(settings: GatewaySettings) -> int:
     finally:
         await cancel_and_wait(serving)
     return 0
-
-
-async def _until(stop: asyncio.Event, gateway: Gateway) -> None:
-    """Return once told to stop; be ready from the first answer of a scheduler."""
-    asking = asyncio.create_task(_ready_once_answered(gateway))
-    try:
-        await stop.wait()
-    finally:
-        await cancel_and_wait(asking)
 
 
 async def _ready_once_answered(gateway: Gateway) -> None:

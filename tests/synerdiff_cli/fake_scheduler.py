@@ -1,4 +1,4 @@
-"""A scheduler made of canned answers on a real port, for tests of what the command line does with them."""
+"""A scheduler made of canned answers on a real port, and the command whose work with them is tested."""
 
 import asyncio
 import io
@@ -8,12 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
+from typer.testing import CliRunner, Result
 
 from synerdiff.errors import SynerDiffError
 from synerdiff.rpc import ServiceHost
 from synerdiff.tls import ServerTls
 from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
+from synerdiff_cli.main import app
 from tests.waiting import HANG_S
+
+
+def synerdiff(*arguments: str) -> Result:
+    """Run the command in this process."""
+    return CliRunner().invoke(app, list(arguments))
 
 
 def png(color: tuple[int, int, int] = (200, 30, 30)) -> bytes:

@@ -5,40 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from synerdiff import errors
 from synerdiff.redis_process import free_port
 from synerdiff.v1 import images_pb2, operations_pb2
-from synerdiff_cli.main import app
-from tests.synerdiff_cli.fake_scheduler import FakeScheduler, Script
+from tests.synerdiff_cli.fake_scheduler import Script, synerdiff
 from tests.waiting import HANG_S, wait_until
-
-
-@pytest.fixture
-def scheduler() -> Iterator[FakeScheduler]:
-    fake = FakeScheduler()
-    fake.start()
-    yield fake
-    fake.stop()
-
-
-@pytest.fixture
-def script(scheduler: FakeScheduler, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
-    """The fake's script; commands find the fake by SYNERDIFF_ADDRESS and run in an empty folder."""
-    monkeypatch.setenv("SYNERDIFF_ADDRESS", scheduler.address)
-    monkeypatch.chdir(tmp_path)
-    return scheduler.script
-
-
-def synerdiff(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
 
 
 def test_generate_writes_and_names_the_file(script: Script) -> None:
@@ -149,23 +126,6 @@ def test_an_address_where_nobody_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert f"no scheduler answers at {address}" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("output", "complaint"),
-    [("cat.tiff", "no suffix of a picture file"), ("nowhere/cat.png", "there is no folder nowhere")],
-)
-def test_a_file_that_cannot_be_is_refused_before_anything_is_asked(script: Script, output: str, complaint: str) -> None:
-    result = synerdiff("generate", "a cat", "-o", output)
-    assert result.exit_code == 2
-    assert complaint in result.stderr
-    assert script.requests == []
-
-
-def test_an_unknown_sampler_names_those_there_are(script: Script) -> None:
-    result = synerdiff("generate", "a cat", "--sampler", "magic")
-    assert result.exit_code == 2
-    assert "sampler: 'magic' is unknown; one of: ddim, ddpm" in result.stderr
-
-
 def test_ctrl_c_cancels_the_job(script: Script, tmp_path: Path) -> None:
     script.succeed()
     script.events.pop()
@@ -245,27 +205,3 @@ def test_status_shows_what_is_planned_by(script: Script) -> None:
     lines = [line.split() for line in synerdiff("status").stdout.splitlines()]
     assert lines[-2] == ["gpu-0", "emoji", "128x128", "0.84", "12", "abc123", "measured", "3", "h", "7%"]
     assert lines[-1] == ["gpu-1", "none", "none"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["up", "--model", "/nonexistent"], "no model_index.json"),
-        (["up", "--listen", "everywhere"], "is not HOST:PORT"),
-        (["up", "--redis-url", "http://x"], "is no Redis URL"),
-        (["demo", "-o", "cat.gif"], "no suffix of a picture file"),
-    ],
-)
-def test_options_of_up_and_demo_that_cannot_work(tmp_path: Path, arguments: list[str], complaint: str) -> None:
-    where = ["--data-dir", str(tmp_path)] if arguments[0] == "up" else []
-    result = synerdiff(*arguments, *where)
-    assert result.exit_code == 2
-    assert complaint in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-
-
-def test_up_says_when_the_redis_given_is_not_there(tmp_path: Path) -> None:
-    url = f"redis://127.0.0.1:{free_port()}"
-    result = synerdiff("up", "--listen", "127.0.0.1:0", "--redis-url", url, "--data-dir", str(tmp_path))
-    assert result.exit_code == 3
-    assert f"no Redis answers at {url}" in result.stderr

@@ -18,7 +18,7 @@ from synerdiff_cli.deployment import (
     model_sources,
     plan_deployment,
 )
-from synerdiff_cli.running import check_redis
+from synerdiff_cli.local import check_redis
 
 
 def model_directory(path: Path) -> Path:

@@ -49,5 +49,5 @@ async def test_no_budget_is_an_answer(canned: Can) -> None:
 
 async def test_a_failure_is_told_with_its_last_words(canned: Can) -> None:
     canned("import sys\nsys.exit('there is no such model')")
-    with pytest.raises(measuring.FidelityFailed, match="exit status 1\nthere is no such model"):
+    with pytest.raises(measuring.MeasuringFailed, match="exit status 1\nthere is no such model"):
         await measuring.measured_budget(Path("m"), "float32", lambda *progress: None)

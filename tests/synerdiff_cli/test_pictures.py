@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from synerdiff_cli.making import default_path, numbered_path, slug, terminal_picture
+from synerdiff.client import GeneratedImage
+from synerdiff.requests import ImageFormat
+from synerdiff_cli.making import Destination, default_path, slug, terminal_picture
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,9 @@ def test_a_default_name_never_overwrites(tmp_path: Path) -> None:
 
 
 def test_several_pictures_of_one_name_are_numbered() -> None:
-    names = [str(numbered_path(Path("out/cat.png"), index)) for index in range(3)]
+    where = Destination("a cat", output=Path("out/cat.png"))
+    images = [GeneratedImage(index, 7, 16, 16, ImageFormat.PNG, b"", False) for index in range(3)]
+    names = [str(where.path(image)) for image in images]
     assert names == ["out/cat.png", "out/cat-1.png", "out/cat-2.png"]
 
 

@@ -1,56 +1,17 @@
-"""`synerdiff profile`: what it refuses before it starts anything, and one run with real workers."""
+"""`synerdiff profile`: one run with real workers, and its plot."""
 
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-
-import pytest
-from typer.testing import CliRunner, Result
 
 from services.scheduler.profiles.store import ProfileStore
 from synerdiff.host import usable_cores
 from synerdiff.profiles import Profile, load
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
-from synerdiff_cli.main import app
 from synerdiff_cli.profile_display import plot_profile
 from tests.services.scheduler.measured_profiles import profile
-
-
-def synerdiff(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--model", "nowhere"], "--model: "),
-        (["--chunks", "1,x"], "--chunks: '1,x' is not a list of numbers from 1 to 64"),
-        (["--chunks", "0"], "--chunks: '0' is not a list"),
-        (["--out", "nowhere/p.json"], "--out: there is no folder"),
-        (["--plot", "nowhere/p.png"], "--plot: there is no folder"),
-        (["--redis-url", "http://x"], "--redis-url: 'http://x' is no Redis URL"),
-        (["--bound", "2"], "bound"),
-        (["--max-rows", "0"], "max-rows"),
-        (["--budget-s", "0"], "budget-s"),
-    ],
-)
-def test_bad_options_are_refused_at_once(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = synerdiff("profile", *arguments)
-    assert result.exit_code == 2
-    assert said in result.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_up_refuses_what_is_no_profile(tmp_path: Path) -> None:
-    broken = tmp_path / "p.json"
-    broken.write_text('{"version": 99}')
-    result = synerdiff("up", "--profile", str(broken), "--data-dir", str(tmp_path / "data"))
-    assert result.exit_code == 2
-    assert "99" in result.stderr
+from tests.synerdiff_cli.fake_scheduler import synerdiff
 
 
 def test_a_run_measures_every_split_writes_the_best_and_keeps_all(redis_server: RedisProcess, tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 """Splits of a device: what `--shares` takes, and what it makes of workers. GPUs are a stand-in for the MPS daemon."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from synerdiff import mps
-from synerdiff_cli import shares as shares_module
+from synerdiff_cli import measuring
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource, OptionError, plan_deployment
-from synerdiff_cli.main import app
-from synerdiff_cli.measuring import Measured, pictures_per_s, with_note
-from synerdiff_cli.shares import Shares, Split, parse_shares, splits_of, thread_counts
+from synerdiff_cli.measuring import (
+    Measured,
+    Shares,
+    Split,
+    parse_shares,
+    pictures_per_s,
+    splits_of,
+    thread_counts,
+    with_note,
+)
 from tests.mps_daemon import fake_daemon
 from tests.services.scheduler.measured_profiles import profile
 from tests.values import CARD
@@ -54,7 +60,7 @@ def test_on_a_cpu_a_share_is_threads(split: tuple[int, int], cores: int, unet: i
 def test_shares_that_come_to_the_same_threads_are_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shares_module, "usable_cores", lambda: 2)
+    monkeypatch.setattr(measuring, "usable_cores", lambda: 2)
     found = splits_of(options(tmp_path), parse_shares("100:100,70:30,50:50"), "cpu")
     assert [(split.label, split.fixed) for split in found] == [("100:100", False), ("70:30, 50:50", True)]
     deployment = plan_deployment(found[1].local)
@@ -70,13 +76,9 @@ def test_shares_and_threads_exclude_each_other(tmp_path: Path) -> None:
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with fake_daemon(tmp_path, percent="80.0") as daemon:
-        set_all(monkeypatch, daemon.environ)
+        for name, value in daemon.environ.items():
+            monkeypatch.setenv(name, value)
         yield
-
-
-def set_all(monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str]) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -114,26 +116,3 @@ def test_the_best_split_makes_the_most_pictures(tmp_path: Path) -> None:
     ]
     assert with_note(found).notes[-1].startswith("shares 60:40 made the most pictures per second at best (60:40: ")
     assert with_note(found[:1]) is fast
-
-
-def synerdiff(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
-
-
-@pytest.mark.parametrize(
-    ("device", "arguments", "said"),
-    [
-        ("cpu", ["--shares", "70-30"], "--shares: '70-30' is not UNET:VAE"),
-        ("cpu", ["--shares", "70:30", "--threads", "1"], "leave --threads out"),
-        ("cuda", ["--shares", "70:30"], "need CUDA MPS"),
-    ],
-)
-def test_the_command_refuses_bad_shares_before_it_starts_anything(
-    device: str, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    set_all(monkeypatch, {"SYNERDIFF_DEVICE": device, "CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)})
-    result = synerdiff("profile", *arguments)
-    assert result.exit_code == 2
-    assert said in result.stderr
-    assert list(tmp_path.iterdir()) == []

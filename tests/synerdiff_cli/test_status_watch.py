@@ -10,7 +10,6 @@ from rich.console import Console
 from synerdiff.errors import Unavailable
 from synerdiff.v1.operations_pb2 import GetStatusResponse, PlanningStatus, QueueStatus, WorkerStatus
 from synerdiff_cli.status_watch import frame, watch
-from tests.synerdiff_cli.test_commands import synerdiff
 
 GPU = "GPU-8c1a0e5b-6f0d-4f2e-9a51-0f4c2d9e7b13"
 UNET = WorkerStatus(
@@ -78,8 +77,3 @@ async def test_it_goes_on_while_nobody_answers_and_recovers() -> None:
     assert isinstance(console.file, io.StringIO)
     written = console.file.getvalue()
     assert written.index("pool default") < written.index("no answer: no scheduler there") < written.index("pool other")
-
-
-def test_json_is_a_snapshot() -> None:
-    result = synerdiff("status", "--json", "--watch")
-    assert result.exit_code == 2

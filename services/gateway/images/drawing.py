@@ -1,18 +1,26 @@
-"""A checked body and its model's card -> what is asked of the scheduler, and in which form it is answered. Pure."""
+"""From a checked body and its model's card to what is asked of the scheduler; from what comes of it to OpenAI's form.
 
+Pure.
+"""
+
+import base64
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from services.gateway.errors import ApiError
 from services.gateway.images.bodies import GenerationBody, OutputFormat
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
-from synerdiff.client import GenerateOptions
+from synerdiff.client import Finished, GeneratedImage, GenerateOptions, GenerateResult
 
 # Steps by the model's default.
 _STEPS: Mapping[str, float] = {"low": 0.5, "medium": 1, "high": 2, "xhigh": 3, "max": 4}
 _QUALITIES: Mapping[str, str] = {"auto": "medium", "standard": "medium", "hd": "high"}
-_LONGEST_PREVIEW_EVERY = 1000
+LONGEST_PREVIEW_EVERY = 1000
+# All the VAEs of the families that are served make 8 x 8 pixels of one position of the latents.
+_PIXELS_PER_POSITION = 8
 
 
 @dataclass(frozen=True)
@@ -117,4 +125,90 @@ def _preview_every(partial_images: int, unet_calls: int) -> int:
     """The UNet calls between previews: so many before the last call, evenly spread."""
     if not partial_images:
         return 0
-    return min(math.ceil(unet_calls / (partial_images + 1)), _LONGEST_PREVIEW_EVERY)
+    return min(math.ceil(unet_calls / (partial_images + 1)), LONGEST_PREVIEW_EVERY)
+
+
+def images_answer(drawing: Drawing, result: GenerateResult, files: list[bytes]) -> dict[str, Any]:
+    """The answer to a request that is not streamed; `files` are those of the result's images, as they are answered."""
+    images = [_image(image, file) for image, file in zip(result.images, files, strict=True)]
+    answer = {
+        "created": int(time.time()),
+        "background": "opaque",
+        "data": images,
+        "output_format": drawing.output_format,
+        "quality": drawing.quality,
+        "size": _size(drawing),
+        "usage": usage(drawing, len(images)),
+        "synerdiff": _job(drawing, result.job_id, result),
+    }
+    return answer | _told_back(drawing)
+
+
+def partial_event(drawing: Drawing, index: int, partial_index: int, file: bytes) -> dict[str, Any]:
+    """`image_generation.partial_image`: preview `partial_index` of picture `index`."""
+    return _event(drawing, "image_generation.partial_image", index, file) | {"partial_image_index": partial_index}
+
+
+def completed_event(drawing: Drawing, image: GeneratedImage, file: bytes) -> dict[str, Any]:
+    """`image_generation.completed`: one picture."""
+    event = _event(drawing, "image_generation.completed", image.index, file) | {"usage": usage(drawing, 1)}
+    return event | {"seed": image.seed, "flagged": image.flagged} | _told_back(drawing)
+
+
+def job_of(drawing: Drawing, finished: Finished) -> dict[str, Any]:
+    """What the last event of a stream has beside its picture."""
+    return {"synerdiff": _job(drawing, finished.job_id, finished)}
+
+
+def usage(drawing: Drawing, images: int) -> dict[str, Any]:
+    """Tokens: the text encoder's whole context per prompt that it reads, and positions of the latents per picture."""
+    text = drawing.prompts * drawing.card.max_prompt_tokens
+    image = images * (drawing.width // _PIXELS_PER_POSITION) * (drawing.height // _PIXELS_PER_POSITION)
+    return {
+        "input_tokens": text,
+        "input_tokens_details": {"text_tokens": text, "image_tokens": 0},
+        "output_tokens": image,
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": image},
+        "total_tokens": text + image,
+    }
+
+
+def base64_of(file: bytes) -> str:
+    """A file as JSON carries it."""
+    return base64.b64encode(file).decode("ascii")
+
+
+def _image(image: GeneratedImage, file: bytes) -> dict[str, Any]:
+    return {"b64_json": base64_of(file), "seed": image.seed, "flagged": image.flagged}
+
+
+def _event(drawing: Drawing, kind: str, index: int, file: bytes) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "b64_json": base64_of(file),
+        "created_at": int(time.time()),
+        "size": _size(drawing),
+        "quality": drawing.quality,
+        "background": "opaque",
+        "output_format": drawing.output_format,
+        "index": index,
+    }
+
+
+def _job(drawing: Drawing, job_id: str, end: GenerateResult | Finished) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "model": drawing.card.name,
+        "num_inference_steps": drawing.num_inference_steps,
+        "skipped_steps": {str(index): list(steps) for index, steps in end.skipped_steps.items()},
+        "warnings": list(end.warnings),
+        "timings": vars(end.timings),
+    }
+
+
+def _size(drawing: Drawing) -> str:
+    return f"{drawing.width}x{drawing.height}"
+
+
+def _told_back(drawing: Drawing) -> dict[str, Any]:
+    return {"safety_identifier": drawing.safety_identifier} if drawing.safety_identifier else {}

@@ -13,14 +13,30 @@ from services.gateway import sse
 from services.gateway.errors import ApiError, api_error
 from services.gateway.following import Caller, unless_hung_up
 from services.gateway.gateway import Gateway, caller_of, gateway_of
-from services.gateway.images.answers import completed_event, images_answer, job_of, partial_event
 from services.gateway.images.bodies import ErrorAnswer, GenerationBody, ImagesAnswer
-from services.gateway.images.drawing import Drawing, drawing
+from services.gateway.images.drawing import Drawing, completed_event, drawing, images_answer, job_of, partial_event
 from services.gateway.images.files import Files
 from services.gateway.sse import EventStream
 from synerdiff.client import Event, Finished, GeneratedImage, ImageReady, Progress
 from synerdiff.client.aio import collect
 from synerdiff.errors import SynerDiffError
+
+router = APIRouter(tags=["images"])
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 429, 503, 504)
+}
+EDITS = "/v1/images/edits"
+# Pictures to edit are read and dropped.
+MAX_EDIT_BYTES = 64 << 20
+
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+_FILE = {"type": "string", "format": "binary"}
+_EDIT_FORM = {
+    "type": "object",
+    "required": ["image", "prompt"],
+    "properties": {"image": {"oneOf": [_FILE, {"type": "array", "items": _FILE}]}, "prompt": {"type": "string"}},
+}
 
 
 async def image_stream(
@@ -62,24 +78,6 @@ async def _chained(first: Event, events: AsyncIterator[Event]) -> AsyncGenerator
 
 def _written(event: dict[str, Any]) -> bytes:
     return sse.event(event["type"], event)
-
-
-router = APIRouter(tags=["images"])
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 429, 503, 504)
-}
-EDITS = "/v1/images/edits"
-# Pictures to edit are read and dropped.
-MAX_EDIT_BYTES = 64 << 20
-
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
-_FILE = {"type": "string", "format": "binary"}
-_EDIT_FORM = {
-    "type": "object",
-    "required": ["image", "prompt"],
-    "properties": {"image": {"oneOf": [_FILE, {"type": "array", "items": _FILE}]}, "prompt": {"type": "string"}},
-}
 
 
 @router.post(

@@ -9,9 +9,8 @@ from PIL import Image
 
 from bench.simulated_workers import CARD
 from services.gateway.errors import ApiError
-from services.gateway.images.answers import usage
 from services.gateway.images.bodies import GenerationBody
-from services.gateway.images.drawing import Drawing, drawing
+from services.gateway.images.drawing import Drawing, drawing, usage
 from services.gateway.images.files import enlarged, recompressed
 from synerdiff.cards import ModelCard, Sampler, SamplerLimits
 
