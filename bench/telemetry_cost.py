@@ -23,8 +23,7 @@ from services.scheduler.api.operations import set_holdings_gauges, set_planning_
 from services.scheduler.engine.effects import Effect, LetJobGo, StoreEffect, StoreImage
 from services.scheduler.engine.events import Event, JobArrived, Reported
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import PlannedPart
-from services.scheduler.engine.ticks import TickLog
+from services.scheduler.engine.ticks import PlannedPart, TickLog
 from services.scheduler.leading.observer import Observer
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.simulation.simulated_device import MODEL, Overheads
@@ -91,7 +90,7 @@ class Telemetry:
 
     def effect(self, effect: Effect) -> None:
         if isinstance(effect, StoreEffect | LetJobGo):
-            self._spend("metrics", self._metrics.observe_effect, effect, 2)
+            self._spend("metrics", self._observer.effect, effect)
         self._spend("spans", self._traces.effect, effect)
         if isinstance(effect, StoreImage):
             told = Deliveries(self._tracer, effect.job_id, self._parents[effect.job_id])

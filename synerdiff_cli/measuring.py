@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from services.scheduler.leading.measuring_leader import probing
-from services.scheduler.policy.pace import best_costs
+from services.scheduler.policy.policy_spec import best_costs
 from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOptions
 from services.scheduler.profiles.measuring.rounds import ProbeFailed
 from services.scheduler.profiles.store import ProfileStore

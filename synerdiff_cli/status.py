@@ -15,7 +15,7 @@ from synerdiff.client import Model
 from synerdiff.v1 import operations_pb2
 from synerdiff_cli.console import EXIT_INVALID, errors_as_lines, fail, out, plain_table, run
 from synerdiff_cli.server import DEFAULT_ADDRESS, Address, Server, TlsCa, asked, server_at, with_client
-from synerdiff_cli.status_watch import watch
+from synerdiff_cli.status_watch import watch, worker_state
 
 _TIMEOUT_S = 10.0
 _SHOWN_DIGITS = 8  # of a digest
@@ -63,14 +63,13 @@ async def _status(server: Server) -> operations_pb2.GetStatusResponse:
 
 def _workers(reply: operations_pb2.GetStatusResponse) -> Table:
     names = ("worker", "kind", "model", "weights", "domain", "address")
-    table = plain_table(*names, "runs", "attached", "slots", "running")
+    table = plain_table(*names, "runs", "state", "slots", "running")
     for worker in reply.workers:
         slots = f"{worker.slots_used}/{worker.slots}" if worker.slots else ""
-        attached = "yes" if worker.attached else "no"
         held = worker.weights[:_SHOWN_DIGITS]
         place = (worker.worker_id, worker.kind, worker.model, held, worker.domain, worker.address)
         runs = ", ".join(filter(None, (worker.execution, worker.memory_format)))
-        table.add_row(*place, runs, attached, slots, str(worker.running))
+        table.add_row(*place, runs, worker_state(worker), slots, str(worker.running))
     return table
 
 

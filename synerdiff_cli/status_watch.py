@@ -52,13 +52,14 @@ def _workers(reply: Reply) -> Table:
         slots = f"{worker.slots_used}/{worker.slots}" if worker.slots else ""
         share = f"{worker.mps_thread_percent}%" if worker.mps_thread_percent else ""
         name = (_end(worker.worker_id, 20), worker.kind, _end(worker.domain, 12))
-        table.add_row(*name, slots, str(worker.rows or ""), str(worker.running), share, _state(worker))
+        table.add_row(*name, slots, str(worker.rows or ""), str(worker.running), share, worker_state(worker))
     return table
 
 
-def _state(worker: operations_pb2.WorkerStatus) -> Text:
-    if worker.draining:
-        return Text("draining", style="yellow")
+def worker_state(worker: operations_pb2.WorkerStatus) -> Text:
+    """Whether it works, in a word."""
+    if worker.suspect or worker.draining:
+        return Text("suspect", style="red") if worker.suspect else Text("draining", style="yellow")
     return Text("attached", style="green") if worker.attached else Text("away", style="red")
 
 

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from services.scheduler.api.call_durations import CallDurations
 from services.scheduler.api.generate import MAX_REQUEST_BYTES, ImageGenerationService
-from services.scheduler.api.operations import OperationsService, PoolStatus
+from services.scheduler.api.operations import OperationsService
 from services.scheduler.leading.pool import Pool
 from services.scheduler.profiles.store import ProfileStore
 from services.scheduler.settings import SchedulerSettings
@@ -72,7 +72,6 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
     async with _store(settings, tracer) as (redis, store, registry, pool):
         with contextlib.suppress(Unavailable):  # one that is away is asked once it answers
             await patiently(lambda: check_keeps_all(redis), 2.0)
-        status = PoolStatus(pool)
         server = create_server(
             max_receive_bytes=MAX_REQUEST_BYTES,
             max_connection_age_s=settings.connection_age_s,
@@ -82,7 +81,8 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
         )
         host = ServiceHost(server, tls=settings.server_tls())
         ImageGenerationService(store, registry, settings.admission_limits(), host.draining, tracer).add_to(host)
-        OperationsService(status).add_to(host)
+        operations = OperationsService(pool)
+        operations.add_to(host)
         await host.start(settings.listen, settings.health_listen)
         parts = [
             asyncio.create_task(part, name=name)
@@ -90,7 +90,7 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
                 ("pool", pool.run()),
                 ("sweep", pool.sweep()),
                 ("images", pool.sweep_images()),
-                ("gauges", _repeat(status.update_gauges, GAUGES_EVERY_S)),
+                ("gauges", _repeat(operations.update_gauges, GAUGES_EVERY_S)),
                 ("readiness", follow_redis(host, redis, store)),
             )
         ]

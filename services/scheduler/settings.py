@@ -10,8 +10,8 @@ from services.scheduler.api.callers_file import BadCallersFile, CallersFile, rea
 from services.scheduler.api.gate import Gate
 from services.scheduler.api.validation import AdmissionLimits
 from services.scheduler.engine.engine import EngineBounds
-from services.scheduler.leading.options import LeaderOptions
-from services.scheduler.leading.plan_watch import Patience
+from services.scheduler.leading.leader import LeaderOptions
+from services.scheduler.leading.worker_stream import Patience
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ThresholdController
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec

@@ -198,6 +198,7 @@ class WorkerStatus(_message.Message):
     EXECUTION_FIELD_NUMBER: _builtins.int
     MEMORY_FORMAT_FIELD_NUMBER: _builtins.int
     WEIGHTS_FIELD_NUMBER: _builtins.int
+    SUSPECT_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     kind: _builtins.str
     """"unet" or "vae" """
@@ -223,6 +224,8 @@ class WorkerStatus(_message.Message):
     """how its convolution weights lie, by a measurement at its start"""
     weights: _builtins.str
     """SHA-256, 64 hex digits, of the weights that it holds"""
+    suspect: _builtins.bool
+    """silent for half of the time after which it is given up: nothing new for it"""
     def __init__(
         self,
         *,
@@ -242,10 +245,11 @@ class WorkerStatus(_message.Message):
         execution: _builtins.str = ...,
         memory_format: _builtins.str = ...,
         weights: _builtins.str = ...,
+        suspect: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attached", b"attached", "device", b"device", "domain", b"domain", "draining", b"draining", "execution", b"execution", "kind", b"kind", "memory_format", b"memory_format", "model", b"model", "mps_thread_percent", b"mps_thread_percent", "rows", b"rows", "running", b"running", "slots", b"slots", "slots_used", b"slots_used", "weights", b"weights", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attached", b"attached", "device", b"device", "domain", b"domain", "draining", b"draining", "execution", b"execution", "kind", b"kind", "memory_format", b"memory_format", "model", b"model", "mps_thread_percent", b"mps_thread_percent", "rows", b"rows", "running", b"running", "slots", b"slots", "slots_used", b"slots_used", "suspect", b"suspect", "weights", b"weights", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

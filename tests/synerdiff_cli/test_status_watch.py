@@ -26,12 +26,13 @@ UNET = WorkerStatus(
     mps_thread_percent=70,
 )
 VAE = WorkerStatus(worker_id="vae-1", kind="vae", domain=GPU, attached=True, draining=True, running=3, rows=2)
+SUSPECT = WorkerStatus(worker_id="vae-3", kind="vae", domain=GPU, attached=True, suspect=True)
 AWAY = WorkerStatus(worker_id="vae-2", kind="vae", domain=GPU)
 REPLY = GetStatusResponse(
     pool="default",
     leader=True,
     policy="synerdiff",
-    workers=[UNET, VAE, AWAY],
+    workers=[UNET, VAE, AWAY, SUSPECT],
     queues=[QueueStatus(model="stable-diffusion-xl-base-1.0", waiting=1200, running=12, decoding=3, oldest_age_s=7.25)],
     planning=[PlanningStatus(domain=GPU, model="sdxl", width=1024, height=1024, threshold=0.84, profile_digest="a")],
 )
@@ -47,13 +48,13 @@ def shown(reply: GetStatusResponse, trouble: str = "", width: int = 80) -> list[
 def test_everything_is_readable_in_eighty_columns() -> None:
     lines = shown(REPLY)
     assert max(map(len, lines)) <= 80
-    assert len(lines) == 1 + 4 + 2 + 2
+    assert len(lines) == 1 + 5 + 2 + 2
     assert lines[0] == "10.0.0.1:50051 leads pool default, policy synerdiff  12:30:00"
     assert lines[2].split() == ["…er-6d9f8c7b5d-x2x7k", "unet", "…f4c2d9e7b13", "12/64", "24", "12", "70%", "attached"]
     assert lines[3].split() == ["vae-1", "vae", "…f4c2d9e7b13", "2", "3", "draining"]
-    assert lines[4].split()[-1] == "away"
-    assert lines[6].split() == ["stable-diffusion-xl-base-1.0", "1200", "12", "3", "7.2", "s"]
-    assert lines[8].split() == ["…e-9a51-0f4c2d9e7b13", "sdxl", "1024x1024", "0.84", "0", "0%"]
+    assert [lines[at].split()[-1] for at in (4, 5)] == ["away", "suspect"]
+    assert lines[7].split() == ["stable-diffusion-xl-base-1.0", "1200", "12", "3", "7.2", "s"]
+    assert lines[9].split() == ["…e-9a51-0f4c2d9e7b13", "sdxl", "1024x1024", "0.84", "0", "0%"]
 
 
 def test_a_scheduler_that_does_not_lead_says_so() -> None:

@@ -2,17 +2,17 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 from services.scheduler.api.tick_watches import TickWatches, check_domain, leader_of
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Phase
+from services.scheduler.engine.tasks import Phase, UnetLaneState
 from services.scheduler.leading.observer import Observer
 from services.scheduler.leading.pool import Pool
 from services.scheduler.policy.controller import ControllerState, ThresholdController
-from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.policy_spec import Pace
 from services.scheduler.policy.snapshots import BatchKey, Thresholds
 from services.scheduler.store.queue import QueueDepth
 from services.scheduler.telemetry.decode_backlog import decode_backlog_s
@@ -25,33 +25,18 @@ from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import images_pb2, operations_pb2, operations_pb2_grpc
 
 SERVICE = "synerdiff.v1.Operations"
-
-
-class PoolView(Protocol):
-    """What operators may see of a pool."""
-
-    async def status(self) -> operations_pb2.GetStatusResponse:
-        """Workers, queues and tasks; on the leader from its own books, elsewhere from Redis."""
-
-    async def trace(self, domain: str) -> bytes:
-        """The last ticks of `domain`, or of every domain when it is empty, in Chrome's trace event format.
-
-        Raises Unavailable where nothing is led, and NotFound for a domain without a worker or ticks.
-        """
-
-    def watch_ticks(self, domain: str, last: int) -> AsyncGenerator[operations_pb2.WatchTicksResponse, None]:
-        """What is new, as it comes, beginning with the `last` parts of ticks that came before.
-
-        Raises Unavailable as soon as nothing is led, NotFound for a domain without a worker, and QueueFull where too
-        many watch.
-        """
+_REDIS_PATIENCE_S = 2.0
+_UNDER_WAY = (Phase.PREPARING, Phase.RUNNING)
+_DECODING = (Phase.READY_TO_DECODE, Phase.DECODING, Phase.STORING)
 
 
 class OperationsService(operations_pb2_grpc.OperationsServicer):
-    """synerdiff.v1.Operations."""
+    """synerdiff.v1.Operations of one pool: from its leader's books where this process leads, else by Redis alone."""
 
-    def __init__(self, pool: PoolView) -> None:
+    def __init__(self, pool: Pool) -> None:
+        self.watches = TickWatches(pool)
         self._pool = pool
+        self._trace_turn = asyncio.Lock()
 
     def add_to(self, host: ServiceHost) -> None:
         """Serve on `host`."""
@@ -60,36 +45,6 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
     async def GetStatus(
         self, request: operations_pb2.GetStatusRequest, context: Any
     ) -> operations_pb2.GetStatusResponse:
-        """The pool as this scheduler sees it."""
-        return await self._pool.status()
-
-    async def GetTrace(self, request: operations_pb2.GetTraceRequest, context: Any) -> operations_pb2.GetTraceResponse:
-        """The last ticks, as a trace."""
-        return operations_pb2.GetTraceResponse(trace_json=await self._pool.trace(request.domain))
-
-    async def WatchTicks(
-        self, request: operations_pb2.WatchTicksRequest, context: Any
-    ) -> AsyncIterator[operations_pb2.WatchTicksResponse]:
-        """Ticks and ended jobs as they come."""
-        async with aclosing(self._pool.watch_ticks(request.domain, request.last)) as messages:
-            async for message in messages:
-                yield message
-
-
-_REDIS_PATIENCE_S = 2.0
-_UNDER_WAY = (Phase.PREPARING, Phase.RUNNING)
-_DECODING = (Phase.READY_TO_DECODE, Phase.DECODING, Phase.STORING)
-
-
-class PoolStatus:
-    """A view of one pool: from its leader's books where this process leads, else from what Redis holds."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._trace_turn = asyncio.Lock()
-        self._watches = TickWatches(pool)
-
-    async def status(self) -> operations_pb2.GetStatusResponse:
         """The pool just now."""
         leader = self._pool.leader
         holdings = leader.engine.holdings if leader else None
@@ -104,26 +59,22 @@ class PoolStatus:
             planning=planning_statuses(leader.engine.holdings, leader.observer, leader.thresholds) if leader else (),
         )
 
-    async def trace(self, domain: str) -> bytes:
-        """The last ticks, made on another thread: ticks go on meanwhile. One trace at a time: each takes tens of MB.
-
-        Raises Unavailable where this process does not lead, NotFound for a domain without a worker or ticks.
-        """
+    async def GetTrace(self, request: operations_pb2.GetTraceRequest, context: Any) -> operations_pb2.GetTraceResponse:
+        """The last ticks, made on another thread: ticks go on meanwhile. One trace at a time: each takes tens of MB."""
         leader = leader_of(self._pool)
-        records = self._pool.ticks.records(domain)
+        records = self._pool.ticks.records(request.domain)
         if not records:
-            check_domain(leader, domain)
+            check_domain(leader, request.domain)
         async with self._trace_turn:
-            return await asyncio.to_thread(chrome_trace, records)
+            return operations_pb2.GetTraceResponse(trace_json=await asyncio.to_thread(chrome_trace, records))
 
-    @property
-    def watches(self) -> int:
-        """Streams of ticks that are open."""
-        return self._watches.open
-
-    def watch_ticks(self, domain: str, last: int) -> AsyncGenerator[operations_pb2.WatchTicksResponse, None]:
-        """See TickWatches."""
-        return self._watches.watch(domain, last)
+    async def WatchTicks(
+        self, request: operations_pb2.WatchTicksRequest, context: Any
+    ) -> AsyncIterator[operations_pb2.WatchTicksResponse]:
+        """Ticks and ended jobs as they come."""
+        async with aclosing(self.watches.watch(request.domain, request.last)) as messages:
+            async for message in messages:
+                yield message
 
     async def update_gauges(self) -> None:
         """Set the gauges of the process's metrics to what holds now."""
@@ -153,9 +104,9 @@ def set_holdings_gauges(metrics: PoolMetrics, holdings: Holdings) -> None:
     for lane in holdings.unet.values():
         metrics.slots.labels(lane.model).inc(lane.slots)
         metrics.slots_used.labels(lane.model).inc(len(lane.tasks))
-        metrics.workers.labels(lane.model, "unet").inc()
-    for vae_lane in holdings.vae.values():
-        metrics.workers.labels(vae_lane.model, "vae").inc()
+    for kind, lanes in (("unet", holdings.unet), ("vae", holdings.vae)):
+        for model, count in Counter(lane.model for lane in lanes.values()).items():
+            metrics.workers.labels(model, kind).set(count)
 
 
 def worker_statuses(records: Iterable[WorkerRecord], holdings: Holdings | None) -> list[operations_pb2.WorkerStatus]:
@@ -190,15 +141,13 @@ def _worker_status(record: WorkerRecord, holdings: Holdings | None) -> operation
 
 def _as_held(status: operations_pb2.WorkerStatus, holdings: Holdings | None) -> operations_pb2.WorkerStatus:
     """The status with what the leader's books say of the worker."""
-    if holdings and status.worker_id in holdings.unet:
-        lane = holdings.unet[status.worker_id]
-        status.attached, status.draining = True, lane.draining
+    lane = holdings.lane(status.worker_id) if holdings else None
+    if lane:
+        status.attached, status.draining, status.suspect, status.rows = True, lane.draining, lane.suspect, lane.rows
+        status.running = len(lane.tasks)
+    if isinstance(lane, UnetLaneState):
+        status.running = sum(task.phase in _UNDER_WAY for task in lane.tasks.values())
         status.slots, status.slots_used = lane.slots, len(lane.tasks)
-        status.running, status.rows = sum(task.phase in _UNDER_WAY for task in lane.tasks.values()), lane.rows
-    elif holdings and status.worker_id in holdings.vae:
-        vae_lane = holdings.vae[status.worker_id]
-        status.attached, status.running, status.draining = True, len(vae_lane.tasks), vae_lane.draining
-        status.rows = vae_lane.rows
     return status
 
 
@@ -227,31 +176,20 @@ def planning_statuses(
     statuses = [
         _profiled(domain, key, profile, observer) for (domain, key), profile in sorted(holdings.profiles.items())
     ]
-    domains = {lane.domain for lane in (*holdings.unet.values(), *holdings.vae.values())}
-    for domain in sorted(domains - {status.domain for status in statuses}):
+    for domain in sorted(holdings.domains() - {status.domain for status in statuses}):
         threshold = observer.thresholds.get(domain, 0.0)
         statuses.append(operations_pb2.PlanningStatus(domain=domain, threshold=threshold))
     for status in statuses:
         state = controller_state(thresholds, status.domain)
         if state:
-            status.controller.CopyFrom(_controller_terms(state))
+            terms = {name: value for name, value in state._asdict().items() if name != "switches"}
+            status.controller.CopyFrom(operations_pb2.ControllerTerms(**terms))
     return statuses
 
 
 def controller_state(thresholds: Thresholds | None, domain: str) -> ControllerState | None:
     """Where a domain's controller stands; None where its threshold is not controlled, or was not asked for yet."""
     return thresholds.state(domain) if isinstance(thresholds, ThresholdController) else None
-
-
-def _controller_terms(state: ControllerState) -> operations_pb2.ControllerTerms:
-    return operations_pb2.ControllerTerms(
-        threshold=state.threshold,
-        backlog_s=state.backlog_s,
-        error=state.error,
-        integral=state.integral,
-        feed_forward=state.feed_forward,
-        arriving_calls_per_s=state.arriving_calls_per_s,
-    )
 
 
 def set_planning_gauges(

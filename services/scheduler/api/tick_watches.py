@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
-from services.scheduler.engine.ticks import TickLog, TickRecord
+from services.scheduler.engine.ticks import Ring, TickLog, TickRecord
 from services.scheduler.leading.leader import Leader
 from services.scheduler.leading.pool import Pool
-from services.scheduler.telemetry.ended_jobs import EndedJobs
-from services.scheduler.telemetry.metrics import PoolMetrics
+from services.scheduler.telemetry.metrics import EndedJob, PoolMetrics
 from services.scheduler.telemetry.tick_messages import TickMessages
 from synerdiff.errors import NotFound, QueueFull, Unavailable
 from synerdiff.v1 import operations_pb2
@@ -56,7 +55,7 @@ class TickWatches:
 class Watch:
     """How far one stream has come in both rings."""
 
-    def __init__(self, domain: str, ticks: TickLog, ended: EndedJobs, last: int) -> None:
+    def __init__(self, domain: str, ticks: TickLog, ended: Ring[EndedJob], last: int) -> None:
         self._domain = domain
         self._ticks, self._ended = ticks, ended
         self._parts_seen, self._jobs_seen = max(0, ticks.added - last), max(0, ended.added - last)
@@ -91,7 +90,6 @@ def leader_of(pool: Pool) -> Leader:
 
 def check_domain(leader: Leader, domain: str) -> None:
     """Raises NotFound for a domain without a worker; empty is every domain."""
-    held = leader.engine.holdings
-    known = {lane.domain for lane in (*held.unet.values(), *held.vae.values())}
+    known = leader.engine.holdings.domains()
     if domain and domain not in known:
         raise NotFound(f"domain: {domain!r} is unknown; the domains are: {', '.join(sorted(known)) or 'none'}")

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import grpc
 
-from services.scheduler.engine.dispatch import dispatch
 from services.scheduler.engine.effects import Effect, FailJob, LetJobGo
 from services.scheduler.engine.events import (
     BudgetKnown,
@@ -30,8 +29,9 @@ from services.scheduler.engine.events import (
 )
 from services.scheduler.engine.foresight import Foresight
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Job, Phase, PlannedPart, Task
-from services.scheduler.engine.views import domain_snapshot, has_room, pool_snapshot
+from services.scheduler.engine.planning import dispatch, domain_snapshot, has_room, pool_snapshot
+from services.scheduler.engine.tasks import Job, Phase, Task
+from services.scheduler.engine.ticks import PlannedPart
 from services.scheduler.engine.worker_events import take_lane_event, take_report
 from services.scheduler.policy.snapshots import BatchKey, Policy, Thresholds
 from synerdiff.jobs import JobRecord, JobState
@@ -73,7 +73,7 @@ def _held_weights(holdings: Holdings) -> _HeldWeights:
     held: _HeldWeights = {}
     for kind, lanes in (("UNet", holdings.unet.values()), ("VAE", holdings.vae.values())):
         for lane in lanes:
-            if not lane.draining:
+            if lane.takes_new:
                 held.setdefault((kind, lane.model), set()).add(lane.weights)
     return held
 
@@ -180,7 +180,7 @@ class Engine:
         """What is worth reading now, per model with a UNet worker."""
         slots: Counter[str] = Counter()
         for lane in self.holdings.unet.values():
-            if not lane.draining:
+            if lane.takes_new:
                 slots[lane.model] += lane.slots
         waiting: dict[str, Counter[str]] = {model: Counter() for model in slots}
         for task in self.holdings.waiting.values():

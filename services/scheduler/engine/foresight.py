@@ -6,7 +6,7 @@ from heapq import heapreplace
 
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import Phase, Task
-from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.policy_spec import Pace
 from synerdiff.jobs import JobRecord
 
 _LATELY = 1024
@@ -53,7 +53,7 @@ class Foresight:
         """
         model, priority = record.request.model, record.request.priority
         unread_ms = max(0, now_ms - record.accepted_at_ms)
-        workers = max(1, sum(lane.model == model and not lane.draining for lane in holdings.unet.values()))
+        workers = max(1, sum(lane.model == model and lane.takes_new for lane in holdings.unet.values()))
         ahead = _calls_ahead(holdings, model, priority)
         for task in tasks:
             profile = next((known for (_, key), known in holdings.profiles.items() if key == task.key.ordinary), None)

@@ -17,10 +17,10 @@ from services.scheduler.engine.effects import (
     StartJob,
     StoreImage,
 )
-from services.scheduler.engine.memory_bounds import MemoryBounds
 from services.scheduler.engine.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.ticks import MemoryBounds
 from services.scheduler.policy.ordering import CallTurns, call_cost
-from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.policy_spec import Pace
 from services.scheduler.policy.snapshots import Ahead, BatchKey, TurnClass
 from synerdiff.plans import DecodedImage, ResidentTask, SlotRef, TaskReady
 from synerdiff.profiles import Profile

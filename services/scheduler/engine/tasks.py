@@ -3,12 +3,10 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from services.scheduler.engine.batch_growth import BatchGrowth
-from services.scheduler.planner.planned_round import RoundReason
+from services.scheduler.engine.ticks import BatchGrowth, PlannedPart
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
 from synerdiff.plans import ItemRef, ItemTiming, SlotRef
-from synerdiff.profiles import Setting
 from synerdiff.requests import TaskSpec
 
 
@@ -172,47 +170,12 @@ class Job:
         )
 
 
-@dataclass(frozen=True)
-class PartItem:
-    """An item of a worker's part of a tick as it was planned, for reports, traces and corrections of the profile.
-
-    `rows` and `decodes` are of the whole item, whichever worker's part it is found in; `decodes` may be a fraction.
-    `tasks` are those that step. `key`: of all that is in it, None where its two sides differ. `reason`: see `Item`.
-    """
-
-    place: int
-    rows: int
-    skips: int
-    decodes: float
-    chunks: int
-    setting: Setting
-    predicted_ms: float
-    tasks: int = 0
-    key: BatchKey | None = None
-    reason: RoundReason | None = None
-
-
-@dataclass(frozen=True)
-class PlannedPart:
-    """One worker's part of a tick: the tasks it names, and the items it has a part in, in order.
-
-    `in_step`: its items wait for those of the domain's other worker. `why`: see `TickPlan`.
-    """
-
-    task_ids: tuple[str, ...]
-    items: tuple[PartItem, ...]
-    threshold: float = 0.0
-    key: BatchKey | None = None
-    in_step: bool = False
-    why: str = ""
-
-
 @dataclass
 class Lane:
     """A worker with a stream. `plans` holds its parts of the ticks under way.
 
     `last_in_step`: the pace and the place of the last item that was planned in step. `rows`: UNet rows or decodes of
-    the last item that ran. `weights`: digest of those it holds.
+    the last item that ran. `weights`: digest of those it holds. `suspect`: its reports are overdue.
     """
 
     worker_id: str
@@ -220,9 +183,15 @@ class Lane:
     model: str
     plans: dict[int, PlannedPart] = field(default_factory=dict)
     draining: bool = False
+    suspect: bool = False
     last_in_step: tuple[str, ItemRef] | None = None
     rows: int = 0
     weights: str = ""
+
+    @property
+    def takes_new(self) -> bool:
+        """Whether it is to be given new work."""
+        return not self.draining and not self.suspect
 
     def tick_done(self, tick: int, items: tuple[ItemTiming, ...]) -> PlannedPart | None:
         """One of its plans has run. Returns the plan; None where this leader made none."""

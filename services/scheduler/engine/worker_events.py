@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import grpc
 
-from services.scheduler.engine.batch_growth import BatchGrowth, most_of_slots
 from services.scheduler.engine.effects import CancelOnWorker, ForgetImages, ReportProgress
 from services.scheduler.engine.events import (
     DomainGone,
@@ -16,7 +15,8 @@ from services.scheduler.engine.events import (
     WorkerLost,
 )
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.tasks import Phase, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.ticks import BatchGrowth, PlannedPart, most_of_slots
 from synerdiff.plans import (
     DecodedImage,
     ItemTiming,
@@ -165,8 +165,8 @@ def take_lane_event(holdings: Holdings, event: LaneEvent, now_ms: int) -> None:
         case WorkerLost(worker_id):
             _unet_lost(holdings, worker_id)
             _vae_lost(holdings, worker_id)
-        case WorkerAnnounced(worker_id, takes_new):
-            _announced(holdings, worker_id, takes_new)
+        case WorkerAnnounced():
+            _announced(holdings, event)
         case DomainGone(domain):
             holdings.forget_domain(domain)
 
@@ -222,10 +222,10 @@ def _vae_lost(holdings: Holdings, worker_id: str) -> None:
     holdings.changed_domains.update(other.domain for other in holdings.vae.values())
 
 
-def _announced(holdings: Holdings, worker_id: str, takes_new: bool) -> None:
-    """A worker that drains takes nothing new; its tasks go on."""
-    lane = holdings.lane(worker_id)
-    if lane and lane.draining == takes_new:
-        lane.draining = not takes_new
+def _announced(holdings: Holdings, worker: WorkerAnnounced) -> None:
+    """A worker that drains, or is suspect, takes nothing new; its tasks go on."""
+    lane, stands = holdings.lane(worker.worker_id), (not worker.takes_new, worker.suspect)
+    if lane and (lane.draining, lane.suspect) != stands:
+        lane.draining, lane.suspect = stands
         holdings.admission_changed = True
         holdings.changed_domains.update(other.domain for other in holdings.vae.values())

@@ -11,20 +11,22 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 
 from redis.exceptions import RedisError
 
 from services.scheduler.engine.effects import StoreEffect, WorkerEffect
-from services.scheduler.engine.engine import Engine
-from services.scheduler.engine.events import DomainGone, Event, JobArrived, JobDropped, JobEvent, Reported, WorkerLost
+from services.scheduler.engine.engine import Engine, EngineBounds
+from services.scheduler.engine.events import DomainGone, Event, JobArrived, JobDropped, JobEvent, Reported
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.leading.observer import Observer, correct_profiles
-from services.scheduler.leading.options import LeaderOptions
 from services.scheduler.leading.store_writer import StoreWriter
+from services.scheduler.leading.worker_stream import Patience
 from services.scheduler.leading.worker_streams import WorkerStreams
-from services.scheduler.planner.cold_plans import ColdPlans
-from services.scheduler.profiles.keeper import ProfileKeeper
+from services.scheduler.planner.plan_book import ColdPlans, PlanBook
+from services.scheduler.policy.snapshots import Policy, Thresholds
+from services.scheduler.profiles.keeper import KeeperOptions, ProfileKeeper
 from services.scheduler.store.notifications import Subscription
 from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.telemetry.job_ends import tell_lost
@@ -37,11 +39,38 @@ from synerdiff.redis_client import TROUBLE_LOG
 from synerdiff.registry import WorkerRegistry
 from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
+from synerdiff.tls import ClientTls
 from synerdiff.tracing import Tracer
 
+log = get_logger("leader")
+
+WORKERS_EVERY_S = 0.5
+DEADLINES_EVERY_S = 0.1
+RECONCILE_EVERY_S = 1.0
+CLAIM_EVERY_S = 5.0
+CORRECT_EVERY_S = 1.0
+PROFILES_EVERY_S = 0.5
 CLAIM_ABSENCE_S = 60.0  # a pool without a leader for this long is not coming back soon: others take its jobs
 WANT_IDLE_S = 0.02
 READ_AGAIN_S = 0.5  # the safety net under pub/sub
+
+
+@dataclass(frozen=True)
+class LeaderOptions:
+    """The parts that decide, and how workers are called.
+
+    `thresholds` makes what each leadership asks for the thresholds of its ticks. `profiles`: where they come from.
+    `plans`: the policy's memory of planned rounds, which a leader has to fill. `worker_tls`: how workers are called.
+    `patience`: how long they may take to answer.
+    """
+
+    policy: Policy
+    bounds: EngineBounds = field(default_factory=EngineBounds)
+    thresholds: Callable[[], Thresholds | None] = lambda: None
+    profiles: KeeperOptions = field(default_factory=KeeperOptions)
+    plans: PlanBook = field(default_factory=PlanBook)
+    worker_tls: ClientTls | None = None
+    patience: Patience = field(default_factory=Patience)
 
 
 class JobReader:
@@ -99,16 +128,6 @@ class JobReader:
             self._on(JobArrived(record))
 
 
-log = get_logger("leader")
-
-WORKERS_EVERY_S = 0.5
-DEADLINES_EVERY_S = 0.1
-RECONCILE_EVERY_S = 1.0
-CLAIM_EVERY_S = 5.0
-CORRECT_EVERY_S = 1.0
-PROFILES_EVERY_S = 0.5
-
-
 def now_ms() -> int:
     """Unix time in ms: deadlines and acceptance times are compared across processes."""
     return time.time_ns() // 1_000_000
@@ -134,8 +153,7 @@ class Leader:
         self._lease = lease
         self._store = store
         self._registry = registry
-        self._metrics = PoolMetrics.of_process()
-        self.observer = Observer(self.engine.holdings, ticks, self._metrics)
+        self.observer = Observer(self.engine.holdings, ticks, PoolMetrics.of_process())
         self._traces = JobTraces(tracer or Tracer(), self.engine.holdings, lease.token)
         self.writer = StoreWriter(store, lease, self)
         self.streams = WorkerStreams(lease.token, self, options.worker_tls, options.patience)
@@ -183,11 +201,12 @@ class Leader:
         if self.ended.is_set():
             return
         try:
-            self.keeper.on(event)
-            self._count_loss(event)
-            self._tell_lost(event)
+            report = event.report if isinstance(event, Reported) else None
+            if report is None or self.keeper.measures:
+                self.keeper.on(event)
+            self.observer.before(event)
             planned = self.engine.on(event, now_ms())
-            if isinstance(event, Reported) and isinstance(event.report, UnetTickDone | VaeTickDone):
+            if isinstance(report, UnetTickDone | VaeTickDone):
                 self._pump()
             else:
                 self._pump_soon()
@@ -206,26 +225,13 @@ class Leader:
         self._fault = self._fault or error
         self.ended.set()
 
-    def _count_loss(self, event: Event) -> None:
-        """Count a worker that goes without having drained: it is still in the books."""
-        if isinstance(event, WorkerLost):
-            holdings = self.engine.holdings
-            lane = holdings.lane(event.worker_id)
-            if lane and not lane.draining:
-                self._metrics.worker_lost("unet" if event.worker_id in holdings.unet else "vae")
-
-    def _tell_lost(self, event: Event) -> None:
-        """Tell of a job that Redis has lost: it is still in the books."""
-        if isinstance(event, JobDropped) and event.lost and event.job_id in self.engine.holdings.jobs:
-            tell_lost(event.job_id, now_ms(), self.engine.holdings.jobs[event.job_id].record)
-
     async def _tell_losses(self) -> None:
-        """The same as this leadership ends, which may be for want of them: no other leader knows of them."""
+        """Tell of jobs that Redis has lost as this leadership ends, maybe for want of them: no other knows of them."""
         held = self.engine.holdings.jobs
         job_ids = sorted(held.keys() | self.writer.unwritten)
         with contextlib.suppress(RedisError, Unavailable, OSError):
             for job_id in (await self._store.gone(job_ids)).lost if job_ids else ():
-                tell_lost(job_id, now_ms(), held[job_id].record if job_id in held else None)
+                tell_lost(job_id, held[job_id].record if job_id in held else None)
 
     # ---- carrying out effects
 
@@ -255,7 +261,7 @@ class Leader:
             if isinstance(effect, WorkerEffect):
                 self.streams.send(effect)
             else:
-                self._metrics.observe_effect(effect, now_ms())
+                self.observer.effect(effect)
                 if isinstance(effect, StoreEffect):
                     self.writer.submit(effect)
             self._traces.effect(effect)

@@ -1,25 +1,28 @@
-"""A leader's books of reports, kept once the next plans are out: trace, metrics, corrections of profiles."""
+"""A leader's books of events and effects: log, ticks, metrics, corrections of profiles."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable
 
-from services.scheduler.engine.events import DomainGone, Event, ProfileKnown, Reported
+from services.scheduler.engine.effects import Effect, FailJob, FinishJob, LetJobGo, StoreImage
+from services.scheduler.engine.events import DomainGone, Event, JobDropped, ProfileKnown, Reported, WorkerLost
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Phase, PlannedPart, UnetLaneState
-from services.scheduler.engine.ticks import MeasuredItem, Pairing, TickLog, TickRecord
-from services.scheduler.planner.cold_plans import ColdPlans
-from services.scheduler.planner.plan_book import PlanBook
+from services.scheduler.engine.tasks import Phase, UnetLaneState
+from services.scheduler.engine.ticks import MeasuredItem, Pairing, PlannedPart, TickLog, TickRecord
+from services.scheduler.planner.plan_book import ColdPlans, PlanBook
 from services.scheduler.policy.snapshots import BatchKey
 from services.scheduler.profiles.corrections import ProfileCorrection
 from services.scheduler.telemetry.decode_backlog import DecodeTimes
-from services.scheduler.telemetry.metrics import PoolMetrics
+from services.scheduler.telemetry.job_ends import tell_lost
+from services.scheduler.telemetry.metrics import EndedJob, PoolMetrics
 from synerdiff.plans import UnetTickDone, VaeTickDone
 from synerdiff.profiles import Profile
 from synerdiff.telemetry import get_logger
 
 log = get_logger("observer")
+
+_PLAN_AGAIN, _PLAN_AGAIN_S = 64, 2.0  # queries, and seconds that a corrected profile waits for their plans
 
 
 class Observer:
@@ -39,8 +42,37 @@ class Observer:
         self._pairing = Pairing()
         self._stepped: dict[str, frozenset[str]] = {}
 
+    def before(self, event: Event) -> None:
+        """An event that the engine takes next: of a worker that goes without having drained, of a job that is lost."""
+        held = self._holdings
+        match event:
+            case WorkerLost(worker_id):
+                lane = held.lane(worker_id)
+                if lane and lane.takes_new:
+                    self._metrics.losses.labels("unet" if worker_id in held.unet else "vae").inc()
+            case JobDropped(job_id, lost=True) if job_id in held.jobs:
+                tell_lost(job_id, held.jobs[job_id].record)
+
+    def effect(self, effect: Effect) -> None:
+        """An effect that is not a worker's."""
+        match effect:
+            case StoreImage():
+                self._metrics.images.inc()
+            case FinishJob(accepted_at_ms=accepted_at_ms, timings=timings):
+                self._ended("finished", accepted_at_ms)
+                for stage, seconds in self._metrics.of_stage.items():
+                    seconds.observe(getattr(timings, f"{stage}_ms") / 1000)
+            case FailJob(accepted_at_ms=accepted_at_ms):
+                self._ended("failed", accepted_at_ms)
+            case LetJobGo(accepted_at_ms=accepted_at_ms, outcome=outcome):
+                self._ended(outcome, accepted_at_ms)
+
+    def _ended(self, outcome: str, accepted_at_ms: int) -> None:
+        now_ms = time.time_ns() / 1e6
+        self._metrics.ended.add(EndedJob(now_ms, outcome, now_ms - accepted_at_ms))
+
     def on(self, event: Event, planned: PlannedPart | None) -> None:
-        """An event that the engine has taken. `planned`: as `Engine.on` said."""
+        """An event that the engine has taken, once the next plans are out. `planned`: as `Engine.on` said."""
         match event:
             case Reported(worker_id, UnetTickDone() as done):
                 self.reported(worker_id, "unet", done, planned)
@@ -61,19 +93,31 @@ class Observer:
         queues = len(held.waiting), len(held.ready) + being_decoded
         record = TickRecord.of((lane.domain, worker_id, kind), done, planned, queues)
         self._ticks.add(record)
-        self._metrics.observe_tick(kind, done)
+        self._count(kind, done)
         if isinstance(done, VaeTickDone):
             self.decode_times.reported(done, planned)
         if planned is None:
             return
         self.thresholds[lane.domain] = planned.threshold
         if isinstance(lane, UnetLaneState):
-            self._metrics.observe_steps(lane.model, sum(item.skips for item in planned.items))
+            if skips := sum(item.skips for item in planned.items):
+                self._metrics.skipped_steps.labels(lane.model).inc(skips)
             self._count_set_aside(lane, frozenset(planned.task_ids))
         for item in self._pairing.add(record):
             self._measured(item)
         if any(timing.halved for timing in done.items):
             self._tell_shortage(worker_id, kind, lane.domain, done, planned)
+
+    def _count(self, kind: str, done: UnetTickDone | VaeTickDone) -> None:
+        ticks, rows, seconds = self._metrics.of_kind[kind]
+        ticks.inc()
+        for item in done.items:
+            rows.observe(item.rows)
+            seconds.observe((item.end_unix_ns - item.start_unix_ns) / 1e9)
+            if item.halved:
+                self._metrics.halved.labels(kind).inc()
+        for entry in done.skipped:
+            self._metrics.skipped.labels(kind, entry.reason.name.lower()).inc()
 
     def due(self, now_s: float) -> list[tuple[str, BatchKey, ProfileCorrection]]:
         """The profiles that have drifted far enough; the records of gone workers and profiles are forgotten."""
@@ -94,7 +138,7 @@ class Observer:
         ratio, key = item.ratio, item.planned.key
         if ratio is None:
             return
-        self._metrics.observe_ratio(item.kind, ratio)
+        self._metrics.ratios[item.kind].observe(ratio)
         profile = self._holdings.profiles.get((item.domain, key)) if key else None
         if key and profile:
             self._correction(item.domain, key, profile).observe(item)
@@ -115,10 +159,7 @@ class Observer:
         tasks = (lane.tasks.get(task_id) for task_id in left_out)
         set_aside = sum(1 for task in tasks if task and task.phase is Phase.RUNNING)
         if set_aside:
-            self._metrics.observe_set_aside(lane.model, set_aside)
-
-
-_PLAN_AGAIN, _PLAN_AGAIN_S = 64, 2.0  # queries, and seconds that a corrected profile waits for their plans
+            self._metrics.set_aside.labels(lane.model).inc(set_aside)
 
 
 async def correct_profiles(

@@ -9,8 +9,7 @@ from typing import TypeVar
 from redis.exceptions import RedisError
 
 from services.scheduler.engine.ticks import TickLog
-from services.scheduler.leading.leader import Leader
-from services.scheduler.leading.options import LeaderOptions
+from services.scheduler.leading.leader import Leader, LeaderOptions
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.store.sweeps import IMAGES_EVERY_S

@@ -8,7 +8,6 @@ twice a second.
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,7 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from services.scheduler.engine import effects
 from services.scheduler.engine.events import ImageStored, JobArrived, JobDropped, JobUnwritable
-from services.scheduler.leading.options import Listener
+from services.scheduler.leading.worker_stream import Listener
 from services.scheduler.store.queue import JobStore, Lease
 from services.scheduler.store.scripts import TransitionRefused
 from services.scheduler.telemetry.job_ends import tell_lost
@@ -143,7 +142,7 @@ class StoreWriter:
         if not in_time:
             lost = bool((await store.gone([effect.job_id])).lost)
             if lost and isinstance(effect, effects.FinishJob | effects.FailJob):  # the books do not hold it any more
-                tell_lost(effect.job_id, time.time_ns() // 1_000_000)
+                tell_lost(effect.job_id)
             self._leader.on(JobDropped(effect.job_id, lost))
 
     async def _finish(self, effect: effects.FinishJob) -> bool:

@@ -1,22 +1,29 @@
 """The leader's stream to one worker: commands go out in the order they were given, reports to the engine as they come.
 
-Thin by intent. What a report means is the engine's affair; that a stream began or ended is told to it like any other
-event. A stream is whole or over: what ends one part of it, ends it, and the worker is called again.
+A stream is whole or over: what ends one part of it, ends it, and the worker is called again. A device that hangs leaves
+its process well, its stream open and its health SERVING: only reports that do not come tell.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import grpc
 
 from services.scheduler.engine import effects
-from services.scheduler.engine.events import Report, Reported, UnetAttached, VaeAttached, WorkerAnnounced, WorkerLost
+from services.scheduler.engine.events import (
+    Event,
+    Report,
+    Reported,
+    UnetAttached,
+    VaeAttached,
+    WorkerAnnounced,
+    WorkerLost,
+)
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
-from services.scheduler.leading.options import Listener
-from services.scheduler.leading.plan_watch import SUSPECT_AT, PlanWatch
 from services.scheduler.telemetry.metrics import PoolMetrics
-from synerdiff.plans import TaskFailed
+from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.registry import WorkerRecord
 from synerdiff.rpc import open_channel
 from synerdiff.stopping import cancel_and_wait
@@ -31,9 +38,112 @@ ATTACH_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 0.5
 IMAGES_AGAIN_S = 0.5
 IMAGES_TRIES = 5  # in a row without an image
+# What a plan may take of its prediction. A machine slowed tenfold by its neighbours takes ten times as long, and waits
+# three times as long for the other worker (`dispatch`): less than half of this.
+TIMES_PREDICTED = 30
+# However short the prediction: a graph is captured, a compiled package comes into use, a host is moved.
+LEAST_S = 60.0
+SUSPECT_AT = 0.5
 _INTERNAL: int = grpc.StatusCode.INTERNAL.value[0]
 
 Command = stages_pb2.UnetCommand | stages_pb2.VaeCommand
+
+
+class Listener(Protocol):
+    """A leader, or one that only measures. Called on the event loop; must not block, and does not raise."""
+
+    def on(self, event: Event) -> None:
+        """Something has happened."""
+
+    def superseded(self, newest_token: int = 0) -> None:
+        """Another leader has taken over; `newest_token`: the newest that a worker has seen, 0 where nobody says."""
+
+    def failed(self, error: BaseException) -> None:
+        """A part that reports here cannot go on: the leadership that it is part of ends, and another begins."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """`unpredicted_s`: for a prompt, each item of a plan that no profile predicts, and at least for a first plan."""
+
+    unpredicted_s: float = 600.0
+
+    def of(self, plan: effects.SendUnetPlan | effects.SendVaePlan, *, warm: bool) -> float:
+        """For the plan, in seconds, from when the worker is done with the one before. `warm`: it has run one before."""
+        if not plan.predicted_ms:
+            return self.unpredicted_s * len(plan.plan.items)
+        least_s = min(LEAST_S, self.unpredicted_s) if warm else self.unpredicted_s
+        return max(TIMES_PREDICTED * plan.predicted_ms / 1000, least_s)
+
+
+@dataclass
+class _Line:
+    """What is done one after the other: for the first of it the worker may take `allowed_s`, and took `taken_s`."""
+
+    allowed_s: dict[int | str, float] = field(default_factory=dict)
+    taken_s: float = 0.0
+
+    def expect(self, key: int | str, allowed_s: float) -> None:
+        if not self.allowed_s:
+            self.taken_s = 0.0
+        self.allowed_s[key] = allowed_s
+
+    def is_over(self, *keys: int | str) -> bool:
+        """Whether one of these was expected: then the next has its time from now on."""
+        known = [self.allowed_s.pop(key, None) for key in keys]
+        over = any(allowed_s is not None for allowed_s in known)
+        if over:
+            self.taken_s = 0.0
+        return over
+
+    def used(self) -> float:
+        return self.taken_s / next(iter(self.allowed_s.values())) if self.allowed_s else 0.0
+
+
+class PlanWatch:
+    """What one worker was asked for on one stream, and is still to answer. Knows no clock: see `after`.
+
+    `stretch`: how much more patience than usual. `warm`: this life of the worker has run a plan before. `answered`:
+    something that takes the device has been answered.
+    """
+
+    def __init__(self, patience: Patience, stretch: float = 1.0, *, warm: bool = False) -> None:
+        self.answered = False
+        self._warm = warm
+        self._patience = patience
+        self._stretch = stretch
+        self._plans, self._prompts = _Line(), _Line()
+
+    def sent(self, effect: effects.WorkerEffect) -> None:
+        """The worker was asked for something, or told to let go of tasks."""
+        match effect:
+            case effects.SendUnetPlan() | effects.SendVaePlan():
+                self._plans.expect(effect.plan.tick, self._patience.of(effect, warm=self._warm) * self._stretch)
+            case effects.Admit(task=task):
+                self._prompts.expect(task.task_id, self._patience.unpredicted_s * self._stretch)
+            case effects.CancelOnWorker(task_ids=task_ids) | effects.ReleaseSlots(task_ids=task_ids):
+                self._prompts.is_over(*task_ids)
+
+    def reported(self, report: Report) -> None:
+        """The worker has answered."""
+        match report:
+            case UnetTickDone() | VaeTickDone():
+                if self._plans.is_over(report.tick):
+                    self.answered = self._warm = True
+            case TaskReady() | TaskFailed():
+                self.answered |= self._prompts.is_over(report.task_id)
+
+    def after(self, seconds: float) -> float:
+        """Let time pass, by how often this is called, not by the clock. Returns how much patience is used up, of 1."""
+        for line in (self._plans, self._prompts):
+            line.taken_s += seconds
+        return max(self._plans.used(), self._prompts.used())
+
+    def awaited(self) -> Iterable[str]:
+        """What is waited for, in words."""
+        for what, line in (("tick", self._plans), ("prompt of task", self._prompts)):
+            for key, allowed_s in list(line.allowed_s.items())[:1]:
+                yield f"{what} {key}: {line.taken_s:g} of {allowed_s:g} s"
 
 
 class Overdue(Exception):
@@ -51,6 +161,7 @@ class WorkerStream:
         self._attach = attach
         self._leader = leader
         self._tls = tls
+        self._names = record.worker_id, record.domain, record.model_card.name
         self._announced = True
         self._suspect = False
         self._outgoing: asyncio.Queue[Command] = asyncio.Queue()
@@ -63,7 +174,7 @@ class WorkerStream:
     def announced(self, takes_new: bool) -> None:
         """Whether the worker announces that it takes new work. It is given none while its reports are overdue."""
         self._announced = takes_new
-        self._leader.on(WorkerAnnounced(self.record.worker_id, takes_new and not self._suspect))
+        self._leader.on(WorkerAnnounced(self.record.worker_id, takes_new, self._suspect))
 
     async def run(self) -> None:
         """Attach and serve the stream until it ends.
@@ -80,12 +191,9 @@ class WorkerStream:
     async def _run_unet(self, channel: grpc.aio.Channel) -> None:
         call = stages_pb2_grpc.UnetStageStub(channel).Run()
         await call.write(stages_pb2.UnetCommand(attach=self._attach))
-        first: stages_pb2.UnetReport = await _first_report(call)
-        attached = first.attached
+        attached: stages_pb2.UnetAttached = (await _first_report(call)).attached
         lane = UnetLaneState(
-            self.record.worker_id,
-            self.record.domain,
-            self.record.model_card.name,
+            *self._names,
             draining=attached.draining,
             slots=attached.slots,
             shares_cores=self.record.threads > 0,
@@ -100,15 +208,8 @@ class WorkerStream:
         stub = stages_pb2_grpc.VaeStageStub(channel)
         call = stub.Run()
         await call.write(stages_pb2.VaeCommand(attach=self._attach))
-        first: stages_pb2.VaeReport = await _first_report(call)
-        record = self.record
-        lane = VaeLaneState(
-            record.worker_id,
-            record.domain,
-            record.model_card.name,
-            draining=first.attached.draining,
-            weights=record.weights,
-        )
+        attached: stages_pb2.VaeAttached = (await _first_report(call)).attached
+        lane = VaeLaneState(*self._names, draining=attached.draining, weights=self.record.weights)
         self._leader.on(VaeAttached(lane))
         await self._serve(call, self._vae_report, self._receive_images(stub))
 
@@ -141,12 +242,13 @@ class WorkerStream:
             await asyncio.sleep(LOOK_EVERY_S)
             used = self.watch.after(LOOK_EVERY_S)
             if used >= 1:
-                metrics.worker_overdue(kind, "lost")
+                metrics.overdue.labels(kind, "lost").inc()
+                metrics.losses.labels(kind).inc()
                 raise Overdue("; ".join(self.watch.awaited()))
             if (used >= SUSPECT_AT) is not self._suspect:
                 self._suspect = not self._suspect
                 if self._suspect:
-                    metrics.worker_overdue(kind, "suspect")
+                    metrics.overdue.labels(kind, "suspect").inc()
                     log.warning(
                         "worker is overdue: nothing new for it", worker_id=worker_id, of=[*self.watch.awaited()]
                     )
@@ -181,7 +283,7 @@ class WorkerStream:
         except ValueError as error:
             worker_id, task_id = self.record.worker_id, image.task_id
             log.error("an image cannot be read: its job fails", worker_id=worker_id, task_id=task_id, reason=str(error))
-            PoolMetrics.of_process().report_unreadable(self.record.kind)
+            PoolMetrics.of_process().unreadable.labels(self.record.kind).inc()
             self._report(TaskFailed(task_id, _INTERNAL, f"the image of worker {worker_id} cannot be read: {error}"))
             self.send(effects.ForgetImages(worker_id, (task_id,)))
 

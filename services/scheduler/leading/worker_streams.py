@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import grpc
 
 from services.scheduler.engine.effects import WorkerEffect
-from services.scheduler.leading.options import Listener
-from services.scheduler.leading.plan_watch import Patience, PlanWatch
-from services.scheduler.leading.worker_stream import Overdue, WorkerStream
+from services.scheduler.leading.worker_stream import Listener, Overdue, Patience, PlanWatch, WorkerStream
 from synerdiff.errors import StaleLeader
 from synerdiff.registry import WorkerRecord
 from synerdiff.status import from_rpc_error

@@ -6,8 +6,7 @@ from itertools import groupby
 from math import inf
 
 from services.scheduler.policy.ordering import FirstComeOrder, Task, UrgencyOrder
-from services.scheduler.policy.pace import Paces
-from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
+from services.scheduler.policy.policy_spec import Paces, PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import Admission, PoolSnapshot, UnetLane, WaitingTask
 
 # At most this part of a worker's slots is left free for callers that have none.

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from services.scheduler.policy.pace import Costs, best_costs
+from services.scheduler.policy.policy_spec import Costs, best_costs
 from services.scheduler.policy.snapshots import BatchKey, DomainSnapshot
 from synerdiff.profiles import Profile
 

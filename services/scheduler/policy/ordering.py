@@ -17,8 +17,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import TypeVar
 
-from services.scheduler.policy.pace import Paces
-from services.scheduler.policy.policy_spec import Order, Urgency
+from services.scheduler.policy.policy_spec import Order, Paces, Urgency
 from services.scheduler.policy.snapshots import Ahead, BatchKey, ReadyDecode, RunningTask, TurnClass, WaitingTask
 
 Task = WaitingTask | RunningTask

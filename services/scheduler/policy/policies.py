@@ -7,8 +7,7 @@ from itertools import zip_longest
 from services.scheduler.planner.planned_round import MOST_COUNT, PlanQuery, RoundReason
 from services.scheduler.policy.admitting import joining, whole_requests
 from services.scheduler.policy.ordering import decodes_in_order
-from services.scheduler.policy.pace import paces_of
-from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec, paces_of
 from services.scheduler.policy.rounds import (
     RoundSource,
     Rules,

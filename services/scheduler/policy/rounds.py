@@ -16,8 +16,7 @@ from typing import NamedTuple, Protocol
 
 from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery, RoundReason
 from services.scheduler.policy.ordering import are_shared, ordered
-from services.scheduler.policy.pace import Paces
-from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
+from services.scheduler.policy.policy_spec import Paces, PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import (
     Ahead,
     BatchKey,

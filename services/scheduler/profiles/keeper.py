@@ -99,6 +99,11 @@ class ProfileKeeper:
         """The workers that are announced just now."""
         self._records = {record.worker_id: record for record in records}
 
+    @property
+    def measures(self) -> bool:
+        """Whether reports concern it just now."""
+        return self._prober is not None
+
     def on(self, event: events.Event) -> None:
         """An event, before the engine takes it: probes leave the workers before a job's first task comes there."""
         match event:
@@ -197,7 +202,7 @@ class ProfileKeeper:
         lanes: list[UnetLaneState | VaeLaneState] = [*held.unet.values(), *held.vae.values()]
         here = {lane.worker_id: lane for lane in lanes if lane.domain == place.domain}
         pair = {place.pair.unet.worker_id, place.pair.vae.worker_id}
-        return here.keys() == pair and not any(lane.draining for lane in here.values())
+        return here.keys() == pair and all(lane.takes_new for lane in here.values())
 
     async def _measure(self, place: _Place) -> None:
         subject = place.subject

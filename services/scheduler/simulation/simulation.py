@@ -16,7 +16,7 @@ from typing import Any, Protocol, get_args
 from services.scheduler.engine import effects, events
 from services.scheduler.engine.engine import Engine, EngineBounds
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import PlannedPart
+from services.scheduler.engine.ticks import PlannedPart
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ControllerSettings, ThresholdController
 from services.scheduler.policy.ordering import FairQueue

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.scheduler.policy.pace import best_costs
+from services.scheduler.policy.policy_spec import best_costs
 from services.scheduler.policy.snapshots import BatchKey
 from services.scheduler.simulation.simulated_device import MODEL
 from synerdiff.cards import Sampler

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Phase, PlannedPart, Task
+from services.scheduler.engine.tasks import Phase, Task
+from services.scheduler.engine.ticks import PlannedPart
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.plans import VaeTickDone
 from synerdiff.profiles import Profile

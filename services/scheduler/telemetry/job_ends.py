@@ -4,6 +4,8 @@ The script in Redis that ends a job keeps its end until a scheduler has told of 
 lost reply hides one. A scheduler that dies between its line and the acknowledgement leaves a second line to another.
 """
 
+import time
+
 from services.scheduler.store.records import JobEnd
 from services.scheduler.store.sweeps import BATCH, Sweeps
 from services.scheduler.telemetry.metrics import PoolMetrics
@@ -23,20 +25,21 @@ async def tell_ended(store: Sweeps) -> None:
         ends = await store.take_ended()
         for end in ends.values():
             code = code_name(end.code)
-            metrics.job_ended(end.outcome, code, end.total_ms)
+            metrics.jobs.labels(end.outcome, code).inc()
+            metrics.latency.labels(end.outcome).observe(max(0, end.total_ms) / 1000)
             log.info("ended", **_fields(end), code=code, **trace_id(end.traceparent))
         if ends:
             await store.ended_told(ends)
         full = len(ends) == BATCH
 
 
-def tell_lost(job_id: str, now_ms: int, record: JobRecord | None = None) -> None:
+def tell_lost(job_id: str, record: JobRecord | None = None) -> None:
     """Tell of a job whose record Redis has lost. `record`: as its leader has it."""
     about: dict[str, object] = {}
     if record:
         about = {"request_id": record.request.request_id, "caller": record.caller, "model": record.request.model}
-        about |= {"total_ms": now_ms - record.accepted_at_ms, **trace_id(record.traceparent)}
-    PoolMetrics.of_process().job_lost()
+        about |= {"total_ms": time.time_ns() // 1_000_000 - record.accepted_at_ms, **trace_id(record.traceparent)}
+    PoolMetrics.of_process().jobs.labels("lost", "NOT_FOUND").inc()
     log.error("ended", job_id=job_id, outcome="lost", code="NOT_FOUND", reason="Redis has lost its record", **about)
 
 

@@ -15,7 +15,8 @@ from itertools import islice, repeat
 from services.scheduler.engine.effects import Admit, Effect, FailJob, FinishJob, LetJobGo
 from services.scheduler.engine.events import Event, ImageStored, JobArrived, Report, Reported, UnetAttached, WorkerLost
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Job, Lane, Phase, PlannedPart, Task
+from services.scheduler.engine.tasks import Job, Lane, Phase, Task
+from services.scheduler.engine.ticks import PlannedPart
 from services.scheduler.telemetry.request_traces import job_context
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, TaskFailed, TaskReady, UnetTickDone, VaeTickDone

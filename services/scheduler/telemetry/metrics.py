@@ -1,14 +1,12 @@
 """The scheduler's Prometheus metrics."""
 
 from functools import cache
-from typing import Self
+from typing import NamedTuple, Self
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.scheduler.callers import Caller
-from services.scheduler.engine.effects import FailJob, FinishJob, LetJobGo, StoreEffect, StoreImage
-from services.scheduler.telemetry.ended_jobs import EndedJobs
-from synerdiff.plans import UnetTickDone, VaeTickDone
+from services.scheduler.engine.ticks import Ring
 from synerdiff.requests import ImageRequest, rows_of_call
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -25,13 +23,22 @@ _ENDS = (
     ("lost", "NOT_FOUND"),
 )
 _BY_CLASS = ["model", "priority"]
+KEPT_JOBS = 2048
+
+
+class EndedJob(NamedTuple):
+    """When a job ended, how, and how long after its acceptance."""
+
+    ended_unix_ms: float
+    outcome: str
+    latency_ms: float
 
 
 class PoolMetrics:
     """What a leading scheduler counts and measures. One per process: see `of_process`. `ended`: the last jobs."""
 
     def __init__(self) -> None:
-        self.ended = EndedJobs()
+        self.ended = Ring[EndedJob](KEPT_JOBS)
         self.leading = Gauge("synerdiff_leading", "1 while this scheduler leads its pool", ["pool"])
         self.queue_jobs = Gauge("synerdiff_queue_jobs", "jobs accepted and not yet started", _BY_CLASS)
         self.queue_oldest = Gauge("synerdiff_queue_oldest_age_seconds", "age of the oldest of these", _BY_CLASS)
@@ -47,23 +54,23 @@ class PoolMetrics:
         self.decode_backlog = Gauge(
             "synerdiff_decode_backlog_seconds", "decodes ready or under way, in seconds of one VAE worker", ["model"]
         )
-        self._losses = Counter("synerdiff_worker_losses", "workers lost that had not said that they drain", ["kind"])
-        self._overdue = Counter(
+        self.losses = Counter("synerdiff_worker_losses", "workers lost that had not said that they drain", ["kind"])
+        self.overdue = Counter(
             "synerdiff_overdue_workers",
             "workers that did not answer in time and are given nothing new (suspect), or are given up (lost)",
             ["kind", "became"],
         )
-        self._unreadable = Counter("synerdiff_unreadable_reports", "images of workers that cannot be read", ["kind"])
+        self.unreadable = Counter("synerdiff_unreadable_reports", "images of workers that cannot be read", ["kind"])
         for kind in ("unet", "vae"):
-            self._losses.labels(kind)
+            self.losses.labels(kind)
             for became in ("suspect", "lost"):
-                self._overdue.labels(kind, became)
-        self._halved = Counter("synerdiff_halved_items", "items run in halves for want of memory", ["kind"])
+                self.overdue.labels(kind, became)
+        self.halved = Counter("synerdiff_halved_items", "items run in halves for want of memory", ["kind"])
         self._ticks = Counter("synerdiff_ticks", "plans that workers have run", ["kind"])
-        self._skipped = Counter("synerdiff_skipped_entries", "plan entries that no longer fitted", ["kind", "reason"])
+        self.skipped = Counter("synerdiff_skipped_entries", "plan entries that no longer fitted", ["kind", "reason"])
         self._rows = Histogram("synerdiff_batch_rows", "UNet rows or decodes per batch", ["kind"], buckets=_ROWS)
         self._item = Histogram("synerdiff_item_seconds", "time of one batch on its worker", ["kind"], buckets=_SECONDS)
-        self._of_kind = {
+        self.of_kind = {
             kind: (self._ticks.labels(kind), self._rows.labels(kind), self._item.labels(kind))
             for kind in ("unet", "vae")
         }
@@ -79,16 +86,16 @@ class PoolMetrics:
         self._ratio = Histogram(
             "synerdiff_item_predicted_ratio", "measured over predicted time of an item", ["kind"], buckets=_RATIOS
         )
-        self._ratios = {kind: self._ratio.labels(kind) for kind in ("unet", "vae", "beside")}
-        self._skipped_steps = Counter("synerdiff_skipped_steps", "UNet steps without guidance by plan", ["model"])
-        self._set_aside = Counter("synerdiff_set_aside", "running tasks that made way for others", ["model"])
-        self._jobs = Counter(
+        self.ratios = {kind: self._ratio.labels(kind) for kind in ("unet", "vae", "beside")}
+        self.skipped_steps = Counter("synerdiff_skipped_steps", "UNet steps without guidance by plan", ["model"])
+        self.set_aside = Counter("synerdiff_set_aside", "running tasks that made way for others", ["model"])
+        self.jobs = Counter(
             "synerdiff_jobs_ended",
             "jobs that ended: finished, failed, cancelled, expired, or lost by Redis; each counted by one scheduler",
             ["outcome", "code"],
         )
-        self._images = Counter("synerdiff_images", "images made")
-        self._latency = Histogram(
+        self.images = Counter("synerdiff_images", "images made")
+        self.latency = Histogram(
             "synerdiff_job_seconds", "acceptance to end, by outcome", ["outcome"], buckets=_LATENCY_S
         )
         self._stages = Histogram(
@@ -96,78 +103,16 @@ class PoolMetrics:
         )
         # Sums over outcomes need every one of them, and a rate its first event, from the start.
         for outcome, code in _ENDS:
-            self._jobs.labels(outcome, code)
+            self.jobs.labels(outcome, code)
             if outcome != "lost":
-                self._latency.labels(outcome)
-        self._of_stage = {stage: self._stages.labels(stage) for stage in ("queue", "encode", "denoise", "decode")}
+                self.latency.labels(outcome)
+        self.of_stage = {stage: self._stages.labels(stage) for stage in ("queue", "encode", "denoise", "decode")}
 
     @classmethod
     @cache
     def of_process(cls) -> Self:
         """The process's own."""
         return cls()
-
-    def observe_tick(self, kind: str, done: UnetTickDone | VaeTickDone) -> None:
-        """Count a report."""
-        ticks, rows, seconds = self._of_kind[kind]
-        ticks.inc()
-        for item in done.items:
-            rows.observe(item.rows)
-            seconds.observe((item.end_unix_ns - item.start_unix_ns) / 1e9)
-            if item.halved:
-                self._halved.labels(kind).inc()
-        for entry in done.skipped:
-            self._skipped.labels(kind, entry.reason.name.lower()).inc()
-
-    def observe_ratio(self, kind: str, ratio: float) -> None:
-        """Measured over predicted time of an item: of "unet" or "vae" alone, or one "beside" the other."""
-        self._ratios[kind].observe(ratio)
-
-    def observe_steps(self, model: str, skips: int) -> None:
-        """Count the steps of a tick that skipped guidance."""
-        if skips:
-            self._skipped_steps.labels(model).inc(skips)
-
-    def observe_set_aside(self, model: str, tasks: int) -> None:
-        """Count tasks that made way."""
-        self._set_aside.labels(model).inc(tasks)
-
-    def observe_effect(self, effect: StoreEffect | LetJobGo, now_ms: int) -> None:
-        """Count what the engine did."""
-        match effect:
-            case StoreImage():
-                self._images.inc()
-            case FinishJob(accepted_at_ms=accepted_at_ms, timings=timings):
-                self.ended.add("finished", now_ms - accepted_at_ms)
-                for stage, seconds in self._of_stage.items():
-                    seconds.observe(getattr(timings, f"{stage}_ms") / 1000)
-            case FailJob(accepted_at_ms=accepted_at_ms):
-                self.ended.add("failed", now_ms - accepted_at_ms)
-            case LetJobGo(accepted_at_ms=accepted_at_ms, outcome=outcome):
-                self.ended.add(outcome, now_ms - accepted_at_ms)
-
-    def worker_lost(self, kind: str) -> None:
-        """Count a worker that is gone."""
-        self._losses.labels(kind).inc()
-
-    def worker_overdue(self, kind: str, became: str) -> None:
-        """Count a worker that became "suspect", and then perhaps "lost", which is a loss without a word as well."""
-        self._overdue.labels(kind, became).inc()
-        if became == "lost":
-            self.worker_lost(kind)
-
-    def report_unreadable(self, kind: str) -> None:
-        """Count what a worker said and nobody here understands."""
-        self._unreadable.labels(kind).inc()
-
-    def job_lost(self) -> None:
-        """Count a job whose record Redis has lost."""
-        self._jobs.labels("lost", "NOT_FOUND").inc()
-
-    def job_ended(self, outcome: str, code: str, latency_ms: int) -> None:
-        """Count a job's end; `code`: the name of its gRPC status."""
-        self._jobs.labels(outcome, code).inc()
-        self._latency.labels(outcome).observe(max(0, latency_ms) / 1000)
 
 
 # Certificates' names are as many as their CA gives out: those that come later are counted together.

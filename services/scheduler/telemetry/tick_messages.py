@@ -10,11 +10,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from services.scheduler.engine.tasks import PartItem
-from services.scheduler.engine.ticks import MeasuredItem, Pairing, TickRecord
+from services.scheduler.engine.ticks import MeasuredItem, Pairing, PartItem, TickRecord
 from services.scheduler.planner.baseline_rounds import coarse, fine, vae_first
 from services.scheduler.planner.planned_round import PlannedRound, PlanQuery, RoundReason
-from services.scheduler.telemetry.ended_jobs import EndedJob
+from services.scheduler.telemetry.metrics import EndedJob
 from synerdiff.plans import ItemTiming
 from synerdiff.profiles import Profile
 from synerdiff.v1 import operations_pb2

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import Image
 from redis.asyncio import Redis
 
 from services.scheduler.api.generate import MAX_REQUEST_BYTES, ImageGenerationService
-from services.scheduler.api.operations import OperationsService
+from services.scheduler.api.operations import SERVICE
 from services.scheduler.api.validation import AdmissionLimits
 from services.scheduler.engine.events import Event
 from services.scheduler.store.leadership import Leadership
@@ -25,20 +25,24 @@ from synerdiff.requests import task_id
 from synerdiff.rpc import ServiceHost, create_server
 from synerdiff.stopping import cancel_and_wait
 from synerdiff.tls import ServerTls
-from synerdiff.v1 import operations_pb2
+from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 from tests.values import CARD, a_worker
 
 
-class QuietPool:
-    """A PoolView with nothing going on."""
+class QuietOperations(operations_pb2_grpc.OperationsServicer):
+    """Those of a pool with nothing going on."""
 
-    async def status(self) -> operations_pb2.GetStatusResponse:
+    async def GetStatus(
+        self, request: operations_pb2.GetStatusRequest, context: Any
+    ) -> operations_pb2.GetStatusResponse:
         return operations_pb2.GetStatusResponse(pool="default", leader=True, policy="continuous")
 
-    async def trace(self, domain: str) -> bytes:
-        return b'{"traceEvents": []}'
+    async def GetTrace(self, request: operations_pb2.GetTraceRequest, context: Any) -> operations_pb2.GetTraceResponse:
+        return operations_pb2.GetTraceResponse(trace_json=b'{"traceEvents": []}')
 
-    async def watch_ticks(self, domain: str, last: int) -> AsyncGenerator[operations_pb2.WatchTicksResponse, None]:
+    async def WatchTicks(
+        self, request: operations_pb2.WatchTicksRequest, context: Any
+    ) -> AsyncIterator[operations_pb2.WatchTicksResponse]:
         yield operations_pb2.WatchTicksResponse()
 
 
@@ -68,7 +72,7 @@ async def start_scheduler(
     store = JobStore(redis, settings)
     host = ServiceHost(create_server(max_receive_bytes=MAX_REQUEST_BYTES, check=check), tls=tls)
     ImageGenerationService(store, WorkerRegistry(redis), AdmissionLimits(), host.draining).add_to(host)
-    OperationsService(QuietPool()).add_to(host)
+    host.add(SERVICE, operations_pb2_grpc.add_OperationsServicer_to_server, QuietOperations())
     await host.start(listen)
     await host.set_ready(True)
     return Scheduler(host, store)

@@ -1,7 +1,6 @@
 """Reports of ticks as a domain's two workers make them, and a small profile, for tests of what is learned from them."""
 
-from services.scheduler.engine.tasks import PartItem, PlannedPart
-from services.scheduler.engine.ticks import TickRecord
+from services.scheduler.engine.ticks import PartItem, PlannedPart, TickRecord
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.plans import ItemTiming
 from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject, Setting

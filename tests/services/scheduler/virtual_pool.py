@@ -15,8 +15,9 @@ import pytest
 from services.scheduler.engine.effects import WorkerEffect
 from services.scheduler.engine.events import Reported, UnetAttached, VaeAttached, WorkerLost
 from services.scheduler.leading import leader as leader_module
-from services.scheduler.leading.options import LeaderOptions, Listener
+from services.scheduler.leading.leader import LeaderOptions
 from services.scheduler.leading.pool import Pool
+from services.scheduler.leading.worker_stream import Listener
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.profiles.keeper import KeeperOptions

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from bench.simulated_workers import CARD, SimulatedUnet, SimulatedVae, SimulatedWorker
-from services.scheduler.leading.options import LeaderOptions
+from services.scheduler.leading.leader import LeaderOptions
 from services.scheduler.leading.pool import Pool
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds

@@ -26,9 +26,9 @@ function slots({ slots: all, slots_used: used }) {
   return element("td", {}, element("div", { className: "slots", "aria-hidden": "true" }, boxes), `${used} of ${all}`);
 }
 
-function state({ draining, attached }) {
-  const [words, className] = draining ? ["draining", "draining"] : attached ? ["attached", ""] : ["away", "away"];
-  return element("td", { className }, words);
+function state({ suspect, draining, attached }) {
+  const words = suspect ? "suspect" : draining ? "draining" : attached ? "attached" : "away";
+  return element("td", { className: words }, words);
 }
 
 function device({ device: name, domain, mps_thread_percent: share }) {

@@ -9,11 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from services.scheduler.api import tick_watches
-from services.scheduler.api.operations import OperationsService, PoolStatus, worker_statuses
+from services.scheduler.api.operations import OperationsService, worker_statuses
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
-from services.scheduler.engine.ticks import TickLog
-from services.scheduler.telemetry.ended_jobs import EndedJobs
+from services.scheduler.engine.ticks import Ring, TickLog
 from services.scheduler.telemetry.tick_messages import TickMessages
 from synerdiff.client import AsyncClient
 from synerdiff.rpc import ServiceHost, open_channel
@@ -36,7 +35,9 @@ def test_a_worker_that_drains_is_shown_for_as_long_as_it_is_held() -> None:
     holdings = Holdings(max_deaths=1)
     holdings.unet["unet-0"] = UnetLaneState("unet-0", "GPU-1", "emoji", slots=8)
     holdings.vae["vae-0"] = VaeLaneState("vae-0", "GPU-1", "emoji", draining=True)
+    holdings.unet["unet-0"].suspect = True
     still_announced = worker_statuses([worker("unet"), worker("vae")], holdings)
+    assert [status.suspect for status in still_announced] == [True, False]
     assert [(status.worker_id, status.attached, status.draining) for status in still_announced] == [
         ("unet-0", True, False),
         ("vae-0", True, True),
@@ -49,10 +50,10 @@ def test_a_worker_that_drains_is_shown_for_as_long_as_it_is_held() -> None:
 
 
 @contextlib.asynccontextmanager
-async def operations(whole: Whole, status: PoolStatus | None = None) -> AsyncIterator[Any]:
+async def operations(whole: Whole, status: OperationsService | None = None) -> AsyncIterator[Any]:
     """A stub of the operators' API of `whole`."""
     host = ServiceHost()
-    OperationsService(status or PoolStatus(whole.pool)).add_to(host)
+    (status or OperationsService(whole.pool)).add_to(host)
     address = await host.start("127.0.0.1:0")
     async with open_channel(address) as channel:
         yield operations_pb2_grpc.OperationsStub(channel)
@@ -76,7 +77,7 @@ async def test_a_watch_tells_of_ticks_and_jobs_and_nothing_is_encoded_before_or_
 
     monkeypatch.setattr(TickMessages, "message", counted)
     monkeypatch.setattr(tick_watches, "LOOK_EVERY_S", 0.01)
-    async with whole_scheduler(redis) as whole, operations(whole, status := PoolStatus(whole.pool)) as stub:
+    async with whole_scheduler(redis) as whole, operations(whole, status := OperationsService(whole.pool)) as stub:
         await draw(whole)
         before = whole.pool.ticks.added
         assert before > 0
@@ -101,7 +102,7 @@ async def test_a_watch_tells_of_ticks_and_jobs_and_nothing_is_encoded_before_or_
         assert ended[0].outcome == "finished"
         assert ended[0].latency_ms > 0
 
-        await until(lambda: status.watches == 0)
+        await until(lambda: status.watches.open == 0)
         seen, at = len(encoded), whole.pool.ticks.added
         await draw(whole)
         assert whole.pool.ticks.added > at
@@ -125,7 +126,7 @@ async def test_a_watch_ends_where_nobody_leads_and_with_a_domain_that_is_unknown
 
 async def test_a_stream_that_is_read_slowly_gets_all_that_is_kept_and_hears_what_it_missed() -> None:
     log = TickLog(kept=3)
-    watch = tick_watches.Watch("d", log, EndedJobs(), last=0)
+    watch = tick_watches.Watch("d", log, Ring(), last=0)
     opened = await watch.news()
     assert opened is not None
     assert not opened.parts

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable
 
-from services.scheduler.engine.dispatch import dispatch
 from services.scheduler.engine.effects import Admit, Effect, FinishJob, SendUnetPlan, SendVaePlan
 from services.scheduler.engine.events import BudgetKnown, VaeAttached, WorkerLost
+from services.scheduler.engine.planning import dispatch
 from services.scheduler.policy.policies import PolicyBounds
 from services.scheduler.policy.snapshots import (
     Admission,

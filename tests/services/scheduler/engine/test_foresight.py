@@ -5,7 +5,7 @@ import pytest
 from services.scheduler.engine.events import JobDropped
 from services.scheduler.engine.foresight import Tails, first_come_ms
 from services.scheduler.engine.tasks import Phase, Task
-from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.policy_spec import Pace
 from synerdiff.requests import Priority
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.world import World, job

@@ -6,7 +6,7 @@ import pytest
 
 from services.scheduler.engine.events import JobArrived
 from services.scheduler.engine.holdings import LATELY_MS
-from services.scheduler.engine.views import domain_snapshot, pool_snapshot
+from services.scheduler.engine.planning import domain_snapshot, pool_snapshot
 from services.scheduler.policy.snapshots import TurnClass
 from synerdiff.jobs import JobRecord
 from tests.services.scheduler.simulated import straight_line_profile

@@ -8,10 +8,9 @@ from prometheus_client import REGISTRY
 
 from services.scheduler.api.operations import worker_statuses
 from services.scheduler.engine import events
-from services.scheduler.engine.tasks import PlannedPart, UnetLaneState, VaeLaneState
-from services.scheduler.engine.ticks import TickLog
-from services.scheduler.leading.leader import Leader
-from services.scheduler.leading.options import LeaderOptions
+from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
+from services.scheduler.engine.ticks import PlannedPart, TickLog
+from services.scheduler.leading.leader import Leader, LeaderOptions
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.store.queue import Lease
 from synerdiff.plans import UnetTickDone

@@ -7,11 +7,11 @@ from prometheus_client import REGISTRY
 
 from services.scheduler.api.operations import planning_statuses, set_planning_gauges
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
-from services.scheduler.engine.ticks import TickLog
+from services.scheduler.engine.tasks import Phase, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.ticks import PlannedPart, TickLog
 from services.scheduler.leading.observer import Observer
 from services.scheduler.policy.controller import ThresholdController
-from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.policy_spec import Pace
 from services.scheduler.policy.snapshots import DomainSnapshot
 from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.plans import ItemTiming, UnetTickDone, VaeTickDone

@@ -3,7 +3,7 @@
 import pytest
 
 from services.scheduler.engine.effects import Admit, CancelOnWorker, SendUnetPlan, SendVaePlan
-from services.scheduler.leading.plan_watch import LEAST_S, TIMES_PREDICTED, Patience, PlanWatch
+from services.scheduler.leading.worker_stream import LEAST_S, TIMES_PREDICTED, Patience, PlanWatch
 from synerdiff.plans import TaskReady, UnetItem, UnetPlan, UnetTickDone, VaePlan
 from tests.values import spec
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from services.scheduler.engine.effects import SendUnetPlan, SendVaePlan
 from services.scheduler.engine.events import Event, Reported, UnetAttached, VaeAttached, WorkerAnnounced, WorkerLost
 from services.scheduler.leading import worker_stream, worker_streams
-from services.scheduler.leading.plan_watch import Patience
+from services.scheduler.leading.worker_stream import Patience
 from services.scheduler.leading.worker_streams import WorkerStreams
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.plans import SkipReason, TaskFailed, UnetItem, UnetPlan, UnetTickDone, VaePlan
@@ -215,7 +215,7 @@ async def test_a_worker_whose_device_hangs_gets_nothing_new_and_then_is_given_up
     with capture_logs() as lines:
         await and_back(Unet() if kind == "unet" else Vae(no_images), leader)
     first = [event for event in leader.events if isinstance(event, WorkerAnnounced | WorkerLost)][:2]
-    assert first == [WorkerAnnounced(f"{kind}-0", False), WorkerLost(f"{kind}-0")]
+    assert first == [WorkerAnnounced(f"{kind}-0", True, suspect=True), WorkerLost(f"{kind}-0")]
     assert [counted(name, **labels) for name, labels in names] == [count + 2 for count in before]
     said = [line for line in lines if line["event"].startswith("worker is given up")]
     assert ["tick 1" in said[0]["of"], "tick 2" in said[1]["of"]] == [True, True]
@@ -227,9 +227,9 @@ async def test_a_late_report_makes_a_suspect_as_good_as_any() -> None:
     leader, unet = Leader(), Unet()
     async with streaming(unet, leader, Patience(40 * LOOK_S)) as (streams, record):
         streams.send(plan(record, 1))
-        await until(lambda: WorkerAnnounced("unet-0", False) in leader.events)
+        await until(lambda: WorkerAnnounced("unet-0", True, suspect=True) in leader.events)
         streams.reconcile([record])
-        assert leader.events[-1] == WorkerAnnounced("unet-0", False), "it announces itself all the while"
+        assert leader.events[-1] == WorkerAnnounced("unet-0", True, suspect=True), "it announces itself all the while"
         unet.reports.put_nowait(stages_pb2.UnetReport(tick_done=stages_pb2.UnetTickDone(tick=1)))
         await until(lambda: leader.events[-1] == WorkerAnnounced("unet-0", True))
         assert not leader.heard(WorkerLost)

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.scheduler.planner import cold_plans
-from services.scheduler.planner.cold_plans import ANSWERS, QUESTIONS, ColdPlans, Question, serve
+from services.scheduler.planner import plan_book
+from services.scheduler.planner.plan_book import ANSWERS, QUESTIONS, ColdPlans, Question, serve
 from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
 from services.scheduler.planner.planner import plan_round
 from synerdiff.profiles import Profile, dump, load
@@ -51,7 +51,7 @@ async def running(plans: Plans, *command: str) -> AsyncIterator[ColdPlans]:
 
 
 def solvers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "services.scheduler.planner.cold_plans" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "services.scheduler.planner.plan_book" in p.cmdline()]
 
 
 async def test_plans_come_from_a_process_of_low_priority_that_can_die(profile: Profile) -> None:
@@ -74,7 +74,7 @@ async def test_plans_come_from_a_process_of_low_priority_that_can_die(profile: P
 async def test_a_process_that_always_dies_costs_a_query_two_tries(
     profile: Profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cold_plans, "_RESTART_PAUSE_S", 0)
+    monkeypatch.setattr(plan_book, "_RESTART_PAUSE_S", 0)
     tally = tmp_path / "tally"
     plans = Plans()
     async with running(plans, *IN_A_SCRIPT, f"open({str(tally)!r}, 'a').write('x')") as cold:
@@ -88,8 +88,8 @@ async def test_a_process_that_always_dies_costs_a_query_two_tries(
 
 
 async def test_a_process_that_hangs_is_given_up(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cold_plans, "_RESTART_PAUSE_S", 0)
-    monkeypatch.setattr(cold_plans, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(plan_book, "_RESTART_PAUSE_S", 0)
+    monkeypatch.setattr(plan_book, "TIMEOUT_S", 0.1)
     async with running(Plans(), *IN_A_SCRIPT, "import time; time.sleep(60)") as cold:
         cold.submit(profile, [PlanQuery(1, 1)])
         await until(lambda: bool(cold._unsolvable))
@@ -98,7 +98,7 @@ async def test_a_process_that_hangs_is_given_up(profile: Profile, monkeypatch: p
 async def test_the_newest_question_goes_first_and_the_oldest_are_dropped(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cold_plans, "MOST_WAITING", 2)
+    monkeypatch.setattr(plan_book, "MOST_WAITING", 2)
     plans = Plans()
     cold = ColdPlans(plans.add)
     cold.submit(profile, [PlanQuery(unet, 0) for unet in (1, 2, 3)])

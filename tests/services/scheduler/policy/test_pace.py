@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.policy_spec import Pace
 from synerdiff.profiles import Cell, ItemCaps
 from tests.services.scheduler.simulated import PAPER_SERIAL as PROFILE
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.scheduler.planner.planned_round import PlannedItem, PlannedRound
-from services.scheduler.policy.pace import Pace
-from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
+from services.scheduler.policy.policy_spec import POLICIES, Pace, PolicyBounds
 from services.scheduler.policy.rounds import (
     Rules,
     Seat,

@@ -3,7 +3,8 @@
 import pytest
 
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Phase, PlannedPart, Task, UnetLaneState
+from services.scheduler.engine.tasks import Phase, Task, UnetLaneState
+from services.scheduler.engine.ticks import PlannedPart
 from services.scheduler.telemetry.decode_backlog import (
     UNMEASURED_DECODE_MS,
     DecodeTimes,

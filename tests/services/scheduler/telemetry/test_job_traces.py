@@ -6,7 +6,8 @@ import pytest
 
 from services.scheduler.engine import events
 from services.scheduler.engine.engine import Engine, EngineBounds
-from services.scheduler.engine.tasks import PartItem, Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.tasks import Phase, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.ticks import PartItem, PlannedPart
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.telemetry.job_traces import MOST_LINKS, TICKS_APART, JobTraces, has_spans
 from synerdiff.jobs import JobRecord, JobState

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from services.scheduler.engine.ticks import TickRecord
+from services.scheduler.engine.ticks import Ring, TickRecord
 from services.scheduler.planner.baseline_rounds import coarse, fine, vae_first
 from services.scheduler.planner.planned_round import PlanQuery, RoundReason
 from services.scheduler.planner.planner import plan_round
-from services.scheduler.telemetry.ended_jobs import EndedJob, EndedJobs
+from services.scheduler.telemetry.metrics import EndedJob
 from services.scheduler.telemetry.tick_messages import TickMessages, chrome_trace
 from tests.services.scheduler.measured_profiles import profile
 from tests.services.scheduler.reports import planned, record, timing
@@ -70,9 +70,9 @@ def test_a_round_whose_answer_was_not_known_says_so() -> None:
 
 
 def test_a_ring_gives_what_came_since_as_far_as_it_is_kept() -> None:
-    jobs = EndedJobs(kept=3)
+    jobs = Ring[EndedJob](kept=3)
     for number in range(5):
-        jobs.add("finished", float(number))
+        jobs.add(EndedJob(0.0, "finished", float(number)))
     assert [job.latency_ms for job in jobs.since(4)] == [4.0]
     assert [job.latency_ms for job in jobs.since(0)] == [2.0, 3.0, 4.0]
     assert jobs.since(5) == []
