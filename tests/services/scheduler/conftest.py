@@ -7,7 +7,16 @@ from redis.asyncio import Redis
 
 from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease
+from synerdiff.redis_client import connect
+from synerdiff.redis_process import RedisProcess
 from tests.services.scheduler.redis_jobs import new_leader
+
+
+@pytest.fixture
+async def own_client(own_redis: RedisProcess) -> AsyncIterator[Redis]:
+    """A client of the test's own Redis."""
+    async with connect(own_redis.url) as client:
+        yield client
 
 
 @pytest.fixture

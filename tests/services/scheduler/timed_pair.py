@@ -1,8 +1,11 @@
-"""A pair of workers that only report, in times that are known: items in step, or side by side on two cores."""
+"""A pair of workers that only report, in times that are known: in step or side by side on two cores; and its prober."""
 
 import asyncio
+import itertools
+import random
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from services.scheduler.engine.effects import (
     Admit,
@@ -14,11 +17,12 @@ from services.scheduler.engine.effects import (
     WorkerEffect,
 )
 from services.scheduler.engine.events import Report
-from services.scheduler.profiles.measuring.prober import ProbePair
+from services.scheduler.profiles.measuring.prober import ProbePair, Prober
+from services.scheduler.profiles.measuring.profiler import Profiler, ProfilerOptions
 from services.scheduler.profiles.measuring.rounds import Probe
 from services.scheduler.simulation.counting import CountedTask, CountingUnet, Stepped
 from synerdiff.plans import ItemTiming, TaskFailed, UnetItem, UnetTickDone, VaeItem, VaeTickDone
-from synerdiff.profiles import Setting
+from synerdiff.profiles import Profile, Setting
 from tests.services.scheduler.measured_profiles import record, two_cores
 from tests.values import CARD
 
@@ -165,3 +169,56 @@ class TimedPair:
         if stepped.rows == self.broken != 0:
             self._report("unet-0", TaskFailed(item.entries[0].task_id, 13, "the UNet call failed"))
         return stepped
+
+
+@dataclass(frozen=True)
+class Noise:
+    """`slowest` of phases of `shortest_s` to `longest_s`; `deviation` of a run; `held_up`: share of up to 10 times."""
+
+    slowest: float = 2.0
+    shortest_s: float = 1.0
+    longest_s: float = 8.0
+    deviation: float = 0.03
+    held_up: float = 0.01
+
+
+def noisy(quiet_ms: Callable[[Probe], float], noise: Noise, seed: int) -> Callable[[Probe, float], float]:
+    """How long an item takes that begins at a moment (ms), given how long it takes on the quiet machine."""
+    source = random.Random(seed)
+    begins_ms, factors = [0.0], [source.uniform(1, noise.slowest)]
+
+    def factor(now_ms: float) -> float:
+        while begins_ms[-1] < now_ms:
+            begins_ms.append(begins_ms[-1] + 1000 * source.uniform(noise.shortest_s, noise.longest_s))
+            factors.append(source.uniform(1, noise.slowest))
+        return factors[bisect_right(begins_ms, now_ms) - 1]
+
+    def item_ms(probe: Probe, now_ms: float) -> float:
+        own = source.lognormvariate(0, noise.deviation)
+        held_up = source.uniform(1.5, 10) if source.random() < noise.held_up else 1.0
+        return quiet_ms(probe) * factor(now_ms) * own * held_up
+
+    return item_ms
+
+
+class Bench:
+    """A prober with its pair; `item_ms` and `plan_ms` as `TimedPair` takes them. `threads`: of each; 0: on a GPU."""
+
+    def __init__(
+        self,
+        slots: int = 32,
+        item_ms: Callable[[Probe, float], float] = lambda probe, now_ms: two_cores(probe),
+        plan_ms: float = 0.001,
+        threads: int = 2,
+    ) -> None:
+        self.pair = TimedPair(
+            lambda worker_id, report: self.prober.reported(worker_id, report), slots, item_ms, plan_ms
+        )
+        ticks = itertools.count(1)
+        self.prober = Prober(pair(slots, threads=threads), (256, 256), 7, self.pair.send, lambda: next(ticks))
+
+    async def profile(self, **options: object) -> Profile:
+        """What measuring the pair gives, by the pair's own time."""
+        made = await Profiler(ProfilerOptions(**options), lambda: self.pair.now_s).run(self.prober)  # type: ignore[arg-type]
+        self.prober.close()
+        return made

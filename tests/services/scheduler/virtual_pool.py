@@ -30,7 +30,7 @@ from synerdiff.registry import WorkerRecord
 from synerdiff.stopping import cancel_and_wait
 from tests.services.scheduler.measured_profiles import record
 from tests.services.scheduler.simulated import straight_line_profile
-from tests.services.scheduler.virtual_workers import VirtualUnet, VirtualVae
+from tests.services.scheduler.world import VirtualUnet, VirtualVae
 
 ACT_EVERY_S = 0.01
 HANG_VIRTUAL_S = 600.0
@@ -55,7 +55,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualStore:
-    """What a leader asks of the job store, in memory. `reasons`: of jobs that failed."""
+    """What a leader asks of the job store, in memory. `reasons`: of jobs that failed, with their codes."""
 
     def __init__(self) -> None:
         self.records: dict[str, JobRecord] = {}
@@ -117,7 +117,7 @@ class VirtualStore:
 
     async def fail(self, lease: Lease, job_id: str, code: int, message: str, workers: object = ()) -> bool:
         self.ended[job_id] += 1
-        self.reasons[job_id] = message
+        self.reasons[job_id] = f"{code}: {message}"
         return True
 
     def _move(self, job_id: str, state: JobState) -> bool:

@@ -1,50 +1,36 @@
 """An engine with virtual workers and a store that remembers: whatever is to happen, a test says."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
-from services.scheduler.engine import events
-from services.scheduler.engine.effects import Effect, FailJob, FinishJob, StoreImage, WorkerEffect
+from services.scheduler.engine import effects, events
+from services.scheduler.engine.effects import Effect, FailJob, FinishJob, SendUnetPlan, StoreImage, WorkerEffect
 from services.scheduler.engine.engine import Engine, EngineBounds
+from services.scheduler.engine.events import Report
+from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
 from services.scheduler.policy.snapshots import BatchKey
-from synerdiff.cards import Sampler
-from synerdiff.jobs import JobRecord, JobState
+from services.scheduler.simulation.counting import CountingUnet, decode, picture
+from synerdiff.jobs import JobRecord
+from synerdiff.plans import DecodedImage, DecodeEntry, ItemTiming, UnetPlan, UnetTickDone, VaePlan, VaeTickDone
 from synerdiff.profiles import Profile
-from synerdiff.requests import ImageFormat, ImageRequest, Priority
-from tests.services.scheduler.virtual_workers import VirtualUnet, VirtualVae
+from tests.values import a_job, a_request
 
 ROUNDS = PlanBook(solve_now=True)
 
 
-def job(job_id: str, *, images: int = 1, steps: int = 2, width: int = 128, **fields: object) -> JobRecord:
-    values: dict[str, object] = {
-        "request_id": job_id,
-        "model": "emoji",
-        "prompt": "a cat",
-        "negative_prompt": "",
-        "width": width,
-        "height": 128,
-        "num_inference_steps": steps,
-        "guidance_scale": 4.0,
-        "seed": 7,
-        "sampler": Sampler.DDIM,
-        "num_images": images,
-        "image_format": ImageFormat.PNG,
-        "priority": Priority.NORMAL,
-        "timeout_ms": 60_000,
-        "preview_every": 0,
-    }
-    record: dict[str, object] = {
-        "state": JobState.QUEUED,
-        "accepted_at_ms": 0,
-        "deadline_ms": 10**9,
-        "abandonable": False,
-    }
-    record |= {k: fields.pop(k) for k in list(fields) if k in (*record, "images_done")}
-    return JobRecord(job_id=job_id, request=ImageRequest(**(values | fields)), **record)  # type: ignore[arg-type]
+OF_A_RECORD = {"state", "accepted_at_ms", "deadline_ms", "abandonable", "images_done"}
+
+
+def job(job_id: str, *, images: int = 1, steps: int = 2, width: int = 128, **fields: Any) -> JobRecord:
+    """A job that waits. `fields`: of its record and of its request."""
+    of_request = {"height": 128, "seed": 7, "preview_every": 0} | {k: fields[k] for k in fields.keys() - OF_A_RECORD}
+    request = a_request(request_id=job_id, width=width, num_inference_steps=steps, num_images=images, **of_request)
+    return a_job(job_id, request, **{k: fields[k] for k in fields.keys() & OF_A_RECORD})
 
 
 class World:
@@ -82,8 +68,15 @@ class World:
     def on(self, event: events.Event) -> None:
         self.engine.on(event, self.now_ms)
 
-    def arrive(self, record: JobRecord) -> None:
-        self.on(events.JobArrived(record))
+    def arrive(self, *records: JobRecord) -> None:
+        for record in records:
+            self.on(events.JobArrived(record))
+
+    def begin(self, *records: JobRecord) -> "World":
+        """This world, once the jobs have arrived and then every worker was attached."""
+        self.arrive(*records)
+        self.attach_all()
+        return self
 
     def attach(self, worker_id: str) -> None:
         if worker_id in self.unets:
@@ -119,12 +112,14 @@ class World:
         self.now_ms += 1
         self.on(events.Reported(worker_id, report))
 
-    def act(self, worker_id: str) -> bool:
-        worker = self.unets.get(worker_id) or self.vaes[worker_id]
-        had = bool(worker.commands)
-        for report in worker.act():
-            self.report(worker_id, report)
-        self.pump()
+    def act(self, worker_id: str, times: int = 1) -> bool:
+        """Have a worker carry out so many commands. Returns whether there was one for the last time."""
+        worker, had = self.unets.get(worker_id) or self.vaes[worker_id], False
+        for _ in range(times):
+            had = bool(worker.commands)
+            for report in worker.act():
+                self.report(worker_id, report)
+            self.pump()
         return had
 
     def write(self) -> bool:
@@ -146,14 +141,116 @@ class World:
         self.on(events.WorkerLost(worker_id))
         self.pump()
 
-    def settle(self, limit: int = 5000) -> None:
-        """Let everything happen until nothing more does."""
+    def commands(self, limit: int = 5000) -> Iterator[tuple[str, WorkerEffect]]:
+        """Every command with its worker, just before it is carried out, until nothing more happens."""
         for _ in range(limit):
-            if not any([*map(self.act, (*self.unets, *self.vaes)), self.write()]):
+            acted = self.write()
+            for worker_id, worker in (self.unets | self.vaes).items():
+                if worker.commands:
+                    yield worker_id, worker.commands[0]
+                    acted = self.act(worker_id) or acted
+            if not acted:
                 return
         raise AssertionError("never settles")
 
-    def assert_empty(self) -> None:
+    def settle(self) -> None:
+        """Let everything happen until nothing more does."""
+        for _ in self.commands():
+            pass
+
+    def plans(self) -> list[UnetPlan]:
+        """Those that the first UNet worker has not carried out."""
+        return [c.plan for c in self.unets["u0"].commands if isinstance(c, SendUnetPlan)]
+
+    def failed(self) -> FailJob:
+        """The only job that has failed."""
+        (failed,) = [effect for effect in self.store if isinstance(effect, FailJob)]
+        return failed
+
+    def settle_empty(self) -> None:
+        """Let everything happen; then no task is left, on no worker either."""
+        self.settle()
         assert not self.engine.holdings.tasks
         assert not any(unet.residents for unet in self.unets.values())
         assert not any(vae.outbox for vae in self.vaes.values())
+
+
+class VirtualUnet(CountingUnet):
+    """A UNet worker that counts."""
+
+    def __init__(self, worker_id: str, domain: str, model: str = "emoji", slots: int = 4) -> None:
+        super().__init__(f"{worker_id}#0", slots)
+        self.worker_id, self.domain, self.model, self.weights = worker_id, domain, model, ""
+        self.commands: deque[effects.WorkerEffect] = deque()
+        self.life = 0
+
+    def lane(self) -> UnetLaneState:
+        """What a stream reports when it opens."""
+        lane = UnetLaneState(self.worker_id, self.domain, self.model, slots=self.slots, arena_address=self.worker_id)
+        lane.weights = self.weights
+        return lane
+
+    def die(self) -> None:
+        """Forget everything; the next life has another arena."""
+        self.life += 1
+        self.arena_id = f"{self.worker_id}#{self.life}"
+        self.residents.clear()
+        self.commands.clear()
+
+    def act(self) -> list[Report]:
+        """Carry out the next command."""
+        if not self.commands:
+            return []
+        match self.commands.popleft():
+            case effects.Admit(task=task):
+                return [self.admit(task)]
+            case effects.SendUnetPlan(plan=plan):
+                stepped = self.step(plan.items)
+                return [UnetTickDone(plan.tick, (ItemTiming(0, 0, stepped.rows),), stepped.skipped, stepped.finished)]
+            case effects.CancelOnWorker(task_ids=task_ids) | effects.ReleaseSlots(task_ids=task_ids):
+                self.let_go(task_ids)
+        return []
+
+
+@dataclass
+class VirtualVae:
+    """A VAE worker that reads slots of virtual UNet workers."""
+
+    worker_id: str
+    domain: str
+    unets: dict[str, VirtualUnet]
+    model: str = "emoji"
+    commands: deque[effects.WorkerEffect] = field(default_factory=deque)
+    outbox: dict[str, DecodedImage] = field(default_factory=dict)
+    weights: str = ""
+
+    def lane(self) -> VaeLaneState:
+        """What a stream reports when it opens."""
+        return VaeLaneState(self.worker_id, self.domain, self.model, weights=self.weights)
+
+    def die(self) -> None:
+        """Forget everything."""
+        self.commands.clear()
+        self.outbox.clear()
+
+    def act(self) -> list[Report]:
+        """Carry out the next command."""
+        if not self.commands:
+            return []
+        match self.commands.popleft():
+            case effects.SendVaePlan(plan=plan):
+                return self._run(plan)
+            case effects.CancelOnWorker(task_ids=task_ids) | effects.ForgetImages(task_ids=task_ids):
+                for task_id in task_ids:
+                    self.outbox.pop(task_id, None)
+        return []
+
+    def _holds(self, entry: DecodeEntry) -> bool:
+        return self.unets[entry.arena_address].holds(entry)
+
+    def _run(self, plan: VaePlan) -> list[Report]:
+        decoded = decode(plan.items, self._holds)
+        images = [picture(entry, f"file of {entry.task_id}".encode(), 1.0) for entry in decoded.entries]
+        self.outbox.update({image.task_id: image for image in images})
+        timing = ItemTiming(0, 0, len(images))
+        return [VaeTickDone(plan.tick, (timing,), decoded.skipped, decoded.task_ids), *images]

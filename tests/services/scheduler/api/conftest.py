@@ -6,16 +6,14 @@ import pytest
 from redis.asyncio import Redis
 
 from synerdiff.client import AsyncClient
-from tests.services.scheduler.harness import Leader, Scheduler, announce, start_scheduler
+from tests.services.scheduler.harness import Leader, Scheduler, served
 from tests.waiting import HANG_S
 
 
 @pytest.fixture
 async def scheduler(redis: Redis) -> AsyncIterator[Scheduler]:
-    await announce(redis, "unet")
-    scheduler = await start_scheduler(redis)
-    yield scheduler
-    await scheduler.stop()
+    async with served(redis) as scheduler:
+        yield scheduler
 
 
 @pytest.fixture

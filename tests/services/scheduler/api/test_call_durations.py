@@ -12,6 +12,7 @@ from services.scheduler.api.call_durations import CallDurations
 from synerdiff.errors import NotFound
 from synerdiff.rpc import ServiceHost, create_server, open_channel, serving
 from synerdiff.v1 import images_pb2, images_pb2_grpc
+from tests.services.scheduler.redis_jobs import metric
 from tests.waiting import until
 
 
@@ -31,8 +32,7 @@ class Scripted(images_pb2_grpc.ImageGenerationServicer):
 
 
 def sample(name: str, method: str, code: str) -> float:
-    labels = {"method": f"ImageGeneration/{method}", "code": code}
-    return REGISTRY.get_sample_value(f"synerdiff_rpc_seconds_{name}", labels) or 0.0
+    return metric(f"rpc_seconds_{name}", method=f"ImageGeneration/{method}", code=code)
 
 
 @pytest.fixture

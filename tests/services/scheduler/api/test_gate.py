@@ -20,7 +20,8 @@ from synerdiff.rpc import open_channel, serving
 from synerdiff.status import from_rpc_error
 from synerdiff.tls import ServerTls
 from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
-from tests.services.scheduler.harness import Leader, Scheduler, announce, start_scheduler
+from tests.services.scheduler.harness import Leader, Scheduler, served
+from tests.services.scheduler.redis_jobs import job_of
 
 PEM = Path(__file__).parents[3] / "synerdiff" / "tls"
 KEYS = {name: new_key() for name in ("alice", "bob", "root")}
@@ -49,25 +50,17 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 async def gated(redis: Redis, file: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scheduler]:
     monkeypatch.setattr(callers_file, "LOOK_AGAIN_AFTER_S", 0.0)
-    await announce(redis, "unet")
-    scheduler = await start_scheduler(redis, check=Gate(CallersFile(file)))
-    yield scheduler
-    await scheduler.stop()
+    async with served(redis, check=Gate(CallersFile(file))) as scheduler:
+        yield scheduler
 
 
-def unary(stub: Any, method: str, request: Any) -> Callable[[Any], Any]:
-    async def call(metadata: Any) -> Any:
-        return await getattr(stub, method)(request, metadata=metadata)
+def call_of(stub: Any, method: str, request: Any) -> Callable[[Any], Any]:
+    """One that is given its metadata; of a stream the first message."""
 
-    return call
-
-
-def streamed(stub: Any, method: str, request: Any) -> Callable[[Any], Any]:
     async def call(metadata: Any) -> Any:
         requests = iter([request]) if method == "ServerReflectionInfo" else request
-        async for message in getattr(stub, method)(requests, metadata=metadata):
-            return message
-        return None
+        made = getattr(stub, method)(requests, metadata=metadata)
+        return await (made if isinstance(made, grpc.aio.UnaryUnaryCall) else made.read())
 
     return call
 
@@ -77,18 +70,18 @@ def calls(channel: grpc.aio.Channel, job_id: str) -> dict[str, Callable[[Any], A
     images, operations = images_pb2_grpc.ImageGenerationStub(channel), operations_pb2_grpc.OperationsStub(channel)
     reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
     return {
-        "Generate": streamed(images, "Generate", images_pb2.GenerateRequest(prompt="a")),
-        "Submit": unary(images, "Submit", images_pb2.GenerateRequest(prompt="a")),
-        "Watch": streamed(images, "Watch", images_pb2.WatchRequest(job_id=job_id)),
-        "GetJob": unary(images, "GetJob", images_pb2.GetJobRequest(job_id=job_id)),
-        "GetImage": unary(images, "GetImage", images_pb2.GetImageRequest(job_id=job_id)),
-        "CancelJob": unary(images, "CancelJob", images_pb2.CancelJobRequest(job_id=job_id)),
-        "DeleteJob": unary(images, "DeleteJob", images_pb2.DeleteJobRequest(job_id=job_id)),
-        "ListModels": unary(images, "ListModels", images_pb2.ListModelsRequest()),
-        "GetStatus": unary(operations, "GetStatus", operations_pb2.GetStatusRequest()),
-        "GetTrace": unary(operations, "GetTrace", operations_pb2.GetTraceRequest()),
-        "WatchTicks": streamed(operations, "WatchTicks", operations_pb2.WatchTicksRequest()),
-        "ServerReflectionInfo": streamed(
+        "Generate": call_of(images, "Generate", images_pb2.GenerateRequest(prompt="a")),
+        "Submit": call_of(images, "Submit", images_pb2.GenerateRequest(prompt="a")),
+        "Watch": call_of(images, "Watch", images_pb2.WatchRequest(job_id=job_id)),
+        "GetJob": call_of(images, "GetJob", images_pb2.GetJobRequest(job_id=job_id)),
+        "GetImage": call_of(images, "GetImage", images_pb2.GetImageRequest(job_id=job_id)),
+        "CancelJob": call_of(images, "CancelJob", images_pb2.CancelJobRequest(job_id=job_id)),
+        "DeleteJob": call_of(images, "DeleteJob", images_pb2.DeleteJobRequest(job_id=job_id)),
+        "ListModels": call_of(images, "ListModels", images_pb2.ListModelsRequest()),
+        "GetStatus": call_of(operations, "GetStatus", operations_pb2.GetStatusRequest()),
+        "GetTrace": call_of(operations, "GetTrace", operations_pb2.GetTraceRequest()),
+        "WatchTicks": call_of(operations, "WatchTicks", operations_pb2.WatchTicksRequest()),
+        "ServerReflectionInfo": call_of(
             reflection, "ServerReflectionInfo", reflection_pb2.ServerReflectionRequest(list_services="")
         ),
     }
@@ -202,23 +195,19 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, told: str) -> None:
 
 @pytest.mark.parametrize("certificates_file", [True, False])
 async def test_a_certificates_name_is_a_caller(redis: Redis, tmp_path: Path, certificates_file: bool) -> None:
-    await announce(redis, "unet")
     path = tmp_path / "callers"
     path.write_text(lines("alice") + "client certificate\n")
     tls = ServerTls(PEM / "server.pem", PEM / "server.key", client_ca=PEM / "ca.pem")
     gate = Gate(CallersFile(path) if certificates_file else None, certificates=True)
-    scheduler = await start_scheduler(redis, tls=tls, check=gate)
     certificate = ClientTls(PEM / "ca.pem", PEM / "client.pem", PEM / "client.key")
     other = ClientTls(PEM / "ca.pem", PEM / "worker.pem", PEM / "worker.key")
-    async with AsyncClient(scheduler.address, tls=certificate) as client:
-        job_id = (await client.submit("a car")).job_id
-        record = await scheduler.store.job(job_id)
-        assert record is not None
-        assert record.caller == "client"
-    async with AsyncClient(scheduler.address, tls=other) as client:
-        with pytest.raises(Unauthenticated if certificates_file else NotFound):
-            await client.job(job_id)
-    await scheduler.stop()
+    async with served(redis, tls=tls, check=gate) as scheduler:
+        async with AsyncClient(scheduler.address, tls=certificate) as client:
+            job_id = (await client.submit("a car")).job_id
+            assert (await job_of(scheduler.store, job_id)).caller == "client"
+        async with AsyncClient(scheduler.address, tls=other) as client:
+            with pytest.raises(Unauthenticated if certificates_file else NotFound):
+                await client.job(job_id)
 
 
 def test_the_check_costs_less_than_a_tenth_of_a_millisecond(tmp_path: Path) -> None:

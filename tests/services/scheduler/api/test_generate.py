@@ -8,18 +8,16 @@ from contextlib import aclosing
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from redis.asyncio import Redis
 
 from services.scheduler.store.queue import JobStore, JobStoreSettings
 from synerdiff.client import AsyncClient, Client, Event, Finished, ImageReady, Progress, Queued, Started
-from synerdiff.errors import AlreadyExists, Cancelled, DeadlineExceeded, InvalidRequest, NotEnded, NotFound, QueueFull
+from synerdiff.errors import AlreadyExists, Cancelled, DeadlineExceeded, InvalidRequest, NotEnded, NotFound
 from synerdiff.jobs import JobState
-from synerdiff.rpc import open_channel
-from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
+from synerdiff.rpc import MIB, open_channel
+from synerdiff.v1 import images_pb2, images_pb2_grpc
 from tests.services.scheduler.api.test_validation import BAD, Spoil
-from tests.services.scheduler.harness import Leader, Scheduler, announce, background, start_scheduler
+from tests.services.scheduler.harness import Leader, Scheduler, announce, background, png, served, start_scheduler
 from tests.values import CARD
 from tests.waiting import HANG_S, until
 
@@ -112,12 +110,6 @@ async def test_cancel_is_immediate_and_known_to_followers(client: AsyncClient, l
         await asyncio.wait_for(watching, HANG_S)
 
 
-async def test_cancelling_an_ended_job_returns_it_as_it_is(client: AsyncClient, leader: Leader) -> None:
-    job_id = (await client.submit("pizza")).job_id
-    await leader.complete(await leader.take())
-    assert (await client.cancel(job_id)).state is JobState.FINISHED
-
-
 async def test_a_timeout_holds_while_waiting(client: AsyncClient, scheduler: Scheduler) -> None:
     async with background(sweep(scheduler.store)):
         with pytest.raises(DeadlineExceeded, match="timeout ran out"):
@@ -129,17 +121,6 @@ async def test_unknown_jobs_are_not_found(client: AsyncClient, job_id: str) -> N
     for call in (client.job(job_id), client.cancel(job_id), _sequences(client, job_id)):
         with pytest.raises(NotFound):
             await call
-
-
-async def test_a_full_queue_says_when_to_come_back(redis: Redis) -> None:
-    await announce(redis, "unet")
-    scheduler = await start_scheduler(redis, settings=JobStoreSettings(max_waiting=1, retry_after_s=7))
-    async with AsyncClient(scheduler.address) as client:
-        await client.submit("pizza")
-        with pytest.raises(QueueFull) as caught:
-            await client.submit("pizza")
-    assert caught.value.retry_after_s == 7
-    await scheduler.stop()
 
 
 async def test_a_job_is_accepted_for_the_newest_weights_and_models_tell_all_that_are_served(
@@ -169,12 +150,8 @@ async def test_a_refused_request_leaves_nothing_behind(redis: Redis, scheduler: 
     spoil(pb)
     async with open_channel(scheduler.address) as channel:
         stub = images_pb2_grpc.ImageGenerationStub(channel)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Submit(pb)
-        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.Generate(pb).read()
-        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        for call in (stub.Submit(pb), stub.Generate(pb)):
+            assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert sorted(await redis.keys("*")) == before
 
 
@@ -187,9 +164,11 @@ async def test_refusals_reach_the_client_typed(client: AsyncClient) -> None:
 
 
 async def test_a_followed_job_lives_and_a_left_one_is_cancelled(redis: Redis) -> None:
-    await announce(redis, "unet")
-    scheduler = await start_scheduler(redis, settings=JobStoreSettings(follower_lease_s=3.0))
-    async with AsyncClient(scheduler.address) as client, background(sweep(scheduler.store)):
+    async with (
+        served(redis, settings=JobStoreSettings(follower_lease_s=3.0)) as scheduler,
+        AsyncClient(scheduler.address) as client,
+        background(sweep(scheduler.store)),
+    ):
         kept, left = client.stream("kept"), client.stream("left")
         kept_id, left_id = (await anext(kept)).job_id, (await anext(left)).job_id
         await left.aclose()
@@ -198,7 +177,6 @@ async def test_a_followed_job_lives_and_a_left_one_is_cancelled(redis: Redis) ->
             await asyncio.sleep(0.05)
         assert (await client.job(kept_id)).state is JobState.QUEUED
         await kept.aclose()
-    await scheduler.stop()
 
 
 async def test_a_client_comes_back_when_its_scheduler_is_restarted_mid_stream(redis: Redis) -> None:
@@ -219,12 +197,8 @@ async def test_a_client_comes_back_when_its_scheduler_is_restarted_mid_stream(re
         await leader.complete(job)
         result = await asyncio.wait_for(generating, HANG_S)
     assert result.job_id == job.job_id
-    assert [type(event) for event in events if not isinstance(event, Progress)] == [
-        Queued,
-        Started,
-        ImageReady,
-        Finished,
-    ]
+    kinds = [type(event) for event in events if not isinstance(event, Progress)]
+    assert kinds == [Queued, Started, ImageReady, Finished]
     await scheduler.stop()
     await store.close()
 
@@ -278,25 +252,6 @@ async def test_the_blocking_client(scheduler: Scheduler, leader: Leader) -> None
         await asyncio.to_thread(use)
 
 
-async def test_health_and_reflection_answer(scheduler: Scheduler) -> None:
-    services = ["synerdiff.v1.ImageGeneration", "synerdiff.v1.Operations"]
-    async with open_channel(scheduler.address) as channel:
-        for service in ["", "readiness", *services]:
-            reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
-            assert reply.status == health_pb2.HealthCheckResponse.SERVING
-        asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=service) for service in services]
-        replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(asked))
-        assert all([reply.file_descriptor_response.file_descriptor_proto async for reply in replies])
-
-
-async def test_operations_answer_from_the_pool(scheduler: Scheduler) -> None:
-    async with open_channel(scheduler.address) as channel:
-        stub = operations_pb2_grpc.OperationsStub(channel)
-        status = await stub.GetStatus(operations_pb2.GetStatusRequest())
-        assert (status.pool, status.leader, status.policy) == ("default", True, "continuous")
-        assert (await stub.GetTrace(operations_pb2.GetTraceRequest())).trace_json == b'{"traceEvents": []}'
-
-
 async def test_watching_on_after_the_end_ends_at_once_and_costs_next_to_nothing(
     client: AsyncClient, leader: Leader, scheduler: Scheduler
 ) -> None:
@@ -307,11 +262,9 @@ async def test_watching_on_after_the_end_ends_at_once_and_costs_next_to_nothing(
     watches = 0
     async with open_channel(scheduler.address) as channel:
         stub = images_pb2_grpc.ImageGenerationStub(channel)
-        ends_at = time.monotonic() + 1.5
+        request, ends_at = images_pb2.WatchRequest(job_id=job_id, after_sequence=last), time.monotonic() + 1.5
         while time.monotonic() < ends_at:  # as a client does that takes every end for a broken connection
-            assert [
-                event async for event in stub.Watch(images_pb2.WatchRequest(job_id=job_id, after_sequence=last))
-            ] == []
+            assert not [event async for event in stub.Watch(request)]
             watches += 1
     assert watches <= 3, "one a second"
 
@@ -329,9 +282,7 @@ async def test_a_client_that_discards_gets_its_pictures_and_leaves_nothing(
         assert (await client.job(kept.job_id)).images
 
 
-async def test_the_end_is_told_where_the_job_cannot_be_discarded(
-    client: AsyncClient, leader: Leader, redis: Redis
-) -> None:
+async def test_the_end_is_told_where_the_job_cannot_be_discarded(client: AsyncClient, leader: Leader) -> None:
     """As by a scheduler that is older than the call, or one that knows the job no more."""
     async with background(leader.work()):
         events = [event async for event in client.stream("pizza", discard=True)]
@@ -344,9 +295,7 @@ async def test_the_end_is_told_where_the_job_cannot_be_discarded(
             await client.delete(job_id)
 
 
-async def test_a_job_that_has_not_ended_is_not_deleted(
-    client: AsyncClient, leader: Leader, scheduler: Scheduler
-) -> None:
+async def test_a_job_that_has_not_ended_is_not_deleted(client: AsyncClient) -> None:
     handle = await client.submit("pizza")
     with pytest.raises(NotEnded, match="QUEUED: cancel it"):
         await handle.delete()
@@ -354,3 +303,48 @@ async def test_a_job_that_has_not_ended_is_not_deleted(
     await handle.delete()
     with pytest.raises(NotFound, match="unknown"):
         await handle.delete()
+
+
+# ---- image files
+
+
+async def test_a_job_answers_whatever_its_images_weigh(
+    client: AsyncClient, leader: Leader, scheduler: Scheduler
+) -> None:
+    padding_bytes = 9 * MIB
+    request = {"request_id": "heavy", "num_images": 8, "seed": 1}
+    handle = await client.submit("pizza", **request)  # type: ignore[arg-type]
+    await leader.complete(await leader.take(), padding_bytes)
+    assert (await client.submit("pizza", **request)).job_id == handle.job_id  # type: ignore[arg-type]
+    for job in (await handle.status(), await handle.cancel()):
+        assert job.state is JobState.FINISHED
+        assert [len(image.data) - padding_bytes for image in job.images] == [len(png(1 + i)) for i in range(8)]
+        assert [image.pil.getpixel((0, 0)) for image in job.images] == [(1 + i, 1, 2) for i in range(8)]
+    default_limit_bytes = 4 * MIB  # of a client that was told nothing
+    async with open_channel(scheduler.address, max_message_bytes=default_limit_bytes) as channel:
+        stub = images_pb2_grpc.ImageGenerationStub(channel)
+        repeated = images_pb2.GenerateRequest(request_id="heavy", prompt="pizza", num_images=8, seed=1)
+        job_id = handle.job_id
+        for call in (
+            stub.GetJob(images_pb2.GetJobRequest(job_id=job_id, max_image_bytes=1)),
+            stub.CancelJob(images_pb2.CancelJobRequest(job_id=job_id, max_image_bytes=1)),
+            stub.Submit(repeated),
+        ):
+            images = (await call).images
+            told = [(image.index, image.seed, image.width, image.data) for image in images]
+            assert told == [(i, 1 + i, 8, b"") for i in range(8)]
+            assert all(image.size_bytes > padding_bytes for image in images)
+    async with open_channel(scheduler.address) as channel:
+        stub = images_pb2_grpc.ImageGenerationStub(channel)
+        images = (await stub.GetJob(images_pb2.GetJobRequest(job_id=job_id))).images
+        assert [bool(image.data) for image in images] == [True] * 6 + [False] * 2, "as many as 60 MiB hold"
+
+
+async def test_an_image_that_is_not_there_is_not_found(client: AsyncClient, scheduler: Scheduler) -> None:
+    job_id = (await client.submit("pizza")).job_id
+    async with open_channel(scheduler.address) as channel:
+        stub = images_pb2_grpc.ImageGenerationStub(channel)
+        for asked, message in ((job_id, "index: the job has no image 3"), ("unknown", "job_id: 'unknown' is unknown")):
+            call = stub.GetImage(images_pb2.GetImageRequest(job_id=asked, index=3))
+            assert await call.code() is grpc.StatusCode.NOT_FOUND
+            assert message in await call.details()

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[4]
 async def process(redis: Redis, redis_server: RedisProcess) -> AsyncIterator[tuple[str, psutil.Process]]:
     await announce(redis, "unet")
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.services.scheduler.api_process", redis_server.url),
+        *(sys.executable, "-m", "tests.services.scheduler.harness", redis_server.url),
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
     )
@@ -52,9 +52,7 @@ async def test_huge_messages_are_refused_with_memory_flat(redis: Redis, process:
     async with open_channel(address, max_message_bytes=200 * MIB) as channel:
         stub = images_pb2_grpc.ImageGenerationStub(channel)
         for _ in range(3):
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await stub.Submit(huge)
-            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await stub.Submit(huge).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert peak_rss(server) - before < message_bytes / 2, "a message was held"
     await assert_well(address)
     assert sorted(await redis.keys("*")) == keys
@@ -84,13 +82,13 @@ async def test_bytes_that_are_no_request_are_refused(process: tuple[str, psutil.
         for method in ("Submit", "GetJob", "CancelJob"):
             call = channel.unary_unary(f"/synerdiff.v1.ImageGeneration/{method}")
             for junk in (b"\xff" * 50, os.urandom(1000), b"\x0a\x05\xff\xfe\xfd\xfc\xfb"):
-                with pytest.raises(grpc.aio.AioRpcError) as refused:
-                    await call(junk, timeout=HANG_S)
                 # Random bytes may happen to be a message, of which no field is known.
-                assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary("/synerdiff.v1.ImageGeneration/Nonsense")(b"", timeout=HANG_S)
-        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+                assert await call(junk, timeout=HANG_S).code() in (
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    grpc.StatusCode.NOT_FOUND,
+                )
+        nonsense = channel.unary_unary("/synerdiff.v1.ImageGeneration/Nonsense")(b"", timeout=HANG_S)
+        assert await nonsense.code() == grpc.StatusCode.UNIMPLEMENTED
     await assert_well(address)
 
 

@@ -1,11 +1,14 @@
 """What the status says of a worker: from its record, and from the leader's books."""
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from redis.asyncio import Redis
 
 from services.scheduler.api import tick_watches
@@ -17,9 +20,9 @@ from services.scheduler.telemetry.tick_messages import TickMessages
 from synerdiff.client import AsyncClient
 from synerdiff.rpc import ServiceHost, open_channel
 from synerdiff.v1 import operations_pb2, operations_pb2_grpc
+from tests.services.scheduler.harness import MODEL, Scheduler, Whole, whole_scheduler
 from tests.services.scheduler.measured_profiles import record as worker
 from tests.services.scheduler.reports import planned, record, timing
-from tests.services.scheduler.whole import MODEL, Whole, whole_scheduler
 from tests.waiting import until
 
 
@@ -37,16 +40,10 @@ def test_a_worker_that_drains_is_shown_for_as_long_as_it_is_held() -> None:
     holdings.vae["vae-0"] = VaeLaneState("vae-0", "GPU-1", "emoji", draining=True)
     holdings.unet["unet-0"].suspect = True
     still_announced = worker_statuses([worker("unet"), worker("vae")], holdings)
-    assert [status.suspect for status in still_announced] == [True, False]
-    assert [(status.worker_id, status.attached, status.draining) for status in still_announced] == [
-        ("unet-0", True, False),
-        ("vae-0", True, True),
-    ]
     announced_no_more = worker_statuses([worker("unet")], holdings)
-    assert [(status.worker_id, status.kind, status.draining) for status in announced_no_more] == [
-        ("unet-0", "unet", False),
-        ("vae-0", "vae", True),
-    ]
+    for statuses in (still_announced, announced_no_more):
+        told = [(status.worker_id, status.kind, status.attached, status.draining) for status in statuses]
+        assert told == [("unet-0", "unet", True, False), ("vae-0", "vae", True, True)]
 
 
 @contextlib.asynccontextmanager
@@ -84,6 +81,8 @@ async def test_a_watch_tells_of_ticks_and_jobs_and_nothing_is_encoded_before_or_
         assert encoded == []
         (queue,) = (await stub.GetStatus(operations_pb2.GetStatusRequest())).queues
         assert [one.priority for one in queue.classes] == [1, 2, 3]
+        traced = (await stub.GetTrace(operations_pb2.GetTraceRequest())).trace_json
+        assert {"unet", "vae"} <= {event.get("cat") for event in json.loads(traced)["traceEvents"]}
 
         call = stub.WatchTicks(operations_pb2.WatchTicksRequest(last=2))
         first = await call.read()
@@ -111,10 +110,9 @@ async def test_a_watch_tells_of_ticks_and_jobs_and_nothing_is_encoded_before_or_
 
 async def test_a_watch_ends_where_nobody_leads_and_with_a_domain_that_is_unknown(redis: Redis) -> None:
     async with whole_scheduler(redis) as whole, operations(whole) as stub:
-        with pytest.raises(grpc.aio.AioRpcError) as unknown:
-            await stub.WatchTicks(operations_pb2.WatchTicksRequest(domain="nowhere")).read()
-        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
-        assert "simulated" in unknown.value.details()
+        unknown = stub.WatchTicks(operations_pb2.WatchTicksRequest(domain="nowhere"))
+        assert await unknown.code() is grpc.StatusCode.NOT_FOUND
+        assert "simulated" in await unknown.details()
         call = stub.WatchTicks(operations_pb2.WatchTicksRequest(domain="simulated"))
         await call.read()
         whole.pool.leader = None
@@ -145,9 +143,7 @@ async def test_no_more_watch_than_the_leader_bears(redis: Redis, monkeypatch: py
         request = operations_pb2.WatchTicksRequest()
         first = stub.WatchTicks(request)
         await first.read()
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.WatchTicks(request).read()
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert await stub.WatchTicks(request).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         first.cancel()
 
         async def again() -> bool:
@@ -159,3 +155,14 @@ async def test_no_more_watch_than_the_leader_bears(redis: Redis, monkeypatch: py
 
         while not await again():
             pass
+
+
+async def test_health_and_reflection_answer(scheduler: Scheduler) -> None:
+    services = ["synerdiff.v1.ImageGeneration", "synerdiff.v1.Operations"]
+    async with open_channel(scheduler.address) as channel:
+        for service in ["", "readiness", *services]:
+            reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=service) for service in services]
+        replies = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(asked))
+        assert all([reply.file_descriptor_response.file_descriptor_proto async for reply in replies])

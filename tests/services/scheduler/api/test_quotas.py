@@ -14,7 +14,7 @@ from services.scheduler.store import keys
 from services.scheduler.telemetry import metrics
 from synerdiff.client import AsyncClient
 from synerdiff.errors import InvalidRequest, QueueFull
-from tests.services.scheduler.harness import Leader, Scheduler, announce, start_scheduler
+from tests.services.scheduler.harness import Leader, Scheduler, served
 from tests.services.scheduler.redis_jobs import new_leader
 
 FILE = f"""
@@ -30,10 +30,8 @@ dave {key_hash("dave")} requests_per_s=0.5
 async def scheduler(redis: Redis, tmp_path: Path) -> AsyncIterator[Scheduler]:
     path = tmp_path / "callers"
     path.write_text(FILE)
-    await announce(redis, "unet")
-    scheduler = await start_scheduler(redis, check=Gate(CallersFile(path)))
-    yield scheduler
-    await scheduler.stop()
+    async with served(redis, check=Gate(CallersFile(path))) as scheduler:
+        yield scheduler
 
 
 def client_of(scheduler: Scheduler, name: str) -> AsyncClient:

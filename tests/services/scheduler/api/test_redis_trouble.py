@@ -1,49 +1,35 @@
-"""What clients hear while a real Redis is full or read-only, and that they keep trying."""
+"""A real Redis in trouble or short of memory: what clients hear, that they keep trying, that the accepted fits."""
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import grpc
 import pytest
-from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from services.scheduler.engine.tasks import Phase
 from services.scheduler.process import follow_redis
+from services.scheduler.store import keys
+from services.scheduler.store.image_files import DirectoryImages
+from services.scheduler.store.images import RedisImages
 from services.scheduler.store.queue import JobStore, JobStoreSettings
+from services.scheduler.store.store_base import RedisMemory
 from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.client import AsyncClient
-from synerdiff.errors import Unavailable
-from synerdiff.redis_client import connect
+from synerdiff.errors import InvalidRequest, QueueFull, Unavailable
 from synerdiff.redis_process import RedisProcess
 from synerdiff.rpc import READINESS, ServiceHost, open_channel, serving
 from synerdiff.v1 import images_pb2, images_pb2_grpc
-from tests.services.scheduler.harness import Scheduler, announce, background, start_scheduler
-from tests.services.scheduler.whole import MODEL, whole_scheduler
+from tests.services.scheduler.harness import Leader, background, drawn, served, whole_scheduler
+from tests.services.scheduler.redis_jobs import DIGEST, accept, metric, new_leader
+from tests.values import CARD, a_request
 from tests.waiting import HANG_S, until
 
-REFUSED = "synerdiff_requests_refused_total", {"code": "UNAVAILABLE"}
-Switch = Callable[[Redis], Coroutine[Any, Any, object]]
-
-
-async def full(redis: Redis) -> None:
-    await redis.config_set("maxmemory", "1")
-
-
-async def room_again(redis: Redis) -> None:
-    await redis.config_set("maxmemory", "0")
-
-
-async def read_only(redis: Redis) -> None:
-    await redis.replicaof("127.0.0.1", "1")
-
-
-async def primary_again(redis: Redis) -> None:
-    await redis.replicaof("NO", "ONE")
+Switch = Callable[[Redis], Awaitable[object]]
 
 
 async def cannot_save(redis: Redis) -> None:
@@ -66,152 +52,240 @@ def dump_file(config: dict[str | None, str | None]) -> Path:
     return Path(str(config["dir"])) / str(config["dbfilename"])
 
 
-TROUBLES = [
-    pytest.param(full, room_again, "Redis is full", id="full"),
-    pytest.param(read_only, primary_again, "Redis is read-only", id="read-only"),
-    pytest.param(cannot_save, saves_again, "Redis cannot write to its disk", id="misconfigured"),
-]
+class Trouble(NamedTuple):
+    """What a Redis may be in for a while, and how calls say so."""
+
+    begin: Switch
+    end: Switch
+    message: str
+
+
+TROUBLES = {
+    "full": Trouble(
+        lambda redis: redis.config_set("maxmemory", "1"),
+        lambda redis: redis.config_set("maxmemory", "0"),
+        "Redis is full",
+    ),
+    "read-only": Trouble(
+        lambda redis: redis.replicaof("127.0.0.1", "1"),
+        lambda redis: redis.replicaof("NO", "ONE"),
+        "Redis is read-only",
+    ),
+    "misconfigured": Trouble(cannot_save, saves_again, "Redis cannot write to its disk"),
+}
+
+
+@pytest.fixture(params=TROUBLES.values(), ids=[*TROUBLES])
+def trouble(request: pytest.FixtureRequest) -> Trouble:
+    made: Trouble = request.param
+    return made
 
 
 @pytest.fixture
-async def redis(own_redis: RedisProcess) -> AsyncIterator[Redis]:
-    client = connect(own_redis.url)
-    yield client
-    await client.aclose()
+def redis(own_client: Redis) -> Redis:
+    return own_client
 
 
-@pytest.fixture
-async def scheduler(redis: Redis) -> AsyncIterator[Scheduler]:
-    await announce(redis, "unet")
-    scheduler = await start_scheduler(redis, settings=JobStoreSettings(api_patience_s=1.0, follower_patience_s=1.0))
-    yield scheduler
-    await scheduler.stop()
+async def codes_of_every_call(channel: grpc.aio.Channel, job_id: str) -> set[grpc.StatusCode]:
+    stub = images_pb2_grpc.ImageGenerationStub(channel)
+    calls = [
+        stub.Submit(images_pb2.GenerateRequest(prompt="x")),
+        stub.GetJob(images_pb2.GetJobRequest(job_id=job_id)),
+        stub.CancelJob(images_pb2.CancelJobRequest(job_id=job_id)),
+        stub.ListModels(images_pb2.ListModelsRequest()),
+    ]
+    codes = {await call.code() for call in calls}
+    streams = [
+        stub.Generate(images_pb2.GenerateRequest(prompt="x")),
+        stub.Watch(images_pb2.WatchRequest(job_id=job_id), timeout=1),
+    ]
+    for stream in streams:
+        try:
+            async for _ in stream:
+                pass
+        except grpc.aio.AioRpcError as error:
+            codes.add(error.code())
+    return codes
 
 
-@pytest.mark.parametrize(("begin", "end", "message"), TROUBLES)
-async def test_a_redis_that_refuses_for_a_while_is_unavailable_and_true(
-    redis: Redis, scheduler: Scheduler, begin: Switch, end: Switch, message: str
+async def test_a_redis_that_refuses_for_a_while_is_unavailable_and_true_and_clients_keep_trying(
+    redis: Redis, trouble: Trouble
 ) -> None:
-    async with AsyncClient(scheduler.address, patience_s=0.1) as client:
+    settings = JobStoreSettings(api_patience_s=1.0, follower_patience_s=1.0)
+    async with (
+        served(redis, settings=settings) as scheduler,
+        AsyncClient(scheduler.address, patience_s=0.1) as client,
+        AsyncClient(scheduler.address, patience_s=HANG_S) as patient,
+        open_channel(scheduler.address) as channel,
+    ):
         job_id = (await client.submit("pizza")).job_id
-        await begin(redis)
-        before = REGISTRY.get_sample_value(*REFUSED) or 0.0
-        with pytest.raises(Unavailable, match=message):
+        await trouble.begin(redis)
+        submitting = asyncio.create_task(patient.submit("pizza"))
+        before = metric("requests_refused_total", code="UNAVAILABLE")
+        with pytest.raises(Unavailable, match=trouble.message):
             await client.submit("pizza")
-        assert (REGISTRY.get_sample_value(*REFUSED) or 0.0) > before
-        with pytest.raises(Unavailable, match=message):
+        assert metric("requests_refused_total", code="UNAVAILABLE") > before
+        with pytest.raises(Unavailable, match=trouble.message):
             await client.cancel(job_id)
         assert (await client.job(job_id)).job_id == job_id, "it can still be read"
         assert len(await client.models()) == 1
-        await end(redis)
-        await client.cancel(job_id)
-
-
-@pytest.mark.parametrize(("begin", "end", "message"), TROUBLES)
-async def test_no_call_is_internal_meanwhile(
-    redis: Redis, scheduler: Scheduler, begin: Switch, end: Switch, message: str
-) -> None:
-    async with AsyncClient(scheduler.address) as client:
-        job_id = (await client.submit("pizza")).job_id
-    await begin(redis)
-    async with open_channel(scheduler.address) as channel:
-        stub = images_pb2_grpc.ImageGenerationStub(channel)
-        calls = [
-            stub.Submit(images_pb2.GenerateRequest(prompt="x")),
-            stub.GetJob(images_pb2.GetJobRequest(job_id=job_id)),
-            stub.CancelJob(images_pb2.CancelJobRequest(job_id=job_id)),
-            stub.ListModels(images_pb2.ListModelsRequest()),
-        ]
-        codes = [await call.code() for call in calls]
-        streams = [
-            stub.Generate(images_pb2.GenerateRequest(prompt="x")),
-            stub.Watch(images_pb2.WatchRequest(job_id=job_id), timeout=1),
-        ]
-        for stream in streams:
-            try:
-                async for _ in stream:
-                    pass
-            except grpc.aio.AioRpcError as error:
-                codes.append(error.code())
-    fine = {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
-    assert set(codes) <= fine, codes
-
-
-@pytest.mark.parametrize(("begin", "end", "message"), TROUBLES)
-async def test_clients_keep_trying_until_it_has_passed(
-    redis: Redis, scheduler: Scheduler, begin: Switch, end: Switch, message: str
-) -> None:
-    await begin(redis)
-    async with AsyncClient(scheduler.address, patience_s=HANG_S) as client:
-        submitting = asyncio.create_task(client.submit("pizza"))
-        await asyncio.sleep(1.2)  # long enough for a refusal
+        fine = {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+        codes = await codes_of_every_call(channel, job_id)
+        assert codes <= fine, codes
         assert not submitting.done()
-        await end(redis)
+        await trouble.end(redis)
+        await client.cancel(job_id)
         assert (await submitting).job_id
 
 
-@pytest.mark.parametrize(("begin", "end", "message"), TROUBLES)
-async def test_running_work_goes_on_and_is_stored_once_it_has_passed(
-    redis: Redis, begin: Switch, end: Switch, message: str
-) -> None:
+async def test_running_work_goes_on_and_is_stored_once_it_has_passed(redis: Redis, trouble: Trouble) -> None:
     async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address, patience_s=HANG_S) as client:
-        jobs = [asyncio.create_task(client.generate("x", model=MODEL, num_inference_steps=20)) for _ in range(6)]
+        jobs = drawn(client, 6, steps=20)
         await until(lambda: whole.unet.calls > 10)
-        await begin(redis)
+        await trouble.begin(redis)
         calls = whole.unet.calls
         await until(lambda: whole.unet.calls > calls + 20, "a step meanwhile")
         await asyncio.sleep(1.0)
-        await end(redis)
+        await trouble.end(redis)
         for result in await asyncio.wait_for(asyncio.gather(*jobs), HANG_S):
             assert len(result.images) == 1
 
 
-@pytest.mark.parametrize(("begin", "end", "message"), TROUBLES)
-async def test_a_scheduler_is_ready_while_redis_takes_what_it_is_given(
-    redis: Redis, begin: Switch, end: Switch, message: str
-) -> None:
+async def test_a_scheduler_is_ready_while_redis_takes_what_it_is_given(redis: Redis, trouble: Trouble) -> None:
     host = ServiceHost()
     await host.start("127.0.0.1:0")
     async with background(follow_redis(host, redis, JobStore(redis))), open_channel(host.address) as channel:
-        for change, ready in ((None, True), (begin, False), (end, True)):
+        for change, ready in ((None, True), (trouble.begin, False), (trouble.end, True)):
             if change:
                 await change(redis)
             async with asyncio.timeout(HANG_S):
                 while await serving(channel, READINESS) is not ready:
                     await asyncio.sleep(0.02)
-            assert REGISTRY.get_sample_value("synerdiff_redis_up") == ready
+            assert metric("redis_up") == ready
             if ready:
-                assert (REGISTRY.get_sample_value("synerdiff_redis_used_bytes") or 0) > 0
+                assert metric("redis_used_bytes") > 0
     await host.drain(0)
 
 
 async def test_a_redis_that_has_lost_its_data_is_counted_and_a_restart_with_them_is_not(
     redis: Redis, own_redis: RedisProcess
 ) -> None:
-    host, losses = ServiceHost(), "synerdiff_redis_losses_total"
+    host, losses = ServiceHost(), "redis_losses_total"
     async with background(follow_redis(host, redis, JobStore(redis))):
-        await until(lambda: REGISTRY.get_sample_value("synerdiff_redis_up"))
-        before = REGISTRY.get_sample_value(losses) or 0.0
+        await until(lambda: metric("redis_up"))
+        before = metric(losses)
         PoolMetrics.of_process().redis_up.set(0)
         await asyncio.to_thread(own_redis.restart)
-        await until(lambda: REGISTRY.get_sample_value("synerdiff_redis_up"))
-        assert REGISTRY.get_sample_value(losses) == before
+        await until(lambda: metric("redis_up"))
+        assert metric(losses) == before
         with capture_logs() as lines:
             await redis.flushall()
-            await until(lambda: REGISTRY.get_sample_value(losses) == before + 1)
+            await until(lambda: metric(losses) == before + 1)
         assert [line for line in lines if "redis has lost its data" in line["event"]]
 
 
 async def test_workers_that_a_full_redis_has_forgotten_go_on_with_what_they_have(redis: Redis) -> None:
     """Their records run out, since they cannot be written again; their streams say that they live."""
     async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address, patience_s=HANG_S) as client:
-        jobs = [asyncio.create_task(client.generate("x", model=MODEL, num_inference_steps=300)) for _ in range(3)]
+        jobs = drawn(client, 3, steps=300)
         await until(lambda: whole.unet.calls > 10)
-        await full(redis)
+        await TROUBLES["full"].begin(redis)
         await redis.delete("synerdiff:worker:unet", "synerdiff:worker:vae")
         leader = whole.pool.leader
         assert leader is not None
         await until(lambda: any(task.phase is Phase.STORING for task in leader.engine.holdings.tasks.values()))
-        await room_again(redis)
+        await TROUBLES["full"].end(redis)
         for result in await asyncio.wait_for(asyncio.gather(*jobs), HANG_S):
             assert len(result.images) == 1
+
+
+# ---- memory: jobs are refused while the results of all accepted ones still fit
+
+
+IMAGES = 16
+PIXEL_BYTES = 3 * CARD.native_width * CARD.native_height
+RESULT_BYTES = RedisImages().redis_bytes(a_request(width=256, height=256, num_images=IMAGES))
+SETTINGS = JobStoreSettings(retention_s=4.0, retry_after_s=0.5)
+
+
+async def room_for(redis: Redis, results: float) -> None:
+    used_bytes = (await redis.info("memory"))["used_memory"]
+    await redis.config_set("maxmemory", round((used_bytes + results * RESULT_BYTES) / SETTINGS.memory_share))
+
+
+async def refusal(client: AsyncClient) -> QueueFull:
+    """The next one: Redis is asked for its memory now and then."""
+    async with asyncio.timeout(HANG_S):
+        while True:
+            try:
+                job_id = (await client.submit("x", num_images=IMAGES)).job_id
+            except QueueFull as full:
+                return full
+            await client.cancel(job_id)
+            await asyncio.sleep(0.05)
+
+
+async def test_what_is_accepted_fits_and_the_rest_is_told_when_to_come_back(redis: Redis) -> None:
+    async with (
+        served(redis, settings=SETTINGS) as scheduler,
+        background(follow_redis(ServiceHost(), redis, store := scheduler.store)),
+        AsyncClient(scheduler.address, patience_s=HANG_S) as client,
+    ):
+        leader = await Leader.of(redis, store)
+        await until(lambda: store._memory.used_bytes)
+        await room_for(redis, 2.5)
+        await until(lambda: store._memory.limit_bytes)
+        before = metric("requests_refused_total", code="RESOURCE_EXHAUSTED")
+        requests = [{"request_id": f"r{number}", "num_images": IMAGES, "seed": 1} for number in range(2)]
+        for request in requests:
+            await client.submit("x", **request)  # type: ignore[arg-type]
+        with pytest.raises(QueueFull, match=r"Redis uses \d+ MB and expects \d+ MB of accepted jobs; .* memory_share"):
+            await client.submit("x", num_images=IMAGES)
+        assert metric("requests_refused_total", code="RESOURCE_EXHAUSTED") == before + 1
+        assert (await client.submit("x", **requests[0])).job_id, "it was accepted before"  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest, match=r"num_images: the results of this request may take .* more than"):
+            await client.submit("x", width=512, height=512, num_images=16)
+        for _ in requests:  # as large as images can be: none meets a full Redis
+            await leader.complete(await leader.take(), PIXEL_BYTES)
+        assert await redis.hget(keys.PATTERNS["callers"], " result_bytes") is None
+        assert (await refusal(client)).retry_after_s == SETTINGS.retry_after_s
+        async with AsyncClient(scheduler.address, patience_s=HANG_S, wait_when_full=True) as waiting:
+            assert (await waiting.submit("x", num_images=IMAGES)).job_id, "their retention ends"
+
+
+async def test_the_expected_bytes_are_those_of_the_jobs_that_have_not_ended(redis: Redis) -> None:
+    store = JobStore(redis)
+    await new_leader(redis)
+
+    async def expected() -> int:
+        return int(await redis.hget(keys.PATTERNS["callers"], " result_bytes") or 0)
+
+    jobs = [await accept(store) for _ in range(3)]
+    one = RedisImages().redis_bytes(a_request())
+    assert await expected() == 3 * one
+    for _ in range(2):
+        await store.cancel(jobs[0], "enough")
+    assert await expected() == 2 * one
+    await new_leader(redis, instance_id="two")
+    assert await expected() == 0, "counted again with the next acceptance"
+    await accept(store)
+    assert await expected() == 3 * one
+    await store.close()
+
+
+async def test_images_apart_from_redis_take_no_room_in_it(redis: Redis, tmp_path: Path) -> None:
+    apart, within = JobStore(redis, images=DirectoryImages(tmp_path)), JobStore(redis)
+    request = a_request(width=512, height=512, num_images=16)
+    for store in (apart, within):
+        store.memory_is(2 << 20, 4 << 20)
+    with pytest.raises(InvalidRequest):
+        await within.accept(request, DIGEST, abandonable=False)
+    assert (await apart.accept(request, DIGEST, abandonable=False)).created
+    for store in (apart, within):
+        await store.close()
+
+
+def test_a_redis_without_a_limit_has_room_for_all() -> None:
+    assert RedisMemory(10, 0).room_bytes is None
+    assert RedisMemory(80, 100, 0.9).room_bytes == 10
+    assert RedisMemory(95, 100, 0.9).room_bytes == 0

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -48,8 +49,8 @@ def fixed_steps(*steps: int) -> Spoil:
     return spoil
 
 
-def good() -> images_pb2.GenerateRequest:
-    return images_pb2.GenerateRequest(request_id="r1", model="emoji", prompt="a slice of pizza")
+def good(**fields: Any) -> images_pb2.GenerateRequest:
+    return images_pb2.GenerateRequest(**{"request_id": "r1", "model": "emoji", "prompt": "a slice of pizza"} | fields)
 
 
 BAD: list[tuple[str, str, Spoil]] = [
@@ -119,22 +120,16 @@ def test_all_violations_are_reported_together() -> None:
 
 
 def test_an_unknown_model_is_answered_with_the_list() -> None:
-    pb = good()
-    pb.model = "m" * 5000
     with pytest.raises(NotFound, match="unknown; the models are: emoji") as caught:
-        resolve(pb, [CARD], LIMITS)
+        resolve(good(model="m" * 5000), [CARD], LIMITS)
     assert len(caught.value.message) < 300
-
-
-def test_without_any_model_the_answer_says_so() -> None:
     with pytest.raises(NotFound, match="there are no models"):
         resolve(good(), [], LIMITS)
 
 
 def test_an_empty_model_is_the_default_or_the_only_one() -> None:
     other = replace(CARD, name="other")
-    pb = good()
-    pb.model = ""
+    pb = good(model="")
     assert resolve(pb, [CARD], LIMITS).model == "emoji"
     assert resolve(pb, [CARD, other], AdmissionLimits(default_model="other")).model == "other"
     with pytest.raises(InvalidRequest, match=r"model: .*no default; one of: emoji, other"):
@@ -175,15 +170,11 @@ def test_what_is_given_is_kept() -> None:
 
 
 def test_guidance_scale_is_what_the_client_wrote() -> None:
-    pb = good()
-    pb.guidance_scale = 7.3
-    assert resolve(pb, [CARD], LIMITS).guidance_scale == 7.3
+    assert resolve(good(guidance_scale=7.3), [CARD], LIMITS).guidance_scale == 7.3
 
 
 def test_default_steps_are_kept_within_the_samplers_limits() -> None:
-    pb = good()
-    pb.sampler = images_pb2.SAMPLER_LCM
-    assert resolve(pb, [CARD], LIMITS).num_inference_steps == 8
+    assert resolve(good(sampler=images_pb2.SAMPLER_LCM), [CARD], LIMITS).num_inference_steps == 8
 
 
 def test_drawn_seeds_differ() -> None:
@@ -191,8 +182,7 @@ def test_drawn_seeds_differ() -> None:
 
 
 def test_the_digest_is_of_the_body_alone() -> None:
-    one, two = good(), good()
-    two.request_id, two.results_only = "another", True
+    one, two = good(), good(request_id="another", results_only=True)
     assert body_digest(one) == body_digest(two)
     two.seed = 0
     assert body_digest(one) != body_digest(two), "seed 0 is not an absent seed"
@@ -238,36 +228,6 @@ def generate_requests(draw: st.DrawFn) -> images_pb2.GenerateRequest:
 @given(generate_requests())
 @settings(max_examples=400)
 def test_arbitrary_requests_are_resolved_within_bounds_or_refused(pb: images_pb2.GenerateRequest) -> None:
-    check_bounds_or_refusal(pb)
-
-
-@given(st.binary(max_size=200))
-@settings(max_examples=200)
-def test_whatever_parses_is_resolved_within_bounds_or_refused(data: bytes) -> None:
-    pb = images_pb2.GenerateRequest()
-    try:
-        pb.ParseFromString(data)
-    except Exception:
-        return
-    check_bounds_or_refusal(pb)
-
-
-@given(
-    st.integers(1, 8).map(lambda n: n * 64),
-    st.integers(4, 1000),
-    st.floats(0, 100, width=32),
-    st.integers(0, 2**63 - 16),
-    st.integers(1, 16),
-)
-def test_requests_within_bounds_pass(side: int, steps: int, guidance_scale: float, seed: int, num_images: int) -> None:
-    pb = good()
-    pb.width, pb.height, pb.num_inference_steps, pb.num_images = side, side, steps, num_images
-    pb.guidance_scale, pb.seed = guidance_scale, seed
-    request = resolve(pb, [CARD], LIMITS)
-    assert (request.width, request.num_inference_steps, request.seed) == (side, steps, seed)
-
-
-def check_bounds_or_refusal(pb: images_pb2.GenerateRequest) -> None:
     try:
         request = resolve(pb, [CARD], LIMITS)
     except SynerDiffError:
@@ -289,23 +249,28 @@ def check_bounds_or_refusal(pb: images_pb2.GenerateRequest) -> None:
     assert isinstance(request.priority, Priority)
 
 
-def test_steps_to_skip_are_counted_in_unet_calls() -> None:
+@given(
+    st.integers(1, 8).map(lambda n: n * 64),
+    st.integers(4, 1000),
+    st.floats(0, 100, width=32),
+    st.integers(0, 2**63 - 16),
+    st.integers(1, 16),
+)
+def test_requests_within_bounds_pass(side: int, steps: int, guidance_scale: float, seed: int, num_images: int) -> None:
+    pb = good(width=side, height=side, num_inference_steps=steps, num_images=num_images)
+    pb.guidance_scale, pb.seed = guidance_scale, seed
+    request = resolve(pb, [CARD], LIMITS)
+    assert (request.width, request.num_inference_steps, request.seed) == (side, steps, seed)
+
+
+@pytest.mark.parametrize("sampler", [Sampler.HEUN, Sampler.OWN])
+def test_steps_to_skip_are_counted_in_unet_calls_of_the_sampler_or_a_models_own_scheduler(sampler: Sampler) -> None:
+    calls = {"calls_per_step": 2, "extra_calls": -1} if sampler is Sampler.OWN else {}
+    card = replace(CARD, default_sampler=sampler, samplers=(SamplerLimits(sampler, 1, 1000, **calls),))
     pb = good()
-    fixed_steps(3, 30)(pb)
-    pb.sampler = images_pb2.SAMPLER_HEUN
-    card = replace(CARD, samplers=(*CARD.samplers, SamplerLimits(Sampler.HEUN, 1, 1000)))
-    assert resolve(pb, [card], LIMITS).skip_cfg.steps == (3, 30)
-    fixed_steps(39)(pb)
-    with pytest.raises(InvalidRequest, match=r"39 is out of bounds: .* to 38"):
-        resolve(pb, [card], LIMITS)
-
-
-def test_steps_to_skip_are_bounded_by_the_calls_of_a_models_own_scheduler() -> None:
-    limits = SamplerLimits(Sampler.OWN, 1, 1000, calls_per_step=2, extra_calls=-1)
-    card = replace(CARD, default_sampler=Sampler.OWN, samplers=(limits,))
-    pb = images_pb2.GenerateRequest(model=CARD.name, num_inference_steps=20)
-    fixed_steps(38)(pb)
-    assert resolve(pb, [card], LIMITS).sampler is Sampler.OWN
+    fixed_steps(3, 38)(pb)
+    request = resolve(pb, [card], LIMITS)
+    assert (request.sampler, request.skip_cfg.steps) == (sampler, (3, 38))
     fixed_steps(39)(pb)
     with pytest.raises(InvalidRequest, match=r"39 is out of bounds: .* to 38"):
         resolve(pb, [card], LIMITS)

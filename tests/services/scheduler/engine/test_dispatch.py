@@ -1,9 +1,9 @@
 """From a policy's tick to the plans of both workers: order, skips, chunks, and what a retry repeats."""
 
 import json
-from collections.abc import Callable
 
-from services.scheduler.engine.effects import Admit, Effect, FinishJob, SendUnetPlan, SendVaePlan
+from services.scheduler.engine.dispatch import dispatch
+from services.scheduler.engine.effects import Admit, FinishJob, SendUnetPlan, SendVaePlan
 from services.scheduler.engine.events import BudgetKnown, VaeAttached, WorkerLost
 from services.scheduler.engine.planning import dispatch
 from services.scheduler.policy.policies import PolicyBounds
@@ -17,7 +17,7 @@ from services.scheduler.policy.snapshots import (
     UnetBatch,
     VaeBatch,
 )
-from synerdiff.plans import DecodeEntry, ItemRef, UnetPlan, VaePlan
+from synerdiff.plans import DecodeEntry, ItemRef, UnetEntry, UnetPlan, VaePlan
 from synerdiff.profiles import Profile
 from synerdiff.skip_cfg import SkipCfg, SkipCfgBudget, SkipCfgMode
 from tests.services.scheduler.world import World, job
@@ -26,14 +26,14 @@ BUDGET = SkipCfgBudget("extrapolate:0.5", share=0.5, longest_run=1)
 
 
 class Scripted:
-    """Places everything on u0 and plans as it is told; skips where a task has to, and on odd calls otherwise."""
+    """Places everything on u0 and plans all that is there; skips where a task has to, and on odd calls otherwise."""
 
     name = "scripted"
     grows_from = 0
     bounds = PolicyBounds()
 
-    def __init__(self, plan: Callable[[DomainSnapshot], TickPlan] | None = None) -> None:
-        self._plan = plan
+    def __init__(self, odd: int = 1) -> None:
+        self._odd = odd
 
     def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
         return tuple(Admission(task.task_id, "u0") for task in snapshot.waiting)
@@ -42,15 +42,13 @@ class Scripted:
         return 1
 
     def plan(self, snapshot: DomainSnapshot) -> TickPlan:
-        if self._plan:
-            return self._plan(snapshot)
         unet = None
         running = snapshot.unet[0].running if snapshot.unet else ()
         if running:
             skipping = frozenset(
                 task.task_id
                 for task in running
-                if (task.skip.must if task.skip.must is not None else task.next_call % 2 == 1)
+                if (task.skip.must if task.skip.must is not None else task.next_call % 2 == self._odd)
             )
             unet = UnetBatch("u0", tuple(task.task_id for task in running), skipping)
         parts = tuple(DecodePart(decode.task_id) for decode in snapshot.decodes)
@@ -65,97 +63,47 @@ def world(policy: Scripted, unets: int = 1, vaes: int = 1, domains: int = 1) -> 
     return made
 
 
-class Sent:
-    """Every plan that an engine sends from now on."""
-
-    def __init__(self, made: World) -> None:
-        self.effects: list[Effect] = []
-        take = made.engine.take_effects
-
-        def take_and_note() -> list[Effect]:
-            taken = take()
-            self.effects += taken
-            return taken
-
-        made.engine.take_effects = take_and_note  # type: ignore[method-assign]
-
-    def skips(self) -> list[int]:
-        """The calls that skip guidance, in the order they were sent."""
-        plans = [effect.plan for effect in self.effects if isinstance(effect, SendUnetPlan)]
-        return [e.call for plan in plans for item in plan.items for e in item.entries if e.skip_cfg]
-
-    def decodes(self) -> list[DecodeEntry]:
-        """The decodes, in the order they were sent."""
-        plans = [effect.plan for effect in self.effects if isinstance(effect, SendVaePlan)]
-        return [e for plan in plans for item in plan.items for e in item.entries]
-
-
-def finished_skips(made: World) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    return next(effect.skipped_steps for effect in made.store if isinstance(effect, FinishJob))
+def ran(made: World) -> tuple[list[int], list[DecodeEntry], tuple[tuple[int, tuple[int, ...]], ...]]:
+    """What is sent until nothing more happens: the calls that skip guidance, the decodes; and the skips of the end."""
+    sent = [command.plan for _, command in made.commands() if isinstance(command, SendUnetPlan | SendVaePlan)]
+    entries = [entry for plan in sent for item in plan.items for entry in item.entries]
+    skips = [entry.call for entry in entries if isinstance(entry, UnetEntry) and entry.skip_cfg]
+    decodes = [entry for entry in entries if isinstance(entry, DecodeEntry)]
+    return skips, decodes, next(effect.skipped_steps for effect in made.store if isinstance(effect, FinishJob))
 
 
 def test_skipped_steps_are_reported_and_embedded() -> None:
-    made = world(Scripted())
-    made.arrive(job("j", steps=5, seed=3))
-    made.attach_all()
+    made = world(Scripted()).begin(job("j", steps=5, seed=3))
     admitted = [c.task for c in made.unets["u0"].commands if isinstance(c, Admit)]
     assert [task.skip_predictor for task in admitted] == ["extrapolate:0.5"]
-    sent = Sent(made)
-    made.settle()
-    assert finished_skips(made) == ((0, (1, 3)),)
-    assert json.loads(sent.decodes()[0].parameters_json)["skip_cfg_steps"] == [1, 3]
-    assert json.loads(sent.decodes()[0].parameters_json)["skip_cfg_predictor"] == "extrapolate:0.5"
+    _, decodes, finished = ran(made)
+    assert finished == ((0, (1, 3)),)
+    parameters = json.loads(decodes[0].parameters_json)
+    assert (parameters["skip_cfg_steps"], parameters["skip_cfg_predictor"]) == ([1, 3], "extrapolate:0.5")
 
 
 def test_a_request_can_switch_skipping_off_or_fix_it() -> None:
-    made = world(Scripted())
-    made.arrive(job("off", steps=5, skip_cfg=SkipCfg(SkipCfgMode.OFF)))
-    made.attach_all()
-    made.settle()
-    assert finished_skips(made) == ()
-    made = world(Scripted())
-    made.arrive(job("fixed", steps=6, skip_cfg=SkipCfg(SkipCfgMode.FIXED, steps=(2, 3))))
-    made.attach_all()
-    made.settle()
-    assert finished_skips(made) == ((0, (2, 3)),)
+    for skip_cfg, skips in ((SkipCfg(SkipCfgMode.OFF), ()), (SkipCfg(SkipCfgMode.FIXED, steps=(2, 3)), ((0, (2, 3)),))):
+        *_, finished = ran(world(Scripted()).begin(job("j", steps=6, skip_cfg=skip_cfg)))
+        assert finished == skips
 
 
 def test_an_unguided_task_has_nothing_to_skip() -> None:
-    made = world(Scripted())
-    made.arrive(job("j", steps=4, guidance_scale=1.0))
-    sent = Sent(made)
-    made.attach_all()
-    made.settle()
-    assert sent.skips() == []
+    skips, *_ = ran(world(Scripted()).begin(job("j", steps=4, guidance_scale=1.0)))
+    assert skips == []
 
 
 def test_a_retry_repeats_the_skips_that_were_made() -> None:
-    made = world(Scripted())
-    made.arrive(job("j", steps=6))
-    made.attach_all()
-    for _ in range(5):  # admit, then calls 0 to 3
-        made.act("u0")
-    made.unets["u0"].die()
+    made = world(Scripted()).begin(job("j", steps=6))
+    made.act("u0", times=5)  # admit, then calls 0 to 3
+    made.die(["u0"])
     made.on(WorkerLost("u0"))
     # From here on the policy would skip even calls; the retry has to skip 1 and 3 again all the same.
-    made.policy = made.engine.policy = Scripted(_skipping_even)  # type: ignore[assignment]
-    sent = Sent(made)
+    made.policy = made.engine.policy = Scripted(odd=0)  # type: ignore[assignment]
     made.attach("u0")
-    made.settle()
-    assert sent.skips() == [1, 3, 4]
-    assert finished_skips(made) == ((0, (1, 3, 4)),)
-
-
-def _skipping_even(snapshot: DomainSnapshot) -> TickPlan:
-    parts = tuple(DecodePart(decode.task_id) for decode in snapshot.decodes)
-    if parts:
-        return TickPlan((Item(None, VaeBatch("v0", parts)),))
-    running = snapshot.unet[0].running
-    if not running:
-        return TickPlan(())
-    task = running[0]
-    skip = task.skip.must if task.skip.must is not None else task.next_call % 2 == 0
-    return TickPlan((Item(UnetBatch("u0", (task.task_id,), frozenset({task.task_id} if skip else ())), None),))
+    skips, _, finished = ran(made)
+    assert skips == [1, 3, 4]
+    assert finished == ((0, (1, 3, 4)),)
 
 
 def test_items_in_step_wait_for_the_other_workers_last_one() -> None:

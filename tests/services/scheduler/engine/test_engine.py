@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.scheduler.engine.effects import Admit, FailJob, FinishJob, MarkDecoding, SendUnetPlan, StartJob
+from services.scheduler.engine.effects import Admit, FailJob, FinishJob, MarkDecoding, StartJob
 from services.scheduler.engine.events import JobDropped, WorkerAnnounced, WorkerLost
 from services.scheduler.engine.tasks import MAY_BECOME, IllegalMove, Phase, Task
 from services.scheduler.policy.snapshots import BatchKey
@@ -17,114 +17,78 @@ from tests.services.scheduler.world import World, job
 
 
 def test_a_job_goes_from_waiting_to_finished_in_order() -> None:
-    world = World()
-    world.arrive(job("j", images=2))
-    world.attach_all()
-    world.settle()
+    world = World().begin(job("j", images=2))
+    world.settle_empty()
     kinds = [type(effect) for effect in world.store if not hasattr(effect, "step")]
     assert kinds == [StartJob, MarkDecoding, FinishJob]
     assert world.stored == {("j", 0): 1, ("j", 1): 1}
-    world.assert_empty()
 
 
 def test_plans_run_ahead_by_two_and_no_further() -> None:
-    world = World()
-    world.arrive(job("j", steps=10))
-    world.attach_all()
+    world = World().begin(job("j", steps=10))
     world.act("u0")  # admit
-    plans = [c.plan for c in world.unets["u0"].commands if isinstance(c, SendUnetPlan)]
+    plans = world.plans()
     assert [[e.call for e in plan.items[0].entries] for plan in plans] == [[0], [1]]
     assert [plan.tick for plan in plans] == [1, 2]
 
 
 def test_a_waiting_task_joins_at_the_next_step_and_a_full_batch_is_never_exceeded() -> None:
-    world = World()
-    world.arrive(job("a", steps=20))
-    world.attach_all()
+    world = World().begin(job("a", steps=20))
     world.act("u0")
-    for name in "bcde":
-        world.arrive(job(name, steps=20))
+    world.arrive(*(job(name, steps=20) for name in "bcde"))
     world.pump()
     batches = []
     for _ in range(10):
-        batches += [len(c.plan.items[0].entries) for c in world.unets["u0"].commands if isinstance(c, SendUnetPlan)]
+        batches += [len(plan.items[0].entries) for plan in world.plans()]
         world.act("u0")
     assert max(batches) == 3
     assert len(world.unets["u0"].residents) == 4  # three run, one is prepared ahead
 
 
 def test_sizes_share_a_tick_but_not_a_batch() -> None:
-    world = World()
-    world.arrive(job("a", steps=9))
-    world.arrive(job("b", steps=9, width=256))
-    world.attach_all()
-    world.act("u0")
-    world.act("u0")
-    last = [c.plan for c in world.unets["u0"].commands if isinstance(c, SendUnetPlan)][-1]
-    for _ in range(3):
-        world.act("u0")
-        last = [c.plan for c in world.unets["u0"].commands if isinstance(c, SendUnetPlan)][-1]
-    assert [[e.task_id for e in item.entries] for item in last.items] == [["a/0"], ["b/0"]]
+    world = World().begin(job("a", steps=9), job("b", steps=9, width=256))
+    world.act("u0", times=5)
+    assert [[e.task_id for e in item.entries] for item in world.plans()[-1].items] == [["a/0"], ["b/0"]]
 
 
 def test_priority_goes_first() -> None:
-    world = World()
-    for name in "abcd":
-        world.arrive(job(name, priority=Priority.LOW, accepted_at_ms=1))
-    world.arrive(job("urgent", priority=Priority.HIGH, accepted_at_ms=2))
-    world.attach_all()
+    low = [job(name, priority=Priority.LOW, accepted_at_ms=1) for name in "abcd"]
+    world = World().begin(*low, job("urgent", priority=Priority.HIGH, accepted_at_ms=2))
     assert next(iter(world.engine.holdings.unet["u0"].tasks)) == "urgent/0"
 
 
 def test_work_spreads_over_workers() -> None:
-    world = World(unets=2, domains=2)
-    for name in "abcd":
-        world.arrive(job(name))
-    world.attach_all()
-    for name in "efgh":
-        world.arrive(job(name))
+    world = World(unets=2, domains=2).begin(*map(job, "abcd"))
+    world.arrive(*map(job, "efgh"))
     world.pump()
     assert sorted(len(unet.commands) for unet in world.unets.values()) == [4, 4]
 
 
 def test_a_domain_without_a_vae_worker_is_decoded_elsewhere() -> None:
-    world = World(unets=2, vaes=1, domains=2)
-    world.attach_all()
-    for name in "abcdef":
-        world.arrive(job(name))
-    world.pump()
-    world.settle()
+    world = World(unets=2, vaes=1, domains=2).begin(*map(job, "abcdef"))
+    world.settle_empty()
     assert len(world.ended) == 6
-    world.assert_empty()
 
 
 def test_a_cancelled_job_frees_its_slots_at_once() -> None:
-    world = World()
-    world.arrive(job("j", images=3, steps=50))
-    world.attach_all()
-    for _ in range(8):
-        world.act("u0")
+    world = World().begin(job("j", images=3, steps=50))
+    world.act("u0", times=8)
     world.on(JobDropped("j"))
     world.pump()
-    for _ in range(5):  # the two plans under way, and a cancellation each
-        world.act("u0")
+    world.act("u0", times=5)  # the two plans under way, and a cancellation each
     assert not world.unets["u0"].residents
-    world.settle()
-    world.assert_empty()
+    world.settle_empty()
     assert not world.ended
 
 
 def test_a_deadline_fails_the_job_and_frees_its_slots() -> None:
-    world = World()
-    world.arrive(job("j", steps=50, deadline_ms=500, timeout_ms=500))
-    world.attach_all()
+    world = World().begin(job("j", steps=50, deadline_ms=500, timeout_ms=500))
     world.act("u0")
     world.engine.check_deadlines(501)
     world.pump()
-    world.settle()
-    failed = next(effect for effect in world.store if isinstance(effect, FailJob))
+    world.settle_empty()
+    failed = world.failed()
     assert (failed.code, failed.message) == (4, "timeout: the request's 0.5 s ran out")
-    world.assert_empty()
 
 
 def test_a_worker_without_room_is_no_failure() -> None:
@@ -132,8 +96,7 @@ def test_a_worker_without_room_is_no_failure() -> None:
     world.unets["u0"].slots = 1
     world.attach_all()
     world.engine.holdings.unet["u0"].slots = 4  # the engine believes in more room than there is
-    for name in "abc":
-        world.arrive(job(name))
+    world.arrive(*map(job, "abc"))
     world.pump()
     admissions = 0
     for _ in range(30):
@@ -148,12 +111,8 @@ def test_a_worker_without_room_is_no_failure() -> None:
     assert not [effect for effect in world.store if isinstance(effect, FailJob)]
 
 
-@pytest.mark.parametrize("not_now", [{"takes_new": False}, {"takes_new": True, "suspect": True}])
-def test_a_worker_that_drains_or_is_suspect_gets_nothing_new_until_it_is_not(not_now: dict[str, bool]) -> None:
-    world = World()
-    world.attach_all()
-    world.arrive(job("a", steps=3))
-    world.pump()
+def test_a_worker_that_is_not_announced_gets_nothing_new_until_it_is_again() -> None:
+    world = World().begin(job("a", steps=3))
     for worker in ("u0", "v0"):
         world.on(WorkerAnnounced(worker, **not_now))
     world.arrive(job("b", steps=3))
@@ -163,9 +122,8 @@ def test_a_worker_that_drains_or_is_suspect_gets_nothing_new_until_it_is_not(not
     for worker in ("u0", "v0"):
         world.on(WorkerAnnounced(worker, takes_new=True))
     world.pump()
-    world.settle()
+    world.settle_empty()
     assert set(world.ended) == {"a", "b"}
-    world.assert_empty()
 
 
 def test_a_task_that_kills_every_worker_is_given_up() -> None:
@@ -174,34 +132,26 @@ def test_a_task_that_kills_every_worker_is_given_up() -> None:
     for _ in range(3):
         world.attach("u0")
         world.act("u0")
-        world.unets["u0"].die()
-        world.on(WorkerLost("u0"))
-        world.pump()
-    failed = next(effect for effect in world.store if isinstance(effect, FailJob))
-    assert "lost 3 times" in failed.message
+        world.die(["u0"])
+        world.lose("u0")
+    assert "lost 3 times" in world.failed().message
 
 
 def test_a_new_leader_goes_on_where_the_tasks_stand() -> None:
-    world = World()
     records = [job("a", steps=20), job("b", steps=20)]
-    for record in records:
-        world.arrive(record)
-    world.attach_all()
-    for _ in range(12):
-        world.act("u0")
+    world = World().begin(*records)
+    world.act("u0", times=12)
     stands = {task_id: r.next_call for task_id, r in world.unets["u0"].residents.items()}
     assert min(stands.values()) > 2
     world.new_leader()
     world.store.clear()
-    world.arrive(records[0])  # b has been cancelled meanwhile
-    world.attach_all()
+    world.begin(records[0])  # b has been cancelled meanwhile
     assert StartJob("a") in world.store, "its record says that the leader before could not write it"
     assert world.engine.holdings.tasks["a/0"].done_calls == stands["a/0"]
     world.act("u0")
     assert set(world.unets["u0"].residents) == {"a/0"}
-    world.settle()
+    world.settle_empty()
     assert world.ended == {"a": 1}
-    world.assert_empty()
 
 
 def test_a_job_whose_images_are_all_stored_needs_only_its_end() -> None:
@@ -211,21 +161,16 @@ def test_a_job_whose_images_are_all_stored_needs_only_its_end() -> None:
     assert world.ended == {"j": 1}
 
 
-@pytest.mark.parametrize("kind", ["unet", "vae"])
-def test_a_stream_that_breaks_does_not_lose_what_the_worker_holds(kind: str) -> None:
-    world = World()
-    world.arrive(job("j", steps=6))
-    world.attach_all()
-    for _ in range(5):
-        world.act("u0")
+@pytest.mark.parametrize("worker", ["u0", "v0"])
+def test_a_stream_that_breaks_does_not_lose_what_the_worker_holds(worker: str) -> None:
+    world = World().begin(job("j", steps=6))
+    world.act("u0", times=5)
     before = world.unets["u0"].residents["j/0"].next_call
-    worker = "u0" if kind == "unet" else "v0"
     world.on(WorkerLost(worker))
     world.attach(worker)
-    assert world.engine.holdings.tasks["j/0"].done_calls >= before > 0 or kind == "vae"
-    world.settle()
+    assert world.engine.holdings.tasks["j/0"].done_calls >= before > 0 or worker == "v0"
+    world.settle_empty()
     assert world.ended == {"j": 1}
-    world.assert_empty()
 
 
 @pytest.mark.parametrize("heard", [("u0", "v0"), ("v0", "u0")])
@@ -240,9 +185,7 @@ def test_both_workers_of_a_domain_may_die_at_once_whatever_its_tasks_are_at(
         world = World()
         world.unets["u0"].slots = 12
         jobs = [job(f"j{n}", steps=1 + n % 3) for n in range(16)]
-        for record in jobs:
-            world.arrive(record)
-        world.attach_all()
+        world.begin(*jobs)
         for worker in script[:moment]:
             world.act(worker)
         met |= phases(world)
@@ -253,10 +196,9 @@ def test_both_workers_of_a_domain_may_die_at_once_whatever_its_tasks_are_at(
         for worker in back:
             world.attach(worker)
             world.act(worker)
-        world.settle()
+        world.settle_empty()
         assert world.ended == {record.job_id: 1 for record in jobs}
         assert set(world.stored.values()) == {1}
-        world.assert_empty()
     assert met == set(Phase) - {Phase.DONE}
 
 
@@ -266,10 +208,7 @@ def phases(world: World) -> set[Phase]:
 
 def test_latents_of_a_workers_earlier_life_are_not_decoded_again() -> None:
     """Its UNet worker died and came back while a task was being decoded; then the VAE worker died."""
-    world = World()
-    world.attach_all()
-    world.arrive(job("a", steps=1))
-    world.pump()
+    world = World().begin(job("a", steps=1))
     tasks = world.engine.holdings.tasks
     while tasks["a/0"].phase is not Phase.DECODING:
         assert world.act("u0")
@@ -313,20 +252,14 @@ def test_every_move_of_the_table_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Task, "become", noting)
     for _ in range(100):
-        world = World(max_deaths=1000)
         records = [job(f"j{n}", steps=3) for n in range(6)]
-        for record in records:
-            world.arrive(record)
-        world.attach_all()
+        world = World(max_deaths=1000).begin(*records)
         for worker in chance.choices(["u0", "u0", "u0", "v0"], k=chance.randrange(40)):
             world.act(worker)
         lost = chance.choice([["u0"], ["v0"], ["u0", "v0"], []])
         if not lost:  # but the leader
             world.new_leader()
-            for record in records:
-                if not world.ended[record.job_id]:
-                    world.arrive(record)
-            world.attach_all()
+            world.begin(*(record for record in records if not world.ended[record.job_id]))
         for worker in lost:
             world.lose(worker)
         for worker in lost:

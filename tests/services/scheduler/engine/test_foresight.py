@@ -1,11 +1,17 @@
-"""Foresight: the tasks of a job know how long they would take in order of acceptance."""
+"""What the engine foresees of jobs, how long they would take in order of acceptance, and remembers of callers."""
+
+from dataclasses import replace
 
 import pytest
 
-from services.scheduler.engine.events import JobDropped
+from services.scheduler.engine.events import JobArrived, JobDropped
 from services.scheduler.engine.foresight import Tails, first_come_ms
+from services.scheduler.engine.holdings import LATELY_MS
 from services.scheduler.engine.tasks import Phase, Task
-from services.scheduler.policy.policy_spec import Pace
+from services.scheduler.engine.views import domain_snapshot, pool_snapshot
+from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.snapshots import TurnClass
+from synerdiff.jobs import JobRecord
 from synerdiff.requests import Priority
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.world import World, job
@@ -15,9 +21,7 @@ PACE = Pace.of(PROFILE)
 
 
 def world(unets: int = 1) -> World:
-    made = World(unets=unets, profile=PROFILE)
-    made.attach_all()
-    return made
+    return World(unets=unets, profile=PROFILE).begin()
 
 
 def tasks_of(world: World, job_id: str) -> list[Task]:
@@ -38,18 +42,19 @@ def test_as_many_tasks_as_a_batch_has_seats_run_at_once_then_one_after_another()
 
 def test_only_those_of_its_model_and_no_lower_class_go_before_it() -> None:
     w = world()
-    w.arrive(job("low", images=PACE.seats, steps=40, priority=Priority.LOW))
-    w.arrive(job("other", images=PACE.seats, steps=40, model="other"))
-    w.arrive(job("first", images=PACE.seats, steps=7))
-    w.arrive(job("then", steps=10))
+    w.arrive(
+        job("low", images=PACE.seats, steps=40, priority=Priority.LOW),
+        job("other", images=PACE.seats, steps=40, model="other"),
+        job("first", images=PACE.seats, steps=7),
+        job("then", steps=10),
+    )
     assert tasks_of(w, "then")[0].first_come_ms == in_order_ms(7 + 10, PACE.seats + 1)
     assert tasks_of(w, "other")[0].first_come_ms == 0, "nothing of it was measured"
 
 
 def test_every_worker_takes_its_share() -> None:
     w = world(unets=2)
-    w.arrive(job("first", images=PACE.seats, steps=7))
-    w.arrive(job("then", steps=10))
+    w.arrive(job("first", images=PACE.seats, steps=7), job("then", steps=10))
     assert tasks_of(w, "then")[0].first_come_ms == in_order_ms(10, (PACE.seats + 1) / 2)
 
 
@@ -114,3 +119,69 @@ def test_what_was_long_ago_is_forgotten() -> None:
     for _ in range(20):
         tails.after("a", 2, 1000.0)
     assert [tails.after("a", 2, 5.0) for _ in range(1024)][-1] == 5
+
+
+# ---- callers: how much of the pool they have, and who was there lately
+
+
+SLOTS = 4
+SQUARE = TurnClass("emoji", 2)
+
+
+def of(caller: str, name: str, **fields: object) -> JobRecord:
+    return replace(job(name, **fields), caller=caller)  # type: ignore[arg-type]
+
+
+def test_a_pool_that_a_flood_has_filled_still_wants_what_another_caller_sends() -> None:
+    world = World().begin()
+    room = world.engine.bounds.read_ahead * SLOTS
+    assert world.engine.wanted()["emoji"] == (room, SLOTS, {})
+    world.arrive(*(of("flood", f"flood{n}") for n in range(room)))
+    assert world.engine.wanted()["emoji"] == (0, SLOTS, {"flood": room})
+    assert world.engine.wanted_jobs() == {}
+    world.arrive(*(of("few", f"few{n}") for n in range(2)))
+    assert world.engine.wanted()["emoji"] == (0, SLOTS // 2, {"flood": room, "few": 2})
+
+
+def test_calls_count_by_their_rows_for_their_callers() -> None:
+    world = World().begin(of("a", "a", images=2), of("b", "b"))
+    held = world.engine.holdings
+    call = 2 * 128 * 128
+    held.shares.stepped((held.jobs[task.job_id], task, task.job_id == "b") for task in held.tasks.values())
+    assert held.shares.ahead() == {SQUARE: {"a": call}}, "b skips guidance: half a call, which a has passed"
+
+
+def test_every_call_of_a_plan_counts_and_every_decode() -> None:
+    world = World(profile=PROFILE).begin(of("a", "a", steps=3))
+    world.settle()
+    # The last call, and the decode after it: 20 ms, of which one of the eight rows at the knee takes 6.25.
+    assert world.engine.holdings.shares.ahead()[SQUARE]["a"] == pytest.approx((2 + 20 / 6.25) * 128 * 128)
+
+
+def test_one_caller_alone_is_no_company() -> None:
+    world = World().begin(of("a", "a"))
+    snapshot = pool_snapshot(world.engine.holdings, 2, 0)
+    assert not snapshot.callers
+    assert not snapshot.unet[0].held
+
+
+def test_a_caller_is_there_lately_for_a_minute() -> None:
+    world = World()
+    for caller in ("a", "b"):
+        world.engine.on(JobArrived(of(caller, caller)), 0)
+    world.attach_all()
+    snapshot = pool_snapshot(world.engine.holdings, 2, 0)
+    assert snapshot.callers == {"emoji": {"a", "b"}}
+    assert snapshot.unet[0].held == {"a": 1, "b": 1}
+    world.engine.holdings.drop("b")
+    assert pool_snapshot(world.engine.holdings, 2, LATELY_MS).callers == {"emoji": {"a", "b"}}
+    assert pool_snapshot(world.engine.holdings, 2, LATELY_MS + 1).callers == {}
+
+
+def test_what_a_snapshot_says_of_turns_does_not_change() -> None:
+    world = World().begin(of("a", "a"))
+    held = world.engine.holdings
+    seen = domain_snapshot(held, "d0", 2, 0).ahead
+    held.shares.stepped([(held.jobs["a"], held.tasks["a/0"], False)])
+    assert seen == {}
+    assert held.shares.ahead()

@@ -17,51 +17,9 @@ from services.scheduler.simulation.workloads import Mix, poisson
 from synerdiff.client import AsyncClient
 from synerdiff.errors import QueueFull
 from synerdiff.profiles import ItemCaps
+from tests.services.scheduler.harness import DOMAIN, MODEL, whole_scheduler
 from tests.services.scheduler.simulated import straight_line_profile
-from tests.services.scheduler.whole import DOMAIN, MODEL, whole_scheduler
 from tests.waiting import until
-
-SLOTS = 4
-STEPS = 10
-FLOOD = 30 * SLOTS
-# On the way to a slot and back a request costs this process time, not its workers: little beside that in a slot.
-TICK_S = 0.03
-
-
-async def test_a_flood_does_not_hold_up_another_caller(redis: Redis, tmp_path: Path) -> None:
-    """While one of the other's requests is under way, the flood is served about once for each slot.
-
-    Counted in requests, so that the speed of the machine hardly matters. A request waits for a slot, for which those
-    in the slots end once, and takes as long as the next ones of the flood. In order of acceptance it would wait for all
-    the flood's.
-    """
-    (path := tmp_path / "callers").write_text(f"flood {key_hash('flood')}\nfew {key_hash('few')}\n")
-    ended: list[str] = []
-
-    async def draw(client: AsyncClient, name: str) -> int:
-        """How many requests of the flood ended meanwhile."""
-        before = len(ended)
-        await client.generate("a", model=MODEL, num_inference_steps=STEPS)
-        meanwhile = len(ended) - before
-        if name == "flood":
-            ended.append(name)
-        return meanwhile
-
-    async with (
-        whole_scheduler(redis, tick_s=TICK_S, slots=SLOTS, check=Gate(CallersFile(path))) as whole,
-        AsyncClient(whole.scheduler.address, key="flood") as flood,
-        AsyncClient(whole.scheduler.address, key="few") as few,
-    ):
-        flooding = [asyncio.create_task(draw(flood, "flood")) for _ in range(FLOOD)]
-        while len(ended) < SLOTS:
-            await asyncio.sleep(0.01)
-        passed = [await draw(few, "few") for _ in range(5)]
-        assert len(ended) < FLOOD, f"the flood was over too soon: {passed}"
-        for task in flooding:
-            task.cancel()
-        await asyncio.gather(*flooding, return_exceptions=True)
-    assert max(passed) <= 4 * SLOTS, passed
-
 
 # A step of r rows takes 2 ms and 2 ms a row, a decode 10 ms. So a request takes 480 ms on half of the device, and 68 ms
 # for the two full steps of the flood that may be under way when it comes are well within half of that.

@@ -10,22 +10,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 import pytest
-from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from services.scheduler.engine.effects import FailJob, SendUnetPlan
-from services.scheduler.engine.events import JobArrived
-from services.scheduler.engine.foresight import Foresight
-from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.engine.effects import SendUnetPlan
 from services.scheduler.policy.snapshots import DomainSnapshot, TickPlan
 from services.scheduler.telemetry.job_traces import JobTraces
-from synerdiff.client import AsyncClient
 from synerdiff.jobs import JobRecord
 from synerdiff.stopping import cancel_and_wait
 from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualTimeLoop
-from tests.services.scheduler.whole import MODEL, whole_scheduler
 from tests.services.scheduler.world import World, job
-from tests.waiting import HANG_S
 
 FAULTS, SEEDS = 1000, 4
 # Generators are called, in this sense, to be closed as well, and nobody hears of what they raise then.
@@ -37,31 +30,9 @@ class Fault(Exception):
     """No code expects it."""
 
 
-async def test_a_fault_in_planning_ends_the_leadership_and_the_next_one_serves_on(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan, faults = ConfiguredPolicy.plan, [Fault("injected")]
-
-    def plan_or_fail(policy: ConfiguredPolicy, snapshot: DomainSnapshot) -> TickPlan:
-        if faults:
-            raise faults.pop()
-        return plan(policy, snapshot)
-
-    async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
-        monkeypatch.setattr(ConfiguredPolicy, "plan", plan_or_fail)
-        token = whole.unet.guard.token
-        with capture_logs() as lines:
-            result = await asyncio.wait_for(client.generate("x", model=MODEL, num_inference_steps=3), HANG_S)
-        assert len(result.images) == 1
-        assert whole.unet.guard.token > token
-        assert [line["exc_info"] for line in lines if line["event"] == "a fault ends this leadership"] == [True]
-
-
 def test_a_domain_that_cannot_be_planned_does_not_keep_back_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(unets=2, vaes=2, domains=2)
-    world.attach_all()
-    for name in "ab":
-        world.arrive(job(name, steps=5))
+    world = World(unets=2, vaes=2, domains=2).begin()
+    world.arrive(*(job(name, steps=5) for name in "ab"))
     world.pump()
     plan = world.policy.plan
 
@@ -78,28 +49,6 @@ def test_a_domain_that_cannot_be_planned_does_not_keep_back_the_others(monkeypat
         world.pump()
     assert [type(fault) for fault in raised.value.exceptions] == [Fault]
     assert {e.worker_id for e in world.engine.take_effects() if isinstance(e, SendUnetPlan)} == {"u1"}
-
-
-def test_a_job_that_cannot_be_taken_up_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World()
-    look = Foresight.look
-
-    def look_or_fail(foresight: Foresight, holdings: object, record: object, *rest: object) -> None:
-        if getattr(record, "job_id") == "poison":  # noqa: B009
-            raise Fault("injected")
-        look(foresight, holdings, record, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Foresight, "look", look_or_fail)
-    with capture_logs() as lines:
-        for name in ("a", "poison", "b"):
-            world.on(JobArrived(job(name)))
-    world.attach_all()
-    world.settle()
-    assert world.ended == {"a": 1, "poison": 1, "b": 1}
-    (failed,) = (effect for effect in world.store if isinstance(effect, FailJob))
-    assert (failed.job_id, failed.code) == ("poison", 13)
-    assert "Fault('injected')" in failed.message
-    assert [line["exc_info"] for line in lines] == [True]
 
 
 def path_of(filename: str) -> str:
@@ -179,7 +128,7 @@ class Provoked:
         self.jobs += 1
         images, steps = self.chance.randint(1, 2), self.chance.randint(1, 3)
         size = {"width": SIDE, "height": SIDE}
-        return job(f"j{self.jobs}", images=images, steps=steps, deadline_ms=1 << 60, **size)
+        return job(f"j{self.jobs}", images=images, steps=steps, **size)
 
     def over(self, jobs: Sequence[JobRecord], token: int, failed: int) -> bool:
         """Whether all has come to its end: the jobs, what the workers held, and what the fault has led to."""
@@ -191,7 +140,7 @@ class Provoked:
         assert all(store.ended[each.job_id] == 1 for each in jobs), at
         reasons = [store.reasons[each.job_id] for each in jobs if each.job_id in store.reasons]
         assert len(store.reasons) - failed == len(reasons) <= bool(at)
-        assert all("Fault" in reason for reason in reasons), reasons
+        assert all(reason.startswith("13: ") and "Fault" in reason for reason in reasons), reasons
         if at:
             leaderships = self.virtual.lock.token - token
             assert leaderships + len(reasons) == 1, f"{leaderships} leaderships and {reasons} by {at}"
@@ -209,6 +158,8 @@ def test_a_thousand_faults_anywhere_end_a_leadership_or_one_job_each(
     assert min(provoked.outcomes[kind] for kind in ("leadership", "job")) > 0, provoked.outcomes
     told = [line for line in lines if line["event"] == "a fault ends this leadership" and line["exc_info"]]
     assert len(told) == provoked.outcomes["leadership"]
+    of_jobs = [line for line in lines if line["event"] in ("a job cannot be taken up", "an effect cannot be written")]
+    assert [line["exc_info"] for line in of_jobs] == [True] * provoked.outcomes["job"]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +180,7 @@ def test_a_fault_in_what_is_asked_of_the_store_ends_a_leadership_or_one_job(
     async def serve() -> None:
         serving, store = asyncio.create_task(virtual.pool.run()), virtual.store
         for name in ("a", "b"):
-            store.accept(job(name, steps=200, width=SIDE, height=SIDE, deadline_ms=1 << 60))
+            store.accept(job(name, steps=200, width=SIDE, height=SIDE))
         await virtual.until(lambda: virtual.lock.token > 1 or bool(store.reasons))
         await virtual.until(lambda: store.ended == {"a": 1, "b": 1} and virtual.quiet)
         await cancel_and_wait(serving)

@@ -10,11 +10,9 @@ from services.scheduler.leading.store_writer import StoreWriter
 from services.scheduler.store import keys
 from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease
-from synerdiff.redis_client import TROUBLE_LOG, connect
 from synerdiff.redis_process import RedisProcess
 from tests.services.scheduler.harness import Heard, background
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, new_leader
-from tests.values import a_request
+from tests.services.scheduler.redis_jobs import TIMINGS, a_picture, new_leader, running_job
 from tests.waiting import until
 
 
@@ -25,20 +23,12 @@ def unwritable(heard: Heard) -> str:
     return event.reason
 
 
-async def running_job(store: JobStore, lease: Lease) -> str:
-    job_id = (await store.accept(a_request(), DIGEST, abandonable=False)).job_id
-    await store.read_new(lease, ["emoji"], 1)
-    assert await store.start(lease, job_id)
-    return job_id
-
-
 def the_image(job_id: str) -> StoreEffect:
     return StoreImage(job_id, 0, 7, a_picture())
 
 
-async def test_a_write_waits_for_redis_and_says_so_once(own_redis: RedisProcess) -> None:
-    redis, heard = connect(own_redis.url), Heard()
-    store, lease = JobStore(redis), await new_leader(redis)
+async def test_a_write_waits_for_redis_and_says_so_once(own_redis: RedisProcess, own_client: Redis) -> None:
+    heard, store, lease = Heard(), JobStore(own_client), await new_leader(own_client)
     job_id, writer = await running_job(store, lease), StoreWriter(store, lease, heard)
     own_redis.kill9()
     with capture_logs() as lines:
@@ -49,7 +39,6 @@ async def test_a_write_waits_for_redis_and_says_so_once(own_redis: RedisProcess)
         await until(lambda: writer.backlog == 0)
     assert heard.events == [ImageStored(f"{job_id}/0")]
     assert [(line["event"], line["reason"][:13]) for line in lines] == [("redis is in trouble", "Redis is away")]
-    await redis.aclose()
 
 
 async def test_what_redis_refuses_for_good_fails_its_job_and_waits_for_nothing(

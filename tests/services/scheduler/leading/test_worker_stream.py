@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from services.scheduler.engine.effects import SendUnetPlan, SendVaePlan
-from services.scheduler.engine.events import Event, Reported, UnetAttached, VaeAttached, WorkerAnnounced, WorkerLost
+from services.scheduler.engine.events import Reported, UnetAttached, VaeAttached, WorkerAnnounced, WorkerLost
 from services.scheduler.leading import worker_stream, worker_streams
 from services.scheduler.leading.worker_stream import Patience
 from services.scheduler.leading.worker_streams import WorkerStreams
@@ -22,6 +21,7 @@ from synerdiff.registry import WorkerRecord
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from tests.services.scheduler.harness import Heard
+from tests.services.scheduler.redis_jobs import metric
 from tests.values import a_worker
 from tests.waiting import until
 
@@ -29,24 +29,13 @@ UNKNOWN = 99  # of an enum
 LOOK_S = 0.02
 
 
-@dataclass
-class Leader:
-    """A Listener that remembers what it hears."""
+class Leader(Heard):
+    """A Listener that may be superseded."""
 
-    events: list[Event] = field(default_factory=list)
-    newest_token: int = -1
-
-    def on(self, event: Event) -> None:
-        self.events.append(event)
+    newest_token = -1
 
     def superseded(self, newest_token: int = 0) -> None:
         self.newest_token = newest_token
-
-    def failed(self, error: BaseException) -> None:
-        raise AssertionError("one worker's fault ends a leadership") from error
-
-    def heard(self, kind: type[Event]) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind)]
 
 
 @dataclass
@@ -98,7 +87,7 @@ async def streaming(
     streams = WorkerStreams(1, leader, patience=patience)
     streams.reconcile([record])
     try:
-        await until(lambda: leader.heard(UnetAttached) or leader.heard(VaeAttached))
+        await until(lambda: leader.all(UnetAttached) or leader.all(VaeAttached))
         yield streams, record
     finally:
         await streams.close()
@@ -116,10 +105,6 @@ def plan(record: WorkerRecord, tick: int) -> SendUnetPlan | SendVaePlan:
     return SendVaePlan(record.worker_id, VaePlan(1, tick, ()), 1.0)
 
 
-def counted(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0.0
-
-
 async def test_an_image_that_cannot_be_read_fails_its_task_and_the_next_one_comes() -> None:
     async def images() -> AsyncIterator[stages_pb2.DecodedImage]:
         yield stages_pb2.DecodedImage(task_id="bad/0", format=UNKNOWN)  # type: ignore[arg-type]
@@ -127,17 +112,17 @@ async def test_an_image_that_cannot_be_read_fails_its_task_and_the_next_one_come
         await asyncio.Event().wait()
 
     leader, vae = Leader(), Vae(images)
-    before = counted("synerdiff_unreadable_reports_total", kind="vae")
+    before = metric("unreadable_reports_total", kind="vae")
     with capture_logs() as lines:
         async with streaming(vae, leader):
-            await until(lambda: len(leader.heard(Reported)) == 2)
+            await until(lambda: len(leader.all(Reported)) == 2)
             await until(lambda: vae.commands)
-    failed, image = (event.report for event in leader.heard(Reported))
+    failed, image = (event.report for event in leader.all(Reported))
     assert isinstance(failed, TaskFailed)
     assert (failed.task_id, image.task_id) == ("bad/0", "good/0")
     assert "cannot be read" in failed.message
     assert list(vae.commands[0].stored.task_ids) == ["bad/0"], "or it would come again"
-    assert counted("synerdiff_unreadable_reports_total", kind="vae") == before + 1
+    assert metric("unreadable_reports_total", kind="vae") == before + 1
     assert [line["task_id"] for line in lines if line["log_level"] == "error"] == ["bad/0"]
 
 
@@ -153,7 +138,7 @@ async def test_an_image_stream_that_breaks_is_said_each_time_and_ends_the_stream
     leader, vae = Leader(), Vae(broken)
     with capture_logs() as lines:
         async with streaming(vae, leader):
-            await until(lambda: leader.heard(WorkerLost))
+            await until(lambda: leader.all(WorkerLost))
     said = [line for line in lines if line["event"] == "image stream is opened again"]
     assert len(said) == worker_stream.IMAGES_TRIES - 1
     assert vae.asked_for_images == worker_stream.IMAGES_TRIES
@@ -175,8 +160,8 @@ async def test_an_entry_skipped_for_a_reason_of_tomorrow_runs_again() -> None:
     skipped = stages_pb2.SkippedEntry(task_id="a/0", reason=UNKNOWN)  # type: ignore[arg-type]
     async with streaming(unet, leader):
         unet.reports.put_nowait(stages_pb2.UnetReport(tick_done=stages_pb2.UnetTickDone(tick=1, skipped=[skipped])))
-        await until(lambda: leader.heard(Reported))
-    report = leader.heard(Reported)[0].report
+        await until(lambda: leader.all(Reported))
+    report = leader.all(Reported)[0].report
     assert isinstance(report, UnetTickDone)
     assert [entry.reason for entry in report.skipped] == [SkipReason.UNKNOWN_TASK]
 
@@ -190,7 +175,7 @@ async def and_back(servicer: Vae | Unet, leader: Leader) -> None:
     """Return once a worker that never answers was suspect, lost, let be, called again, and lost again."""
     async with streaming(servicer, leader, Patience(10 * LOOK_S)) as (streams, record):
         streams.send(plan(record, 1))
-        await until(lambda: leader.heard(WorkerLost))
+        await until(lambda: leader.all(WorkerLost))
         before = len(leader.events)
         streams.reconcile([record])
         assert record.worker_id not in streams._streams, "it is let be for a while"
@@ -199,7 +184,7 @@ async def and_back(servicer: Vae | Unet, leader: Leader) -> None:
             await asyncio.sleep(LOOK_S)
         assert isinstance(leader.events[before], UnetAttached | VaeAttached)
         streams.send(plan(record, 2))
-        await until(lambda: len(leader.heard(WorkerLost)) == 2)
+        await until(lambda: len(leader.all(WorkerLost)) == 2)
 
 
 @pytest.mark.usefixtures("quick")
@@ -208,15 +193,15 @@ async def test_a_worker_whose_device_hangs_gets_nothing_new_and_then_is_given_up
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_streams, "FIRST_PAUSE_S", 0.1)
-    names = [("synerdiff_overdue_workers_total", {"kind": kind, "became": became}) for became in ("suspect", "lost")]
-    names.append(("synerdiff_worker_losses_total", {"kind": kind}))
-    before = [counted(name, **labels) for name, labels in names]
+    names = [("overdue_workers_total", {"kind": kind, "became": became}) for became in ("suspect", "lost")]
+    names.append(("worker_losses_total", {"kind": kind}))
+    before = [metric(name, **labels) for name, labels in names]
     leader = Leader()
     with capture_logs() as lines:
         await and_back(Unet() if kind == "unet" else Vae(no_images), leader)
     first = [event for event in leader.events if isinstance(event, WorkerAnnounced | WorkerLost)][:2]
-    assert first == [WorkerAnnounced(f"{kind}-0", True, suspect=True), WorkerLost(f"{kind}-0")]
-    assert [counted(name, **labels) for name, labels in names] == [count + 2 for count in before]
+    assert first == [WorkerAnnounced(f"{kind}-0", False), WorkerLost(f"{kind}-0")]
+    assert [metric(name, **labels) for name, labels in names] == [count + 2 for count in before]
     said = [line for line in lines if line["event"].startswith("worker is given up")]
     assert ["tick 1" in said[0]["of"], "tick 2" in said[1]["of"]] == [True, True]
     assert "of 0.4 s" in said[1]["of"], "twice the patience: one that is only slow gets through in the end"
@@ -232,7 +217,7 @@ async def test_a_late_report_makes_a_suspect_as_good_as_any() -> None:
         assert leader.events[-1] == WorkerAnnounced("unet-0", True, suspect=True), "it announces itself all the while"
         unet.reports.put_nowait(stages_pb2.UnetReport(tick_done=stages_pb2.UnetTickDone(tick=1)))
         await until(lambda: leader.events[-1] == WorkerAnnounced("unet-0", True))
-        assert not leader.heard(WorkerLost)
+        assert not leader.all(WorkerLost)
 
 
 @pytest.mark.usefixtures("quick")
@@ -243,8 +228,8 @@ async def test_a_leader_that_was_held_up_itself_blames_nobody() -> None:
         streams.send(plan(record, 1))
         time.sleep(100 * LOOK_S)  # noqa: ASYNC251
         unet.reports.put_nowait(stages_pb2.UnetReport(tick_done=stages_pb2.UnetTickDone(tick=1)))
-        await until(lambda: leader.heard(Reported))
-        assert not leader.heard(WorkerLost)
+        await until(lambda: leader.all(Reported))
+        assert not leader.all(WorkerLost)
 
 
 async def test_another_life_of_a_worker_that_was_given_up_is_called_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,12 +238,12 @@ async def test_another_life_of_a_worker_that_was_given_up_is_called_at_once(monk
     leader = Leader()
     async with streaming(Unet(), leader, Patience(10 * LOOK_S)) as (streams, record):
         streams.send(plan(record, 1))
-        await until(lambda: leader.heard(WorkerLost))
+        await until(lambda: leader.all(WorkerLost))
         await until(lambda: record.worker_id not in streams._streams)
         streams.reconcile([record])
         assert record.worker_id not in streams._streams
         streams.reconcile([a_worker("unet", address=record.address, pid=record.pid + 1)])
-        await until(lambda: len(leader.heard(UnetAttached)) == 2)
+        await until(lambda: len(leader.all(UnetAttached)) == 2)
 
 
 RECORD = a_worker(worker_id="unet-1", domain="cpu")

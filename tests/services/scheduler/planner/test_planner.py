@@ -1,8 +1,9 @@
 """The planner: the paper's numbers, and optimality against every sequence there is."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,22 +12,11 @@ from hypothesis import strategies as st
 from services.scheduler.planner.baseline_rounds import coarse, fine, vae_first
 from services.scheduler.planner.planned_round import PlannedRound, PlanQuery, completions_ms
 from services.scheduler.planner.planner import plan_round
-from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject, Setting, load
-from tests.services.scheduler.planner_reference import by_pareto_fronts, reference
+from synerdiff.profiles import Cell, ItemCaps, Profile, ProfileSubject, Setting
+from tests.services.scheduler.simulated import PAPER, PAPER_SERIAL
 
-PROFILES = Path(__file__).parents[4] / "bench" / "profiles"
 SUBJECT = ProfileSubject("tiny", "0", "device", "float32", (4, 8, 8), "shared")
 BASELINES = (coarse, fine, vae_first)
-
-
-@pytest.fixture(scope="module")
-def paper() -> Profile:
-    return load(PROFILES / "paper-table.json")
-
-
-@pytest.fixture(scope="module")
-def serial() -> Profile:
-    return load(PROFILES / "paper-table-serial.json")
 
 
 def shape(planned: PlannedRound) -> list[tuple[int, float]]:
@@ -36,8 +26,8 @@ def shape(planned: PlannedRound) -> list[tuple[int, float]]:
 # ---- the paper's table
 
 
-def test_without_slack_the_fastest_round_is_the_paper_s_own(paper: Profile) -> None:
-    planned = plan_round(paper, PlanQuery(8, 6, threshold=1.0))
+def test_without_slack_the_fastest_round_is_the_paper_s_own() -> None:
+    planned = plan_round(PAPER, PlanQuery(8, 6, threshold=1.0))
     assert shape(planned) == [(2, 2), (3, 2), (3, 2)]
     assert planned.total_ms == pytest.approx(286.2)
     assert planned.mean_decode_ms == pytest.approx(186.8)
@@ -47,51 +37,49 @@ def test_without_slack_the_fastest_round_is_the_paper_s_own(paper: Profile) -> N
 @pytest.mark.parametrize(
     ("threshold", "total_ms", "mean_ms"), [(0.98, 291.4, 146.3), (0.95, 297.88, 131.58), (0.90, 317.32, 106.87)]
 )
-def test_slack_in_the_round_buys_earlier_decodes(
-    paper: Profile, threshold: float, total_ms: float, mean_ms: float
-) -> None:
-    planned = plan_round(paper, PlanQuery(8, 6, threshold=threshold))
+def test_slack_in_the_round_buys_earlier_decodes(threshold: float, total_ms: float, mean_ms: float) -> None:
+    planned = plan_round(PAPER, PlanQuery(8, 6, threshold=threshold))
     assert planned.total_ms == pytest.approx(total_ms, abs=0.01)
     assert planned.mean_decode_ms == pytest.approx(mean_ms, abs=0.01)
     assert planned.total_ms <= planned.fastest_ms / threshold
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.98, 0.95])
-def test_where_running_side_by_side_gains_nothing_decodes_come_first(serial: Profile, threshold: float) -> None:
-    planned = plan_round(serial, PlanQuery(8, 6, threshold=threshold))
+def test_where_running_side_by_side_gains_nothing_decodes_come_first(threshold: float) -> None:
+    planned = plan_round(PAPER_SERIAL, PlanQuery(8, 6, threshold=threshold))
     assert shape(planned) == [(0, 1)] * 6 + [(8, 0)]
     assert planned.total_ms == pytest.approx(262.6)
     assert planned.mean_decode_ms == pytest.approx(75.6)
 
 
-def test_the_baselines_are_the_paper_s(serial: Profile, paper: Profile) -> None:
+def test_the_baselines_are_the_paper_s() -> None:
     query = PlanQuery(8, 6)
-    assert coarse(serial, query).total_ms == pytest.approx(262.6)
-    assert coarse(serial, query).mean_decode_ms == pytest.approx(262.6)
-    assert fine(paper, query).total_ms == pytest.approx(6 * 46.3 + 44.2)
-    assert fine(paper, query).mean_decode_ms == pytest.approx(162.05)
-    assert vae_first(serial, query).mean_decode_ms == pytest.approx(75.6)
-    assert not fine(paper, query).feasible
-    assert fine(paper, query._replace(threshold=0.85)).feasible
+    assert coarse(PAPER_SERIAL, query).total_ms == pytest.approx(262.6)
+    assert coarse(PAPER_SERIAL, query).mean_decode_ms == pytest.approx(262.6)
+    assert fine(PAPER, query).total_ms == pytest.approx(6 * 46.3 + 44.2)
+    assert fine(PAPER, query).mean_decode_ms == pytest.approx(162.05)
+    assert vae_first(PAPER_SERIAL, query).mean_decode_ms == pytest.approx(75.6)
+    assert not fine(PAPER, query).feasible
+    assert fine(PAPER, query._replace(threshold=0.85)).feasible
 
 
-def test_skips_make_a_round_possible_that_no_round_without_them_is(paper: Profile) -> None:
+def test_skips_make_a_round_possible_that_no_round_without_them_is() -> None:
     faster = PlanQuery(8, 6, skips=4, threshold=1.05)
-    assert plan_round(paper, faster).feasible
-    without = plan_round(paper, faster._replace(skips=0))
+    assert plan_round(PAPER, faster).feasible
+    without = plan_round(PAPER, faster._replace(skips=0))
     assert not without.feasible
     assert without.total_ms == pytest.approx(without.fastest_ms)
 
 
-def test_a_dear_skip_is_not_used(paper: Profile) -> None:
-    free = plan_round(paper, PlanQuery(8, 6, skips=6))
-    dear = plan_round(paper, PlanQuery(8, 6, skips=6, skip_price_ms=1e6))
+def test_a_dear_skip_is_not_used() -> None:
+    free = plan_round(PAPER, PlanQuery(8, 6, skips=6))
+    dear = plan_round(PAPER, PlanQuery(8, 6, skips=6, skip_price_ms=1e6))
     assert free.skips > 0
     assert dear.skips == 0
 
 
-def test_nothing_to_do_is_an_empty_round(paper: Profile) -> None:
-    assert plan_round(paper, PlanQuery(0, 0)).items == ()
+def test_nothing_to_do_is_an_empty_round() -> None:
+    assert plan_round(PAPER, PlanQuery(0, 0)).items == ()
 
 
 @pytest.mark.parametrize(
@@ -107,9 +95,9 @@ def test_nothing_to_do_is_an_empty_round(paper: Profile) -> None:
         (PlanQuery(1, 1, round_weight=float("inf")), "round_weight"),
     ],
 )
-def test_a_query_out_of_bounds_is_refused_by_name(paper: Profile, query: PlanQuery, field: str) -> None:
+def test_a_query_out_of_bounds_is_refused_by_name(query: PlanQuery, field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}: "):
-        plan_round(paper, query)
+        plan_round(PAPER, query)
 
 
 # ---- any profile
@@ -218,3 +206,104 @@ def test_a_round_does_all_that_was_asked_and_is_never_worse_than_a_baseline(
             other = baseline(profile, query)
             assert sum(item.unet for item in other.items) == unet
             assert not other.feasible or (planned.feasible and planned.objective <= other.objective + 1e-3)
+
+
+# ---- the planner once more, by trying every sequence of items: slow, short, and true by inspection
+
+
+class Sequence(NamedTuple):
+    """What a sequence of items comes to, in ns; sorts as plans are chosen."""
+
+    objective: int
+    skips: int
+    total: int
+    items: int
+
+
+class Kind(NamedTuple):
+    """An item: tasks, one-row steps among them, chunk units, and its time."""
+
+    u: int
+    s: int
+    v: int
+    ns: int
+
+
+def kinds_of(profile: Profile, query: PlanQuery, chunks: int) -> list[Kind]:
+    """Every item that the profile and the query allow."""
+    kinds = []
+    for u in range(min(profile.caps.rows, query.unet) + 1):
+        for s in range(max(0, 2 * u - profile.caps.rows), u + 1):
+            for v in range(min(profile.caps.vae, query.vae) * chunks + 1):
+                choice = profile.choice(2 * u - s, v / chunks, chunks)
+                if u + v > 0 and choice is not None and (query.beside or not u or not v):
+                    kinds.append(Kind(u, s, v, round(choice.ms * 1e6)))
+    return kinds
+
+
+def sequences(profile: Profile, query: PlanQuery, skips: int, chunks: int) -> Iterator[Sequence]:
+    """Every way to do the round with up to `skips` skips, the decodes cut into `chunks`."""
+    kinds = kinds_of(profile, query, chunks)
+
+    def onwards(tasks: int, units: int, one_row: int, objective: int, total: int, items: int) -> Iterator[Sequence]:
+        """What follows once so much is left to do."""
+        if tasks == units == 0:
+            if query.one_row <= one_row:
+                price = round(query.skip_price_ms * 1e6) * (one_row - query.one_row)
+                yield Sequence(objective + price + round(query.round_weight * total), one_row, total, items)
+            return
+        unfinished = -(-units // chunks)
+        for u, s, v, ns in kinds:
+            if u <= tasks and v <= units and one_row + s <= query.one_row + skips:
+                yield from onwards(
+                    tasks - u, units - v, one_row + s, objective + ns * unfinished, total + ns, items + 1
+                )
+
+    return onwards(query.unet, query.vae * chunks, 0, 0, 0, 0)
+
+
+def reference(profile: Profile, query: PlanQuery) -> tuple[Sequence, bool]:
+    """The best sequence and whether it keeps to the threshold; one that cannot is the best of the fastest."""
+    counts = profile.chunk_counts if query.chunking and query.vae else (1,)
+    fastest = min(found.total for c in counts for found in sequences(profile, query, 0, c))
+    every = [found for c in counts for found in sequences(profile, query, query.skips, c)]
+    within = [found for found in every if found.total <= int(fastest / query.threshold)]
+    if within:
+        return min(within), True
+    least = min(found.total for found in every)
+    return min(found for found in every if found.total == least), False
+
+
+def by_pareto_fronts(profile: Profile, query: PlanQuery) -> Sequence:
+    """The best sequence of whole decodes within the threshold, by a front of (objective, total) per state."""
+    return min(found for found in _fronts(profile, query, query.skips) if found.total <= _budget(profile, query))
+
+
+def _budget(profile: Profile, query: PlanQuery) -> int:
+    return int(min(found.total for found in _fronts(profile, query, 0)) / query.threshold)
+
+
+def _fronts(profile: Profile, query: PlanQuery, skips: int) -> list[Sequence]:
+    kinds = kinds_of(profile, query, 1)
+    fronts: dict[tuple[int, int], list[Sequence]] = {(0, 0): [Sequence(0, 0, 0, 0)]}
+    for tasks in range(query.unet + 1):
+        for decodes in range(query.vae + 1):
+            labels = fronts[tasks, decodes] = _undominated(fronts.get((tasks, decodes), []))
+            for u, s, v, ns in kinds:
+                fronts.setdefault((tasks + u, decodes + v), []).extend(
+                    Sequence(
+                        label.objective + ns * (query.vae - decodes), label.skips + s, label.total + ns, label.items + 1
+                    )
+                    for label in labels
+                    if label.skips + s <= skips
+                )
+    return fronts[query.unet, query.vae]
+
+
+def _undominated(labels: list[Sequence]) -> list[Sequence]:
+    """Those that no other one with as few skips beats in both objective and total."""
+    kept: list[Sequence] = []
+    for label in sorted(labels, key=lambda one: (one.total, one.objective, one.skips, one.items)):
+        if not any(one.objective <= label.objective and one.skips <= label.skips for one in kept):
+            kept.append(label)
+    return kept

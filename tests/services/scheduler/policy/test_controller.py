@@ -10,21 +10,12 @@ from services.scheduler.policy.controller import (
     ControllerState,
     ThresholdController,
 )
-from services.scheduler.policy.snapshots import (
-    BatchKey,
-    Claim,
-    DomainSnapshot,
-    ReadyDecode,
-    RunningTask,
-    SkipState,
-    UnetLane,
-    VaeLane,
-)
+from services.scheduler.policy.snapshots import BatchKey, DomainSnapshot, VaeLane
 from services.scheduler.simulation.simulation_results import most_within
 from tests.services.scheduler.simulated import PAPER
+from tests.services.scheduler.snapshot_values import decode, running, unet_lane
 
 KEY = BatchKey("simulated", 512, 512)
-CLAIM = Claim("j", 0, 2, 0, 10**9, False)
 TICK_MS = 50
 LOWEST = ControllerSettings().lowest
 
@@ -50,10 +41,9 @@ class Loop:
         return self.thresholds[-1][1]
 
     def ask(self, waiting: int = 0, decodes: int = 0, next_call: int = 5) -> float:
-        running = (RunningTask("r", KEY, 2, next_call, 20, CLAIM, SkipState(None, 1.0, 0, 0, 0.0)),)
-        unet = (UnetLane("u", self.domain, "simulated", 32, 1, 0, 1, running, True),)
+        unet = (unet_lane(running("r", key=KEY, at=next_call)),)
         vae = (VaeLane("v", self.domain, "simulated", 0, True),)
-        ready = tuple(ReadyDecode(f"t{n}", KEY, self.domain, CLAIM) for n in range(decodes))
+        ready = tuple(decode(f"t{n}", key=KEY, domain=self.domain) for n in range(decodes))
         snapshot = DomainSnapshot(self.now_ms, self.domain, unet, vae, ready, waiting, profiles={KEY: PAPER})
         self.thresholds.append((self.now_ms, self.controller.threshold(snapshot, self.arrived_calls)))
         return self.thresholds[-1][1]

@@ -1,7 +1,8 @@
-"""Rounds as items: the planner's counts filled with tasks and decodes."""
+"""Rounds as items: the planner's counts filled with tasks and decodes, in batches as the pace of a profile has them."""
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,8 +24,9 @@ from services.scheduler.policy.rounds import (
     standing,
 )
 from services.scheduler.policy.snapshots import DecodePart, Item, RunningTask, SkipState
-from synerdiff.profiles import ItemCaps, Setting
+from synerdiff.profiles import Cell, ItemCaps, Setting
 from synerdiff.skip_cfg import SkipCfgBudget
+from tests.services.scheduler.simulated import PAPER_SERIAL as PROFILE
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.snapshot_values import KEY, OTHER_KEY, decode, running, unet_lane
 
@@ -96,38 +98,35 @@ def run(*tasks: RunningTask, rules: Rules = UNSKIPPED, waiting: int = 0) -> tupl
     return [seat.task.claim.job_id for seat in chosen.seats], chosen.busy, chosen.set_aside
 
 
-def test_as_many_rows_as_the_knee_run() -> None:
-    assert run(*(running(name) for name in "abcde")) == (["a", "b", "c"], True, 2)
-    assert run(*(running(name) for name in "abc")) == (["a", "b", "c"], False, 0)
-    assert run(*(running(name) for name in "abc"), waiting=1) == (["a", "b", "c"], True, 0)
+NARROW = replace(UNSKIPPED, paces={KEY: Pace(1, 10.0, 6.0, 0.0)})
+SHARING = replace(UNSKIPPED, spec=replace(POLICIES["synerdiff"], order="sharing"))
 
 
-def test_of_tasks_without_guidance_twice_as_many_run() -> None:
-    assert run(*(running(name, rows=1) for name in "abcdefg")) == (list("abcdef"), True, 1)
+def named(names: str, **fields: Any) -> list[RunningTask]:
+    return [running(name, **fields) for name in names]
 
 
-def test_skips_make_room_while_tasks_wait() -> None:
-    assert run(*(running(name, at=5) for name in "abcde"), rules=RULES) == (["a", "b", "c", "d"], True, 1)
-
-
-def test_a_task_above_the_knee_runs_alone() -> None:
-    narrow = replace(UNSKIPPED, paces={KEY: Pace(1, 10.0, 6.0, 0.0)})
-    assert run(running("a"), running("b"), rules=narrow) == (["a"], True, 1)
+@pytest.mark.parametrize(
+    ("tasks", "rules", "waiting", "chosen"),
+    [
+        pytest.param(named("abcde"), UNSKIPPED, 0, ("abc", True, 2), id="as many rows as the knee"),
+        pytest.param(named("abc"), UNSKIPPED, 0, ("abc", False, 0), id="all, nobody waits"),
+        pytest.param(named("abc"), UNSKIPPED, 1, ("abc", True, 0), id="all, one waits"),
+        pytest.param(named("abcdefg", rows=1), UNSKIPPED, 0, ("abcdef", True, 1), id="without guidance twice as many"),
+        pytest.param(named("abcde", at=5), RULES, 0, ("abcd", True, 1), id="skips make room while tasks wait"),
+        pytest.param(named("ab"), NARROW, 0, ("a", True, 1), id="a task above the knee alone"),
+        pytest.param(named("ab", of=8) + named("xyz", key=OTHER_KEY), UNSKIPPED, 0, ("abx", True, 2), id="batch keys"),
+        pytest.param(named("abcde"), SHARING, 0, ("abcde", False, 0), id="under processor sharing everybody"),
+    ],
+)
+def test_who_runs(tasks: list[RunningTask], rules: Rules, waiting: int, chosen: tuple[str, bool, int]) -> None:
+    names, busy, set_aside = chosen
+    assert run(*tasks, rules=rules, waiting=waiting) == (list(names), busy, set_aside)
 
 
 def test_without_a_knee_the_cap_counts_tasks() -> None:
     for rules in (replace(UNSKIPPED, paces={}), replace(UNSKIPPED, spec=POLICIES["continuous"])):
-        assert run(*(running(name, rows=1) for name in "abcde"), rules=rules)[0] == ["a", "b", "c"]
-
-
-def test_batch_keys_share_what_one_batch_holds() -> None:
-    tasks = [running(name, of=8) for name in "ab"] + [running(name, key=OTHER_KEY) for name in "xyz"]
-    assert run(*tasks) == (["a", "b", "x"], True, 2)
-
-
-def test_under_processor_sharing_everybody_runs() -> None:
-    sharing = replace(UNSKIPPED, spec=replace(POLICIES["synerdiff"], order="sharing"))
-    assert run(*(running(name) for name in "abcde"), rules=sharing) == (list("abcde"), False, 0)
+        assert run(*named("abcde", rows=1), rules=rules)[0] == ["a", "b", "c"]
 
 
 GATE = 0.5
@@ -234,3 +233,29 @@ def test_rows_count_one_for_each_that_takes_one_and_for_each_skip() -> None:
     assert [rows(standings, skips) for skips in (0, 1)] == [5, 4]
     assert even_skips(standings) == 1
     assert even_skips(standings[:2]) == 0
+
+
+# ---- the pace
+
+
+# From 16 rows on, twice as many bring 4 % more throughput.
+STEPS = [Cell(rows, 0, ms, ms) for rows, ms in ((2, 20.0), (8, 50.0), (16, 90.0), (32, 173.0))]
+DECODES = [cell for cell in PROFILE.cells if not cell.rows]
+FLAT = replace(PROFILE, cells=(*STEPS, *DECODES), caps=ItemCaps(16, PROFILE.caps.vae))
+
+
+def test_while_throughput_counts_batches_are_those_with_the_best() -> None:
+    pace = Pace.of(PROFILE)
+    rows = range(1, PROFILE.caps.rows + 1)
+    assert pace.rows == max(rows, key=lambda rows: rows / PROFILE.latency_ms(rows, 0))
+    assert pace.call_ms == PROFILE.latency_ms(pace.rows, 0)
+    assert pace.seats == pace.rows // 2
+
+
+def test_the_lower_the_threshold_the_smaller_the_batches_within_a_twentieth_of_the_throughput() -> None:
+    paces = [Pace.of(FLAT, threshold / 100) for threshold in range(50, 101, 2)]
+    assert [pace.rows for pace in paces] == sorted(pace.rows for pace in paces)
+    assert paces[0].rows < paces[-1].rows
+    assert paces[0].call_ms < paces[-1].call_ms
+    best = paces[-1].rows / paces[-1].call_ms
+    assert all(pace.rows / pace.call_ms >= 0.95 * best for pace in paces)

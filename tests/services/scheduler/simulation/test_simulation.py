@@ -1,6 +1,7 @@
-"""The simulation: deterministic, nothing is lost, and its times are the profile's."""
+"""The simulation: deterministic, nothing is lost, its times are the profile's; and its workloads."""
 
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -13,13 +14,15 @@ from services.scheduler.policy.snapshots import Admission, DomainSnapshot, Item,
 from services.scheduler.simulation.simulated_device import Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate, simulate_spec
 from services.scheduler.simulation.simulation_results import Summary, most_within
-from services.scheduler.simulation.workloads import Arrival, Mix, burst, poisson
+from services.scheduler.simulation.workloads import Arrival, Mix, burst, from_file, poisson
+from synerdiff.errors import InvalidRequest
 from synerdiff.profiles import ItemCaps, Profile
 from synerdiff.requests import Priority
 from synerdiff.skip_cfg import SkipCfgBudget
 from tests.services.scheduler.simulated import PAPER, PAPER_SERIAL, straight_line_profile
 
 CONTINUOUS = ConfiguredPolicy(POLICIES["continuous"], PolicyBounds(unet_batch=3, vae_batch=2, prepare_ahead=2))
+NONE = Overheads(prepare_ms=0, store_ms=0, report_ms=0)
 MIXED = Mix(steps=((8, 0.5), (20, 0.5)), guided_share=0.8, priorities=((Priority.HIGH, 0.2), (Priority.NORMAL, 0.8)))
 
 
@@ -34,14 +37,13 @@ def test_one_request_takes_what_the_profile_says() -> None:
 
 
 def test_an_unguided_request_costs_one_row_a_call() -> None:
-    pool = SimulatedPool(straight_line_profile(), overheads=Overheads(prepare_ms=0, store_ms=0, report_ms=0))
+    pool = SimulatedPool(straight_line_profile(), overheads=NONE)
     outcome = simulate(pool, CONTINUOUS, [Arrival(at_ms=0.0, steps=6, guided=False)]).outcomes[0]
     assert outcome.latency_ms == pytest.approx(6 * 15 + 20)
 
 
 def test_lanes_that_run_free_take_the_time_beside_each_other_only_while_both_are_busy() -> None:
-    overheads = Overheads(prepare_ms=0, store_ms=0, report_ms=0)
-    pool = SimulatedPool(straight_line_profile(), overheads=overheads)
+    pool = SimulatedPool(straight_line_profile(), overheads=NONE)
     short, long = simulate(pool, CONTINUOUS, [Arrival(0.0, steps=1), Arrival(0.0, steps=4)]).outcomes
     # A call of four rows (30 ms) for both. Then the decode stands beside calls of two rows that take 20 ms alone:
     # L(2, 1) = 40 ms, in which both sides get through exactly one. Two calls are left to run alone.
@@ -73,8 +75,7 @@ def test_requests_out_of_time_fail_at_their_deadline_and_the_others_are_served()
 
 
 def test_an_image_is_a_task_of_its_own() -> None:
-    overheads = Overheads(prepare_ms=0, store_ms=0, report_ms=0)
-    pool = SimulatedPool(straight_line_profile(), overheads=overheads)
+    pool = SimulatedPool(straight_line_profile(), overheads=NONE)
     result = simulate(pool, CONTINUOUS, [Arrival(0.0, steps=5, images=2)])
     # Both images in calls of four rows, then both decoded at once.
     assert result.outcomes[0].latency_ms == pytest.approx(5 * 30 + 2 * 20)
@@ -113,11 +114,8 @@ class _Idle:
         return 1
 
 
-class _InStep:
+class _InStep(_Idle):
     """Continuous, in step: the UNet part, then the decodes, then nothing beside each other."""
-
-    name = "in step"
-    grows_from = 0
 
     def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
         return CONTINUOUS.admit(snapshot)
@@ -127,13 +125,9 @@ class _InStep:
         apart = [Item(i.unet, None) for i in items if i.unet] + [Item(None, i.vae) for i in items if i.vae]
         return TickPlan(tuple(apart), in_step=True)
 
-    def plan_ahead(self, profile: Profile | None) -> int:
-        return 1
-
 
 def test_items_in_step_wait_for_each_other() -> None:
-    overheads = Overheads(prepare_ms=0, store_ms=0, report_ms=0)
-    pool = SimulatedPool(straight_line_profile(), overheads=overheads)
+    pool = SimulatedPool(straight_line_profile(), overheads=NONE)
     short, long = simulate(pool, _InStep(), [Arrival(0.0, steps=1), Arrival(0.0, steps=4)]).outcomes
     # A call of both; then a call of one, after it the decode of the other, and only then the next call.
     assert short.latency_ms == pytest.approx(30 + 20 + 20)
@@ -244,3 +238,66 @@ def test_a_burst_is_served_sooner_than_by_processor_sharing_and_by_continuous_at
     assert full.mean_s < 1.03 * at_knee.mean_s
     assert skipping.mean_s <= 0.95 * at_knee.mean_s
     assert skipping.requests_per_s >= at_knee.requests_per_s
+
+
+# ---- workloads
+
+
+def test_poisson_arrivals_come_at_the_rate_with_the_mix() -> None:
+    mix = Mix(steps=((8, 0.25), (50, 0.75)), guided_share=0.6, timed_share=0.1, timeout_s=9.0)
+    arrivals = poisson(5.0, 4000, mix, seed=1)
+    assert arrivals[-1].at_ms / 1000 == pytest.approx(4000 / 5, rel=0.05)
+    assert [a.at_ms for a in arrivals] == sorted(a.at_ms for a in arrivals)
+    assert sum(a.steps == 8 for a in arrivals) / 4000 == pytest.approx(0.25, abs=0.03)
+    assert sum(a.guided for a in arrivals) / 4000 == pytest.approx(0.6, abs=0.03)
+    assert sum(a.timeout_s == 9.0 for a in arrivals) / 4000 == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_burst_comes_at_once() -> None:
+    assert {arrival.at_ms for arrival in burst(64, Mix(), seed=0)} == {0.0}
+
+
+def test_capacity_is_what_the_best_item_serves() -> None:
+    # Three tasks in 56.2 ms on the one, eight in 133 on the other; 21.6 ms for a decode: beside a call, or alone.
+    for profile, row_ms in ((PAPER, 56.2 / 6), (PAPER_SERIAL, 133.0 / 16)):
+        assert Mix().capacity_per_s(profile) == pytest.approx(1000 / (40 * row_ms + 21.6), rel=1e-3)
+        unguided = Mix(guided_share=0.0).capacity_per_s(profile)
+        assert unguided == pytest.approx(1000 / (20 * row_ms + 21.6), rel=1e-3)
+
+
+def test_arrivals_are_read_from_csv_and_json_lines(tmp_path: Path) -> None:
+    table, lines = tmp_path / "a.csv", tmp_path / "a.jsonl"
+    table.write_text("at_ms,steps,guided,priority,timeout_s\n20,8,false,high,3.5\n10,50,1,2,0\n")
+    lines.write_text(
+        '{"at_ms": 10, "steps": 50}\n{"at_ms": 20, "steps": 8, "guided": false, "priority": 1, "timeout_s": 3.5}\n'
+    )
+    expected = (Arrival(10.0, 50), Arrival(20.0, 8, guided=False, priority=Priority.HIGH, timeout_s=3.5))
+    assert from_file(table) == expected
+    assert from_file(lines) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("at_ms,steps\n1,zero\n", "a.csv:1 steps: 'zero'"),
+        ("at_ms,steps\n1,2\n3,0\n", "a.csv:2 steps: 0; must be over 0"),
+        ("at_ms,priority\n1,urgent\n", "a.csv:1 priority: 'urgent'"),
+        ("at_ms,step\n1,20\n", "a.csv:1: step; the fields are at_ms, steps"),
+        ("steps\n20\n", "a.csv:1: at_ms is missing"),
+        ("at_ms\n-1\n", "a.csv:1 at_ms: -1.0; must be at least 0"),
+        ("at_ms\n", "no requests"),
+    ],
+)
+def test_a_bad_file_is_refused_by_line_and_field(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest, match=problem):
+        from_file(path)
+
+
+@pytest.mark.parametrize("text", ["not json\n", "[1]\n"])
+def test_a_line_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest, match=r"a\.jsonl:1"):
+        from_file(path)

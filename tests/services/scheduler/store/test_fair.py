@@ -77,20 +77,16 @@ async def test_a_full_pool_reads_on_for_a_caller_with_few_there(store: JobStore,
 
 async def test_a_full_queue_keeps_out_only_those_who_fill_it(redis: Redis) -> None:
     store = JobStore(redis, JobStoreSettings(max_waiting=20))
-    try:
-        for _ in range(20):
-            await accept(store, "flood")
-        for caller in ("flood", ""):
-            with pytest.raises(QueueFull, match="20 jobs are waiting"):
-                await accept(store, caller)
-        await accept(store, "few")
+    for _ in range(20):
+        await accept(store, "flood")
+    for caller in ("flood", ""):
+        with pytest.raises(QueueFull, match="20 jobs are waiting"):
+            await accept(store, caller)
+    for caller, then_full in (("few", "few"), ("another", "a tenth more is enough")):
+        await accept(store, caller)
         with pytest.raises(QueueFull):
-            await accept(store, "few")
-        await accept(store, "another")
-        with pytest.raises(QueueFull):
-            await accept(store, "a tenth more is enough")
-    finally:
-        await store.close()
+            await accept(store, then_full)
+    await store.close()
 
 
 async def test_the_lag_is_what_waits_unread_and_trimming_loses_nothing(
@@ -101,8 +97,7 @@ async def test_the_lag_is_what_waits_unread_and_trimming_loses_nothing(
     assert await lag(redis) == 14
     first = await read(store, lease, 6)
     assert await lag(redis) == 8
-    pending = await redis.xpending(STREAM, keys.GROUP)
-    assert pending["pending"] == 6
+    assert (await redis.xpending(STREAM, keys.GROUP))["pending"] == 6
     for record in first:
         await store.fail(lease, record.job_id, 13, "broken")
     await store.trim()

@@ -12,9 +12,7 @@ from services.scheduler.store import keys
 from services.scheduler.store.group_commit import MOST_TOGETHER, SHORTEST_TRY_S, GroupCommit
 from services.scheduler.store.queue import Acceptance, JobStore, JobStoreSettings
 from services.scheduler.store.scripts import Argument, Lease
-from synerdiff.errors import AlreadyExists, QueueFull, SynerDiffError, Unavailable
-from synerdiff.redis_client import connect
-from synerdiff.redis_process import RedisProcess
+from synerdiff.errors import AlreadyExists, QueueFull, Unavailable
 from tests.services.scheduler.redis_jobs import DIGEST
 from tests.values import a_request
 from tests.waiting import HANG_S, until
@@ -139,6 +137,14 @@ async def accept_all(store: JobStore, *request_ids: str, **options: Any) -> list
     return await answers
 
 
+async def all_accepted(store: JobStore, *request_ids: str) -> list[Acceptance]:
+    """The acceptances of requests that are all accepted."""
+    answers = await accept_all(store, *request_ids)
+    accepted = [answer for answer in answers if isinstance(answer, Acceptance)]
+    assert len(accepted) == len(answers), answers
+    return accepted
+
+
 async def scripts_run(redis: Redis) -> int:
     return int((await redis.info("commandstats")).get("cmdstat_evalsha", {}).get("calls", 0))
 
@@ -146,18 +152,16 @@ async def scripts_run(redis: Redis) -> int:
 async def test_a_group_is_one_script_and_reads_in_its_order(redis: Redis, store: JobStore, lease: Lease) -> None:
     before = await scripts_run(redis)
     names = [f"r{number}" for number in range(MOST_TOGETHER)]
-    accepted = await accept_all(store, *names)
+    accepted = await all_accepted(store, *names)
     # One more where Redis did not know the script yet.
     assert await scripts_run(redis) - before <= 3
-    assert [each.position for each in accepted if isinstance(each, Acceptance)] == list(range(MOST_TOGETHER))
+    assert [each.position for each in accepted] == list(range(MOST_TOGETHER))
     records = await store.read_new(lease, ["emoji"], MOST_TOGETHER)
     assert [record.request.request_id for record in records] == names
 
 
 async def test_one_request_id_twice_in_a_group_makes_one_job(store: JobStore) -> None:
-    first, second = await accept_all(store, "same", "same")
-    assert isinstance(first, Acceptance)
-    assert isinstance(second, Acceptance)
+    first, second = await all_accepted(store, "same", "same")
     assert first.job_id == second.job_id
     assert (first.created, second.created) == (True, False)
 
@@ -182,21 +186,18 @@ async def test_a_body_that_differs_and_a_damaged_key_are_matters_of_one_request(
     assert "WRONGTYPE" in str(answers[2])
 
 
-async def test_a_full_redis_is_unavailable_to_each_and_has_accepted_none(own_redis: RedisProcess) -> None:
-    async with connect(own_redis.url) as redis:
-        store = JobStore(redis, JobStoreSettings(api_patience_s=0.5))
-        await accept_all(store, "before")
-        await redis.config_set("maxmemory", "1")
-        answers = await asyncio.gather(
-            *(store.accept(a_request(request_id=name), DIGEST, False) for name in "abc"), return_exceptions=True
-        )
-        assert [type(answer) for answer in answers] == [Unavailable] * 3
-        for answer in answers:
-            assert isinstance(answer, SynerDiffError)
-            assert answer.message.startswith("Redis is full")
-        await redis.config_set("maxmemory", "0")
-        assert all(isinstance(each, Acceptance) and each.created for each in await accept_all(store, *"abc"))
-        await store.close()
+async def test_a_full_redis_is_unavailable_to_each_and_has_accepted_none(own_client: Redis) -> None:
+    store = JobStore(own_client, JobStoreSettings(api_patience_s=0.5))
+    await accept_all(store, "before")
+    await own_client.config_set("maxmemory", "1")
+    answers = await asyncio.gather(
+        *(store.accept(a_request(request_id=name), DIGEST, False) for name in "abc"), return_exceptions=True
+    )
+    refusals = [answer.message for answer in answers if isinstance(answer, Unavailable)]
+    assert [message.startswith("Redis is full") for message in refusals] == [True] * 3
+    await own_client.config_set("maxmemory", "0")
+    assert all(each.created for each in await all_accepted(store, *"abc"))
+    await store.close()
 
 
 async def test_a_lost_reply_leaves_a_group_as_it_was_accepted(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,9 +208,7 @@ async def test_a_lost_reply_leaves_a_group_as_it_was_accepted(store: JobStore, m
         return await run(*args, **options)
 
     monkeypatch.setattr(store._scripts, "run_for_each", twice)
-    first, second = await accept_all(store, "a", "b")
-    assert isinstance(first, Acceptance)
-    assert isinstance(second, Acceptance)
+    first, second = await all_accepted(store, "a", "b")
     assert (first.created, second.created) == (True, True)
     assert lost[1] == [[each.job_id.encode(), each.record.accepted_at_ms, each.position]
                        for each in (first, second) if each.record]  # fmt: skip

@@ -27,11 +27,9 @@ from synerdiff.errors import NotEnded, NotFound, Unavailable
 from synerdiff.jobs import JobState
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.v1 import images_pb2
-from tests.services.scheduler.harness import Heard
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, new_leader
-from tests.services.scheduler.refused_start import the_line_it_ends_with
+from tests.services.scheduler.harness import Heard, the_line_it_ends_with
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, job_of, new_leader, running_job
 from tests.services.scheduler.store.s3_server import BUCKET, S3Server, s3_server
-from tests.values import a_request
 from tests.waiting import until
 
 PICTURE = b"\x89PNG" + bytes(range(256)) * 40
@@ -71,28 +69,20 @@ async def store(redis: Redis, images: ImageStore) -> AsyncIterator[JobStore]:
     await job_store.close()
 
 
-async def running_job(store: JobStore, lease: Lease, num_images: int = 1) -> str:
-    request = a_request(num_images=num_images, request_id=os.urandom(4).hex())
-    job_id = (await store.accept(request, DIGEST, abandonable=False)).job_id
-    await store.read_new(lease, ["emoji"], 1)
-    assert await store.start(lease, job_id)
-    return job_id
-
-
-async def finished_job(store: JobStore, lease: Lease, num_images: int = 1) -> str:
-    job_id = await running_job(store, lease, num_images)
-    for index in range(num_images):
-        assert await store.store_image(lease, job_id, a_picture(PICTURE + bytes([index])), index, 7)
-    assert await store.finish(lease, job_id, TIMINGS)
-    return job_id
-
-
 async def followed(store: JobStore, job_id: str) -> list[bytes]:
     return [event.image.data async for event in store.follow(job_id) if event.HasField("image")]
 
 
-async def kept(images: ImageStore, min_age_s: float = -1.0) -> set[str]:
-    return set().union(*[job_ids async for job_ids in images.jobs(min_age_s)])
+async def kept(images: ImageStore) -> set[str]:
+    return set().union(*[job_ids async for job_ids in images.jobs(-1.0)])
+
+
+async def finished_job(store: JobStore, lease: Lease, num_images: int = 1) -> str:
+    job_id = await running_job(store, lease, num_images=num_images)
+    for index in range(num_images):
+        assert await store.store_image(lease, job_id, a_picture(PICTURE + bytes([index])), index, 7)
+    assert await store.finish(lease, job_id, TIMINGS)
+    return job_id
 
 
 async def test_every_reader_gets_the_images(store: JobStore, lease: Lease) -> None:
@@ -123,12 +113,11 @@ async def test_redis_holds_records_alone_where_images_have_a_place(
 async def test_a_deleted_job_is_gone_with_its_images_and_its_request_id(
     store: JobStore, images: ImageStore, lease: Lease, redis: Redis
 ) -> None:
-    running = await running_job(store, lease)
+    running = await running_job(store, lease, request_id="r1")
     await store.store_image(lease, running, a_picture(PICTURE), 0, 7)
     with pytest.raises(NotEnded, match="RUNNING: cancel it"):
         await store.delete(running)
-    record = await store.job(running)
-    assert record is not None
+    record = await job_of(store, running)
     await store.finish(lease, running, TIMINGS)
     for _ in range(2):  # its reply was lost
         await store.delete(running)
@@ -204,8 +193,7 @@ async def test_half_a_file_is_never_read_and_goes_with_its_job(tmp_path: Path) -
     images, job_id = DirectoryImages(tmp_path), "a" * 32
     await images.put(job_id, images_pb2.Image(index=0, data=PICTURE, size_bytes=len(PICTURE)))
     (tmp_path / job_id / f"0.{'b' * 32}").write_bytes(PICTURE[:7])  # its writer was killed
-    record = images_pb2.Image(index=0, size_bytes=len(PICTURE))
-    image = await images.get(job_id, record)
+    image = await images.get(job_id, images_pb2.Image(index=0, size_bytes=len(PICTURE)))
     assert image is not None
     assert image.data == PICTURE
     await images.delete(job_id)
@@ -239,8 +227,7 @@ async def stored_once_it_is_well(
         writer.submit(StoreImage(job_id, 0, 7, a_picture(PICTURE)))
         writer.submit(FinishJob(job_id, 0, TIMINGS, ()))
         await until(lambda: getattr(images, "_failed_calls") >= 2)  # noqa: B009
-        record = await store.job(job_id)
-        assert record is not None
+        record = await job_of(store, job_id)
         assert (record.state, record.images_done) == (JobState.RUNNING, ())
         heal.close()
         await until(lambda: writer.backlog == 0)
@@ -293,7 +280,7 @@ async def test_an_s3_service_that_is_away_is_waited_for(
         images = S3Images(f"s3://{BUCKET}")
         store = JobStore(redis, IMPATIENT, images)
         job_id = await finished_job(store, lease)
-        server.kill()
+        server.stop()
         heal.callback(server.start)
         reads = (store.image(job_id, 0), store.images(job_id, 1 << 20), followed(store, job_id))
         for read in reads:

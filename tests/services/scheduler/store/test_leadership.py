@@ -1,8 +1,10 @@
-"""One leader of a pool at a time, and nothing that an older one may still change."""
+"""One leader of a pool at a time, and nothing that an older one may still change: the scripts of Redis see to it."""
 
 import asyncio
 import inspect
 from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,8 @@ from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease, Scripts, script_sources
 from synerdiff.errors import StaleLeader
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, new_leader
-from tests.values import a_request
+from synerdiff.jobs import TRANSITIONS
+from tests.services.scheduler.redis_jobs import TIMINGS, Step, a_picture, accept, new_leader, running_job
 from tests.waiting import HANG_S
 
 LEADER_SCRIPTS = sorted(name for name in script_sources() if name.startswith("leader/"))
@@ -99,28 +101,23 @@ async def test_pools_have_leaders_of_their_own(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("script", LEADER_SCRIPTS)
-async def test_every_leader_script_refuses_an_old_token_and_changes_nothing(redis: Redis, script: str) -> None:
-    old = await new_leader(redis)
+async def test_every_leader_script_refuses_an_old_token_and_one_never_given_out_and_changes_nothing(
+    redis: Redis, script: str
+) -> None:
+    await new_leader(redis)
     await new_leader(redis, instance_id="two")
     before = await everything(redis)
-    with pytest.raises(ResponseError, match=r"^STALELEADER"):
-        await Scripts(redis).run(script, old.pool, old.token, "x", "1", "1", "emoji", patience_s=1.0)
+    for pool in ("default", "another"):
+        with pytest.raises(ResponseError, match=r"^STALELEADER"):
+            await Scripts(redis).run(script, pool, 1, "x", "1", "1", "emoji", patience_s=1.0)
     assert await everything(redis) == before
-
-
-@pytest.mark.parametrize("script", LEADER_SCRIPTS)
-async def test_every_leader_script_refuses_a_token_never_given_out(redis: Redis, script: str) -> None:
-    with pytest.raises(ResponseError, match=r"^STALELEADER"):
-        await Scripts(redis).run(script, "default", 1, "x", "1", "1", "emoji", patience_s=1.0)
 
 
 @pytest.mark.parametrize("name", LEADER_METHODS)
 async def test_every_method_that_takes_a_lease_is_fenced(store: JobStore, redis: Redis, name: str) -> None:
     old = await new_leader(redis)
-    job_id = (await store.accept(a_request(), DIGEST, abandonable=False)).job_id
-    await store.accept(a_request(), DIGEST, abandonable=False)
-    await store.read_new(old, ["emoji"], 1)
-    await store.start(old, job_id)
+    job_id = await running_job(store, old)
+    await accept(store)
     await new_leader(redis, instance_id="two")
     method: Callable[..., Any] = getattr(store, name)
     required = [
@@ -137,3 +134,30 @@ async def test_every_method_that_takes_a_lease_is_fenced(store: JobStore, redis:
 
 def test_the_fenced_methods_are_found() -> None:
     assert {"read_new", "store_image", "claim_stale"} <= set(LEADER_METHODS)
+
+
+# ---- the scripts
+
+
+def test_every_lua_file_is_a_script_or_goes_in_front_of_some() -> None:
+    folder = Path(str(files("services.scheduler.store"))) / "lua"
+    found = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.lua")}
+    assert found - {"common", "fair", "leader", "restoring"} == set(script_sources())
+
+
+async def test_scripts_work_on_the_state_table_of_jobs(redis: Redis) -> None:
+    header = script_sources()["job"].split("local function", 1)[0]
+    lines = "".join(
+        f"{'' if may else 'not '}(TRANSITIONS.{current.name}.{following.name} or false) and "
+        for current, after in TRANSITIONS.items()
+        for following in TRANSITIONS
+        for may in [following in after]
+    )
+    assert await redis.eval(header + f"return ({lines} true) and 1 or 0", 0) == 1
+
+
+async def test_a_redis_that_lost_the_scripts_gets_them_again(redis: Redis, store: JobStore) -> None:
+    await redis.script_flush()
+    job_id = await accept(store)
+    await redis.script_flush()
+    assert await store.job(job_id) is not None

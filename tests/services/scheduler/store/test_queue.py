@@ -1,3 +1,5 @@
+"""The queue in Redis: who is read when, what ends by itself, and what an outage leaves."""
+
 import asyncio
 import time
 
@@ -7,27 +9,22 @@ from structlog.testing import capture_logs
 
 from services.scheduler.store import keys
 from services.scheduler.store.queue import JobStore, JobStoreSettings, QueueDepth
-from services.scheduler.store.scripts import Lease, TransitionRefused
-from synerdiff.errors import AlreadyExists, QueueFull, Unavailable
+from services.scheduler.store.scripts import Lease
+from synerdiff.errors import QueueFull, Unavailable
 from synerdiff.jobs import JobState
-from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 from synerdiff.requests import Priority
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, new_leader
+from tests.services.scheduler.harness import the_line_it_ends_with
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, accept, job_of, new_leader, running_job
 from tests.values import a_request
 from tests.waiting import HANG_S, until
-
-
-async def accept(store: JobStore, abandonable: bool = False, **changes: object) -> str:
-    return (await store.accept(a_request(**changes), DIGEST, abandonable)).job_id
 
 
 async def test_a_job_keeps_its_request_to_the_last_field(store: JobStore) -> None:
     request = a_request(request_id="r1", prompt='tab\t"quotes" \u2028 \x00 und mehr', num_images=3)
     accepted = await store.accept(request, DIGEST, abandonable=True)
-    record = await store.job(accepted.job_id)
+    record = await job_of(store, accepted.job_id)
     assert accepted.created
-    assert record is not None
     assert record.request == request
     assert record.state is JobState.QUEUED
     assert record.abandonable
@@ -35,25 +32,13 @@ async def test_a_job_keeps_its_request_to_the_last_field(store: JobStore) -> Non
     assert await store.job("no-such-job") is None
 
 
-async def test_a_request_id_makes_one_job(store: JobStore) -> None:
-    request = a_request(request_id="r1")
-    results = await asyncio.gather(*(store.accept(request, DIGEST, abandonable=False) for _ in range(8)))
-    assert len({result.job_id for result in results}) == 1
-    assert sum(result.created for result in results) == 1
-    with pytest.raises(AlreadyExists, match="r1"):
-        await store.accept(request, b"other", abandonable=False)
-
-
 async def test_submitting_a_generated_job_makes_it_outlive_its_followers(store: JobStore) -> None:
     job_id = await accept(store, request_id="r1", abandonable=True)
     assert await accept(store, request_id="r1", abandonable=False) == job_id
-    record = await store.job(job_id)
-    assert record is not None
+    record = await job_of(store, job_id)
     assert not record.abandonable
-    await store.sweep_abandoned(record.accepted_at_ms)
-    assert await store.sweep_abandoned(record.accepted_at_ms + 4000) == 0
-    assert await store.sweep_abandoned(record.accepted_at_ms + 8000) == 0
-    assert await store.sweep_abandoned(record.accepted_at_ms + 12000) == 0
+    for after_ms in (0, 4_000, 8_000, 12_000):
+        assert await store.sweep_abandoned(record.accepted_at_ms + after_ms) == 0
 
 
 async def test_a_full_queue_refuses_only_its_own_model_and_leaves_nothing(redis: Redis) -> None:
@@ -83,15 +68,6 @@ async def test_jobs_are_read_by_priority_and_then_by_arrival(store: JobStore, le
     assert await store.read_new(lease, ["emoji", "other", "unknown"], 100) == []
 
 
-async def test_ended_jobs_are_passed_over_without_costing_room(store: JobStore, lease: Lease, redis: Redis) -> None:
-    jobs = [await accept(store) for _ in range(5)]
-    for job_id in jobs[:3]:
-        await store.cancel(job_id, "not any more")
-    assert [record.job_id for record in await store.read_new(lease, ["emoji"], 2)] == jobs[3:]
-    pending = await redis.xpending(keys.queue("emoji", Priority.NORMAL), keys.GROUP)
-    assert pending["pending"] == 2
-
-
 async def test_a_new_leader_finds_more_than_one_page_of_pending_jobs(store: JobStore, redis: Redis) -> None:
     jobs = set(await asyncio.gather(*(accept(store) for _ in range(130))))
     await store.read_new(await new_leader(redis), ["emoji"], 200)
@@ -103,8 +79,8 @@ async def test_a_new_leader_finds_more_than_one_page_of_pending_jobs(store: JobS
 async def test_depths_count_what_waits(store: JobStore, lease: Lease) -> None:
     assert await store.queue_depths() == []
     began = time.monotonic()
-    await accept(store)
-    await accept(store)
+    for _ in range(2):
+        await accept(store)
     await asyncio.sleep(0.02)
     depths = {depth.priority: depth for depth in await store.queue_depths()}
     assert depths.keys() == set(Priority)
@@ -127,9 +103,7 @@ async def test_cancelling_a_running_job_tells_its_pool_and_only_that(store: JobS
     hearing = [asyncio.create_task(hear(pool)) for pool in heard]
     while [count for _, count in await redis.pubsub_numsub(*map(keys.controls, heard))] != [1, 1]:
         await asyncio.sleep(0.02)
-    job_id, waiting = await accept(store), await accept(store)
-    await store.read_new(leases[0], ["emoji"], 1)
-    await store.start(leases[0], job_id)
+    job_id, waiting = await running_job(store, leases[0]), await accept(store)
     record = await store.cancel(job_id, "changed my mind")
     assert record is not None
     assert record.state is JobState.CANCELLED
@@ -145,33 +119,9 @@ async def test_cancelling_a_running_job_tells_its_pool_and_only_that(store: JobS
         task.cancel()
 
 
-async def test_finishing_without_every_image_is_refused(store: JobStore, lease: Lease) -> None:
-    job_id = await accept(store, num_images=2)
-    await store.read_new(lease, ["emoji"], 1)
-    await store.start(lease, job_id)
-    await store.store_image(lease, job_id, a_picture(), 1, 8)
-    with pytest.raises(TransitionRefused, match="before all its images"):
-        await store.finish(lease, job_id, TIMINGS)
-    await store.store_image(lease, job_id, a_picture(), 0, 7)
-    assert await store.finish(lease, job_id, TIMINGS)
-
-
-async def test_another_pools_job_is_not_touched(store: JobStore, redis: Redis) -> None:
-    mine, theirs = await new_leader(redis, "mine"), await new_leader(redis, "theirs")
-    job_id = await accept(store)
-    assert not await store.start(theirs, job_id), "nobody has read it"
-    await store.read_new(mine, ["emoji"], 1)
-    assert not await store.start(theirs, job_id)
-    assert not await store.fail(theirs, job_id, 13, "no")
-    assert await store.ended([job_id], "mine") == set()
-    assert await store.ended([job_id], "theirs") == {job_id}
-
-
 async def test_a_deserted_pools_jobs_are_claimed_and_its_old_leader_is_shut_out(store: JobStore, redis: Redis) -> None:
     old, new = await new_leader(redis, "old"), await new_leader(redis, "new")
-    job_id = await accept(store)
-    await store.read_new(old, ["emoji"], 1)
-    await store.start(old, job_id)
+    job_id = await running_job(store, old)
     assert await store.claim_stale(new, ["emoji"], 10, 0.0) == [], "it has a leader"
     await redis.delete(keys.PATTERNS["leader"] % "old")
     assert await store.claim_stale(new, ["emoji"], 10, 60.0) == [], "its leader may come back"
@@ -180,23 +130,19 @@ async def test_a_deserted_pools_jobs_are_claimed_and_its_old_leader_is_shut_out(
     # The old leader's token is still its pool's newest; the job is not its pool's any more.
     assert not await store.store_image(old, job_id, a_picture(), 0, 7)
     assert await store.read_pending(old) == []
+    assert await store.ended([job_id], "old") == {job_id}
+    assert await store.ended([job_id], "new") == set()
     assert await store.store_image(new, job_id, a_picture(), 0, 7)
     assert await store.finish(new, job_id, TIMINGS)
 
 
 async def test_deadlines_end_waiting_and_running_jobs_once(store: JobStore, lease: Lease) -> None:
-    running, waiting = await accept(store, timeout_ms=1000), await accept(store, timeout_ms=1000)
+    running, waiting = await running_job(store, lease, timeout_ms=1000), await accept(store, timeout_ms=1000)
     patient = await accept(store)
-    await store.read_new(lease, ["emoji"], 1)
-    await store.start(lease, running)
-    record = await store.job(waiting)
-    assert record is not None
-    assert await store.sweep_expired(record.deadline_ms - 500) == 0
-    assert await store.sweep_expired(record.deadline_ms) == 2
-    assert await store.sweep_expired(record.deadline_ms) == 0
+    deadline_ms = (await job_of(store, waiting)).deadline_ms
+    assert [await store.sweep_expired(at_ms) for at_ms in (deadline_ms - 500, deadline_ms, deadline_ms)] == [0, 2, 0]
     for job_id in (running, waiting):
-        ended = await store.job(job_id)
-        assert ended is not None
+        ended = await job_of(store, job_id)
         assert (ended.state, ended.error_code) == (JobState.FAILED, 4)
         assert "timeout" in ended.error_message
     assert await store.ended([patient]) == set()
@@ -204,9 +150,7 @@ async def test_deadlines_end_waiting_and_running_jobs_once(store: JobStore, leas
 
 
 async def test_no_time_at_all_is_over_at_once(store: JobStore) -> None:
-    job_id = await accept(store, timeout_ms=0)
-    record = await store.job(job_id)
-    assert record is not None
+    record = await job_of(store, await accept(store, timeout_ms=0))
     assert record.deadline_ms == record.accepted_at_ms, "what the engine ends it by"
     assert await store.sweep_expired(record.deadline_ms) == 1
 
@@ -217,54 +161,34 @@ async def test_a_sweep_goes_through_more_than_one_batch(store: JobStore) -> None
     assert await store.sweep_expired() == 230
 
 
-async def test_abandoned_jobs_are_cancelled_after_their_lease(store: JobStore) -> None:
-    job_id, kept = await accept(store, abandonable=True), await accept(store)
-    record = await store.job(job_id)
-    assert record is not None
-    start_ms = record.accepted_at_ms
-    assert await store.sweep_abandoned(start_ms) == 0
-    assert await store.sweep_abandoned(start_ms + 4_000) == 0
-    assert await store.sweep_abandoned(start_ms + 8_000) == 0
-    assert await store.sweep_abandoned(start_ms + 11_000) == 1
-    assert await store.ended([job_id, kept]) == {job_id}
-
-
-async def test_a_request_that_comes_back_after_its_job_was_abandoned_makes_it_anew(store: JobStore) -> None:
-    abandoned = await accept(store, request_id="back", abandonable=True)
+async def test_an_abandoned_job_is_cancelled_after_its_lease_and_its_request_may_come_back(store: JobStore) -> None:
+    abandoned, kept = await accept(store, request_id="back", abandonable=True), await accept(store)
     cancelled = await accept(store, request_id="cancelled", abandonable=True)
     await store.cancel(cancelled, "not wanted")
-    record = await store.job(abandoned)
-    assert record is not None
-    for after_ms in (0, 4_000, 8_000, 11_000):
-        await store.sweep_abandoned(record.accepted_at_ms + after_ms)
+    start_ms = (await job_of(store, abandoned)).accepted_at_ms
+    swept = [await store.sweep_abandoned(start_ms + after_ms) for after_ms in (0, 4_000, 8_000, 11_000)]
+    assert swept == [0, 0, 0, 1]
     again = await accept(store, request_id="back", abandonable=True)
     assert again != abandoned
     assert await accept(store, request_id="back", abandonable=True) == again
-    assert await store.ended([abandoned, again]) == {abandoned}
+    assert await store.ended([abandoned, again, kept]) == {abandoned}
     assert await accept(store, request_id="cancelled", abandonable=True) == cancelled
 
 
 @pytest.mark.parametrize("away_ms", [60_000, 9_000])
 async def test_a_pause_in_sweeping_gives_followers_a_whole_lease_again(store: JobStore, away_ms: int) -> None:
     """Redis or all schedulers away, for long or for most of a lease: nobody could renew, and all need time again."""
-    job_id = await accept(store, abandonable=True)
-    record = await store.job(job_id)
-    assert record is not None
-    back_ms = record.accepted_at_ms + away_ms
-    await store.sweep_abandoned(record.accepted_at_ms)
-    assert await store.sweep_abandoned(back_ms) == 0
-    assert await store.sweep_abandoned(back_ms + 4_900) == 0
-    assert await store.sweep_abandoned(back_ms + 9_800) == 0
-    assert await store.sweep_abandoned(back_ms + 10_100) == 1
+    start_ms = (await job_of(store, await accept(store, abandonable=True))).accepted_at_ms
+    await store.sweep_abandoned(start_ms)
+    swept = [await store.sweep_abandoned(start_ms + away_ms + after_ms) for after_ms in (0, 4_900, 9_800, 10_100)]
+    assert swept == [0, 0, 0, 1]
 
 
 async def test_an_ended_job_goes_after_its_retention_and_a_live_one_never(redis: Redis) -> None:
     store = JobStore(redis, JobStoreSettings(retention_s=0.2))
     lease = await new_leader(redis)
-    ended, live = await accept(store, request_id="r1"), await accept(store, request_id="r2")
-    await store.read_new(lease, ["emoji"], 2)
+    ended, live = [await running_job(store, lease, request_id=name) for name in ("r1", "r2")]
     for job_id in (ended, live):
-        await store.start(lease, job_id)
         await store.store_image(lease, job_id, a_picture(), 0, 7)
     await store.finish(lease, ended, TIMINGS)
     await asyncio.sleep(0.3)
@@ -283,29 +207,8 @@ async def test_the_first_job_of_a_model_makes_the_groups_of_every_class(store: J
         assert group["lag"] == (priority is Priority.NORMAL)
 
 
-async def test_trimming_keeps_the_lag_known(store: JobStore, lease: Lease, redis: Redis) -> None:
-    stream = keys.queue("emoji", Priority.NORMAL)
-    jobs = [await accept(store) for _ in range(5)]
-    await store.read_new(lease, ["emoji"], 3)
-    await store.fail(lease, jobs[0], 13, "no")
-    await store.cancel(jobs[2], "no")
-    await store.cancel(jobs[4], "undelivered")
-    assert await store.trim() == 1, "all before the second, which is pending"
-    (group,) = await redis.xinfo_groups(stream)
-    assert (group["pending"], group["lag"]) == (1, 1), "what was cancelled unread waits no more"
-    await store.fail(lease, jobs[1], 13, "no")
-    await store.read_new(lease, ["emoji"], 9)
-    await store.fail(lease, jobs[3], 13, "no")
-    await store.trim()
-    (group,) = await redis.xinfo_groups(stream)
-    assert (group["pending"], group["lag"]) == (0, 0)
-    assert await redis.xlen(stream) == 1
-
-
-async def test_nothing_accepted_or_delivered_is_lost_by_kill_9(own_redis: RedisProcess) -> None:
-    redis = connect(own_redis.url)
-    store = JobStore(redis)
-    lease = await new_leader(redis)
+async def test_nothing_accepted_or_delivered_is_lost_by_kill_9(own_redis: RedisProcess, own_client: Redis) -> None:
+    store, lease = JobStore(own_client), await new_leader(own_client)
     delivered, waiting = await accept(store, request_id="r1"), await accept(store)
     await store.read_new(lease, ["emoji"], 1)
     own_redis.restart()
@@ -314,13 +217,12 @@ async def test_nothing_accepted_or_delivered_is_lost_by_kill_9(own_redis: RedisP
     assert [record.job_id for record in await store.read_new(lease, ["emoji"], 9)] == [waiting]
     own_redis.restart()
     assert [record.job_id for record in await store.read_pending(lease)] == [delivered, waiting]
-    await redis.aclose()
 
 
-async def test_a_leader_hears_at_once_that_redis_is_away_and_the_api_soon(own_redis: RedisProcess) -> None:
-    redis = connect(own_redis.url)
-    store = JobStore(redis)
-    lease = await new_leader(redis)
+async def test_a_leader_hears_at_once_that_redis_is_away_and_the_api_soon(
+    own_redis: RedisProcess, own_client: Redis
+) -> None:
+    store, lease = JobStore(own_client), await new_leader(own_client)
     job_id = await accept(store)
     await store.read_new(lease, ["emoji"], 1)
     own_redis.kill9()
@@ -328,19 +230,24 @@ async def test_a_leader_hears_at_once_that_redis_is_away_and_the_api_soon(own_re
         with pytest.raises(Unavailable, match="Redis is away"):
             await store.start(lease, job_id)
         with pytest.raises(Unavailable, match="Redis is away"):
-            await JobStore(redis, JobStoreSettings(api_patience_s=0.3)).job(job_id)
+            await JobStore(own_client, JobStoreSettings(api_patience_s=0.3)).job(job_id)
     assert [line["event"] for line in lines] == ["redis is in trouble"]
     own_redis.start()
     assert await store.start(lease, job_id)
-    await redis.aclose()
 
 
-async def test_a_hung_redis_is_away_within_the_patience(own_redis: RedisProcess) -> None:
-    redis = connect(own_redis.url)
-    await accept(JobStore(redis))
-    store = JobStore(redis, JobStoreSettings(api_patience_s=0.3))
-    await redis.client_pause(int(HANG_S * 1000))
+async def test_a_hung_redis_is_away_within_the_patience(own_redis: RedisProcess, own_client: Redis) -> None:
+    await accept(JobStore(own_client))
+    store = JobStore(own_client, JobStoreSettings(api_patience_s=0.3))
+    await own_client.client_pause(int(HANG_S * 1000))
     with pytest.raises(Unavailable, match="no answer within"):
         await accept(store)
     own_redis.kill9()
-    await redis.aclose()
+
+
+async def test_on_a_redis_that_would_drop_what_it_is_given_a_scheduler_ends_with_one_line(
+    own_redis: RedisProcess, own_client: Redis
+) -> None:
+    await own_client.config_set("maxmemory-policy", "allkeys-lru")
+    said = await the_line_it_ends_with("--redis-url", own_redis.url)
+    assert b"maxmemory-policy is allkeys-lru" in said

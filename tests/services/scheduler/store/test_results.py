@@ -1,3 +1,5 @@
+"""What followers of a job hear, and when."""
+
 import asyncio
 from contextlib import aclosing
 
@@ -5,24 +7,13 @@ import pytest
 from redis.asyncio import Redis
 
 from services.scheduler.store import keys, results
-from services.scheduler.store.queue import JobStore, JobStoreSettings
-from services.scheduler.store.scripts import Lease, TransitionRefused
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.scripts import Lease
 from synerdiff.errors import NotFound
-from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess
 from synerdiff.v1 import images_pb2
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, Step, a_picture, new_leader
-from tests.values import a_request
+from tests.services.scheduler.redis_jobs import TIMINGS, Step, a_picture, accept, new_leader, running_job
 from tests.waiting import HANG_S, until
-
-SHORT_LEASES = JobStoreSettings(follower_lease_s=3.0)
-
-
-async def running_job(store: JobStore, lease: Lease, num_images: int = 1, abandonable: bool = False) -> str:
-    job_id = (await store.accept(a_request(num_images=num_images), DIGEST, abandonable)).job_id
-    await store.read_new(lease, ["emoji"], 1)
-    await store.start(lease, job_id)
-    return job_id
 
 
 def kinds(events: list[images_pb2.GenerateEvent]) -> list[str]:
@@ -34,6 +25,12 @@ async def collect(store: JobStore, job_id: str, after: int, into: list[images_pb
         into.append(event)
 
 
+def follow(store: JobStore, job_id: str) -> tuple[list[images_pb2.GenerateEvent], asyncio.Task[None]]:
+    """The events that a follower has seen, and its following."""
+    seen: list[images_pb2.GenerateEvent] = []
+    return seen, asyncio.create_task(collect(store, job_id, 0, seen))
+
+
 async def subscribed(redis: Redis, job_id: str) -> None:
     """Return once somebody hears the wake-ups of a job."""
     channel = keys.wake(job_id)
@@ -43,9 +40,8 @@ async def subscribed(redis: Redis, job_id: str) -> None:
 
 
 async def test_a_follower_sees_the_whole_life_of_a_job(store: JobStore, lease: Lease) -> None:
-    job_id = (await store.accept(a_request(num_images=2), DIGEST, abandonable=False)).job_id
-    seen: list[images_pb2.GenerateEvent] = []
-    following = asyncio.create_task(collect(store, job_id, 0, seen))
+    job_id = await accept(store, num_images=2)
+    seen, following = follow(store, job_id)
     await asyncio.sleep(0.2)
     await store.read_new(lease, ["emoji"], 1)
     await store.start(lease, job_id)
@@ -108,8 +104,7 @@ async def test_an_event_wakes_its_followers_over_one_connection(
 ) -> None:
     monkeypatch.setattr(results, "POLL_S", 60.0)
     job_id = await running_job(store, lease)
-    seen: list[list[images_pb2.GenerateEvent]] = [[] for _ in range(50)]
-    following = [asyncio.create_task(collect(store, job_id, 0, events)) for events in seen]
+    seen, following = zip(*(follow(store, job_id) for _ in range(50)), strict=True)
     await subscribed(redis, job_id)
     assert len(await redis.client_list(_type="pubsub")) == 1
     await until(lambda: all(kinds(events) == ["queued", "started"] for events in seen))
@@ -120,8 +115,7 @@ async def test_an_event_wakes_its_followers_over_one_connection(
 
 async def test_without_pubsub_the_poll_finds_everything(store: JobStore, lease: Lease) -> None:
     job_id = await running_job(store, lease)
-    seen: list[images_pb2.GenerateEvent] = []
-    following = asyncio.create_task(collect(store, job_id, 0, seen))
+    _, following = follow(store, job_id)
     await asyncio.sleep(0.2)
     await store._notifications.close()
     await store.cancel(job_id, "stop")
@@ -139,10 +133,8 @@ async def test_progress_counts_all_images_and_may_go_back(store: JobStore, lease
 
 
 async def test_writes_repeated_after_a_lost_reply_change_nothing(store: JobStore, lease: Lease) -> None:
-    job_id = (await store.accept(a_request(), DIGEST, abandonable=False)).job_id
-    await store.read_new(lease, ["emoji"], 1)
-    for _ in range(2):
-        assert await store.start(lease, job_id)
+    job_id = await running_job(store, lease)
+    assert await store.start(lease, job_id)
     for _ in range(2):
         await store.append_progress(lease, [Step(job_id, 0, 3, preview=b"\x00\n\xff:")])
     assert kinds(await store.events(job_id)) == ["queued", "started", "progress"]
@@ -163,18 +155,9 @@ async def test_writes_repeated_after_a_lost_reply_change_nothing(store: JobStore
     assert await store.progress(job_id) == 1.0
 
 
-async def test_a_waiting_job_has_no_images(store: JobStore, lease: Lease) -> None:
-    job_id = (await store.accept(a_request(), DIGEST, abandonable=False)).job_id
-    await store.read_new(lease, ["emoji"], 1)
-    with pytest.raises(TransitionRefused, match="QUEUED"):
-        await store.store_image(lease, job_id, a_picture(), 0, 7)
-
-
 async def test_a_waiting_follower_hears_when_its_position_moves(store: JobStore, lease: Lease, redis: Redis) -> None:
-    ahead = [(await store.accept(a_request(), DIGEST, abandonable=False)).job_id for _ in range(2)]
-    job_id = (await store.accept(a_request(), DIGEST, abandonable=False)).job_id
-    seen: list[images_pb2.GenerateEvent] = []
-    following = asyncio.create_task(collect(store, job_id, 0, seen))
+    *ahead, job_id = [await accept(store) for _ in range(3)]
+    seen, following = follow(store, job_id)
     await until(lambda: len(seen) == 1)
     for first in ahead:
         await store.cancel(first, "make way")
@@ -189,49 +172,21 @@ async def test_a_waiting_follower_hears_when_its_position_moves(store: JobStore,
     assert [event.sequence for event in seen] == sorted({event.sequence for event in seen})
 
 
-async def test_following_outlives_a_restart_of_redis(own_redis: RedisProcess) -> None:
-    redis = connect(own_redis.url)
-    store = JobStore(redis)
-    lease = await new_leader(redis)
+async def test_following_outlives_a_restart_of_redis(own_redis: RedisProcess, own_client: Redis) -> None:
+    store, lease = JobStore(own_client), await new_leader(own_client)
     job_id = await running_job(store, lease)
-    seen: list[images_pb2.GenerateEvent] = []
-    following = asyncio.create_task(collect(store, job_id, 0, seen))
+    seen, following = follow(store, job_id)
     await until(lambda: len(seen) == 2)
     own_redis.kill9()
     await asyncio.sleep(1.2)
     own_redis.start()
     await store.store_image(lease, job_id, a_picture(), 0, 7)
     await until(lambda: len(seen) == 3)
-    await subscribed(redis, job_id)
+    await subscribed(own_client, job_id)
     await store.finish(lease, job_id, TIMINGS)
     await asyncio.wait_for(following, HANG_S)
     assert kinds(seen) == ["queued", "started", "image", "finished"]
     await store.close()
-    await redis.aclose()
-
-
-async def test_a_followed_job_is_not_abandoned_and_a_left_one_is(redis: Redis) -> None:
-    """On real time: leases of 3 s, swept every 0.1 s, followed for 4 s by a store other than the accepting one."""
-    accepting, other = JobStore(redis, SHORT_LEASES), JobStore(redis, SHORT_LEASES)
-    job_id = (await accepting.accept(a_request(), DIGEST, abandonable=True)).job_id
-
-    async def sweep() -> None:
-        while True:
-            await accepting.sweep_abandoned()
-            await asyncio.sleep(0.1)
-
-    sweeping = asyncio.create_task(sweep())
-    async with aclosing(other.follow(job_id)) as events:
-        assert (await anext(events)).HasField("queued")
-        await asyncio.sleep(4.0)
-        assert await accepting.ended([job_id]) == set(), "a follower that is slow to take events still follows"
-    async with asyncio.timeout(HANG_S):
-        while not await accepting.ended([job_id]):
-            await asyncio.sleep(0.02)
-    sweeping.cancel()
-    assert kinds(await accepting.events(job_id)) == ["queued", "cancelled"]
-    await other.close()
-    await accepting.close()
 
 
 async def test_following_leaves_nothing_behind(store: JobStore, lease: Lease, redis: Redis) -> None:

@@ -5,7 +5,6 @@ from collections import Counter
 from typing import Any
 
 import grpc
-from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
@@ -16,8 +15,8 @@ from services.scheduler.store.sweeps import TELL_WITHIN_S
 from services.scheduler.telemetry.job_ends import tell_ended
 from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.client import AsyncClient, GenerateResult
-from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture
-from tests.services.scheduler.whole import MODEL, whole_scheduler
+from tests.services.scheduler.harness import MODEL, drawn, whole_scheduler
+from tests.services.scheduler.redis_jobs import DIGEST, TIMINGS, a_picture, metric
 from tests.values import a_request
 from tests.waiting import HANG_S, until
 
@@ -26,8 +25,7 @@ INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 
 def ended_total(outcome: str, code: str) -> float:
     PoolMetrics.of_process()
-    value = REGISTRY.get_sample_value("synerdiff_jobs_ended_total", {"outcome": outcome, "code": code})
-    return value or 0.0
+    return metric("jobs_ended_total", outcome=outcome, code=code)
 
 
 async def lines_of(store: JobStore) -> list[Any]:
@@ -54,17 +52,8 @@ async def test_a_line_says_how_a_job_ended_and_where_its_time_went(store: JobSto
     assert await store.finish(lease, job_id, TIMINGS, workers=("unet-1", "vae-1")), "as after a lost reply"
     (line,) = await lines_of(store)
     assert (line["event"], line["log_level"]) == ("ended", "info")
-    told = {name: line[name] for name in ("job_id", "request_id", "caller", "model", "outcome", "code", "images")}
-    assert told == {
-        "job_id": job_id,
-        "request_id": "r1",
-        "caller": "ann",
-        "model": "emoji",
-        "outcome": "finished",
-        "code": "OK",
-        "images": 1,
-    }
-    assert line["workers"] == ["unet-1", "vae-1"]
+    told = [line[name] for name in ("job_id", "request_id", "caller", "model", "outcome", "code", "images", "workers")]
+    assert told == [job_id, "r1", "ann", "emoji", "finished", "OK", 1, ["unet-1", "vae-1"]]
     parts = [line[f"{stage}_ms"] for stage in ("waited", "denoised", "decoded")]
     assert all(part >= 20 for part in parts)
     assert sum(parts) == line["total_ms"]
@@ -118,8 +107,7 @@ async def test_an_end_that_cannot_be_read_keeps_no_other_back(store: JobStore) -
 async def test_no_end_is_missed_or_told_twice_over_changes_of_leader(redis: Redis) -> None:
     async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address, patience_s=HANG_S) as client:
         with capture_logs() as lines:
-            jobs = [client.generate(f"{n}", model=MODEL, num_inference_steps=15) for n in range(24)]
-            drawing = [asyncio.create_task(job) for job in jobs]
+            drawing = drawn(client, 24, steps=15)
             for calls in (20, 60, 120):
                 await until(lambda calls=calls: whole.unet.calls > calls)  # type: ignore[misc]
                 if whole.pool.leader:
@@ -137,13 +125,14 @@ async def test_jobs_that_redis_has_lost_are_told_of_once(redis: Redis) -> None:
     before = ended_total("lost", "NOT_FOUND")
     async with whole_scheduler(redis) as whole, AsyncClient(whole.scheduler.address) as client:
         with capture_logs() as lines:
-            drawing = [
-                asyncio.create_task(client.generate(f"{n}", model=MODEL, num_inference_steps=400)) for n in range(6)
-            ]
+            drawing = drawn(client, 6, steps=400)
             await until(lambda: whole.pool.leader and len(whole.pool.leader.engine.holdings.jobs) == 6)
+            token = whole.unet.guard.token
             await redis.flushall()
             outcomes = await asyncio.wait_for(asyncio.gather(*drawing, return_exceptions=True), HANG_S)
             await until(lambda: sum(line["event"] == "ended" for line in lines) >= 6)
+        assert len((await client.generate("after", model=MODEL, num_inference_steps=3)).images) == 1
+        assert whole.unet.guard.token > token
     assert not [outcome for outcome in outcomes if isinstance(outcome, GenerateResult)]
     lost = [line for line in lines if line["event"] == "ended"]
     assert {line["job_id"] for line in lost} == {str(error).split("'")[1] for error in outcomes}

@@ -54,6 +54,14 @@ class Led:
     def ready(self, task: Task) -> None:
         self.on(events.Reported("u", TaskReady(task.spec.task_id, 4, 12.5)))
 
+    def denoising(self) -> Task:
+        """A task whose prompt is encoded; its spans are taken."""
+        task = self.arrive()
+        self.admit(task)
+        self.ready(task)
+        self.take()
+        return task
+
     def tick(self, number: int, task: Task, *, finished: bool = False) -> None:
         item = PartItem(1, 6, 0, 0.0, 1, Setting(), 20.0, tasks=1, key=task.key)
         timing = ItemTiming(self.now_ms * MS, (self.now_ms + 20) * MS, 6)
@@ -108,10 +116,7 @@ def test_each_stage_is_a_span_from_where_the_one_before_ended(led: Led) -> None:
 
 
 def test_some_ticks_are_spans_linked_both_ways_with_the_denoising_they_belong_to_up_to_a_bound(led: Led) -> None:
-    task = led.arrive()
-    led.admit(task)
-    led.ready(task)
-    led.take()
+    task = led.denoising()
     for number in range((MOST_LINKS + 10) * TICKS_APART):
         led.tick(number, task)
     ticks = led.take()
@@ -126,9 +131,7 @@ def test_some_ticks_are_spans_linked_both_ways_with_the_denoising_they_belong_to
 
 
 def test_a_lost_worker_ends_the_stage_with_an_error_and_the_task_queues_again(led: Led) -> None:
-    task = led.arrive()
-    led.admit(task)
-    led.ready(task)
+    task = led.denoising()
     led.tick(1, task)
     led.take()
     led.now_ms += 50
@@ -158,19 +161,15 @@ def test_a_job_that_fails_or_is_cancelled_ends_its_open_stage(led: Led) -> None:
     led.take()
     led.on(events.Reported("u", TaskFailed(task.spec.task_id, 13, "it could not be done")))
     encode, job = led.take()
-    assert (encode.name, encode.error, job.name, job.error) == (
-        *("encode", "it could not be done"),
-        *("job", encode.error),
-    )
+    assert [(span.name, span.error) for span in (encode, job)] == [
+        (n, "it could not be done") for n in ("encode", "job")
+    ]
     led.traces.job_ended("job", "failed")
     assert led.take() == []
 
 
 def test_a_new_leader_goes_on_in_the_same_trace_below_the_same_job(led: Led) -> None:
-    task = led.arrive()
-    led.admit(task)
-    led.ready(task)
-    led.take()
+    led.denoising()
     led.traces.left()
     (left,) = led.take()
     assert (left.name, left.attributes["synerdiff.leader_left"]) == ("denoise", True)
