@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from services.gateway import draw_api, models, operate_api
+from services.gateway import models, pages_api
 from services.gateway.errors import INVALID, ApiError, api_error, invalid_body
 from services.gateway.following import HungUp
 from services.gateway.gateway import gateway_of, open_gateway
@@ -69,7 +69,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    for router in (images.router, models.router, draw_api.router, operate_api.router, health):
+    for router in (images.router, models.router, pages_api.router, health):
         app.include_router(router)
     app.mount("/", StaticFiles(directory=PAGES, html=True), name="pages")
     app.add_middleware(BoundedBodies, bound=MAX_BODY_BYTES, bounds={images.EDITS: images.MAX_EDIT_BYTES})

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,13 @@ import pytest
 from bench.exact import Files, files_of
 from bench.load import send_all
 from bench.mixed_requests import mixed_requests
+from bench.status import slots_used
+from synerdiff.client import AsyncClient
 from tests.end_to_end.command import Up, processes, running_up
 from tests.tiny_models import EMOJI_MODEL
 from tests.waiting import HANG_S
 
+PATIENCE_S = 90.0
 ABANDONMENT_S = 8  # longer than a scheduler that was killed takes to come back, and its clients to find it
 
 
@@ -44,6 +47,19 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         assert {path.name for path in deployment.logs.iterdir()} == {
             *("redis.log", "scheduler-0.log", "scheduler-1.log", "unet-emoji-0.log", "vae-emoji-0.log", "gateway.log")
         }
+
+
+@pytest.fixture
+async def client(up: Up) -> AsyncIterator[AsyncClient]:
+    """Of the first scheduler, and patient: workers take a while to come back."""
+    async with AsyncClient(up.addresses[0], patience_s=PATIENCE_S) as client:
+        yield client
+
+
+@pytest.fixture
+async def all_slots_end_free(up: Up) -> AsyncIterator[None]:
+    yield
+    assert await slots_used(up.addresses) == 0
 
 
 @pytest.fixture(scope="package")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import openai
+import pytest
 from PIL import Image
 
-from bench.status import slots_used
 from synerdiff.client import AsyncClient
 from tests.end_to_end.command import Up
 from tests.rounding import A_LEVEL
@@ -30,10 +30,10 @@ def pixels(b64_json: str | None) -> npt.NDArray[np.int64]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64_json))).convert("RGB")).astype(np.int64)
 
 
-async def test_a_picture_over_http_is_the_one_over_grpc(up: Up) -> None:
-    async with client_of(up) as http, AsyncClient(up.addresses[0]) as grpc:
+async def test_a_picture_over_http_is_the_one_over_grpc(up: Up, client: AsyncClient) -> None:
+    async with client_of(up) as http:
         response = await http.images.generate(**DRAW, n=2, output_format="webp")
-        made = await grpc.generate(DRAW["prompt"], num_images=2, **DRAW["extra_body"])
+        made = await client.generate(DRAW["prompt"], num_images=2, **DRAW["extra_body"])
     assert response.data is not None
     for image, other in zip(response.data, made.images, strict=True):
         assert np.abs(pixels(image.b64_json) - np.asarray(other.pil.convert("RGB"))).max() <= A_LEVEL
@@ -51,12 +51,12 @@ async def test_a_stream_shows_the_picture_on_its_way(up: Up) -> None:
     assert events[-1].type == "image_generation.completed"
 
 
+@pytest.mark.usefixtures("all_slots_end_free")
 async def test_a_client_that_hangs_up_frees_its_slot(up: Up) -> None:
     async with client_of(up) as http:
         with contextlib.suppress(openai.APITimeoutError):
             stream = await http.images.generate(**LONG, stream=True)
             await stream.close()
-    assert await slots_used(up.addresses) == 0
 
 
 async def test_a_gateway_that_is_killed_comes_back_and_a_key_finds_the_same_job(up: Up) -> None:

@@ -4,18 +4,23 @@ import asyncio
 import io
 import threading
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from synerdiff.cards import Sampler, SamplerLimits
 from synerdiff.errors import SynerDiffError
 from synerdiff.rpc import ServiceHost
 from synerdiff.tls import ServerTls
 from synerdiff.v1 import images_pb2, images_pb2_grpc, operations_pb2, operations_pb2_grpc
+from synerdiff.wire.public import model_card_to_pb
 from synerdiff_cli.main import app
+from tests import values
 from tests.waiting import HANG_S
+
+CARD = replace(values.CARD, default_sampler=Sampler.DDIM, samplers=(SamplerLimits(Sampler.DDIM, 1, 999),))
 
 
 def synerdiff(*arguments: str) -> Result:
@@ -104,22 +109,7 @@ class _Images(images_pb2_grpc.ImageGenerationServicer):
         return images_pb2.DeleteJobResponse()
 
     async def ListModels(self, request: images_pb2.ListModelsRequest, context: Any) -> images_pb2.ListModelsResponse:
-        limits = images_pb2.SamplerLimits(
-            sampler=images_pb2.SAMPLER_DDIM, min_num_inference_steps=1, max_num_inference_steps=999
-        )
-        card = images_pb2.ModelCard(
-            name="emoji",
-            family="sd1",
-            native_width=128,
-            native_height=128,
-            size_multiple=8,
-            max_side=256,
-            default_num_inference_steps=20,
-            default_guidance_scale=7.5,
-            default_sampler=images_pb2.SAMPLER_DDIM,
-            available=True,
-        )
-        card.samplers.append(limits)
+        card = model_card_to_pb(CARD, available=True)
         card.weights.extend(self._script.weights)
         return images_pb2.ListModelsResponse(models=[card])
 

@@ -168,7 +168,7 @@ def test_an_unknown_job(script: Script) -> None:
 def test_models_are_listed(script: Script) -> None:
     result = synerdiff("models")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[1].split()[:3] == ["emoji", "sd1", "128x128"]
+    assert result.stdout.splitlines()[1].split()[:3] == ["emoji", "sd1", "256x256"]
     assert "weights" not in result.stdout
     served = (("unet", "b", 1), ("unet", "a", 2), ("vae", "c", 1))
     script.weights = [images_pb2.Weights(kind=k, digest=d * 64, workers=n) for k, d, n in served]

@@ -39,16 +39,10 @@ def flag(deployment: Deployment, child: str, name: str) -> str:
 
 def test_everything_is_one_redis_one_scheduler_and_two_workers(tmp_path: Path) -> None:
     deployment = plan_deployment(options(tmp_path))
-    assert [(c.name, c.stage) for c in deployment.children] == [
-        ("redis", 0),
-        ("scheduler-0", 1),
-        ("unet-emoji-0", 1),
-        ("vae-emoji-0", 1),
-    ]
-    assert deployment.children[0].command[0] == find_redis_server()
-    assert {flag(deployment, name, "--redis-url") for name in ("scheduler-0", "unet-emoji-0", "vae-emoji-0")} == {
-        deployment.redis_url
-    }
+    redis, *others = deployment.children
+    assert (redis.name, redis.stage, redis.command[0]) == ("redis", 0, find_redis_server())
+    assert [(c.name, c.stage) for c in others] == [("scheduler-0", 1), ("unet-emoji-0", 1), ("vae-emoji-0", 1)]
+    assert {flag(deployment, child.name, "--redis-url") for child in others} == {deployment.redis_url}
 
 
 def test_a_gateway_comes_last_is_waited_for_by_none_and_calls_every_scheduler(tmp_path: Path) -> None:
@@ -93,12 +87,9 @@ def test_workers_of_a_kind_share_the_cores(tmp_path: Path, monkeypatch: pytest.M
 def test_workers_of_a_kind_share_the_memory_that_is_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = (ModelSource("a", BUNDLED_MODEL), ModelSource("b", BUNDLED_MODEL))
     deployment = plan_deployment(options(tmp_path, models=models, unet_workers=2))
-    shares = [
-        float(flag(deployment, child.name, "--memory-share"))
-        for child in deployment.children
-        if child.name.startswith(("unet", "vae"))
-    ]
-    assert shares == [0.15, 0.15, 0.15, 0.15, 0.15, 0.15]
+    workers = [child.name for child in deployment.children if child.name.startswith(("unet", "vae"))]
+    shares = [float(flag(deployment, name, "--memory-share")) for name in workers]
+    assert shares == [0.15] * 6
     assert sum(shares) <= 0.9, "on one GPU the rest is for what no worker counts"
     monkeypatch.setenv("SYNERDIFF_MEMORY_SHARE", "0.4")
     assert flag(plan_deployment(options(tmp_path, unet_workers=2)), "unet-emoji-0", "--memory-share") == "0.2000"
@@ -132,12 +123,9 @@ def test_models_are_named_or_take_their_directorys_name(tmp_path: Path) -> None:
     assert model_sources([]) == (ModelSource("emoji", BUNDLED_MODEL),)
 
 
-def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_and_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"no model_index\.json"):
         model_sources([str(tmp_path)])
-
-
-def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     first, second = model_directory(tmp_path / "1" / "sd15"), model_directory(tmp_path / "2" / "sd15")
     with pytest.raises(OptionError, match="'sd15' is the name of two models"):
         model_sources([str(first), str(second)])

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 
 import grpc
 import pytest
@@ -31,7 +30,10 @@ async def sweep(store: JobStore) -> None:
 
 async def test_a_generated_job_tells_its_whole_story(client: AsyncClient, leader: Leader) -> None:
     events: list[Event] = []
-    generating = asyncio.create_task(client.generate("pizza", num_images=2, seed=41, on_event=events.append))
+    results = client.stream("pizza", num_images=2, seed=41, request_id="mine", results_only=True)
+    told = [type(await anext(results))]
+    generate = client.generate("pizza", num_images=2, seed=41, request_id="mine", on_event=events.append)
+    generating = asyncio.create_task(generate)
     job = await leader.take()
     await leader.progress(job, 3, b"preview")
     await until(lambda: any(isinstance(event, Progress) for event in events))
@@ -39,25 +41,13 @@ async def test_a_generated_job_tells_its_whole_story(client: AsyncClient, leader
     result = await generating
     kinds = [type(event) for event in events]
     assert kinds == [Queued, Started, Progress, ImageReady, ImageReady, Finished]
+    assert told + [type(event) async for event in results] == [Queued, ImageReady, ImageReady, Finished]
     assert isinstance(events[2], Progress)
     assert (events[2].step, events[2].num_inference_steps, events[2].preview_png) == (3, 20, b"preview")
     assert [event.sequence for event in events] == sorted({event.sequence for event in events})
     assert [(image.index, image.seed) for image in result.images] == [(0, 41), (1, 42)]
     assert result.images[1].pil.getpixel((0, 0)) == (42, 1, 2)
     assert (result.warnings, result.timings.denoise_s, result.job_id) == (("a warning",), 0.003, job.job_id)
-
-
-async def test_one_who_wants_the_results_alone_is_told_of_them_and_first_of_the_job(
-    client: AsyncClient, leader: Leader
-) -> None:
-    events = client.stream("pizza", num_images=2, results_only=True)
-    kinds = [type(await anext(events))]
-    job = await leader.take()
-    async with aclosing(client.watch(job.job_id)) as others:
-        await leader.progress(job, 3, b"preview")
-        await anext(event async for event in others if isinstance(event, Progress))
-    await leader.complete(job)
-    assert kinds + [type(event) async for event in events] == [Queued, ImageReady, ImageReady, Finished]
 
 
 async def test_submit_returns_at_once_and_the_job_is_followed_later(client: AsyncClient, leader: Leader) -> None:
