@@ -17,228 +17,28 @@ Every picture is compared with that of the same request, made before. The schedu
 import asyncio
 import contextlib
 import json
-import math
-import re
-import shutil
-import subprocess
 import tempfile
 import time
-import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.command import markdown_table, run, say, some_of
+from bench.faulty_redis import FAULTS, RedisService
 from bench.pictures import Picture, levels, pixels
-from bench.processes import forwarding
+from bench.scraped import Scrapes, fires
 from bench.serving import PROMPTS
-from services.scheduler.store import keys
 from synerdiff.cards import Sampler
 from synerdiff.client import AsyncClient, ImageReady
 from synerdiff.client.load.requests import LoadRequest
 from synerdiff.errors import SynerDiffError
-from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource, plan_deployment
 from synerdiff_cli.supervisor import Supervisor
-
-RULES = Path(__file__).parents[1] / "deploy/k8s/components/monitoring/rules.yaml"
-NAMESPACE = "synerdiff"
-
-_METRIC = re.compile(r"\bsynerdiff_\w+")
-
-Series = tuple[str, tuple[tuple[str, str], ...]]
-
-
-def rule_groups() -> list[dict[str, Any]]:
-    """The project's own rules. The texts of alerts are left out: they are for people."""
-    groups: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["spec"]["groups"]
-    for group in groups:
-        for rule in group["rules"]:
-            rule.pop("annotations", None)
-    return groups
-
-
-def metrics_of(groups: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    """The names of all samples that rules look at."""
-    return frozenset(name for group in groups for rule in group["rules"] for name in _METRIC.findall(rule["expr"]))
-
-
-@dataclass
-class Scrapes:
-    """What the processes at `ports`, by pod, show every `every_s` seconds from the start of `run`."""
-
-    ports: Mapping[str, int]
-    every_s: float = 5.0
-    names: frozenset[str] = field(default_factory=lambda: metrics_of(rule_groups()))
-    taken: list[dict[Series, float]] = field(default_factory=list)
-
-    async def run(self) -> None:
-        """Scrape until cancelled."""
-        began_s = time.monotonic()
-        while True:
-            found: dict[Series, float] = {}
-            texts = await asyncio.gather(*(asyncio.to_thread(_shown, port) for port in self.ports.values()))
-            for pod, text in zip(self.ports, texts, strict=True):
-                found |= {series: value for series, value in samples(text, pod) if series[0] in self.names}
-            self.taken.append(found)
-            await asyncio.sleep(max(0.0, began_s + len(self.taken) * self.every_s - time.monotonic()))
-
-    def input_series(self) -> list[dict[str, str]]:
-        """One series for each that was ever shown, with a gap where it was not."""
-        every = sorted({series for found in self.taken for series in found})
-        return [
-            {"series": _written(series), "values": " ".join(_value(found.get(series)) for found in self.taken)}
-            for series in every
-        ]
-
-
-def samples(text: str, pod: str) -> Iterator[tuple[Series, float]]:
-    """The samples of an exposition as Prometheus stores them."""
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = sample.labels | {"namespace": NAMESPACE, "pod": pod}
-            yield (sample.name, tuple(sorted(labels.items()))), sample.value
-
-
-def fires(scrapes: Scrapes, alert: str, labels: Mapping[str, str], *, silent_s: float, firing_s: float) -> str:
-    """Empty where an alert is silent at one time (s from the first scrape) and fires at the other, else what it said.
-
-    Raises FileNotFoundError without promtool.
-    """
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        raise FileNotFoundError("no promtool: Debian's package prometheus has it")
-    every_s = round(scrapes.every_s)
-
-    def told(at_s: float, expected: list[dict[str, Any]]) -> dict[str, Any]:
-        at_s = math.floor(at_s / every_s) * every_s
-        return {"eval_time": f"{at_s}s", "alertname": alert, "exp_alerts": expected}
-
-    firing = {"exp_labels": {"namespace": NAMESPACE, **labels}}
-    case = {
-        "interval": f"{every_s}s",
-        "input_series": scrapes.input_series(),
-        "alert_rule_test": [told(silent_s, []), told(firing_s, [firing])],
-    }
-    tests = {"rule_files": ["rules.yaml"], "evaluation_interval": f"{every_s}s", "tests": [case]}
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "rules.yaml").write_text(yaml.safe_dump({"groups": rule_groups()}))
-        Path(folder, "tests.yaml").write_text(yaml.safe_dump(tests, width=1 << 20))
-        command = [promtool, "test", "rules", "tests.yaml"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-    return "" if done.returncode == 0 else done.stdout + done.stderr
-
-
-def _shown(port: int) -> str:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=3) as answer:
-            text: str = answer.read().decode()
-            return text
-    except OSError:
-        return ""
-
-
-def _written(series: Series) -> str:
-    name, labels = series
-    pairs = ",".join(f'{label}="{value}"' for label, value in labels)
-    return f"{name}{{{pairs}}}"
-
-
-def _value(value: float | None) -> str:
-    return "_" if value is None else repr(value).replace("inf", "Inf").replace("nan", "NaN")
-
-
-@dataclass
-class RedisService:
-    """An address that leads to a Redis, and later perhaps to its replica or to none. Connections stay as they are."""
-
-    primary: RedisProcess
-    replica: RedisProcess | None
-    port: int = 0
-    leads_to: int = 0
-
-    @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
-        """Yields the URL of the address."""
-        self.primary.start()
-        if self.replica:
-            self.replica.start()
-            await self.command("replicaof", "127.0.0.1", self.primary.port, to=self.replica)
-        self.leads_to = self.primary.port
-        try:
-            async with forwarding(lambda: [self.leads_to] if self.leads_to else []) as self.port:
-                yield f"redis://127.0.0.1:{self.port}/0"
-        finally:
-            for redis in filter(None, (self.primary, self.replica)):
-                redis.stop()
-
-    async def command(self, *words: object, to: RedisProcess | None = None) -> Any:
-        """Say something to the primary, or to another, around the address."""
-        async with connect((to or self.primary).url) as redis:
-            return await redis.execute_command(*words)  # type: ignore[no-untyped-call]
-
-    async def holds(self, job_ids: Sequence[str]) -> set[str]:
-        """Those of which Redis has a record."""
-        async with connect(f"redis://127.0.0.1:{self.port}/0") as redis:
-            return {job_id for job_id in job_ids if await redis.exists(keys.job(job_id))}
-
-
-def _said(*words: object, to_replica: bool = False) -> "Step":
-    async def say_it(service: RedisService) -> None:
-        await service.command(*words, to=service.replica if to_replica else None)
-
-    return say_it
-
-
-async def _kill(service: RedisService) -> None:
-    await asyncio.to_thread(service.primary.kill9)
-
-
-async def _start_again(service: RedisService) -> None:
-    await asyncio.to_thread(service.primary.start)
-
-
-async def _lose(service: RedisService) -> None:
-    service.leads_to = 0
-    await _kill(service)
-
-
-async def _replace(service: RedisService) -> None:
-    assert service.replica
-    await _said("replicaof", "no", "one", to_replica=True)(service)
-    service.leads_to = service.replica.port
-
-
-Step = Callable[[RedisService], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What befalls Redis, and how it passes; without `end` it is over as it has begun. `loses`: it may lose jobs."""
-
-    begin: Step
-    end: Step | None
-    alert: str = "SynerdiffRedisDown"
-    loses: bool = False
-    needs_replica: bool = False
-
-
-FAULTS = {
-    "full": Fault(_said("config", "set", "maxmemory", 1), _said("config", "set", "maxmemory", 0)),
-    "read-only": Fault(_said("replicaof", "127.0.0.1", 1), _said("replicaof", "no", "one")),
-    "killed": Fault(_kill, _start_again),
-    "flushed": Fault(_said("flushall"), None, "SynerdiffRedisLostData", loses=True),
-    # Its replica takes its place, as after a failover: what had not been replicated is lost.
-    "replaced": Fault(_lose, _replace, loses=True, needs_replica=True),
-}
-
 
 MOST_LEVELS = 2  # of 255, that a picture may differ by from the same one in another batch
 REQUESTS = 24  # unlike each other; sent again and again

@@ -14,11 +14,11 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 import torch._dynamo.config
@@ -28,6 +28,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from bench.command import run
+from bench.peers.line import Alike, Asked, Line
 from synerdiff.errors import FieldViolation, InvalidRequest
 from synerdiff.rpc import ServiceHost
 from synerdiff.v1 import images_pb2, images_pb2_grpc
@@ -36,24 +37,6 @@ CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 FORMATS = {"contiguous": CONTIGUOUS, "channels_last": CHANNELS_LAST}
 # From latents of this side on, pictures are decoded one by one: at once they would not fit a GPU, and one fills it.
 _SLICED_FROM = 128
-
-
-class Alike(NamedTuple):
-    """What all requests of one call must have in common. Sizes in pixels, None: the model's own."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    width: int | None
-    height: int | None
-    has_negative_prompt: bool
-
-
-@dataclass(frozen=True)
-class Asked:
-    prompt: str
-    seed: int
-    alike: Alike
-    negative_prompt: str = ""
 
 
 class Painter:
@@ -165,62 +148,6 @@ def call_s(painter: Painter, alike: Alike, size: int) -> float:
     began = time.perf_counter()
     painter.draw(asked, size, "pt")
     return time.perf_counter() - began
-
-
-Draw = Callable[[Sequence[Asked]], Awaitable[Sequence[Any]]]
-
-
-class _Waiting(NamedTuple):
-    asked: Asked
-    picture: "asyncio.Future[Any]"
-
-
-class Line:
-    """Requests before one pipeline, which draws up to `largest`; when idle before, it gathers for `gather_s`."""
-
-    def __init__(self, draw: Draw, largest: int, gather_s: float = 0.0) -> None:
-        self._draw = draw
-        self._largest = largest
-        self._gather_s = gather_s
-        self._waiting: list[_Waiting] = []
-        self._somebody = asyncio.Event()
-
-    async def picture(self, asked: Asked) -> Any:
-        """The picture, when it is its turn. Raises what drawing raises."""
-        waiting = _Waiting(asked, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        self._somebody.set()
-        return await waiting.picture
-
-    async def run(self) -> None:
-        while True:
-            if not self._somebody.is_set():
-                await self._somebody.wait()
-                await asyncio.sleep(self._gather_s)
-            batch = self._next_batch()
-            if batch:
-                await self._draw_all(batch)
-
-    def _next_batch(self) -> list[_Waiting]:
-        """Take the next batch out of the line; those that nobody waits for any more are left out."""
-        waiting = [one for one in self._waiting if not one.picture.done()]
-        alike = [one for one in waiting if one.asked.alike == waiting[0].asked.alike][: self._largest]
-        self._waiting = [one for one in waiting if one not in alike]
-        if not self._waiting:
-            self._somebody.clear()
-        return alike
-
-    async def _draw_all(self, batch: Sequence[_Waiting]) -> None:
-        try:
-            pictures = await self._draw([one.asked for one in batch])
-        except Exception as error:
-            for one in batch:
-                if not one.picture.done():
-                    one.picture.set_exception(error)
-            return
-        for one, picture in zip(batch, pictures, strict=True):
-            if not one.picture.done():
-                one.picture.set_result(picture)
 
 
 # As the VAE worker encodes: a higher level takes longer for hardly smaller files.

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from bench.redis_faults import MOST_LEVELS, Outcome, Scrapes, Sent, show
+from bench.redis_faults import MOST_LEVELS, Outcome, Sent, show
+from bench.scraped import Scrapes
 
 LINES = [{"event": "ended", "job_id": f"job-{number}"} for number in range(3)]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from bench.redis_faults import Scrapes, fires, metrics_of, rule_groups, samples
+from bench.scraped import Scrapes, fires, metrics_of, rule_groups, samples
 from tests.deploy.test_alerts import needs_promtool
 
 CRITICAL = {"severity": "critical"}

@@ -30,7 +30,7 @@ def gpu() -> None:
     except OSError:
         pytest.skip("no GPU: there is no CUDA driver (libcuda.so.1) on this machine")
     settings = json.dumps({"transports": [], "cuda_device": 0})
-    command = [sys.executable, "-m", "bench.latents", "free", settings]
+    command = [sys.executable, "-m", "bench.latents_sides", "free", settings]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     if found.returncode:
         pytest.skip(f"no GPU that can be used: {found.stderr.strip().splitlines()[-1]}")

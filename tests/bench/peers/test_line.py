@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from bench.peers.process import Alike, Asked, Line
+from bench.peers.line import Alike, Asked, Line
 
 
 def asked(seed: int, steps: int = 20) -> Asked:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from bench.peers.measuring import System, at_rest, cpu_s, until_quiet
+from bench.peers.systems import System, at_rest, cpu_s, until_quiet
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import io
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from services.scheduler.api.generate import MAX_REQUEST_BYTES, ImageGenerationSe
 from services.scheduler.api.operations import SERVICE
 from services.scheduler.api.validation import AdmissionLimits
 from services.scheduler.engine.events import Event
-from services.scheduler.leading.options import LeaderOptions
+from services.scheduler.leading.leader import LeaderOptions
 from services.scheduler.leading.pool import Pool
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds

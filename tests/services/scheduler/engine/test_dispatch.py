@@ -2,7 +2,6 @@
 
 import json
 
-from services.scheduler.engine.dispatch import dispatch
 from services.scheduler.engine.effects import Admit, FinishJob, SendUnetPlan, SendVaePlan
 from services.scheduler.engine.events import BudgetKnown, VaeAttached, WorkerLost
 from services.scheduler.engine.planning import dispatch

@@ -7,9 +7,9 @@ import pytest
 from services.scheduler.engine.events import JobArrived, JobDropped
 from services.scheduler.engine.foresight import Tails, first_come_ms
 from services.scheduler.engine.holdings import LATELY_MS
+from services.scheduler.engine.planning import domain_snapshot, pool_snapshot
 from services.scheduler.engine.tasks import Phase, Task
-from services.scheduler.engine.views import domain_snapshot, pool_snapshot
-from services.scheduler.policy.pace import Pace
+from services.scheduler.policy.policy_spec import Pace
 from services.scheduler.policy.snapshots import TurnClass
 from synerdiff.jobs import JobRecord
 from synerdiff.requests import Priority

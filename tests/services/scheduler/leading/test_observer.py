@@ -12,12 +12,11 @@ from services.scheduler.engine import events
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import TickLog
-from services.scheduler.leading.leader import Leader
+from services.scheduler.leading.leader import Leader, LeaderOptions
 from services.scheduler.leading.observer import Observer
-from services.scheduler.leading.options import LeaderOptions
 from services.scheduler.policy.controller import ThresholdController
-from services.scheduler.policy.pace import Pace
 from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.policy_spec import Pace
 from services.scheduler.policy.snapshots import DomainSnapshot
 from services.scheduler.store.queue import Lease
 from services.scheduler.telemetry.metrics import PoolMetrics

@@ -14,8 +14,7 @@ import psutil
 import pytest
 
 from services.scheduler.planner import cold_plans
-from services.scheduler.planner.cold_plans import ANSWERS, QUESTIONS, ColdPlans, Question, serve
-from services.scheduler.planner.plan_book import PlanBook, snapped
+from services.scheduler.planner.plan_book import ANSWERS, QUESTIONS, ColdPlans, PlanBook, Question, serve, snapped
 from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
 from services.scheduler.planner.planner import plan_round
 from synerdiff.profiles import dump
@@ -104,7 +103,7 @@ async def running(plans: Plans, *command: str) -> AsyncIterator[ColdPlans]:
 
 
 def solvers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "services.scheduler.planner.cold_plans" in p.cmdline()]
+    return [p for p in psutil.Process().children() if "services.scheduler.planner.plan_book" in p.cmdline()]
 
 
 async def test_plans_come_from_a_process_of_low_priority_that_can_die() -> None:
