@@ -30,10 +30,11 @@ from synerdiff.interceptors import Check, let_all_in
 from synerdiff.jobs import JobRecord, JobTimings
 from synerdiff.redis_client import connect
 from synerdiff.registry import WorkerKind, WorkerRecord, WorkerRegistry
-from synerdiff.rpc import ServiceHost
+from synerdiff.rpc import ServiceHost, create_server
 from synerdiff.settings import EXIT_BAD_SETTINGS
 from synerdiff.stopping import cancel_and_wait
-from synerdiff.v1 import operations_pb2
+from synerdiff.tls import ServerTls
+from synerdiff.v1 import operations_pb2, operations_pb2_grpc
 from tests.services.scheduler.redis_jobs import Step, a_picture, new_leader
 from tests.values import CARD, a_worker
 from tests.waiting import HANG_S, until

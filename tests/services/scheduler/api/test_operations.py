@@ -42,8 +42,8 @@ def test_a_worker_that_drains_is_shown_for_as_long_as_it_is_held() -> None:
     still_announced = worker_statuses([worker("unet"), worker("vae")], holdings)
     announced_no_more = worker_statuses([worker("unet")], holdings)
     for statuses in (still_announced, announced_no_more):
-        told = [(status.worker_id, status.kind, status.attached, status.draining) for status in statuses]
-        assert told == [("unet-0", "unet", True, False), ("vae-0", "vae", True, True)]
+        told = [(one.worker_id, one.kind, one.attached, one.draining, one.suspect) for one in statuses]
+        assert told == [("unet-0", "unet", True, False, True), ("vae-0", "vae", True, True, False)]
 
 
 @contextlib.asynccontextmanager

@@ -111,7 +111,8 @@ def test_a_worker_without_room_is_no_failure() -> None:
     assert not [effect for effect in world.store if isinstance(effect, FailJob)]
 
 
-def test_a_worker_that_is_not_announced_gets_nothing_new_until_it_is_again() -> None:
+@pytest.mark.parametrize("not_now", [{"takes_new": False}, {"takes_new": True, "suspect": True}])
+def test_a_worker_that_drains_or_is_suspect_gets_nothing_new_until_it_is_not(not_now: dict[str, bool]) -> None:
     world = World().begin(job("a", steps=3))
     for worker in ("u0", "v0"):
         world.on(WorkerAnnounced(worker, **not_now))

@@ -10,6 +10,7 @@ from services.scheduler.leading.store_writer import StoreWriter
 from services.scheduler.store import keys
 from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease
+from synerdiff.redis_client import TROUBLE_LOG
 from synerdiff.redis_process import RedisProcess
 from tests.services.scheduler.harness import Heard, background
 from tests.services.scheduler.redis_jobs import TIMINGS, a_picture, new_leader, running_job

@@ -200,7 +200,7 @@ async def test_a_worker_whose_device_hangs_gets_nothing_new_and_then_is_given_up
     with capture_logs() as lines:
         await and_back(Unet() if kind == "unet" else Vae(no_images), leader)
     first = [event for event in leader.events if isinstance(event, WorkerAnnounced | WorkerLost)][:2]
-    assert first == [WorkerAnnounced(f"{kind}-0", False), WorkerLost(f"{kind}-0")]
+    assert first == [WorkerAnnounced(f"{kind}-0", True, suspect=True), WorkerLost(f"{kind}-0")]
     assert [metric(name, **labels) for name, labels in names] == [count + 2 for count in before]
     said = [line for line in lines if line["event"].startswith("worker is given up")]
     assert ["tick 1" in said[0]["of"], "tick 2" in said[1]["of"]] == [True, True]

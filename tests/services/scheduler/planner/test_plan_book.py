@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from services.scheduler.planner import cold_plans
+from services.scheduler.planner import plan_book
 from services.scheduler.planner.plan_book import ANSWERS, QUESTIONS, ColdPlans, PlanBook, Question, serve, snapped
 from services.scheduler.planner.planned_round import PlannedRound, PlanQuery
 from services.scheduler.planner.planner import plan_round
@@ -126,7 +126,7 @@ async def test_plans_come_from_a_process_of_low_priority_that_can_die() -> None:
 async def test_a_process_that_always_dies_costs_a_query_two_tries(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cold_plans, "_RESTART_PAUSE_S", 0)
+    monkeypatch.setattr(plan_book, "_RESTART_PAUSE_S", 0)
     tally = tmp_path / "tally"
     plans = Plans()
     async with running(plans, *IN_A_SCRIPT, f"open({str(tally)!r}, 'a').write('x')") as cold:
@@ -140,15 +140,15 @@ async def test_a_process_that_always_dies_costs_a_query_two_tries(
 
 
 async def test_a_process_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cold_plans, "_RESTART_PAUSE_S", 0)
-    monkeypatch.setattr(cold_plans, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(plan_book, "_RESTART_PAUSE_S", 0)
+    monkeypatch.setattr(plan_book, "TIMEOUT_S", 0.1)
     async with running(Plans(), *IN_A_SCRIPT, "import time; time.sleep(60)") as cold:
         cold.submit(PAPER, [PlanQuery(1, 1)])
         await until(lambda: bool(cold._unsolvable))
 
 
 async def test_the_newest_question_goes_first_and_the_oldest_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cold_plans, "MOST_WAITING", 2)
+    monkeypatch.setattr(plan_book, "MOST_WAITING", 2)
     plans = Plans()
     cold = ColdPlans(plans.add)
     cold.submit(PAPER, [PlanQuery(unet, 0) for unet in (1, 2, 3)])

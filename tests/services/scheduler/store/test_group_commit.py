@@ -19,17 +19,16 @@ from tests.waiting import HANG_S, until
 
 
 class Writes:
-    """Remembers the groups, and answers one once it is told to; `replies` are those other than a repeated argument."""
+    """Remembers the groups, and answers one, each with its argument, once it is told to."""
 
-    def __init__(self, **replies: Any) -> None:
+    def __init__(self) -> None:
         self.groups: list[list[Any]] = []
         self.go_on = asyncio.Event()
-        self._replies = replies
 
     async def __call__(self, group: Sequence[Sequence[Argument]], patience_s: float) -> list[Any]:
         self.groups.append([first for first, *_ in group])
         await self.go_on.wait()
-        return [self._replies.get(str(first), first) for first, *_ in group]
+        return [first for first, *_ in group]
 
 
 async def under_way(writes: Writes, commit: GroupCommit, *names: str) -> "list[asyncio.Task[Any]]":
@@ -49,15 +48,6 @@ async def test_what_comes_meanwhile_goes_together_and_in_order() -> None:
     assert await asyncio.gather(*calls) == [*"abcd"]
     assert writes.groups == [["a"], ["b", "c"], ["d"]]
     assert await commit.run("e") == "e", "and it goes on once it was idle"
-
-
-async def test_a_refusal_is_of_one_alone() -> None:
-    writes = Writes(b=ValueError("b"))
-    calls = await under_way(writes, GroupCommit(writes, patience_s=HANG_S), *"abc")
-    writes.go_on.set()
-    answers = await asyncio.gather(*calls, return_exceptions=True)
-    assert [answers[0], answers[2]] == ["a", "c"]
-    assert isinstance(answers[1], ValueError)
 
 
 async def test_a_caller_that_leaves_writes_nothing_unless_its_write_is_under_way() -> None:
