@@ -10,8 +10,8 @@ from prometheus_client import REGISTRY
 from services.scheduler.api.operations import planning_statuses, set_planning_gauges, worker_statuses
 from services.scheduler.engine import events
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Phase, PlannedPart, Task, UnetLaneState, VaeLaneState
-from services.scheduler.engine.ticks import TickLog
+from services.scheduler.engine.tasks import Phase, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.ticks import PlannedPart, TickLog
 from services.scheduler.leading.leader import Leader, LeaderOptions
 from services.scheduler.leading.observer import Observer
 from services.scheduler.policy.controller import ThresholdController

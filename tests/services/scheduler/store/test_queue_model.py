@@ -32,7 +32,7 @@ pools = st.sampled_from(POOLS)
 job_numbers = st.integers(0, 30)
 
 
-def of_a_job(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
+def of_a_job(**strategies: Any) -> Callable[[Callable[..., None]], Any]:
     """A rule about a job, once there is one."""
     return lambda method: precondition(lambda self: self.jobs)(rule(number=job_numbers, **strategies)(method))
 
