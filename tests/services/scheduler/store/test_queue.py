@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from services.scheduler.store import keys
 from services.scheduler.store.queue import JobStore, JobStoreSettings, QueueDepth
-from services.scheduler.store.scripts import Lease
+from services.scheduler.store.scripts import Lease, TransitionRefused
 from synerdiff.errors import QueueFull, Unavailable
 from synerdiff.jobs import JobState
 from synerdiff.redis_process import RedisProcess
@@ -251,3 +251,52 @@ async def test_on_a_redis_that_would_drop_what_it_is_given_a_scheduler_ends_with
     await own_client.config_set("maxmemory-policy", "allkeys-lru")
     said = await the_line_it_ends_with("--redis-url", own_redis.url)
     assert b"maxmemory-policy is allkeys-lru" in said
+
+
+async def test_ended_jobs_are_passed_over_without_costing_room(store: JobStore, lease: Lease, redis: Redis) -> None:
+    jobs = [await accept(store) for _ in range(5)]
+    for job_id in jobs[:3]:
+        await store.cancel(job_id, "not any more")
+    assert [record.job_id for record in await store.read_new(lease, ["emoji"], 2)] == jobs[3:]
+    assert (await redis.xpending(keys.queue("emoji", Priority.NORMAL), keys.GROUP))["pending"] == 2
+
+
+async def test_finishing_without_every_image_is_refused(store: JobStore, lease: Lease) -> None:
+    job_id = await running_job(store, lease, num_images=2)
+    await store.store_image(lease, job_id, a_picture(), 1, 8)
+    with pytest.raises(TransitionRefused, match="before all its images"):
+        await store.finish(lease, job_id, TIMINGS)
+    await store.store_image(lease, job_id, a_picture(), 0, 7)
+    assert await store.finish(lease, job_id, TIMINGS)
+
+
+async def test_a_job_that_waits_has_no_images_and_no_pool_touches_it_before_it_has_read_it(
+    store: JobStore, redis: Redis
+) -> None:
+    mine, theirs = await new_leader(redis, "mine"), await new_leader(redis, "theirs")
+    job_id = await accept(store)
+    assert not await store.start(theirs, job_id), "nobody has read it"
+    await store.read_new(mine, ["emoji"], 1)
+    with pytest.raises(TransitionRefused, match="QUEUED"):
+        await store.store_image(mine, job_id, a_picture(), 0, 7)
+    assert not await store.start(theirs, job_id)
+    assert not await store.fail(theirs, job_id, 13, "no")
+
+
+async def test_trimming_keeps_the_lag_known(store: JobStore, lease: Lease, redis: Redis) -> None:
+    stream = keys.queue("emoji", Priority.NORMAL)
+    jobs = [await accept(store) for _ in range(5)]
+    await store.read_new(lease, ["emoji"], 3)
+    await store.fail(lease, jobs[0], 13, "no")
+    await store.cancel(jobs[2], "no")
+    await store.cancel(jobs[4], "undelivered")
+    assert await store.trim() == 1, "all before the second, which is pending"
+    (group,) = await redis.xinfo_groups(stream)
+    assert (group["pending"], group["lag"]) == (1, 1), "what was cancelled unread waits no more"
+    await store.fail(lease, jobs[1], 13, "no")
+    await store.read_new(lease, ["emoji"], 9)
+    await store.fail(lease, jobs[3], 13, "no")
+    await store.trim()
+    (group,) = await redis.xinfo_groups(stream)
+    assert (group["pending"], group["lag"]) == (0, 0)
+    assert await redis.xlen(stream) == 1

@@ -32,11 +32,6 @@ pools = st.sampled_from(POOLS)
 job_numbers = st.integers(0, 30)
 
 
-def of_a_job(**strategies: Any) -> Callable[[Callable[..., None]], Any]:
-    """A rule about a job, once there is one."""
-    return lambda method: precondition(lambda self: self.jobs)(rule(number=job_numbers, **strategies)(method))
-
-
 class QueueMachine(QueueModel):
     def teardown(self) -> None:
         for job in self.jobs:
@@ -75,7 +70,8 @@ class QueueMachine(QueueModel):
             Job(accepted.job_id, request_id, model, priority, timeout_ms, abandonable, record.accepted_at_ms)
         )
 
-    @of_a_job(other_body=st.booleans())
+    @precondition(lambda self: self.jobs)
+    @rule(number=job_numbers, other_body=st.booleans())
     def accept_again(self, number: int, other_body: bool) -> None:
         of_number = self.job(number)
         job = next(job for job in reversed(self.jobs) if job.request_id == of_number.request_id)
@@ -88,7 +84,8 @@ class QueueMachine(QueueModel):
         else:
             assert self.run(self.store.accept(request, DIGEST, job.abandonable)) == Acceptance(job.job_id)
 
-    @of_a_job()
+    @precondition(lambda self: self.jobs)
+    @rule(number=job_numbers)
     def cancel(self, number: int) -> None:
         job = self.job(number)
         if not job.ended:
@@ -170,21 +167,24 @@ class QueueMachine(QueueModel):
         assert self.run(call())
         return not job.ended
 
-    @of_a_job(pool=pools)
+    @precondition(lambda self: self.jobs)
+    @rule(number=job_numbers, pool=pools)
     def start(self, number: int, pool: str) -> None:
         job, lease = self.job(number), self.leases[pool]
         changed = self.change(job, pool, lambda: self.store.start(lease, job.job_id), refused=False, then=None)
         if changed and job.state is JobState.QUEUED:
             job.state = JobState.RUNNING
 
-    @of_a_job(pool=pools)
+    @precondition(lambda self: self.jobs)
+    @rule(number=job_numbers, pool=pools)
     def decoding(self, number: int, pool: str) -> None:
         job, lease = self.job(number), self.leases[pool]
         refused = job.state is JobState.QUEUED
         if self.change(job, pool, lambda: self.store.decoding(lease, job.job_id), refused, then=None):
             job.state = JobState.DECODING
 
-    @of_a_job(pool=pools, index=st.integers(0, NUM_IMAGES - 1))
+    @precondition(lambda self: self.jobs)
+    @rule(number=job_numbers, pool=pools, index=st.integers(0, NUM_IMAGES - 1))
     def store_image(self, number: int, pool: str, index: int) -> None:
         job, lease = self.job(number), self.leases[pool]
         refused = job.state is JobState.QUEUED
@@ -192,12 +192,14 @@ class QueueMachine(QueueModel):
         if self.change(job, pool, call, refused, then=None):
             job.images.add(index)
 
-    @of_a_job(pool=pools)
+    @precondition(lambda self: self.jobs)
+    @rule(number=job_numbers, pool=pools)
     def progress(self, number: int, pool: str) -> None:
         job = self.job(number)
         self.run(self.store.append_progress(self.leases[pool], [Step(job.job_id, 0, 1), Step("unknown", 0, 1)]))
 
-    @of_a_job(pool=pools)
+    @precondition(lambda self: self.jobs)
+    @rule(number=job_numbers, pool=pools)
     def finish(self, number: int, pool: str) -> None:
         job, lease = self.job(number), self.leases[pool]
         refused = len(job.images) < NUM_IMAGES
@@ -205,7 +207,8 @@ class QueueMachine(QueueModel):
         if self.change(job, pool, call, refused, then=JobState.FINISHED):
             job.state = JobState.FINISHED
 
-    @of_a_job(pool=pools)
+    @precondition(lambda self: self.jobs)
+    @rule(number=job_numbers, pool=pools)
     def fail(self, number: int, pool: str) -> None:
         job, lease = self.job(number), self.leases[pool]
         call = lambda: self.store.fail(lease, job.job_id, 13, "broken")  # noqa: E731
@@ -226,7 +229,8 @@ class QueueMachine(QueueModel):
 
     # ---- what happens by itself
 
-    @of_a_job()
+    @precondition(lambda self: self.jobs)
+    @rule(number=job_numbers)
     def deadlines_pass(self, number: int) -> None:
         now_ms = self.job(number).accepted_at_ms + SHORT_MS
         late = [job for job in self.jobs if not job.ended and job.accepted_at_ms + job.timeout_ms <= now_ms]
