@@ -6,12 +6,15 @@ With the bundled model, or the one in SYNERDIFF_GPU_TEST_MODEL (a directory in d
 import itertools
 import os
 import queue
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.preparation import TaskPreparer
@@ -53,8 +56,6 @@ def specs(side: Any, count: int = TASKS) -> list[Any]:
 
 def denoised(device: Device, dtype: Any, count: int = TASKS) -> Any:
     """Finished latents [count, C, h, w] of tasks stepped in one batch, on the CPU in fp32; one wait, at the end."""
-    import torch
-
     side = load_unet_side(MODEL, dtype, device=device)
     unet = CompiledUnet(side)
     denoiser = Denoiser(side, unet)
@@ -70,15 +71,17 @@ def denoised(device: Device, dtype: Any, count: int = TASKS) -> Any:
     return torch.stack([device.download(task.sample).float() for task in tasks])
 
 
+def stored(latents: Any, dtype: Any) -> list[Latents]:
+    """Latents as a UNet worker leaves them."""
+    files = (bytearray(one.to(dtype).contiguous().view(-1).numpy().tobytes()) for one in latents)
+    return [Latents(memoryview(file), dtype_name(dtype)) for file in files]
+
+
 def decoded(device: Device, dtype: Any, latents: Any) -> list[Any]:
     """Pictures [H, W, 3] of latents, in one batch."""
     side = load_vae_side(MODEL, dtype, safety_checker=False, device=device)
     height, width = (size * side.scale_factor for size in latents.shape[-2:])
-    stored = [
-        Latents(memoryview(bytearray(one.to(dtype).contiguous().view(-1).numpy().tobytes())), dtype_name(dtype))
-        for one in latents
-    ]
-    outcomes = BatchDecoder(side).decode(stored, width, height)
+    outcomes = BatchDecoder(side).decode(stored(latents, dtype), width, height)
     return [outcome.pixels for outcome in outcomes if isinstance(outcome, Picture)]
 
 
@@ -88,8 +91,6 @@ def psnr_db(picture: Any, reference: Any) -> float:
 
 
 def test_a_graph_computes_what_the_calls_it_was_captured_from_compute(device: Device) -> None:
-    import torch
-
     eager = open_device("cuda", DeviceOptions(cuda_graphs=False))
     by_graph, by_calls = denoised(device, torch.float16), denoised(eager, torch.float16)
     off = (by_graph - by_calls).abs().max().item() / by_calls.abs().max().item()
@@ -220,8 +221,6 @@ def test_prompts_encoded_together_are_those_encoded_alone(device: Device, cuda: 
 
 
 def test_float16_pictures_are_those_of_the_cpu(device: Device) -> None:
-    import torch
-
     reference = decoded(open_device("cpu"), torch.float32, denoised(open_device("cpu"), torch.float32, 2))
     pictures = decoded(device, torch.float16, denoised(device, torch.float16, 2))
     found = [psnr_db(picture, other) for picture, other in zip(pictures, reference, strict=True)]
@@ -230,14 +229,12 @@ def test_float16_pictures_are_those_of_the_cpu(device: Device) -> None:
 
 
 def test_decoding_in_bands_is_decoding(device: Device) -> None:
-    import torch
-
     side = load_vae_side(MODEL, torch.float16, safety_checker=False, device=device)
     latents = torch.randn(2, *side.latent_shape(256, 256), generator=torch.Generator().manual_seed(0))
-    stored = [Latents(memoryview(bytearray(one.half().numpy().tobytes())), "float16") for one in latents]
+    halves = stored(latents, torch.float16)
     decoder = BatchDecoder(side)
-    whole = decoder.decode(stored, 256, 256)
-    progress = decoder.begin(stored, 256, 256, bands=4)
+    whole = decoder.decode(halves, 256, 256)
+    progress = decoder.begin(halves, 256, 256, bands=4)
     while not progress.advance(1.0):
         pass
     for one, other in zip(progress.outcomes(), whole, strict=True):
@@ -258,18 +255,18 @@ def test_a_batch_that_does_not_fit_is_decoded_in_halves(device: Device, cuda: An
     """A cap on the allocator stands for a small GPU: it is set below what the batch took at its highest."""
     side = load_vae_side(MODEL, cuda.float16, safety_checker=False, device=device)
     latents = cuda.randn(8, *side.latent_shape(512, 512))
-    stored = [Latents(memoryview(bytearray(one.half().numpy().tobytes())), "float16") for one in latents]
+    halves = stored(latents, torch.float16)
     decoder = BatchDecoder(side)
-    decoder.decode(stored[:1], 512, 512)
+    decoder.decode(halves[:1], 512, 512)
     rest = cuda.cuda.memory_allocated()
     device.restart_peak()
-    decoder.decode(stored, 512, 512)
+    decoder.decode(halves, 512, 512)
     needed = device.peak_bytes()
     device.free_caches()
     total = cuda.cuda.get_device_properties(device.torch_device).total_memory
     cuda.cuda.set_per_process_memory_fraction((rest + (needed - rest) * 0.6) / total)
     try:
-        progress = decoder.begin(stored, 512, 512, bands=1)
+        progress = decoder.begin(halves, 512, 512, bands=1)
         assert progress.advance(1.0)
         assert all(isinstance(outcome, Picture) for outcome in progress.outcomes())
         assert 0 < progress.take_halved() <= 8
@@ -278,8 +275,6 @@ def test_a_batch_that_does_not_fit_is_decoded_in_halves(device: Device, cuda: An
 
 
 def test_the_memory_of_a_full_batch_is_counted_and_grows_with_it(device: Device) -> None:
-    import torch
-
     side = load_unet_side(MODEL, torch.float16, device=open_device("cuda", DeviceOptions(cuda_graphs=False)))
     held = []
     for count in (1, 8, 16):
@@ -295,9 +290,6 @@ def test_the_memory_of_a_full_batch_is_counted_and_grows_with_it(device: Device)
 
 def test_a_poisoned_context_is_recognised(device: Device) -> None:
     """In a process of its own, since nothing else runs in one whose context is poisoned."""
-    import subprocess
-    import sys
-
     script = (
         "import torch\n"
         "from synerdiff.models.device import Fault, fault_of\n"
@@ -316,8 +308,6 @@ def test_a_poisoned_context_is_recognised(device: Device) -> None:
 
 
 def test_zeros_tell_a_living_device_from_a_dead_one(device: Device) -> None:
-    import torch
-
     denoiser = Denoiser(load_unet_side(MODEL, torch.float16, device=device))
     try:
         denoiser.check_device()

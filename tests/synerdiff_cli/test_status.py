@@ -1,4 +1,4 @@
-"""The live status: what it shows, in how many columns, and what it does while nobody answers."""
+"""The live status of `synerdiff status --watch`: what it shows, in how many columns, and while nobody answers."""
 
 import asyncio
 import io
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from synerdiff.errors import Unavailable
 from synerdiff.v1.operations_pb2 import GetStatusResponse, PlanningStatus, QueueStatus, WorkerStatus
-from synerdiff_cli.status_watch import frame, watch
+from synerdiff_cli.status import frame, watch
 
 GPU = "GPU-8c1a0e5b-6f0d-4f2e-9a51-0f4c2d9e7b13"
 UNET = WorkerStatus(
