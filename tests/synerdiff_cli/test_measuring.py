@@ -1,12 +1,16 @@
-"""Splits of a device: what `--shares` takes, and what it makes of workers. GPUs are a stand-in for the MPS daemon."""
+"""What `synerdiff profile` measures: splits of a device, which `--shares` names, and the process of fidelity.
 
-from collections.abc import Iterator
+GPUs are a stand-in for the MPS daemon; the process of fidelity is canned: what it says on the way, finds, and fails of.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from synerdiff import mps
+from synerdiff.skip_cfg import SkipCfgBudget
 from synerdiff_cli import measuring
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource, OptionError, plan_deployment
 from synerdiff_cli.measuring import (
@@ -22,6 +26,17 @@ from synerdiff_cli.measuring import (
 from tests.mps_daemon import fake_daemon
 from tests.services.scheduler.measured_profiles import profile
 from tests.values import CARD
+
+CANNED = """
+import json, pathlib, sys
+assert sys.argv[1::2] == ["--model", "--out", "--floor-db", "--dtype"], sys.argv
+print("loading")
+for done in (1, 2):
+    print(json.dumps({"done": done, "total": 2, "eta_s": 2 - done}), flush=True)
+pathlib.Path(sys.argv[4]).write_text(json.dumps({"budget": BUDGET}))
+"""
+
+Can = Callable[[str], None]
 
 
 def options(tmp_path: Path) -> LocalOptions:
@@ -116,3 +131,35 @@ def test_the_best_split_makes_the_most_pictures(tmp_path: Path) -> None:
     ]
     assert with_note(found).notes[-1].startswith("shares 60:40 made the most pictures per second at best (60:40: ")
     assert with_note(found[:1]) is fast
+
+
+@pytest.fixture
+def canned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Can:
+    """Says what the process's code is."""
+    monkeypatch.setattr(measuring, "MODULE", "canned_fidelity")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(code: str) -> None:
+        (tmp_path / "canned_fidelity.py").write_text(code)
+
+    return write
+
+
+async def test_progress_is_passed_on_and_the_budget_read(canned: Can) -> None:
+    budget = {"predictor": "reuse", "share": 0.5, "longest_run": 1, "measured_db": 41.5}
+    canned(CANNED.replace("BUDGET", repr(budget)))
+    told: list[tuple[int, int, float]] = []
+    found = await measuring.measured_budget(Path("m"), "float32", lambda *progress: told.append(progress))
+    assert found == SkipCfgBudget("reuse", 0.5, 1, measured_db=41.5)
+    assert told == [(1, 2, 1), (2, 2, 0)]
+
+
+async def test_no_budget_is_an_answer(canned: Can) -> None:
+    canned(CANNED.replace("BUDGET", "None"))
+    assert await measuring.measured_budget(Path("m"), "float32", lambda *progress: None) is None
+
+
+async def test_a_failure_is_told_with_its_last_words(canned: Can) -> None:
+    canned("import sys\nsys.exit('there is no such model')")
+    with pytest.raises(measuring.MeasuringFailed, match="exit status 1\nthere is no such model"):
+        await measuring.measured_budget(Path("m"), "float32", lambda *progress: None)
