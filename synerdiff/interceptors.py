@@ -89,10 +89,7 @@ def let_all_in(context: Any, method: str) -> None:
 
 
 class ErrorInterceptor(WrappingInterceptor):
-    """Wraps every method of a server. Cancellation passes through untouched.
-
-    `check` comes before a call's first message is read.
-    """
+    """Wraps every method of a server; cancellation passes through. `check` comes before a call's first message."""
 
     def __init__(self, check: Check = let_all_in) -> None:
         super().__init__()

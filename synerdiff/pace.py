@@ -51,9 +51,8 @@ class PaceUnusable(Exception):
 class SharedPace:
     """One side of one pair's progress. One thread at a time.
 
-    Raises:
-        ValueError: a name that could lead out of the directory.
-        PaceUnusable: the file cannot be made, or what is there is not this user's plain file.
+    Raises ValueError for a name that could lead out of the directory, and PaceUnusable where the file cannot be made or
+    is not this user's plain file.
     """
 
     def __init__(self, name: str, side: PaceSide, directory: Path = SHARED_MEMORY_DIRECTORY) -> None:

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import structlog
@@ -92,3 +94,18 @@ def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model of each family: not to be changed."""
+    from tests.tiny_models import FamilyName, tiny_model  # torch is not for every test
+
+    root = tmp_path_factory.mktemp("tiny_models")
+    return {family: tiny_model(family, root / family) for family in get_args(FamilyName)}
+
+
+@pytest.fixture
+def copy_of(tiny_models: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Makes copies of them to spoil."""
+    return lambda family: Path(shutil.copytree(tiny_models[family], tmp_path / family))

@@ -102,7 +102,7 @@ class Arena:
         elements, or on a device that the arena is not on; DriverError where the device failed.
         """
         view = self._view(data)
-        size = view.size_bytes if isinstance(view, DeviceSpan) else len(view)
+        size = len(view)
         if not 0 < size <= self.slot_bytes or size % ELEMENT_BYTES[self.dtype]:
             raise ValueError(f"latents of {size} bytes: a slot takes 1 to {self.slot_bytes}, of whole {self.dtype}")
         with self._lock:
@@ -111,7 +111,11 @@ class Arena:
                 raise StaleSlot(f"slot {ref.index} has moved on from epoch {ref.epoch}")
             if slot.state is SlotState.WRITTEN:
                 raise ValueError(f"slot {ref.index} of epoch {ref.epoch} was written before")
-            self._store(ref, view)
+            if isinstance(view, DeviceSpan):
+                assert isinstance(self._memory, DeviceMemory)
+                self._memory.store(ref.index, ref.epoch, view)
+            else:
+                self._memory.store(ref.index, ref.epoch, view)
             slot.state = SlotState.WRITTEN
 
     def read(self, ref: SlotRef) -> bytes | None:
@@ -155,13 +159,6 @@ class Arena:
             raise ValueError("latents on a device, for an arena in host memory")
         return device_span(data)
 
-    def _store(self, ref: SlotRef, view: memoryview | DeviceSpan) -> None:
-        if isinstance(view, memoryview):
-            self._memory.store(ref.index, ref.epoch, view)
-        else:
-            assert isinstance(self._memory, DeviceMemory)
-            self._memory.store_span(ref.index, ref.epoch, view)
-
     def _current(self, ref: SlotRef) -> _Slot | None:
         if ref.arena_id != self.arena_id or not 0 <= ref.index < len(self._slots):
             return None
@@ -180,10 +177,7 @@ def create_arena(
 
     A warning names each missing one with the reason; bytes inside gRPC messages always work. Memory on a GPU comes
     with a copy in shared memory, unless `choice` leaves `shm` out. `dtype_name` is "float32", "bfloat16" or "float16".
-    Files that dead workers left in `directory` are swept first.
-
-    Raises:
-        ValueError: a size below 1 or an unknown dtype.
+    Files that dead workers left in `directory` are swept first. Raises ValueError: a size below 1, an unknown dtype.
     """
     if slots < 1 or slot_bytes < 1:
         raise ValueError(f"slots={slots}, slot_bytes={slot_bytes}: both must be at least 1")

@@ -47,8 +47,7 @@ class CudaDevice:
     Every copy has reached its destination when the call returns. The stream is one that work on the default stream
     does not hold up. The context is never released: the process computes in it for as long as it lives.
 
-    Raises:
-        CudaUnavailable: see the class.
+    Raises CudaUnavailable.
     """
 
     def __init__(self, ordinal: int) -> None:

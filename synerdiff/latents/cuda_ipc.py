@@ -86,19 +86,18 @@ class CudaArenaMemory:
             raise TransportUnusable(f"device memory cannot be exported: {error}") from error
         self._closed = False
 
-    def store(self, index: int, epoch: int, data: memoryview) -> None:
-        """See ArenaMemory."""
-        self._device.copy_in(self._base + self._layout.data(index), data)
-        self._publish(index, cuda_layout.Entry(epoch, len(data), self._pattern))
-
-    def store_span(self, index: int, epoch: int, span: DeviceSpan) -> None:
+    def store(self, index: int, epoch: int, data: memoryview | DeviceSpan) -> None:
         """See DeviceMemory."""
-        self._device.copy([(self._base + self._layout.data(index), span.pointer, span.size_bytes)])
-        self._publish(index, cuda_layout.Entry(epoch, span.size_bytes, self._pattern))
+        place = self._base + self._layout.data(index)
+        if isinstance(data, DeviceSpan):
+            self._device.copy([(place, data.pointer, len(data))])
+        else:
+            self._device.copy_in(place, data)
+        self._publish(index, cuda_layout.Entry(epoch, len(data), self._pattern))
 
     def fetch(self, span: DeviceSpan) -> memoryview:
         """See DeviceMemory."""
-        return memoryview(self._device.copy_out(span.pointer, span.size_bytes))
+        return memoryview(self._device.copy_out(span.pointer, len(span)))
 
     def withdraw(self, index: int) -> None:
         """See ArenaMemory."""
@@ -152,7 +151,7 @@ class CudaIpcReader:
     def __init__(self, offer: TransportOffer, arena: ArenaDescription, device_ordinal: int) -> None:
         self._offer = offer
         self._arena = arena
-        self._layout = cuda_layout.layout_of(arena)
+        self._layout = cuda_layout.CudaLayout(arena.slots, arena.slot_bytes)
         self._device_ordinal = device_ordinal
         self._thread = DeviceThread("cuda-ipc")
         self._mapping: int | None = None
@@ -201,7 +200,7 @@ class CudaIpcReader:
         self._device = device
         self._clones = ClonePool(device, self._arena.slot_bytes)
         self._mapping = device.open_exported(self._offer.cuda_handle)
-        header = cuda_layout.expected_header(self._arena, self._offer)
+        header = self._layout.header(self._offer.epoch, self._offer.pattern)
         if device.copy_out(self._mapping, len(header)) != header:
             raise TransportUnusable("the memory opened does not hold the pattern offered")
         self.opened = True

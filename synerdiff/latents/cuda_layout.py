@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass
 
-from synerdiff.latents.description import ArenaDescription, TransportOffer
+from synerdiff.latents.description import round_up
 
 PATTERN_BYTES = 16
 HEADER_BYTES = 64
@@ -44,7 +44,7 @@ class CudaLayout:
     @property
     def total_bytes(self) -> int:
         """Bytes to allocate."""
-        return _round_up(self.data(self.slots), _ALLOCATION_BYTES)
+        return round_up(self.data(self.slots), _ALLOCATION_BYTES)
 
     def entry(self, index: int) -> int:
         """Where the table's entry of a slot lies."""
@@ -52,7 +52,7 @@ class CudaLayout:
 
     def data(self, index: int) -> int:
         """Where a slot's bytes lie."""
-        return _round_up(self.entry(self.slots), _PAGE_BYTES) + index * _round_up(self.slot_bytes, _SLOT_ALIGNMENT)
+        return round_up(self.entry(self.slots), _PAGE_BYTES) + index * round_up(self.slot_bytes, _SLOT_ALIGNMENT)
 
     def header(self, epoch: int, pattern: bytes) -> bytes:
         """The bytes at the start."""
@@ -65,17 +65,3 @@ class CudaLayout:
     def entries_bytes(self, count: int) -> int:
         """How long a piece of the table with `count` entries is."""
         return count * _ENTRY_BYTES
-
-
-def layout_of(arena: ArenaDescription) -> CudaLayout:
-    """The layout that an arena's owner has used."""
-    return CudaLayout(arena.slots, arena.slot_bytes)
-
-
-def expected_header(arena: ArenaDescription, offer: TransportOffer) -> bytes:
-    """The header that the memory of an offer must have."""
-    return layout_of(arena).header(offer.epoch, offer.pattern)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

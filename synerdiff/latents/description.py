@@ -36,5 +36,10 @@ class ArenaDescription:
     offers: tuple[TransportOffer, ...]
 
 
+def round_up(value: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-value // multiple) * multiple
+
+
 class TransportUnusable(Exception):
     """An offered transport does not lead to the arena; the message says why."""

@@ -40,6 +40,9 @@ class DeviceSpan:
     pointer: int
     size_bytes: int
 
+    def __len__(self) -> int:
+        return self.size_bytes
+
 
 def device_span(array: DeviceArray) -> DeviceSpan:
     """Where an array lies. Raises ValueError unless it is contiguous and of one dimension of unsigned bytes."""
@@ -53,8 +56,8 @@ def device_span(array: DeviceArray) -> DeviceSpan:
 class DeviceMemory(ArenaMemory, Protocol):
     """Memory on a GPU, which also takes data already on it."""
 
-    def store_span(self, index: int, epoch: int, span: DeviceSpan) -> None:
-        """As `store`, for finished bytes on the same device: their stream is synchronised."""
+    def store(self, index: int, epoch: int, data: memoryview | DeviceSpan) -> None:
+        """As ArenaMemory's; also finished bytes on the same device: their stream is synchronised."""
 
     def fetch(self, span: DeviceSpan) -> memoryview:
         """A copy of bytes on the device."""
@@ -95,15 +98,10 @@ class MirroredMemory:
         self._device = device
         self._host = host
 
-    def store(self, index: int, epoch: int, data: memoryview) -> None:
-        """See ArenaMemory."""
-        self._host.store(index, epoch, data)
-        self._device.store(index, epoch, data)
-
-    def store_span(self, index: int, epoch: int, span: DeviceSpan) -> None:
+    def store(self, index: int, epoch: int, data: memoryview | DeviceSpan) -> None:
         """See DeviceMemory."""
-        self._host.store(index, epoch, self.fetch(span))
-        self._device.store_span(index, epoch, span)
+        self._host.store(index, epoch, self.fetch(data) if isinstance(data, DeviceSpan) else data)
+        self._device.store(index, epoch, data)
 
     def fetch(self, span: DeviceSpan) -> memoryview:
         """See DeviceMemory."""

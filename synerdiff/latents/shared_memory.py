@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from synerdiff.host import SHARED_MEMORY_DIRECTORY, boot_id, sweep
-from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable
+from synerdiff.latents.description import ArenaDescription, TransportOffer, TransportUnusable, round_up
 from synerdiff.plans import SlotRef
 
 TRANSPORT = "shm"
@@ -44,8 +44,8 @@ class _Layout:
     def __init__(self, slots: int, slot_bytes: int) -> None:
         self.slots = slots
         self.slot_bytes = slot_bytes
-        self._stride = _round_up(slot_bytes, 64)
-        self._data_offset = _round_up(_TABLE_OFFSET + slots * _SLOT_WORDS * _WORD, mmap.PAGESIZE)
+        self._stride = round_up(slot_bytes, 64)
+        self._data_offset = round_up(_TABLE_OFFSET + slots * _SLOT_WORDS * _WORD, mmap.PAGESIZE)
         self.file_bytes = self._data_offset + slots * self._stride
 
     def word(self, index: int, field: int) -> int:
@@ -56,10 +56,6 @@ class _Layout:
         """The bytes of a slot."""
         start = self._data_offset + index * self._stride
         return slice(start, start + length)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 class _Mapping:

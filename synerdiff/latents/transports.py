@@ -1,8 +1,8 @@
 """The choice of a way to an arena: each offer in turn, proved before it is trusted, and inline when none holds."""
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from synerdiff.latents import cuda_ipc, shared_memory
 from synerdiff.latents.cuda_driver import CudaClone
@@ -22,7 +22,7 @@ class TransportChoice:
 
 
 HOST_TRANSPORTS = TransportChoice((cuda_ipc.TRANSPORT, shared_memory.TRANSPORT), cuda_device=None)
-"""What a process without a GPU may use."""
+"""What a process without a GPU may use: all that there are."""
 
 
 class LatentsReader(Protocol):
@@ -83,21 +83,6 @@ class _UntilOpened:
             self._awaited.close()
 
 
-_Opener = Callable[[TransportOffer, ArenaDescription, TransportChoice], Coroutine[Any, Any, LatentsReader]]
-
-
-async def _open_cuda_ipc(offer: TransportOffer, arena: ArenaDescription, choice: TransportChoice) -> LatentsReader:
-    return await cuda_ipc.CudaIpcReader.open(offer, arena, choice.cuda_device)
-
-
-async def _open_shared_memory(offer: TransportOffer, arena: ArenaDescription, choice: TransportChoice) -> LatentsReader:
-    return shared_memory.SharedMemoryReader(offer, arena)
-
-
-# Each proves the offer or raises TransportUnusable.
-_OPENERS: dict[str, _Opener] = {cuda_ipc.TRANSPORT: _open_cuda_ipc, shared_memory.TRANSPORT: _open_shared_memory}
-
-
 async def open_arena(
     arena: ArenaDescription, fetch_inline: FetchInline, choice: TransportChoice, failed: Mapping[str, str] | None = None
 ) -> LatentsReader:
@@ -107,7 +92,10 @@ async def open_arena(
     awaited: cuda_ipc.CudaIpcReader | None = None
     for offer in _in_order(arena.offers, choice, reasons):
         try:
-            reader = await _OPENERS[offer.transport](offer, arena, choice)
+            if offer.transport == cuda_ipc.TRANSPORT:
+                reader = await cuda_ipc.CudaIpcReader.open(offer, arena, choice.cuda_device)
+            else:
+                reader = shared_memory.SharedMemoryReader(offer, arena)
             break
         except TransportUnusable as error:
             reasons[offer.transport] = str(error)
@@ -123,7 +111,7 @@ def _in_order(
 ) -> list[TransportOffer]:
     """The offers to try, best first; of the others, the reasons are noted."""
     for offer in offers:
-        if offer.transport not in _OPENERS:
+        if offer.transport not in HOST_TRANSPORTS.names:
             reasons.setdefault(offer.transport, "not known to this version")
         elif offer.transport not in choice.names:
             reasons.setdefault(offer.transport, "not among this process's latents_transports")

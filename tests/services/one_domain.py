@@ -31,13 +31,11 @@ from services.unet_worker.worker import UnetWorker
 from services.vae_worker.worker import VaeWorker
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
-from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.plans import TaskFailed, TaskReady, UnetTickDone, VaeTickDone
-from synerdiff.rpc import ServiceHost
 from synerdiff.stopping import cancel_and_wait
-from synerdiff.v1 import stages_pb2_grpc
 from synerdiff.worker.leader import Leader
+from tests.services.worker_processes import served_arena
 from tests.waiting import HANG_S
 
 DOMAIN, TOKEN = "here", 1
@@ -150,22 +148,19 @@ async def one_domain(
 ) -> AsyncIterator[OneDomain]:
     """A domain that serves `model` with `slots` slots of pictures up to 64 x 64 pixels."""
     arena = Arena(slots, largest_slot_bytes(unet_side, 64), "float32", ProcessMemory())
-    host = ServiceHost()
-    host.add("arena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
-    address = await host.start("127.0.0.1:0")
     unet = UnetWorker("unet", unet_side, arena, threads=1)
     vae = VaeWorker("vae", vae_side, encode_threads=1, outbox_bytes=1 << 24, threads=1)
     unet.start()
     vae.start()
-    made = OneDomain(engine, unet, vae, address, slots)
-    tasks = await made.attach(model)
-    try:
-        yield made
-    finally:
-        await cancel_and_wait(*tasks)
-        await unet.close()
-        await vae.close()
-        await host.drain(0)
+    async with served_arena(arena) as address:
+        made = OneDomain(engine, unet, vae, address, slots)
+        tasks = await made.attach(model)
+        try:
+            yield made
+        finally:
+            await cancel_and_wait(*tasks)
+            await unet.close()
+            await vae.close()
 
 
 def _now_ms() -> int:

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,18 @@ from services.vae_worker.decode_item import DecodeItem, PlanDecodes
 from services.vae_worker.decoder import BatchDecoder
 from synerdiff.latents.arena import create_arena
 from synerdiff.latents.client import Latents
-from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.device import DeviceFailed
 from synerdiff.models.family import UnetSide, VaeSide
 from synerdiff.plans import DecodeEntry, Execution, SlotRef, VaeItem
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.registry import WorkerRegistry
 from synerdiff.requests import ImageFormat
-from synerdiff.rpc import LIVENESS, ServiceHost, open_channel, serving
-from synerdiff.v1 import stages_pb2_grpc
+from synerdiff.rpc import LIVENESS, open_channel, serving
 from tests.parity import unet_side, vae_side
 from tests.services.unet_worker.conftest import ServedWorker, served_worker
 from tests.services.unet_worker.leader import leading
 from tests.services.vae_worker.stage import Leader as VaeLeader
-from tests.tiny_models import tiny_model
+from tests.services.worker_processes import announced, served_arena, worker_process
 from tests.values import spec
 from tests.waiting import HANG_S
 
@@ -40,14 +38,9 @@ POISONED = torch.AcceleratorError("CUDA error: an illegal memory access was enco
 SIDE = 64
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1")
-
-
 @pytest.fixture
-async def served(model: Path) -> AsyncIterator[ServedWorker]:
-    async with served_worker(unet_side(model), threads=1) as worker:
+async def served(tiny_path: Path) -> AsyncIterator[ServedWorker]:
+    async with served_worker(unet_side(tiny_path), threads=1) as worker:
         yield worker
 
 
@@ -123,8 +116,8 @@ class Dying(BatchDecoder):
 
 
 @pytest.mark.parametrize("where", ["latents", "decode"])
-def test_a_vae_worker_fails_as_a_whole(model: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    side = vae_side(model)
+def test_a_vae_worker_fails_as_a_whole(tiny_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    side = vae_side(tiny_path)
     decoder = Dying(side, where, monkeypatch)
     entries = [
         DecodeEntry(task_id, "", SlotRef("a", 0, 1), SIDE, SIDE, ImageFormat.PNG, "{}") for task_id in ("a", "b")
@@ -141,10 +134,10 @@ def test_a_vae_worker_fails_as_a_whole(model: Path, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_unet_process_whose_device_fails_ends_with_status_one(
-    redis: Redis, redis_server: RedisProcess, model: Path
+    redis: Redis, redis_server: RedisProcess, tiny_path: Path
 ) -> None:
-    async with _failing("unet", "poisoned", redis_server.url, model) as process:
-        async with open_channel(await _announced(redis, "unet")) as channel:
+    async with _failing("unet", "poisoned", redis_server.url, tiny_path) as process:
+        async with open_channel((await announced(WorkerRegistry(redis), "unet")).address) as channel:
             assert not await _step(channel), "a task was blamed, or a report made"
         _, stderr = await asyncio.wait_for(process.communicate(), HANG_S)
     assert process.returncode == 1
@@ -154,13 +147,13 @@ async def test_a_unet_process_whose_device_fails_ends_with_status_one(
 
 
 async def test_a_vae_process_whose_device_hangs_is_not_alive_and_ends_at_once_when_told_to(
-    redis: Redis, redis_server: RedisProcess, model: Path
+    redis: Redis, redis_server: RedisProcess, tiny_path: Path
 ) -> None:
     health = f"127.0.0.1:{free_port()}"
     flags = ("--health-listen", health, "--hang-limit-s", "3", "--drain-grace-s", "3000")
-    async with _failing("vae", "hangs", redis_server.url, model, *flags) as process:
-        address = await _announced(redis, "vae")
-        async with open_channel(address) as channel, open_channel(health) as probe:
+    async with _failing("vae", "hangs", redis_server.url, tiny_path, *flags) as process:
+        vae = await announced(WorkerRegistry(redis), "vae")
+        async with open_channel(vae.address) as channel, open_channel(health) as probe:
             assert await serving(probe, LIVENESS)
             working = asyncio.create_task(_decode(channel))
             async with asyncio.timeout(HANG_S):
@@ -175,28 +168,11 @@ async def test_a_vae_process_whose_device_hangs_is_not_alive_and_ends_at_once_wh
     assert "a thread is stuck" in told
 
 
-@contextlib.asynccontextmanager
-async def _failing(
-    kind: str, how: str, redis_url: str, model: Path, *flags: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    flags = ("--model", str(model), "--redis-url", redis_url, "--pool", kind, "--threads", "1", *flags)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.services.poisoned_worker", kind, how, *flags), stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-async def _announced(redis: Redis, pool: str) -> str:
-    """The address of the pool's only worker, once there is one."""
-    async with asyncio.timeout(HANG_S):
-        while not (records := await WorkerRegistry(redis).workers(pool)):
-            await asyncio.sleep(0.05)
-    return records[0].address
+def _failing(
+    kind: str, how: str, redis_url: str, tiny_path: Path, *flags: str
+) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    flags = ("--model", str(tiny_path), "--redis-url", redis_url, "--pool", kind, *flags)
+    return worker_process("tests.services.poisoned_worker", kind, how, *flags)
 
 
 async def _step(channel: grpc.aio.Channel) -> list[object]:
@@ -207,19 +183,13 @@ async def _step(channel: grpc.aio.Channel) -> list[object]:
 
 
 async def _decode(channel: grpc.aio.Channel) -> list[object]:
-    arena, host = create_arena(1, 4 * 8 * 8 * 4, "float32"), ServiceHost()
-    host.add("arena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
-    address = await host.start("127.0.0.1:0")
-    slot = arena.acquire()
-    arena.write(slot, bytes(4 * 8 * 8 * 4))
-    leader = VaeLeader(channel, 1)
-    await leader.attach()
-    await leader.plan(1, [DecodeEntry("a/0", address, slot, SIDE, SIDE, ImageFormat.PNG, "{}")])
-    try:
+    async with served_arena(arena := create_arena(1, 4 * 8 * 8 * 4, "float32")) as address:
+        slot = arena.acquire()
+        arena.write(slot, bytes(4 * 8 * 8 * 4))
+        leader = VaeLeader(channel, 1)
+        await leader.attach()
+        await leader.plan(1, [DecodeEntry("a/0", address, slot, SIDE, SIDE, ImageFormat.PNG, "{}")])
         return await _until_the_end(leader.report)
-    finally:
-        await host.drain(0)
-        arena.close()
 
 
 async def _until_the_end(report: Callable[[], Awaitable[object]]) -> list[object]:

@@ -24,7 +24,6 @@ from synerdiff.models.threads import ThreadShare
 from synerdiff.pace import Pacer, PaceSide
 from synerdiff.requests import ImageFormat
 from synerdiff.worker.device_thread import DevicePlan, DeviceThread
-from tests.tiny_models import tiny_model
 from tests.values import spec
 from tests.waiting import HANG_S
 
@@ -47,8 +46,8 @@ def device_thread(side: UnetSide | VaeSide, who: PaceSide, directory: Path) -> D
 class Decoding:
     """Each tick one decode, a chunk of it in each place."""
 
-    def __init__(self, model: Path, directory: Path) -> None:
-        side = load_vae_side(model, torch.float32)
+    def __init__(self, tiny_path: Path, directory: Path) -> None:
+        side = load_vae_side(tiny_path, torch.float32)
         self.thread = device_thread(side, PaceSide.VAE, directory)
         self._decoder = BatchDecoder(side)
         self._over: queue.SimpleQueue[DecodeItem] = queue.SimpleQueue()
@@ -74,8 +73,8 @@ class Decoding:
 class Stepping:
     """One task, a call in each place of each tick."""
 
-    def __init__(self, model: Path, directory: Path) -> None:
-        side = load_unet_side(model, torch.float32)
+    def __init__(self, tiny_path: Path, directory: Path) -> None:
+        side = load_unet_side(tiny_path, torch.float32)
         residents = Residents(Arena(1, 4 * 8 * 8 * 4, "float32", ProcessMemory()), torch.float32)
         resident = residents.admit(spec("a/0", num_inference_steps=TICKS * PLACES))
         residents.make_ready(resident, TaskPreparer(side).prepare([resident.spec])[0].task)
@@ -96,14 +95,9 @@ class Stepping:
         return [timing for report in reports if isinstance(report, plans.UnetTickDone) for timing in report.items]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1")
-
-
 @pytest.mark.parametrize("first", ["unet", "vae"])
-def test_items_run_beside_those_of_their_place_and_after_those_before(model: Path, tmp_path: Path, first: str) -> None:
-    stepping, decoding = Stepping(model, tmp_path), Decoding(model, tmp_path)
+def test_items_run_beside_those_of_their_place_and_after_others(tiny_path: Path, tmp_path: Path, first: str) -> None:
+    stepping, decoding = Stepping(tiny_path, tmp_path), Decoding(tiny_path, tmp_path)
     for side in (stepping, decoding) if first == "unet" else (decoding, stepping):
         side.thread.start()
     unet = stepping.timings()

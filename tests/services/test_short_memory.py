@@ -20,17 +20,11 @@ from synerdiff.profiles import ItemCaps
 from tests.parity import unet_side, vae_side
 from tests.services.one_domain import DOMAIN, one_domain
 from tests.services.scheduler.simulated import straight_line_profile
-from tests.tiny_models import tiny_model
 from tests.values import a_job, a_request
 
 MODEL, SIDE, IMAGES = "tiny", 64, 5
 KEY = BatchKey(MODEL, SIDE, SIDE)
 MOST_ROWS, MOST_DECODES = 3, 1
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1")
 
 
 @pytest.fixture
@@ -63,14 +57,14 @@ def job(job_id: str, steps: int) -> JobRecord:
 
 @pytest.mark.parametrize(("policy", "profiled"), [("continuous", False), ("vae-first", True)])
 async def test_later_items_stay_under_what_memory_did_not_suffice_for(
-    model: Path, tried: list[tuple[str, int]], policy: str, profiled: bool
+    tiny_path: Path, tried: list[tuple[str, int]], policy: str, profiled: bool
 ) -> None:
     engine = Engine(ConfiguredPolicy(POLICIES[policy], PolicyBounds(8, 8)), leader_token=1)
     if profiled:
         profile = straight_line_profile(caps=ItemCaps(IMAGES, IMAGES))
         engine.on(ProfileKnown(DOMAIN, KEY, profile), 0)
     with capture_logs() as logs:
-        async with one_domain(engine, unet_side(model), vae_side(model), MODEL, slots=IMAGES) as domain:
+        async with one_domain(engine, unet_side(tiny_path), vae_side(tiny_path), MODEL, slots=IMAGES) as domain:
             domain.on(JobArrived(job("first", steps=6)))
             await domain.until_ended(1)
             assert domain.finished == {"first"}, domain.failed_jobs

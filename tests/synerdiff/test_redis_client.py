@@ -1,12 +1,16 @@
+"""Redis: a process of our own, connections to it, and what is said and done while it is away or refuses."""
+
 import asyncio
 import socket
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis.exceptions
 import uvloop
+from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, ResponseError
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
@@ -14,7 +18,7 @@ from structlog.typing import EventDict
 from synerdiff import redis_client
 from synerdiff.errors import Unavailable
 from synerdiff.redis_client import CALM_S, EvictingRedis, RedisTroubleLog, check_keeps_all, connect, patiently
-from synerdiff.redis_process import RedisProcess
+from synerdiff.redis_process import RedisProcess, RedisStartError, find_redis_server
 from tests.waiting import HANG_S, VirtualTime
 
 
@@ -172,3 +176,40 @@ def test_a_mistake_of_the_code_is_no_trouble_of_redis() -> None:
     with capture_logs() as lines:
         assert not RedisTroubleLog().failed(ResponseError("WRONGTYPE Operation against a key"))
     assert lines == []
+
+
+async def test_an_answered_write_survives_kill_9(own_redis: RedisProcess) -> None:
+    client = connect(own_redis.url)
+    await client.set("key", b"value")
+    own_redis.kill9()
+    assert not own_redis.running
+    own_redis.restart()
+    assert await client.get("key") == b"value"
+    await client.aclose()
+
+
+async def test_is_durable_and_evicts_nothing(redis: Redis) -> None:
+    for option, value in {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}.items():
+        assert await redis.config_get(option) == {option: value}
+
+
+def test_a_named_binary_that_is_not_one_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REDIS_SERVER", str(tmp_path / "no-redis"))
+    with pytest.raises(RedisStartError, match="no-redis is not an executable"):
+        find_redis_server()
+
+
+def test_another_redis_on_the_port_is_not_taken_for_ours(redis_server: RedisProcess, tmp_path: Path) -> None:
+    with pytest.raises(RedisStartError, match="not ours answers"):
+        RedisProcess(tmp_path, port=redis_server.port).start()
+
+
+def test_a_server_that_dies_at_once_is_an_error_with_its_log(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        server = RedisProcess(tmp_path, port=holder.getsockname()[1])
+        with pytest.raises(RedisStartError, match="in use"):
+            server.start()
+    assert not server.running

@@ -1,7 +1,7 @@
 """The gRPC set-up every service shares, over real sockets: health, reflection, errors, limits and drain."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import grpc
@@ -66,6 +66,12 @@ async def watch(channel: grpc.aio.Channel) -> None:
         pass
 
 
+async def refused(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
 async def test_health_follows_readiness_on_both_ports(host: ServiceHost, channel: grpc.aio.Channel) -> None:
     async with open_channel(host.health_address) as plain:
         for port in (channel, plain):
@@ -80,9 +86,8 @@ async def test_health_follows_readiness_on_both_ports(host: ServiceHost, channel
 
 
 async def test_health_of_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nonsense"))
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    error = await refused(health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nonsense")))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
 
 
 async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:
@@ -99,10 +104,8 @@ async def test_a_raised_error_arrives_with_its_details(
     scripted.error = InvalidRequest(
         FieldViolation("width", "7 is not a multiple of 8"), FieldViolation("seed", "ü" * 9)
     )
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call(channel)
-    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    error = from_rpc_error(caught.value)
+    error = from_rpc_error(await refused(call(channel)))
+    assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert isinstance(error, InvalidRequest)
     assert error.violations == scripted.error.violations
     assert error.message == scripted.error.message
@@ -110,39 +113,31 @@ async def test_a_raised_error_arrives_with_its_details(
 
 async def test_retry_delay_arrives(scripted: Scripted, channel: grpc.aio.Channel) -> None:
     scripted.error = QueueFull("full", retry_after_s=2.5)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await get_job(channel)
-    error = from_rpc_error(caught.value)
+    error = from_rpc_error(await refused(get_job(channel)))
     assert isinstance(error, QueueFull)
     assert error.retry_after_s == 2.5
 
 
 async def test_long_errors_fit_into_any_clients_headers(scripted: Scripted, channel: grpc.aio.Channel) -> None:
     scripted.error = InvalidRequest(*(FieldViolation("prompt", "ß" * 4000) for _ in range(100)))
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await get_job(channel)
-    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert (await refused(get_job(channel))).code() == grpc.StatusCode.INVALID_ARGUMENT
     scripted.error = NotFound("ß" * 100_000)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await get_job(channel)
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-    assert caught.value.details().endswith("...")
+    error = await refused(get_job(channel))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
+    assert error.details().endswith("...")
 
 
 @pytest.mark.parametrize("call", [get_job, watch])
 async def test_an_unexpected_error_leaks_nothing(scripted: Scripted, channel: grpc.aio.Channel, call: Any) -> None:
     scripted.error = RuntimeError("the password is 1234")
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call(channel)
-    assert caught.value.code() == grpc.StatusCode.INTERNAL
-    assert "1234" not in caught.value.details()
-    assert "error_id" in caught.value.details()
+    error = await refused(call(channel))
+    assert error.code() == grpc.StatusCode.INTERNAL
+    assert "1234" not in error.details()
+    assert "error_id" in error.details()
 
 
 async def test_a_message_over_the_limit_is_refused(channel: grpc.aio.Channel) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await get_job(channel, "x" * (MIB + 1))
-    assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await refused(get_job(channel, "x" * (MIB + 1)))).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (await get_job(channel, "still here")).job_id == "still here"
 
 
@@ -162,29 +157,22 @@ async def test_drain_lets_running_calls_end_and_takes_no_new_ones(host: ServiceH
         assert not await serving(plain, READINESS)
         assert await serving(plain, LIVENESS), "a draining process must not be killed for it"
         async with open_channel(host.address) as late:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await get_job(late)
-            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert (await refused(get_job(late))).code() == grpc.StatusCode.UNAVAILABLE
         await draining
     assert await running.code() == grpc.StatusCode.UNAVAILABLE, "cut after the grace period"
 
 
 async def test_a_stale_leader_is_told_the_newest_token(scripted: Scripted, channel: grpc.aio.Channel) -> None:
     scripted.error = StaleLeader("another leads", newest_token=2**40)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await get_job(channel)
-    error = from_rpc_error(caught.value)
+    error = from_rpc_error(await refused(get_job(channel)))
     assert isinstance(error, StaleLeader)
     assert error.newest_token == 2**40
 
 
 async def test_an_answer_too_large_for_the_client_is_no_full_queue(host: ServiceHost) -> None:
     async with open_channel(host.address, max_message_bytes=1000) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(f"/{SERVICE}/GetJob")(
-                images_pb2.GetJobRequest(job_id="j" * 2000).SerializeToString()
-            )
-    error = from_rpc_error(caught.value)
+        request = images_pb2.GetJobRequest(job_id="j" * 2000).SerializeToString()
+        error = from_rpc_error(await refused(channel.unary_unary(f"/{SERVICE}/GetJob")(request)))
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert not isinstance(error, QueueFull)
 
@@ -197,6 +185,4 @@ async def test_a_call_without_a_message_is_refused(channel: grpc.aio.Channel, me
 
 async def test_a_method_that_a_servicer_does_not_have_is_unimplemented(channel: grpc.aio.Channel) -> None:
     for method in (f"/{SERVICE}/CancelJob", "/grpc.health.v1.Health/List"):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary(method)(b"")
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert (await refused(channel.unary_unary(method)(b""))).code() is grpc.StatusCode.UNIMPLEMENTED

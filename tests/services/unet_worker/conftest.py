@@ -2,12 +2,10 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import grpc
 import pytest
-import torch
 
 from services.unet_worker.denoiser import Denoiser, StepOutcome
 from services.unet_worker.service import add_services
@@ -17,10 +15,7 @@ from services.unet_worker.worker import UnetWorker
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
 from synerdiff.models.family import UnetSide
-from synerdiff.models.serving import PreviewProjection
 from synerdiff.rpc import ServiceHost, open_channel
-from tests.parity import unet_side
-from tests.tiny_models import tiny_model
 from tests.waiting import HANG_S
 
 SLOTS = 3
@@ -33,20 +28,6 @@ class ServedWorker:
     worker: UnetWorker
     arena: Arena
     channel: grpc.aio.Channel
-
-
-@pytest.fixture(scope="session")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model."""
-    return tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1")
-
-
-@pytest.fixture(scope="session")
-def tiny_side(tiny_path: Path) -> UnetSide:
-    """The UNet side of the tiny model, with a preview projection."""
-    side = unet_side(tiny_path)
-    projection = PreviewProjection(torch.full((3, 4), 0.1), torch.full((3,), 0.5))
-    return replace(side, preview=projection)
 
 
 @asynccontextmanager

@@ -10,10 +10,10 @@ from services.unet_worker.preparation import TaskPreparer
 from synerdiff.cards import Sampler
 from synerdiff.models.family import UnetSide
 from synerdiff.requests import TaskSpec
-from tests.parity import served_images, unet_side
+from tests.parity import served_images
 from tests.reference import reference_levels, settings_of
 from tests.rounding import assert_same_picture
-from tests.tiny_models import EMOJI_MODEL, FamilyName, tiny_model
+from tests.tiny_models import EMOJI_MODEL
 from tests.values import spec
 
 
@@ -60,33 +60,26 @@ def test_the_bundled_model_alone_and_in_a_mixed_batch_of_eight() -> None:
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_every_family_alone_and_in_a_mixed_batch_of_eight(family: FamilyName, tmp_path: Path) -> None:
-    assert_equal_to_pipeline(tiny_model(family, tmp_path / family), mixed_eight(64))
+def test_every_family_alone_and_in_a_mixed_batch_of_eight(family: str, tiny_models: dict[str, Path]) -> None:
+    assert_equal_to_pipeline(tiny_models[family], mixed_eight(64))
 
 
-def test_a_picture_that_is_not_square(tmp_path: Path) -> None:
-    assert_equal_to_pipeline(
-        tiny_model("sdxl", tmp_path / "sdxl"),
-        [spec(f"wide/{k}", width=128, height=64, seed=k, sampler=Sampler.EULER) for k in range(2)],
-    )
+def test_a_picture_that_is_not_square(tiny_models: dict[str, Path]) -> None:
+    tasks = [spec(f"wide/{k}", width=128, height=64, seed=k, sampler=Sampler.EULER) for k in range(2)]
+    assert_equal_to_pipeline(tiny_models["sdxl"], tasks)
 
 
-@pytest.fixture(scope="module")
-def side(tmp_path_factory: pytest.TempPathFactory) -> UnetSide:
-    return unet_side(tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1"))
-
-
-def test_tasks_of_different_sizes_cannot_share_a_call(side: UnetSide) -> None:
-    prepared = TaskPreparer(side).prepare([spec("a/0"), spec("b/0", width=128)])
+def test_tasks_of_different_sizes_cannot_share_a_call(tiny_side: UnetSide) -> None:
+    prepared = TaskPreparer(tiny_side).prepare([spec("a/0"), spec("b/0", width=128)])
     with pytest.raises(ValueError, match="one latent shape"):
-        Denoiser(side).step([p.task for p in prepared])
+        Denoiser(tiny_side).step([p.task for p in prepared])
 
 
-def test_a_call_that_failed_can_be_made_again_to_the_same_latents(side: UnetSide, monkeypatch: Any) -> None:
+def test_a_call_that_failed_can_be_made_again_to_the_same_latents(tiny_side: UnetSide, monkeypatch: Any) -> None:
     request = spec(sampler=Sampler.EULER_ANCESTRAL)
-    (expected,) = (p.task for p in TaskPreparer(side).prepare([request]))
-    (task,) = (p.task for p in TaskPreparer(side).prepare([request]))
-    denoiser = Denoiser(side)
+    (expected,) = (p.task for p in TaskPreparer(tiny_side).prepare([request]))
+    (task,) = (p.task for p in TaskPreparer(tiny_side).prepare([request]))
+    denoiser = Denoiser(tiny_side)
     bmm, failures = torch.bmm, iter([RuntimeError("out of memory")])
 
     def failing_bmm(*arguments: torch.Tensor) -> torch.Tensor:
@@ -105,8 +98,8 @@ def test_a_call_that_failed_can_be_made_again_to_the_same_latents(side: UnetSide
     assert torch.equal(task.sample, expected.sample)
 
 
-def test_the_outcome_tells_the_rows(side: UnetSide) -> None:
-    prepared = TaskPreparer(side).prepare([spec("a/0"), spec("b/0", guidance_scale=1.0)])
-    outcome = Denoiser(side).step([p.task for p in prepared])
+def test_the_outcome_tells_the_rows(tiny_side: UnetSide) -> None:
+    prepared = TaskPreparer(tiny_side).prepare([spec("a/0"), spec("b/0", guidance_scale=1.0)])
+    outcome = Denoiser(tiny_side).step([p.task for p in prepared])
     assert outcome.rows == 3
     assert outcome.noise_pred.shape == outcome.model_input.shape == (2, 4, 8, 8)

@@ -23,7 +23,7 @@ from tests.parity import served_latents, unet_side
 from tests.services.unet_worker.conftest import served_worker
 from tests.services.unet_worker.leader import leading
 from tests.services.unet_worker.test_denoiser import mixed_eight
-from tests.tiny_models import EMOJI_MODEL, FamilyName, tiny_model
+from tests.tiny_models import EMOJI_MODEL
 from tests.values import spec
 
 _Fault = Callable[[Tensor, Tensor], Tensor]
@@ -46,8 +46,8 @@ def test_the_bundled_models_latents_are_the_same_to_the_bit_in_any_company() -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_those_of_every_family_as_well(family: FamilyName, dtype: torch.dtype, tmp_path: Path) -> None:
-    assert_alone_as_together(unet_side(tiny_model(family, tmp_path / family), dtype), exact_eight(64)[::2])
+def test_those_of_every_family_as_well(family: str, dtype: torch.dtype, tiny_models: dict[str, Path]) -> None:
+    assert_alone_as_together(unet_side(tiny_models[family], dtype), exact_eight(64)[::2])
 
 
 def test_one_that_skips_guidance_where_it_was_told_to_does_too(tiny_side: UnetSide) -> None:

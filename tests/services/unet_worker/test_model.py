@@ -19,37 +19,13 @@ from synerdiff.models.loading import load_vae_side
 from synerdiff.requests import TaskSpec
 from tests.parity import served_latents
 from tests.reference import reference_pipeline
-from tests.tiny_models import FamilyName, edit_json, tiny_model
+from tests.tiny_models import FamilyName, edit_json
 from tests.values import spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:numpy", "ignore::FutureWarning")
 
 # Of 255 levels: what diffusers' own rounding to whole levels may turn into.
 A_LEVEL = 1
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("originals")
-    return {family: tiny_model(family, folder / family) for family in ("sd1", "sd2", "sdxl")}
-
-
-@pytest.fixture
-def copy_of(originals: dict[str, Path], tmp_path: Path) -> Any:
-    """A copy of a tiny model's directory whose weights are links."""
-
-    def copy(family: FamilyName) -> Path:
-        for source in originals[family].rglob("*"):
-            target = tmp_path / family / source.relative_to(originals[family])
-            if source.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if source.suffix == ".json":
-                    target.write_bytes(source.read_bytes())
-                else:
-                    target.symlink_to(source)
-        return tmp_path / family
-
-    return copy
 
 
 def spec_of(card: ModelCard, prompt: str = "a red car", steps: int = 6) -> TaskSpec:
@@ -157,32 +133,17 @@ def test_a_conversion_of_2022_has_the_size_that_the_pipeline_gives_it(copy_of: A
     assert (card.native_width, card.native_height, card.max_side) == (256, 256, 512)
 
 
-@pytest.mark.parametrize(
-    ("class_name", "options", "reason"),
-    [
-        ("LMSDiscreteScheduler", BETAS, "LMSDiscreteScheduler needs scipy, which is not installed"),
-        ("EulerDiscreteScheduler", BETAS | {"use_beta_sigmas": True}, "Make sure to install scipy"),
-        (
-            "DDIMScheduler",
-            BETAS | {"thresholding": True},
-            r"DDIMScheduler.step is not linear at call 0 (thresholding=True)",
-        ),
-        ("DDIMScheduler", {"beta_start": None}, "DDIMScheduler cannot be made of its config: TypeError"),
-        ("RePaintScheduler", {}, "diffusers itself cannot run RePaintScheduler"),
-    ],
-)
-def test_a_scheduler_that_cannot_be_served_is_refused_in_a_line_before_weights_are_read(
-    copy_of: Any, class_name: str, options: dict[str, Any], reason: str
-) -> None:
+def test_a_scheduler_that_cannot_be_served_is_refused_in_a_line_before_weights_are_read(copy_of: Any) -> None:
+    """For what reasons: test_samplers has them."""
     path = copy_of("sd1")
-    scheduler_is(path, class_name, **options)
+    scheduler_is(path, "LMSDiscreteScheduler", **BETAS)
     for weights in path.rglob("*.safetensors"):
         weights.unlink()
     with pytest.raises(ModelLoadError) as caught:
         load_model(path, torch.float32)
     message = str(caught.value)
     assert message.startswith(f"cannot load a model from {path}: its own scheduler cannot be served: ")
-    assert reason in message
+    assert "LMSDiscreteScheduler needs scipy, which is not installed" in message
     assert message.endswith("; --replace-scheduler NAME serves the sampler of that name in its place")
     assert "\n" not in message
 

@@ -1,9 +1,6 @@
 import asyncio
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -22,37 +19,18 @@ from synerdiff.models.digest import model_digest, weights_digest
 from synerdiff.models.layout import read_layout
 from synerdiff.models.loading import load_unet_side
 from synerdiff.redis_process import RedisProcess
-from synerdiff.registry import WorkerRecord, WorkerRegistry
+from synerdiff.registry import WorkerRegistry
 from synerdiff.rpc import open_channel, serving
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire import stages
 from synerdiff.worker.process import run
 from tests.services.unet_worker.leader import Leader, leading
+from tests.services.worker_processes import announced, worker_process
 from tests.synerdiff.models.fake_gpu import FakeGpu
 from tests.tiny_models import edit_json, tiny_model
 from tests.values import spec
 from tests.waiting import HANG_S
-
-
-@asynccontextmanager
-async def worker_process(*flags: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.unet_worker", "--threads", "1", *flags), stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-async def announced(registry: WorkerRegistry) -> WorkerRecord:
-    async with asyncio.timeout(HANG_S):
-        while not (workers := await registry.workers("test")):
-            await asyncio.sleep(0.05)
-    return workers[0]
 
 
 async def test_a_process_announces_itself_and_drains_on_sigterm(
@@ -60,8 +38,8 @@ async def test_a_process_announces_itself_and_drains_on_sigterm(
 ) -> None:
     model = tiny_model("sd1", tmp_path / "tiny")
     digest, weights = model_digest(read_layout(model)), weights_digest(load_unet_side(model, dtype_from_name("auto")))
-    registry = WorkerRegistry(redis)
-    async with worker_process("--model", str(model), "--redis-url", redis_server.url, "--pool", "test") as process:
+    registry, command = WorkerRegistry(redis), ("services.unet_worker", "--model", str(model))
+    async with worker_process(*command, "--redis-url", redis_server.url, "--pool", "test") as process:
         record = await announced(registry)
         assert (record.kind, record.model_card.name, record.pid) == ("unet", "tiny", process.pid)
         assert record.device == open_device("cpu").name

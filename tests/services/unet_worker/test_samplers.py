@@ -173,15 +173,6 @@ def test_steps_beyond_the_training_timesteps_are_refused_with_the_bound(steps: i
         sampler_table(STABLE_DIFFUSION_1_5, Sampler.EULER, steps)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("clip_sample", True), ("thresholding", True)], ids=["clip_sample", "thresholding"]
-)
-def test_a_nonlinear_scheduler_is_refused_by_name_and_option(option: str, value: bool) -> None:
-    config = STABLE_DIFFUSION_2_1 | {option: value}
-    with pytest.raises(UnsupportedScheduler, match=rf"DDIMScheduler\.step is not linear .*{option}=True"):
-        sampler_table(config, Sampler.DDIM, 10)
-
-
 def test_tables_are_cached_whatever_the_order_of_the_config() -> None:
     reordered = dict(reversed(STABLE_DIFFUSION_1_5.items()))
     assert sampler_table(STABLE_DIFFUSION_1_5, Sampler.DDIM, 11) is sampler_table(reordered, Sampler.DDIM, 11)

@@ -21,7 +21,6 @@ from synerdiff.requests import TaskSpec
 from tests.parity import unet_side
 from tests.reference import reference_pipeline
 from tests.rounding import assert_rounded
-from tests.tiny_models import tiny_model
 from tests.values import spec
 
 STEPS = 7
@@ -39,16 +38,6 @@ MIXED: list[tuple[Sampler, str, float, set[int]]] = [
     (Sampler.EULER, "", 5.0, {2, 3}),
     (Sampler.DDIM, "reuse", 1.0, {2, 3}),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("sd1", tmp_path_factory.mktemp("models") / "sd1")
-
-
-@pytest.fixture(scope="module")
-def side(model: Path) -> UnetSide:
-    return unet_side(model)
 
 
 def mixed_specs() -> list[TaskSpec]:
@@ -165,29 +154,29 @@ class Loops:
 
 
 @pytest.fixture(scope="module")
-def loops(model: Path) -> Loops:
+def loops(tiny_path: Path) -> Loops:
     specs, told = mixed_specs(), [skips for *_, skips in MIXED]
     exact, rounded = (
-        [reference(model, task, skips, dtype) for task, skips in zip(specs, told, strict=True)]
+        [reference(tiny_path, task, skips, dtype) for task, skips in zip(specs, told, strict=True)]
         for dtype in (torch.float64, torch.float32)
     )
     return Loops(specs, told, exact, rounded)
 
 
-def test_skips_equal_a_plain_loop_that_predicts_the_difference(side: UnetSide, loops: Loops) -> None:
-    alone = [finish(side, [task], [skips])[0] for task, skips in zip(loops.specs, loops.told, strict=True)]
+def test_skips_equal_a_plain_loop_that_predicts_the_difference(tiny_side: UnetSide, loops: Loops) -> None:
+    alone = [finish(tiny_side, [task], [skips])[0] for task, skips in zip(loops.specs, loops.told, strict=True)]
     assert_same(alone, loops.exact, loops.rounded)
-    together = finish(side, loops.specs, loops.told, joins=[0, 2, 0, 1, 3, 1])
+    together = finish(tiny_side, loops.specs, loops.told, joins=[0, 2, 0, 1, 3, 1])
     assert_same(together, loops.exact, loops.rounded)
     assert [len(answer.drifts) for answer in together] == [3, 3, 2, 0, 0, 0]
 
 
-def test_another_loop_would_be_found(side: UnetSide, loops: Loops) -> None:
+def test_another_loop_would_be_found(tiny_side: UnetSide, loops: Loops) -> None:
     """Each skip matters, and each number that goes into a prediction."""
 
     def assert_found(specs: Sequence[TaskSpec], told: Sequence[Set[int]]) -> None:
         places = [k for k, loop in enumerate(loops.exact) if 1 in loop.rows and 2 in loop.rows]
-        for k, answer in enumerate(finish(side, [specs[k] for k in places], [told[k] for k in places])):
+        for k, answer in enumerate(finish(tiny_side, [specs[k] for k in places], [told[k] for k in places])):
             place = places[k]
             with pytest.raises(AssertionError, match="off by"):
                 assert_rounded(answer.latents, loops.exact[place].latents, loops.rounded[place].latents)
@@ -201,8 +190,8 @@ def test_another_loop_would_be_found(side: UnetSide, loops: Loops) -> None:
     )
 
 
-def test_a_model_of_velocities_is_predicted_in_units_of_noise(tmp_path: Path) -> None:
-    model = tiny_model("sd2", tmp_path / "sd2")
+def test_a_model_of_velocities_is_predicted_in_units_of_noise(tiny_models: dict[str, Path]) -> None:
+    model = tiny_models["sd2"]
     side = unet_side(model)
     assert side.prediction_type == "v_prediction"
     task, told = replace(mixed_specs()[0], skip_predictor="extrapolate:0.5"), {2, 4, 5}
@@ -211,9 +200,9 @@ def test_a_model_of_velocities_is_predicted_in_units_of_noise(tmp_path: Path) ->
     assert_same(finish(side, tasks, [told] * len(tasks)), exact, rounded)
 
 
-def test_the_same_skips_make_the_same_latents(side: UnetSide) -> None:
+def test_the_same_skips_make_the_same_latents(tiny_side: UnetSide) -> None:
     request = spec(num_inference_steps=STEPS, skip_predictor="extrapolate:0.5")
-    (first,), (again,) = (finish(side, [request], [{2, 4, 5}]) for _ in range(2))
+    (first,), (again,) = (finish(tiny_side, [request], [{2, 4, 5}]) for _ in range(2))
     assert torch.equal(first.latents, again.latents)
 
 
@@ -226,9 +215,9 @@ def out_of_memory(*_: Tensor) -> Tensor:
     raise MemoryError
 
 
-def test_a_call_that_failed_changes_nothing_of_what_is_remembered(side: UnetSide, monkeypatch: Any) -> None:
-    task = prepared(side, skip_predictor="reuse")
-    denoiser = Denoiser(side)
+def test_a_call_that_failed_changes_nothing_of_what_is_remembered(tiny_side: UnetSide, monkeypatch: Any) -> None:
+    task = prepared(tiny_side, skip_predictor="reuse")
+    denoiser = Denoiser(tiny_side)
     denoiser.step([task])
     denoiser.step([task], [True])
     (remembered,) = task.guidance.differences
@@ -244,10 +233,10 @@ def test_a_call_that_failed_changes_nothing_of_what_is_remembered(side: UnetSide
         assert torch.equal(remembered, before)
 
 
-def test_what_was_measured_is_kept_as_long_as_it_is_needed(side: UnetSide) -> None:
+def test_what_was_measured_is_kept_as_long_as_it_is_needed(tiny_side: UnetSide) -> None:
     counts: dict[str, list[int]] = {}
     for predictor in ("", "drop", "reuse", "extrapolate:0.5"):
-        task, denoiser = prepared(side, skip_predictor=predictor), Denoiser(side)
+        task, denoiser = prepared(tiny_side, skip_predictor=predictor), Denoiser(tiny_side)
         counts[predictor] = []
         while not task.done:
             denoiser.step([task])
@@ -260,9 +249,9 @@ def test_what_was_measured_is_kept_as_long_as_it_is_needed(side: UnetSide) -> No
     }
 
 
-def test_differences_of_a_half_precision_model_are_kept_in_fp32(model: Path) -> None:
-    task = prepared(load_unet_side(model, torch.float16), skip_predictor="reuse")
-    half = Denoiser(load_unet_side(model, torch.float16))
+def test_differences_of_a_half_precision_model_are_kept_in_fp32(tiny_path: Path) -> None:
+    task = prepared(load_unet_side(tiny_path, torch.float16), skip_predictor="reuse")
+    half = Denoiser(load_unet_side(tiny_path, torch.float16))
     half.step([task])
     (difference,) = task.guidance.differences
     assert difference.dtype == torch.float32
@@ -270,11 +259,11 @@ def test_differences_of_a_half_precision_model_are_kept_in_fp32(model: Path) -> 
     assert task.guidance.skipped == (1,)
 
 
-def test_skips_are_one_per_task(side: UnetSide) -> None:
+def test_skips_are_one_per_task(tiny_side: UnetSide) -> None:
     with pytest.raises(ValueError):
-        Denoiser(side).step([prepared(side)], [False, True])
+        Denoiser(tiny_side).step([prepared(tiny_side)], [False, True])
 
 
-def test_an_unreadable_predictor_is_refused(side: UnetSide) -> None:
+def test_an_unreadable_predictor_is_refused(tiny_side: UnetSide) -> None:
     with pytest.raises(InvalidRequest, match="'guess' is not"):
-        prepared(side, skip_predictor="guess")
+        prepared(tiny_side, skip_predictor="guess")

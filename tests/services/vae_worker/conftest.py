@@ -14,14 +14,13 @@ from PIL import Image
 from services.vae_worker.service import add_services
 from services.vae_worker.worker import VaeWorker
 from synerdiff.latents.arena import create_arena
-from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.family import VaeSide
 from synerdiff.models.loading import load_vae_side
 from synerdiff.rpc import ServiceHost
-from synerdiff.v1 import stages_pb2_grpc
 from tests.reference import in_float64
 from tests.rounding import assert_same_picture
 from tests.services.vae_worker.stage import MODEL, SIDE, Stage, reference_vae
+from tests.services.worker_processes import served_arena
 
 
 @pytest.fixture(scope="session")
@@ -31,23 +30,18 @@ def vae_side() -> VaeSide:
 
 @pytest.fixture
 async def stage(vae_side: VaeSide) -> AsyncIterator[Stage]:
-    arena = create_arena(16, 4 * (SIDE // 8) ** 2 * 4, "float32")
-    arena_host, host = ServiceHost(), ServiceHost()
-    arena_host.add(
-        "synerdiff.v1.LatentsArena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena)
-    )
+    arena, host = create_arena(16, 4 * (SIDE // 8) ** 2 * 4, "float32"), ServiceHost()
     worker = VaeWorker("vae-1", vae_side, encode_threads=2, outbox_bytes=1 << 24)
     add_services(host, worker)
-    arena_address, address = await arena_host.start("127.0.0.1:0"), await host.start("127.0.0.1:0")
+    address = await host.start("127.0.0.1:0")
     worker.start()
-    made = Stage(worker, address, arena, arena_address)
-    yield made
-    for channel in made.channels:
-        await channel.close()
-    await host.drain(0)
-    await arena_host.drain(0)
+    async with served_arena(arena) as arena_address:
+        made = Stage(worker, address, arena, arena_address)
+        yield made
+        for channel in made.channels:
+            await channel.close()
+        await host.drain(0)
     await worker.close()
-    arena.close()
 
 
 def assert_decoded(pictures: Iterable[npt.NDArray[np.uint8]], latents: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -230,49 +231,26 @@ class OddConvolution(nn.Conv2d):
     pass
 
 
-def _tile(vae: Any) -> None:
-    vae.enable_tiling()
+def put(path: str, value: object) -> Callable[[Any], None]:
+    """Sets what a path leads to."""
+    *parents, name = path.split(".")
+    return lambda vae: setattr(attrgetter(".".join(parents))(vae), name, value)
 
 
-def _hook(vae: Any) -> None:
-    vae.decoder.conv_in.register_forward_hook(lambda *_: None)
-
-
-def _subclass(vae: Any) -> None:
-    vae.decoder.up_blocks[1].resnets[0].conv1 = OddConvolution(8, 8, 3, padding=1)
-
-
-def _stride(vae: Any) -> None:
-    vae.decoder.up_blocks[0].upsamplers[0].conv.stride = (2, 2)
-
-
-def _activation(vae: Any) -> None:
-    vae.decoder.mid_block.resnets[1].nonlinearity = nn.Mish()
-
-
-def _norm(vae: Any) -> None:
-    vae.decoder.conv_norm_out = nn.InstanceNorm2d(4)
-
-
-def _scale_shift(vae: Any) -> None:
-    vae.decoder.up_blocks[0].resnets[0].time_embedding_norm = "scale_shift"
-
-
-def _block(vae: Any) -> None:
-    vae.decoder.up_blocks[0] = nn.Identity()
+UP = "decoder.up_blocks"
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (_tile, "vae: use_tiling"),
-        (_hook, "decoder.conv_in: it has hooks"),
-        (_subclass, "decoder.up_blocks.1.resnets.0.conv1: it is OddConvolution"),
-        (_stride, r"decoder.up_blocks.0.upsamplers.0.conv: stride is \(2, 2\)"),
-        (_activation, "decoder.mid_block.resnets.1.nonlinearity: it is Mish"),
-        (_norm, "decoder.conv_norm_out: it is InstanceNorm2d"),
-        (_scale_shift, "decoder.up_blocks.0.resnets.0: time_embedding_norm is 'scale_shift'"),
-        (_block, "decoder.up_blocks.0: it is Identity"),
+        (lambda vae: vae.enable_tiling(), "vae: use_tiling"),
+        (lambda vae: vae.decoder.conv_in.register_forward_hook(print), "decoder.conv_in: it has hooks"),
+        (put(f"{UP}.1.resnets.0.conv1", OddConvolution(8, 8, 3)), f"{UP}.1.resnets.0.conv1: it is OddConvolution"),
+        (put(f"{UP}.0.upsamplers.0.conv.stride", (2, 2)), rf"{UP}.0.upsamplers.0.conv: stride is \(2, 2\)"),
+        (put("decoder.mid_block.resnets.1.nonlinearity", nn.Mish()), "mid_block.resnets.1.nonlinearity: it is Mish"),
+        (put("decoder.conv_norm_out", nn.InstanceNorm2d(4)), "decoder.conv_norm_out: it is InstanceNorm2d"),
+        (put(f"{UP}.0.resnets.0.time_embedding_norm", "scale_shift"), "time_embedding_norm is 'scale_shift'"),
+        (lambda vae: vae.decoder.up_blocks.__setitem__(0, nn.Identity()), f"{UP}.0: it is Identity"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(change: Callable[[Any], None], named: str) -> None:

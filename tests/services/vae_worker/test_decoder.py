@@ -26,21 +26,25 @@ SIDE = 32
 
 @dataclass
 class FlakySide:
-    """A real VAE that fails on batches that `fails` names, or on everything."""
+    """A real VAE that fails with `error`, whole or in bands: on more than `most` latents, on sevens, when `dead`."""
 
     side: VaeSide
     error: Exception
     most: int = 99
-    nan_only: bool = False
     dead: bool = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.side, name)
 
-    def decode(self, latents: torch.Tensor) -> Images:
-        marked = bool((latents == 7).any())
-        if self.dead or len(latents) > self.most or marked:
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > self.most or bool((latents == 7).any()):
             raise self.error
+        return self.side.unscaled(latents)
+
+    def decode(self, latents: torch.Tensor) -> Images:
+        if self.dead:
+            raise self.error
+        self.unscaled(latents)
         return self.side.decode(latents)
 
 
@@ -161,29 +165,6 @@ def test_flagged_pictures_are_black(tmp_path: Path) -> None:
         assert not outcome.pixels.any()
 
 
-@dataclass
-class FlakyChunks:
-    """A real VAE whose latents fail on the way into a decode in bands when more than `most` come together."""
-
-    side: VaeSide
-    error: Exception
-    most: int = 99
-    dead: bool = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.side, name)
-
-    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        if len(latents) > self.most or bool((latents == 7).any()):
-            raise self.error
-        return self.side.unscaled(latents)
-
-    def decode(self, latents: torch.Tensor) -> Images:
-        if self.dead:
-            raise self.error
-        return self.side.decode(latents)
-
-
 def in_pieces(side: Any, batch: list[Latents], chunks: int = 4) -> list[Picture | DecodeFailure]:
     decoding = BatchDecoder(side).begin(batch, SIDE, SIDE, bands=4)
     for chunk in range(1, chunks):
@@ -222,7 +203,7 @@ def test_failures_in_bands_are_laid_where_they_belong(vae_side: VaeSide) -> None
     latents = latents_of(4, SIDE, SIDE)
     latents[1, 0, 0, 0] = float("nan")
     latents[2, 0, 0, 0] = 7
-    outcomes = in_pieces(FlakyChunks(vae_side, RuntimeError("odd input")), as_stored(latents))
+    outcomes = in_pieces(FlakySide(vae_side, RuntimeError("odd input")), as_stored(latents))
     failures = {i: o.message for i, o in enumerate(outcomes) if isinstance(o, DecodeFailure)}
     assert set(failures) == {1, 2}
     assert "odd input" in failures[2]
@@ -232,14 +213,14 @@ def test_failures_in_bands_are_laid_where_they_belong(vae_side: VaeSide) -> None
 def test_no_memory_in_bands_halves_the_batch(vae_side: VaeSide) -> None:
     no_memory = torch.OutOfMemoryError("CUDA out of memory")
     batch = as_stored(latents_of(3, SIDE, SIDE))
-    assert len(pixels(in_pieces(FlakyChunks(vae_side, no_memory, most=1), batch))) == 3
+    assert len(pixels(in_pieces(FlakySide(vae_side, no_memory, most=1), batch))) == 3
     assert {
-        o.code for o in in_pieces(FlakyChunks(vae_side, no_memory, most=0), batch) if isinstance(o, DecodeFailure)
+        o.code for o in in_pieces(FlakySide(vae_side, no_memory, most=0), batch) if isinstance(o, DecodeFailure)
     } == {8}
 
 
 def test_a_device_that_dies_in_bands_is_not_blamed_on_the_input(vae_side: VaeSide) -> None:
-    dead = FlakyChunks(vae_side, RuntimeError("CUDA error: illegal address"), most=0, dead=True)
+    dead = FlakySide(vae_side, RuntimeError("CUDA error: illegal address"), most=0, dead=True)
     with pytest.raises(DeviceFailed, match="illegal address"):
         in_pieces(dead, as_stored(latents_of(1, SIDE, SIDE)))
 

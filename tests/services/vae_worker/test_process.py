@@ -2,60 +2,43 @@
 
 import asyncio
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from services.vae_worker import settings as settings_module
 from services.vae_worker.service import VAE_STAGE
 from services.vae_worker.settings import VaeWorkerSettings
 from services.vae_worker.stage import VaeStage
 from synerdiff.latents.arena import create_arena
-from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.models.device import open_device
 from synerdiff.models.device.opening import dtype_from_name, dtype_name
 from synerdiff.models.digest import model_digest
 from synerdiff.models.layout import read_layout
 from synerdiff.redis_process import RedisProcess
-from synerdiff.registry import WorkerRecord, WorkerRegistry
-from synerdiff.rpc import ServiceHost, open_channel, serving
+from synerdiff.registry import WorkerRegistry
+from synerdiff.rpc import open_channel, serving
 from synerdiff.settings import EXIT_BAD_SETTINGS, load
-from synerdiff.v1 import stages_pb2_grpc
 from synerdiff.worker import process as process_module
 from synerdiff.worker.process import run
-from tests.services.vae_worker.stage import Leader, Stage
+from tests.services.vae_worker.stage import MODEL, Leader, Stage
+from tests.services.worker_processes import announced, served_arena, worker_process
 from tests.waiting import HANG_S
-
-ROOT = Path(__file__).parents[3]
-
-
-async def start(*flags: str) -> asyncio.subprocess.Process:
-    command = (sys.executable, "-m", "services.vae_worker", *flags)
-    return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
-
-
-async def announced(registry: WorkerRegistry) -> WorkerRecord:
-    async with asyncio.timeout(HANG_S):
-        while not (workers := await registry.workers("testing")):
-            await asyncio.sleep(0.05)
-    return workers[0]
 
 
 async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -> None:
-    arena = create_arena(2, 4 * 4 * 4 * 4, "float32")
-    arena_host = ServiceHost()
-    arena_host.add("LatentsArena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
-    arena_address = await arena_host.start("127.0.0.1:0")
-    registry = WorkerRegistry(redis)
-    process = await start("--redis-url", redis_server.url, "--pool", "testing", "--threads", "1", "--model-name", "m")
-    try:
+    registry, flags = WorkerRegistry(redis), ("--redis-url", redis_server.url, "--pool", "test", "--model-name", "m")
+    async with (
+        served_arena(arena := create_arena(2, 4 * 4 * 4 * 4, "float32")) as arena_address,
+        worker_process("services.vae_worker", *flags) as process,
+    ):
         record = await announced(registry)
         assert (record.kind, record.model_card.name, record.pid) == ("vae", "m", process.pid)
         assert record.device == open_device("cpu").name
         assert (record.dtype, record.threads) == (dtype_name(dtype_from_name("auto")), 1)
-        assert record.model_digest == model_digest(read_layout(ROOT / "models" / "emoji" / "model"))
+        assert record.model_digest == model_digest(read_layout(MODEL))
         assert record.domain.startswith("cpu:")
         async with open_channel(record.address) as channel:
             assert await serving(channel, VAE_STAGE)
@@ -73,12 +56,6 @@ async def test_from_start_to_drained(redis: Redis, redis_server: RedisProcess) -
             assert process.returncode is None, "it went before its image was stored"
             await leader.stored("a/0")
             assert await asyncio.wait_for(process.wait(), HANG_S) == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-        await arena_host.drain(0)
-        arena.close()
 
 
 async def test_an_announcer_that_dies_ends_the_process(
@@ -97,8 +74,8 @@ async def dying(*_: object) -> None:
 
 
 async def test_a_bad_setting_is_named_at_once() -> None:
-    process = await start("--encode-threads", "65")
-    _, errors = await asyncio.wait_for(process.communicate(), HANG_S)
+    async with worker_process("services.vae_worker", "--encode-threads", "65") as process:
+        _, errors = await asyncio.wait_for(process.communicate(), HANG_S)
     assert process.returncode == 2
     assert "--encode-threads" in errors.decode()
 
@@ -108,3 +85,12 @@ async def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) ->
         stage = VaeStage(load(VaeWorkerSettings, ["--model", str(tmp_path / "nothing")]))
         assert await run(stage) == EXIT_BAD_SETTINGS
     assert str(tmp_path) in logs[-1]["reason"]
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 2), (2, 2), (8, 4), (48, 24), (256, 64)])
+def test_image_files_are_encoded_by_as_many_threads_as_there_are_cores_for(
+    cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings_module, "usable_cores", lambda: cores)
+    assert load(VaeWorkerSettings, []).image_encoders() == threads
+    assert load(VaeWorkerSettings, ["--encode-threads", "3"]).image_encoders() == 3

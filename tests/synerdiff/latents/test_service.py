@@ -7,11 +7,11 @@ import pytest
 
 from synerdiff.latents.arena import Arena
 from synerdiff.latents.memory import ProcessMemory
-from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.plans import SlotRef
-from synerdiff.rpc import ServiceHost, open_channel
+from synerdiff.rpc import open_channel
 from synerdiff.v1 import stages_pb2, stages_pb2_grpc
 from synerdiff.wire.stages import slot_ref_to_pb
+from tests.services.worker_processes import served_arena
 from tests.waiting import HANG_S
 
 
@@ -27,9 +27,7 @@ async def test_latents_are_copied_beside_the_event_loop(monkeypatch: pytest.Monk
         return read(arena, ref)
 
     monkeypatch.setattr(Arena, "read", slow)
-    host = ServiceHost()
-    host.add("arena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena))
-    async with open_channel(await host.start("127.0.0.1:0")) as channel:
+    async with served_arena(arena) as address, open_channel(address) as channel:
         stub = stages_pb2_grpc.LatentsArenaStub(channel)
         reading = asyncio.create_task(_read(stub, slot))
         assert await asyncio.to_thread(copying.wait, HANG_S)
@@ -38,7 +36,6 @@ async def test_latents_are_copied_beside_the_event_loop(monkeypatch: pytest.Monk
         assert not reading.done()
         go_on.set()
         assert await reading == b"data"
-    await host.drain(0)
 
 
 async def _read(stub: stages_pb2_grpc.LatentsArenaStub, slot: SlotRef) -> bytes:

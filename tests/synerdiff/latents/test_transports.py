@@ -12,15 +12,13 @@ from structlog.testing import capture_logs
 from synerdiff.latents.arena import Arena, create_arena
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable
 from synerdiff.latents.description import TransportOffer, TransportUnusable
-from synerdiff.latents.service import LatentsArenaServicer
 from synerdiff.latents.shared_memory import SharedMemoryReader, sweep_stale_files
 from synerdiff.latents.transports import HOST_TRANSPORTS, TransportChoice, open_arena
 from synerdiff.plans import SlotRef
-from synerdiff.rpc import ServiceHost
 from synerdiff.settings import load
-from synerdiff.v1 import stages_pb2_grpc
 from synerdiff.wire.stages import arena_description_from_pb, arena_description_to_pb
 from synerdiff.worker_settings import WorkerSettings
+from tests.services.worker_processes import served_arena
 from tests.synerdiff.latents.other_process import described_from, other_process
 
 SLOT_BYTES = 64
@@ -42,15 +40,8 @@ class Owner:
 @contextlib.asynccontextmanager
 async def owner(listen: str = "127.0.0.1:0", directory: Path = Path("/dev/shm")) -> AsyncIterator[Owner]:
     arena = create_arena(4, SLOT_BYTES, "bfloat16", directory)
-    host = ServiceHost()
-    host.add(
-        "synerdiff.v1.LatentsArena", stages_pb2_grpc.add_LatentsArenaServicer_to_server, LatentsArenaServicer(arena)
-    )
-    try:
-        yield Owner(arena, await host.start(listen))
-    finally:
-        await host.drain(0)
-        arena.close()
+    async with served_arena(arena, listen) as address:
+        yield Owner(arena, address)
 
 
 @pytest.fixture

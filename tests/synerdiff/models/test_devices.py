@@ -1,5 +1,6 @@
-"""Devices: the names of their hardware, and what errors say of them."""
+"""Devices: their hardware's name, their dtypes and threads, and what errors say of them."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 
 from synerdiff.host import usable_cores
 from synerdiff.models.device import DeviceFailed, Fault, cpu, fault_of, open_device
+from synerdiff.models.device.opening import dtype_from_name
+from synerdiff.models.threads import limit_torch_threads
+from tests.waiting import HANG_S
 
 CPU = open_device("cpu")
 
@@ -86,3 +90,56 @@ def test_a_poisoned_context_is_recognised_by_its_number() -> None:
 )
 def test_other_errors_are_not_the_device_s(error: Exception) -> None:
     assert fault_of(error) is Fault.OTHER
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_dtypes_go_by_name(name: str) -> None:
+    assert dtype_from_name(name) == getattr(torch, name)
+
+
+@pytest.mark.parametrize(
+    ("has_amx", "kernels", "dtype"),
+    [
+        (True, "AVX512", torch.bfloat16),
+        (False, "AVX512", torch.float32),
+        (True, "AVX2", torch.float32),
+        (True, "DEFAULT", torch.float32),
+    ],
+)
+def test_the_dtype_auto_is_bfloat16_only_where_the_cpu_does_it(
+    monkeypatch: pytest.MonkeyPatch, has_amx: bool, kernels: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
+    assert dtype_from_name("auto") == dtype
+
+
+def test_another_dtype_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match=r"'int8' is none of \"auto\", 'float32', 'bfloat16', 'float16'"):
+        dtype_from_name("int8")
+
+
+def test_each_thread_keeps_its_own_limit() -> None:
+    """In the order in which a later thread's limit would otherwise reach an earlier one."""
+    seen: dict[str, int] = {}
+    first_set, second_set = threading.Event(), threading.Event()
+
+    def first() -> None:
+        limit_torch_threads(1)
+        first_set.set()
+        assert second_set.wait(HANG_S)
+        torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+        seen["first"] = torch.get_num_threads()
+
+    def second() -> None:
+        assert first_set.wait(HANG_S)
+        limit_torch_threads(2)
+        second_set.set()
+        seen["second"] = torch.get_num_threads()
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == {"first": 1, "second": 2}

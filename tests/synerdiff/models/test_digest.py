@@ -1,7 +1,6 @@
 """The digest of a model and of its components: what changes them, and what does not."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,20 +15,19 @@ from safetensors.torch import load_file, save_file
 from synerdiff.models.digest import model_digest, module_digest, weights_digest
 from synerdiff.models.layout import ModelLoadError, read_layout
 from synerdiff.models.loading import load_unet_side, load_vae_side
-from tests.tiny_models import tiny_model
 from tests.waiting import HANG_S
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model("sd1", tmp_path_factory.mktemp("digest") / "model")
+@pytest.fixture
+def original(tiny_models: dict[str, Path]) -> Path:
+    return tiny_models["sd1"]
 
 
 @pytest.fixture
-def model(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "copy"))
+def model(copy_of: Callable[[str], Path]) -> Path:
+    return copy_of("sd1")
 
 
 def digest(path: Path) -> str:

@@ -1,6 +1,7 @@
 """UNet calls replayed from captures, on a fake of the device interface: keys, padding, bound and fall-back."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,16 +16,14 @@ from synerdiff.models.loading import load_unet_side
 from tests.reference import exact_call
 from tests.rounding import assert_rounded
 from tests.synerdiff.models.fake_gpu import FakeGpu
-from tests.tiny_models import FamilyName, tiny_model
 from tests.waiting import VirtualTime
 
 Call = tuple[torch.Tensor, torch.Tensor, Conditioning]
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> UnetSide:
-    family: FamilyName = request.param
-    return load_unet_side(tiny_model(family, tmp_path_factory.mktemp("models") / family), torch.float32)
+def plain(request: pytest.FixtureRequest, tiny_models: dict[str, Path]) -> UnetSide:
+    return load_unet_side(tiny_models[request.param], torch.float32)
 
 
 @pytest.fixture

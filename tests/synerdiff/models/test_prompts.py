@@ -145,7 +145,7 @@ def test_sdxl_without_negative_prompt_gets_zeros(tiny_models: dict[str, Path]) -
     assert all(part.any() for part in parts(side.encode([""])[0]))
 
 
-def test_sdxl_that_does_not_force_zeros_encodes_the_empty_prompt(copy_of: Callable[[FamilyName], Path]) -> None:
+def test_sdxl_that_does_not_force_zeros_encodes_the_empty_prompt(copy_of: Callable[[str], Path]) -> None:
     path = copy_of("sdxl")
     edit_json(path / "model_index.json", force_zeros_for_empty_prompt=False)
     side = load_unet_side(path, torch.float32)
@@ -154,7 +154,7 @@ def test_sdxl_that_does_not_force_zeros_encodes_the_empty_prompt(copy_of: Callab
     assert theirs[0].any()
 
 
-def test_attention_mask_is_used_where_the_config_says_so(copy_of: Callable[[FamilyName], Path]) -> None:
+def test_attention_mask_is_used_where_the_config_says_so(copy_of: Callable[[str], Path]) -> None:
     path = copy_of("sd2")
     (unmasked,) = load_unet_side(path, torch.float32).encode(["a dog"])
     edit_json(path / "text_encoder" / "config.json", use_attention_mask=True)
@@ -220,7 +220,7 @@ def test_nbytes_counts_both_parts(unet_side: UnetSide) -> None:
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_textual_inversion_of_several_vectors_uses_all_of_them(
-    copy_of: Callable[[FamilyName], Path], family: FamilyName
+    copy_of: Callable[[str], Path], family: FamilyName
 ) -> None:
     path = copy_of(family)
     for number, model_class in (("", CLIPTextModel), ("_2", CLIPTextModelWithProjection))[: 1 + (family == "sdxl")]:

@@ -16,7 +16,7 @@ from synerdiff.models.layout import ModelLoadError
 from synerdiff.models.loading import load_unet_side, load_vae_side
 from synerdiff.models.serving import PreviewProjection, fit_projection
 from synerdiff.skip_cfg import SkipCfgBudget
-from tests.tiny_models import EMOJI_MODEL, FamilyName
+from tests.tiny_models import EMOJI_MODEL
 
 SKIP_CFG = {
     "predictor": "extrapolate:0.5",
@@ -36,7 +36,7 @@ def write_serving(path: Path, content: Any) -> Path:
     return path
 
 
-def test_it_overrides_the_defaults(copy_of: Callable[[FamilyName], Path]) -> None:
+def test_it_overrides_the_defaults(copy_of: Callable[[str], Path]) -> None:
     path = write_serving(
         copy_of("sdxl"),
         {"default_num_inference_steps": 7, "default_guidance_scale": 0, "max_side": 96, "preview": PREVIEW},
@@ -53,7 +53,7 @@ def test_without_it_there_are_no_previews(tiny_models: dict[str, Path]) -> None:
     assert load_unet_side(tiny_models["sd1"], torch.float32).preview is None
 
 
-def test_the_card_tells_what_guidance_can_be_skipped(copy_of: Callable[[FamilyName], Path]) -> None:
+def test_the_card_tells_what_guidance_can_be_skipped(copy_of: Callable[[str], Path]) -> None:
     path = write_serving(copy_of("sd1"), {"skip_cfg": SKIP_CFG})
     card = load_unet_side(path, torch.float32).describe("tiny", (), Sampler.EULER)
     assert card.skip_cfg == SkipCfgBudget("extrapolate:0.5", 0.5, 2, 2, 1, 40.0, 50.5, 20)
@@ -77,7 +77,7 @@ def test_the_card_tells_what_guidance_can_be_skipped(copy_of: Callable[[FamilyNa
         ({"skip_cfg": {"share": 0.5}}, "skip_cfg.predictor"),
     ],
 )
-def test_a_wrong_one_is_refused_by_field(copy_of: Callable[[FamilyName], Path], content: Any, field: str) -> None:
+def test_a_wrong_one_is_refused_by_field(copy_of: Callable[[str], Path], content: Any, field: str) -> None:
     path = write_serving(copy_of("sd1"), content)
     with pytest.raises(ModelLoadError) as caught:
         load_unet_side(path, torch.float32)

@@ -164,7 +164,7 @@ def test_a_native_size_may_be_oblong(unet_side: UnetSide) -> None:
     assert replace(unet_side, unet=unet).native_size == (128, 64)
 
 
-def test_scheduler_config_is_corrected_as_the_pipeline_does(copy_of: Callable[[FamilyName], Path]) -> None:
+def test_scheduler_config_is_corrected_as_the_pipeline_does(copy_of: Callable[[str], Path]) -> None:
     path = copy_of("sd1")
     edit_json(path / "scheduler" / "scheduler_config.json", steps_offset=0, clip_sample=True)
     ours = load_unet_side(path, torch.float32).scheduler_config

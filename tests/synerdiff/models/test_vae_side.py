@@ -1,5 +1,6 @@
 """Decoding and the safety checker, against the diffusers pipelines."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from tests.reference import in_float64, reference_image, reference_pipeline
 from tests.rounding import COARSEST, assert_same_picture, off
 from tests.tiny_models import edit_json, tiny_model
 from tests.values import CARD
+
+CopyOf = Callable[[str], Path]
 
 Images = npt.NDArray[np.uint8]
 
@@ -85,16 +88,16 @@ def test_decode_of_a_batch_equals_each_alone(vae_side: VaeSide) -> None:
             assert_same_picture(ours, exact, rounded)
 
 
-def test_latents_mean_and_deviation_of_an_sdxl_vae(tmp_path: Path) -> None:
-    path = tiny_model("sdxl", tmp_path / "model")
+def test_latents_mean_and_deviation_of_an_sdxl_vae(copy_of: CopyOf) -> None:
+    path = copy_of("sdxl")
     edit_json(path / "vae" / "config.json", latents_mean=[-1.6, 1.1, 3.3, -2.5], latents_std=[8.5, 5.5, 6.6, 5.2])
     run = pipeline_run(path)
     assert_same_picture(load_vae_side(path, torch.float32).decode(run.latents)[0], run.exact, run.levels)
 
 
 @pytest.mark.parametrize("force_upcast", [True, False])
-def test_sdxl_in_float16_upcasts_its_vae_when_told_to(tmp_path: Path, force_upcast: bool) -> None:
-    path = tiny_model("sdxl", tmp_path / "model")
+def test_sdxl_in_float16_upcasts_its_vae_when_told_to(copy_of: CopyOf, force_upcast: bool) -> None:
+    path = copy_of("sdxl")
     edit_json(path / "vae" / "config.json", force_upcast=force_upcast)
     run = pipeline_run(path, torch.float16)
     side = load_vae_side(path, torch.float16)
@@ -103,8 +106,8 @@ def test_sdxl_in_float16_upcasts_its_vae_when_told_to(tmp_path: Path, force_upca
     assert_same_picture(side.decode(run.latents)[0], run.exact, run.levels, coarsest=coarsest)
 
 
-def test_a_vae_computes_in_the_dtype_that_it_is_told(tmp_path: Path) -> None:
-    path = tiny_model("sdxl", tmp_path / "model")
+def test_a_vae_computes_in_the_dtype_that_it_is_told(copy_of: CopyOf) -> None:
+    path = copy_of("sdxl")
     latents = pipeline_run(path, torch.float16).latents
     side = load_vae_side(path, torch.float16, vae_dtype=torch.bfloat16)
     assert (side.dtype, side.vae_dtype) == (torch.float16, torch.bfloat16)
@@ -114,8 +117,8 @@ def test_a_vae_computes_in_the_dtype_that_it_is_told(tmp_path: Path) -> None:
     assert off(torch.tensor(side.decode(latents)[0]), exact) <= 0.5 + 4 * off(levels, exact)
 
 
-def test_float16_is_refused_for_a_vae_that_overflows_in_it(tmp_path: Path) -> None:
-    path = tiny_model("sdxl", tmp_path / "model")
+def test_float16_is_refused_for_a_vae_that_overflows_in_it(copy_of: CopyOf) -> None:
+    path = copy_of("sdxl")
     edit_json(path / "vae" / "config.json", force_upcast=True)
     for dtype in (torch.float16, torch.float32):
         with pytest.raises(ModelLoadError, match=r"vae_dtype: float16 overflows in its VAE \(force_upcast\); bfloat16"):
@@ -141,9 +144,9 @@ def test_weights_of_a_vae_in_another_dtype_do_not_pass_through_the_models(tiny_m
     ],
 )
 def test_what_a_vae_computes_in_is_in_its_record_and_in_the_name_of_its_package(
-    tmp_path: Path, dtype: str, vae_dtype: str | None, shown: str, compiled: str
+    copy_of: CopyOf, dtype: str, vae_dtype: str | None, shown: str, compiled: str
 ) -> None:
-    path = tiny_model("sdxl", tmp_path / "model")
+    path = copy_of("sdxl")
     told = dtype_from_name(vae_dtype) if vae_dtype else None
     side = load_vae_side(path, dtype_from_name(dtype), vae_dtype=told)
     settings = load(WorkerSettings, ["--model", str(path)])

@@ -30,7 +30,7 @@ from synerdiff.settings import load
 from synerdiff.worker_settings import WorkerSettings
 from tests.reference import exact_call
 from tests.rounding import assert_rounded
-from tests.services.unet_worker.test_process import announced, worker_process
+from tests.services.worker_processes import announced, worker_process
 from tests.tiny_models import tiny_model
 
 COMPILER = os.environ.get("CXX", "g++")
@@ -221,7 +221,7 @@ async def test_a_worker_process_finds_the_package_and_says_that_it_serves_with_i
     monkeypatch.setenv("CXX", "/nowhere/g++")
     flags = ["--model", str(built.model), "--dtype", "float32", "--redis-url", redis_server.url, "--pool", "test"]
     compiled = ["--compile", "wait", "--compile-cache", str(built.directory)]
-    async with worker_process(*flags, *compiled):
+    async with worker_process("services.unet_worker", *flags, *compiled):
         assert (await announced(WorkerRegistry(redis))).execution == "compiled"
 
 
