@@ -12,15 +12,13 @@ speed: `bench.peers --ours NAME:policy=NAME,compile=off` alternates between a fe
 Prints a Markdown table and writes bench/results/NAME.json. A run takes about configurations x loads x 1.5 x `seconds`.
 """
 
-import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from bench.command import Only, ProfileFile, Settings, markdown_table, number, run, save, say, settings_of, some_of
-from bench.serving import MIXED, SETTINGS, Outcome, deployment, serve, warm_up
+from bench.serving import MIXED, SETTINGS, deployment, serve
 from synerdiff.client.load.arrivals import Arrival, bursts, poisson
-from synerdiff.client.load.summary import percentile
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
     "static": {"policy": "static"},
@@ -55,26 +53,6 @@ def workload(capacity: float, seconds: float, seed: int) -> dict[str, tuple[Arri
     return {name: poisson(share * capacity, MIXED, seed, seconds=seconds) for name, share in LOADS.items()}
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
-    ends = outcome.latencies_s
-    decodes = [answer.decode_s * 1000 for answer in outcome.window.served]
-    ratios = [run.ratio for run in outcome.items]
-    return {
-        "requests": len(ends),
-        "errors": outcome.errors,
-        "images_per_s": outcome.window.images_per_s,
-        "end_to_end_mean_s": statistics.fmean(ends) if ends else None,
-        "end_to_end_p99_s": percentile(ends, 99) if ends else None,
-        "decode_mean_ms": statistics.fmean(decodes) if decodes else None,
-        "decode_p99_ms": percentile(decodes, 99) if decodes else None,
-        "skipped_share": outcome.skipped_share,
-        "items_compared": len(ratios),
-        "item_ratio_median": statistics.median(ratios) if ratios else None,
-        "item_ratio_largest": max(ratios, default=None),
-        "items_over_2x": sum(ratio > 2 for ratio in ratios),
-    }
-
-
 def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The results as Markdown, a row per configuration and load."""
     rows = []
@@ -90,7 +68,6 @@ def table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 async def measured_capacity(dtype: str) -> float:
     """Images per second of `continuous` on a burst of the workload's requests."""
     async with deployment({"policy": "continuous"}, dtype=dtype) as address:
-        await warm_up(address)
         return (await serve(address, bursts(CAPACITY_BURST, MIXED, seed=0))).window.images_per_s
 
 
@@ -110,10 +87,9 @@ async def measure(
     results: dict[str, dict[str, Any]] = {each: {} for each in chosen}
     for configuration, done in results.items():
         async with deployment(common | CONFIGURATIONS[configuration], profile, dtype) as address:
-            await warm_up(address)
             for load, arrivals in workload(capacity, seconds, seed).items():
                 began = time.monotonic()
-                done[load] = summary(await serve(address, arrivals))
+                done[load] = (await serve(address, arrivals)).summary()
                 say(f"{configuration}, {load}: {len(arrivals)} requests in {time.monotonic() - began:.1f} s")
     result = {
         "dtype": dtype,

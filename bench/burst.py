@@ -13,7 +13,7 @@ import statistics
 from typing import Any
 
 from bench.command import Only, ProfileFile, Settings, as_json, run, save, say, settings_of, some_of
-from bench.serving import MIXED, SETTINGS, Outcome, deployment, equal_requests, serve, warm_up
+from bench.serving import MIXED, SETTINGS, Outcome, deployment, equal_requests, serve
 from synerdiff.client.load.arrivals import bursts, poisson
 
 CONFIGURATIONS: dict[str, dict[str, str]] = {
@@ -28,20 +28,13 @@ TRICKLE_PER_S = 0.7
 
 def summary(before: Outcome, outcome: Outcome, after: Outcome) -> dict[str, Any]:
     """One burst: latencies in s, throughput in images/s, and the threshold in the trickles before and after it."""
-    ends = outcome.latencies_s
     values = [value for _, value in outcome.thresholds]
-    return {
-        "requests": len(ends),
+    return outcome.summary() | {
         "errors": [*before.errors, *outcome.errors, *after.errors],
-        "end_to_end_mean_s": statistics.fmean(ends),
-        "end_to_end_last_s": max(ends),
-        "images_per_s": outcome.window.images_per_s,
-        "decode_mean_ms": statistics.fmean(answer.decode_s * 1000 for answer in outcome.window.served),
         "threshold_before": before.thresholds[-1][1] if before.thresholds else None,
         "threshold_highest": max(values, default=None),
         "threshold_after": after.thresholds[-1][1] if after.thresholds else None,
         "threshold_switches": sum(a != b for a, b in itertools.pairwise(values)),
-        "item_ratio_largest": max((run.ratio for run in outcome.items), default=None),
     }
 
 
@@ -59,7 +52,6 @@ async def measure(
     common = settings_of(settings, SETTINGS)
     for number, (policy, listed) in itertools.product(range(rounds), done.items()):
         async with deployment(CONFIGURATIONS[policy] | common, profile, dtype) as address:
-            await warm_up(address)
             trickle = poisson(TRICKLE_PER_S, MIXED, number, seconds=TRICKLE_S)
             before = await serve(address, trickle)
             outcome = await serve(address, bursts(requests, equal_requests(steps), seed=number))

@@ -128,18 +128,20 @@ async def measure(
         window = await send_all(addresses[-1], mixed, clients)
         killer.cancel()
         leaked = await slots_used(addresses)
-    differences = largest_differences(mixed, window.served)
+    return judged(mixed, window) | {"clients": clients, "slots_used_after": leaked, "killed": kills}
+
+
+def judged(requests: Sequence[MixedRequest], window: Window) -> dict[str, Any]:
+    """What came of requests whose pictures were kept."""
+    differences = largest_differences(requests, window.served)
     latencies = [answer.latency_s for answer in window.answers]
     return {
-        "requests": len(mixed),
-        "clients": clients,
+        "requests": len(requests),
         "answered": len(window.served),
         "errors": [f"{answer.error}: {answer.message}" for answer in window.answers if answer.error],
         "pictures": sum(answer.images for answer in window.served),
         "largest_difference_levels": max(differences, default=None),
         "pictures_over_2_levels": sum(difference > 2 for difference in differences),
-        "slots_used_after": leaked,
-        "killed": kills,
         "seconds": round(window.seconds, 1),
         "latency_s": {f"p{p}": round(percentile(latencies, p), 2) for p in (50, 99)},
     }

@@ -9,6 +9,7 @@ take when it was planned. The error of an item is |measured / predicted - 1|. Pr
 """
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.command import ProfileFile, Settings, run, save, say, settings_of
-from bench.serving import MIXED, SETTINGS, ItemRun, deployment, serve, warm_up
+from bench.serving import MIXED, SETTINGS, ItemRun, deployment, serve
 from synerdiff.client.load.arrivals import Arrival, poisson
 from synerdiff.client.load.summary import percentile
 
@@ -25,14 +26,14 @@ WINDOW_S = 10.0
 
 def errors_of(runs: Iterable[ItemRun]) -> dict[str, Any]:
     """Median and p90 of the errors of items, their largest ratio, and how many there are."""
-    runs = list(runs)
-    errors = [abs(run.ratio - 1) for run in runs]
+    ratios = [run.ratio for run in runs]
+    errors = [abs(ratio - 1) for ratio in ratios]
     return {
-        "items": len(runs),
-        "median_error": percentile(errors, 50) if runs else None,
-        "p90_error": percentile(errors, 90) if runs else None,
-        "median_ratio": percentile([run.ratio for run in runs], 50) if runs else None,
-        "largest_ratio": max((run.ratio for run in runs), default=None),
+        "items": len(ratios),
+        "median_error": percentile(errors, 50),
+        "p90_error": percentile(errors, 90),
+        "median_ratio": percentile(ratios, 50),
+        "largest_ratio": max(ratios, default=math.nan),
     }
 
 
@@ -65,7 +66,6 @@ async def measure(
     common, whole_s = settings_of(settings, SETTINGS), settle + seconds
     arrivals = poisson(rate, MIXED, seed, seconds=whole_s)
     async with deployment(common, profile, dtype) as own:
-        await warm_up(own)
         began_s, passed_s = asyncio.get_running_loop().time(), 0.0
         while passed_s < whole_s:
             if piece := _piece(arrivals, passed_s, passed_s + WINDOW_S):

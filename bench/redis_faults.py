@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,25 +146,8 @@ RECOVERED_WITHIN_S = 10.0
 # ---- a fault under a load
 
 
-@dataclass(frozen=True)
-class Found:
-    """What came of a fault. `broken`: promises that were not kept, in words."""
-
-    fault: str
-    accepted: int
-    own_pictures: int
-    lost: int
-    refused: str
-    alert: str
-    accepting_s: float
-    drawing_s: float
-    end_lines: str
-    trouble_lines: int
-    broken: tuple[str, ...]
-
-
-async def under(name: str, seconds: float, rate: float) -> Found:
-    """Let a fault befall a deployment under load."""
+async def under(name: str, seconds: float, rate: float) -> dict[str, Any]:
+    """Let a fault befall a deployment under load: what came of it, and the promises that are `broken`, in words."""
     fault = FAULTS[name]
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -229,7 +212,7 @@ class Outcome:
     restarted: bool
     lines: Sequence[Mapping[str, Any]]
 
-    def found(self, scrapes: Scrapes, seconds: float) -> Found:
+    def found(self, scrapes: Scrapes, seconds: float) -> dict[str, Any]:
         accepted = [sent for sent in self.sent if sent.job_id]
         told = [sent for sent in accepted if sent.job_id in self.lost and sent.code == "NOT_FOUND"]
         own = [sent for sent in accepted if sent.own_picture]
@@ -251,19 +234,19 @@ class Outcome:
             broken.append(f"recovered only after {max(accepting_s, drawing_s):.1f} s")
         if self.restarted:
             broken.append("a process was restarted")
-        return Found(
-            self.name,
-            len(accepted),
-            len(own),
-            len(told),
-            ", ".join(f"{count} {code}" for code, count in sorted(refused.items())) or "none",
-            alert.partition(":")[0],
-            round(accepting_s, 1),
-            round(drawing_s, 1),
-            f"{sum(sent.job_id in ends for sent in accepted)}/{len(accepted)}",
-            sum(line.get("event", "").startswith("redis ") for line in self.lines),
-            tuple(broken),
-        )
+        return {
+            "fault": self.name,
+            "accepted": len(accepted),
+            "with their own picture": len(own),
+            "lost, and told so": len(told),
+            "refused": ", ".join(f"{count} {code}" for code, count in sorted(refused.items())) or "none",
+            "alert that fired": alert.partition(":")[0],
+            "last refusal after its end (s)": round(accepting_s, 1),
+            "first new picture (s)": round(drawing_s, 1),
+            "ends in the log": f"{sum(sent.job_id in ends for sent in accepted)}/{len(accepted)}",
+            "lines about Redis, all processes": sum(line.get("event", "").startswith("redis ") for line in self.lines),
+            "broken": broken,
+        }
 
     def accepting_s(self) -> float:
         """From the fault's end to the last refusal."""
@@ -292,32 +275,18 @@ async def measure(
     fault: Annotated[str, typer.Option(help=f"By comma: {', '.join(FAULTS)}. Default: all.")] = "",
     seconds: Annotated[float, typer.Option(help="Of load for each fault.")] = 120.0,
     rate: Annotated[float, typer.Option(help="Requests a second.")] = 5.0,
-) -> list[Found]:
+) -> list[dict[str, Any]]:
     if seconds <= BEFORE_S + AFTER_S:
         raise typer.BadParameter(f"{seconds:g} is not more than {BEFORE_S + AFTER_S:g}", param_hint="--seconds")
     return [await under(name, seconds, rate) for name in some_of(fault, FAULTS, "--fault")]
 
 
-HEAD = (
-    "fault",
-    "accepted",
-    "with their own picture",
-    "lost, and told so",
-    "refused",
-    "alert that fired",
-    "last refusal after its end (s)",
-    "first new picture (s)",
-    "ends in the log",
-    "lines about Redis, all processes",
-)
-
-
-def show(found: Sequence[Found]) -> str:
+def show(found: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table, and below it what is broken."""
-    rows = [astuple(each)[: len(HEAD)] for each in found]
-    broken = [f"{each.fault}: {promise}" for each in found for promise in each.broken]
-    return "\n".join([markdown_table(HEAD, rows), "", *broken])
+    rows = [tuple(each.values())[:-1] for each in found]
+    broken = [f"{each['fault']}: {promise}" for each in found for promise in each["broken"]]
+    return "\n".join([markdown_table(tuple(found[0])[:-1], rows), "", *broken])
 
 
 if __name__ == "__main__":
-    run(measure, show=show, well=lambda found: not any(each.broken for each in found))
+    run(measure, show=show, well=lambda found: not any(each["broken"] for each in found))

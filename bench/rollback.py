@@ -19,14 +19,13 @@ from typing import Annotated, cast
 import typer
 
 from bench.command import run, say
-from bench.load import largest_differences
+from bench.load import judged
 from bench.mixed_requests import mixed_requests
 from bench.processes import ROOT, process
 from bench.status import Status, slots_used, until
 from synerdiff.client import AsyncClient
 from synerdiff.client.load.arrivals import Arrival
 from synerdiff.client.load.sending import OpenLoop, send
-from synerdiff.client.load.summary import percentile
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.stopping import cancel_and_wait
 from synerdiff_cli.deployment import BUNDLED_MODEL
@@ -94,17 +93,7 @@ async def measure(
             if rolling.done():
                 rolling.result()
             await cancel_and_wait(rolling)
-    differences = largest_differences(mixed, window.served)
-    return {
-        "requests": len(mixed),
-        "answered": len(window.served),
-        "errors": [f"{answer.error}: {answer.message}" for answer in window.answers if answer.error],
-        "largest_difference_levels": max(differences, default=None),
-        "led": led,
-        "slots_used_after": leaked,
-        "seconds": round(window.seconds, 1),
-        "latency_s": {f"p{p}": round(percentile([a.latency_s for a in window.answers], p), 2) for p in (50, 99)},
-    }
+    return judged(mixed, window) | {"led": led, "slots_used_after": leaked}
 
 
 def well(found: dict[str, object]) -> bool:

@@ -1,7 +1,9 @@
 """A deployment under settings of its own, a load on it, and what came of both."""
 
 import contextlib
+import math
 import os
+import statistics
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from synerdiff.client.load import trace
 from synerdiff.client.load.arrivals import Arrival, bursts
 from synerdiff.client.load.requests import LoadRequest, Mix, prompts_of_words
 from synerdiff.client.load.sending import OpenLoop, Window, send
-from synerdiff.client.load.summary import summarise
+from synerdiff.client.load.summary import percentile, summarise
 from synerdiff.rpc import open_channel
 from synerdiff.worker_settings import CompileMode
 from synerdiff_cli.deployment import BUNDLED_MODEL, LocalOptions, ModelSource
@@ -54,17 +56,28 @@ class Outcome:
     thresholds: tuple[tuple[float, float], ...]
 
     @property
-    def latencies_s(self) -> list[float]:
-        """End to end, from when requests were due, of those with an image."""
-        return [answer.latency_s for answer in self.window.served]
-
-    @property
     def errors(self) -> list[str]:
         return [f"{answer.error}: {answer.message}" for answer in self.window.answers if answer.error]
 
-    @property
-    def skipped_share(self) -> float:
-        return summarise([self.window]).skipped_share
+    def summary(self) -> dict[str, Any]:
+        """Latencies end to end from when requests were due; NaN where none was served."""
+        whole, decodes_ms = summarise([self.window]), [1000 * answer.decode_s for answer in self.window.served]
+        ratios = [run.ratio for run in self.items]
+        return {
+            "requests": len(self.window.served),
+            "errors": self.errors,
+            "images_per_s": whole.images_per_s,
+            "end_to_end_mean_s": whole.mean_s,
+            "end_to_end_p99_s": whole.p99_s,
+            "end_to_end_last_s": whole.max_s,
+            "decode_mean_ms": statistics.fmean(decodes_ms) if decodes_ms else math.nan,
+            "decode_p99_ms": percentile(decodes_ms, 99),
+            "skipped_share": whole.skipped_share,
+            "items_compared": len(ratios),
+            "item_ratio_median": percentile(ratios, 50),
+            "item_ratio_largest": max(ratios, default=math.nan),
+            "items_over_2x": sum(ratio > 2 for ratio in ratios),
+        }
 
 
 @dataclass(frozen=True)
@@ -80,9 +93,13 @@ class ItemRun:
 async def deployment(
     settings: Mapping[str, str], profile: Path | None = None, dtype: str = "float32"
 ) -> AsyncIterator[str]:
-    """The address of `deployed`, with the bundled model."""
+    """The address of `deployed`, with the bundled model, once every worker has done each of its kinds of work and the
+    planner has met common counts."""
     async with deployed(settings, profile, dtype) as system:
-        yield system.deployment.addresses[0]
+        address = system.deployment.addresses[0]
+        for count in (1, 4, 12):
+            await serve(address, bursts(count, equal_requests(6), seed=count))
+        yield address
 
 
 @contextlib.asynccontextmanager
@@ -131,12 +148,6 @@ async def serve(address: str, arrivals: Sequence[Arrival]) -> Outcome:
         events = await trace.trace_events(channel, window.began_unix_s)
     since_s = window.began_unix_s
     return Outcome(window, item_runs(events, since_s * 1e6), trace.thresholds(events, since_s))
-
-
-async def warm_up(address: str) -> None:
-    """Let every worker do each of its kinds of work, and the planner meet common counts."""
-    for count in (1, 4, 12):
-        await serve(address, bursts(count, equal_requests(6), seed=count))
 
 
 def item_runs(events: Sequence[Mapping[str, Any]], began_unix_us: float) -> tuple[ItemRun, ...]:

@@ -1,7 +1,8 @@
 """The published configs of Stable Diffusion 1.5, 2.1 and XL base, and tiny ones of the same shape for CPUs.
 
 Sources: unet/, vae/, text_encoder*/ and scheduler/ of the repositories stable-diffusion-v1-5, stable-diffusion-2-1 and
-stable-diffusion-xl-base-1.0. SD 1.5 is given DDIM here, whose 20 steps are 20 UNet calls; its own PNDM makes 21.
+stable-diffusion-xl-base-1.0, less the defaults of diffusers' and transformers' classes. SD 1.5 is given DDIM here,
+whose 20 steps are 20 UNet calls; its own PNDM makes 21.
 """
 
 from collections.abc import Mapping
@@ -14,25 +15,18 @@ Config = Mapping[str, Any]
 # What pictures of full-size models are asked for with.
 STEPS, GUIDANCE_SCALE = 20, 5.0
 
-_CROSS_DOWN, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 _VAE: Config = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
     "layers_per_block": 2,
     "sample_size": 512,
-    "scaling_factor": 0.18215,
 }
 _CLIP_L: Config = {
     "hidden_size": 768,
     "intermediate_size": 3072,
-    "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "projection_dim": 768,
-    "hidden_act": "quick_gelu",
-    "vocab_size": 49408,
-    "max_position_embeddings": 77,
 }
 _BETAS: Config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 _DDIM: Config = {**_BETAS, "clip_sample": False, "set_alpha_to_one": False}
@@ -69,12 +63,7 @@ FULL: Mapping[ModelName, ModelConfig] = {
         side=512,
         unet={
             "sample_size": 64,
-            "block_out_channels": (320, 640, 1280, 1280),
-            "layers_per_block": 2,
             "cross_attention_dim": 768,
-            "attention_head_dim": 8,
-            "down_block_types": (_CROSS_DOWN, _CROSS_DOWN, _CROSS_DOWN, "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", _CROSS_UP, _CROSS_UP, _CROSS_UP),
         },
         vae=_VAE,
         text_encoders=(_CLIP_L,),
@@ -88,14 +77,10 @@ FULL: Mapping[ModelName, ModelConfig] = {
         side=768,
         unet={
             "sample_size": 96,
-            "block_out_channels": (320, 640, 1280, 1280),
-            "layers_per_block": 2,
             "cross_attention_dim": 1024,
             "attention_head_dim": (5, 10, 20, 20),
             "use_linear_projection": True,
             "upcast_attention": True,
-            "down_block_types": (_CROSS_DOWN, _CROSS_DOWN, _CROSS_DOWN, "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", _CROSS_UP, _CROSS_UP, _CROSS_UP),
         },
         vae={**_VAE, "sample_size": 768},
         text_encoders=(
@@ -120,7 +105,6 @@ FULL: Mapping[ModelName, ModelConfig] = {
         unet={
             "sample_size": 128,
             "block_out_channels": (320, 640, 1280),
-            "layers_per_block": 2,
             "cross_attention_dim": 2048,
             "attention_head_dim": (5, 10, 20),
             "transformer_layers_per_block": (1, 2, 10),
@@ -128,8 +112,8 @@ FULL: Mapping[ModelName, ModelConfig] = {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": 2816,
-            "down_block_types": ("DownBlock2D", _CROSS_DOWN, _CROSS_DOWN),
-            "up_block_types": (_CROSS_UP, _CROSS_UP, "UpBlock2D"),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         },
         vae={**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
         text_encoders=(
@@ -166,7 +150,7 @@ def _tiny(full: ModelConfig) -> ModelConfig:
     unet: dict[str, Any] = {
         **full.unet,
         "sample_size": _TINY_SIDE // 8,
-        "block_out_channels": (32, 32, 64, 64)[: len(full.unet["block_out_channels"])],
+        "block_out_channels": (32, 32, 64, 64)[: len(full.unet.get("block_out_channels", range(4)))],
         "layers_per_block": 1,
         "norm_num_groups": 8,
         "cross_attention_dim": sum(widths),

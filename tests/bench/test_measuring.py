@@ -8,7 +8,7 @@ import pytest
 
 from bench import command
 from bench.ablation import CONFIGURATIONS as ABLATIONS
-from bench.ablation import LOADS, summary, table, workload
+from bench.ablation import LOADS, table, workload
 from bench.burst import CONFIGURATIONS as BURSTS
 from bench.prediction import by_kind, windows
 from bench.serving import ItemRun, Outcome, deployment, equal_requests, item_runs
@@ -61,7 +61,7 @@ def answer(end_to_end_s: float, decode_s: float, skipped: int) -> Answer:
 def test_a_summary_and_its_table() -> None:
     done = tuple(answer(k / 10, k / 100, skipped=k % 2) for k in range(1, 101))
     outcome = Outcome(Window(done, 0.0), (ItemRun("unet", 1.2, 1.0), ItemRun("vae", 2.5, 2.0)), ())
-    numbers = summary(outcome)
+    numbers = outcome.summary()
     assert (numbers["images_per_s"], numbers["end_to_end_p99_s"], numbers["skipped_share"]) == (10.0, 9.9, 0.05)
     assert (numbers["item_ratio_largest"], numbers["items_over_2x"]) == (2.5, 1)
     row = table({"synerdiff": {"low": numbers}}).splitlines()[2]
@@ -70,7 +70,7 @@ def test_a_summary_and_its_table() -> None:
 
 def test_nothing_served_is_no_number() -> None:
     failed = Answer(0, 0.0, 0.0, 1.0, error="UNAVAILABLE", message="x")
-    numbers = summary(Outcome(Window((failed,), 0.0), (), ()))
+    numbers = Outcome(Window((failed,), 0.0), (), ()).summary()
     assert numbers["errors"] == ["UNAVAILABLE: x"]
     assert table({"static": {"low": numbers}}).splitlines()[2].count("| - ") == 5
 

@@ -28,9 +28,7 @@ def outcome() -> Outcome:
 
 def test_a_fault_that_was_weathered_is_counted() -> None:
     found = outcome().found(Scrapes({}), 60.0)
-    assert found.broken == ()
-    assert (found.accepted, found.own_pictures, found.lost, found.refused) == (3, 3, 0, "2 UNAVAILABLE")
-    assert (found.accepting_s, found.drawing_s, found.end_lines) == (2.5, 4.0, "3/3")
+    assert found["broken"] == []
     assert "| killed | 3 | 3 | 0 | 2 UNAVAILABLE | not asked | 2.5 | 4.0 | 3/3 |" in show([found])
 
 
@@ -55,11 +53,11 @@ def altered(found: Outcome, number: int, **changes: object) -> Outcome:
 
 @pytest.mark.parametrize(("message", "plant"), MISTAKES, ids=[message for message, _ in MISTAKES])
 def test_a_planted_mistake_is_found(message: str, plant: Callable[[Outcome], Outcome]) -> None:
-    assert any(message in broken for broken in plant(outcome()).found(Scrapes({}), 60.0).broken)
+    assert any(message in broken for broken in plant(outcome()).found(Scrapes({}), 60.0)["broken"])
 
 
 def test_a_flushed_redis_may_lose_jobs_if_their_clients_are_told() -> None:
     flushed = dataclasses.replace(outcome(), name="flushed", lost={"job-0"}, ended_s=10.5)
     told = altered(flushed, 0, levels=None, code="NOT_FOUND").found(Scrapes({}), 60.0)
-    assert told.lost == 1
-    assert not [broken for broken in told.broken if "job" in broken and "alert" not in broken.lower()]
+    assert told["lost, and told so"] == 1
+    assert not [broken for broken in told["broken"] if "job" in broken and "alert" not in broken.lower()]
