@@ -16,7 +16,6 @@ throughput: the quiet caller asks for half of its load, and the rest is for the 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -24,12 +23,12 @@ import typer
 
 from bench.command import CORES, Processes, markdown_table, say, some_of, spread
 from bench.command import run as run_command
-from services.scheduler.planner.plan_book import PlanBook
+from bench.policies import PLANS, PROFILES, profile_of
 from services.scheduler.policy.policies import POLICIES
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
 from services.scheduler.simulation.simulation_results import SimulationResult
 from services.scheduler.simulation.workloads import Arrival, Mix, poisson
-from synerdiff.profiles import Profile, load
+from synerdiff.profiles import Profile
 
 QUIET, FLOOD = "quiet", "flood"
 MIX = Mix(steps=((10, 0.5), (30, 0.5)))
@@ -39,8 +38,6 @@ TIMES = 50
 MOST_WAITING = 100
 SERVED = ("continuous", "synerdiff", "vae-first")
 LOADS = (0.3, 0.6, 0.8)
-PROFILES = ("paper-table", "paper-table-serial", "emoji-epyc-2core-fp32")
-_PLANS = PlanBook(capacity=1 << 16, solve_now=True)
 
 
 class Case(NamedTuple):
@@ -89,16 +86,22 @@ def slower(profile: Profile, factor: float) -> Profile:
 
 
 def run(case: Case) -> Outcome:
-    profile, spec = load(Path(__file__).parent / "profiles" / f"{case.profile}.json"), POLICIES[case.policy]
+    profile, spec = profile_of(case.profile), POLICIES[case.policy]
     capacity_per_s = MIX.capacity_per_s(profile)
     rate_per_s = case.load * capacity_per_s / 2
     quiet = _of(QUIET, poisson(rate_per_s, case.requests, MIX, 2 * case.seed))
     flood = _of(FLOOD, _until(quiet[-1].at_ms, TIMES * rate_per_s, FLOODS[case.flood], 2 * case.seed + 1))
     both = sorted((*quiet, *flood), key=lambda arrival: arrival.at_ms)
-    beside = simulate_spec(SimulatedPool(profile, most_waiting=MOST_WAITING), spec, both, plans=_PLANS)
-    alone = simulate_spec(SimulatedPool(slower(profile, 2.0)), spec, quiet, plans=_PLANS)
+
+    def latencies_ms(result: SimulationResult) -> tuple[float, ...]:
+        mine = [outcome for outcome in result.outcomes if outcome.caller == QUIET]
+        assert not any(outcome.failed for outcome in mine)
+        return tuple(outcome.latency_ms for outcome in mine)
+
+    beside = simulate_spec(SimulatedPool(profile, most_waiting=MOST_WAITING), spec, both, plans=PLANS)
+    alone = simulate_spec(SimulatedPool(slower(profile, 2.0)), spec, quiet, plans=PLANS)
     shares = (_share(beside, caller, profile, quiet[-1].at_ms) for caller in (QUIET, FLOOD))
-    return Outcome(_latencies_ms(beside, QUIET), _latencies_ms(alone, QUIET), *shares)
+    return Outcome(latencies_ms(beside), latencies_ms(alone), *shares)
 
 
 def _of(caller: str, arrivals: Iterable[Arrival]) -> tuple[Arrival, ...]:
@@ -110,12 +113,6 @@ def _until(end_ms: float, rate_per_s: float, mix: Mix, seed: int) -> Iterable[Ar
     expected = rate_per_s * end_ms / 1000
     drawn = poisson(rate_per_s, int(expected + 10 * expected**0.5) + 10, mix, seed)
     return (arrival for arrival in drawn if arrival.at_ms < end_ms)
-
-
-def _latencies_ms(result: SimulationResult, caller: str) -> tuple[float, ...]:
-    mine = [outcome for outcome in result.outcomes if outcome.caller == caller]
-    assert not any(outcome.failed for outcome in mine)
-    return tuple(outcome.latency_ms for outcome in mine)
 
 
 def _share(result: SimulationResult, caller: str, profile: Profile, until_ms: float) -> float:

@@ -25,7 +25,7 @@ from services.scheduler.policy.policies import POLICIES, PolicyBounds
 from services.scheduler.policy.policy_spec import Urgency
 from services.scheduler.simulation.simulated_device import Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
-from services.scheduler.simulation.workloads import Arrival, Mix, burst, poisson
+from services.scheduler.simulation.workloads import Mix, burst, poisson
 from synerdiff.profiles import Profile, load
 from synerdiff.skip_cfg import SkipCfgBudget
 
@@ -41,8 +41,7 @@ LOADS = ("0.3", "0.7", "1.3", "burst")
 BURST = 64
 # As the bundled model bears it: the paper's models were not measured.
 BUNDLED_BUDGET = SkipCfgBudget("extrapolate:0.5", share=0.5, longest_run=1)
-_PROFILES = Path(__file__).parent / "profiles"
-_PLANS = PlanBook(capacity=1 << 16, solve_now=True)
+PLANS = PlanBook(capacity=1 << 16, solve_now=True)
 
 
 class Case(NamedTuple):
@@ -58,62 +57,57 @@ class Case(NamedTuple):
 
 
 class Latencies(NamedTuple):
-    """Of one policy under one load, in s; `requests_per_s` from the first arrival to the last end."""
+    """Of one policy under one load."""
 
     mean_s: float
     p99_s: float
-    requests_per_s: float
 
 
 class Row(NamedTuple):
-    """One profile, mix and load. `excess`: of each of ours over the best of the others, less 1, in mean and in P99."""
-
     profile: str
     mix: str
     load: str
     policies: dict[str, Latencies]
-    excess: dict[str, tuple[float, float]]
+
+    @property
+    def excess(self) -> dict[str, list[float]]:
+        """Of each of ours over the best of the others, less 1, in mean and in P99."""
+        others = [found for name, found in self.policies.items() if name not in OURS]
+        best = [min(found) for found in zip(*others, strict=True)]
+        ours = {name: self.policies[name] for name in OURS if name in self.policies}
+        return {name: [own / other - 1 for own, other in zip(found, best, strict=True)] for name, found in ours.items()}
+
+
+def profile_of(name: str) -> Profile:
+    return load(Path(__file__).parent / "profiles" / f"{name}.json")
 
 
 def run(case: Case) -> Latencies:
-    profile = load(_PROFILES / f"{case.profile}.json")
+    profile, mix = profile_of(case.profile), MIXES[case.mix]
     caps = profile.caps
     bounds = PolicyBounds()
     bounds = replace(bounds, unet_batch=min(bounds.unet_batch, caps.unet), vae_batch=min(bounds.vae_batch, caps.vae))
     budget = (profile.skip_cfg or BUNDLED_BUDGET) if case.policy.endswith("skipping") else None
     spec = replace(POLICIES[case.policy.split()[0]], urgency=case.urgency)
     pool = SimulatedPool(replace(profile, skip_cfg=budget), overheads=Overheads(slots=BURST))
-    summary = simulate_spec(pool, spec, _arrivals(case, profile), bounds=bounds, plans=_PLANS).summary
-    return Latencies(summary.mean_s, summary.p99_s, summary.requests_per_s)
-
-
-def _arrivals(case: Case, profile: Profile) -> tuple[Arrival, ...]:
-    mix = MIXES[case.mix]
     if case.load == "burst":
-        return burst(BURST, mix, case.seed)
-    return poisson(float(case.load) * mix.capacity_per_s(profile), case.requests, mix, case.seed)
+        arrivals = burst(BURST, mix, case.seed)
+    else:
+        arrivals = poisson(float(case.load) * mix.capacity_per_s(profile), case.requests, mix, case.seed)
+    summary = simulate_spec(pool, spec, arrivals, bounds=bounds, plans=PLANS).summary
+    return Latencies(summary.mean_s, summary.p99_s)
 
 
 def table(cases: Sequence[Case], processes: int) -> list[Row]:
     """Run them all; a row per profile, mix and load, means over the seeds."""
-    done = spread(run, cases, processes)
     rows: dict[tuple[str, str, str], dict[str, list[Latencies]]] = {}
-    for case, latencies in zip(cases, done, strict=True):
+    for case, latencies in zip(cases, spread(run, cases, processes), strict=True):
         of_policies = rows.setdefault((case.profile, case.mix, case.load), {})
         of_policies.setdefault(case.policy, []).append(latencies)
-    return [_row(place, of_policies) for place, of_policies in rows.items()]
-
-
-def _row(place: tuple[str, str, str], of_policies: dict[str, list[Latencies]]) -> Row:
-    policies = {name: Latencies(*map(mean, zip(*seeds, strict=True))) for name, seeds in of_policies.items()}
-    others = [latencies for name, latencies in policies.items() if name not in OURS]
-    best_mean_s, best_p99_s = (min(other[k] for other in others) for k in (0, 1))
-    excess = {
-        name: (policies[name].mean_s / best_mean_s - 1, policies[name].p99_s / best_p99_s - 1)
-        for name in OURS
-        if name in policies
-    }
-    return Row(*place, policies, excess)
+    return [
+        Row(*place, {name: Latencies(*map(mean, zip(*seeds, strict=True))) for name, seeds in of_policies.items()})
+        for place, of_policies in rows.items()
+    ]
 
 
 def printed(rows: Sequence[Row]) -> str:

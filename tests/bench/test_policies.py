@@ -34,15 +34,15 @@ def test_every_policy_serves_the_same_requests_of_every_cell() -> None:
 
 
 def test_a_row_compares_with_the_best_of_the_others_in_each_figure() -> None:
-    others = {"static": Latencies(2.0, 9.0, 1.0), "dynamic": Latencies(4.0, 8.0, 1.0)}
-    row = Row("p", "mixed", "0.7", others | {"synerdiff": Latencies(1.0, 8.8, 1.0)}, {"synerdiff": (-0.5, 0.1)})
+    others = {"static": Latencies(2.0, 9.0), "dynamic": Latencies(4.0, 8.0)}
+    row = Row("p", "mixed", "0.7", others | {"synerdiff": Latencies(1.0, 8.8)})
     assert printed([row]).splitlines()[-1] == (
         "| p | mixed | 0.7 | 2.00 / 9.00 | 4.00 / 8.00 | 1.00 / 8.80 | -50.0% / +10.0% |"
     )
     _row = table([Case("paper-table", "equal", "burst", name, 0, 4) for name in POLICIES[:2]], processes=1)[0]
     continuous, ours = (_row.policies[name] for name in POLICIES[:2])
     assert _row.excess == {
-        "synerdiff": pytest.approx((ours.mean_s / continuous.mean_s - 1, ours.p99_s / continuous.p99_s - 1))
+        "synerdiff": pytest.approx([ours.mean_s / continuous.mean_s - 1, ours.p99_s / continuous.p99_s - 1])
     }
 
 
