@@ -25,7 +25,7 @@ import torch
 import typer
 
 from bench.command import machine, run, say
-from bench.parity import packages_of
+from bench.parity import package_of
 from services.unet_worker.denoiser import Denoiser
 from services.unet_worker.fidelity import load_score, prompts_of
 from services.unet_worker.fidelity_cases import Pictures, Score, Studio, Task, loss
@@ -96,7 +96,7 @@ def measure(
     eager, rows = Studio(side, decoder), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
         if way is Way.COMPILED:
-            package = packages_of(BUNDLED_MODEL, computed, Path(folder)).unet
+            package = package_of("unet", BUNDLED_MODEL, computed, Path(folder))
             other = Studio(side, decoder, Denoiser(side, PackagedUnet(side, package)))
         else:
             other = Studio(unet_side(BUNDLED_MODEL, torch.bfloat16), vae_side(BUNDLED_MODEL, torch.bfloat16))

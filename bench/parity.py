@@ -11,11 +11,11 @@ of a batch: the PSNR of the batched picture against the one made alone in the sa
 With --compiled every UNet call and every decode is made by a compiled package, which is made first, in a minute or two.
 """
 
+import contextlib
 import itertools
 import os
 import tempfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -64,20 +64,17 @@ def tasks(samplers: list[Sampler], side: int, steps: int, seed: int) -> list[Tas
     ]
 
 
-def packages_of(model: Path, dtype: torch.dtype, folder: Path) -> Packages:
-    """Packages of a model's UNet and VAE, made in `folder`. Raises RuntimeError where one cannot be made."""
-    got: dict[Component, Call] = {}
-    compiler = BackgroundCompiler(load(WorkerSettings, ["--compile", "wait", "--compile-cache", str(folder)]))
-    try:
-        sides: dict[Component, UnetSide | VaeSide] = {"unet": unet_side(model, dtype), "vae": vae_side(model, dtype)}
-        for component, side in sides.items():
-            compiler.request(compile_subject(component, model, side), partial(got.__setitem__, component))
+def package_of(component: Component, model: Path, dtype: torch.dtype, folder: Path) -> Call:
+    """The package of a model's UNet or VAE, made in `folder`. Raises RuntimeError where it cannot be made."""
+    got: list[Call] = []
+    settings = load(WorkerSettings, ["--compile", "wait", "--compile-cache", str(folder)])
+    side: UnetSide | VaeSide = unet_side(model, dtype) if component == "unet" else vae_side(model, dtype)
+    with contextlib.closing(BackgroundCompiler(settings)) as compiler:
+        compiler.request(compile_subject(component, model, side), got.append)
         compiler.wait()
-    finally:
-        compiler.close()
-    if len(got) < 2:
-        raise RuntimeError(f"{model}: not compiled; the log says why")
-    return Packages(got["unet"], got["vae"])
+    if not got:
+        raise RuntimeError(f"{model}: {component} not compiled; the log says why")
+    return got[0]
 
 
 def measure(
@@ -118,7 +115,9 @@ def command(
     with tempfile.TemporaryDirectory() as folder:
         for name in some_of(models, ("emoji", *get_args(FamilyName)), "--models"):
             model = BUNDLED_MODEL if name == "emoji" else tiny_model(cast(FamilyName, name), Path(folder) / name)
-            packages = packages_of(model, torch_dtype, Path(folder) / f"{name} packages") if compiled else None
+            made_in = Path(folder) / f"{name} packages"
+            made = [package_of(part, model, torch_dtype, made_in) for part in get_args(Component)] if compiled else []
+            packages = Packages(*made) if made else None
             results[name] = measure(model, 128 if name == "emoji" else 64, steps, torch_dtype, packages)
     rows = [row for found in results.values() for row in found.values()]
     least = ("batched_psnr_db", "contrast")
