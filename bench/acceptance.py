@@ -35,6 +35,7 @@ from bench.processes import process
 from bench.simulated_workers import CARD
 from services.scheduler.api.callers_file import CallersFile, key_hash, new_key
 from services.scheduler.api.gate import Gate
+from synerdiff.client.load.summary import percentile
 from synerdiff.redis_client import connect
 from synerdiff.redis_process import RedisProcess, free_port
 from synerdiff.registry import WorkerRecord, WorkerRegistry
@@ -270,22 +271,20 @@ def fsync_ms(folder: Path, times: int = 200) -> float:
 
 def row(schedulers: int, load: Load, sent: Sent, spent: Sequence[float]) -> dict[str, Any]:
     """`spent`: CPU seconds of the schedulers, of Redis and of the machine, with the client's moment of warming up."""
-    latencies, seconds = sorted(sent.latencies_ms), sent.seconds
+    latencies, seconds = sent.latencies_ms, sent.seconds
     thousands, client_s = len(latencies) / 1000, sent.cpu_s
     warmed = (seconds + WARM_S) / seconds
     others_s = spent[2] - spent[1] - spent[0] - client_s * warmed
     return {
         "schedulers": schedulers,
         "load": str(load),
-        "per_s": round(len(latencies) / seconds),
-        "p50_ms": round(latencies[len(latencies) // 2], 1),
-        "p99_ms": round(latencies[len(latencies) * 99 // 100], 1),
-        "cpu_s_per_1000": {
-            "client": round(client_s / thousands, 2),
-            "schedulers": round(spent[0] / warmed / thousands, 2),
-            "redis": round(spent[1] / warmed / thousands, 2),
-        },
-        "others_cores": round(others_s / (seconds + WARM_S), 2),
+        "answered a second": round(len(latencies) / seconds),
+        "p50 ms": round(percentile(latencies, 50), 1),
+        "p99 ms": round(percentile(latencies, 99), 1),
+        "CPU s per 1,000: client": round(client_s / thousands, 2),
+        "of schedulers": round(spent[0] / warmed / thousands, 2),
+        "of Redis": round(spent[1] / warmed / thousands, 2),
+        "cores of others": round(others_s / (seconds + WARM_S), 2),
         "errors": sent.refused,
     }
 
@@ -324,16 +323,8 @@ async def measure(
 
 def show(result: dict[str, Any]) -> str:
     """The rows as a table for documents, with what was measured beside them."""
-    headings = ("schedulers", "load", "answered a second", "p50 ms", "p99 ms", "CPU s per 1,000: client", "schedulers",
-                "Redis", "cores of others")  # fmt: skip
-    lines = [
-        (
-            *(each[name] for name in ("schedulers", "load", "per_s", "p50_ms", "p99_ms")),
-            *each["cpu_s_per_1000"].values(),
-            each["others_cores"],
-        )
-        for each in result["rows"]
-    ]
+    headings = [name for name in result["rows"][0] if name != "errors"]
+    lines = [[each[name] for name in headings] for each in result["rows"]]
     about = f"gate {result['gate_check_us']} us, fsync {result['fsync_ms']} ms, {result['machine']}"
     errors = [f"{each['load']}: {each['errors']}" for each in result["rows"] if each["errors"]]
     return "\n".join([about, markdown_table(headings, lines), *errors])

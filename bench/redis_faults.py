@@ -20,7 +20,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +33,7 @@ from bench.pictures import Picture, levels, pixels
 from bench.scraped import Scrapes, fires
 from bench.serving import PROMPTS
 from synerdiff.cards import Sampler
-from synerdiff.client import AsyncClient, ImageReady
+from synerdiff.client import AsyncClient, Event, ImageReady
 from synerdiff.client.load.requests import LoadRequest
 from synerdiff.errors import SynerDiffError
 from synerdiff.redis_process import RedisProcess, free_port
@@ -96,31 +96,23 @@ class Load:
             if sent.number // len(self.addresses) % 2:
                 sent.job_id = (await eager.submit(request.prompt, **request.options())).job_id
             else:
-                await self._generate(sent, eager, request)
+                await self._hear(sent, eager.stream(request.prompt, **request.options()))
         except SynerDiffError as error:
             if not sent.job_id:
                 sent.code, sent.message = error.code.name, error.message
         sent.answered_s = sent.answered_s or self.now_s()
         if sent.job_id and sent.levels is None:
-            await self._follow(sent, patient)
+            try:
+                await self._hear(sent, patient.watch(sent.job_id))
+            except SynerDiffError as error:
+                sent.code, sent.message = error.code.name, error.message
 
-    async def _generate(self, sent: Sent, client: AsyncClient, request: LoadRequest) -> None:
-        async for event in client.stream(request.prompt, **request.options()):
+    async def _hear(self, sent: Sent, events: AsyncIterator[Event]) -> None:
+        async for event in events:
             sent.job_id, sent.answered_s = event.job_id, sent.answered_s or self.now_s()
             if isinstance(event, ImageReady):
-                self._drawn(sent, event)
-
-    async def _follow(self, sent: Sent, client: AsyncClient) -> None:
-        try:
-            async for event in client.watch(sent.job_id):
-                if isinstance(event, ImageReady):
-                    self._drawn(sent, event)
-        except SynerDiffError as error:
-            sent.code, sent.message = error.code.name, error.message
-
-    def _drawn(self, sent: Sent, event: ImageReady) -> None:
-        sent.levels = levels(self.pictures[sent.number % REQUESTS], pixels(event.image))
-        sent.ended_s = self.now_s()
+                sent.levels = levels(self.pictures[sent.number % REQUESTS], pixels(event.image))
+                sent.ended_s = self.now_s()
 
 
 REQUESTED = tuple(
