@@ -3,6 +3,7 @@
 Settings are told by `--set NAME=VALUE`, any number; names out of a few by comma.
 """
 
+import asyncio
 import functools
 import inspect
 import json
@@ -11,7 +12,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -113,6 +114,13 @@ def spread(work: Callable[[C], T], cases: Sequence[C], processes: int) -> list[T
         return list(map(work, cases))
     with ProcessPoolExecutor(processes) as pool:
         return list(pool.map(work, cases, chunksize=4))
+
+
+async def lines_of_stdin() -> AsyncIterator[bytes]:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        yield line
 
 
 def say(line: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
+from bench.command import lines_of_stdin
 from synerdiff.latents.arena import create_arena
 from synerdiff.latents.client import ArenaClient, ArenaUnreachable, Latents, RemoteArena
 from synerdiff.latents.cuda_driver import CudaClone, CudaDevice
@@ -134,14 +135,18 @@ class ReaderSide:
         await self._client.close()
 
 
-async def _obey(role: str, settings: Answer, choice: TransportChoice) -> None:
+async def be_a_side(role: str, settings: Answer) -> None:
+    """One of the killable processes, told JSON lines on stdin, each of which it answers; "free": one answer alone."""
+    configure_logging("latents", "warning")
+    choice = TransportChoice(tuple(settings["transports"]), settings["cuda_device"])
+    if role == "free":
+        _say({"free_bytes": CudaDevice(settings["cuda_device"]).free_bytes()})
+        return
     slot_bytes = settings["slot_bytes"]
     side = OwnerSide(settings["slots"], slot_bytes, choice) if role == "owner" else ReaderSide(slot_bytes, choice)
     _say(await side.start(settings["listen"]))
-    lines = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     commands: set[asyncio.Task[None]] = set()
-    while line := await lines.readline():
+    async for line in lines_of_stdin():
         asked = json.loads(line)
         number, method = asked.pop("number"), getattr(side, asked.pop("command"))
         commands.add(answering := asyncio.create_task(_answer(number, method, asked)))
@@ -160,15 +165,5 @@ def _say(answer: Answer) -> None:
     print(json.dumps(answer), flush=True)
 
 
-def be_a_side(role: str, settings: Answer) -> None:
-    """One of the killable processes, told JSON lines on stdin, each of which it answers; "free": one answer alone."""
-    configure_logging("latents", "warning")
-    choice = TransportChoice(tuple(settings["transports"]), settings["cuda_device"])
-    if role == "free":
-        _say({"free_bytes": CudaDevice(settings["cuda_device"]).free_bytes()})
-    else:
-        asyncio.run(_obey(role, settings, choice))
-
-
 if __name__ == "__main__":
-    be_a_side(sys.argv[1], json.loads(sys.argv[2]))
+    asyncio.run(be_a_side(sys.argv[1], json.loads(sys.argv[2])))

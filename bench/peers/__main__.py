@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.command import ModelDirectory, ProfileFile, run, save, say, settings_of, some_of
-from bench.peers.measuring import LOADS, POISSON, SATURATED, SKIPS, Amounts, Course, Wanted, field, started
+from bench.command import ModelDirectory, ProfileFile, run, save, settings_of, some_of
+from bench.peers.measuring import LOADS, POISSON, SATURATED, SKIPS, Amounts, Course, Field, started
 from bench.peers.process import SIZES
 from bench.serving import PROMPTS, SETTINGS
 from synerdiff.client.load.requests import LoadRequest, Mix
@@ -59,14 +59,13 @@ async def measure(
     listed = sorted(some_of(loads, LOADS, "--loads"), key=LOADS.index)  # Poisson arrivals are shares of the first
     if SATURATED not in listed and set(POISSON) & set(listed):
         raise typer.BadParameter(f"Poisson arrivals need {SATURATED} too", param_hint="--loads")
-    compiled = [each == "compiled" for each in some_of(peers, ("eager", "compiled"), "--peers")]
+    ways = some_of(peers, ("eager", "compiled"), "--peers")
     settings = dict(map(own_settings, ours)) if ours else DEFAULT_OURS
     skips = some_of(skip, SKIPS, "--skip")
     model = model.resolve()
     asked = {"model": model, "dtype": dtype, "sizes": sizes, "threads": threads}
     asked |= {"steps": steps, "guidance_scale": guidance_scale}
-    wanted = Wanted(model, dtype, compiled, asked, settings, skips, profile, CACHE)
-    async with started(wanted) as (contenders, about):
+    async with started(model, dtype, profile, ways, asked, settings, skips, CACHE) as (contenders, about):
         best = max((each["best_size"] for each in about.values()), default=0)
         clients = clients or max(_LEAST_CLIENTS, _CLIENTS_PER_BEST_SIZE * best)
         amounts = Amounts(clients, min(_CLIENTS_OF_ONE, clients), turns, alone, poisson_s, burst)
@@ -82,11 +81,11 @@ async def measure(
             "contenders": {contender.name: contender.about() for contender in contenders},
             "rounds": [],
         }
-        async with field(contenders, Course(listed, amounts, mix, seed, warm_up_s, settle_s)) as everybody:
-            await everybody.warm_up(say)
-            for number in range(rounds):
-                result["rounds"].append(await everybody.round(number, say))
-                save(name or f"peers-{dtype}", result)
+        everybody = Field(contenders, Course(listed, amounts, mix, seed, warm_up_s, settle_s))
+        await everybody.warm_up()
+        for number in range(rounds):
+            result["rounds"].append(await everybody.round(number))
+            save(name or f"peers-{dtype}", result)
     return result
 
 

@@ -9,12 +9,12 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.command import flags
+from bench.command import flags, say
 from bench.peers.systems import System, at_rest, cpu_s, until_quiet
 from bench.serving import deployed
 from synerdiff import lifeline
@@ -110,12 +110,12 @@ SKIPS: dict[str, bool | None] = {"off": False, "auto": None}
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the tables. `kind`: ONE, BATCHED, LOOP or OURS; `address`: of its server, `peer`: of a bare loop."""
+    """One row of the tables. `kind`: ONE, BATCHED, LOOP or OURS; `client`: of its server, `peer`: of a bare loop."""
 
     name: str
     kind: str
     system: System
-    address: str = ""
+    client: AsyncClient | None = None
     peer: Peer | None = None
     skip_cfg: bool | None = None
 
@@ -128,44 +128,44 @@ class Contender:
         return {"kind": self.kind, "system": self.system.name}
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be started. `compiled`: which peers, eager or compiled; `asked`: further options of a peer's process;
-    `ours`: settings by name; `skip`: of SKIPS."""
-
-    model: Path
-    dtype: str
-    compiled: Sequence[bool]
-    asked: dict[str, object]
-    ours: Mapping[str, Mapping[str, str]]
-    skip: Sequence[str]
-    profile: Path | None
-    cache: Path
-
-
 @contextlib.asynccontextmanager
-async def started(wanted: Wanted) -> AsyncIterator[tuple[list[Contender], dict[str, Any]]]:
-    """Everybody, one started after the other, and what the peers say of themselves."""
+async def started(
+    model: Path,
+    dtype: str,
+    profile: Path | None,
+    peers: Sequence[str],
+    asked: dict[str, object],
+    ours: Mapping[str, Mapping[str, str]],
+    skip: Sequence[str],
+    cache: Path,
+) -> AsyncIterator[tuple[list[Contender], dict[str, Any]]]:
+    """Everybody, one started after the other, and what the peers say of themselves.
+
+    `peers`: eager, compiled or both; `asked`: options of their processes; `ours`: settings by name; `skip`: of SKIPS.
+    """
     async with contextlib.AsyncExitStack() as stack:
+
+        async def client(address: str) -> AsyncClient:
+            return await stack.enter_async_context(AsyncClient(address, patience_s=_PATIENCE_S))
+
         contenders: list[Contender] = []
         about: dict[str, Any] = {}
-        wanted.cache.mkdir(parents=True, exist_ok=True)
-        for compiled in wanted.compiled:
-            name = "compiled" if compiled else "eager"
-            log = wanted.cache / f"peer-{name}-{wanted.dtype}.log"
-            each = await stack.enter_async_context(peer(name, wanted.asked | {"compiled": compiled}, wanted.cache, log))
+        os.makedirs(cache, exist_ok=True)
+        for name in peers:
+            log = cache / f"peer-{name}-{dtype}.log"
+            each = await stack.enter_async_context(peer(name, asked | {"compiled": name == "compiled"}, cache, log))
             about[name] = each.about
             contenders += [
-                Contender(f"{ONE}, {name}", ONE, each.system, each.about["one"]),
-                Contender(f"{BATCHED}, {name}", BATCHED, each.system, each.about["batched"]),
+                Contender(f"{ONE}, {name}", ONE, each.system, await client(each.about["one"])),
+                Contender(f"{BATCHED}, {name}", BATCHED, each.system, await client(each.about["batched"])),
                 Contender(f"{LOOP}, {name}", LOOP, each.system, peer=each),
             ]
-        for name, settings in wanted.ours.items():
-            of_one = own_system(name, settings, wanted.profile, wanted.dtype, wanted.model)
+        for name, settings in ours.items():
+            of_one = own_system(name, settings, profile, dtype, model)
             system, address = await stack.enter_async_context(of_one)
             contenders += [
-                Contender(f"{name}, skipping {skip}", OURS, system, address, skip_cfg=SKIPS[skip])
-                for skip in wanted.skip
+                Contender(f"{name}, skipping {skips}", OURS, system, await client(address), skip_cfg=SKIPS[skips])
+                for skips in skip
             ]
         yield contenders, about
 
@@ -201,8 +201,6 @@ def load_of(name: str, amounts: Amounts, mix: Mix, seed: int, *, rate_per_s: flo
     return OpenLoop(poisson(rate_per_s, mix, seed, seconds=amounts.poisson_s))
 
 
-Say = Callable[[str], None]
-
 _REST_S = 0.5
 _REST_WITHIN_S = 60.0
 _PATIENCE_S = 60.0
@@ -222,27 +220,24 @@ class Course:
 
 
 class Field:
-    """The contenders with a connection to each."""
-
-    def __init__(self, contenders: Sequence[Contender], clients: Mapping[str, AsyncClient], course: Course) -> None:
+    def __init__(self, contenders: Sequence[Contender], course: Course) -> None:
         self._contenders = contenders
-        self._clients = clients
         self._course = course
         self._systems = {contender.system.name: contender.system for contender in contenders}
 
-    async def warm_up(self, say: Say) -> None:
+    async def warm_up(self) -> None:
         """Let everybody work for a while, then do in the background what they do: nothing of that is measured."""
         course = self._course
         for contender in self._contenders:
-            if contender.kind != LOOP:
+            if contender.client:
                 clients = 1 if contender.kind == ONE else course.amounts.clients
                 load = ClosedLoop(Drawn(self._mix(contender), 0), clients, course.warm_up_s)
-                window = await send(self._clients[contender.name], load)
+                window = await send(contender.client, load)
                 say(f"warming up, {contender.name}: {window.images_per_s:.2f} images/s")
                 if not await until_quiet([contender.system], course.settle_s):
                     say(f"{contender.name} goes on working after {course.settle_s:g} s without requests")
 
-    async def round(self, number: int, say: Say) -> dict[str, Any]:
+    async def round(self, number: int) -> dict[str, Any]:
         """Every load, in order, on every contender, another one first each time."""
         capacities: dict[str, float] = {}
         loads: dict[str, Any] = {}
@@ -279,12 +274,12 @@ class Field:
         return found | {"cores_of_others": round(used, 4)}
 
     async def _sent(self, contender: Contender, name: str, number: int, rate_per_s: float) -> dict[str, Any]:
-        if contender.kind == LOOP:
+        if contender.client is None:
             return await self._loop(contender, name)
         mix, seed = self._mix(contender), self._course.seed + number
         one = contender.kind == ONE
         load = load_of(name, self._course.amounts, mix, seed, rate_per_s=rate_per_s, one=one)
-        return numbers(await send(self._clients[contender.name], load))
+        return numbers(await send(contender.client, load))
 
     async def _loop(self, contender: Contender, name: str) -> dict[str, Any]:
         assert contender.peer is not None
@@ -303,30 +298,8 @@ class Field:
 
 
 def numbers(window: Window) -> dict[str, Any]:
-    summary = summarise([window])
-    return {
-        "images": summary.images,
-        "images_per_s": summary.images_per_s,
-        "seconds": window.seconds,
-        "latencies_s": [round(answer.latency_s, 4) for answer in window.served],
-        "mean_s": summary.mean_s,
-        "p50_s": summary.p50_s,
-        "p99_s": summary.p99_s,
-        "errors": dict(summary.errors),
-        "skipped_share": summary.skipped_share,
-        "late_s": summary.late_s,
-    }
-
-
-@contextlib.asynccontextmanager
-async def field(contenders: Sequence[Contender], course: Course) -> AsyncIterator[Field]:
-    async with contextlib.AsyncExitStack() as stack:
-        clients = {
-            each.name: await stack.enter_async_context(AsyncClient(each.address, patience_s=_PATIENCE_S))
-            for each in contenders
-            if each.address
-        }
-        yield Field(contenders, clients, course)
+    latencies_s = [round(answer.latency_s, 4) for answer in window.served]
+    return asdict(summarise([window])) | {"seconds": window.seconds, "latencies_s": latencies_s}
 
 
 def _line(found: Mapping[str, Any]) -> str:

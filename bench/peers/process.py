@@ -11,7 +11,6 @@ import itertools
 import json
 import random
 import statistics
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ import typer
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from bench.command import run
+from bench.command import lines_of_stdin, run
 from bench.peers.line import Alike, Asked, Line
 from synerdiff.errors import FieldViolation, InvalidRequest
 from synerdiff.rpc import ServiceHost
@@ -290,7 +289,7 @@ async def serve(
             "sweep": asdict(found),
         }
         print(json.dumps(ready), flush=True)
-        async for line in _lines_of_stdin():
+        async for line in lines_of_stdin():
             print(json.dumps(await studio.loop(**json.loads(line))), flush=True)
         for host in hosts:
             await host.drain(0)
@@ -305,13 +304,6 @@ async def _host(line: Line) -> ServiceHost:
     await host.start("127.0.0.1:0")
     await host.set_ready(True)
     return host
-
-
-async def _lines_of_stdin() -> AsyncIterator[bytes]:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while line := await reader.readline():
-        yield line
 
 
 if __name__ == "__main__":
