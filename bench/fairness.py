@@ -24,7 +24,7 @@ import typer
 from bench.command import CORES, Processes, markdown_table, say, some_of, spread
 from bench.command import run as run_command
 from bench.policies import PLANS, PROFILES, profile_of
-from services.scheduler.policy.policies import POLICIES
+from services.scheduler.policy.policy_spec import POLICIES
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
 from services.scheduler.simulation.simulation_results import SimulationResult
 from services.scheduler.simulation.workloads import Arrival, Mix, poisson

@@ -21,8 +21,7 @@ import typer
 from bench.command import CORES, Processes, Settings, markdown_table, say, some_of, spread, typed
 from bench.command import run as run_command
 from services.scheduler.planner.plan_book import PlanBook
-from services.scheduler.policy.policies import POLICIES, PolicyBounds
-from services.scheduler.policy.policy_spec import Urgency
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, Urgency
 from services.scheduler.simulation.simulated_device import Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
 from services.scheduler.simulation.workloads import Mix, burst, poisson

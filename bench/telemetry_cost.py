@@ -25,7 +25,8 @@ from services.scheduler.engine.events import Event, JobArrived, Reported
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.ticks import PlannedPart, TickLog
 from services.scheduler.leading.observer import Observer
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
 from services.scheduler.simulation.simulated_device import MODEL, Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate
 from services.scheduler.simulation.workloads import Mix, burst

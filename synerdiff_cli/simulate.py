@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ControllerSettings
-from services.scheduler.policy.policies import POLICIES, PolicyBounds, PolicySpec
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec
 from services.scheduler.simulation.simulated_device import Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate_spec
 from services.scheduler.simulation.simulation_results import SimulationResult

@@ -21,7 +21,7 @@ MODULES = {
         "services.scheduler.api.callers_file",
         "services.scheduler.api.gate",
         "services.scheduler.api.generate",
-        "services.scheduler.store.image_files",
+        "services.scheduler.store.images",
         "services.scheduler.store.queue",
     ),
     "Gateway": ("services.gateway.metrics",),

@@ -8,10 +8,8 @@ from synerdiff.requests import Priority
 
 @dataclass(frozen=True)
 class Quota:
-    """What one caller may have at once; 0: no bound. Open jobs have not ended: they wait or run.
-
-    `requests_per_s`: of Generate and Submit, a second's worth at once, at each scheduler.
-    """
+    """What one caller may have at once; 0: no bound. Open jobs have not ended: they wait or run. `requests_per_s`: of
+    Generate and Submit, a second's worth at once, at each scheduler."""
 
     waiting_jobs: int = 0
     waiting_images: int = 0

@@ -20,8 +20,7 @@ from services.scheduler.leading.pool import Pool
 from services.scheduler.profiles.store import ProfileStore
 from services.scheduler.settings import SchedulerSettings
 from services.scheduler.store import keys
-from services.scheduler.store.image_files import open_images
-from services.scheduler.store.images import UnusableImages
+from services.scheduler.store.images import UnusableImages, open_images
 from services.scheduler.store.leadership import Leadership
 from services.scheduler.store.queue import JobStore
 from services.scheduler.telemetry.metrics import PoolMetrics
@@ -97,7 +96,11 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
         _spare_collections()
         log.info("serving", address=host.address, pool=settings.pool, policy=settings.policy)
         died = await _first_to_end(parts, stop)
-        await _leave(host, parts, settings.drain_grace_s)
+        log.info("draining")
+        # The lead is given up before calls end: another scheduler has taken over when their clients come to it.
+        await host.withdraw()
+        await cancel_and_wait(*parts)
+        await host.drain(settings.drain_grace_s)
     return 1 if died else 0
 
 
@@ -130,30 +133,17 @@ async def _first_to_end(parts: list[asyncio.Task[None]], stop: asyncio.Event) ->
     return bool(done - {stopping})
 
 
-async def _leave(host: ServiceHost, parts: list[asyncio.Task[None]], grace_s: float) -> None:
-    """Give up the lead before calls end, so that another scheduler has taken over when their clients come to it."""
-    log.info("draining")
-    await host.withdraw()
-    await cancel_and_wait(*parts)
-    await host.drain(grace_s)
-
-
 def _spare_collections() -> None:
-    """Ticks make many short-lived values and few cycles; default thresholds cost an eighth of the time.
-
-    Calls that are refused do make cycles (their errors' tracebacks): at most 1,250,000 objects of them wait.
-    """
+    """Ticks make many short-lived values and few cycles; default thresholds cost an eighth of the time. Calls that are
+    refused do make cycles (their errors' tracebacks): at most 1,250,000 objects of them wait."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 5, 5)
 
 
 async def follow_redis(host: ServiceHost, redis: Redis, store: JobStore) -> None:
-    """Ready while Redis takes what it is given, and keeps it: else nothing can be accepted.
-
-    Tells of a Redis that has lost what it was given, by a key that is set once for all schedulers; and the store of its
-    memory.
-    """
+    """Ready while Redis takes what it is given, and keeps it: else nothing can be accepted. Tells of a Redis that has
+    lost what it was given, by a key that is set once for all schedulers; and the store of its memory."""
     metrics, known = PoolMetrics.of_process(), b""
     while True:
         try:

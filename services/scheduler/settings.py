@@ -14,11 +14,12 @@ from services.scheduler.leading.leader import LeaderOptions
 from services.scheduler.leading.worker_stream import Patience
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ThresholdController
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec
 from services.scheduler.profiles.keeper import KeeperOptions
 from services.scheduler.profiles.store import ProfileStore
-from services.scheduler.store.image_files import check_images_url
-from services.scheduler.store.queue import JobStoreSettings
+from services.scheduler.store.images import check_images_url
+from services.scheduler.store.store_base import JobStoreSettings
 from synerdiff.profiles import UNPROFILED_TASKS
 from synerdiff.profiles import load as load_profile
 from synerdiff.settings import OptionalFile, ServiceSettings, is_loopback

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from services.scheduler.engine.engine import Engine
 from services.scheduler.engine.events import JobArrived, ProfileKnown
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.jobs import JobRecord
 from synerdiff.models.family import Conditioning, UnetSide, VaeSide

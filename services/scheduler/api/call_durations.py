@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -41,7 +41,7 @@ class CallDurations(WrappingInterceptor):
 
 def _timed_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str) -> Any:
     async def call(request: Any, context: Any) -> Any:
-        with _Timed(method, context):
+        with _timed(method, context):
             return await behaviour(request, context)
 
     return call
@@ -49,7 +49,7 @@ def _timed_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: st
 
 def _timed_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method: str) -> Any:
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        with _Timed(method, context):
+        with _timed(method, context):
             async with contextlib.aclosing(behaviour(request, context)) as replies:  # type: ignore[type-var]
                 async for reply in replies:
                     yield reply
@@ -57,22 +57,16 @@ def _timed_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method
     return call
 
 
-class _Timed:
-    """A call, as a context: its time is counted under the code that it ends with."""
-
-    def __init__(self, method: str, context: Any) -> None:
-        self._method = method
-        self._context = context
-        self._began_s = time.perf_counter()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        code = "OK"
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            code = "CANCELLED"
-        elif error is not None:
-            answered = self._context.code()
-            code = code_name(getattr(answered, "value", (answered,))[0])
-        _seconds.labels(self._method, code).observe(time.perf_counter() - self._began_s)
+@contextlib.contextmanager
+def _timed(method: str, context: Any) -> Iterator[None]:
+    """Count the time of what is done within, under the code that the call ends with."""
+    began_s, code = time.perf_counter(), "OK"
+    try:
+        yield
+    except BaseException as error:
+        answered = context.code()
+        left = isinstance(error, asyncio.CancelledError | GeneratorExit)
+        code = "CANCELLED" if left else code_name(getattr(answered, "value", (answered,))[0])
+        raise
+    finally:
+        _seconds.labels(method, code).observe(time.perf_counter() - began_s)

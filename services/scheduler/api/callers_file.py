@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,18 +56,17 @@ class Callers:
 class CallersFile:
     """The callers of a file as it is now. One that turns bad leaves the last good one in force, and says so."""
 
-    def __init__(self, path: Path, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path) -> None:
         """Raises BadCallersFile."""
         self._path = path
-        self._now_s = now_s
         self._seen = _version(path)
         self._callers = read_callers(path)
-        self._look_at_s = now_s() + LOOK_AGAIN_AFTER_S
+        self._look_at_s = time.monotonic() + LOOK_AGAIN_AFTER_S
 
     def callers(self) -> Callers:
         """The callers, at most LOOK_AGAIN_AFTER_S old."""
-        if self._now_s() >= self._look_at_s:
-            self._look_at_s = self._now_s() + LOOK_AGAIN_AFTER_S
+        if time.monotonic() >= self._look_at_s:
+            self._look_at_s = time.monotonic() + LOOK_AGAIN_AFTER_S
             self._look()
         return self._callers
 
@@ -133,10 +132,8 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _caller(words: list[str], usual: list[str]) -> tuple[Caller, str]:
-    """The caller of a line, and how that caller is known: a key's hash, or CERTIFICATE.
-
-    `usual`: options before the line's own.
-    """
+    """The caller of a line, and how that caller is known: a key's hash, or CERTIFICATE. `usual`: options before the
+    line's own."""
     name, proof, *options = *words, *[""] * (2 - len(words))
     if not is_name(name):
         raise ValueError(f"{name[:80]!r} is no name: 1 to 64 letters, digits, '.', '_', '@' and '-'")

@@ -1,18 +1,13 @@
-"""The gate that every call of a scheduler passes before anything of it is read: who calls, and whether they may.
-
-Requests a second of each caller: a bucket of tokens that fills at the caller's rate and holds a second's worth.
-
-Kept by each scheduler for itself: callers of several schedulers have the rate at each.
-"""
+"""The gate that every call of a scheduler passes before anything of it is read: who calls, and whether they may."""
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from grpc_health.v1 import health
 from prometheus_client import Counter
 
-from services.scheduler.api.callers_file import Callers
+from services.scheduler.api.callers_file import CallersFile
 from services.scheduler.callers import ANONYMOUS, Caller, set_calling
 from synerdiff.errors import PermissionDenied, QueueFull, Unauthenticated
 
@@ -25,21 +20,11 @@ _BEARER = "bearer "
 _unknown = Counter("synerdiff_unauthenticated_total", "Calls refused for want of a key or certificate that is known")
 
 
-class KnownCallers(Protocol):
-    """Where callers are kept."""
-
-    def callers(self) -> Callers:
-        """Those of just now."""
-
-
 class Gate:
-    """Says who makes a call, by its key, else by the name in its certificate.
+    """Says who makes a call, by its key, else by the name in its certificate. Without `known`, everybody may do
+    everything; with `certificates` each under the name in their certificate, which TLS has made sure of."""
 
-    Without `known`, everybody may do everything; with `certificates` each under the name in their certificate, which
-    TLS has made sure of.
-    """
-
-    def __init__(self, known: KnownCallers | None = None, *, certificates: bool = False) -> None:
+    def __init__(self, known: CallersFile | None = None, *, certificates: bool = False) -> None:
         self._known = known
         self._certificates = certificates
 
@@ -84,7 +69,8 @@ def _certificate_name(context: Any) -> str:
 
 
 class Rates:
-    """The buckets: one for each caller with a rate, which their file bounds."""
+    """Requests a second of each caller at this scheduler: a bucket of tokens that fills at the caller's rate and holds
+    a second's worth."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         self._now_s = now_s

@@ -1,10 +1,4 @@
-"""The public API: thin servicers from proto to the job store and back. Any scheduler answers for any job.
-
-Watches that had nothing to tell: of an ended job whose last event the client had seen.
-
-The first ends at once. A client that takes its end for a broken connection watches again without a pause, and would
-take a core; so the same again within AGAIN_AFTER_S waits for the rest of it.
-"""
+"""The public API: thin servicers from proto to the job store and back. Any scheduler answers for any job."""
 
 import asyncio
 import contextlib
@@ -22,7 +16,7 @@ from services.scheduler.callers import Caller, calling
 from services.scheduler.policy.ordering import row_calls
 from services.scheduler.store.queue import Acceptance, JobStore
 from services.scheduler.telemetry.metrics import CallerUsage
-from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace, trace_id_of
+from services.scheduler.telemetry.request_traces import Deliveries, RequestTrace, trace_id
 from synerdiff.cards import ModelCard
 from synerdiff.errors import FieldViolation, InvalidRequest, NotFound, PermissionDenied, SynerDiffError, Unavailable
 from synerdiff.jobs import JobRecord
@@ -36,11 +30,33 @@ from synerdiff.tracing import Tracer, now_ns
 from synerdiff.v1 import images_pb2, images_pb2_grpc
 from synerdiff.wire.public import job_to_pb, model_card_to_pb
 
+SERVICE = "synerdiff.v1.ImageGeneration"
+
+# A GenerateRequest is at most two prompts of 8 KiB and small change; nothing a stranger sends needs more room.
+MAX_REQUEST_BYTES = 1 << 20
+# Bytes of images in one answer: what clients that take 64 MiB take; of Submit, what every client takes.
+MAX_IMAGE_BYTES = 60 * MIB
+MAX_SUBMIT_IMAGE_BYTES = 3 * MIB
+REDIS_PATIENCE_S = 2.0
 AGAIN_AFTER_S = 1.0
+# A model whose limits change is judged by its old ones for this long, and its old weights are asked for.
+_KEPT_S = 1.0
+_ON_THE_WAY = ("queued", "started", "progress")
+
+_log = get_logger("api")
+_accepted = Counter("synerdiff_requests_accepted_total", "Requests made into jobs", ["model", "method"])
+_refused = Counter("synerdiff_requests_refused_total", "Requests not accepted, by gRPC status code", ["code"])
+_usage = CallerUsage()
+
+T = TypeVar("T")
 
 
 class EmptyWatches:
-    """When the last empty watch of each job ended, for as long as it matters."""
+    """When the last watch of each job ended that had nothing to tell, as the client had seen its last event.
+
+    A client that takes that end for a broken connection watches again without a pause, and would take a core; so the
+    same again within AGAIN_AFTER_S waits for the rest of it.
+    """
 
     def __init__(self) -> None:
         self._ended_at_s: dict[str, float] = {}
@@ -54,9 +70,6 @@ class EmptyWatches:
         while (oldest := next(iter(self._ended_at_s))) != job_id and self._ended_at_s[oldest] + AGAIN_AFTER_S < now_s:
             del self._ended_at_s[oldest]
         await asyncio.sleep(ends_at_s - now_s)
-
-
-T = TypeVar("T")
 
 
 class Kept(Generic[T]):
@@ -90,24 +103,6 @@ class Kept(Generic[T]):
             self._value, self._read_at_s = await self._read(), time.monotonic()
         finally:
             self._reading = None
-
-
-SERVICE = "synerdiff.v1.ImageGeneration"
-
-# A GenerateRequest is at most two prompts of 8 KiB and small change; nothing a stranger sends needs more room.
-MAX_REQUEST_BYTES = 1 << 20
-# Bytes of images in one answer: what clients that take 64 MiB take; of Submit, what every client takes.
-MAX_IMAGE_BYTES = 60 * MIB
-MAX_SUBMIT_IMAGE_BYTES = 3 * MIB
-REDIS_PATIENCE_S = 2.0
-# A model whose limits change is judged by its old ones for this long, and its old weights are asked for.
-_KEPT_S = 1.0
-_ON_THE_WAY = ("queued", "started", "progress")
-
-_log = get_logger("api")
-_accepted = Counter("synerdiff_requests_accepted_total", "Requests made into jobs", ["model", "method"])
-_refused = Counter("synerdiff_requests_refused_total", "Requests not accepted, by gRPC status code", ["code"])
-_usage = CallerUsage()
 
 
 class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
@@ -186,7 +181,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         record = await self._store.cancel(request.job_id, "a client cancelled it")
         if record is None:
             raise _unknown_job(request.job_id)
-        ids = {"job_id": record.job_id, "request_id": record.request.request_id} | trace_id_of(record)
+        ids = {"job_id": record.job_id, "request_id": record.request.request_id} | trace_id(record.traceparent)
         _log.info("cancelled", state=record.state.name, **ids)
         return await self._job_message(record, request.max_image_bytes)
 

@@ -26,6 +26,7 @@ from synerdiff.v1 import images_pb2, operations_pb2, operations_pb2_grpc
 
 SERVICE = "synerdiff.v1.Operations"
 _REDIS_PATIENCE_S = 2.0
+_OF_THE_RECORD = ("worker_id", "kind", "domain", "address", "device", "execution", "memory_format", "weights")
 _UNDER_WAY = (Phase.PREPARING, Phase.RUNNING)
 _DECODING = (Phase.READY_TO_DECODE, Phase.DECODING, Phase.STORING)
 
@@ -124,18 +125,9 @@ def worker_statuses(records: Iterable[WorkerRecord], holdings: Holdings | None) 
 
 
 def _worker_status(record: WorkerRecord, holdings: Holdings | None) -> operations_pb2.WorkerStatus:
-    status = operations_pb2.WorkerStatus(
-        worker_id=record.worker_id,
-        kind=record.kind,
-        model=record.model_card.name,
-        domain=record.domain,
-        address=record.address,
-        device=record.device,
-        mps_thread_percent=record.mps_thread_percent,
-        execution=record.execution,
-        memory_format=record.memory_format,
-        weights=record.weights,
-    )
+    same = {name: getattr(record, name) for name in _OF_THE_RECORD}
+    share = record.mps_thread_percent
+    status = operations_pb2.WorkerStatus(model=record.model_card.name, mps_thread_percent=share, **same)
     return _as_held(status, holdings)
 
 

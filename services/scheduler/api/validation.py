@@ -51,10 +51,8 @@ def body_digest(pb: images_pb2.GenerateRequest) -> bytes:
 
 
 def resolve(pb: images_pb2.GenerateRequest, cards: Sequence[ModelCard], limits: AdmissionLimits) -> ImageRequest:
-    """The request that `pb` asks for.
-
-    Raises InvalidRequest naming every bad field with its value and bound, and NotFound for an unknown model.
-    """
+    """The request that `pb` asks for. Raises InvalidRequest naming every bad field with its value and bound, and
+    NotFound for an unknown model."""
     card = _card(pb.model, cards, limits)
     fields = _Fields(pb, card, limits)
     num_images = fields.num_images()

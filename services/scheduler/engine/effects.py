@@ -94,10 +94,8 @@ class StoreImage:
 
 @dataclass(frozen=True)
 class FinishJob:
-    """To the store: every image is stored. `skipped_steps`: by image index, the calls that skipped guidance.
-
-    `workers`: the ids of those that have drawn it, as far as this leader has seen it.
-    """
+    """To the store: every image is stored. `skipped_steps`: by image index, the calls that skipped guidance. `workers`:
+    the ids of those that have drawn it, as far as this leader has seen it."""
 
     job_id: str
     accepted_at_ms: int

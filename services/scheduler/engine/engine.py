@@ -19,10 +19,7 @@ from services.scheduler.engine.events import (
     ImageStored,
     JobArrived,
     JobDropped,
-    JobEvent,
     JobUnwritable,
-    LaneEvent,
-    ProfileEvent,
     ProfileKnown,
     ProfileUnknown,
     Reported,
@@ -33,11 +30,15 @@ from services.scheduler.engine.planning import dispatch, domain_snapshot, has_ro
 from services.scheduler.engine.tasks import Job, Phase, Task
 from services.scheduler.engine.ticks import PlannedPart
 from services.scheduler.engine.worker_events import take_lane_event, take_report
-from services.scheduler.policy.snapshots import BatchKey, Policy, Thresholds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.snapshots import BatchKey, Thresholds
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.requests import task_spec
 from synerdiff.telemetry import get_logger
 
+log = get_logger("engine")
+
+_INTERNAL = grpc.StatusCode.INTERNAL.value[0]
 _FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION.value[0]
 _DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 
@@ -91,11 +92,6 @@ def _lacking_weights(job: Job, held: _HeldWeights) -> str:
     return ""
 
 
-_INTERNAL = grpc.StatusCode.INTERNAL.value[0]
-
-log = get_logger("engine")
-
-
 @dataclass(frozen=True)
 class EngineBounds:
     """How far the engine goes.
@@ -124,14 +120,12 @@ class Wanted(NamedTuple):
 
 
 class Engine:
-    """Everything one pool does. One instance per leadership; a new leader starts from an empty one.
-
-    An exception out of it is a fault: the books may be wrong then, and this leadership has to end.
-    """
+    """Everything one pool does. One instance per leadership; a new leader starts from an empty one. An exception out of
+    it is a fault: the books may be wrong then, and this leadership has to end."""
 
     def __init__(
         self,
-        policy: Policy,
+        policy: ConfiguredPolicy,
         leader_token: int,
         bounds: EngineBounds | None = None,
         thresholds: Thresholds | None = None,
@@ -149,14 +143,29 @@ class Engine:
 
     def on(self, event: Event, now_ms: int) -> PlannedPart | None:
         """Take an event. Returns the plan of a tick that has run, None for any other event."""
-        if isinstance(event, Reported):
-            return take_report(self.holdings, event.worker_id, event.report, now_ms, self.policy.grows_from)
-        if isinstance(event, LaneEvent):
-            take_lane_event(self.holdings, event, now_ms)
-        elif isinstance(event, JobEvent):
-            self._take_job_event(event, now_ms)
-        else:
-            self._take_profile_event(event)
+        held = self.holdings
+        match event:
+            case Reported(worker_id, report):
+                return take_report(held, worker_id, report, now_ms, self.policy.grows_from)
+            case JobArrived(record):
+                self._job_arrived(record, now_ms)
+            case JobDropped(job_id, lost):
+                self._job_dropped(job_id, lost, now_ms)
+            case ImageStored(task_id):
+                held.stored(task_id, now_ms)
+            case JobUnwritable(job_id, reason):
+                if job_id in held.jobs:
+                    held.fail(job_id, _INTERNAL, reason)
+                else:
+                    held.effects.append(FailJob(job_id, now_ms, _INTERNAL, reason))
+            case ProfileKnown(domain, key, profile):
+                held.plan_by(domain, key, profile)
+            case ProfileUnknown(domain, key):
+                held.profiles.pop((domain, key), None)
+            case BudgetKnown(model, budget):
+                held.budgets[model] = budget
+            case _:
+                take_lane_event(held, event, now_ms)
         return None
 
     def check_deadlines(self, now_ms: int) -> None:
@@ -201,29 +210,11 @@ class Engine:
         self._last_tick += 1
         return self._last_tick
 
-    # ---- jobs and profiles
-
-    def _take_job_event(self, event: JobEvent, now_ms: int) -> None:
-        match event:
-            case JobArrived(record):
-                self._job_arrived(record, now_ms)
-            case JobDropped(job_id, lost):
-                self._job_dropped(job_id, lost, now_ms)
-            case ImageStored(task_id):
-                task = self.holdings.tasks.get(task_id)
-                if task and task.phase is Phase.STORING:
-                    self.holdings.stored(task, now_ms)
-            case JobUnwritable(job_id, reason):
-                if job_id in self.holdings.jobs:
-                    self.holdings.fail(job_id, _INTERNAL, reason)
-                else:
-                    self.holdings.effects.append(FailJob(job_id, now_ms, _INTERNAL, reason))
+    # ---- jobs
 
     def _job_arrived(self, record: JobRecord, now_ms: int) -> None:
-        """Hold a job, new or left by an earlier leader. One that is held already is ignored.
-
-        A job that cannot be taken up fails by itself: every leader would read it again, and end by it.
-        """
+        """Hold a job, new or left by an earlier leader. One that is held already is ignored. A job that cannot be taken
+        up fails by itself: every leader would read it again, and end by it."""
         if record.job_id in self.holdings.jobs:
             return
         try:
@@ -249,22 +240,11 @@ class Engine:
             self.holdings.effects.append(LetJobGo(job_id, job.record.accepted_at_ms, outcome))
             self.holdings.drop(job_id)
 
-    def _take_profile_event(self, event: ProfileEvent) -> None:
-        match event:
-            case ProfileKnown(domain, key, profile):
-                self.holdings.plan_by(domain, key, profile)
-            case ProfileUnknown(domain, key):
-                self.holdings.profiles.pop((domain, key), None)
-            case BudgetKnown(model, budget):
-                self.holdings.budgets[model] = budget
-
     # ---- planning
 
     def pump(self, now_ms: int) -> None:
-        """Admit what may be admitted, and plan every domain in which something has changed.
-
-        Raises ExceptionGroup once all domains are planned but those whose planning failed.
-        """
+        """Admit what may be admitted, and plan every domain in which something has changed. Raises ExceptionGroup once
+        all domains are planned but those whose planning failed."""
         if self.holdings.admission_changed:
             self.holdings.admission_changed = False
             self._admit(now_ms)

@@ -47,10 +47,8 @@ class WorkerLost:
 
 @dataclass(frozen=True)
 class WorkerAnnounced:
-    """Whether a worker with a stream announces that it takes new work: one that does not is draining.
-
-    `suspect`: it has been silent for long, and is given none.
-    """
+    """Whether a worker with a stream announces that it takes new work: one that does not is draining. `suspect`: it has
+    been silent for long, and is given none."""
 
     worker_id: str
     takes_new: bool

@@ -47,10 +47,8 @@ class Foresight:
         self._tails = Tails()
 
     def look(self, holdings: Holdings, record: JobRecord, tasks: Sequence[Task], now_ms: int) -> None:
-        """Set `first_come_ms` and `tail_ms` of a job's tasks, if items of their kind were measured.
-
-        The job is not among the holdings yet.
-        """
+        """Set `first_come_ms` and `tail_ms` of a job's tasks, if items of their kind were measured. The job is not
+        among the holdings yet."""
         model, priority = record.request.model, record.request.priority
         unread_ms = max(0, now_ms - record.accepted_at_ms)
         workers = max(1, sum(lane.model == model and lane.takes_new for lane in holdings.unet.values()))

@@ -27,6 +27,9 @@ from synerdiff.profiles import Profile
 from synerdiff.requests import TaskSpec
 from synerdiff.skip_cfg import SkipCfgBudget, SkipCfgMode
 
+_INTERNAL = grpc.StatusCode.INTERNAL.value[0]
+# For requests that list the steps to skip, on a model whose budget was never measured.
+_UNMEASURED_PREDICTOR = "reuse"
 # A caller whose job came within this time may well send another: its share of the slots is kept within reach.
 LATELY_MS = 60_000
 
@@ -70,11 +73,6 @@ class Shares:
 
 def _turn_class(job: Job) -> TurnClass:
     return TurnClass(job.record.request.model, job.record.request.priority)
-
-
-_INTERNAL = grpc.StatusCode.INTERNAL.value[0]
-# For requests that list the steps to skip, on a model whose budget was never measured.
-_UNMEASURED_PREDICTOR = "reuse"
 
 
 class Holdings:
@@ -200,11 +198,13 @@ class Holdings:
             task.decode_ms = max(0, now_ms - task.denoised_ms) if task.denoised_ms else image.decode_ms
             self.effects.append(StoreImage(task.job_id, task.index, task.spec.seed, image))
 
-    def stored(self, task: Task, now_ms: int) -> None:
+    def stored(self, task_id: str, now_ms: int) -> None:
         """Redis holds its image: its slot is free, and its job may be finished."""
-        self._leave_workers(task, cancel=False)
-        task.become(Phase.DONE)
-        self.settle(task.job_id, now_ms)
+        task = self.tasks.get(task_id)
+        if task and task.phase is Phase.STORING:
+            self._leave_workers(task, cancel=False)
+            task.become(Phase.DONE)
+            self.settle(task.job_id, now_ms)
 
     def wait_again(self, task: Task) -> None:
         """Take the task back from its workers."""
@@ -245,15 +245,8 @@ class Holdings:
         """Move the job on if all its tasks have moved on."""
         job = self.jobs[job_id]
         if all(task.phase is Phase.DONE for task in job.tasks):
-            finished = FinishJob(
-                job_id,
-                job.record.accepted_at_ms,
-                job.timings(now_ms),
-                tuple(job.warnings),
-                job.skipped_steps(),
-                job.workers(),
-            )
-            self.effects.append(finished)
+            told = job.timings(now_ms), tuple(job.warnings), job.skipped_steps(), job.workers()
+            self.effects.append(FinishJob(job_id, job.record.accepted_at_ms, *told))
             self.drop(job_id)
         elif not job.decoding and all(task.phase.value >= Phase.READY_TO_DECODE.value for task in job.tasks):
             job.decoding = True

@@ -23,7 +23,6 @@ from services.scheduler.policy.snapshots import (
     TickPlan,
     UnetBatch,
     UnetLane,
-    VaeBatch,
     VaeLane,
     WaitingTask,
     same_weights,
@@ -48,7 +47,10 @@ def pool_snapshot(holdings: Holdings, plan_ahead: int, now_ms: int) -> PoolSnaps
     def age(task: Task) -> tuple[int, str, int]:
         return jobs[task.job_id].record.accepted_at_ms, task.job_id, task.index
 
-    waiting = tuple(_waiting_view(task, jobs[task.job_id]) for task in sorted(holdings.waiting.values(), key=age))
+    waiting = []
+    for task in sorted(holdings.waiting.values(), key=age):
+        job, spec, calls = jobs[task.job_id], task.spec, task.num_calls or task.spec.num_inference_steps
+        waiting.append(WaitingTask(spec.task_id, task.key, spec.rows, calls, _claim(task, job), job.unet_weights))
     callers = _several_callers(holdings, now_ms)
     lanes = []
     for lane in holdings.unet.values():
@@ -56,7 +58,7 @@ def pool_snapshot(holdings: Holdings, plan_ahead: int, now_ms: int) -> PoolSnaps
         held = Counter(jobs[task.job_id].record.caller for task in shared)
         lanes.append(replace(_unet_view(lane, jobs, plan_ahead), held=held))
     return PoolSnapshot(
-        now_ms, waiting, tuple(lanes), holdings.profiles, holdings.budgets, holdings.shares.ahead(), callers
+        now_ms, tuple(waiting), tuple(lanes), holdings.profiles, holdings.budgets, holdings.shares.ahead(), callers
     )
 
 
@@ -83,7 +85,10 @@ def domain_snapshot(holdings: Holdings, domain: str, plan_ahead: int, now_ms: in
         _unet_view(lane, holdings.jobs, plan_ahead) for lane in holdings.unet.values() if lane.domain == domain
     )
     lanes, ready = decodable(holdings, domain, plan_ahead)
-    vae = tuple(_vae_view(lane, plan_ahead) for lane in lanes)
+    vae = tuple(
+        VaeLane(lane.worker_id, domain, lane.model, len(lane.tasks), len(lane.plans) < plan_ahead and lane.takes_new)
+        for lane in lanes
+    )
     decodes = []
     for task in ready:
         home, claim = holdings.unet[task.unet_worker].domain, _claim(task, holdings.jobs[task.job_id])
@@ -152,18 +157,15 @@ def _claim(task: Task, job: Job) -> Claim:
     )
 
 
-def _waiting_view(task: Task, job: Job) -> WaitingTask:
-    calls = task.num_calls or task.spec.num_inference_steps
-    return WaitingTask(task.spec.task_id, task.key, task.spec.rows, calls, _claim(task, job), job.unet_weights)
-
-
 def _unet_view(lane: UnetLaneState, jobs: dict[str, Job], plan_ahead: int) -> UnetLane:
     running, undecoded, preparing = [], 0, 0
     for task in lane.tasks.values():
         if task.phase is Phase.RUNNING:
             undecoded += 1
             if task.planned_calls < task.num_calls:
-                running.append(_running_view(task, jobs[task.job_id]))
+                spec, calls, job = task.spec, (task.planned_calls, task.num_calls), jobs[task.job_id]
+                states = _claim(task, job), _skip_state(task, job)
+                running.append(RunningTask(spec.task_id, task.key, spec.rows, *calls, *states))
         elif task.phase is Phase.PREPARING:
             undecoded += 1
             preparing += 1
@@ -183,11 +185,6 @@ def _unet_view(lane: UnetLaneState, jobs: dict[str, Job], plan_ahead: int) -> Un
     )
 
 
-def _running_view(task: Task, job: Job) -> RunningTask:
-    spec, claim, skip = task.spec, _claim(task, job), _skip_state(task, job)
-    return RunningTask(spec.task_id, task.key, spec.rows, task.planned_calls, task.num_calls, claim, skip)
-
-
 def _skip_state(task: Task, job: Job) -> SkipState:
     asked = job.record.request.skip_cfg
     must: bool | None = None
@@ -198,11 +195,6 @@ def _skip_state(task: Task, job: Job) -> SkipState:
     elif task.planned_calls < task.replay_until:
         must = task.planned_calls in task.replay
     return SkipState(must, asked.max_fraction or 1.0, len(task.skipped), task.skip_run, task.drift)
-
-
-def _vae_view(lane: VaeLaneState, plan_ahead: int) -> VaeLane:
-    wants_plan = len(lane.plans) < plan_ahead and lane.takes_new
-    return VaeLane(lane.worker_id, lane.domain, lane.model, len(lane.tasks), wants_plan)
 
 
 def dispatch(holdings: Holdings, domain: str, plan: TickPlan, tick: int, leader_token: int) -> None:
@@ -263,7 +255,8 @@ class _Split:
             self._unet.setdefault(item.unet.worker_id, []).append((self._unet_item(item.unet, execution), planned))
         if item.vae:
             execution = self._execution(place, item.vae.threads, vae_after)
-            self._vae.setdefault(item.vae.worker_id, []).append((self._vae_item(item.vae, execution), planned))
+            decodes = tuple(self._decode_entry(item.vae.worker_id, part) for part in item.vae.parts)
+            self._vae.setdefault(item.vae.worker_id, []).append((VaeItem(decodes, execution), planned))
         for lane, part in zip(self._pair or (), (item.unet, item.vae), strict=False):
             if part:
                 lane.last_in_step = self._pace, ItemRef(self._tick, place)
@@ -302,9 +295,6 @@ class _Split:
             skip = task_id in batch.skipping
             entries.append(UnetEntry(task_id, self._holdings.tasks[task_id].plan_call(skip), skip))
         return UnetItem(tuple(entries), execution)
-
-    def _vae_item(self, batch: VaeBatch, execution: Execution) -> VaeItem:
-        return VaeItem(tuple(self._decode_entry(batch.worker_id, part) for part in batch.parts), execution)
 
     def _decode_entry(self, worker_id: str, part: DecodePart) -> DecodeEntry:
         holdings, task = self._holdings, self._holdings.tasks[part.task_id]

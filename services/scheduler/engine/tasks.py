@@ -12,9 +12,7 @@ from synerdiff.requests import TaskSpec
 
 class Phase(Enum):
     """Where a task stands. It goes forward only, or back to WAITING when the worker that held its latents is lost.
-
-    `MAY_BECOME` has every move, and `Holdings` makes them: nothing else does.
-    """
+    `MAY_BECOME` has every move, and `Holdings` makes them: nothing else does."""
 
     WAITING = auto()
     PREPARING = auto()
@@ -115,10 +113,8 @@ class Task:
             self.skipped.pop()
 
     def back_to_waiting(self) -> None:
-        """Forget everything a worker held of it.
-
-        The picture will be the same: it depends on the spec and the calls that skipped guidance, which are repeated.
-        """
+        """Forget everything a worker held of it. The picture will be the same: it depends on the spec and the calls
+        that skipped guidance, which are repeated."""
         self.stands_at(self.done_calls)
         if self.done_calls > self.replay_until:
             self.replay, self.replay_until = frozenset(self.skipped), self.done_calls
@@ -161,13 +157,9 @@ class Job:
 
     def timings(self, now_ms: int) -> JobTimings:
         """Where the time went; the slowest image of each stage."""
-        started = self.started_ms or now_ms
-        return JobTimings(
-            queue_ms=max(0, started - self.record.accepted_at_ms),
-            encode_ms=max((t.encode_ms for t in self.tasks), default=0.0),
-            denoise_ms=max((t.denoise_ms for t in self.tasks), default=0.0),
-            decode_ms=max((t.decode_ms for t in self.tasks), default=0.0),
-        )
+        queue_ms = max(0, (self.started_ms or now_ms) - self.record.accepted_at_ms)
+        stages = ("encode_ms", "denoise_ms", "decode_ms")
+        return JobTimings(queue_ms, *(max((getattr(t, ms) for t in self.tasks), default=0.0) for ms in stages))
 
 
 @dataclass
@@ -203,9 +195,7 @@ class Lane:
 @dataclass
 class UnetLaneState(Lane):
     """A UNet worker: its arena, and the tasks that hold a slot there. `no_room`: it has refused a task just now.
-
-    `growth`: how large its batches are, by key. `shares_cores`: it computes on cores that VAE workers use too.
-    """
+    `growth`: how large its batches are, by key. `shares_cores`: it computes on cores that VAE workers use too."""
 
     slots: int = 0
     shares_cores: bool = False

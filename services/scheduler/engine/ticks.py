@@ -59,10 +59,8 @@ class PartItem:
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """One worker's part of a tick: the tasks it names, and the items it has a part in, in order.
-
-    `in_step`: its items wait for those of the domain's other worker. `why`: see `TickPlan`.
-    """
+    """One worker's part of a tick: the tasks it names, and the items it has a part in, in order. `in_step`: its items
+    wait for those of the domain's other worker. `why`: see `TickPlan`."""
 
     task_ids: tuple[str, ...]
     items: tuple[PartItem, ...]
@@ -226,10 +224,8 @@ class Pairing:
 
 
 class MemoryBounds:
-    """Bounds on items by domain and batch key, learned from items that a worker had to run in halves.
-
-    They hold for as long as a leadership: the next leader learns anew.
-    """
+    """Bounds on items by domain and batch key, learned from items that a worker had to run in halves. They hold for as
+    long as a leadership: the next leader learns anew."""
 
     def __init__(self) -> None:
         self._caps: dict[tuple[str, BatchKey], ItemCaps] = {}
@@ -253,9 +249,7 @@ class MemoryBounds:
 
     def learn(self, domain: str, kind: str, items: tuple[ItemTiming, ...], planned: PlannedPart) -> set[BatchKey]:
         """Take up a report of a "unet" or "vae" worker, and what it was asked. Returns the keys with lower bounds now.
-
-        Never below one task or decode: that is what is tried whatever memory there is.
-        """
+        Never below one task or decode: that is what is tried whatever memory there is."""
         lowered = set()
         for timing, item in zip(items, planned.items, strict=False):
             key = item.key or planned.key

@@ -15,7 +15,7 @@ from services.scheduler.engine.events import (
     WorkerLost,
 )
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Phase, Task, UnetLaneState, VaeLaneState
+from services.scheduler.engine.tasks import Lane, Phase, Task, UnetLaneState
 from services.scheduler.engine.ticks import BatchGrowth, PlannedPart, most_of_slots
 from synerdiff.plans import (
     DecodedImage,
@@ -36,10 +36,8 @@ _HAS_LATENTS = (Phase.READY_TO_DECODE, Phase.DECODING, Phase.STORING)
 
 
 def take_report(holdings: Holdings, worker_id: str, report: Report, now_ms: int, grows_from: int) -> PlannedPart | None:
-    """Take a report. Returns the plan of a tick that has run, None where this leader did not plan it.
-
-    `grows_from`: tasks of a first batch, where batches grow; 0 where they do not.
-    """
+    """Take a report. Returns the plan of a tick that has run, None where this leader did not plan it. `grows_from`:
+    tasks of a first batch, where batches grow; 0 where they do not."""
     match report:
         case UnetTickDone():
             return _unet_tick_done(holdings, worker_id, report, now_ms, grows_from)
@@ -86,11 +84,9 @@ def _unet_tick_done(
 ) -> PlannedPart | None:
     """A UNet plan has run: move its tasks on, and those that are finished to the decodes."""
     lane = holdings.unet.get(worker_id)
+    part = _ran(holdings, lane, "unet", done)
     if lane is None:
         return None
-    holdings.changed_domains.add(lane.domain)
-    part = lane.tick_done(done.tick, done.items)
-    _learn_memory(holdings, lane.domain, "unet", done.items, part)
     if part and grows_from and not done.skipped:
         _learn_sizes(holdings, lane, done.items, part, grows_from)
     skipped = {entry.task_id: entry for entry in done.skipped}
@@ -122,11 +118,9 @@ def _advance(holdings: Holdings, task: Task, skipped: SkippedEntry | None) -> No
 def _vae_tick_done(holdings: Holdings, worker_id: str, done: VaeTickDone) -> PlannedPart | None:
     """A VAE plan has run. Image files come by themselves; here, latents that could not be read are redone."""
     lane = holdings.vae.get(worker_id)
+    part = _ran(holdings, lane, "vae", done)
     if lane is None:
         return None
-    holdings.changed_domains.add(lane.domain)
-    part = lane.tick_done(done.tick, done.items)
-    _learn_memory(holdings, lane.domain, "vae", done.items, part)
     for entry in done.skipped:
         task = lane.tasks.get(entry.task_id)
         if task and task.phase is Phase.DECODING:
@@ -134,14 +128,17 @@ def _vae_tick_done(holdings: Holdings, worker_id: str, done: VaeTickDone) -> Pla
     return part
 
 
-def _learn_memory(
-    holdings: Holdings, domain: str, kind: str, items: tuple[ItemTiming, ...], part: PlannedPart | None
-) -> None:
-    """Where memory did not suffice, smaller items are planned from now on."""
-    for key in holdings.memory.learn(domain, kind, items, part) if part else ():
-        profile = holdings.profiles.get((domain, key))
+def _ran(holdings: Holdings, lane: Lane | None, kind: str, done: UnetTickDone | VaeTickDone) -> PlannedPart | None:
+    """A plan has run; the plan. Where memory did not suffice, smaller items are planned from now on."""
+    if lane is None:
+        return None
+    holdings.changed_domains.add(lane.domain)
+    part = lane.tick_done(done.tick, done.items)
+    for key in holdings.memory.learn(lane.domain, kind, done.items, part) if part else ():
+        profile = holdings.profiles.get((lane.domain, key))
         if profile:
-            holdings.plan_by(domain, key, profile)
+            holdings.plan_by(lane.domain, key, profile)
+    return part
 
 
 def _learn_sizes(
@@ -161,7 +158,9 @@ def take_lane_event(holdings: Holdings, event: LaneEvent, now_ms: int) -> None:
         case UnetAttached(lane, resident):
             _unet_attached(holdings, lane, resident, now_ms)
         case VaeAttached(lane):
-            _vae_attached(holdings, lane)
+            _vae_lost(holdings, lane.worker_id)
+            holdings.vae[lane.worker_id] = lane
+            holdings.changed_domains.add(lane.domain)
         case WorkerLost(worker_id):
             _unet_lost(holdings, worker_id)
             _vae_lost(holdings, worker_id)
@@ -197,20 +196,12 @@ def _taken_up(holdings: Holdings, lane: UnetLaneState, held: ResidentTask, now_m
 
 
 def _unet_lost(holdings: Holdings, worker_id: str) -> None:
-    """The worker's tasks run again elsewhere, or there once it is back.
-
-    A decode under way is left alone: the VAE worker may have read the latents, and says so if it could not.
-    """
+    """The worker's tasks run again elsewhere, or there once it is back. A decode under way is left alone: the VAE
+    worker may have read the latents, and says so if it could not."""
     lane = holdings.unet.pop(worker_id, None)
     for task in list(lane.tasks.values()) if lane else ():
         if holdings.holds(task) and task.phase not in (Phase.DECODING, Phase.STORING):
             holdings.run_again(task)
-
-
-def _vae_attached(holdings: Holdings, lane: VaeLaneState) -> None:
-    _vae_lost(holdings, lane.worker_id)
-    holdings.vae[lane.worker_id] = lane
-    holdings.changed_domains.add(lane.domain)
 
 
 def _vae_lost(holdings: Holdings, worker_id: str) -> None:

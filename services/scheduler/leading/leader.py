@@ -25,10 +25,12 @@ from services.scheduler.leading.store_writer import StoreWriter
 from services.scheduler.leading.worker_stream import Patience
 from services.scheduler.leading.worker_streams import WorkerStreams
 from services.scheduler.planner.plan_book import ColdPlans, PlanBook
-from services.scheduler.policy.snapshots import Policy, Thresholds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.snapshots import Thresholds
 from services.scheduler.profiles.keeper import KeeperOptions, ProfileKeeper
 from services.scheduler.store.notifications import Subscription
-from services.scheduler.store.queue import JobStore, Lease
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.scripts import Lease
 from services.scheduler.telemetry.job_ends import tell_lost
 from services.scheduler.telemetry.job_traces import JobTraces
 from services.scheduler.telemetry.metrics import PoolMetrics
@@ -57,14 +59,10 @@ READ_AGAIN_S = 0.5  # the safety net under pub/sub
 
 @dataclass(frozen=True)
 class LeaderOptions:
-    """The parts that decide, and how workers are called.
+    """`thresholds` makes what each leadership asks for the thresholds of its ticks. `plans`: the policy's memory of
+    planned rounds, which a leader has to fill."""
 
-    `thresholds` makes what each leadership asks for the thresholds of its ticks. `profiles`: where they come from.
-    `plans`: the policy's memory of planned rounds, which a leader has to fill. `worker_tls`: how workers are called.
-    `patience`: how long they may take to answer.
-    """
-
-    policy: Policy
+    policy: ConfiguredPolicy
     bounds: EngineBounds = field(default_factory=EngineBounds)
     thresholds: Callable[[], Thresholds | None] = lambda: None
     profiles: KeeperOptions = field(default_factory=KeeperOptions)
@@ -88,10 +86,8 @@ class JobReader:
         self._arrived(await self._store.read_pending(self._lease))
 
     async def read_new(self, accepted: Subscription) -> None:
-        """Read once, then wait for as long as reading again would find nothing.
-
-        A pool that is full reads on only as jobs are accepted: one may be of a caller that has few here.
-        """
+        """Read once, then wait for as long as reading again would find nothing. A pool that is full reads on only as
+        jobs are accepted: one may be of a caller that has few here."""
         room = more = False
         for model, wanted in self._engine.wanted().items():
             if wanted.jobs > 0 or model in self._accepted:
@@ -202,7 +198,7 @@ class Leader:
             return
         try:
             report = event.report if isinstance(event, Reported) else None
-            if report is None or self.keeper.measures:
+            if report is None or self.keeper.prober:
                 self.keeper.on(event)
             self.observer.before(event)
             planned = self.engine.on(event, now_ms())
@@ -253,8 +249,9 @@ class Leader:
             self.engine.pump(now_ms())
         finally:  # domains whose planning failed do not keep the plans of the others back
             self._carry_out()
-        for profile, query in self._plans.take_missing():
-            self._cold_plans.submit(profile, [query])
+        if self._plans.missing:
+            for profile, query in self._plans.take_missing():
+                self._cold_plans.submit(profile, [query])
 
     def _carry_out(self) -> None:
         for effect in self.engine.take_effects():

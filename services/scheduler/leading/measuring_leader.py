@@ -23,7 +23,7 @@ class ProbeSession:
     def __init__(self, registry: WorkerRegistry) -> None:
         self.prober: Prober | None = None
         self._registry = registry
-        self._streams = WorkerStreams(_TOKEN, self)
+        self.streams = WorkerStreams(_TOKEN, self)
         self._unet: UnetLaneState | None = None
         self._vae: VaeLaneState | None = None
         self._ticks = 0
@@ -35,19 +35,15 @@ class ProbeSession:
         while self._unet is None or self._vae is None:
             announced = await self._registry.workers()
             records = {record.worker_id: record for record in announced}
-            self._streams.reconcile(announced)
+            self.streams.reconcile(announced)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), _LOOK_EVERY_S)
             self._changed.clear()
         unet, vae = records[self._unet.worker_id], records[self._vae.worker_id]
         pair = ProbePair(unet, vae, self._unet.slots, self._unet.arena_address)
         size = (width or unet.model_card.native_width, height or unet.model_card.native_height)
-        self.prober = Prober(pair, size, _TOKEN, self._streams.send, self._next_tick)
+        self.prober = Prober(pair, size, _TOKEN, self.streams.send, self._next_tick)
         return self.prober
-
-    async def close(self) -> None:
-        """End the streams."""
-        await self._streams.close()
 
     def _next_tick(self) -> int:
         self._ticks += 1
@@ -91,4 +87,4 @@ async def probing(registry: WorkerRegistry, width: int = 0, height: int = 0) -> 
         prober.close()
         await asyncio.sleep(0)  # the streams send what was queued
     finally:
-        await session.close()
+        await session.streams.close()

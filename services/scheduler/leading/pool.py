@@ -11,7 +11,8 @@ from redis.exceptions import RedisError
 from services.scheduler.engine.ticks import TickLog
 from services.scheduler.leading.leader import Leader, LeaderOptions
 from services.scheduler.store.leadership import Leadership
-from services.scheduler.store.queue import JobStore, Lease
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.scripts import Lease
 from services.scheduler.store.sweeps import IMAGES_EVERY_S
 from services.scheduler.telemetry.job_ends import tell_ended
 from synerdiff.errors import StaleLeader, Unavailable
@@ -101,10 +102,8 @@ class Pool:
             leader.failed(error)
 
     async def sweep(self) -> None:
-        """End jobs whose time is up or whose followers are gone, wherever held; restore and trim the queues.
-
-        Tells of the jobs that have ended.
-        """
+        """End jobs whose time is up or whose followers are gone, wherever held; restore and trim the queues. Tells of
+        the jobs that have ended."""
         while True:
             steps = (self.store.sweep_expired, self.store.sweep_abandoned, self.store.restore, self.store.trim)
             for step in (*steps, partial(tell_ended, self.store)):

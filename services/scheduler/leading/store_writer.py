@@ -17,8 +17,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 from services.scheduler.engine import effects
 from services.scheduler.engine.events import ImageStored, JobArrived, JobDropped, JobUnwritable
 from services.scheduler.leading.worker_stream import Listener
-from services.scheduler.store.queue import JobStore, Lease
-from services.scheduler.store.scripts import TransitionRefused
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.scripts import Lease, TransitionRefused
 from services.scheduler.telemetry.job_ends import tell_lost
 from synerdiff.errors import StaleLeader, Unavailable
 from synerdiff.requests import task_id
@@ -57,7 +57,10 @@ class StoreWriter:
     def submit(self, effect: effects.StoreEffect) -> None:
         """Queue an effect."""
         if isinstance(effect, effects.ReportProgress):
-            self._keep_latest(effect)
+            # The newest, except that one without a preview does not displace one with it.
+            held = self._progress.get((effect.job_id, effect.index))
+            if held is None or effect.preview or not held.preview:
+                self._progress[effect.job_id, effect.index] = effect
             return
         queue = self._queues.get(effect.job_id)
         if queue is not None:
@@ -67,13 +70,6 @@ class StoreWriter:
         writer = asyncio.create_task(self._write_job(effect.job_id))
         self._writers.add(writer)
         writer.add_done_callback(self._writers.discard)
-
-    def _keep_latest(self, effect: effects.ReportProgress) -> None:
-        """The newest, except that one without a preview does not displace one with it."""
-        key = (effect.job_id, effect.index)
-        held = self._progress.get(key)
-        if held is None or effect.preview or not held.preview:
-            self._progress[key] = effect
 
     async def run(self) -> None:
         """Write progress until cancelled."""
@@ -86,7 +82,8 @@ class StoreWriter:
     async def _write_progress(self, latest: list[effects.ReportProgress]) -> None:
         try:
             with contextlib.suppress(StaleLeader):
-                await self._persist(partial(self._store.append_progress, self._lease, latest))
+                told = [(each.job_id, each.index, each.step, each.total, each.preview) for each in latest]
+                await self._persist(partial(self._store.append_progress, self._lease, told))
         except Exception:  # of one job, but of which is not told; it must not end the writing of all
             log.exception("progress cannot be written", images=len(latest))
 

@@ -5,7 +5,7 @@ its process well, its stream open and its health SERVING: only reports that do n
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,6 +46,14 @@ LEAST_S = 60.0
 SUSPECT_AT = 0.5
 _INTERNAL: int = grpc.StatusCode.INTERNAL.value[0]
 
+_Reports = Mapping[str, Callable[[Any], Report]]
+_VAE_REPORTS: _Reports = {"tick_done": stages.vae_tick_done_from_pb, "task_failed": stages.task_failed_from_pb}
+_UNET_REPORTS: _Reports = {
+    "tick_done": stages.unet_tick_done_from_pb,
+    "task_failed": stages.task_failed_from_pb,
+    "task_ready": stages.task_ready_from_pb,
+    "preview": stages.preview_from_pb,
+}
 Command = stages_pb2.UnetCommand | stages_pb2.VaeCommand
 
 
@@ -177,11 +185,8 @@ class WorkerStream:
         self._leader.on(WorkerAnnounced(self.record.worker_id, takes_new, self._suspect))
 
     async def run(self) -> None:
-        """Attach and serve the stream until it ends.
-
-        Raises grpc.aio.AioRpcError or TimeoutError as it ended, BadTlsFiles where it could not begin, Overdue where the
-        worker has to be given up.
-        """
+        """Attach and serve the stream until it ends. Raises grpc.aio.AioRpcError or TimeoutError as it ended,
+        BadTlsFiles where it could not begin, Overdue where the worker has to be given up."""
         async with open_channel(self.record.address, tls=self._tls) as channel:
             if self.record.kind == "unet":
                 await self._run_unet(channel)
@@ -202,7 +207,7 @@ class WorkerStream:
         )
         resident = tuple(stages.resident_task_from_pb(task) for task in attached.resident)
         self._leader.on(UnetAttached(lane, resident))
-        await self._serve(call, self._unet_report)
+        await self._serve(call, _UNET_REPORTS)
 
     async def _run_vae(self, channel: grpc.aio.Channel) -> None:
         stub = stages_pb2_grpc.VaeStageStub(channel)
@@ -211,13 +216,13 @@ class WorkerStream:
         attached: stages_pb2.VaeAttached = (await _first_report(call)).attached
         lane = VaeLaneState(*self._names, draining=attached.draining, weights=self.record.weights)
         self._leader.on(VaeAttached(lane))
-        await self._serve(call, self._vae_report, self._receive_images(stub))
+        await self._serve(call, _VAE_REPORTS, self._receive_images(stub))
 
     async def _serve(
-        self, call: "grpc.aio.StreamStreamCall", handle: Callable[[Any], None], *more: Coroutine[None, None, None]
+        self, call: "grpc.aio.StreamStreamCall", known: _Reports, *more: Coroutine[None, None, None]
     ) -> None:
         log.info("worker attached", worker_id=self.record.worker_id, address=self.record.address)
-        reading = asyncio.create_task(_read(call, handle))
+        reading = asyncio.create_task(self._read(call, known))
         parts = [reading, *map(asyncio.create_task, (self._write(call, reading), self._look(), *more))]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -227,6 +232,12 @@ class WorkerStream:
             await cancel_and_wait(*parts)
             call.cancel()
             self._leader.on(WorkerLost(self.record.worker_id))
+
+    async def _read(self, call: "grpc.aio.StreamStreamCall", known: _Reports) -> None:
+        while (report := await call.read()) is not grpc.aio.EOF:
+            kind = report.WhichOneof("report")
+            if kind in known:
+                self._report(known[kind](getattr(report, kind)))
 
     async def _write(self, call: "grpc.aio.StreamStreamCall", reading: "asyncio.Task[None]") -> None:
         try:
@@ -258,9 +269,7 @@ class WorkerStream:
 
     async def _receive_images(self, stub: Any) -> None:
         """Images come on a stream of their own; one that breaks is opened again and what was not stored comes again.
-
-        Raises grpc.aio.AioRpcError where that does not help.
-        """
+        Raises grpc.aio.AioRpcError where that does not help."""
         tries = 0
         while True:
             try:
@@ -287,24 +296,6 @@ class WorkerStream:
             self._report(TaskFailed(task_id, _INTERNAL, f"the image of worker {worker_id} cannot be read: {error}"))
             self.send(effects.ForgetImages(worker_id, (task_id,)))
 
-    def _unet_report(self, report: stages_pb2.UnetReport) -> None:
-        kind = report.WhichOneof("report")
-        if kind == "tick_done":
-            self._report(stages.unet_tick_done_from_pb(report.tick_done))
-        elif kind == "task_ready":
-            self._report(stages.task_ready_from_pb(report.task_ready))
-        elif kind == "task_failed":
-            self._report(stages.task_failed_from_pb(report.task_failed))
-        elif kind == "preview":
-            self._report(stages.preview_from_pb(report.preview))
-
-    def _vae_report(self, report: stages_pb2.VaeReport) -> None:
-        kind = report.WhichOneof("report")
-        if kind == "tick_done":
-            self._report(stages.vae_tick_done_from_pb(report.tick_done))
-        elif kind == "task_failed":
-            self._report(stages.task_failed_from_pb(report.task_failed))
-
     def _report(self, report: Report) -> None:
         self.watch.reported(report)
         self._leader.on(Reported(self.record.worker_id, report))
@@ -317,11 +308,6 @@ async def _first_report(call: "grpc.aio.StreamStreamCall") -> Any:
         trailing = grpc.aio.Metadata(*(await call.trailing_metadata() or ()))
         raise grpc.aio.AioRpcError(await call.code(), grpc.aio.Metadata(), trailing, await call.details())
     return report
-
-
-async def _read(call: "grpc.aio.StreamStreamCall", handle: Callable[[Any], None]) -> None:
-    while (report := await call.read()) is not grpc.aio.EOF:
-        handle(report)
 
 
 def _unet_command(effect: effects.WorkerEffect) -> Command:

@@ -62,7 +62,7 @@ class PlanBook:
 
     def __init__(self, capacity: int = 8192, solve_now: bool = False) -> None:
         self._rounds: OrderedDict[_Key, PlannedRound] = OrderedDict()
-        self._missing: OrderedDict[_Key, Profile] = OrderedDict()
+        self.missing: OrderedDict[_Key, Profile] = OrderedDict()
         self._capacity = capacity
         self._solve_now = solve_now
 
@@ -70,10 +70,8 @@ class PlanBook:
         return len(self._rounds)
 
     def lookup(self, profile: Profile, query: PlanQuery) -> PlannedRound | None:
-        """The plan for `query` if it is known; None, and remembered as missing, if it is not.
-
-        With `solve_now` it is always known. Raises as `plan_round` does, then only.
-        """
+        """The plan for `query` if it is known; None, and remembered as missing, if it is not. With `solve_now` it is
+        always known. Raises as `plan_round` does, then only."""
         query = query._replace(threshold=snapped(query.threshold))
         key = profile.digest, query
         known = self._rounds.get(key)
@@ -83,17 +81,17 @@ class PlanBook:
         if self._solve_now:
             self.add(profile.digest, query, plan_round(profile, query))
             return self._rounds[key]
-        self._remember(self._missing, key, profile)
+        self._remember(self.missing, key, profile)
         return None
 
     def add(self, digest: str, query: PlanQuery, planned: PlannedRound) -> None:
         """Remember a round that was planned for a missing query, as `take_missing` gave it."""
-        self._missing.pop((digest, query), None)
+        self.missing.pop((digest, query), None)
         self._remember(self._rounds, (digest, query), planned)
 
     def take_missing(self) -> list[tuple[Profile, PlanQuery]]:
         """What was asked for since the last time and is not known, oldest first, thresholds snapped."""
-        missing, self._missing = self._missing, OrderedDict()
+        missing, self.missing = self.missing, OrderedDict()
         return [(profile, query) for (_, query), profile in missing.items()]
 
     def queries(self, digest: str) -> list[PlanQuery]:
@@ -142,10 +140,8 @@ def _answer(line: bytes) -> Answer:
 
 
 class ColdPlans:
-    """Solves what is submitted, the newest first, and hands every plan to `on_plan(profile digest, query, plan)`.
-
-    `run` does the work; `submit` only takes note. What has no plan, or kills the process twice, is not tried again.
-    """
+    """Solves what is submitted, the newest first, and hands every plan to `on_plan(profile digest, query, plan)`. `run`
+    does the work; `submit` only takes note. What has no plan, or kills the process twice, is not tried again."""
 
     def __init__(
         self, on_plan: Callable[[str, PlanQuery, PlannedRound], None], command: tuple[str, ...] = _COMMAND

@@ -5,11 +5,10 @@ items, the least summed completion time of the decodes, such that the round take
 without skips, divided by the threshold. An item of latency d delays every unfinished decode by d, which makes the sum
 additive. Of equal rounds it takes the one with fewer skips, then the shorter one, then the one with fewer items.
 
-The planner's search: the best round within a budget of time.
-
-A constrained shortest path, solved after Handler and Zang, "A dual algorithm for the constrained shortest path problem"
-(Networks 10, 1980). A price on time turns it into a plain shortest path, which bounds what any label (a span and a cost
-at a state) can still lead to. The bounds leave few labels to extend, and one that another beats in both is dropped.
+It searches a constrained shortest path after Handler and Zang, "A dual algorithm for the constrained shortest path
+problem" (Networks 10, 1980). A price on time turns it into a plain shortest path, which bounds what any label (a span
+and a cost at a state) can still lead to. The bounds leave few labels to extend, and one that another beats in both is
+dropped.
 """
 
 from dataclasses import dataclass
@@ -20,15 +19,12 @@ from numpy.typing import NDArray
 
 from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery, check, judged
 from services.scheduler.planner.round_programme import (
-    COST_SCALE,
     NEVER,
     NS_PER_MS,
     SPAN_BITS,
-    Instance,
     IntArray,
     Programme,
     Step,
-    item_times,
 )
 from synerdiff.profiles import Profile
 
@@ -187,7 +183,7 @@ def _finished(programme: Programme, layers: dict[int, _Labels], budget: int, at_
         return None
     best = np.lexsort((spans[label, final], final, costs[label, final]))[0]
     at, end = int(label[best]), int(final[best])
-    tail = programme.tail_steps(programme.instance.unet - int(tasks[at]), end - int(one_row[at]))
+    tail = programme.tail_steps(programme.query.unet - int(tasks[at]), end - int(one_row[at]))
     steps = (*_steps_to(programme, layers, at), *tail)
     return Solution(int(costs[at, end]), end, int(spans[at, end]), steps)
 
@@ -201,21 +197,18 @@ def _steps_to(programme: Programme, layers: dict[int, _Labels], at: int) -> list
     return steps[::-1]
 
 
-_ANY_COST = NEVER
-
-
 def plan_round(profile: Profile, query: PlanQuery) -> PlannedRound:
     """The best round for `query`. Raises ValueError for one out of bounds, KeyError for a kind without times."""
     check(query)
     counts = chunk_counts(profile, query)
     fastest_ns = _fastest_ns(profile, query, counts)
-    programmes = {chunks: _programme(profile, query, chunks, query.skips) for chunks in counts}
+    programmes = {chunks: Programme(profile, query, chunks, query.skips) for chunks in counts}
     least_ns = min(programme.least_span for programme in programmes.values()) >> SPAN_BITS
     budget_ns = int(fastest_ns / query.threshold)
     feasible = least_ns <= budget_ns
     best: tuple[Solution, int] | None = None
     for chunks, programme in programmes.items():
-        at_most = best[0].cost if best else _ANY_COST
+        at_most = best[0].cost if best else NEVER
         found = best_round(programme, budget_ns if feasible else least_ns, at_most)
         if found and (best is None or found[:3] < best[0][:3]):
             best = found, chunks
@@ -236,24 +229,10 @@ def chunk_counts(profile: Profile, query: PlanQuery) -> tuple[int, ...]:
 
 
 def _fastest_ns(profile: Profile, query: PlanQuery, counts: tuple[int, ...]) -> int:
-    least = min(_programme(profile, query, chunks, 0).least_span for chunks in counts)
+    least = min(Programme(profile, query, chunks, 0).least_span for chunks in counts)
     if least >= NEVER:
         raise KeyError(f"the profile has no round of {query.unet} UNet steps and {query.vae} decodes")
     return least >> SPAN_BITS
-
-
-def _programme(profile: Profile, query: PlanQuery, chunks: int, skips: int) -> Programme:
-    instance = Instance(
-        unet=query.unet,
-        vae=query.vae,
-        chunks=chunks,
-        one_row=query.one_row,
-        most_one_row=min(query.unet, query.one_row + skips),
-        skip_price=round(query.skip_price_ms * NS_PER_MS) * COST_SCALE,
-        round_weight=round(query.round_weight * COST_SCALE),
-        beside=query.beside,
-    )
-    return Programme(item_times(profile, chunks), instance)
 
 
 def _items(profile: Profile, solution: Solution, chunks: int) -> tuple[PlannedItem, ...]:

@@ -4,12 +4,9 @@ Two things make it small. An item that decodes nothing never needs to come befor
 round takes as long and no decode ends later. So the path is over decoding items alone and ends in a tail of UNet
 steps, tabulated once. And all states of one layer, that is of one count of units done, are computed at once.
 
-Times are whole nanoseconds (ns). A `span` is a time and a number of items in one whole number, so that of two rounds
+Times are whole nanoseconds (ns): sums are exact, so that equal plans are equal and the planner's choice among them
+never wavers. A `span` is a time and a number of items in one whole number, so that of two rounds
 that take equally long the one with fewer items is the shorter. Costs are ns times COST_SCALE.
-
-How long every item of a round may take, as one table of whole nanoseconds.
-
-Whole numbers make sums exact, so that equal plans are equal and the planner's choice among them never wavers.
 """
 
 from functools import lru_cache
@@ -18,20 +15,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from services.scheduler.planner.planned_round import PlanQuery
 from synerdiff.profiles import Profile
 
 IntArray = NDArray[np.int64]
 
 NEVER = 1 << 60  # a time that no sum of real ones reaches, and two of which still fit 64 bits
 NS_PER_MS = 1_000_000
+COST_SCALE = 1000  # weights are rounded to thousandths
+SPAN_BITS = 12  # of a span for the number of items
 
 
 @lru_cache(maxsize=64)
 def item_times(profile: Profile, chunks: int) -> IntArray:
-    """Nanoseconds by UNet rows and chunk units, int64 [caps.rows + 1, caps.vae * chunks + 1].
-
-    NEVER for what was not measured, and for what no plan needs: items that take longer than themselves in two.
-    """
+    """Nanoseconds by UNet rows and chunk units, int64 [caps.rows + 1, caps.vae * chunks + 1]. NEVER for what was not
+    measured, and for what no plan needs: items that take longer than themselves in two."""
     rows, units = profile.caps.rows + 1, profile.caps.vae * chunks + 1
     times = np.full((rows, units), NEVER, dtype=np.int64)
     for r in range(rows):
@@ -54,23 +52,6 @@ def _longer_than_in_two(times: IntArray) -> NDArray[np.bool_]:
     return longer
 
 
-COST_SCALE = 1000  # weights are rounded to thousandths
-SPAN_BITS = 12  # of a span for the number of items
-
-
-class Instance(NamedTuple):
-    """What there is to do and at what prices: `one_row` to `most_one_row` one-row steps, weights in COST_SCALE."""
-
-    unet: int
-    vae: int
-    chunks: int
-    one_row: int
-    most_one_row: int
-    skip_price: int
-    round_weight: int
-    beside: bool
-
-
 class Step(NamedTuple):
     """One item: `tasks` step, `one_row` of them in one row, beside `units` chunk units."""
 
@@ -81,9 +62,7 @@ class Step(NamedTuple):
 
 class Weights(NamedTuple):
     """What a round is summed up in: t ns at `done` units cost t * per_ns[done] + per_item, the tail costs `ends`.
-
-    int64: `per_ns` [units], `ends` [tasks stepped, one-row steps so far, one-row steps at the end].
-    """
+    int64: `per_ns` [units], `ends` [tasks stepped, one-row steps so far, one-row steps at the end]."""
 
     per_ns: IntArray
     per_item: int
@@ -91,18 +70,22 @@ class Weights(NamedTuple):
 
 
 class Programme:
-    """One instance on one table of item times, int64 [rows, units]. Nothing changes after construction.
+    """One query, its decodes cut into `chunks`, on a profile's times. Nothing changes after construction.
 
     A state is a place in a flat table of layers, each [tasks, one-row steps], padded so that no item leads out of it.
     `kinds` are the items that decode, int64 [kind, (units, tasks, one_row)] by units, with their times, spans and what
     each adds to a state. `spans_to_go`: least span from every state to the end.
     """
 
-    def __init__(self, times: IntArray, instance: Instance) -> None:
-        self.instance = instance
-        self.units = instance.vae * instance.chunks
+    def __init__(self, profile: Profile, query: PlanQuery, chunks: int, skips: int) -> None:
+        times = item_times(profile, chunks)
+        self.query = query
+        self.most_one_row = min(query.unet, query.one_row + skips)
+        self._skip_price = round(query.skip_price_ms * NS_PER_MS) * COST_SCALE
+        self._round_weight = round(query.round_weight * COST_SCALE)
+        self.units = query.vae * chunks
         self._most_rows = times.shape[0] - 1
-        self._most_tasks = min(self._most_rows, instance.unet)
+        self._most_tasks = min(self._most_rows, query.unet)
         self._alone_spans = np.where(times[:, 0] < NEVER, (times[:, 0] << SPAN_BITS) + 1, NEVER)
         self._tail = self._tail_spans()
         self.ends = self._all_ends()
@@ -110,8 +93,8 @@ class Programme:
         self.times = times[2 * self.kinds[:, 1] - self.kinds[:, 2], self.kinds[:, 0]]
         self.spans = (self.times << SPAN_BITS) + 1
         self._lay_out()
-        self.unfinished = instance.vae - np.arange(self.units) // instance.chunks
-        self.extra_skips = np.maximum(np.arange(instance.most_one_row + 1) - instance.one_row, 0)
+        self.unfinished = query.vae - np.arange(self.units) // chunks
+        self.extra_skips = np.maximum(np.arange(self.most_one_row + 1) - query.one_row, 0)
         self.as_span = Weights(np.full(self.units, 1 << SPAN_BITS), 1, self.ends)
         self.spans_to_go = self.to_go(self.as_span)
 
@@ -122,13 +105,13 @@ class Programme:
 
     def as_cost(self, time_price: int = 0) -> Weights:
         """The planner's objective, plus `time_price` for every ns of the round."""
-        weight = self.instance.round_weight + time_price
-        priced = (self.ends >> SPAN_BITS) * weight + self.extra_skips * self.instance.skip_price
+        weight = self._round_weight + time_price
+        priced = (self.ends >> SPAN_BITS) * weight + self.extra_skips * self._skip_price
         return Weights(self.unfinished * COST_SCALE + weight, 0, np.where(self.ends < NEVER, priced, NEVER))
 
     def to_go(self, weights: Weights) -> IntArray:
         """The least that is left to pay from every state: int64, flat."""
-        rows, columns = self.instance.unet + 1, self.instance.most_one_row + 1
+        rows, columns = self.query.unet + 1, self.most_one_row + 1
         table = np.full((self.units + 1, self.layer // self.width, self.width), NEVER, dtype=np.int64)
         table[self.units, :rows, :columns] = weights.ends.min(axis=2)
         flat = table.reshape(-1)
@@ -177,7 +160,7 @@ class Programme:
         return steps
 
     def _steps_alone(self) -> list[tuple[int, int]]:
-        most = self.instance.most_one_row
+        most = self.most_one_row
         return [
             (u, s)
             for u in range(self._most_tasks, 0, -1)
@@ -187,10 +170,10 @@ class Programme:
 
     def _tail_spans(self) -> IntArray:
         """Least span of so many tasks, exactly so many of them in one row, decoding nothing: [tasks, one-row]."""
-        width = self.instance.most_one_row + 1
-        tail = np.full((self.instance.unet + 1, width), NEVER, dtype=np.int64)
+        width = self.most_one_row + 1
+        tail = np.full((self.query.unet + 1, width), NEVER, dtype=np.int64)
         tail[0, 0] = 0
-        for tasks in range(1, self.instance.unet + 1):
+        for tasks in range(1, self.query.unet + 1):
             for u, s in self._steps_alone():
                 if u <= tasks:
                     ways = tail[tasks - u, : width - s] + self._alone_spans[2 * u - s]
@@ -199,28 +182,27 @@ class Programme:
 
     def _all_ends(self) -> IntArray:
         """Spans of the tails from every (tasks, one-row steps) to every final count of one-row steps."""
-        counts = np.arange(self.instance.most_one_row + 1)
+        counts = np.arange(self.most_one_row + 1)
         more = counts[None, :] - counts[:, None]
         ends = self._tail[::-1][:, np.maximum(more, 0)]
-        return np.where((more < 0) | (counts < self.instance.one_row), NEVER, ends)
+        return np.where((more < 0) | (counts < self.query.one_row), NEVER, ends)
 
     def _decoding_items(self, times: IntArray) -> IntArray:
-        most_tasks = self._most_tasks if self.instance.beside else 0
+        most_tasks = self._most_tasks if self.query.beside else 0
         kinds = [
             (v, u, s)
             for v in range(1, min(times.shape[1] - 1, self.units) + 1)
             for u in range(most_tasks + 1)
-            for s in range(min(u, self.instance.most_one_row) + 1)
+            for s in range(min(u, self.most_one_row) + 1)
             if 2 * u - s <= self._most_rows and times[2 * u - s, v] < NEVER
         ]
         return np.array(kinds, dtype=np.int64).reshape(-1, 3)
 
     def _lay_out(self) -> None:
-        instance = self.instance
-        self.width = instance.most_one_row + 1 + int(self.kinds[:, 2].max(initial=0))
-        self.layer = (instance.unet + 1 + self._most_tasks) * self.width
+        self.width = self.most_one_row + 1 + int(self.kinds[:, 2].max(initial=0))
+        self.layer = (self.query.unet + 1 + self._most_tasks) * self.width
         self.offsets = self.kinds @ np.array([self.layer, self.width, 1])
-        states = np.arange(instance.unet + 1)[:, None] * self.width + np.arange(instance.most_one_row + 1)
+        states = np.arange(self.query.unet + 1)[:, None] * self.width + np.arange(self.most_one_row + 1)
         self._targets = self.offsets[:, None] + states.reshape(1, -1)
         most_units = int(self.kinds[:, 0].max(initial=0))
         self._kinds_within = np.searchsorted(self.kinds[:, 0], np.arange(most_units + 1), side="right")

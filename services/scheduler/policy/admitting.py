@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from math import inf
 
-from services.scheduler.policy.ordering import FirstComeOrder, Task, UrgencyOrder
+from services.scheduler.policy.ordering import FirstComeOrder, Task, order_of
 from services.scheduler.policy.policy_spec import Paces, PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import Admission, PoolSnapshot, UnetLane, WaitingTask
 
@@ -51,11 +51,8 @@ def joining(
     """
     waiting, rooms = _waiting(snapshot, model), _rooms(snapshot, model)
     tasks: list[Task] = [*waiting, *(task for room in rooms for task in room.lane.running)]
-    order: UrgencyOrder | FirstComeOrder
-    if spec.order == "urgency" and all(task.key in paces for task in tasks):
-        order = UrgencyOrder(tasks, paces, snapshot.now_ms, spec.urgency, max(1, len(rooms)), snapshot.ahead)
-    else:
-        order = FirstComeOrder(tasks, snapshot.ahead)
+    workers = max(1, len(rooms))
+    order = order_of(tasks, spec.order, paces, snapshot.now_ms, spec.urgency, snapshot.ahead, workers)
     callers = snapshot.callers.get(model, frozenset())
     admissions = []
     for task in order.sorted(waiting):
@@ -79,7 +76,7 @@ def whole_requests(snapshot: PoolSnapshot, model: str, cohorts: bool, unet_batch
     """
     waiting = _waiting(snapshot, model)
     in_order = FirstComeOrder(waiting, snapshot.ahead).sorted(waiting)
-    requests = [list(tasks) for _, tasks in groupby(in_order, _job_id)]
+    requests = [list(tasks) for _, tasks in groupby(in_order, lambda task: task.claim.job_id)]
     admissions: list[Admission] = []
     for room in sorted(_rooms(snapshot, model), key=_least_loaded):
         served = [request for request in requests if room.lane.serves(request[0])]
@@ -96,7 +93,7 @@ def whole_requests(snapshot: PoolSnapshot, model: str, cohorts: bool, unet_batch
     return admissions
 
 
-def _before(task: WaitingTask, room: _Room, order: UrgencyOrder | FirstComeOrder) -> int:
+def _before(task: WaitingTask, room: _Room, order: FirstComeOrder) -> int:
     """The worker's tasks that go before this one: all of them unless the order can set some aside."""
     if not order.sets_aside:
         return room.load
@@ -133,7 +130,3 @@ def _rooms(snapshot: PoolSnapshot, model: str) -> list[_Room]:
 
 def _least_loaded(room: _Room) -> tuple[int, str]:
     return room.load, room.lane.worker_id
-
-
-def _job_id(task: WaitingTask) -> str:
-    return task.claim.job_id

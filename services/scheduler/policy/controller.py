@@ -7,12 +7,13 @@ decodes that do (feedback). Discrete-time, asked once per tick; the only clock i
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import NamedTuple
 
 from services.scheduler.policy.policy_spec import Costs, best_costs
-from services.scheduler.policy.snapshots import BatchKey, DomainSnapshot
-from synerdiff.profiles import Profile
+from services.scheduler.policy.snapshots import DomainSnapshot, RunningTask
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,8 @@ class ControllerSettings:
 
 
 class ControllerState(NamedTuple):
-    """Where the controller of a domain stands. `backlog_s` and `error` are what feedback works on.
-
-    `feed_forward`: the floor that the load puts under the threshold.
-    """
+    """Where the controller of a domain stands. `backlog_s` and `error` are what feedback works on. `feed_forward`: the
+    floor that the load puts under the threshold."""
 
     threshold: float
     backlog_s: float
@@ -111,31 +110,6 @@ class ThresholdController:
         return own.rows_per_ms / sum(speeds) if own.rows_per_ms else 1 / len(speeds)
 
 
-class _Running(NamedTuple):
-    """What a domain's prepared tasks add up to: rows and parts of a whole task per call of each, and rows unstarted."""
-
-    tasks: int
-    rows: int
-    tasks_per_call: float
-    unstarted_rows: int
-    begun: bool
-
-    @classmethod
-    def of(cls, snapshot: DomainSnapshot) -> "_Running":
-        tasks = rows = unstarted_rows = 0
-        tasks_per_call, begun = 0.0, False
-        for lane in snapshot.unet:
-            for task in lane.running:
-                tasks += 1
-                rows += task.rows
-                tasks_per_call += 1 / task.num_calls
-                if task.next_call:
-                    begun = True
-                else:
-                    unstarted_rows += task.rows * task.num_calls
-        return cls(tasks, rows, tasks_per_call, unstarted_rows, begun)
-
-
 class _DomainControl:
     """The loop of one domain."""
 
@@ -144,7 +118,6 @@ class _DomainControl:
         self.rows_per_ms = 0.0
         self.state = ControllerState(settings.lowest, 0.0, -1.0, 0.0, 0.0, 0.0, 0)
         self._settings = settings
-        self._costs: dict[BatchKey, tuple[Profile, Costs]] = {}
         self._calls = 0
         self._rows_per_call = 2.0
         self._tasks_per_call = 0.05
@@ -156,11 +129,11 @@ class _DomainControl:
         self.asked_ms = snapshot.now_ms
         costs = self._least_costs(snapshot)
         self.rows_per_ms = 1 / costs.row_ms
-        running = _Running.of(snapshot)
+        running = [task for lane in snapshot.unet for task in lane.running]
         self._learn(running, passed_s)
         rate = self._arrival_rate(arrived_calls, share, passed_s)
         backlog_s = self._backlog_s(snapshot, running, costs, share)
-        if snapshot.decodes or running.begun:
+        if snapshot.decodes or any(task.next_call for task in running):
             weight = -math.expm1(-passed_s / self._settings.backlog_time_s)
             backlog_s = self.state.backlog_s + weight * (backlog_s - self.state.backlog_s)
         else:  # it has been idle: what was before says nothing of what comes
@@ -192,13 +165,14 @@ class _DomainControl:
         self._switched_ms = self.asked_ms
         return target, state.switches + 1
 
-    def _learn(self, running: "_Running", passed_s: float) -> None:
+    def _learn(self, running: Sequence[RunningTask], passed_s: float) -> None:
         """What a call costs on average: every running task makes one call a tick, so the mean over them is per call."""
-        if not running.tasks:
+        if not running:
             return
+        rows, tasks = fmean(task.rows for task in running), fmean(1 / task.num_calls for task in running)
         weight = 1.0 if self._calls == 0 else -math.expm1(-passed_s / self._settings.rate_time_s)
-        self._rows_per_call += weight * (running.rows / running.tasks - self._rows_per_call)
-        self._tasks_per_call += weight * (running.tasks_per_call / running.tasks - self._tasks_per_call)
+        self._rows_per_call += weight * (rows - self._rows_per_call)
+        self._tasks_per_call += weight * (tasks - self._tasks_per_call)
 
     def _arrival_rate(self, arrived_calls: int, share: float, passed_s: float) -> float:
         """Calls per second, each counted with a weight that fades over `rate_time_s`."""
@@ -206,19 +180,16 @@ class _DomainControl:
         new, self._calls = arrived_calls - self._calls, arrived_calls
         return self.state.arriving_calls_per_s * math.exp(-passed_s / time_s) + share * new / time_s
 
-    def _backlog_s(self, snapshot: DomainSnapshot, running: "_Running", costs: Costs, share: float) -> float:
+    def _backlog_s(self, snapshot: DomainSnapshot, running: Sequence[RunningTask], costs: Costs, share: float) -> float:
         """Seconds of UNet work that has not begun, less the weighted seconds of decodes that are ready."""
         unseen = share * snapshot.waiting + sum(lane.preparing for lane in snapshot.unet)
         unseen_rows = unseen * self._rows_per_call / self._tasks_per_call
-        unet_ms = (running.unstarted_rows + unseen_rows) * costs.row_ms
+        unstarted_rows = sum(task.rows * task.num_calls for task in running if not task.next_call)
+        unet_ms = (unstarted_rows + unseen_rows) * costs.row_ms
         return (unet_ms - self._settings.decode_weight * len(snapshot.decodes) * costs.decode_ms) / 1000
 
     def _least_costs(self, snapshot: DomainSnapshot) -> Costs:
-        """Of the batch key that runs; of any where nothing runs yet. Worked out once per profile."""
+        """Of the batch key that runs; of any where nothing runs yet."""
         running = (task.key for lane in snapshot.unet for task in lane.running if task.key in snapshot.profiles)
         key = next(running, next(iter(snapshot.profiles)))
-        profile = snapshot.profiles[key]
-        known = self._costs.get(key)
-        if known is None or known[0] is not profile:
-            known = self._costs[key] = (profile, best_costs(profile))
-        return known[1]
+        return best_costs(snapshot.profiles[key])

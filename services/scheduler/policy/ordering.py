@@ -1,12 +1,9 @@
-"""Who goes first: orders over tasks, from what the snapshot says of them alone.
+"""Who goes first: orders over tasks, waiting or running, from what the snapshot says of them alone.
 
-`Task` is a waiting or a running one: both have a batch key, rows, calls and a claim.
-
-Equal shares between callers: start-time fair queueing (Goyal, Vin, Cheng 1996), of jobs and of UNet calls.
-
-A job gets its turn when it is accepted, by store/lua/fair.lua; `FairQueue` is its twin for the simulation. Jobs are
-read by their turns. What a pool has read goes by `CallTurns`: every UNet call has a turn of its own, so that a caller
-that comes is served from the next tick on, whatever the others have begun.
+Callers have equal shares: start-time fair queueing (Goyal, Vin, Cheng 1996), of jobs and of UNet calls. A job gets its
+turn when it is accepted, by store/lua/fair.lua; `FairQueue` is its twin for the simulation. Jobs are read by their
+turns. What a pool has read goes by `CallTurns`: every UNet call has a turn of its own, so that a caller that comes is
+served from the next tick on, whatever the others have begun.
 """
 
 from collections import Counter
@@ -21,6 +18,11 @@ from services.scheduler.policy.policy_spec import Order, Paces, Urgency
 from services.scheduler.policy.snapshots import Ahead, BatchKey, ReadyDecode, RunningTask, TurnClass, WaitingTask
 
 Task = WaitingTask | RunningTask
+T = TypeVar("T", WaitingTask, RunningTask, Task)
+
+NOBODY_AHEAD: Ahead = MappingProxyType({})
+# A decode is pressed when its client's deadline is nearer than this.
+_PRESSED_DECODE_MS = 2000
 _NOBODY: Mapping[str, float] = {}
 
 
@@ -123,28 +125,32 @@ def row_calls(num_calls: int, rows: int, num_images: int, pixels: int, native_pi
     return num_calls * rows * num_images * pixels / native_pixels
 
 
-T = TypeVar("T", WaitingTask, RunningTask, Task)
-
-NOBODY_AHEAD: Ahead = MappingProxyType({})
-# A decode is pressed when its client's deadline is nearer than this.
-_PRESSED_DECODE_MS = 2000
+def order_of(
+    tasks: Sequence[Task],
+    order: Order,
+    paces: Paces,
+    now_ms: int,
+    constants: Urgency,
+    ahead: Ahead = NOBODY_AHEAD,
+    workers: int = 1,
+) -> "FirstComeOrder":
+    """The order of these tasks. Urgency needs the pace of every one of them; without, they go first come first."""
+    if order == "urgency" and all(task.key in paces for task in tasks):
+        return UrgencyOrder(tasks, paces, now_ms, constants, workers, ahead)
+    return FirstComeOrder(tasks, ahead)
 
 
 def ordered(
     tasks: Iterable[T], order: Order, paces: Paces, now_ms: int, constants: Urgency, ahead: Ahead = NOBODY_AHEAD
 ) -> list[T]:
-    """The tasks, first to go first. Urgency needs the pace of every one of them; without, they go first come first."""
+    """The tasks, first to go first."""
     listed = list(tasks)
-    if order != "urgency" or any(task.key not in paces for task in listed):
-        return FirstComeOrder(listed, ahead).sorted(listed)
-    return UrgencyOrder(listed, paces, now_ms, constants, ahead=ahead).sorted(listed)
+    return order_of(listed, order, paces, now_ms, constants, ahead).sorted(listed)
 
 
 class FirstComeOrder:
-    """One caller's tasks: those under way go on to their end; then by priority class and acceptance.
-
-    Of several callers: priority class first, then fairly between callers. So a task may make way for another caller's.
-    """
+    """One caller's tasks: those under way go on to their end; then by priority class and acceptance. Of several
+    callers: priority class first, then fairly between callers. So a task may make way for another caller's."""
 
     def __init__(self, tasks: Sequence[Task], ahead: Ahead) -> None:
         self.sets_aside = are_shared(tasks)
@@ -161,7 +167,7 @@ class FirstComeOrder:
         return task.claim.priority, self._starts[task.task_id], *_first_come(task)
 
 
-class UrgencyOrder:
+class UrgencyOrder(FirstComeOrder):
     """Priority class first; then fairly between callers, and of one caller's the pressed, by their bounds; then the
     request with the least work left.
 
@@ -172,8 +178,6 @@ class UrgencyOrder:
     `workers`: how many work through `tasks`.
     """
 
-    sets_aside = True
-
     def __init__(
         self,
         tasks: Sequence[Task],
@@ -183,10 +187,8 @@ class UrgencyOrder:
         workers: int = 1,
         ahead: Ahead = NOBODY_AHEAD,
     ) -> None:
-        self._paces = paces
-        self._now_ms = now_ms
-        self._constants = constants
-        self._workers = workers
+        self.sets_aside = True
+        self._paces, self._now_ms, self._constants, self._workers = paces, now_ms, constants, workers
         self._job_ms: dict[str, float] = {}
         self._pressed_by_ms: dict[str, float] = {}
         for task in tasks:
@@ -199,12 +201,7 @@ class UrgencyOrder:
         if are_shared(tasks):
             self._starts = fair_starts(sorted(tasks, key=self.turn), ahead)
 
-    def sorted(self, tasks: Iterable[T]) -> list[T]:
-        """First to go first."""
-        return sorted(tasks, key=self.turn)
-
-    def turn(self, task: Task) -> tuple[float | str, ...]:
-        """Sorts tasks: the smallest goes first. For tasks that this order was made from."""
+    def turn(self, task: Task) -> tuple[float | str, ...]:  # noqa: D102
         pressed_by_ms, left_ms = self._pressed_by_ms[task.task_id], self._job_ms[task.claim.job_id]
         start = self._starts.get(task.task_id, 0.0)
         return task.claim.priority, start, pressed_by_ms, left_ms, *_first_come(task)

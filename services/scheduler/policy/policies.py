@@ -1,15 +1,14 @@
 """The policy: one code path for every `PolicySpec`. Pure: its memory holds nothing but what it worked out before."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, repeat, zip_longest
 
+from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.planner.planned_round import MOST_COUNT, PlanQuery, RoundReason
 from services.scheduler.policy.admitting import joining, whole_requests
 from services.scheduler.policy.ordering import decodes_in_order
-from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec, paces_of
+from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec, paces_of
 from services.scheduler.policy.rounds import (
-    RoundSource,
     Rules,
     RunningSet,
     Work,
@@ -34,13 +33,14 @@ from services.scheduler.policy.snapshots import (
 )
 from synerdiff.profiles import ItemCaps, Profile
 
-__all__ = ["POLICIES", "ConfiguredPolicy", "PolicyBounds", "PolicySpec"]
-
 
 class ConfiguredPolicy:
-    """A policy as its spec says. `rounds` answers what the programme asks; without it, no programme is planned."""
+    """A policy as its spec says: the same snapshot gives the same answer.
 
-    def __init__(self, spec: PolicySpec, bounds: PolicyBounds, rounds: RoundSource | None = None) -> None:
+    `rounds` answers what the programme asks; without it, no programme is planned.
+    """
+
+    def __init__(self, spec: PolicySpec, bounds: PolicyBounds, rounds: PlanBook | None = None) -> None:
         self.spec = spec
         self.bounds = bounds
         self._rounds = rounds
@@ -67,7 +67,7 @@ class ConfiguredPolicy:
         return _Tick(self.spec, self.bounds, self._rounds, snapshot).plan()
 
     def plan_ahead(self, profile: Profile | None) -> int:
-        """Plans under way per worker."""
+        """Plans under way per worker: 1 plans on the latest reports, more keeps workers from waiting for plans."""
         return self.spec.mechanisms(profile).plan_ahead
 
     @property
@@ -76,28 +76,17 @@ class ConfiguredPolicy:
         return self.bounds.unet_batch if self.spec.grows else 0
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A UNet worker and the VAE worker it is planned together with; either may be missing."""
-
-    unet: UnetLane | None
-    vae: VaeLane | None
+# A UNet worker and the VAE worker it is planned together with, if there is one.
+_Pair = tuple[UnetLane, VaeLane | None]
 
 
 class _Tick:
     """One tick being planned."""
 
     def __init__(
-        self,
-        spec: PolicySpec,
-        bounds: PolicyBounds,
-        rounds: RoundSource | None,
-        snapshot: DomainSnapshot,
+        self, spec: PolicySpec, bounds: PolicyBounds, rounds: PlanBook | None, snapshot: DomainSnapshot
     ) -> None:
-        self._spec = spec
-        self._bounds = bounds
-        self._rounds = rounds
-        self._snapshot = snapshot
+        self._spec, self._bounds, self._rounds, self._snapshot = spec, bounds, rounds, snapshot
         self._threshold = snapshot.threshold if spec.controller else spec.threshold
         paces = paces_of(snapshot.profiles.items(), self._threshold)
         self._rules = Rules(spec, bounds, paces, snapshot.budgets, snapshot.profiles, snapshot.ahead)
@@ -115,12 +104,12 @@ class _Tick:
 
     def _model_items(self, model: str) -> list[Item]:
         unet = sorted((lane for lane in self._snapshot.unet if lane.model == model), key=lambda lane: lane.worker_id)
-        vae = sorted((lane for lane in self._snapshot.vae if lane.model == model), key=_least_busy)
+        vae = [lane for lane in self._snapshot.vae if lane.model == model]
         decodes = decodes_in_order(self._due_decodes(model), self._snapshot.now_ms, self._snapshot.ahead)
         if not self._planned(unet, decodes):
-            return self._free_items(unet, vae, decodes)
+            return self._free_items(unet, sorted(vae, key=lambda lane: (lane.decoding, lane.worker_id)), decodes)
         vae = sorted(vae, key=lambda lane: lane.worker_id)
-        pairs = [_Pair(u, v) for u, v in zip_longest(unet, vae[: len(unet)])]
+        pairs = list(zip(unet, chain(vae, repeat(None)), strict=False))
         return self._planned_items(pairs, vae[len(unet) :], decodes)
 
     def _due_decodes(self, model: str) -> list[ReadyDecode]:
@@ -132,15 +121,11 @@ class _Tick:
         return [decode for decode in decodes if not denoising or decode.domain != self._snapshot.domain]
 
     def _planned(self, unet: Sequence[UnetLane], decodes: Sequence[ReadyDecode]) -> bool:
-        """Whether both lanes are planned together: for the programme every batch key has to be profiled.
-
-        Of those that are not, workers that share cores take turns.
-        """
+        """Whether both lanes are planned together: for the programme every batch key has to be profiled. Of those that
+        are not, workers that share cores take turns."""
         if not unet or self._spec.planning == "none":
             return False
-        if self._spec.planning == "decodes_first":
-            return True
-        if any(lane.shares_cores for lane in unet):
+        if self._spec.planning == "decodes_first" or any(lane.shares_cores for lane in unet):
             return True
         keys = {task.key for lane in unet for task in lane.running} | {decode.key for decode in decodes}
         return self._rounds is not None and all(key in self._snapshot.profiles for key in keys)
@@ -154,7 +139,7 @@ class _Tick:
             if lane.wants_plan:
                 running = self._running_set(lane)
                 for key in running.batch_keys():
-                    work = self._work(_Pair(lane, None), running, key, ())
+                    work = self._work((lane, None), running, key, ())
                     steps += plain_unet_batches(work, self._caps(key, lane).unet)
         return [Item(u, v) for u, v in zip_longest(steps, self._plain_decodes(vae, decodes))]
 
@@ -176,14 +161,14 @@ class _Tick:
         """A round for every pair that is due one; the VAE workers that are left over decode plainly."""
         items: list[Item] = []
         left = list(decodes)
-        due = [pair for pair in pairs if pair.unet and self._is_due(pair.unet)]
-        takers = sum(1 for pair in due if pair.vae and pair.vae.wants_plan) + sum(lane.wants_plan for lane in others)
-        for pair in due:
+        due = [(unet, vae) for unet, vae in pairs if self._is_due(unet)]
+        takers = sum(lane.wants_plan for lane in (*(vae for _, vae in due if vae), *others))
+        for unet, vae in due:
             share: list[ReadyDecode] = []
-            if pair.vae and pair.vae.wants_plan:
+            if vae and vae.wants_plan:
                 count = min(-(-len(left) // takers), self._spec.round_decodes)
                 share, left, takers = left[:count], left[count:], takers - 1
-            items += self._round(pair, share)
+            items += self._round((unet, vae), share)
         return items + [Item(None, batch) for batch in self._plain_decodes(others, left)]
 
     def _is_due(self, lane: UnetLane) -> bool:
@@ -199,17 +184,17 @@ class _Tick:
 
     def _round(self, pair: _Pair, decodes: Sequence[ReadyDecode]) -> list[Item]:
         """One round per batch key: those with decodes alone first, being the shortest, then in order of urgency."""
-        assert pair.unet
-        running = self._running_set(pair.unet) if pair.unet.running else RunningSet((), False, 0)
+        lane, _ = pair
+        running = self._running_set(lane) if lane.running else RunningSet((), False, 0)
         keys = running.batch_keys()
         decode_keys = dict.fromkeys(decode.key for decode in decodes)
         items: list[Item] = []
         for key in (*(key for key in decode_keys if key not in keys), *keys):
             work = self._work(pair, running, key, tuple(decode for decode in decodes if decode.key == key))
-            items += self._key_round(pair.unet, work, key, running.busy)
+            items += self._key_round(lane, work, key, running.busy)
         if items:
             self._why.append(
-                f"{pair.unet.worker_id}: {len(running.seats)} step, {running.set_aside} set aside, "
+                f"{lane.worker_id}: {len(running.seats)} step, {running.set_aside} set aside, "
                 f"{len(decodes)} decode, {'busy' if running.busy else 'at ease'}"
             )
         return items
@@ -253,9 +238,5 @@ class _Tick:
         seats = running.of(key)
         price = self._spec.skip_prices.busy_ms if running.busy else self._spec.skip_prices.idle_ms
         skips = even_skips(seat.standing for seat in seats) if price < float("inf") else 0
-        unet, vae = pair.unet.worker_id if pair.unet else "", pair.vae.worker_id if pair.vae else ""
-        return Work(unet, vae, seats, decodes, skips)
-
-
-def _least_busy(lane: VaeLane) -> tuple[int, str]:
-    return lane.decoding, lane.worker_id
+        unet, vae = pair
+        return Work(unet.worker_id, vae.worker_id if vae else "", seats, decodes, skips)

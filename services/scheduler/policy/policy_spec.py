@@ -19,10 +19,8 @@ Planning = Literal["none", "decodes_first", "programme"]
 
 @dataclass(frozen=True)
 class PolicyBounds:
-    """The settings that every policy shares. Counts are tasks (images), per worker.
-
-    `unet_batch` bounds a batch where no knee is known or asked for; a policy that grows begins with it.
-    """
+    """The settings that every policy shares. Counts are tasks (images), per worker. `unet_batch` bounds a batch where
+    no knee is known or asked for; a policy that grows begins with it."""
 
     unet_batch: int = UNPROFILED_TASKS
     vae_batch: int = 4
@@ -90,10 +88,8 @@ class PolicySpec:
     grows: bool = False
 
     def mechanisms(self, profile: Profile | None, shares_cores: bool = False) -> Mechanisms:
-        """What is switched on where `profile` is in force.
-
-        Without one, workers that share cores take turns: two teams of threads on the same cores make each other wait.
-        """
+        """What is switched on where `profile` is in force. Without one, workers that share cores take turns: two teams
+        of threads on the same cores make each other wait."""
         pays = profile.mechanisms if profile else Mechanisms(in_step=shares_cores, beside=False, chunking=False)
         return Mechanisms(
             in_step=pays.in_step if self.in_step is None else self.in_step,
@@ -144,6 +140,7 @@ class Costs(NamedTuple):
         return rows * self.row_ms + decodes * self.decode_ms
 
 
+@lru_cache(maxsize=256)
 def best_costs(profile: Profile) -> Costs:
     """The least device time per row and per decode within the profile's caps."""
     rows = max(range(1, 2 * profile.caps.unet + 1), key=lambda r: r / profile.latency_ms(r, 0))
@@ -158,10 +155,8 @@ def best_costs(profile: Profile) -> Costs:
 
 
 class Pace(NamedTuple):
-    """`rows`: most UNet rows of a batch; a call of so many takes `call_ms`.
-
-    `least_call_ms`: a call of a guided task that has the worker to itself. `decode_ms`: what a decode takes from it.
-    """
+    """`rows`: most UNet rows of a batch; a call of so many takes `call_ms`. `least_call_ms`: a call of a guided task
+    that has the worker to itself. `decode_ms`: what a decode takes from it."""
 
     rows: int
     call_ms: float

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import islice, tee
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, PlanQuery, RoundReason
+from services.scheduler.planner.planned_round import PlannedItem, PlannedRound, RoundReason
 from services.scheduler.policy.ordering import are_shared, ordered
 from services.scheduler.policy.policy_spec import Paces, PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import (
@@ -52,10 +52,8 @@ class Standing(NamedTuple):
 
 
 def standing(task: RunningTask, budget: SkipCfgBudget | None, drift_gate: float) -> Standing:
-    """Where a task stands. Without a budget only requests themselves say who skips.
-
-    A task whose last prediction was off by more than `drift_gate` needs more credit, and so waits some calls longer.
-    """
+    """Where a task stands. Without a budget only requests themselves say who skips. A task whose last prediction was
+    off by more than `drift_gate` needs more credit, and so waits some calls longer."""
     skip = task.skip
     if task.rows < 2 or skip.must:
         return Standing(Stance.ONE_ROW)
@@ -69,7 +67,9 @@ def standing(task: RunningTask, budget: SkipCfgBudget | None, drift_gate: float)
     earned = 1 + pace * (task.next_call - budget.head)
     credit = min(allowed, earned) - skip.skipped
     needed = max(1.0, skip.drift / drift_gate)
-    may = credit >= needed - _ROUNDING and skip.run < min(budget.longest_run, _run_at(pace))
+    # The longest run of an even spread: a task that has not skipped for long does not make up for it in a row.
+    longest = math.ceil(pace / (1 - pace) - _ROUNDING) if pace < 1 else inf
+    may = credit >= needed - _ROUNDING and skip.run < min(budget.longest_run, longest)
     return Standing(Stance.CHOICE if may else Stance.GUIDED, pace, credit)
 
 
@@ -83,11 +83,6 @@ def even_skips(standings: Iterable[Standing]) -> int:
     listed = list(standings)
     choices = sum(one.stance is Stance.CHOICE for one in listed)
     return min(choices, math.ceil(sum(one.pace for one in listed) - _ROUNDING))
-
-
-def _run_at(pace: float) -> int:
-    """The longest run of an even spread: a task that has not skipped for long does not make up for it in a row."""
-    return math.ceil(pace / (1 - pace) - _ROUNDING) if pace < 1 else 1 << 30
 
 
 class Seat(NamedTuple):
@@ -209,19 +204,10 @@ def _rows(standings: Sequence[Standing], skipping: bool) -> int:
     return rows(standings, even_skips(standings) if skipping else 0)
 
 
-class RoundSource(Protocol):
-    """Where planned rounds come from."""
-
-    def lookup(self, profile: Profile, query: PlanQuery) -> PlannedRound | None:
-        """The best round for the query, or None while it is not known."""
-
-
 @dataclass(frozen=True)
 class Work:
-    """What a round of one batch key serves, on one pair of workers: most urgent first, all of it.
-
-    `skips`: most of the seats with a choice that may skip guidance.
-    """
+    """What a round of one batch key serves, on one pair of workers: most urgent first, all of it. `skips`: most of the
+    seats with a choice that may skip guidance."""
 
     unet_worker: str
     vae_worker: str
@@ -243,7 +229,7 @@ class Work:
     def skipping(self, skips: int) -> list[Seat]:
         """The seats that take one row when `skips` of those with a choice skip: those with most credit."""
         choices = (seat for seat in self.seats if seat.standing.stance is Stance.CHOICE)
-        chosen = {seat.task.task_id for seat in islice(sorted(choices, key=_least_credit_last), skips)}
+        chosen = {seat.task.task_id for seat in islice(sorted(choices, key=lambda seat: -seat.standing.credit), skips)}
         return [s for s in self.seats if s.standing.stance is Stance.ONE_ROW or s.task.task_id in chosen]
 
 
@@ -300,7 +286,3 @@ def _parts(item: PlannedItem, decodes: Sequence[ReadyDecode]) -> tuple[DecodePar
         first, end = max(item.first_unit - d * item.chunks, 0), min(item.end_unit - d * item.chunks, item.chunks)
         parts.append(DecodePart(decodes[d].task_id, item.chunks, first, end))
     return tuple(parts)
-
-
-def _least_credit_last(seat: Seat) -> float:
-    return -seat.standing.credit

@@ -65,10 +65,8 @@ class Claim(NamedTuple):
 
 
 class WaitingTask(NamedTuple):
-    """A task without a worker. `num_calls`: its UNet calls as far as known before it is prepared.
-
-    `weights`: digest of those that alone may draw it; empty: any.
-    """
+    """A task without a worker. `num_calls`: its UNet calls as far as known before it is prepared. `weights`: digest of
+    those that alone may draw it; empty: any."""
 
     task_id: str
     key: BatchKey
@@ -246,11 +244,8 @@ class VaeBatch:
 
 @dataclass(frozen=True)
 class Item:
-    """One concurrency: a UNet sub-batch beside a VAE sub-batch, either of them possibly none.
-
-    `predicted_ms`: its time by the profile, 0 without one. `reason`: of its round; None where the programme was not
-    asked.
-    """
+    """One concurrency: a UNet sub-batch beside a VAE sub-batch, either of them possibly none. `predicted_ms`: its time
+    by the profile, 0 without one. `reason`: of its round; None where the programme was not asked."""
 
     unet: UnetBatch | None
     vae: VaeBatch | None
@@ -260,11 +255,8 @@ class Item:
 
 @dataclass(frozen=True)
 class TickPlan:
-    """The items of one tick of one domain, in order.
-
-    `in_step`: an item begins when the one before has ended on both workers. `threshold` and `why` are for people: what
-    the tick was planned by.
-    """
+    """The items of one tick of one domain, in order. `in_step`: an item begins when the one before has ended on both
+    workers. `threshold` and `why` are for people: what the tick was planned by."""
 
     items: tuple[Item, ...]
     in_step: bool = False
@@ -277,24 +269,3 @@ class Thresholds(Protocol):
 
     def threshold(self, snapshot: DomainSnapshot, arrived_calls: int) -> float:
         """The threshold of the domain's next tick. `arrived_calls`: UNet calls that the pool's jobs ever asked for."""
-
-
-class Policy(Protocol):
-    """Decides who runs and what a tick does. Implementations are pure: the same snapshot gives the same answer."""
-
-    @property
-    def name(self) -> str:
-        """The name it is chosen by in settings."""
-
-    @property
-    def grows_from(self) -> int:
-        """Tasks of a first batch, where batches grow; 0 where they do not."""
-
-    def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
-        """Which waiting tasks to place, and where."""
-
-    def plan(self, snapshot: DomainSnapshot) -> TickPlan:
-        """The next tick of a domain; no items when there is nothing to do."""
-
-    def plan_ahead(self, profile: Profile | None) -> int:
-        """Plans under way per worker: 1 plans on the latest reports, more keeps workers from waiting for plans."""

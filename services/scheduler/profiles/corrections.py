@@ -7,7 +7,8 @@ whole until then: a machine that is a tenth slower is so for cells too that no i
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from services.scheduler.engine.ticks import MeasuredItem
@@ -16,25 +17,14 @@ from synerdiff.profiles import Cell, Profile, Setting
 _REMEMBERED_ITEMS = 4096
 
 
-@dataclass(frozen=True)
-class CorrectionBounds:
-    """How fast a profile follows what is measured.
-
-    `gain`: weight of one item in its region's average. `clip`: an item counts as at most this many times slower or
-    faster than its region has been. `limit`: no cell is scaled beyond it, or below its inverse. `lean`: items after
-    which a region speaks for itself as loudly as its kind. `least_items`: seen before a region may ask for a change.
-    `dead_band`: drift that is worth a new profile `every_s` after the last one; it falls with the time since then down
-    to `least_band`, so that small errors are mended too, only seldom.
-    """
-
-    gain: float = 0.03
-    clip: float = 1.25
-    limit: float = 5.0
-    lean: float = 5.0
-    least_items: int = 8
-    dead_band: float = 0.10
-    least_band: float = 0.05
-    every_s: float = 5.0
+# Weight of one item in its region's average; as most times slower or faster than its region has been an item counts.
+GAIN, CLIP = 0.03, 1.25
+LIMIT = 5.0  # no cell is scaled beyond it, or below its inverse
+LEAN = 5.0  # items after which a region speaks for itself as loudly as its kind
+LEAST_ITEMS = 8  # seen before a region may ask for a change
+# Drift that is worth a new profile EVERY_S after the last one; it falls with the time since then down to LEAST_BAND, so
+# that small errors are mended too, only seldom.
+DEAD_BAND, LEAST_BAND, EVERY_S = 0.10, 0.05, 5.0
 
 
 class Region(NamedTuple):
@@ -57,13 +47,12 @@ class _Average:
     log: float = 0.0
     items: int = 0
 
-    def add(self, log_ratio: float, bounds: CorrectionBounds) -> None:
+    def add(self, log_ratio: float) -> None:
         step = log_ratio - self.log
         if self.items:
-            most = math.log(bounds.clip)
-            step = min(max(step, -most), most)
+            step = min(max(step, -math.log(CLIP)), math.log(CLIP))
         self.items += 1
-        self.log += step * max(bounds.gain, 1 / (self.items + 1))
+        self.log += step * max(GAIN, 1 / (self.items + 1))
 
 
 @dataclass
@@ -71,7 +60,6 @@ class ProfileCorrection:
     """One profile under correction. `original` stays as it was measured, `current` is what plans go by."""
 
     original: Profile
-    bounds: CorrectionBounds = field(default_factory=CorrectionBounds)
 
     def __post_init__(self) -> None:
         self.current = self.original
@@ -79,8 +67,8 @@ class ProfileCorrection:
         self._averages: dict[Region, _Average] = {region_of(cell): _Average() for cell in self.original.cells}
         self._kinds = {kind: _Average() for kind in ("unet", "vae", "beside")}
         self._applied: dict[Region, float] = dict.fromkeys(self._averages, 0.0)
-        self._one_setting: dict[Setting, Profile] = {}
-        self._asked: dict[tuple[Setting, int, float], tuple[Region, float] | None] = {}
+        self._of_setting = lru_cache(self._cells_of)
+        self._known = lru_cache(_REMEMBERED_ITEMS)(self._look_up)
 
     def observe(self, item: MeasuredItem) -> None:
         """Learn from an item of this profile's domain and batch key; one that has nothing to say is ignored."""
@@ -91,8 +79,8 @@ class ProfileCorrection:
         if known:
             nearest, profiled_ms = known
             log_ratio = math.log(item.ms / profiled_ms)
-            self._averages[nearest].add(log_ratio, self.bounds)
-            self._kinds[nearest.kind].add(log_ratio, self.bounds)
+            self._averages[nearest].add(log_ratio)
+            self._kinds[nearest.kind].add(log_ratio)
 
     def scale(self, region: Region) -> float:
         """How many times its original value a region's time is by now."""
@@ -106,12 +94,11 @@ class ProfileCorrection:
     def due(self, now_s: float) -> bool:
         """Whether some region has drifted far enough from what plans go by, for the time since the last change."""
         since_s = now_s - self._changed_at_s
-        if since_s < self.bounds.every_s:
+        if since_s < EVERY_S:
             return False
-        band = max(self.bounds.least_band, self.bounds.dead_band * self.bounds.every_s / since_s)
+        band = max(LEAST_BAND, DEAD_BAND * EVERY_S / since_s)
         return any(
-            average.items >= self.bounds.least_items
-            and abs(math.expm1(self._log_scale(region) - self._applied[region])) > band
+            average.items >= LEAST_ITEMS and abs(math.expm1(self._log_scale(region) - self._applied[region])) > band
             for region, average in self._averages.items()
         )
 
@@ -136,34 +123,23 @@ class ProfileCorrection:
         self.adopt(original, dict.fromkeys(self._averages, 0.0), self._changed_at_s)
 
     def _log_scale(self, region: Region) -> float:
-        own, kind, limit = self._averages[region], self._kinds[region.kind], math.log(self.bounds.limit)
-        log = (own.items * own.log + self.bounds.lean * kind.log) / (own.items + self.bounds.lean)
+        own, kind, limit = self._averages[region], self._kinds[region.kind], math.log(LIMIT)
+        log = (own.items * own.log + LEAN * kind.log) / (own.items + LEAN)
         return min(max(log, -limit), limit)
 
-    def _known(self, setting: Setting, rows: int, decodes: float) -> tuple[Region, float] | None:
-        """The region an item counts for and its time by the original; None where that says nothing of such items."""
-        asked = setting, rows, decodes
-        if asked not in self._asked:
-            if len(self._asked) >= _REMEMBERED_ITEMS:
-                self._asked.clear()
-            self._asked[asked] = self._look_up(_relevant(setting, rows, decodes), rows, decodes)
-        return self._asked[asked]
-
     def _look_up(self, setting: Setting, rows: int, decodes: float) -> tuple[Region, float] | None:
+        """The region an item counts for and its time by the original; None where that says nothing of such items."""
+        setting = _relevant(setting, rows, decodes)
         kind = Region(setting, rows, math.ceil(decodes)).kind
         near = [region for region in self._averages if region.setting == setting and region.kind == kind]
-        profiled_ms = self._profiled_ms(setting, rows, decodes) if near else None
-        if not profiled_ms:
+        profiled = self._of_setting(setting).choice(rows, decodes) if near else None
+        if not profiled or not profiled.ms:
             return None
-        return min(near, key=lambda region: (_distance(region, rows, decodes), region)), profiled_ms
+        return min(near, key=lambda region: (_distance(region, rows, decodes), region)), profiled.ms
 
-    def _profiled_ms(self, setting: Setting, rows: int, decodes: float) -> float | None:
-        """What the original says of an item in its setting, or None where it says nothing."""
-        if setting not in self._one_setting:
-            cells = [cell for cell in self.original.cells if region_of(cell).setting == setting]
-            self._one_setting[setting] = self.original.with_cells(cells)
-        choice = self._one_setting[setting].choice(rows, decodes)
-        return choice.ms if choice else None
+    def _cells_of(self, setting: Setting) -> Profile:
+        """The original's cells of one setting."""
+        return self.original.with_cells(cell for cell in self.original.cells if region_of(cell).setting == setting)
 
 
 def region_of(cell: Cell) -> Region:
@@ -187,10 +163,5 @@ def _distance(region: Region, rows: int, decodes: float) -> float:
 
 
 def _scaled(cell: Cell, scale: float) -> Cell:
-    return replace(
-        cell,
-        median_ms=cell.median_ms * scale,
-        p90_ms=cell.p90_ms * scale,
-        unet_ms=cell.unet_ms * scale,
-        vae_ms=cell.vae_ms * scale,
-    )
+    times = ("median_ms", "p90_ms", "unet_ms", "vae_ms")
+    return replace(cell, **{name: getattr(cell, name) * scale for name in times})

@@ -72,7 +72,10 @@ class _Place:
 
 
 class ProfileKeeper:
-    """See the module. `send` passes a command to a worker, `told` an event to the leader."""
+    """See the module. `send` passes a command to a worker, `told` an event to the leader.
+
+    `prober`: while it measures; reports concern it only then.
+    """
 
     def __init__(
         self,
@@ -89,7 +92,7 @@ class ProfileKeeper:
         self._records: dict[str, WorkerRecord] = {}
         self._places: dict[tuple[str, str], _Place] = {}
         self._profilers: dict[ProfileSubject, Profiler] = {}
-        self._prober: Prober | None = None
+        self.prober: Prober | None = None
         self._measuring: asyncio.Task[None] | None = None
         self._busy_at_s = time.monotonic()
 
@@ -99,21 +102,16 @@ class ProfileKeeper:
         """The workers that are announced just now."""
         self._records = {record.worker_id: record for record in records}
 
-    @property
-    def measures(self) -> bool:
-        """Whether reports concern it just now."""
-        return self._prober is not None
-
     def on(self, event: events.Event) -> None:
         """An event, before the engine takes it: probes leave the workers before a job's first task comes there."""
         match event:
-            case events.Reported(worker_id, report) if self._prober:
-                self._prober.reported(worker_id, report)
+            case events.Reported(worker_id, report) if self.prober:
+                self.prober.reported(worker_id, report)
             case events.JobArrived():
                 self._busy_at_s = time.monotonic()
                 self._give_way()
-            case events.WorkerLost(worker_id) if self._prober:
-                if worker_id in (self._prober.pair.unet.worker_id, self._prober.pair.vae.worker_id):
+            case events.WorkerLost(worker_id) if self.prober:
+                if worker_id in (self.prober.pair.unet.worker_id, self.prober.pair.vae.worker_id):
                     self._give_way()
             case events.DomainGone(domain):
                 self._places = {at: place for at, place in self._places.items() if place.domain != domain}
@@ -208,22 +206,22 @@ class ProfileKeeper:
         subject = place.subject
         profiler = self._profilers.setdefault(subject, Profiler(self._options.profiler))
         size, engine = (place.key.width, place.key.height), self._engine
-        prober = self._prober = Prober(place.pair, size, engine.leader_token, self._send, engine.next_tick)
+        prober = self.prober = Prober(place.pair, size, engine.leader_token, self._send, engine.next_tick)
         log.info("profiling while idle", model=subject.model, domain=place.domain, measured=profiler.runs)
         try:
             profile = await profiler.run(prober, lambda course: self._draft(place, profiler, prober))
             log.info("profiled", model=subject.model, cells=len(profile.cells), knee=profile.knee_rows())
             await self._take_up(place, profile)
         except ProbeFailed as error:
-            if self._prober is prober:
+            if self.prober is prober:
                 place.failures += 1
             log.info("profiling stopped", model=subject.model, reason=str(error), measured=profiler.runs)
         except Exception:  # a fault of ours in measuring must not end the serving
             place.failures += 1
             log.exception("profiling failed", model=subject.model)
         finally:
-            if self._prober is prober:
-                self._prober = None
+            if self.prober is prober:
+                self.prober = None
                 prober.close()
 
     def _draft(self, place: _Place, profiler: Profiler, prober: Prober) -> None:
@@ -250,6 +248,6 @@ class ProfileKeeper:
             log.warning("the profile could not be kept", model=profile.subject.model, error=str(error))
 
     def _give_way(self) -> None:
-        if self._prober:
-            prober, self._prober = self._prober, None
+        if self.prober:
+            prober, self.prober = self.prober, None
             prober.give_way()

@@ -9,7 +9,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ class SimulatedDevice:
         self.vae = Lane()
         self.busy_ms = 0.0
         self._agenda = agenda
-        self._times = _ItemTimes(profile)
+        self._item_ms = lru_cache(None)(partial(_item_ms, profile))  # an item's parts come back again and again
         self._looked_at_ms = 0.0
         self._changed = False
 
@@ -115,7 +115,7 @@ class SimulatedDevice:
         unet, vae = self.unet.current, self.vae.current
         rows = unet.rows if unet else 0
         decodes, chunks = (vae.decodes, vae.chunks) if vae else (0.0, 1)
-        per_ms = 1.0 / self._times.ms(rows, decodes, chunks)
+        per_ms = 1.0 / self._item_ms(rows, decodes, chunks)
         for lane in (self.unet, self.vae):
             if lane.current and lane.per_ms != per_ms:
                 self._progress()
@@ -134,26 +134,13 @@ class SimulatedDevice:
         work.ended()
 
 
-class _ItemTimes:
-    """The profile's times, remembered: an item's parts come back again and again."""
-
-    def __init__(self, profile: Profile) -> None:
-        self._profile = profile
-        self._known: dict[tuple[int, float, int], float] = {}
-
-    def ms(self, rows: int, decodes: float, chunks: int) -> float:
-        """The time of an item by its fastest setting; where the two were never measured beside each other, in turn."""
-        key = (rows, decodes, chunks)
-        ms = self._known.get(key)
-        if ms is None:
-            choice = self._profile.choice(rows, decodes, chunks)
-            if choice is None:
-                alone = self._profile.choice(0, decodes, chunks) or self._profile.choice(0, decodes)
-                ms = self._profile.latency_ms(rows, 0) + (alone.ms if alone else 0.0)
-            else:
-                ms = choice.ms
-            ms = self._known[key] = max(ms, 1e-6)
-        return ms
+def _item_ms(profile: Profile, rows: int, decodes: float, chunks: int) -> float:
+    """The time of an item by its fastest setting; where the two were never measured beside each other, in turn."""
+    choice = profile.choice(rows, decodes, chunks)
+    if choice is None:
+        alone = profile.choice(0, decodes, chunks) or profile.choice(0, decodes)
+        return max(profile.latency_ms(rows, 0) + (alone.ms if alone else 0.0), 1e-6)
+    return max(choice.ms, 1e-6)
 
 
 Reporter = Callable[[str, Report], None]
@@ -225,7 +212,7 @@ class SimulatedWorkers:
     def _queue_unet(self, plan: UnetPlan) -> None:
         last = len(plan.items) - 1
         for number, item in enumerate(plan.items):
-            ended = partial(self._unet_ended, plan) if number == last else _nothing
+            ended = partial(self._unet_ended, plan) if number == last else lambda: None
             ref = ItemRef(plan.tick, item.execution.place)
             self.device.unet.queue.append(Work(ref, item.execution.after, self._unet.rows(item), 0.0, 1, ended))
 
@@ -251,7 +238,3 @@ class SimulatedWorkers:
             whole = decode(plan.items, self._unet.holds)
             done = VaeTickDone(plan.tick, (), whole.skipped, whole.task_ids)
             self._tell(self.vae_id, done, self.overheads.report_ms)
-
-
-def _nothing() -> None:
-    """An item whose end nobody is told of."""

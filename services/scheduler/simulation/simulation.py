@@ -20,8 +20,9 @@ from services.scheduler.engine.ticks import PlannedPart
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ConstantThreshold, ControllerSettings, ThresholdController
 from services.scheduler.policy.ordering import FairQueue
-from services.scheduler.policy.policies import ConfiguredPolicy, PolicyBounds, PolicySpec
-from services.scheduler.policy.snapshots import DomainSnapshot, Policy, Thresholds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import PolicyBounds, PolicySpec
+from services.scheduler.policy.snapshots import DomainSnapshot, Thresholds
 from services.scheduler.simulation.simulated_device import MODEL, Agenda, Overheads, SimulatedWorkers
 from services.scheduler.simulation.simulation_results import Outcome, SimulationResult, Switch
 from services.scheduler.simulation.workloads import KEY, Arrival, records
@@ -64,7 +65,7 @@ class Bystander(Protocol):
 
 def simulate(
     pool: SimulatedPool,
-    policy: Policy,
+    policy: ConfiguredPolicy,
     arrivals: Sequence[Arrival],
     thresholds: Thresholds | None = None,
     bystander: Callable[[Holdings], Bystander] | None = None,
@@ -120,7 +121,7 @@ class _Simulation:
     def __init__(
         self,
         pool: SimulatedPool,
-        policy: Policy,
+        policy: ConfiguredPolicy,
         arrivals: Sequence[Arrival],
         thresholds: Thresholds | None,
         bystander: Callable[[Holdings], Bystander] | None,

@@ -35,9 +35,7 @@ class Switch(NamedTuple):
 
 class Summary(NamedTuple):
     """Latencies are of the requests that were finished; `requests_per_s` over the time from first arrival to last end.
-
-    `switches_per_s` is the most changes of a domain's threshold within any one second, less than two being the aim.
-    """
+    `switches_per_s` is the most changes of a domain's threshold within any one second, less than two being the aim."""
 
     requests: int
     failed: int
@@ -72,6 +70,9 @@ class SimulationResult:
         latency_s = np.array([outcome.latency_ms for outcome in done] or [0.0]) / 1000
         decode_s = np.array([outcome.decode_ms for outcome in done] or [0.0]) / 1000
         queue_s = np.array([outcome.started_ms - outcome.arrived_ms for outcome in done] or [0.0]) / 1000
+        switched_ms: dict[str, list[float]] = {}
+        for switch in self.switches:  # the first of a domain is no change
+            switched_ms.setdefault(switch.domain, []).append(switch.at_ms)
         return Summary(
             requests=len(self.outcomes),
             failed=len(self.outcomes) - len(done),
@@ -85,7 +86,7 @@ class SimulationResult:
             ticks=self.ticks,
             busy_share=self.busy_ms / 1000 / span_s,
             mean_threshold=self._mean_threshold(first_ms + span_s * 1000),
-            switches_per_s=max(map(self._most_switches, {switch.domain for switch in self.switches}), default=0),
+            switches_per_s=max((most_within(at_ms[1:], 1000.0) for at_ms in switched_ms.values()), default=0),
         )
 
     def _mean_threshold(self, until_ms: float) -> float:
@@ -96,10 +97,6 @@ class SimulationResult:
             held = [end - switch.at_ms for switch, end in zip(own, ends, strict=True)]
             means.append(float(np.average([switch.threshold for switch in own], weights=held)))
         return float(np.mean(means)) if means else 0.0
-
-    def _most_switches(self, domain: str) -> int:
-        """Within any one second. The first value is no change of one."""
-        return most_within([s.at_ms for s in self.switches if s.domain == domain][1:], 1000.0)
 
 
 def most_within(moments_ms: Sequence[float], window_ms: float) -> int:

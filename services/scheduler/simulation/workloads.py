@@ -88,9 +88,7 @@ def burst(requests: int, mix: Mix, seed: int) -> tuple[Arrival, ...]:
 
 def from_file(path: Path) -> tuple[Arrival, ...]:
     """Recorded arrivals, a request a line: CSV with a header, or JSON lines (.jsonl), with the fields of `Arrival`.
-
-    `at_ms` is required; `priority` is a name or the proto's number. Raises InvalidRequest naming line and field.
-    """
+    `at_ms` is required; `priority` is a name or the proto's number. Raises InvalidRequest naming line and field."""
     try:
         with path.open(newline="", encoding="utf-8") as lines:
             rows: Iterable[str | dict[str, str]] = lines if path.suffix == ".jsonl" else csv.DictReader(lines)

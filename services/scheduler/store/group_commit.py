@@ -41,10 +41,8 @@ class GroupCommit:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, *args: Argument) -> Any:
-        """The reply, once it is written. Raises the reply to one that is refused, and what `write` raises.
-
-        A caller that is cancelled before its group has left writes nothing; after that its write goes on.
-        """
+        """The reply, once it is written. Raises the reply to one that is refused, and what `write` raises. A caller
+        that is cancelled before its group has left writes nothing; after that its write goes on."""
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiter(args, time.monotonic() + self._patience_s, answer))
         if self._task is None:

@@ -9,18 +9,15 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
-from services.scheduler.store.image_files import FileImages, first_line
-from services.scheduler.store.images import UnusableImages
+from services.scheduler.store.images import FileImages, UnusableImages, first_line
 
 # Calls are tried once: above them goes the one layer that tries again, of the store writer and of readers.
 _CONNECT_TIMEOUT_S, _TIMEOUT_S = 2, 20
 
 
 class S3Images(FileImages):
-    """s3://BUCKET/PREFIX/JOB/INDEX. Keys, region and endpoint are the environment's, in AWS_* variables.
-
-    Blocking calls in threads of ours: obstore's own coroutines may end while Python does, and then abort the process.
-    """
+    """s3://BUCKET/PREFIX/JOB/INDEX. Keys, region and endpoint are the environment's, in AWS_* variables. Blocking calls
+    in threads of ours: obstore's own coroutines may end while Python does, and then abort the process."""
 
     errors = (BaseError, OSError)
 

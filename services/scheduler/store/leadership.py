@@ -37,10 +37,8 @@ class Leadership:
         return None if token is None else Lease(self._pool, token)
 
     async def renew(self, lease: Lease) -> bool:
-        """Whether the lease still holds, for another TTL: call it every third of the TTL. Raises Unavailable.
-
-        A lease whose TTL ran out is renewed as long as nobody else took the pool meanwhile.
-        """
+        """Whether the lease still holds, for another TTL: call it every third of the TTL. Raises Unavailable. A lease
+        whose TTL ran out is renewed as long as nobody else took the pool meanwhile."""
         renewed = await self._scripts.run(
             "renew_leadership", lease.pool, lease.token, self._instance_id, self._ttl_ms, patience_s=self._patience_s
         )

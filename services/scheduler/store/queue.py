@@ -43,18 +43,13 @@ from synerdiff.registry import WorkerRegistry
 from synerdiff.requests import ImageRequest, Priority
 from synerdiff.telemetry import get_logger
 
-__all__ = ["Acceptance", "GoneJobs", "JobQueue", "JobStore", "JobStoreSettings", "Lease", "QueueDepth"]
-
-
 log = get_logger("job_queue")
 _unreadable = Counter("synerdiff_unreadable_jobs", "jobs failed because the leader cannot read their records")
 
 
 class Acceptance(NamedTuple):
-    """The job of a request; `record` and how many jobs of its model were ahead of it, as it was accepted.
-
-    None when its request_id had made it before.
-    """
+    """The job of a request; `record` and how many jobs of its model were ahead of it, as it was accepted. None when its
+    request_id had made it before."""
 
     job_id: str
     record: JobRecord | None = None
@@ -187,10 +182,8 @@ class JobQueue(StoreBase):
         return max(self._settings.retry_after_s, min(self._settings.retention_s / 20, 60.0))
 
     async def delete(self, job_id: str) -> None:
-        """Forget a job that has ended, and its request_id. One that is unknown is forgotten. Raises NotEnded.
-
-        Image files that cannot be deleted just now are left to the sweep.
-        """
+        """Forget a job that has ended, and its request_id. One that is unknown is forgotten. Raises NotEnded. Image
+        files that cannot be deleted just now are left to the sweep."""
         try:
             await self._api("delete", job_id)
         except ResponseError as error:
@@ -313,10 +306,8 @@ class JobQueue(StoreBase):
         return self._notifications.listen(keys.ACCEPTED)
 
     def controls(self, pool: str) -> AsyncGenerator[str, None]:
-        """Ids of jobs that this pool no longer has to work on, as others end or claim them.
-
-        Best effort: what happened while the connection was down is not told; `ended` finds it.
-        """
+        """Ids of jobs that this pool no longer has to work on, as others end or claim them. Best effort: what happened
+        while the connection was down is not told; `ended` finds it."""
         return self._notifications.messages(keys.controls(pool))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
@@ -34,19 +34,8 @@ NO_POSITION_WANTED = ""
 NO_POSITION_SHOWN = "-1"
 
 
-class ProgressUpdate(Protocol):
-    """UNet calls done of an image, with a preview PNG or b""."""
-
-    @property
-    def job_id(self) -> str: ...  # noqa: D102
-    @property
-    def index(self) -> int: ...  # noqa: D102
-    @property
-    def step(self) -> int: ...  # noqa: D102
-    @property
-    def total(self) -> int: ...  # noqa: D102
-    @property
-    def preview(self) -> bytes: ...  # noqa: D102
+# Of an image, by job id and index: its UNet calls done, of how many, and a preview PNG or b"".
+ProgressUpdate = tuple[str, int, int, int, bytes]
 
 
 class JobResults(StoreBase):
@@ -55,16 +44,13 @@ class JobResults(StoreBase):
     async def append_progress(self, lease: Lease, updates: Sequence[ProgressUpdate]) -> None:
         """Tell the progress of many images in one call. Each replaces the last of its image; late ones are dropped."""
         args: list[str | bytes | int] = []
-        for update in updates:
-            event = progress_event(update.index, update.step, update.total, update.preview)
-            args += (update.job_id, update.index, event)
+        for job_id, index, step, total, preview in updates:
+            args += (job_id, index, progress_event(index, step, total, preview))
         await self._leader("append_progress", lease, *args)
 
     async def store_image(self, lease: Lease, job_id: str, image: DecodedImage, index: int, seed: int) -> bool:
-        """Keep the file of image `index`. False when the job has ended or belongs to another pool by now.
-
-        Raises Unavailable where the image store does not take it; Redis then has not heard of the image.
-        """
+        """Keep the file of image `index`. False when the job has ended or belongs to another pool by now. Raises
+        Unavailable where the image store does not take it; Redis then has not heard of the image."""
         message = image_message(image, index, seed)
         record = await self._images.put(job_id, message)
         args = (index, record.SerializeToString(), image_event(message))

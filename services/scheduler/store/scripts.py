@@ -6,7 +6,7 @@ A Redis that has lost them is sent them again.
 """
 
 import functools
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -36,28 +36,18 @@ class TransitionRefused(RuntimeError):
     """A change that the state table does not have: a mistake of the calling code, never of a client."""
 
 
-def _lua_table(entries: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"{name} = {value}" for name, value in entries.items()) + "}"
-
-
 def _tables() -> str:
-    patterns = _lua_table({name: f"'{pattern}'" for name, pattern in keys.PATTERNS.items()})
-    transitions = _lua_table(
-        {
-            state.name: _lua_table({following.name: "true" for following in sorted(after)})
-            for state, after in TRANSITIONS.items()
-        }
-    )
-    counts = "{" + ", ".join(f"'{name}'" for name in COUNTS) + "}"
-    priorities = "{" + ", ".join(f"'{name}'" for name in keys.PRIORITIES) + "}"
-    return (
-        f"local PATTERNS = {patterns}\n"
-        f"local TRANSITIONS = {transitions}\n"
-        f"local PRIORITIES = {priorities}\n"
-        f"local COUNTS = {counts}\n"
-        f"local GROUP = '{keys.GROUP}'\n"
-        f"local KEEPER = '{keys.KEEPER}'\n"
-    )
+    """The tables that every script is given, as JSON in a long bracket."""
+    tables = {
+        "PATTERNS": keys.PATTERNS,
+        "TRANSITIONS": {
+            state.name: {after.name: True for after in sorted(then)} for state, then in TRANSITIONS.items()
+        },
+        "PRIORITIES": keys.PRIORITIES,
+        "COUNTS": COUNTS,
+    }
+    decoded = "".join(f"local {name} = cjson.decode([=[{json.dumps(table)}]=])\n" for name, table in tables.items())
+    return decoded + f"local GROUP, KEEPER = '{keys.GROUP}', '{keys.KEEPER}'\n"
 
 
 def _named(folder: Traversable) -> dict[str, str]:
@@ -97,9 +87,7 @@ class Scripts:
 
     async def run_for_each(self, name: str, *args: Argument, patience_s: float) -> list[Any]:
         """Run a script that answers each of several for itself: a ResponseError is the reply to one that is refused.
-
-        What is the matter with Redis itself is no such reply: the whole is tried again. Raises as `run`.
-        """
+        What is the matter with Redis itself is no such reply: the whole is tried again. Raises as `run`."""
         script = self._registered[name]
 
         async def attempt() -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from services.scheduler.store.images import ImageStore, RedisImages
+from services.scheduler.store.images import ImageStore
 from services.scheduler.store.notifications import Notifications
 from services.scheduler.store.scripts import Argument, Lease, Scripts
 from synerdiff.errors import FieldViolation, InvalidRequest, QueueFull, Unavailable
@@ -129,7 +129,7 @@ class StoreBase:
         self, redis: Redis, settings: JobStoreSettings | None = None, images: ImageStore | None = None
     ) -> None:
         self._redis = redis
-        self._images = images or RedisImages()
+        self._images = images or ImageStore()
         self._memory = RedisMemory()
         self._settings = settings or JobStoreSettings()
         self._retention_ms = round(self._settings.retention_s * 1000)

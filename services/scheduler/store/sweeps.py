@@ -33,14 +33,8 @@ class Sweeps(StoreBase):
         After a gap of half a follower lease between sweeps, whoever ran them, all run-out leases are extended instead:
         Redis or all schedulers were away, so nobody could renew.
         """
-        args = (
-            _or_empty(now_ms),
-            self._follower_lease_ms,
-            cancelled_event(ABANDONED_REASON),
-            self._retention_ms,
-            BATCH,
-            ABANDONED_REASON,
-        )
+        event, lease_ms, kept_ms = cancelled_event(ABANDONED_REASON), self._follower_lease_ms, self._retention_ms
+        args = (_or_empty(now_ms), lease_ms, event, kept_ms, BATCH, ABANDONED_REASON)
         return await _until_done(lambda: self._api("sweep_abandoned", *args))
 
     async def restore(self) -> None:
@@ -48,10 +42,8 @@ class Sweeps(StoreBase):
         await self._api("restore", self._follower_lease_ms)
 
     async def take_ended(self) -> dict[str, JobEnd]:
-        """How jobs have ended that nobody has told of yet, at most BATCH, by entry; each is given to one caller.
-
-        The caller tells of them and then calls `ended_told`. Others get what it does not tell within TELL_WITHIN_S.
-        """
+        """How jobs have ended that nobody has told of yet, at most BATCH, by entry; each is given to one caller. The
+        caller tells of them and then calls `ended_told`. Others get what it does not tell within TELL_WITHIN_S."""
         ends = {}
         for entry_id, fields in await self._api("take_ended", BATCH, round(TELL_WITHIN_S * 1000)):
             try:

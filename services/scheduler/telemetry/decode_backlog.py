@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from services.scheduler.engine.holdings import Holdings
-from services.scheduler.engine.tasks import Phase, Task
+from services.scheduler.engine.tasks import Phase
 from services.scheduler.engine.ticks import PlannedPart
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.plans import VaeTickDone
@@ -43,9 +43,11 @@ class DecodeTimes:
 def decode_backlog_s(holdings: Holdings, times: DecodeTimes, models: Iterable[str]) -> dict[str, float]:
     """By model, 0 for each of `models` that has nothing to decode. VAE workers need not be there for it."""
     backlog_s = dict.fromkeys(models, 0.0)
-    pending = Counter((_home(holdings, task), task.key) for task in holdings.tasks.values() if task.phase in _PENDING)
-    for (domain, key), count in pending.items():
-        profile = holdings.profiles.get((domain, key.ordinary)) or _elsewhere(holdings, key.ordinary)
+    homes = {worker_id: lane.domain for worker_id, lane in holdings.unet.items()}
+    tasks = (task for task in holdings.tasks.values() if task.phase in _PENDING)
+    for (domain, key), count in Counter((homes.get(task.unet_worker, ""), task.key) for task in tasks).items():
+        elsewhere = (profile for (_, other), profile in holdings.profiles.items() if other == key.ordinary)
+        profile = holdings.profiles.get((domain, key.ordinary)) or next(elsewhere, None)
         ms = best_decode_ms(profile) if profile else times.mean_ms(key)
         backlog_s[key.model] = backlog_s.get(key.model, 0.0) + count * ms / 1000
     return backlog_s
@@ -54,12 +56,3 @@ def decode_backlog_s(holdings: Holdings, times: DecodeTimes, models: Iterable[st
 def best_decode_ms(profile: Profile) -> float:
     """Time of a decode in the batch that decodes fastest, with nothing beside it."""
     return min(profile.latency_ms(0, decodes) / decodes for decodes in range(1, profile.caps.vae + 1))
-
-
-def _home(holdings: Holdings, task: Task) -> str:
-    lane = holdings.unet.get(task.unet_worker)
-    return lane.domain if lane else ""
-
-
-def _elsewhere(holdings: Holdings, key: BatchKey) -> Profile | None:
-    return next((profile for (_, other), profile in holdings.profiles.items() if other == key), None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice, repeat
 
 from services.scheduler.engine.effects import Admit, Effect, FailJob, FinishJob, LetJobGo
-from services.scheduler.engine.events import Event, ImageStored, JobArrived, Report, Reported, UnetAttached, WorkerLost
+from services.scheduler.engine.events import Event, ImageStored, JobArrived, Reported, UnetAttached, WorkerLost
 from services.scheduler.engine.holdings import Holdings
 from services.scheduler.engine.tasks import Job, Lane, Phase, Task
 from services.scheduler.engine.ticks import PlannedPart
@@ -22,8 +22,11 @@ from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.tracing import Span, TraceContext, Tracer, Value, named_trace, now_ns, parse_traceparent, unix_ns
 
-# Most links of one span.
-MOST_LINKS = 128
+_OF_THE_REQUEST = ["request_id", "model", "width", "height", "num_inference_steps", "guidance_scale", "num_images"]
+MOST_LINKS = 128  # of one span
+# About one of so many ticks has spans: OpenTelemetry takes some 50 us for each, and `synerdiff trace` has all.
+TICKS_APART = 8
+_GOLDEN = 2654435761  # 2**32 over the golden ratio: its multiples fill the circle of 2**32 evenly
 
 _STAGES = {
     Phase.WAITING: "queue",
@@ -113,11 +116,6 @@ def _worker_of(task: Task, stage_name: str) -> str:
     return task.unet_worker if stage_name in ("encode", "denoise") else ""
 
 
-# About one of so many ticks has spans: OpenTelemetry takes some 50 us for each, and `synerdiff trace` has all.
-TICKS_APART = 8
-_GOLDEN = 2654435761  # 2**32 over the golden ratio: its multiples fill the circle of 2**32 evenly
-
-
 def has_spans(tick: int) -> bool:
     """Whether a tick is among those with spans. Scattered: domains that take turns would else have all or none."""
     return (tick * _GOLDEN & 0xFFFFFFFF) * TICKS_APART < 1 << 32
@@ -151,31 +149,22 @@ class JobTraces:
     def on(self, event: Event, planned: PlannedPart | None) -> None:
         """An event that the engine has taken. `planned`: as `Engine.on` said."""
         match event:
-            case Reported(worker_id, report):
-                self._reported(worker_id, report, planned)
+            case Reported(worker_id, UnetTickDone() | VaeTickDone() as done):
+                self._ticked(self._holdings.lane(worker_id), done, planned)
+            case Reported(_, DecodedImage() as image):
+                self._decoded(image)
+            case Reported(_, TaskReady(task_id) | TaskFailed(task_id)) | ImageStored(task_id):
+                self._moved((task_id,))
             case JobArrived(record):
-                self.job_arrived(record)
-            case ImageStored(task_id):
-                self.moved((task_id,))
-            case UnetAttached() | WorkerLost():
-                self.all_moved()
-
-    def _reported(self, worker_id: str, report: Report, planned: PlannedPart | None) -> None:
-        match report:
-            case UnetTickDone() | VaeTickDone():
-                lane = self._holdings.lane(worker_id)
-                if lane:
-                    self.ticked(lane, report, planned)
-            case DecodedImage():
-                self.decoded(report)
-            case TaskReady(task_id) | TaskFailed(task_id):
-                self.moved((task_id,))
+                self._job_arrived(record)
+            case UnetAttached() | WorkerLost():  # which may have moved any task
+                self._moved(self._tasks)
 
     def effect(self, effect: Effect) -> None:
         """An effect of the engine: a task may move by it, or a job end."""
         match effect:
             case Admit(task=task):
-                self.moved((task.task_id,))
+                self._moved((task.task_id,))
             case FinishJob(job_id=job_id):
                 self.job_ended(job_id, "finished")
             case FailJob(job_id=job_id, message=message):
@@ -185,7 +174,7 @@ class JobTraces:
 
     # ---- jobs
 
-    def job_arrived(self, record: JobRecord) -> None:
+    def _job_arrived(self, record: JobRecord) -> None:
         """The leader holds a job: follow it if its trace is recorded."""
         job, stored = self._holdings.jobs.get(record.job_id), parse_traceparent(record.traceparent)
         if job is None or stored is None or not self._tracer.wants(stored) or record.job_id in self._jobs:
@@ -209,17 +198,11 @@ class JobTraces:
             self._tasks.pop(task.task.spec.task_id, None)
             self._end_stage(task, end_ns, error)
         record, request = traced.job.record, traced.job.record.request
-        attributes: dict[str, Value] = {
+        attributes: dict[str, Value] = {f"synerdiff.{name}": getattr(request, name) for name in _OF_THE_REQUEST}
+        attributes |= {
             "synerdiff.job_id": record.job_id,
-            "synerdiff.request_id": request.request_id,
             "synerdiff.outcome": outcome,
-            "synerdiff.model": request.model,
-            "synerdiff.width": request.width,
-            "synerdiff.height": request.height,
-            "synerdiff.num_inference_steps": request.num_inference_steps,
-            "synerdiff.guidance_scale": request.guidance_scale,
             "synerdiff.sampler": request.sampler.name.lower(),
-            "synerdiff.num_images": request.num_images,
             "synerdiff.priority": request.priority.name.lower(),
             "synerdiff.skipped_steps": sum(len(task.task.skipped) for task in traced.tasks),
             "synerdiff.deaths": sum(task.task.deaths for task in traced.tasks),
@@ -238,19 +221,16 @@ class JobTraces:
 
     # ---- stages
 
-    def moved(self, task_ids: Iterable[str]) -> None:
+    def _moved(self, task_ids: Iterable[str]) -> None:
         """An event may have moved these tasks to another stage."""
         for task_id in task_ids:
             traced = self._tasks.get(task_id)
-            if traced:
-                self._follow(traced)
+            if traced and traced.has_moved():
+                lost, now_ns = traced.task.deaths > traced.stage.deaths, self._clock_ns()
+                self._end_stage(traced, now_ns, "its worker was lost" if lost else "")
+                traced.begin(now_ns)
 
-    def all_moved(self) -> None:
-        """A worker has come or gone, which may have moved any task."""
-        for traced in self._tasks.values():
-            self._follow(traced)
-
-    def decoded(self, image: DecodedImage) -> None:
+    def _decoded(self, image: DecodedImage) -> None:
         """An image file has come; its worker says how long its parts took."""
         traced = self._tasks.get(image.task_id)
         if traced:
@@ -260,13 +240,7 @@ class JobTraces:
                 "synerdiff.bytes": len(image.data),
             }
             traced.stage.attributes |= times
-            self._follow(traced)
-
-    def _follow(self, traced: TracedTask) -> None:
-        if traced.has_moved():
-            now_ns = self._clock_ns()
-            self._end_stage(traced, now_ns, "its worker was lost" if traced.task.deaths > traced.stage.deaths else "")
-            traced.begin(now_ns)
+            self._moved((image.task_id,))
 
     def _end_stage(self, traced: TracedTask, end_ns: int, error: str = "") -> None:
         if traced.stage.name:
@@ -274,15 +248,15 @@ class JobTraces:
 
     # ---- ticks
 
-    def ticked(self, lane: Lane, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None) -> None:
+    def _ticked(self, lane: Lane | None, done: UnetTickDone | VaeTickDone, planned: PlannedPart | None) -> None:
         """A worker's part of a tick has run: a span, if a task in it is traced, and the end of its tasks' stage."""
-        if planned and self._tasks and done.items:
+        if lane and planned and self._tasks and done.items:
             stages = self._stages_of(lane, done, planned)
             if stages and has_spans(done.tick):
                 self._record_tick(lane, done, planned, stages)
         if isinstance(done, UnetTickDone):
-            self.moved(task_id for task_id, _ in done.finished)
-        self.moved(entry.task_id for entry in done.skipped)
+            self._moved(task_id for task_id, _ in done.finished)
+        self._moved(entry.task_id for entry in done.skipped)
 
     def _stages_of(self, lane: Lane, done: UnetTickDone | VaeTickDone, planned: PlannedPart) -> list[Stage]:
         """The traced stages that the tick had a part in, their steps and rows counted."""

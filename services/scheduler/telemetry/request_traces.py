@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-from synerdiff.jobs import JobRecord
 from synerdiff.tracing import Span, TraceContext, Tracer, Value, context_of_call, now_ns, parse_traceparent
 
 
@@ -66,12 +65,7 @@ def job_context(stored: TraceContext, job_id: str) -> TraceContext:
     return stored.named("job", job_id)
 
 
-def trace_id_of(record: JobRecord) -> dict[str, str]:
-    """What a log line about a job says of its trace."""
-    return trace_id(record.traceparent)
-
-
 def trace_id(traceparent: str) -> dict[str, str]:
-    """The same of a job's `traceparent`."""
+    """What a log line about a job says of its trace."""
     context = parse_traceparent(traceparent)
     return {"trace_id": context.trace_hex} if context else {}

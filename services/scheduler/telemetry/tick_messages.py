@@ -23,6 +23,8 @@ _BASELINES: dict[str, Callable[[Profile, PlanQuery, float], PlannedRound]] = {
     "fine": fine,
     "vae-first": vae_first,
 }
+_OF_AN_ITEM = ("tasks", "skips", "rows", "decodes", "chunks", "predicted_ms")
+_OF_A_QUERY = ("unet", "vae", "skips", "one_row", "threshold", "skip_price_ms")
 # Rounds that a stream remembers having told of; past that it tells of them again.
 _MOST_ROUNDS = 4096
 
@@ -93,30 +95,15 @@ def _ran(timing: ItemTiming, place: int) -> operations_pb2.RanItem:
 
 
 def _plan(item: PartItem, round_id: int) -> operations_pb2.ItemPlan:
+    threads, same = item.setting, {name: getattr(item, name) for name in _OF_AN_ITEM}
     return operations_pb2.ItemPlan(
-        tasks=item.tasks,
-        skips=item.skips,
-        rows=item.rows,
-        decodes=item.decodes,
-        chunks=item.chunks,
-        unet_threads=item.setting.unet_threads,
-        vae_threads=item.setting.vae_threads,
-        predicted_ms=item.predicted_ms,
-        round=round_id,
+        unet_threads=threads.unet_threads, vae_threads=threads.vae_threads, round=round_id, **same
     )
 
 
 def _round(round_id: int, reason: RoundReason) -> operations_pb2.PlannedRound:
     query, planned = reason.query, reason.planned
-    message = operations_pb2.PlannedRound(
-        id=round_id,
-        unet=query.unet,
-        vae=query.vae,
-        skips=query.skips,
-        one_row=query.one_row,
-        threshold=query.threshold,
-        skip_price_ms=query.skip_price_ms,
-    )
+    message = operations_pb2.PlannedRound(id=round_id, **{name: getattr(query, name) for name in _OF_A_QUERY})
     if planned:
         message.planned.CopyFrom(_sums("planned", planned))
         message.fastest_ms = planned.fastest_ms
@@ -214,14 +201,8 @@ def _arguments(record: TickRecord, timing: ItemTiming, item: PartItem | None, wh
     if item is None or record.planned is None:
         return args | {"rows": timing.rows} if record.kind == "unet" else args
     setting = item.setting
-    args |= {
-        "rows": item.rows,
-        "tasks": item.tasks,
-        "skips": item.skips,
-        "decodes": item.decodes,
-        "chunks": item.chunks,
+    args |= {name: getattr(item, name) for name in _OF_AN_ITEM} | {
         "threads": setting.unet_threads if record.kind == "unet" else setting.vae_threads,
-        "predicted_ms": item.predicted_ms,
         "in_step": record.planned.in_step,
         "threshold": record.planned.threshold,
     }

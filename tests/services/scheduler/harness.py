@@ -21,9 +21,12 @@ from services.scheduler.engine.events import Event
 from services.scheduler.leading.leader import LeaderOptions
 from services.scheduler.leading.pool import Pool
 from services.scheduler.planner.plan_book import PlanBook
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
 from services.scheduler.store.leadership import Leadership
-from services.scheduler.store.queue import JobStore, JobStoreSettings, Lease
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.scripts import Lease
+from services.scheduler.store.store_base import JobStoreSettings
 from synerdiff.cards import ModelCard
 from synerdiff.client import AsyncClient, GenerateResult
 from synerdiff.interceptors import Check, let_all_in

@@ -1,7 +1,6 @@
 """Requests, images and progress as the job store's tests need them, and a leader made on the spot."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import REGISTRY
 from redis.asyncio import Redis
@@ -24,12 +23,11 @@ def a_picture(data: bytes = b"\x89PNG\x00\xff") -> DecodedImage:
     return DecodedImage("job/0", ImageFormat.WEBP, 64, 64, data, flagged=True, decode_ms=1.0, encode_ms=1.0)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """A ProgressUpdate."""
 
     job_id: str
-    index: int
+    image: int
     step: int
     total: int = 4
     preview: bytes = b""

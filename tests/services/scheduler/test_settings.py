@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from services.scheduler.api.callers_file import key_hash
-from services.scheduler.policy.policies import POLICIES
+from services.scheduler.policy.policy_spec import POLICIES
 from services.scheduler.settings import SchedulerSettings
 from synerdiff.settings import load
 

@@ -1,33 +1,45 @@
 """A pool that leads in virtual time: its own Pool, Leader, engine, policy, planner and writer, over stand-ins.
 
-Stood for are what takes real time: the workers and their streams, Redis, and the lock in it.
+Stood for are what takes real time: the workers and the network to them, Redis, and the lock in it.
 """
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import grpc
 import pytest
 
-from services.scheduler.engine.effects import WorkerEffect
-from services.scheduler.engine.events import Reported, UnetAttached, VaeAttached, WorkerLost
+from services.scheduler.engine.effects import (
+    Admit,
+    CancelOnWorker,
+    ForgetImages,
+    ReleaseSlots,
+    SendUnetPlan,
+    SendVaePlan,
+    WorkerEffect,
+)
+from services.scheduler.engine.events import Report
 from services.scheduler.leading import leader as leader_module
+from services.scheduler.leading import worker_stream
 from services.scheduler.leading.leader import LeaderOptions
 from services.scheduler.leading.pool import Pool
-from services.scheduler.leading.worker_stream import Listener
 from services.scheduler.planner.plan_book import PlanBook
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
 from services.scheduler.profiles.keeper import KeeperOptions
 from services.scheduler.profiles.measuring.findings import subject_of
 from services.scheduler.store.notifications import Subscription
-from services.scheduler.store.queue import GoneJobs, Lease
+from services.scheduler.store.queue import GoneJobs
+from services.scheduler.store.scripts import Lease
 from synerdiff.jobs import JobRecord, JobState
-from synerdiff.plans import DecodedImage
+from synerdiff.plans import DecodedImage, TaskFailed, TaskReady, UnetTickDone, VaeTickDone
 from synerdiff.registry import WorkerRecord
-from synerdiff.stopping import cancel_and_wait
+from synerdiff.v1 import stages_pb2
+from synerdiff.wire import stages
 from tests.services.scheduler.measured_profiles import record
 from tests.services.scheduler.simulated import straight_line_profile
 from tests.services.scheduler.world import VirtualUnet, VirtualVae
@@ -154,58 +166,113 @@ class VirtualDomains:
         self.vaes = {f"v{n}": VirtualVae(f"v{n}", f"d{n}", self.unets) for n in range(domains)}
         self.records: list[WorkerRecord] = []
         for unet in self.unets.values():
-            self.records.append(record("unet", worker_id=unet.worker_id, domain=unet.domain))
+            self.records.append(record("unet", worker_id=unet.worker_id, domain=unet.domain, address=unet.worker_id))
         for vae in self.vaes.values():
-            self.records.append(record("vae", worker_id=vae.worker_id, domain=vae.domain))
+            self.records.append(record("vae", worker_id=vae.worker_id, domain=vae.domain, address=vae.worker_id))
 
     async def workers(self, pool: str) -> list[WorkerRecord]:
         return self.records
 
-    def streams(self, token: int, leader: Listener, *options: object) -> "VirtualStreams":
-        return VirtualStreams(self, leader)
-
-
-class VirtualStreams:
-    """Stands for `WorkerStreams`: a worker acts on a command every `ACT_EVERY_S`."""
-
-    def __init__(self, domains: VirtualDomains, leader: Listener) -> None:
-        self._domains = domains
-        self._leader = leader
-        self._working: dict[str, asyncio.Task[None]] = {}
-
-    def send(self, effect: WorkerEffect) -> None:
-        self._worker(effect.worker_id).commands.append(effect)
-
-    def reconcile(self, announced: list[WorkerRecord]) -> None:
-        for each in announced:
-            if each.worker_id not in self._working:
-                self._working[each.worker_id] = asyncio.create_task(self._work(self._worker(each.worker_id)))
+    def channel(self, address: str, **_: object) -> "VirtualChannel":
+        """The channel to a worker."""
+        return VirtualChannel(self.unets.get(address) or self.vaes[address])
 
     def lose(self, domain: str) -> None:
         """End the streams to its workers."""
-        for worker_id in list(self._working):
-            if self._worker(worker_id).domain == domain:
-                self._working.pop(worker_id).cancel()
-                self._leader.on(WorkerLost(worker_id))
+        workers: list[VirtualUnet | VirtualVae] = [*self.unets.values(), *self.vaes.values()]
+        for worker in workers:
+            if worker.domain == domain and worker.call:
+                worker.call.ended = True
 
-    async def close(self) -> None:
-        await cancel_and_wait(*self._working.values())
 
-    def _worker(self, worker_id: str) -> VirtualUnet | VirtualVae:
-        return self._domains.unets.get(worker_id) or self._domains.vaes[worker_id]
+class VirtualChannel:
+    """What the stubs of the stages call instead of a `grpc.aio.Channel`: the same messages, without a network."""
 
-    async def _work(self, worker: VirtualUnet | VirtualVae) -> None:
-        worker.commands.clear()
-        if isinstance(worker, VirtualUnet):
-            self._leader.on(UnetAttached(worker.lane(), tuple(worker.resident_tasks())))
-        else:
-            self._leader.on(VaeAttached(worker.lane()))
-            for image in list(worker.outbox.values()):
-                self._leader.on(Reported(worker.worker_id, image))
+    def __init__(self, worker: VirtualUnet | VirtualVae) -> None:
+        self._worker = worker
+
+    async def __aenter__(self) -> "VirtualChannel":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def stream_stream(self, path: str, **_: object) -> Callable[[], "VirtualCall"]:
+        return lambda: VirtualCall(self._worker)
+
+    def unary_stream(self, path: str, **_: object) -> Callable[[object], AsyncGenerator[object, None]]:
+        return lambda request: self._images()
+
+    async def _images(self) -> AsyncGenerator[object, None]:
+        worker, sent = cast(VirtualVae, self._worker), set[str]()
         while True:
+            sent &= worker.outbox.keys()
+            for task_id in worker.outbox.keys() - sent:
+                sent.add(task_id)
+                yield stages.decoded_image_to_pb(worker.outbox[task_id])
             await asyncio.sleep(ACT_EVERY_S)
-            for report in worker.act():
-                self._leader.on(Reported(worker.worker_id, report))
+
+
+class VirtualCall:
+    """A `Run` call: the worker acts on a command every `ACT_EVERY_S`."""
+
+    def __init__(self, worker: VirtualUnet | VirtualVae) -> None:
+        self.ended = False
+        self._worker = worker
+        self._reports: deque[object] = deque()
+        worker.call = self
+
+    async def write(self, command: Any) -> None:
+        kind, worker = command.WhichOneof("command"), self._worker
+        if kind == "attach":
+            worker.commands.clear()
+            self._reports.append(_attached(worker))
+            return
+        told = getattr(command, kind)
+        match kind, worker:
+            case "plan", VirtualUnet():
+                effect: WorkerEffect = SendUnetPlan(worker.worker_id, stages.unet_plan_from_pb(told))
+            case "plan", VirtualVae():
+                effect = SendVaePlan(worker.worker_id, stages.vae_plan_from_pb(told))
+            case "admit", _:
+                effect = Admit(worker.worker_id, stages.task_spec_from_pb(told))
+            case _:
+                letting_go = CancelOnWorker if kind == "cancel" else ReleaseSlots if kind == "release" else ForgetImages
+                effect = letting_go(worker.worker_id, tuple(told.task_ids))
+        worker.commands.append(effect)
+
+    async def read(self) -> object:
+        while not self._reports:
+            await asyncio.sleep(ACT_EVERY_S)
+            if self.ended:
+                return grpc.aio.EOF
+            self._reports.extend(map(_report, (r for r in self._worker.act() if not isinstance(r, DecodedImage))))
+        return self._reports.popleft()
+
+    def cancel(self) -> None:
+        self.ended = True
+
+
+def _attached(worker: VirtualUnet | VirtualVae) -> object:
+    if isinstance(worker, VirtualVae):
+        return stages_pb2.VaeReport(attached=stages_pb2.VaeAttached(worker_id=worker.worker_id))
+    resident = map(stages.resident_task_to_pb, worker.resident_tasks())
+    attached = stages_pb2.UnetAttached(slots=worker.slots, arena_address=worker.worker_id, resident=resident)
+    return stages_pb2.UnetReport(attached=attached)
+
+
+def _report(report: Report) -> object:
+    match report:
+        case UnetTickDone():
+            return stages_pb2.UnetReport(tick_done=stages.unet_tick_done_to_pb(report))
+        case TaskReady():
+            return stages_pb2.UnetReport(task_ready=stages.task_ready_to_pb(report))
+        case TaskFailed():
+            return stages_pb2.UnetReport(task_failed=stages.task_failed_to_pb(report))
+        case VaeTickDone():
+            return stages_pb2.VaeReport(tick_done=stages.vae_tick_done_to_pb(report))
+        case _:
+            raise TypeError(f"nothing here reports {report}")
 
 
 class VirtualPool:
@@ -213,7 +280,7 @@ class VirtualPool:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, domains: int = 2) -> None:
         self.store, self.lock, self.domains = VirtualStore(), VirtualLock(), VirtualDomains(domains)
-        monkeypatch.setattr(leader_module, "WorkerStreams", self.domains.streams)
+        monkeypatch.setattr(worker_stream, "open_channel", self.domains.channel)
         monkeypatch.setattr(leader_module, "PROFILES_EVERY_S", ACT_EVERY_S)  # before the first of its ticks
         by_kind = {worker.kind: worker for worker in self.domains.records}
         profile = straight_line_profile(step_ms=1.5, chunks=(1, 2))

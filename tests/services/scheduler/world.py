@@ -12,7 +12,8 @@ from services.scheduler.engine.engine import Engine, EngineBounds
 from services.scheduler.engine.events import Report
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
 from services.scheduler.planner.plan_book import PlanBook
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
 from services.scheduler.policy.snapshots import BatchKey
 from services.scheduler.simulation.counting import CountingUnet, decode, picture
 from synerdiff.jobs import JobRecord
@@ -183,6 +184,7 @@ class VirtualUnet(CountingUnet):
         self.worker_id, self.domain, self.model, self.weights = worker_id, domain, model, ""
         self.commands: deque[effects.WorkerEffect] = deque()
         self.life = 0
+        self.call: Any = None  # the last that a virtual pool's leader has made
 
     def lane(self) -> UnetLaneState:
         """What a stream reports when it opens."""
@@ -223,6 +225,7 @@ class VirtualVae:
     commands: deque[effects.WorkerEffect] = field(default_factory=deque)
     outbox: dict[str, DecodedImage] = field(default_factory=dict)
     weights: str = ""
+    call: Any = None
 
     def lane(self) -> VaeLaneState:
         """What a stream reports when it opens."""

@@ -24,10 +24,8 @@ _KNEE_SHARE = 0.5  # of the budget, for the knee while other things are open
 
 
 class _Part(NamedTuple):
-    """A part of the course. `wanted`: the items to run once more, none where it is done.
-
-    `essential`: it is done whatever the budget. `share`: of the budget; past it, the others go first.
-    """
+    """A part of the course. `wanted`: the items to run once more, none where it is done. `essential`: it is done
+    whatever the budget. `share`: of the budget; past it, the others go first."""
 
     name: str
     wanted: Callable[[Stages], list[Probe]]

@@ -12,6 +12,8 @@ from synerdiff.registry import WorkerRecord
 LEVEL_WITHIN = 0.01  # throughput within this of the best is as good: rows past that are of no use to anybody
 _MORE_DECODES = 0.05  # per ms, that one more in an item has to bring
 LONGEST_ITEM = 2.0  # an item with decodes takes at most this many times one without: steps must not wait for more
+# Of a worker's memory: what fragmentation, libraries and the CUDA context take is in no count of tensors.
+USABLE = 0.9
 
 
 def subject_of(unet: WorkerRecord, vae: WorkerRecord, width: int, height: int) -> ProfileSubject:
@@ -47,10 +49,8 @@ def _both(of_unet: str, of_vae: str) -> str:
 
 
 def with_caps(profile: Profile, slots: int) -> Profile:
-    """The profile with the largest items that are of use; before, its caps are how far it was measured.
-
-    `slots`: of the UNet worker, more tasks than which cannot run.
-    """
+    """The profile with the largest items that are of use; before, its caps are how far it was measured. `slots`: of the
+    UNet worker, more tasks than which cannot run."""
     tasks = min(max(1, math.ceil(profile.knee_rows(LEVEL_WITHIN) / 2)), slots)
     capped = replace(profile, caps=replace(profile.caps, unet=tasks))
     return replace(capped, caps=replace(capped.caps, vae=decodes_at_once(capped, capped.knee_rows())))
@@ -67,10 +67,6 @@ def decodes_at_once(profile: Profile, rows: int) -> int:
         if decodes / ms > best * (1 + _MORE_DECODES):
             best, most = decodes / ms, decodes
     return most
-
-
-# Of a worker's memory: what fragmentation, libraries and the CUDA context take is in no count of tensors.
-USABLE = 0.9
 
 
 def within_memory(profile: Profile, unet: WorkerRecord, vae: WorkerRecord) -> Profile:

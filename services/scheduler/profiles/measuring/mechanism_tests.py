@@ -3,9 +3,6 @@
 A mechanism leaves its default only where the ratios of pairs say so with confidence (see `paired`): one that is on goes
 off where it surely costs time, one that is off goes on where it surely saves some. Waiting for each plan keeps plans
 fresh, so it goes on where it surely costs next to nothing.
-
-Two ways of doing the same, run in turns: how long one takes over the other, and how sure that is. Pure.
-
 Nothing is assumed of how ratios scatter: the interval of their median follows from signs alone.
 """
 
@@ -20,6 +17,13 @@ from synerdiff.profiles import Evidence, Mechanisms, Profile
 
 CONFIDENCE = 0.98  # of each look at the ratios
 LOOKS = (7, 14, 28)  # pairs after which they are looked at: by chance a way seems slower three times in a hundred
+COSTS = 0.01  # of time: what costs no more stays on, and what would cost no more goes on where it is of other use
+SAVES = 0.02  # of time, that what is off by default has to save
+IN_STEP, BESIDE, CHUNKING, PLAN_AHEAD = "items in step", "side by side", "decodes in bands", "one plan at a time"
+_ROUND_MS, _MOST_TURNS = 300.0, 3  # rounds that are compared have to be neighbours in time
+_PLANS = 4  # one after the other, to see what waiting for each costs
+
+Timed = Callable[[], Awaitable[float]]
 
 
 class Paired(NamedTuple):
@@ -31,24 +35,15 @@ class Paired(NamedTuple):
     pairs: int
 
 
-def paired(ratios: Sequence[float], confidence: float = CONFIDENCE) -> Paired:
+def paired(ratios: Sequence[float]) -> Paired:
     """What the ratios say: the interval of their median, from 0 to infinity where they are too few to say anything."""
     ordered, count = sorted(ratios), len(ratios)
     outside, k = 0.0, 0
-    while k < count // 2 and outside + 2 * comb(count, k) / 2**count <= 1 - confidence:
+    while k < count // 2 and outside + 2 * comb(count, k) / 2**count <= 1 - CONFIDENCE:
         outside += 2 * comb(count, k) / 2**count
         k += 1
     low, high = (ordered[k - 1], ordered[-k]) if k else (0.0, float("inf"))
     return Paired(exp(median(map(log, ordered))), low, high, count)
-
-
-COSTS = 0.01  # of time: what costs no more stays on, and what would cost no more goes on where it is of other use
-SAVES = 0.02  # of time, that what is off by default has to save
-IN_STEP, BESIDE, CHUNKING, PLAN_AHEAD = "items in step", "side by side", "decodes in bands", "one plan at a time"
-_ROUND_MS, _MOST_TURNS = 300.0, 3  # rounds that are compared have to be neighbours in time
-_PLANS = 4  # one after the other, to see what waiting for each costs
-
-Timed = Callable[[], Awaitable[float]]
 
 
 class MechanismTest(NamedTuple):

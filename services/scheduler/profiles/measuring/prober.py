@@ -10,6 +10,7 @@ plan of its own, sent to both at once.
 import asyncio
 import contextlib
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,19 @@ from services.scheduler.profiles.measuring.rounds import (
     Probe,
     ProbeFailed,
     ProbeItem,
+    ProbeTask,
+    ProbeTasks,
     RoundTimes,
     Run,
     round_times,
 )
-from services.scheduler.profiles.measuring.tasks import ProbeTask, ProbeTasks
 from synerdiff import plans
 from synerdiff.host import boot_id
 from synerdiff.registry import WorkerRecord
 from synerdiff.requests import ImageFormat
 
+REPORT_TIMEOUT_S = 120.0
+_HIGH_WATER = re.compile(r"^VmHWM:\s*(\d+) kB", re.M)
 _RESET_HIGH_WATER = "5"  # proc(5), clear_refs: the peak resident set size begins again at what is resident now
 
 
@@ -62,7 +66,8 @@ class PeakMemory:
     def peak_bytes(self) -> int:
         """The most since `restart`."""
         with contextlib.suppress(OSError):
-            return sum(_high_water_bytes((process / "status").read_text()) for process in self._processes)
+            told = ((process / "status").read_text() for process in self._processes)
+            return 1024 * sum(int(kib[1]) for status in told if (kib := _HIGH_WATER.search(status)))
         return 0
 
 
@@ -72,14 +77,6 @@ def _is_worker(process: Path, kind: str) -> bool:
         return f"services.{kind}_worker".encode() in (process / "cmdline").read_bytes()
     except OSError:
         return False
-
-
-def _high_water_bytes(status: str) -> int:
-    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), "VmHWM: 0 kB")
-    return int(line.split()[1]) * 1024
-
-
-REPORT_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -93,10 +90,8 @@ class ProbePair:
 
 
 class Prober:
-    """Runs sweeps and rounds. After `close` (or `give_way`) the workers hold nothing of it any more.
-
-    `footprints`: of every item that has run.
-    """
+    """Runs sweeps and rounds. After `close` (or `give_way`) the workers hold nothing of it any more. `footprints`: of
+    every item that has run."""
 
     def __init__(
         self,

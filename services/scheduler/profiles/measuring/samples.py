@@ -1,6 +1,4 @@
-"""The runs of a profile's items, and the times that follow from them. Pure.
-
-How long items take relative to each other, from runs one after the other on a machine whose speed swings. Pure.
+"""The runs of a profile's items, and how long items take by them, on a machine whose speed swings. Pure.
 
 A machine's own speed comes in phases of seconds, so only runs that are neighbours in time say something of each other.
 Each pair of neighbours gives one ratio; the times are those that agree best with all ratios. A change of phase, or a
@@ -21,15 +19,19 @@ from services.scheduler.profiles.measuring.rounds import Footprint, Probe, Run
 from synerdiff.profiles import Cell
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
+QUIET = 0.1  # the share of runs that had the machine at its fastest: times are those of such a phase
 _DRAWS = 400
+_ROUNDS = 12
+_BOUNDED, _LEFT_OUT = 1.345, 4.685  # spreads off from where a ratio pulls no harder (Huber), and not at all (Tukey)
+_MAD_TO_DEVIATION = 1.4826
+_LEAST_SPREAD = 0.002  # clocks are no better
 
 
 def rising(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """The rising sequences that are nearest to `values` [..., n] by least squares with `weights` [n].
-
-    By the formula of minima and maxima: each value is the largest over its starts of the least mean over its ends.
-    """
+    """The rising sequences that are nearest to `values` [..., n] by least squares with `weights` [n]. By the formula of
+    minima and maxima: each value is the largest over its starts of the least mean over its ends."""
     n = values.shape[-1]
     sums = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values * weights, axis=-1)], axis=-1)
     mass = np.concatenate([[0.0], np.cumsum(weights)])
@@ -39,15 +41,12 @@ def rising(values: FloatArray, weights: FloatArray) -> FloatArray:
     means = np.where(ends > starts, means, np.inf)
     least = np.flip(np.minimum.accumulate(np.flip(means, -1), axis=-1), -1)  # over ends from each on
     largest = np.maximum.accumulate(np.where(ends > starts, least, -np.inf), axis=-2)  # over starts up to each
-    risen: FloatArray = largest[..., np.arange(n), np.arange(n)]
-    return risen
+    return np.asarray(largest[..., np.arange(n), np.arange(n)])
 
 
 class Knee(NamedTuple):
-    """The fewest rows whose throughput is within some share of the best, between `low` and `high` at 95 %.
-
-    `error`: half of the interval, at 95 %, of that throughput relative to the best.
-    """
+    """The fewest rows whose throughput is within some share of the best, between `low` and `high` at 95 %. `error`:
+    half of the interval, at 95 %, of that throughput relative to the best."""
 
     rows: int
     low: int
@@ -87,8 +86,7 @@ class Curve:
         source = np.random.default_rng(1).standard_normal((_DRAWS, len(self.sizes)))
         log_ms = self.log_ms + source * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
         throughput = self._throughput(log_ms)
-        relative: FloatArray = throughput / throughput.max(axis=1, keepdims=True)
-        return relative
+        return np.asarray(throughput / throughput.max(axis=1, keepdims=True))
 
     def knee(self, within: float = 0.05) -> Knee:
         """Where throughput is within that share of the best."""
@@ -99,12 +97,10 @@ class Curve:
 
     def near_best(self, within: float) -> FloatArray:
         """How likely the throughput of each of `counts` is within that share of the best."""
-        shares: FloatArray = np.mean(self.drawn >= 1 - within, axis=0, dtype=np.float64)
-        return shares
+        return np.asarray(np.mean(self.drawn >= 1 - within, axis=0, dtype=np.float64))
 
     def _fewest(self, throughput: FloatArray, within: float) -> NDArray[np.int64]:
-        knees: NDArray[np.int64] = self.counts[np.argmax(throughput >= 1 - within, axis=1)]
-        return knees
+        return np.asarray(self.counts[np.argmax(throughput >= 1 - within, axis=1)])
 
     def _throughput(self, log_ms: FloatArray) -> FloatArray:
         weights = 1 / np.maximum(np.diag(self.covariance), 1e-12)
@@ -113,19 +109,9 @@ class Curve:
         return self.counts / interpolated
 
 
-IntArray = NDArray[np.int64]
-
-_ROUNDS = 12
-_BOUNDED, _LEFT_OUT = 1.345, 4.685  # spreads off from where a ratio pulls no harder (Huber), and not at all (Tukey)
-_MAD_TO_DEVIATION = 1.4826
-_LEAST_SPREAD = 0.002  # clocks are no better
-
-
 class RelativeTimes(NamedTuple):
     """Logarithms of times [items] up to a constant that all share, and the covariance [items, items] of their errors.
-
-    An item without a ratio has an infinite variance.
-    """
+    An item without a ratio has an infinite variance."""
 
     log_ms: FloatArray
     covariance: FloatArray
@@ -137,16 +123,16 @@ class RelativeTimes(NamedTuple):
 
 
 def relative_times(items: int, pairs: Sequence[tuple[int, int]], log_ratios: Sequence[float]) -> RelativeTimes:
-    """Times of `items` items by ratios of neighbours: of pair (a, b) the logarithm of b's time over a's.
-
-    Errors count each ratio half, since a run has two neighbours and is in two ratios.
-    """
+    """Times of `items` items by ratios of neighbours: of pair (a, b) the logarithm of b's time over a's. Errors count
+    each ratio half, since a run has two neighbours and is in two ratios."""
     if not pairs:
         return RelativeTimes(np.zeros(items), np.diag(np.full(items, np.inf)))
     ends, ratios = np.array(pairs, dtype=np.int64), np.array(log_ratios, dtype=np.float64)
     weights = np.ones(len(ratios))
+    # Fixes the constant that is free, too weakly to move anything else.
+    anchor = np.full((items, items), 1e-6 / items) + np.diag(np.full(items, 1e-9))
     for number in range(_ROUNDS):
-        anchored = _laplacian(items, ends, weights) + _anchor(items)
+        anchored = _laplacian(items, ends, weights) + anchor
         log_ms = np.linalg.solve(anchored, _pull(items, ends, ratios * weights))
         off = np.abs(ratios - log_ms[ends[:, 1]] + log_ms[ends[:, 0]])
         spread = _spread(off, items)
@@ -158,8 +144,7 @@ def _weights(off: FloatArray, bounded: bool) -> FloatArray:
     """Of ratios so many spreads off. A pull that is bounded leads to the one best solution, from which to leave out."""
     if bounded:
         return np.array(np.minimum(1.0, _BOUNDED / np.maximum(off, 1e-9)))
-    weights: FloatArray = np.maximum(1e-6, np.maximum(0.0, 1 - (off / _LEFT_OUT) ** 2) ** 2)
-    return weights
+    return np.asarray(np.maximum(1e-6, np.maximum(0.0, 1 - (off / _LEFT_OUT) ** 2) ** 2))
 
 
 def _spread(off: FloatArray, items: int) -> float:
@@ -176,11 +161,6 @@ def _laplacian(items: int, ends: IntArray, weights: FloatArray) -> FloatArray:
     return matrix
 
 
-def _anchor(items: int) -> FloatArray:
-    """Fixes the constant that is free, too weakly to move anything else."""
-    return np.full((items, items), 1e-6 / items) + np.diag(np.full(items, 1e-9))
-
-
 def _pull(items: int, ends: IntArray, weighted: FloatArray) -> FloatArray:
     pull = np.zeros(items)
     np.add.at(pull, ends[:, 1], weighted)
@@ -195,9 +175,6 @@ def _covariance(laplacian: FloatArray, spread: float) -> FloatArray:
     inner = np.ix_(joined, joined)
     covariance[inner] = 2 * spread**2 * np.linalg.pinv(laplacian[inner], hermitian=True)
     return covariance
-
-
-QUIET = 0.1  # the share of runs that had the machine at its fastest: times are those of such a phase
 
 
 class Samples:

@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from math import exp
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,14 +14,12 @@ from synerdiff.profiles import KNEE_WITHIN, Cell, Evidence, Setting
 
 _LEAST, _MOST_TRIES = 4, 16  # runs of an item before it is compared, and after which nothing more is expected
 _DEVIATIONS = 2.33  # of a normal error, that it exceeds one way once in a hundred times
-
-
-class _Compared(NamedTuple):
-    """The logarithm of an item's time over that by default, and the ends of its interval."""
-
-    log_ratio: float
-    low: float
-    high: float
+_SMOOTHINGS = 5
+LADDER = (2, 4, 8, 16, 32, 48, 64)  # even: a task with guidance takes two rows
+_ROUGH, _FAIR, _FULL, _MOST = 3, 6, 12, 40  # runs of an item: for a first profile, for a good one, and at most
+_NEAR_ROWS, _NEAR_SHARE = 4, 1 / 6  # a knee that is sure to so many rows, or so much of itself, is sure
+_GROWTH = math.log(1.01)  # of throughput, below which rungs of the ladder have brought nothing
+_CONTENDS = 0.025  # an item counts for the knee if throughput is near enough to the best in this share of the cases
 
 
 class SettingTried:
@@ -47,21 +43,23 @@ class SettingTried:
         least = min(self._samples.count(probe) for probe in probes[::2])
         if least >= _LEAST:
             compared = [self._compared(item) for item in self._items]
-            self.better = any(each.high < -self._bound for each in compared)
-            self.settled = self.better or least >= _MOST_TRIES or all(each.low > -self._bound for each in compared)
+            self.better = any(high < -self._bound for _, _, high in compared)
+            self.settled = self.better or least >= _MOST_TRIES or all(low > -self._bound for _, low, _ in compared)
         return [] if self.settled else probes
 
     def evidence(self) -> Evidence | None:
         """What is known of it by now, of the item on which it does best."""
         if not self._items or any(not self._samples.count(Probe(*item, self.setting)) for item in self._items):
             return None
-        best = min(self._items, key=lambda item: self._compared(item).log_ratio)
-        each, runs = self._compared(best), self._samples.count(Probe(*best, self.setting))
-        return Evidence(_name(self.setting), exp(each.log_ratio), exp(each.low), exp(each.high), runs, self.better)
+        best = min(self._items, key=self._compared)
+        ratio, low, high = map(math.exp, self._compared(best))
+        runs = self._samples.count(Probe(*best, self.setting))
+        return Evidence(_name(self.setting), ratio, low, high, runs, self.better)
 
-    def _compared(self, item: tuple[int, int]) -> _Compared:
+    def _compared(self, item: tuple[int, int]) -> tuple[float, float, float]:
+        """The logarithm of an item's time over that by default, and the ends of its interval."""
         log_ratio, error = self._samples.ratio(Probe(*item, self.setting), Probe(*item, self._default))
-        return _Compared(log_ratio, log_ratio - _DEVIATIONS * error, log_ratio + _DEVIATIONS * error)
+        return log_ratio, log_ratio - _DEVIATIONS * error, log_ratio + _DEVIATIONS * error
 
 
 def _name(setting: Setting) -> str:
@@ -69,14 +67,9 @@ def _name(setting: Setting) -> str:
     return "threads: " + " + ".join(f"{side} {count}" for side, count in sides if count)
 
 
-_SMOOTHINGS = 5
-
-
 class Grid:
-    """Items of one setting: some row counts, each beside the same decode counts ([0] for a side without a part).
-
-    It `covers` what was measured whole, and is to get as far as `rows` and `decodes`.
-    """
+    """Items of one setting: some row counts, each beside the same decode counts ([0] for a side without a part). It
+    `covers` what was measured whole, and is to get as far as `rows` and `decodes`."""
 
     def __init__(self, setting: Setting, rows: Iterable[int], decodes: Iterable[int]) -> None:
         self.setting = setting
@@ -120,13 +113,6 @@ def _risen(log_ms: FloatArray) -> FloatArray:
     return np.maximum.accumulate(np.maximum.accumulate(log_ms, axis=0), axis=1)
 
 
-LADDER = (2, 4, 8, 16, 32, 48, 64)  # even: a task with guidance takes two rows
-_ROUGH, _FAIR, _FULL, _MOST = 3, 6, 12, 40  # runs of an item: for a first profile, for a good one, and at most
-_NEAR_ROWS, _NEAR_SHARE = 4, 1 / 6  # a knee that is sure to so many rows, or so much of itself, is sure
-_GROWTH = math.log(1.01)  # of throughput, below which rungs of the ladder have brought nothing
-_CONTENDS = 0.025  # an item counts for the knee if throughput is near enough to the best in this share of the cases
-
-
 class Stages:
     """What is measured of an extent. `bound`: see ProfileCourse."""
 
@@ -165,10 +151,10 @@ class Stages:
         rows = self.unet.rows
         if rows[-1] >= self._rungs[-1] or len(rows) < 3:
             return rows[-1] < self._rungs[-1]
-        log_ms, covariance = self.samples.log_ms(self.unet.probes)
+        log_ms, _ = self.samples.log_ms(self.unet.probes)
         throughput = np.log(rows) - log_ms
         best, last = int(np.argmax(throughput[:-2])), len(rows) - 2 + int(np.argmax(throughput[-2:]))
-        error = math.sqrt(covariance[best, best] + covariance[last, last] - 2 * covariance[best, last])
+        _, error = self.samples.ratio(self.unet.probes[last], self.unet.probes[best])
         return bool(throughput[last] - throughput[best] + error > _GROWTH)
 
     def rough_decodes(self) -> list[Probe]:
@@ -190,7 +176,7 @@ class Stages:
         best = int(curve.counts[np.argmax(curve.throughput)])
         rows = self.unet.rows
         between = [
-            _even_middle(low, high)
+            min(max(2 * round(math.sqrt(low * high) / 2), low + 1), high - 1)  # even, near their geometric mean
             for low, high in pairwise(rows)
             if high - low > max(_NEAR_ROWS, _NEAR_SHARE * low) and (low < knee.rows <= high or best in (low, high))
         ]
@@ -297,8 +283,3 @@ class Stages:
         """The same with smaller items at most. What was run of those stays."""
         self.samples.drop(probe for probe in self.samples.probes if probe.rows > rows or probe.decodes > decodes)
         return Stages(replace(self.extent, max_rows=rows, max_decodes=decodes), self._bound, self.samples)
-
-
-def _even_middle(low: int, high: int) -> int:
-    """Between the two, the even one nearest to their geometric mean."""
-    return min(max(2 * round(math.sqrt(low * high) / 2), low + 1), high - 1)

@@ -9,7 +9,8 @@ import grpc
 import pytest
 from redis.asyncio import Redis
 
-from services.scheduler.store.queue import JobStore, JobStoreSettings
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.store_base import JobStoreSettings
 from synerdiff.client import AsyncClient, Client, Event, Finished, ImageReady, Progress, Queued, Started
 from synerdiff.errors import AlreadyExists, Cancelled, DeadlineExceeded, InvalidRequest, NotEnded, NotFound
 from synerdiff.jobs import JobState

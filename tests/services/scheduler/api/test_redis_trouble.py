@@ -14,10 +14,9 @@ from structlog.testing import capture_logs
 from services.scheduler.engine.tasks import Phase
 from services.scheduler.process import follow_redis
 from services.scheduler.store import keys
-from services.scheduler.store.image_files import DirectoryImages
-from services.scheduler.store.images import RedisImages
-from services.scheduler.store.queue import JobStore, JobStoreSettings
-from services.scheduler.store.store_base import RedisMemory
+from services.scheduler.store.images import DirectoryImages, ImageStore
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.store_base import JobStoreSettings, RedisMemory
 from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.client import AsyncClient
 from synerdiff.errors import InvalidRequest, QueueFull, Unavailable
@@ -204,7 +203,7 @@ async def test_workers_that_a_full_redis_has_forgotten_go_on_with_what_they_have
 
 IMAGES = 16
 PIXEL_BYTES = 3 * CARD.native_width * CARD.native_height
-RESULT_BYTES = RedisImages().redis_bytes(a_request(width=256, height=256, num_images=IMAGES))
+RESULT_BYTES = ImageStore().redis_bytes(a_request(width=256, height=256, num_images=IMAGES))
 SETTINGS = JobStoreSettings(retention_s=4.0, retry_after_s=0.5)
 
 
@@ -261,7 +260,7 @@ async def test_the_expected_bytes_are_those_of_the_jobs_that_have_not_ended(redi
         return int(await redis.hget(keys.PATTERNS["callers"], " result_bytes") or 0)
 
     jobs = [await accept(store) for _ in range(3)]
-    one = RedisImages().redis_bytes(a_request())
+    one = ImageStore().redis_bytes(a_request())
     assert await expected() == 3 * one
     for _ in range(2):
         await store.cancel(jobs[0], "enough")

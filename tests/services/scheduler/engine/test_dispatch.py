@@ -5,7 +5,7 @@ import json
 from services.scheduler.engine.effects import Admit, FinishJob, SendUnetPlan, SendVaePlan
 from services.scheduler.engine.events import BudgetKnown, VaeAttached, WorkerLost
 from services.scheduler.engine.planning import dispatch
-from services.scheduler.policy.policies import PolicyBounds
+from services.scheduler.policy.policy_spec import PolicyBounds
 from services.scheduler.policy.snapshots import (
     Admission,
     DecodePart,

@@ -5,7 +5,7 @@ import inspect
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -23,7 +23,7 @@ from tests.services.scheduler.world import World, job
 FAULTS, SEEDS = 1000, 4
 # Generators are called, in this sense, to be closed as well, and nobody hears of what they raise then.
 RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-FAULTY = ("engine", "policy", "planner", "telemetry", "profiles", "leading/observer", "leading/store_writer")
+FAULTY = ("engine", "policy", "planner", "telemetry", "profiles", "leading/observer", "leading/store", "leading/worker")
 
 
 class Fault(Exception):
@@ -91,8 +91,9 @@ class Injector:
 class Provoked:
     """A virtual pool under load, in which one call after the other raises."""
 
-    def __init__(self, virtual: VirtualPool, seed: int) -> None:
+    def __init__(self, virtual: VirtualPool, seed: int, lines: Sequence[Mapping[str, object]]) -> None:
         self.virtual = virtual
+        self.lines = lines
         self.chance = random.Random(seed)
         self.injector = Injector()
         self.unowned: list[dict[str, object]] = []
@@ -111,6 +112,7 @@ class Provoked:
     async def round(self, calls_left: int) -> int:
         """A few jobs to their ends, while the call after so many others raises. Returns how many calls there were."""
         store, token, failed = self.virtual.store, self.virtual.lock.token, len(self.virtual.store.reasons)
+        self.told = len(self.lines)
         jobs = [self.job() for _ in range(self.chance.randint(1, 3))]
         with self.injector.armed(calls_left):
             for each in jobs:
@@ -133,7 +135,12 @@ class Provoked:
     def over(self, jobs: Sequence[JobRecord], token: int, failed: int) -> bool:
         """Whether all has come to its end: the jobs, what the workers held, and what the fault has led to."""
         met = not self.injector.at or self.virtual.lock.token > token or len(self.virtual.store.reasons) > failed
+        met = met or self.streams_given_up() > 0
         return met and self.virtual.quiet and all(self.virtual.store.ended[each.job_id] for each in jobs)
+
+    def streams_given_up(self) -> int:
+        """How many streams this round's fault has ended, whose worker is called again."""
+        return sum(str(line["event"]).startswith("worker is given up") for line in self.lines[self.told :])
 
     def judge(self, jobs: Sequence[JobRecord], token: int, failed: int, process_ended: bool) -> None:
         store, at = self.virtual.store, self.injector.at
@@ -142,20 +149,21 @@ class Provoked:
         assert len(store.reasons) - failed == len(reasons) <= bool(at)
         assert all(reason.startswith("13: ") and "Fault" in reason for reason in reasons), reasons
         if at:
-            leaderships = self.virtual.lock.token - token
-            assert leaderships + len(reasons) == 1, f"{leaderships} leaderships and {reasons} by {at}"
-            self.outcomes["job" if reasons else "process" if process_ended else "leadership"] += 1
+            leaderships, streams = self.virtual.lock.token - token, self.streams_given_up()
+            assert leaderships + len(reasons) + streams == 1, f"{leaderships} leaderships, {streams}, {reasons} by {at}"
+            kind = "job" if reasons else "stream" if streams else "process" if process_ended else "leadership"
+            self.outcomes[kind] += 1
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_a_thousand_faults_anywhere_end_a_leadership_or_one_job_each(
+def test_a_thousand_faults_anywhere_end_a_leadership_a_stream_or_one_job_each(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    provoked = Provoked(VirtualPool(monkeypatch), seed)
     with capture_logs() as lines, asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        provoked = Provoked(VirtualPool(monkeypatch), seed, lines)
         runner.run(provoked.run(FAULTS // SEEDS))
     assert provoked.unowned == []
-    assert min(provoked.outcomes[kind] for kind in ("leadership", "job")) > 0, provoked.outcomes
+    assert min(provoked.outcomes[kind] for kind in ("leadership", "job", "stream")) > 0, provoked.outcomes
     told = [line for line in lines if line["event"] == "a fault ends this leadership" and line["exc_info"]]
     assert len(told) == provoked.outcomes["leadership"]
     of_jobs = [line for line in lines if line["event"] in ("a job cannot be taken up", "an effect cannot be written")]

@@ -15,16 +15,16 @@ from services.scheduler.engine.ticks import PlannedPart, TickLog
 from services.scheduler.leading.leader import Leader, LeaderOptions
 from services.scheduler.leading.observer import Observer
 from services.scheduler.policy.controller import ThresholdController
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
-from services.scheduler.policy.policy_spec import Pace
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, Pace, PolicyBounds
 from services.scheduler.policy.snapshots import DomainSnapshot
-from services.scheduler.store.queue import Lease
+from services.scheduler.store.scripts import Lease
 from services.scheduler.telemetry.metrics import PoolMetrics
 from synerdiff.plans import ItemTiming, UnetTickDone, VaeTickDone
 from synerdiff.stopping import cancel_and_wait
 from tests.services.scheduler.redis_jobs import metric
 from tests.services.scheduler.reports import KEY, planned, profile, timing
-from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualStreams, VirtualTimeLoop
+from tests.services.scheduler.virtual_pool import SIDE, VirtualPool, VirtualTimeLoop
 from tests.services.scheduler.world import job
 from tests.values import a_worker
 from tests.values import spec as a_spec
@@ -255,7 +255,7 @@ async def _lose_a_domain(virtual: VirtualPool) -> None:
     serving = asyncio.create_task(virtual.pool.run())
     await virtual.until(lambda: virtual.pool.leader is not None)
     leading = cast(Leader, virtual.pool.leader)
-    everybody, streams = list(virtual.domains.records), cast(VirtualStreams, leading.streams)
+    everybody = list(virtual.domains.records)
 
     def known() -> set[str]:
         return {domain for domain, _ in leading.engine.holdings.profiles}
@@ -267,7 +267,7 @@ async def _lose_a_domain(virtual: VirtualPool) -> None:
     await virtual.until(lambda: known() == {"d0", "d1"})
     await serve("before")
     assert set(leading.observer.thresholds) == {"d0", "d1"}
-    streams.lose("d1")
+    virtual.domains.lose("d1")
     await asyncio.sleep(0)
     assert known() == {"d0", "d1"}, "it is announced, and may be back at once"
     virtual.domains.records[:] = [record for record in everybody if record.domain == "d0"]

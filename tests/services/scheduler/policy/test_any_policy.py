@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.scheduler.policy.policies import POLICIES, PolicySpec
+from services.scheduler.policy.policy_spec import POLICIES, PolicySpec
 from services.scheduler.policy.snapshots import BatchKey, DomainSnapshot, PoolSnapshot, SkipState, UnetLane, VaeLane
 from synerdiff.profiles import Profile
 from synerdiff.skip_cfg import SkipCfgBudget

@@ -16,8 +16,8 @@ from services.scheduler.policy.ordering import (
     ordered,
     row_calls,
 )
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
-from services.scheduler.policy.policy_spec import Pace, Urgency, paces_of
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, Pace, PolicyBounds, Urgency, paces_of
 from services.scheduler.policy.rounds import Rules, running_set
 from services.scheduler.policy.snapshots import BatchKey, PoolSnapshot, RunningTask, TurnClass
 from synerdiff.profiles import ItemCaps

@@ -6,7 +6,8 @@ import pytest
 
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.planner.planned_round import MOST_COUNT, PlannedRound, PlanQuery, check
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec
 from services.scheduler.policy.snapshots import (
     Admission,
     BatchKey,
@@ -241,7 +242,7 @@ def test_no_round_is_planned_past_the_last_call_of_a_task_so_that_its_decode_is_
     assert stepped(policy("continuous").plan(snapshot(ending))) == ["a/0"]
 
 
-class NothingKnown:
+class NothingKnown(PlanBook):
     """Where planned rounds come from that were never planned; what cannot be planned is refused here already."""
 
     def lookup(self, profile: Profile, query: PlanQuery) -> PlannedRound | None:

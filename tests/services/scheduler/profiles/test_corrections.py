@@ -5,7 +5,8 @@ import random
 import pytest
 
 from services.scheduler.engine.ticks import MeasuredItem
-from services.scheduler.profiles.corrections import CorrectionBounds, ProfileCorrection
+from services.scheduler.profiles import corrections
+from services.scheduler.profiles.corrections import ProfileCorrection
 from tests.services.scheduler.reports import planned, profile, timing
 
 
@@ -69,8 +70,9 @@ def test_one_wild_item_moves_little() -> None:
     assert correction.drift < 0.03
 
 
-def test_no_cell_goes_beyond_the_limit() -> None:
-    correction = ProfileCorrection(profile(), CorrectionBounds(limit=2.0))
+def test_no_cell_goes_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corrections, "LIMIT", 2.0)
+    correction = ProfileCorrection(profile())
     observed(500, item(4, 0, 40_000.0), correction=correction)
     corrected(correction, 0.0)
     assert correction.current.latency_ms(4, 0) == pytest.approx(80)

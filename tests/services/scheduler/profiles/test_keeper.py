@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 from services.scheduler.engine.engine import Engine
 from services.scheduler.engine.events import Event, JobArrived, JobDropped, Reported, UnetAttached, VaeAttached
 from services.scheduler.engine.tasks import UnetLaneState, VaeLaneState
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
 from services.scheduler.policy.snapshots import BatchKey
 from services.scheduler.profiles.keeper import KeeperOptions, ProfileKeeper
 from services.scheduler.profiles.measuring.course import ProfileCourse

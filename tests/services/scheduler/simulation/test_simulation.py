@@ -8,8 +8,8 @@ import pytest
 
 from services.scheduler.planner.plan_book import PlanBook
 from services.scheduler.policy.controller import ControllerSettings
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds, PolicySpec
-from services.scheduler.policy.policy_spec import Urgency
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds, PolicySpec, Urgency
 from services.scheduler.policy.snapshots import Admission, DomainSnapshot, Item, PoolSnapshot, TickPlan
 from services.scheduler.simulation.simulated_device import Overheads
 from services.scheduler.simulation.simulation import SimulatedPool, simulate, simulate_spec
@@ -98,11 +98,11 @@ def test_throughput_at_saturation_is_the_capacity() -> None:
     assert result.summary.busy_share == pytest.approx(1.0, abs=0.01)
 
 
-class _Idle:
+class _Idle(ConfiguredPolicy):
     """A policy that does nothing."""
 
-    name = "idle"
-    grows_from = 0
+    def __init__(self) -> None:
+        super().__init__(CONTINUOUS.spec, CONTINUOUS.bounds)
 
     def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
         return ()

@@ -8,8 +8,9 @@ from redis.asyncio import Redis
 from services.scheduler.callers import Caller
 from services.scheduler.policy.ordering import FairQueue
 from services.scheduler.store import keys
-from services.scheduler.store.queue import JobStore, JobStoreSettings
+from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease
+from services.scheduler.store.store_base import JobStoreSettings
 from synerdiff.errors import QueueFull
 from synerdiff.jobs import JobRecord
 from synerdiff.requests import Priority

@@ -10,8 +10,9 @@ from redis.asyncio import Redis
 from services.scheduler.callers import Caller, Quota
 from services.scheduler.store import keys
 from services.scheduler.store.group_commit import MOST_TOGETHER, SHORTEST_TRY_S, GroupCommit
-from services.scheduler.store.queue import Acceptance, JobStore, JobStoreSettings
+from services.scheduler.store.queue import Acceptance, JobStore
 from services.scheduler.store.scripts import Argument, Lease
+from services.scheduler.store.store_base import JobStoreSettings
 from synerdiff.errors import AlreadyExists, QueueFull, Unavailable
 from tests.services.scheduler.redis_jobs import DIGEST
 from tests.values import a_request

@@ -19,10 +19,16 @@ from services.scheduler.engine.events import ImageStored
 from services.scheduler.leading.store_writer import StoreWriter
 from services.scheduler.store import keys
 from services.scheduler.store.image_bucket import S3Images
-from services.scheduler.store.image_files import DirectoryImages, check_images_url, open_images
-from services.scheduler.store.images import ImageStore, RedisImages, UnusableImages
-from services.scheduler.store.queue import JobStore, JobStoreSettings
+from services.scheduler.store.images import (
+    DirectoryImages,
+    ImageStore,
+    UnusableImages,
+    check_images_url,
+    open_images,
+)
+from services.scheduler.store.queue import JobStore
 from services.scheduler.store.scripts import Lease
+from services.scheduler.store.store_base import JobStoreSettings
 from synerdiff.errors import NotEnded, NotFound, Unavailable
 from synerdiff.jobs import JobState
 from synerdiff.redis_process import RedisProcess, free_port
@@ -52,7 +58,7 @@ def s3_images(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Images:
 
 @pytest.fixture(params=["redis", "directory", "s3"])
 async def images(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ImageStore]:
-    made: ImageStore = RedisImages()
+    made = ImageStore()
     if request.param == "directory":
         made = open_images(f"file://{tmp_path}")
     elif request.param == "s3":
@@ -103,7 +109,7 @@ async def test_redis_holds_records_alone_where_images_have_a_place(
 ) -> None:
     job_id = await finished_job(store, lease)
     in_redis = await redis.hstrlen(keys.images(job_id), "0")
-    if isinstance(images, RedisImages):
+    if type(images) is ImageStore:
         assert in_redis > len(PICTURE)
     else:
         assert in_redis < 100
@@ -138,7 +144,7 @@ async def test_images_go_after_the_retention_of_their_job_and_not_before(
         await asyncio.sleep(0.05)
     await asyncio.sleep(1.1)  # S3 counts in seconds
     await store.sweep_images(every_s=0.001)
-    assert await kept(images) == ({live} if not isinstance(images, RedisImages) else set())
+    assert await kept(images) == ({live} if type(images) is not ImageStore else set())
     assert [image.data for image in await store.images(live, 1 << 20)] == [PICTURE]
     with pytest.raises(NotFound):
         await followed(store, ended)
@@ -151,7 +157,7 @@ async def test_one_sweep_is_enough_for_all_schedulers(images: ImageStore, redis:
     await images.put("0" * 32, orphan)  # by a leader that died before it told Redis
     await asyncio.sleep(1.6)
     swept = [await store.sweep_images(), await store.sweep_images()]
-    assert swept == [0 if isinstance(images, RedisImages) else 1, 0]
+    assert swept == [0 if type(images) is ImageStore else 1, 0]
     assert await kept(images) == set()
 
 
@@ -180,7 +186,7 @@ async def test_a_job_whose_image_files_are_gone_says_so(tmp_path: Path, redis: R
 
 async def test_images_that_another_store_has_are_unavailable_here(tmp_path: Path, redis: Redis, lease: Lease) -> None:
     """As while a rollout changes `images_url`: a scheduler of the other setting has them."""
-    before, after = JobStore(redis, IMPATIENT, RedisImages()), JobStore(redis, IMPATIENT, DirectoryImages(tmp_path))
+    before, after = JobStore(redis, IMPATIENT, ImageStore()), JobStore(redis, IMPATIENT, DirectoryImages(tmp_path))
     old, new = await finished_job(before, lease), await finished_job(after, await new_leader(redis, instance_id="two"))
     assert await followed(after, old) == [PICTURE + b"\0"]
     with pytest.raises(Unavailable, match="not in Redis, and this scheduler has no other image store"):

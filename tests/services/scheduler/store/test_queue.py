@@ -8,8 +8,9 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from services.scheduler.store import keys
-from services.scheduler.store.queue import JobStore, JobStoreSettings, QueueDepth
+from services.scheduler.store.queue import JobStore, QueueDepth
 from services.scheduler.store.scripts import Lease, TransitionRefused
+from services.scheduler.store.store_base import JobStoreSettings
 from synerdiff.errors import QueueFull, Unavailable
 from synerdiff.jobs import JobState
 from synerdiff.redis_process import RedisProcess

@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 
 from services.scheduler.callers import Caller
 from services.scheduler.store import keys
-from services.scheduler.store.queue import JobStore, Lease
+from services.scheduler.store.queue import JobStore
+from services.scheduler.store.scripts import Lease
 from services.scheduler.store.sweeps import TELL_WITHIN_S
 from services.scheduler.telemetry.job_ends import tell_ended
 from services.scheduler.telemetry.metrics import PoolMetrics

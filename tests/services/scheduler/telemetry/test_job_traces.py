@@ -8,7 +8,8 @@ from services.scheduler.engine import events
 from services.scheduler.engine.engine import Engine, EngineBounds
 from services.scheduler.engine.tasks import Phase, Task, UnetLaneState, VaeLaneState
 from services.scheduler.engine.ticks import PartItem, PlannedPart
-from services.scheduler.policy.policies import POLICIES, ConfiguredPolicy, PolicyBounds
+from services.scheduler.policy.policies import ConfiguredPolicy
+from services.scheduler.policy.policy_spec import POLICIES, PolicyBounds
 from services.scheduler.telemetry.job_traces import MOST_LINKS, TICKS_APART, JobTraces, has_spans
 from synerdiff.jobs import JobRecord, JobState
 from synerdiff.plans import DecodedImage, ItemTiming, SlotRef, TaskFailed, TaskReady, UnetTickDone

@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from services.scheduler.policy.policies import POLICIES
+from services.scheduler.policy.policy_spec import POLICIES
 from services.scheduler.profiles.measuring import mechanism_tests
 from services.scheduler.profiles.measuring.mechanism_tests import CONFIDENCE, LOOKS, paired
 from services.scheduler.profiles.measuring.rounds import Probe, Run
