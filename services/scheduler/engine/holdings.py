@@ -17,8 +17,8 @@ from services.scheduler.engine.effects import (
     StartJob,
     StoreImage,
 )
+from services.scheduler.engine.item_sizes import MemoryBounds
 from services.scheduler.engine.tasks import Job, Phase, Task, UnetLaneState, VaeLaneState
-from services.scheduler.engine.ticks import MemoryBounds
 from services.scheduler.policy.ordering import CallTurns, call_cost
 from services.scheduler.policy.policy_spec import Pace
 from services.scheduler.policy.snapshots import Ahead, BatchKey, TurnClass

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from services.scheduler.engine.ticks import BatchGrowth, PlannedPart
+from services.scheduler.engine.item_sizes import BatchGrowth
+from services.scheduler.engine.ticks import PlannedPart
 from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.jobs import JobRecord, JobTimings, SkippedSteps
 from synerdiff.plans import ItemRef, ItemTiming, SlotRef

@@ -15,8 +15,9 @@ from services.scheduler.engine.events import (
     WorkerLost,
 )
 from services.scheduler.engine.holdings import Holdings
+from services.scheduler.engine.item_sizes import BatchGrowth, most_of_slots
 from services.scheduler.engine.tasks import Lane, Phase, Task, UnetLaneState
-from services.scheduler.engine.ticks import BatchGrowth, PlannedPart, most_of_slots
+from services.scheduler.engine.ticks import PlannedPart
 from synerdiff.plans import (
     DecodedImage,
     ItemTiming,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 
-from services.scheduler.engine.ticks import UNBOUNDED
+from services.scheduler.engine.item_sizes import UNBOUNDED
 from synerdiff.profiles import ItemCaps, Profile, ProfileSubject
 from synerdiff.registry import WorkerRecord
 

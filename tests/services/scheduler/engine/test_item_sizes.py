@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from services.scheduler.engine.ticks import BatchGrowth, most_of_slots
+from services.scheduler.engine.item_sizes import BatchGrowth, most_of_slots
 
 ITEMS = 600
 
