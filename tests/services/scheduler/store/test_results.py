@@ -133,15 +133,21 @@ async def test_progress_counts_all_images_and_may_go_back(store: JobStore, lease
 
 
 async def test_writes_repeated_after_a_lost_reply_change_nothing(store: JobStore, lease: Lease) -> None:
-    """Those of test_queue_model.py are told once as well; here is what they leave."""
     job_id = await running_job(store, lease)
     for _ in range(2):
+        assert await store.start(lease, job_id)
         await store.append_progress(lease, [Step(job_id, 0, 3, preview=b"\x00\n\xff:")])
     told = await store.events(job_id)
     assert (kinds(told), told[-1].sequence) == (["queued", "started", "progress"], 3)
+    for _ in range(2):
+        assert await store.decoding(lease, job_id)
+        assert await store.start(lease, job_id)
     for data in (b"first", b"again, after a death"):
         assert await store.store_image(lease, job_id, a_picture(data), 0, 7)
-    assert await store.finish(lease, job_id, TIMINGS)
+    for _ in range(2):
+        assert await store.finish(lease, job_id, TIMINGS)
+    assert not await store.fail(lease, job_id, 13, "too late")
+    assert not await store.store_image(lease, job_id, a_picture(), 0, 7)
     await store.append_progress(lease, [Step(job_id, 0, 4)])
     assert kinds(await store.events(job_id)) == ["queued", "started", "image", "finished"]
     assert [image.data for image in await store.images(job_id, 1000)] == [b"first"]
