@@ -5,8 +5,8 @@ round takes as long and no decode ends later. So the path is over decoding items
 steps, tabulated once. And all states of one layer, that is of one count of units done, are computed at once.
 
 Times are whole nanoseconds (ns): sums are exact, so that equal plans are equal and the planner's choice among them
-never wavers. A `span` is a time and a number of items in one whole number, so that of two rounds
-that take equally long the one with fewer items is the shorter. Costs are ns times COST_SCALE.
+never wavers. A `span` is a time and a number of items in one whole number, so that of two rounds that take equally long
+the one with fewer items is the shorter. Costs are ns times COST_SCALE.
 """
 
 from functools import lru_cache

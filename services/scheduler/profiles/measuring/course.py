@@ -3,7 +3,7 @@
 The course goes from what is needed most to what is needed least, so that it can be left at any time: first, roughly,
 how throughput grows with the batch, and the cost of decodes and of both beside each other; then the knee, until it is
 sure; then the rest. It asks for sweeps: some items, once each, in an order drawn by lot, to be run one right after the
-other, since only runs that are neighbours say something of each other (see `relative_times`).
+other, since only runs that are neighbours say something of each other (see `samples`).
 """
 
 import math

@@ -1,9 +1,9 @@
 """Which mechanisms pay on a device: each is run with and without in turns, in rounds that are typical of its profile.
 
-A mechanism leaves its default only where the ratios of pairs say so with confidence (see `paired`): one that is on goes
-off where it surely costs time, one that is off goes on where it surely saves some. Waiting for each plan keeps plans
-fresh, so it goes on where it surely costs next to nothing.
-Nothing is assumed of how ratios scatter: the interval of their median follows from signs alone.
+A mechanism leaves its default only where the ratios of pairs say so with confidence: one that is on goes off where it
+surely costs time, one that is off goes on where it surely saves some. Waiting for each plan keeps plans fresh, so it
+goes on where it surely costs next to nothing. Nothing is assumed of how ratios scatter: the interval of their median
+follows from signs alone.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
