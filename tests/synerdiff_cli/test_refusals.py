@@ -81,7 +81,7 @@ def test_bad_options_are_refused_by_name(
         ("--listen everywhere", 2, "is not HOST:PORT"),
         ("--redis-url http://x", 2, "is no Redis URL"),
         ("--profile p.json", 2, "99"),
-        (f"--listen 127.0.0.1:0 --redis-url redis://127.0.0.1:{free_port()}", 3, "no Redis answers at redis://127"),
+        ("--listen 127.0.0.1:0 --redis-url redis://127.0.0.1:PORT", 3, "no Redis answers at redis://127"),
     ],
 )
 def test_options_of_up_that_cannot_work_end_it_with_one_line(
@@ -89,7 +89,7 @@ def test_options_of_up_that_cannot_work_end_it_with_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.json").write_text('{"version": 99}')
-    result = synerdiff("up", *command.split(), "--data-dir", "data")
+    result = synerdiff("up", *command.replace("PORT", str(free_port())).split(), "--data-dir", "data")
     assert (result.exit_code, result.stderr.count("\n")) == (code, 1)
     assert said in result.stderr
 
