@@ -1,4 +1,4 @@
-"""Who calls, and what they may do: one value a caller, the same for a call's whole life."""
+"""The caller of a call, with its rights: one value per caller, the same for a call's whole life."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from synerdiff.requests import Priority
 
 @dataclass(frozen=True)
 class Quota:
-    """What one caller may have at once; 0: no bound. Open jobs have not ended: they wait or run. `requests_per_s`: of
-    Generate and Submit, a second's worth at once, at each scheduler."""
+    """Bounds on one caller; 0: no bound. An open job has not ended: it waits or runs. `requests_per_s`: of Generate and
+    Submit at each scheduler, with bursts of up to a second's worth."""
 
     waiting_jobs: int = 0
     waiting_images: int = 0
@@ -43,10 +43,10 @@ _calling: ContextVar[Caller] = ContextVar("caller", default=ANONYMOUS)
 
 
 def calling() -> Caller:
-    """The caller of the call that runs; ANONYMOUS where nobody has to say who they are."""
+    """The caller of the running call; ANONYMOUS where callers are not identified."""
     return _calling.get()
 
 
 def set_calling(caller: Caller) -> None:
-    """Say who makes the call that runs, once that is known."""
+    """Set the caller of the running call."""
     _calling.set(caller)

@@ -65,7 +65,7 @@ def _tracer(settings: SchedulerSettings) -> Tracer:
 
 
 async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
-    """Serve until told to stop. Returns the exit status. Raises EvictingRedis, or SynerDiffError without a port."""
+    """Serve until a stop signal. Returns the exit status. Raises EvictingRedis, or SynerDiffError without a port."""
     stop = stop_signal()
     serve_metrics("scheduler", settings.metrics_port)
     async with _store(settings, tracer) as (redis, store, registry, pool):
@@ -97,7 +97,7 @@ async def serve(settings: SchedulerSettings, tracer: Tracer) -> int:
         log.info("serving", address=host.address, pool=settings.pool, policy=settings.policy)
         died = await _first_to_end(parts, stop)
         log.info("draining")
-        # The lead is given up before calls end: another scheduler has taken over when their clients come to it.
+        # This scheduler resigns before calls end: another one leads by the time their clients reconnect to it.
         await host.withdraw()
         await cancel_and_wait(*parts)
         await host.drain(settings.drain_grace_s)
@@ -142,8 +142,8 @@ def _spare_collections() -> None:
 
 
 async def follow_redis(host: ServiceHost, redis: Redis, store: JobStore) -> None:
-    """Ready while Redis takes what it is given, and keeps it: else nothing can be accepted. Tells of a Redis that has
-    lost what it was given, by a key that is set once for all schedulers; and the store of its memory."""
+    """Report ready while Redis takes and keeps writes: otherwise nothing can be accepted. Log a loss of Redis' data, which
+    a key set once for all schedulers shows. Pass Redis' memory use to the store."""
     metrics, known = PoolMetrics.of_process(), b""
     while True:
         try:

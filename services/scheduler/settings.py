@@ -1,4 +1,4 @@
-"""What a scheduler can be told."""
+"""Settings of a scheduler process."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -140,13 +140,13 @@ class SchedulerSettings(ServiceSettings):
         return self
 
     def gate(self) -> Gate:
-        """Who may call."""
+        """The check of each call's caller."""
         known = CallersFile(self.callers_file) if self.callers_file else None
         return Gate(known, certificates=self.tls_client_ca is not None)
 
     def server_tls(self) -> ServerTls | None:
-        """What to serve with. Clients are many, and strangers: whoever had a certificate of `tls_ca` could command
-        workers, so theirs, where they need one at all, are of another CA."""
+        """TLS of the public port; None: plaintext. Clients are many, and strangers: their certificates, where required,
+        come from another CA than `tls_ca`, whose certificates can command workers."""
         tls = super().server_tls()
         return tls and replace(tls, client_ca=self.tls_client_ca)
 
@@ -170,7 +170,7 @@ class SchedulerSettings(ServiceSettings):
         )
 
     def engine_bounds(self) -> EngineBounds:
-        """How far the engine goes."""
+        """The bounds of the engine."""
         return EngineBounds(
             plan_ahead=self.plan_ahead or _MOST_PLAN_AHEAD,
             max_deaths=self.max_deaths,
@@ -194,7 +194,7 @@ class SchedulerSettings(ServiceSettings):
         return replace(POLICIES[self.policy], **changes)
 
     def leader_options(self, store: ProfileStore) -> LeaderOptions:
-        """What leads the pool. Raises InvalidRequest for a profile file that is none."""
+        """Options of the pool's leader. Raises InvalidRequest for a bad profile file."""
         spec, plans = self.policy_spec(), PlanBook()
         bounds = PolicyBounds(unet_batch=self.unet_batch, vae_batch=self.vae_batch, prepare_ahead=self.prepare_ahead)
         given = load_profile(self.profile) if self.profile else None

@@ -59,7 +59,7 @@ def _timed_generator(behaviour: Callable[[Any, Any], AsyncIterator[Any]], method
 
 @contextlib.contextmanager
 def _timed(method: str, context: Any) -> Iterator[None]:
-    """Count the time of what is done within, under the code that the call ends with."""
+    """Observe the time of the block, under the status code of the call."""
     began_s, code = time.perf_counter(), "OK"
     try:
         yield

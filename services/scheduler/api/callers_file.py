@@ -38,7 +38,7 @@ _unreadable = Gauge(
 
 
 class BadCallersFile(SynerDiffError):
-    """A file of callers that is absent or has a line that means nothing; the message names the line, never a hash."""
+    """A file of callers that is absent or has an invalid line; the message names the line, never a hash."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Callers:
     by_certificate: Mapping[str, Caller] = field(default_factory=dict)
 
     def with_key(self, key: str) -> Caller | None:
-        """The caller whose key this is."""
+        """The caller with this key; None for an unknown one."""
         return self.by_hash.get(key_hash(key))
 
 
 class CallersFile:
-    """The callers of a file as it is now. One that turns bad leaves the last good one in force, and says so."""
+    """The callers of a file that may change. A bad file leaves its last good version in force, and a gauge shows it."""
 
     def __init__(self, path: Path) -> None:
         """Raises BadCallersFile."""
@@ -90,7 +90,7 @@ def new_key() -> str:
 
 
 def key_hash(key: str) -> str:
-    """What the file holds of a key."""
+    """A key's form in the file: `sha256:HEX`."""
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 

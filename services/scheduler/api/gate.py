@@ -1,4 +1,4 @@
-"""The gate that every call of a scheduler passes before anything of it is read: who calls, and whether they may."""
+"""The gate of every call: it identifies the caller and checks their rights before the request is read."""
 
 import time
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from services.scheduler.api.callers_file import CallersFile
 from services.scheduler.callers import ANONYMOUS, Caller, set_calling
 from synerdiff.errors import PermissionDenied, QueueFull, Unauthenticated
 
-# Nothing but whether work is taken: probes and load balancers ask it.
+# Health says only whether the scheduler takes work; probes and load balancers ask for it.
 FOR_ANYBODY = frozenset({health.SERVICE_NAME})
 # Everything else, reflection too, is for operators.
 FOR_CALLERS = frozenset({"synerdiff.v1.ImageGeneration"})
@@ -21,15 +21,15 @@ _unknown = Counter("synerdiff_unauthenticated_total", "Calls refused for want of
 
 
 class Gate:
-    """Says who makes a call, by its key, else by the name in its certificate. Without `known`, everybody may do
-    everything; with `certificates` each under the name in their certificate, which TLS has made sure of."""
+    """Identifies a caller by the key, else by the name in the certificate, which TLS has verified. Without `known` every
+    caller may use every service; with `certificates` each under the name in their certificate."""
 
     def __init__(self, known: CallersFile | None = None, *, certificates: bool = False) -> None:
         self._known = known
         self._certificates = certificates
 
     def __call__(self, context: Any, method: str) -> None:
-        """Let a call in, or raise Unauthenticated or PermissionDenied. `method`: "/package.Service/Method"."""
+        """Accept a call, or raise Unauthenticated or PermissionDenied. `method`: "/package.Service/Method"."""
         service = method[1 : method.rfind("/")]
         if service in FOR_ANYBODY:
             return
@@ -52,7 +52,7 @@ class Gate:
 
 
 def _bearer_key(context: Any) -> str | None:
-    """The key that the call shows; a call with several shows the first."""
+    """The bearer key of the call: the first of several; None without one."""
     for name, value in context.invocation_metadata() or ():
         if name == "authorization" and value[: len(_BEARER)].lower() == _BEARER:
             return str(value[len(_BEARER) :].strip())

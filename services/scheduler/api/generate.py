@@ -32,14 +32,14 @@ from synerdiff.wire.public import job_to_pb, model_card_to_pb
 
 SERVICE = "synerdiff.v1.ImageGeneration"
 
-# A GenerateRequest is at most two prompts of 8 KiB and small change; nothing a stranger sends needs more room.
+# A GenerateRequest is at most two prompts of 8 KiB and a few small fields: no client needs more.
 MAX_REQUEST_BYTES = 1 << 20
-# Bytes of images in one answer: what clients that take 64 MiB take; of Submit, what every client takes.
+# Bytes of images in one answer: within the bound of clients that take 64 MiB; of Submit, within every client's.
 MAX_IMAGE_BYTES = 60 * MIB
 MAX_SUBMIT_IMAGE_BYTES = 3 * MIB
 REDIS_PATIENCE_S = 2.0
 AGAIN_AFTER_S = 1.0
-# A model whose limits change is judged by its old ones for this long, and its old weights are asked for.
+# For this long after a model changes, requests are checked against its old limits and get its old weights.
 _KEPT_S = 1.0
 _ON_THE_WAY = ("queued", "started", "progress")
 
@@ -52,10 +52,10 @@ T = TypeVar("T")
 
 
 class EmptyWatches:
-    """When the last watch of each job ended that had nothing to tell, as the client had seen its last event.
+    """The end of each job's last empty watch: one without events, since the client had seen the job's last.
 
-    A client that takes that end for a broken connection watches again without a pause, and would take a core; so the
-    same again within AGAIN_AFTER_S waits for the rest of it.
+    A client that takes this end for a broken connection watches again without a pause, and would occupy a core. So the
+    next empty watch within AGAIN_AFTER_S ends only after the rest of that time.
     """
 
     def __init__(self) -> None:
@@ -73,8 +73,8 @@ class EmptyWatches:
 
 
 class Kept(Generic[T]):
-    """What `read` gave last: read again once it is older than `for_s` seconds, or no good. Those that want it at the
-    same time share one reading.
+    """The latest value of `read`, read again once it is older than `for_s` seconds or not `good`. Concurrent callers
+    share one reading.
     """
 
     def __init__(self, read: Callable[[], Awaitable[T]], for_s: float) -> None:
@@ -85,8 +85,8 @@ class Kept(Generic[T]):
         self._reading: asyncio.Task[None] | None = None
 
     async def get(self, good: Callable[[T], bool] = lambda value: True) -> T:
-        """The value. One that is not `good` is as old as can be. Raises what `read` raises."""
-        # A reading under way may have begun too early to find what is wanted: the one after it has not.
+        """The value; one that is not `good` was read after this call began. Raises the errors of `read`."""
+        # A reading under way may have begun too early to find a good value: the one after it has not.
         for _ in range(2):
             if time.monotonic() - self._read_at_s <= self._for_s and good(cast(T, self._value)):
                 break
@@ -230,7 +230,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
         return made
 
     async def _deliveries(self, made: Acceptance) -> Deliveries:
-        """Those of a job, in the trace of the call that made it."""
+        """The deliveries of a job, in the trace of the call that made it."""
         record = made.record
         if record is None and self._tracer.enabled:
             record = await self._known(made.job_id)
@@ -266,7 +266,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
     async def _follow(
         self, job_id: str, after_sequence: int, results_only: bool, context: Any, deliveries: Deliveries
     ) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
-        # Tells the client that the job is there, however long its next event takes.
+        # The client learns at once that the job exists, however long its next event takes.
         await context.send_initial_metadata(())
         draining = asyncio.ensure_future(self._draining.wait())
         events = self._store.follow(job_id, after_sequence)
@@ -286,7 +286,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
             await events.aclose()
 
     async def _known(self, job_id: str) -> JobRecord:
-        """The job, if it is the caller's: of others they learn nothing, not even that there are any."""
+        """The caller's own job. Raises NotFound for an unknown job and for another caller's, which look alike."""
         record = await self._store.job(job_id)
         if record is None or record.caller != calling().name:
             raise _unknown_job(job_id)
@@ -303,7 +303,7 @@ class ImageGenerationService(images_pb2_grpc.ImageGenerationServicer):
 
 
 def _check_allowed(request: ImageRequest, caller: Caller) -> None:
-    """Raise for what a caller may never have, however long they wait."""
+    """Raise InvalidRequest for more images than the quota ever allows, PermissionDenied for the priority."""
     for bound in ("waiting_images", "open_images"):
         if 0 < getattr(caller.quota, bound) < request.num_images:
             what = f"{request.num_images} is more than caller {caller.name!r} may have: {bound}"

@@ -1,4 +1,4 @@
-"""The operators' API: what runs where, the last ticks as a trace, and ticks as they come."""
+"""The operators' API: the pool's status, the last ticks as a trace, and ticks as they come."""
 
 import asyncio
 from collections import Counter
@@ -32,7 +32,7 @@ _DECODING = (Phase.READY_TO_DECODE, Phase.DECODING, Phase.STORING)
 
 
 class OperationsService(operations_pb2_grpc.OperationsServicer):
-    """synerdiff.v1.Operations of one pool: from its leader's books where this process leads, else by Redis alone."""
+    """synerdiff.v1.Operations of one pool: from its leader's holdings where this process leads, else from Redis."""
 
     def __init__(self, pool: Pool) -> None:
         self.watches = TickWatches(pool)
@@ -78,7 +78,7 @@ class OperationsService(operations_pb2_grpc.OperationsServicer):
                 yield message
 
     async def update_gauges(self) -> None:
-        """Set the gauges of the process's metrics to what holds now."""
+        """Set the gauges of the process's metrics to their present values."""
         metrics, leader = PoolMetrics.of_process(), self._pool.leader
         metrics.leading.labels(self._pool.name).set(leader is not None)
         for depth in await self._pool.store.queue_depths():
@@ -111,7 +111,7 @@ def set_holdings_gauges(metrics: PoolMetrics, holdings: Holdings) -> None:
 
 
 def worker_statuses(records: Iterable[WorkerRecord], holdings: Holdings | None) -> list[operations_pb2.WorkerStatus]:
-    """Announced workers by id, then those the leader still holds that are announced no more: they drain."""
+    """Announced workers by id, then workers that the leader holds without an announcement: they drain."""
     statuses = [_worker_status(record, holdings) for record in records]
     announced = {status.worker_id for status in statuses}
     for kind, lanes in (("unet", holdings.unet), ("vae", holdings.vae)) if holdings else ():
@@ -132,7 +132,7 @@ def _worker_status(record: WorkerRecord, holdings: Holdings | None) -> operation
 
 
 def _as_held(status: operations_pb2.WorkerStatus, holdings: Holdings | None) -> operations_pb2.WorkerStatus:
-    """The status with what the leader's books say of the worker."""
+    """The status with the state of the worker's lane, where the leader has one."""
     lane = holdings.lane(status.worker_id) if holdings else None
     if lane:
         status.attached, status.draining, status.suspect, status.rows = True, lane.draining, lane.suspect, lane.rows
@@ -180,7 +180,7 @@ def planning_statuses(
 
 
 def controller_state(thresholds: Thresholds | None, domain: str) -> ControllerState | None:
-    """Where a domain's controller stands; None where its threshold is not controlled, or was not asked for yet."""
+    """Where a domain's controller stands; None where its threshold is not controlled, or not in use yet."""
     return thresholds.state(domain) if isinstance(thresholds, ThresholdController) else None
 
 

@@ -1,4 +1,4 @@
-"""Streams of ticks for those who watch. They read the rings that are kept anyway: nobody who plans waits for them."""
+"""Streams of ticks for operators. They read rings that are kept anyway: planning never waits for them."""
 
 import asyncio
 import contextlib
@@ -19,17 +19,17 @@ _RETRY_AFTER_S = 5.0
 
 
 class TickWatches:
-    """The streams of one scheduler. `open`: how many there are."""
+    """The streams of one scheduler. `open`: their number."""
 
     def __init__(self, pool: Pool) -> None:
         self.open = 0
         self._pool = pool
 
     async def watch(self, domain: str, last: int) -> AsyncGenerator[operations_pb2.WatchTicksResponse, None]:
-        """What is new, as often as there is something, beginning with the `last` parts and ended jobs.
+        """New parts of ticks and ended jobs as they come, beginning with the `last` ones of each.
 
         Raises Unavailable as soon as this process does not lead, NotFound for a domain without a worker, and QueueFull
-        where too many watch.
+        past MOST_WATCHES streams.
         """
         with self._counted():
             check_domain(leader_of(self._pool), domain)
@@ -53,7 +53,7 @@ class TickWatches:
 
 
 class Watch:
-    """How far one stream has come in both rings."""
+    """One stream's position in both rings."""
 
     def __init__(self, domain: str, ticks: TickLog, ended: Ring[EndedJob], last: int) -> None:
         self._domain = domain
@@ -64,7 +64,7 @@ class Watch:
         self._begun = False
 
     async def news(self) -> operations_pb2.WatchTicksResponse | None:
-        """What came since the last time; None for nothing. The first is never None: it says that the stream is open."""
+        """The news since the last call; None without any. The first is never None: it shows that the stream is open."""
         records = self._new_records()
         jobs, self._jobs_seen = self._ended.since(self._jobs_seen), self._ended.added
         if not records and not jobs and self._begun:
@@ -82,7 +82,7 @@ class Watch:
 
 
 def leader_of(pool: Pool) -> Leader:
-    """Who leads here. Raises Unavailable where this process does not."""
+    """The leader. Raises Unavailable where this process does not."""
     if pool.leader is None:
         raise Unavailable(f"this scheduler does not lead pool {pool.name!r}; ask its leader")
     return pool.leader

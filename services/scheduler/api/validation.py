@@ -42,7 +42,7 @@ class AdmissionLimits:
 
 
 def body_digest(pb: images_pb2.GenerateRequest) -> bytes:
-    """SHA-256 of what is asked for: the same for two requests that differ in request_id and results_only alone."""
+    """SHA-256 of a request's content: equal for two requests that differ in request_id and results_only alone."""
     body = images_pb2.GenerateRequest()
     body.CopyFrom(pb)
     body.ClearField("request_id")
@@ -152,7 +152,7 @@ class _Fields:
     def guidance_scale(self) -> float:
         if not self.pb.HasField("guidance_scale"):
             return self.card.default_guidance_scale
-        # The shortest decimal of the float32 on the wire is what the client wrote: 7.3, not 7.300000190734863.
+        # The client wrote the shortest decimal of the float32 on the wire: 7.3, not 7.300000190734863.
         value = float(str(numpy.float32(self.pb.guidance_scale)))
         bound = self.limits.max_guidance_scale
         if not 0 <= value <= bound:

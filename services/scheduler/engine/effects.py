@@ -35,7 +35,7 @@ class SendVaePlan:
 
 @dataclass(frozen=True)
 class CancelOnWorker:
-    """To a worker: drop these tasks and free what they hold."""
+    """To a worker: drop these tasks and free their resources."""
 
     worker_id: str
     task_ids: tuple[str, ...]
@@ -51,7 +51,7 @@ class ReleaseSlots:
 
 @dataclass(frozen=True)
 class ForgetImages:
-    """To a VAE worker: the images are stored, or nobody wants them."""
+    """To a VAE worker: the images are stored, or not wanted any more."""
 
     worker_id: str
     task_ids: tuple[str, ...]
@@ -77,7 +77,7 @@ class ReportProgress:
 
 @dataclass(frozen=True)
 class MarkDecoding:
-    """To the store: every task of the job has its last step behind it."""
+    """To the store: every task of the job has made its last step."""
 
     job_id: str
 
@@ -95,7 +95,7 @@ class StoreImage:
 @dataclass(frozen=True)
 class FinishJob:
     """To the store: every image is stored. `skipped_steps`: by image index, the calls that skipped guidance. `workers`:
-    the ids of those that have drawn it, as far as this leader has seen it."""
+    the ids of the workers that drew it, as far as this leader knows."""
 
     job_id: str
     accepted_at_ms: int
@@ -118,7 +118,7 @@ class FailJob:
 
 @dataclass(frozen=True)
 class LetJobGo:
-    """To the books alone: a job that others ended is not held any more. `outcome`: "cancelled", "expired" or "lost"."""
+    """To the observers alone: the leader drops a job that others ended. `outcome`: "cancelled", "expired" or "lost"."""
 
     job_id: str
     accepted_at_ms: int

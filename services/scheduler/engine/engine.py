@@ -70,7 +70,7 @@ def fail_jobs_of_other_weights(holdings: Holdings, now_ms: int, wait_s: float) -
 
 
 def _held_weights(holdings: Holdings) -> _HeldWeights:
-    """The digests that workers which take new work hold."""
+    """The digests of the weights on workers that take new work."""
     held: _HeldWeights = {}
     for kind, lanes in (("UNet", holdings.unet.values()), ("VAE", holdings.vae.values())):
         for lane in lanes:
@@ -94,7 +94,7 @@ def _lacking_weights(job: Job, held: _HeldWeights) -> str:
 
 @dataclass(frozen=True)
 class EngineBounds:
-    """How far the engine goes.
+    """The bounds of the engine.
 
     `plan_ahead`: plans under way per worker. `max_deaths`: losses of its worker that a task survives. `read_ahead`:
     jobs read from the queue per slot, so that the most urgent can be chosen and the rest waits in Redis.
@@ -108,8 +108,8 @@ class EngineBounds:
 
 
 class Wanted(NamedTuple):
-    """What to read of a model's queue: so many `jobs`, and then, while the next one's caller has fewer than `share`
-    tasks among those that wait here, that too: a flood that fills the pool does not keep others out of it.
+    """The jobs to read from a model's queue: at most `jobs`, and past that the next one while its caller has fewer than
+    `share` tasks waiting here. So a flood that fills the pool does not keep other callers out of it.
 
     `waiting`: tasks by caller.
     """
@@ -120,8 +120,8 @@ class Wanted(NamedTuple):
 
 
 class Engine:
-    """Everything one pool does. One instance per leadership; a new leader starts from an empty one. An exception out of
-    it is a fault: the books may be wrong then, and this leadership has to end."""
+    """Everything one pool does. One instance per leadership; a new leader starts from an empty one. An exception from
+    it is a fault: the holdings may be wrong then, and this leadership has to end."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Engine:
         return None
 
     def check_deadlines(self, now_ms: int) -> None:
-        """To be called a few times a second: deadlines that have passed, workers that may have room again."""
+        """End late jobs, and try workers without room again. Call it a few times a second."""
         fail_late_jobs(self.holdings, now_ms)
         fail_jobs_of_other_weights(self.holdings, now_ms, self.bounds.weights_wait_s)
         for lane in self.holdings.unet.values():
@@ -182,11 +182,11 @@ class Engine:
         return effects
 
     def wanted_jobs(self) -> dict[str, int]:
-        """Jobs worth reading now, per model with a UNet worker: a few times its slots, less what waits already."""
+        """Jobs worth reading now, per model with a UNet worker: a few times its slots, less the waiting tasks."""
         return {model: wanted.jobs for model, wanted in self.wanted().items() if wanted.jobs > 0}
 
     def wanted(self) -> dict[str, Wanted]:
-        """What is worth reading now, per model with a UNet worker."""
+        """The jobs worth reading now and the waiting tasks, per model with a UNet worker."""
         slots: Counter[str] = Counter()
         for lane in self.holdings.unet.values():
             if lane.takes_new:
@@ -213,8 +213,8 @@ class Engine:
     # ---- jobs
 
     def _job_arrived(self, record: JobRecord, now_ms: int) -> None:
-        """Hold a job, new or left by an earlier leader. One that is held already is ignored. A job that cannot be taken
-        up fails by itself: every leader would read it again, and end by it."""
+        """Hold a job, new or left by an earlier leader. A job that is held already is ignored. A job that cannot be
+        taken up fails alone: else every leader would read it again, and end by its exception."""
         if record.job_id in self.holdings.jobs:
             return
         try:
@@ -243,8 +243,8 @@ class Engine:
     # ---- planning
 
     def pump(self, now_ms: int) -> None:
-        """Admit what may be admitted, and plan every domain in which something has changed. Raises ExceptionGroup once
-        all domains are planned but those whose planning failed."""
+        """Admit tasks, and plan every domain that has changed. Raises ExceptionGroup for the domains whose planning
+        failed, once all others are planned."""
         if self.holdings.admission_changed:
             self.holdings.admission_changed = False
             self._admit(now_ms)

@@ -28,7 +28,7 @@ def first_come_ms(pace: Pace, ahead: Iterable[float], calls: int, workers: int) 
 
 
 class Tails:
-    """The P98 of what the latest tasks of a model and priority class would have taken in order of acceptance."""
+    """The P98 of the times that a model and class's latest tasks would have taken in order of acceptance."""
 
     def __init__(self) -> None:
         self._lately: dict[tuple[str, int], deque[float]] = {}
@@ -41,7 +41,7 @@ class Tails:
 
 
 class Foresight:
-    """Stateful: to look at every job once, as it is read."""
+    """Predicts the times of new jobs' tasks. Stateful: `look` sees every job once, as it is read."""
 
     def __init__(self) -> None:
         self._tails = Tails()

@@ -1,4 +1,4 @@
-"""The books of a pool, and every move that a task can make. No decisions here: the engine makes them."""
+"""The jobs, tasks and lanes of a pool, and every move of a task. The decisions are the engine's."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -35,7 +35,7 @@ LATELY_MS = 60_000
 
 
 class Shares:
-    """The turns of callers, and when their jobs came last, by model."""
+    """The turns of callers, and the time of each caller's last job by model."""
 
     def __init__(self) -> None:
         self._turns = CallTurns()
@@ -46,7 +46,7 @@ class Shares:
         self._came_ms.setdefault(job.record.request.model, {})[job.record.caller] = now_ms
 
     def lately(self, model: str, now_ms: int) -> frozenset[str]:
-        """Callers whose jobs came lately."""
+        """The callers with a job in the last LATELY_MS."""
         came_ms = self._came_ms.get(model, {})
         for caller in [caller for caller, when_ms in came_ms.items() if now_ms - when_ms > LATELY_MS]:
             del came_ms[caller]
@@ -57,14 +57,14 @@ class Shares:
         return self._turns.ahead()
 
     def stepped(self, calls: Iterable[tuple[Job, Task, bool]]) -> None:
-        """The UNet calls of a tick, and which of them skip guidance."""
+        """Charge the UNet calls of a tick, each with whether it skips guidance."""
         self._turns.stepped(
             (_turn_class(job), job.record.caller, call_cost(task.key, task.spec.rows - skips))
             for job, task, skips in calls
         )
 
     def decoded(self, job: Job, task: Task, profile: Profile | None) -> None:
-        """A decode, in rows that take as long; by no profile it counts for nothing."""
+        """Charge a decode, as the rows that take as long; without a profile it is free."""
         if profile:
             pace = Pace.of(profile)
             rows = pace.decode_ms * pace.rows / pace.call_ms
@@ -102,7 +102,7 @@ class Holdings:
     # ---- looking up
 
     def holds(self, task: Task) -> bool:
-        """Whether the task is still wanted: one that is given up takes the others of its job with it."""
+        """Whether the task is still held: a task that fails takes the others of its job with it."""
         return task.spec.task_id in self.tasks
 
     def held_by(self, worker_id: str, task_id: str) -> Task | None:
@@ -115,13 +115,13 @@ class Holdings:
         return self.unet.get(worker_id) or self.vae.get(worker_id)
 
     def domains(self) -> set[str]:
-        """Where there is a worker."""
+        """The domains with a worker."""
         return {lane.domain for lane in (*self.unet.values(), *self.vae.values())}
 
     # ---- measurements
 
     def plan_by(self, domain: str, key: BatchKey, profile: Profile) -> None:
-        """Let plans go by a profile, from the domain's next tick on."""
+        """Plan with a profile, from the domain's next tick on."""
         self.profiles[domain, key] = self.memory.within(domain, key, profile)
         self.admission_changed = True
         self.changed_domains.add(domain)
@@ -147,7 +147,7 @@ class Holdings:
         self._start(job, now_ms)
 
     def adopt(self, task: Task, worker_id: str, held: ResidentTask, now_ms: int) -> None:
-        """Take up a waiting task where a UNet worker has come with it under an earlier leader or stream."""
+        """Take up a waiting task at the call that a UNet worker reached under an earlier leader or stream."""
         del self.waiting[task.spec.task_id]
         self._to_lane(task, worker_id, now_ms)
         task.num_calls, task.done_calls, task.planned_calls = held.num_calls, held.next_call, held.next_call
@@ -184,7 +184,7 @@ class Holdings:
         job.vae_weights = job.vae_weights or lane.weights
 
     def decoded(self, task: Task, worker_id: str, image: DecodedImage, now_ms: int) -> None:
-        """This VAE worker holds the image file, whichever was asked last: it is the one to be told of the storing."""
+        """This VAE worker holds the image file, whichever was asked last: `ForgetImages` goes to it."""
         task_id = task.spec.task_id
         self.ready.pop(task_id, None)
         asked = self.vae.get(task.vae_worker)
@@ -287,7 +287,7 @@ class Holdings:
         self.changed_domains.update(lane.domain for lane in self.vae.values() if lane.model == task.key.model)
 
     def _leave_workers(self, task: Task, *, cancel: bool) -> None:
-        """Take the task off every lane; tell the workers to let go of what they hold of it."""
+        """Take the task off every lane; tell its workers to free its resources."""
         task_id = task.spec.task_id
         self.waiting.pop(task_id, None)
         self.ready.pop(task_id, None)
@@ -306,7 +306,7 @@ class Holdings:
             self.effects.append(StartJob(job.record.job_id))
 
     def _with_predictor(self, task: Task) -> TaskSpec:
-        """The spec with how to predict guidance: as in the task's earlier life, else as the model bears it best."""
+        """The spec with its predictor of guidance: the one of the task's earlier run, else the best for the model."""
         if task.spec.rows < 2 or task.spec.skip_predictor:
             return task.spec
         budget = self.budgets.get(task.key.model)

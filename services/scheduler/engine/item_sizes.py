@@ -1,4 +1,4 @@
-"""How large items may be: within memory, and, where no profile says so, as large as pays by the clock. Pure.
+"""Sizes of items: within memory and, without a profile, as large as measured times justify. Pure.
 
 Items stay under the size for which memory did not suffice. Without a profile more tasks step together for as long as
 that makes steps faster.
@@ -19,9 +19,9 @@ UNBOUNDED = ItemCaps(1 << 20, 1 << 20)
 
 # Neighbouring items of either size that decide: the median of so many is not moved by a neighbour that was busy.
 _PAIRS = 9
-# More rows per ms by which a larger batch has to be faster: less is not worth that everybody waits for everybody.
+# More rows per ms by which a larger batch has to be faster: less is not worth its tasks' waiting for each other.
 _PAYS = 1.04
-# Items until a size that did not pay is tried again: the worker may run compiled by then, or in better company.
+# Items until a size that did not pay is tried again: the worker may run compiled by then, or beside less other work.
 _RETRY_ITEMS = 256
 # Of the batch: fewer tasks than this beside it say little of twice as many.
 _WIDE = 1.5
@@ -41,11 +41,11 @@ class MemoryBounds:
         return self._caps.get((domain, key), UNBOUNDED)
 
     def of_domain(self, domain: str) -> dict[BatchKey, ItemCaps]:
-        """All that are known of a domain."""
+        """The bounds of a domain, by key."""
         return {key: caps for (where, key), caps in self._caps.items() if where == domain}
 
     def forget(self, domain: str) -> None:
-        """Forget a domain's."""
+        """Forget the bounds of a domain."""
         self._caps = {place: caps for place, caps in self._caps.items() if place[0] != domain}
 
     def within(self, domain: str, key: BatchKey, profile: Profile) -> Profile:
@@ -54,8 +54,8 @@ class MemoryBounds:
         return profile if caps == profile.caps else replace(profile, caps=caps)
 
     def learn(self, domain: str, kind: str, items: tuple[ItemTiming, ...], planned: PlannedPart) -> set[BatchKey]:
-        """Take up a report of a "unet" or "vae" worker, and what it was asked. Returns the keys with lower bounds now.
-        Never below one task or decode: that is what is tried whatever memory there is."""
+        """Learn from a report of a "unet" or "vae" worker and its plan. Returns the keys with lower bounds now.
+        No bound is below one task or decode: an item of one is tried with any memory."""
         lowered = set()
         for timing, item in zip(items, planned.items, strict=False):
             key = item.key or planned.key
@@ -79,7 +79,7 @@ def most_of_slots(slots: int) -> int:
 
 @dataclass
 class BatchGrowth:
-    """Of one UNet worker and batch key.
+    """The batch size of one UNet worker and batch key.
 
     `tasks` are the batch; `most` is its bound. While more than `tasks` could step, every other item takes up to twice
     as many. Twice as many are the batch from then on if they made more rows per ms, and are left for a while if not.

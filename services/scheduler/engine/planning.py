@@ -34,7 +34,7 @@ from synerdiff.skip_cfg import SkipCfgMode
 # A worker waits for the other at most this many times as long as the item before should take: a plan is conditional.
 _PATIENCE = 3
 _PATIENCE_FLOOR_MS = 50
-# Where nothing says how long an item takes.
+# For an item without a predicted time.
 _PATIENCE_UNKNOWN_MS = 2000
 
 ItemT = TypeVar("ItemT", UnetItem, VaeItem)
@@ -233,7 +233,7 @@ class _Split:
             holdings.effects.append(SendVaePlan(worker_id, vae_plan, predicted_ms))
 
     def _take_turns(self) -> None:
-        """Count what each caller gets of the tick."""
+        """Charge each caller for its steps in the tick."""
         holdings, tasks = self._holdings, self._holdings.tasks
         steps = (item.unet for item in self._plan.items if item.unet)
         stepping = [(tasks[task_id], task_id in batch.skipping) for batch in steps for task_id in batch.task_ids]

@@ -13,7 +13,7 @@ from synerdiff.requests import TaskSpec
 
 class Phase(Enum):
     """Where a task stands. It goes forward only, or back to WAITING when the worker that held its latents is lost.
-    `MAY_BECOME` has every move, and `Holdings` makes them: nothing else does."""
+    `MAY_BECOME` lists every move, and `Holdings` alone makes them."""
 
     WAITING = auto()
     PREPARING = auto()
@@ -42,15 +42,15 @@ MAY_BECOME = {
 
 
 class IllegalMove(Exception):
-    """A move that `MAY_BECOME` does not have: the books are wrong, and nothing may be planned by them any more."""
+    """A move that `MAY_BECOME` does not have: the holdings are wrong, and no plan may use them any more."""
 
 
 @dataclass
 class Task:
     """One image on its way. `planned_calls` runs ahead of `done_calls` by the plans under way.
 
-    `skipped` are the planned calls that skip guidance, ascending. `replay`: what the calls up to `replay_until` did in
-    an earlier life of the task, and have to do again for the same picture. `drift`: see `SkipState`.
+    `skipped` are the planned calls that skip guidance, ascending. `replay`: the calls before `replay_until` that
+    skipped guidance in an earlier run of the task, and skip it again for the same picture. `drift`: see `SkipState`.
     `first_come_ms`, `tail_ms`: see `Claim`.
     """
 
@@ -79,7 +79,7 @@ class Task:
     tail_ms: float = 0.0
 
     def become(self, phase: Phase) -> None:
-        """Move on. Raises IllegalMove for a move that is none."""
+        """Change phase. Raises IllegalMove for a move outside `MAY_BECOME`."""
         if phase not in MAY_BECOME[self.phase]:
             raise IllegalMove(f"{self.spec.task_id}: {self.phase.name} cannot become {phase.name}")
         self.phase = phase
@@ -108,7 +108,7 @@ class Task:
         return call
 
     def stands_at(self, call: int) -> None:
-        """Forget what was planned past `call`, the number of calls that were made."""
+        """Forget the plans past `call`, the number of calls that were made."""
         self.done_calls = self.planned_calls = call
         while self.skipped and self.skipped[-1] >= call:
             self.skipped.pop()
@@ -208,6 +208,6 @@ class UnetLaneState(Lane):
 
 @dataclass
 class VaeLaneState(Lane):
-    """A VAE worker, and the tasks it has been told to decode."""
+    """A VAE worker, and the tasks given to it."""
 
     tasks: dict[str, Task] = field(default_factory=dict)

@@ -54,7 +54,7 @@ class PlannedPart:
 class TickRecord:
     """One worker's part of a tick as it ran. `kind` is "unet" or "vae".
 
-    `planned`: what it was asked for, None where this leader never asked. `stale`: entries that no longer fitted.
+    `planned`: its plan, None where this leader made none. `stale`: entries that no longer fitted.
     `waiting` and `decodes`: the leader's tasks without a worker, and those being decoded or ready to be, when the
     report came.
     """
@@ -77,12 +77,12 @@ class TickRecord:
         planned: PlannedPart | None = None,
         queues: tuple[int, int] = (0, 0),
     ) -> "TickRecord":
-        """A report of `worker` (domain, id, kind), with what was planned and the lengths of both queues."""
+        """A report of `worker` (domain, id, kind), with its plan and the lengths of both queues."""
         return cls(*worker, done.tick, done.items, planned, len(done.skipped), *queues)
 
 
 class Ring(Generic[T]):
-    """The last values of many. `added`: those that it was ever given."""
+    """The last values added. `added`: the number of all that ever were."""
 
     def __init__(self, kept: int = KEPT_TICKS) -> None:
         self.added = 0
@@ -94,7 +94,7 @@ class Ring(Generic[T]):
         self.added += 1
 
     def since(self, added: int) -> list[T]:
-        """What came after the first `added` values, as far as it is kept, in order."""
+        """The kept values after the first `added` of all, in order."""
         new = min(self.added - added, len(self._kept))
         return list(islice(self._kept, len(self._kept) - new, None))
 
@@ -103,7 +103,7 @@ class TickLog(Ring[TickRecord]):
     """The last ticks of all domains."""
 
     def records(self, domain: str = "") -> list[TickRecord]:
-        """What is kept of `domain`, or of all when empty, in order of arrival."""
+        """The kept records of `domain`, or of all when empty, in order of arrival."""
         return [record for record in self._kept if domain in ("", record.domain)]
 
 
@@ -112,8 +112,8 @@ class MeasuredItem:
     """One item of a tick with each side's own times; None for a side it does not have.
 
     `intact`: nothing that it named was stale and memory sufficed, so it ran at once and as planned.
-    `in_step`: it began when the item before it had ended on both workers; only then is its time the one that a profile
-    speaks of.
+    `in_step`: it began when the item before it had ended on both workers; only then does its time
+    compare with a profile's.
     """
 
     domain: str
@@ -151,12 +151,12 @@ class MeasuredItem:
 
     @property
     def waited_ms(self) -> float:
-        """How long the side that waited longer for the other worker did so before it began."""
+        """The longer of its sides' waits for the other worker before they began."""
         return max(side.waited_ms for side in self.sides)
 
     @property
     def ratio(self) -> float | None:
-        """Measured over predicted time; None where the two do not speak of the same, or nothing was predicted."""
+        """Measured over predicted time; None where the two do not compare, or no time was predicted."""
         if not (self.intact and self.in_step and self.planned.predicted_ms > 0 and self.ms > 0):
             return None
         return self.ms / self.planned.predicted_ms

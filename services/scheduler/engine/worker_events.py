@@ -72,7 +72,7 @@ def _task_failed(holdings: Holdings, worker_id: str, failed: TaskFailed) -> None
 
 
 def _image_decoded(holdings: Holdings, worker_id: str, image: DecodedImage, now_ms: int) -> None:
-    """An image file has come. One that nobody waits for any more (cancelled, or decoded twice) is forgotten."""
+    """An image file has come. One that is not awaited any more (cancelled, or decoded twice) is forgotten."""
     task = holdings.tasks.get(image.task_id)
     if task and task.phase in _HAS_LATENTS:
         holdings.decoded(task, worker_id, image, now_ms)
@@ -145,7 +145,7 @@ def _ran(holdings: Holdings, lane: Lane | None, kind: str, done: UnetTickDone | 
 def _learn_sizes(
     holdings: Holdings, lane: UnetLaneState, items: Sequence[ItemTiming], part: PlannedPart, grows_from: int
 ) -> None:
-    """Take items that ran as planned into the growth of batches of whose times no profile speaks."""
+    """Count items that ran as planned towards the growth of batches without a profile."""
     for planned, ran in zip(part.items, items, strict=False):
         key = planned.key
         if key and (lane.domain, key) not in holdings.profiles and ran.rows == planned.rows and not ran.halved:

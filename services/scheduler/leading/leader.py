@@ -2,9 +2,9 @@
 
 A leader first reads the jobs that the pool held, then attaches to its workers and their tasks, then reads on.
 
-A leadership is whole or over. An exception in any part of it, the engine first of all, may have left the books wrong,
-and plans by wrong books hang jobs or give a slot away twice. The jobs are in Redis and their tasks on the workers; the
-next leader makes new books from these within seconds. So a fault ends the leadership.
+A leadership is whole or over. An exception in any part of it, the engine first of all, may leave the holdings
+wrong, and plans from wrong holdings hang jobs or assign a slot twice. The jobs are in Redis and their tasks on the
+workers; the next leader makes new holdings from these within seconds. So a fault ends the leadership.
 """
 
 import asyncio
@@ -59,8 +59,8 @@ READ_AGAIN_S = 0.5  # the safety net under pub/sub
 
 @dataclass(frozen=True)
 class LeaderOptions:
-    """`thresholds` makes what each leadership asks for the thresholds of its ticks. `plans`: the policy's memory of
-    planned rounds, which a leader has to fill."""
+    """`thresholds` makes each leadership's source of thresholds for ticks. `plans`: the policy's memory of planned
+    rounds, which the leader fills."""
 
     policy: ConfiguredPolicy
     bounds: EngineBounds = field(default_factory=EngineBounds)
@@ -106,7 +106,7 @@ class JobReader:
             self._arrived(await self._store.claim_stale(self._lease, [model], count, CLAIM_ABSENCE_S))
 
     async def drop_ended(self) -> None:
-        """Let go of jobs that were ended, or lost, without this leader having heard of it."""
+        """Drop jobs that have ended or are lost without a message to this leader."""
         held = list(self._engine.holdings.jobs)
         if not held:
             return
@@ -115,7 +115,7 @@ class JobReader:
             self._on(JobDropped(job_id, lost=job_id in gone.lost))
 
     async def follow_controls(self) -> None:
-        """Let go of jobs as they are cancelled."""
+        """Drop jobs as they are cancelled."""
         async for job_id in self._store.controls(self._lease.pool):
             self._on(JobDropped(job_id))
 
@@ -161,7 +161,7 @@ class Leader:
         self._pump_is_due = False
 
     async def lead(self) -> None:
-        """Run until superseded or cancelled. Raises whatever ends a part of it: half a leader is none."""
+        """Run until superseded or cancelled. Raises the error that ends any part of it: no part runs alone."""
         async with contextlib.AsyncExitStack() as leaving:  # all of it, whatever fails on the way out
             for close in (self._tell_losses, self.writer.stop, self.streams.close, self.keeper.close):
                 leaving.push_async_callback(close)
@@ -193,7 +193,7 @@ class Leader:
     # ---- the Listener of streams and writer
 
     def on(self, event: Event) -> None:
-        """Take an event: the engine first, then the next plans, and the books only after them."""
+        """Take an event: the engine first, then the next plans, and the observers only after them."""
         if self.ended.is_set():
             return
         try:
@@ -222,7 +222,7 @@ class Leader:
         self.ended.set()
 
     async def _tell_losses(self) -> None:
-        """Tell of jobs that Redis has lost as this leadership ends, maybe for want of them: no other knows of them."""
+        """Log the jobs that Redis has lost as this leadership ends, maybe by that loss: no other leader knows of them."""
         held = self.engine.holdings.jobs
         job_ids = sorted(held.keys() | self.writer.unwritten)
         with contextlib.suppress(RedisError, Unavailable, OSError):
@@ -292,7 +292,7 @@ class Leader:
             await self._forever(partial(self._jobs.read_new, accepted), 0.0)
 
     async def correct_profiles(self) -> None:
-        """Let plans go by profiles as they turned out."""
+        """Plan with profiles corrected by measured times."""
         await correct_profiles(self.engine.holdings, self.observer, self._plans, self._cold_plans, self.on)
 
     async def _check_deadlines(self) -> None:

@@ -18,7 +18,7 @@ _LOOK_EVERY_S = 0.1
 
 
 class ProbeSession:
-    """The workers' streams and the prober they report to. Reports before both are there are of no interest."""
+    """The workers' streams and the prober they report to. Reports before both are attached are dropped."""
 
     def __init__(self, registry: WorkerRegistry) -> None:
         self.prober: Prober | None = None
@@ -52,7 +52,7 @@ class ProbeSession:
     # ---- the Listener of the streams
 
     def on(self, event: Event) -> None:
-        """A worker is there, has reported, or is gone; the prober hears of the latter two once it is there."""
+        """A worker has attached, reported or gone; the prober, once there is one, gets the latter two."""
         match event:
             case UnetAttached(lane):
                 self._unet = lane
@@ -85,6 +85,6 @@ async def probing(registry: WorkerRegistry, width: int = 0, height: int = 0) -> 
         prober = await session.attach(width, height)
         yield prober
         prober.close()
-        await asyncio.sleep(0)  # the streams send what was queued
+        await asyncio.sleep(0)  # the streams send their queues
     finally:
         await session.streams.close()

@@ -1,4 +1,4 @@
-"""A leader's books of events and effects: log, ticks, metrics, corrections of profiles."""
+"""A leader's records of events and effects: log, ticks, metrics, corrections of profiles."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ _PLAN_AGAIN, _PLAN_AGAIN_S = 64, 2.0  # queries, and seconds that a corrected pr
 class Observer:
     """One per leadership. Reads the holdings and changes nothing of them.
 
-    `corrections`: by domain and batch key, of every profile that plans go by and items were measured of.
+    `corrections`: by domain and batch key, of every profile in use that items were measured for.
     `thresholds`: that of each domain's last reported tick. `decode_times`: of decodes as they ran.
     """
 
@@ -43,7 +43,7 @@ class Observer:
         self._stepped: dict[str, frozenset[str]] = {}
 
     def before(self, event: Event) -> None:
-        """An event that the engine takes next: of a worker that goes without having drained, of a job that is lost."""
+        """Count an undrained worker that is lost, and a lost job, before the engine takes the event."""
         held = self._holdings
         match event:
             case WorkerLost(worker_id):
@@ -144,7 +144,7 @@ class Observer:
             self._correction(item.domain, key, profile).observe(item)
 
     def _correction(self, domain: str, key: BatchKey, profile: Profile) -> ProfileCorrection:
-        """The correction of the profile that plans go by; another one's is forgotten."""
+        """The correction of the profile in use; that of another profile is forgotten."""
         correction = self.corrections.get((domain, key))
         if correction and profile is not correction.current and profile == correction.original:
             correction.revert(profile)
@@ -169,7 +169,7 @@ async def correct_profiles(
     for domain, key, correction in observer.due(time.monotonic()):
         log_scales, old = correction.log_scales(), correction.current
         corrected = await asyncio.to_thread(correction.corrected, log_scales)
-        # Have what was lately planned with the old one, so that no tick misses its plan.
+        # Plan the latest queries of the old profile with the new one, so that no tick misses its plan.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PLAN_AGAIN_S):
                 cold.submit(corrected, plans.queries(old.digest)[-_PLAN_AGAIN:])

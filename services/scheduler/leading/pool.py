@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Pool:
-    """Leads its pool whenever it can get the lock, and sweeps what nobody holds."""
+    """Leads its pool whenever it can get the lock, and sweeps jobs, queues and image files of all pools."""
 
     def __init__(
         self,
@@ -102,8 +102,8 @@ class Pool:
             leader.failed(error)
 
     async def sweep(self) -> None:
-        """End jobs whose time is up or whose followers are gone, wherever held; restore and trim the queues. Tells of
-        the jobs that have ended."""
+        """End jobs whose time is up or whose followers are gone, in any pool; restore and trim the queues. Log the
+        jobs that have ended."""
         while True:
             steps = (self.store.sweep_expired, self.store.sweep_abandoned, self.store.restore, self.store.trim)
             for step in (*steps, partial(tell_ended, self.store)):
@@ -113,7 +113,7 @@ class Pool:
     async def sweep_images(self) -> None:
         """Delete image files of jobs that are no more."""
         while True:
-            with contextlib.suppress(Unavailable):  # of Redis or of the image store, which have told the log
+            with contextlib.suppress(Unavailable):  # Redis or the image store, whose trouble is in the log
                 await self.store.sweep_images()
             await asyncio.sleep(IMAGES_EVERY_S)
 

@@ -1,8 +1,8 @@
 """Carries out the engine's store effects beside the ticks: in order within a job, side by side across jobs.
 
-A write that Redis or the image store cannot take just now is tried again for as long as this process leads: what the
-engine did is kept in memory meanwhile, and running work goes on. The store tells the log of the trouble. A write that
-Redis refuses for good ends its job. Progress can be done without, and is coalesced: only the latest of each image,
+A write that Redis or the image store cannot take just now is tried again for as long as this process leads. The
+engine's effects stay in memory meanwhile, and running work goes on. The store logs the trouble. A write that Redis
+refuses for good ends its job. Progress may be dropped, and is coalesced: only the latest of each image is written,
 twice a second.
 """
 
@@ -26,7 +26,7 @@ from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 
 PROGRESS_EVERY_S = 0.5
-PROGRESS_PER_S = 100  # every one of them wakes its followers, on whichever scheduler: many images are told less often
+PROGRESS_PER_S = 100  # each wakes its followers, on any scheduler: progress of many images is written less often
 
 _AWAY = (Unavailable, OSError)
 
@@ -84,7 +84,7 @@ class StoreWriter:
             with contextlib.suppress(StaleLeader):
                 told = [(each.job_id, each.index, each.step, each.total, each.preview) for each in latest]
                 await self._persist(partial(self._store.append_progress, self._lease, told))
-        except Exception:  # of one job, but of which is not told; it must not end the writing of all
+        except Exception:  # of one job, an unknown one; it must not end the writing of all
             log.exception("progress cannot be written", images=len(latest))
 
     async def stop(self) -> None:
@@ -138,7 +138,7 @@ class StoreWriter:
                 in_time = await store.fail(lease, job_id, code, message, workers)
         if not in_time:
             lost = bool((await store.gone([effect.job_id])).lost)
-            if lost and isinstance(effect, effects.FinishJob | effects.FailJob):  # the books do not hold it any more
+            if lost and isinstance(effect, effects.FinishJob | effects.FailJob):  # the holdings have dropped it
                 tell_lost(effect.job_id)
             self._leader.on(JobDropped(effect.job_id, lost))
 

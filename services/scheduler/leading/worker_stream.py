@@ -1,7 +1,7 @@
 """The leader's stream to one worker: commands go out in the order they were given, reports to the engine as they come.
 
-A stream is whole or over: what ends one part of it, ends it, and the worker is called again. A device that hangs leaves
-its process well, its stream open and its health SERVING: only reports that do not come tell.
+A stream is whole or over: the end of one part ends the others, and the leader calls the worker again. A device that
+hangs leaves its process alive, its stream open and its health SERVING: only the missing reports show it.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ ATTACH_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 0.5
 IMAGES_AGAIN_S = 0.5
 IMAGES_TRIES = 5  # in a row without an image
-# What a plan may take of its prediction. A machine slowed tenfold by its neighbours takes ten times as long, and waits
+# The limit of a plan's time over its prediction. A machine slowed tenfold by its neighbours takes ten times as long, and waits
 # three times as long for the other worker (`dispatch`): less than half of this.
 TIMES_PREDICTED = 30
 # However short the prediction: a graph is captured, a compiled package comes into use, a host is moved.
@@ -64,7 +64,7 @@ class Listener(Protocol):
         """Something has happened."""
 
     def superseded(self, newest_token: int = 0) -> None:
-        """Another leader has taken over; `newest_token`: the newest that a worker has seen, 0 where nobody says."""
+        """Another leader has taken over; `newest_token`: the newest that a worker has seen, 0 if unknown."""
 
     def failed(self, error: BaseException) -> None:
         """A part that reports here cannot go on: the leadership that it is part of ends, and another begins."""
@@ -86,7 +86,7 @@ class Patience:
 
 @dataclass
 class _Line:
-    """What is done one after the other: for the first of it the worker may take `allowed_s`, and took `taken_s`."""
+    """Requests that are done one after the other: the worker may take `allowed_s` for the first, and took `taken_s`."""
 
     allowed_s: dict[int | str, float] = field(default_factory=dict)
     taken_s: float = 0.0
@@ -109,9 +109,9 @@ class _Line:
 
 
 class PlanWatch:
-    """What one worker was asked for on one stream, and is still to answer. Knows no clock: see `after`.
+    """The requests to one worker on one stream that await an answer. Reads no clock: see `after`.
 
-    `stretch`: how much more patience than usual. `warm`: this life of the worker has run a plan before. `answered`:
+    `stretch`: factor on the usual patience. `warm`: this process of the worker has run a plan before. `answered`:
     something that takes the device has been answered.
     """
 
@@ -123,7 +123,7 @@ class PlanWatch:
         self._plans, self._prompts = _Line(), _Line()
 
     def sent(self, effect: effects.WorkerEffect) -> None:
-        """The worker was asked for something, or told to let go of tasks."""
+        """A command went to the worker: a request, or the release of tasks."""
         match effect:
             case effects.SendUnetPlan() | effects.SendVaePlan():
                 self._plans.expect(effect.plan.tick, self._patience.of(effect, warm=self._warm) * self._stretch)
@@ -148,14 +148,14 @@ class PlanWatch:
         return max(self._plans.used(), self._prompts.used())
 
     def awaited(self) -> Iterable[str]:
-        """What is waited for, in words."""
+        """The awaited answers, in words."""
         for what, line in (("tick", self._plans), ("prompt of task", self._prompts)):
             for key, allowed_s in list(line.allowed_s.items())[:1]:
                 yield f"{what} {key}: {line.taken_s:g} of {allowed_s:g} s"
 
 
 class Overdue(Exception):
-    """A worker has not answered in a time that one whose device works could need."""
+    """A worker has not answered in the longest time that one with a working device could need."""
 
 
 class WorkerStream:
@@ -268,7 +268,7 @@ class WorkerStream:
                 self.announced(self._announced)
 
     async def _receive_images(self, stub: Any) -> None:
-        """Images come on a stream of their own; one that breaks is opened again and what was not stored comes again.
+        """Images come on a stream of their own; a broken one is opened again, and images not stored come again.
         Raises grpc.aio.AioRpcError where that does not help."""
         tries = 0
         while True:
@@ -286,7 +286,7 @@ class WorkerStream:
             await asyncio.sleep(IMAGES_AGAIN_S)
 
     def _image(self, image: stages_pb2.DecodedImage) -> None:
-        """One that cannot be read would come again for ever: its job fails, and the worker may forget it."""
+        """Report an image. One that cannot be read would come again for ever: its job fails, and the worker forgets it."""
         try:
             self._report(stages.decoded_image_from_pb(image))
         except ValueError as error:
@@ -302,7 +302,7 @@ class WorkerStream:
 
 
 async def _first_report(call: "grpc.aio.StreamStreamCall") -> Any:
-    """The answer to the attach. Raises AioRpcError when the worker refuses, TimeoutError when it says nothing."""
+    """The answer to the attach. Raises AioRpcError when the worker refuses, TimeoutError without an answer."""
     report = await asyncio.wait_for(call.read(), ATTACH_TIMEOUT_S)
     if report is grpc.aio.EOF:
         trailing = grpc.aio.Metadata(*(await call.trailing_metadata() or ()))

@@ -25,7 +25,7 @@ MOST_TIMES = 10
 
 @dataclass(frozen=True)
 class _GivenUp:
-    """A life of a worker that had to be given up: how often in a row, and until when it is let be, by `monotonic`."""
+    """A worker's process that was given up: how often in a row, and until when it is not called, by `monotonic`."""
 
     pid: int
     times: int
@@ -35,8 +35,8 @@ class _GivenUp:
 class WorkerStreams:
     """The streams to every announced worker of a pool.
 
-    A worker that is given up is called again after a second, and then left twice the time and given twice the patience
-    each time in a row: others have its tasks by then, and one that is only slow gets through.
+    A worker that is given up is called again after a second. Each further time in a row doubles that pause and the
+    patience: other workers have its tasks by then, and a worker that is only slow gets through.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class WorkerStreams:
             stream.send(effect)
 
     def reconcile(self, announced: list[WorkerRecord]) -> None:
-        """Open a stream to each announced worker without one; say which of the others take nothing new any more.
+        """Open a stream to each announced worker without one; mark which of the others take no new work.
 
-        A worker that drains says so. One whose record has run out while its stream is open is not gone: Redis does not
-        take what it says of itself.
+        A draining worker announces that. One whose record has expired while its stream is open is not gone: Redis does
+        not take its announcements.
         """
         known = {record.worker_id: record for record in announced}
         for worker_id, stream in list(self._streams.items()):

@@ -1,6 +1,6 @@
-"""How much decoding a pool still has to do, in seconds of one VAE worker: what VAE workers are scaled by.
+"""The decodes that a pool still has to make, in seconds of one VAE worker: VAE workers are scaled by this value.
 
-Counted are decodes that are ready and those under way: a pool that still decodes is not to lose its last VAE worker.
+Ready decodes count, and decodes under way: a pool that still decodes has to keep its last VAE worker.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from services.scheduler.policy.snapshots import BatchKey
 from synerdiff.plans import VaeTickDone
 from synerdiff.profiles import Profile
 
-# Of a decode that nobody has measured: the first VAE worker is started because of it, and then there is a measurement.
+# Of an unmeasured decode: the first VAE worker is started because of it, and then there is a measurement.
 UNMEASURED_DECODE_MS = 1000.0
 _GAIN = 0.1
 _PENDING = (Phase.READY_TO_DECODE, Phase.DECODING)

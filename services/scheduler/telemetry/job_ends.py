@@ -1,7 +1,7 @@
-"""One log line and one count for every job's end, whoever ended it.
+"""One log line and one count for every job's end, by any process.
 
-The script in Redis that ends a job keeps its end until a scheduler has told of it, so neither a change of leader nor a
-lost reply hides one. A scheduler that dies between its line and the acknowledgement leaves a second line to another.
+The script in Redis that ends a job keeps its end until a scheduler has logged it, so a change of leader or a lost
+reply hides none. A scheduler that dies between its line and the acknowledgement leaves a second line to another.
 """
 
 import time
@@ -18,7 +18,7 @@ log = get_logger("jobs")
 
 
 async def tell_ended(store: Sweeps) -> None:
-    """Tell of all jobs that have ended and were not told of. Raises what the store raises."""
+    """Log and count all ended jobs that were not logged. Raises the errors of the store."""
     metrics = PoolMetrics.of_process()
     full = True
     while full:
@@ -34,7 +34,7 @@ async def tell_ended(store: Sweeps) -> None:
 
 
 def tell_lost(job_id: str, record: JobRecord | None = None) -> None:
-    """Tell of a job whose record Redis has lost. `record`: as its leader has it."""
+    """Log and count a job whose record Redis has lost. `record`: as its leader has it."""
     about: dict[str, object] = {}
     if record:
         about = {"request_id": record.request.request_id, "caller": record.caller, "model": record.request.model}

@@ -1,11 +1,11 @@
 """Spans of a leader's work: one per job, one per stage of each of its images, and one per worker's part of a tick.
 
-Nothing is measured for it: stages are read off the phases of tasks when an event has moved them, ticks off their
-reports, once the next plans are out. A span is made when what it tells of has ended, so nothing of it runs between two
-steps, and a job that is not traced costs a look into a dictionary.
+Nothing is measured for them: stages come from the phases of tasks when an event has moved them, ticks from their
+reports, once the next plans are out. A span is made at the end of its stage or tick, so no tracing runs between two
+steps, and an untraced job costs one look into a dictionary.
 
 Workers make no spans. Their work is in their reports (a prompt's encoding, an image file's, every item of a tick), so
-spans of their own would say the same once more, beside the step loop and by a clock of another host.
+spans of their own would repeat it, beside the step loop and by a clock of another host.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -35,7 +35,7 @@ class EndedJob(NamedTuple):
 
 
 class PoolMetrics:
-    """What a leading scheduler counts and measures. One per process: see `of_process`. `ended`: the last jobs."""
+    """Metrics of a leading scheduler. One instance per process: see `of_process`. `ended`: the last jobs."""
 
     def __init__(self) -> None:
         self.ended = Ring[EndedJob](KEPT_JOBS)
@@ -111,11 +111,11 @@ class PoolMetrics:
     @classmethod
     @cache
     def of_process(cls) -> Self:
-        """The process's own."""
+        """The instance of this process."""
         return cls()
 
 
-# Certificates' names are as many as their CA gives out: those that come later are counted together.
+# A CA may issue any number of names: those past the first MOST_NAMES are counted together.
 MOST_NAMES = 200
 OTHERS = "(others)"
 

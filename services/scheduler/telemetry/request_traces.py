@@ -1,4 +1,4 @@
-"""What the public API adds to a request's trace: that it was accepted, and that its pictures were delivered."""
+"""The public API's spans in a request's trace: its acceptance, and the delivery of its pictures."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ from synerdiff.tracing import Span, TraceContext, Tracer, Value, context_of_call
 
 
 class RequestTrace:
-    """One call that makes a job. `context`: what the job is stored with, for its spans; None where nobody traces."""
+    """One call that makes a job. `context`: stored with the job, for its spans; None without tracing."""
 
     def __init__(self, tracer: Tracer, method: str, metadata: Iterable[tuple[str, str | bytes]] | None) -> None:
         self._tracer = tracer
@@ -23,7 +23,7 @@ class RequestTrace:
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """What log lines say of it."""
+        """The trace's fields in log lines."""
         return {"trace_id": self.context.trace_hex} if self.context else {}
 
     def accepted(self, job_id: str, request_id: str, created: bool) -> None:
@@ -66,6 +66,6 @@ def job_context(stored: TraceContext, job_id: str) -> TraceContext:
 
 
 def trace_id(traceparent: str) -> dict[str, str]:
-    """What a log line about a job says of its trace."""
+    """The trace's fields in a log line about a job."""
     context = parse_traceparent(traceparent)
     return {"trace_id": context.trace_hex} if context else {}

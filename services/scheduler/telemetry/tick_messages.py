@@ -1,6 +1,6 @@
-"""Ticks for those who watch: as messages, and as a Chrome/Perfetto trace.
+"""Ticks for operators: as messages, and as a Chrome/Perfetto trace.
 
-Events of lanes: an item, of category "unet" or "vae", named by what it runs; before it, of category "wait", how long
+Events of lanes: an item, of category "unet" or "vae", named by its rows or decodes; before it, of category "wait", how long
 its worker waited for the other one. Both sides of an item carry the same `tick` and `place`, and an arrow joins them.
 Times in microseconds since the epoch, as the format wants them.
 """
@@ -25,14 +25,14 @@ _BASELINES: dict[str, Callable[[Profile, PlanQuery, float], PlannedRound]] = {
 }
 _OF_AN_ITEM = ("tasks", "skips", "rows", "decodes", "chunks", "predicted_ms")
 _OF_A_QUERY = ("unet", "vae", "skips", "one_row", "threshold", "skip_price_ms")
-# Rounds that a stream remembers having told of; past that it tells of them again.
+# Rounds that a stream remembers having sent; past that it sends them again.
 _MOST_ROUNDS = 4096
 
 _Told = tuple[str, PlanQuery, bool]
 
 
 class TickMessages:
-    """What one stream says. It remembers the rounds that it has told of."""
+    """The messages of one stream. It remembers the rounds that it has sent."""
 
     def __init__(self) -> None:
         self._told: dict[_Told, int] = {}
@@ -70,7 +70,7 @@ class TickMessages:
         return part
 
     def _round(self, reason: RoundReason | None, message: operations_pb2.WatchTicksResponse) -> int:
-        """The id of an item's round, which the message tells of if none before it did; 0 for no round."""
+        """The id of an item's round, which the message carries unless an earlier one did; 0 for no round."""
         if reason is None:
             return 0
         key = (reason.profile.digest, reason.query, reason.planned is None)
@@ -195,7 +195,7 @@ def _title(kind: str, timing: ItemTiming, item: PartItem | None) -> str:
 
 
 def _arguments(record: TickRecord, timing: ItemTiming, item: PartItem | None, whole: MeasuredItem | None) -> Event:
-    """What is known of one side of an item; `measured_ms` is of the whole item, `ran_ms` of this side."""
+    """The known values of one side of an item; `measured_ms` is of the whole item, `ran_ms` of this side."""
     unit = "ran_rows" if record.kind == "unet" else "ran_images"
     args: Event = {unit: timing.rows, "ran_ms": timing.ms, "waited_ms": timing.waited_ms, "stale": record.stale}
     if item is None or record.planned is None:
