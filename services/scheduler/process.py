@@ -142,8 +142,8 @@ def _spare_collections() -> None:
 
 
 async def follow_redis(host: ServiceHost, redis: Redis, store: JobStore) -> None:
-    """Report ready while Redis takes and keeps writes: otherwise nothing can be accepted. Log a loss of Redis' data, which
-    a key set once for all schedulers shows. Pass Redis' memory use to the store."""
+    """Report ready while Redis takes and keeps writes: otherwise nothing can be accepted. Log a loss of Redis' data,
+    which a key set once for all schedulers shows. Pass Redis' memory use to the store."""
     metrics, known = PoolMetrics.of_process(), b""
     while True:
         try:

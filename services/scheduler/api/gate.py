@@ -21,8 +21,8 @@ _unknown = Counter("synerdiff_unauthenticated_total", "Calls refused for want of
 
 
 class Gate:
-    """Identifies a caller by the key, else by the name in the certificate, which TLS has verified. Without `known` every
-    caller may use every service; with `certificates` each under the name in their certificate."""
+    """Identifies a caller by the key, else by the name in the certificate, which TLS has verified. Without `known`
+    every caller may use every service; with `certificates` each under the name in their certificate."""
 
     def __init__(self, known: CallersFile | None = None, *, certificates: bool = False) -> None:
         self._known = known

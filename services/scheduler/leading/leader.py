@@ -222,7 +222,7 @@ class Leader:
         self.ended.set()
 
     async def _tell_losses(self) -> None:
-        """Log the jobs that Redis has lost as this leadership ends, maybe by that loss: no other leader knows of them."""
+        """Log the jobs that Redis has lost as this leadership ends, maybe by that: no other leader knows of them."""
         held = self.engine.holdings.jobs
         job_ids = sorted(held.keys() | self.writer.unwritten)
         with contextlib.suppress(RedisError, Unavailable, OSError):

@@ -38,8 +38,8 @@ ATTACH_TIMEOUT_S = 10.0
 LOOK_EVERY_S = 0.5
 IMAGES_AGAIN_S = 0.5
 IMAGES_TRIES = 5  # in a row without an image
-# The limit of a plan's time over its prediction. A machine slowed tenfold by its neighbours takes ten times as long, and waits
-# three times as long for the other worker (`dispatch`): less than half of this.
+# The limit of a plan's time over its prediction. A machine slowed tenfold by its neighbours takes ten times as
+# long, and waits three times as long for the other worker (`dispatch`): less than half of this.
 TIMES_PREDICTED = 30
 # However short the prediction: a graph is captured, a compiled package comes into use, a host is moved.
 LEAST_S = 60.0
@@ -286,7 +286,7 @@ class WorkerStream:
             await asyncio.sleep(IMAGES_AGAIN_S)
 
     def _image(self, image: stages_pb2.DecodedImage) -> None:
-        """Report an image. One that cannot be read would come again for ever: its job fails, and the worker forgets it."""
+        """Report an image. An unreadable one would come again for ever: its job fails, and the worker forgets it."""
         try:
             self._report(stages.decoded_image_from_pb(image))
         except ValueError as error:

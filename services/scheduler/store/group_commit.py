@@ -1,6 +1,6 @@
-"""Group commit: what comes while one write is on its way to Redis and its disk goes there together with the next.
+"""Group commit: calls that come during one write to Redis and its disk go there together in the next.
 
-So under load a round trip, a script's start and an fsync are shared by many, and a call alone waits for nobody.
+So under load many calls share a round trip, a script's start and an fsync, and a single call waits for no other.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from services.scheduler.store.scripts import Argument
 from synerdiff.errors import Unavailable
 from synerdiff.stopping import cancel_and_wait
 
-# Redis serves nobody else meanwhile: a group is to take it a few milliseconds.
+# Redis serves no other client meanwhile: a group should take it a few milliseconds.
 MOST_TOGETHER = 32
-# A shorter try would not learn what the matter with Redis is.
+# A shorter try would end before the cause of Redis' trouble is known.
 SHORTEST_TRY_S = 0.25
 
-# Writes some together, trying for so many seconds; returns the reply to each, in order: an exception to one refused.
+# Writes some together, trying for so many seconds; returns the reply to each, in order: an exception to a refused one.
 Write = Callable[[Sequence[Sequence[Argument]], float], Awaitable[Sequence[Any]]]
 
 
@@ -41,8 +41,8 @@ class GroupCommit:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, *args: Argument) -> Any:
-        """The reply, once it is written. Raises the reply to one that is refused, and what `write` raises. A caller
-        that is cancelled before its group has left writes nothing; after that its write goes on."""
+        """The reply, once the call is written. Raises the reply to a refused call, and the errors of `write`. A caller
+        that is cancelled before its group is sent writes nothing; after that its write goes on."""
         answer = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiter(args, time.monotonic() + self._patience_s, answer))
         if self._task is None:
@@ -86,7 +86,7 @@ class GroupCommit:
                 _settle(waiter.answer, reply)
 
     def _refuse(self, group: Sequence[_Waiter], error: Unavailable) -> None:
-        """Those whose patience is at its end; the others, who came later, go again and first."""
+        """Fail the calls whose patience has ended; the others, which came later, go again and first."""
         until_s = max(time.monotonic(), group[0].give_up_at_s)
         for waiter in reversed(group):
             if waiter.give_up_at_s > until_s:

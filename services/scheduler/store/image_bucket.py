@@ -11,7 +11,7 @@ from obstore.store import S3Store
 
 from services.scheduler.store.images import FileImages, UnusableImages, first_line
 
-# Calls are tried once: above them goes the one layer that tries again, of the store writer and of readers.
+# Calls are tried once: the store writer and the readers above repeat them.
 _CONNECT_TIMEOUT_S, _TIMEOUT_S = 2, 20
 
 

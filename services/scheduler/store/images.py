@@ -1,6 +1,6 @@
 """Where the image files of results are: in Redis beside their records, or in a directory or bucket (`image_bucket.py`).
 
-A file is put before Redis hears of its image, so an image that a job has was kept. A record without bytes says that
+A file is stored before Redis gets its image's record, so a job's images were all kept. A record without bytes says that
 they are elsewhere. Files whose job Redis does not know any more are swept (`sweeps.py`), however they came to be left.
 An image depends on its request alone, within rounding, so two leaders may put the same one: the last file stays.
 """
@@ -55,7 +55,7 @@ def is_elsewhere(record: images_pb2.Image) -> bool:
 class ImageStore:
     """The files of images, by job and index. Calls may be repeated, and raise Unavailable where they should be.
 
-    These are in their records, which the store's scripts write and Redis expires.
+    This store keeps them in their records, which the store's scripts write and Redis expires.
     """
 
     def redis_bytes(self, request: ImageRequest) -> int:
@@ -87,18 +87,18 @@ class ImageStore:
         """Raise UnusableImages where files cannot be kept, read back and dropped, and no waiting will help."""
 
     def close(self) -> None:
-        """Let go of what it holds; calls under way end by themselves."""
+        """Free the store's resources; calls under way end by themselves."""
 
 
 def first_line(error: Exception) -> str:
-    """An error without what a library prints below it."""
+    """The first line of an error: libraries print details below it."""
     return str(error).partition("\n")[0]
 
 
 class FileImages(ImageStore, ABC):
-    """Files apart from their records. What subclasses add blocks, and runs in threads that belong to the store."""
+    """Files apart from their records. The methods of subclasses block, and run in the store's own threads."""
 
-    errors: tuple[type[Exception], ...] = (OSError,)  # what a call of the place may fail with
+    errors: tuple[type[Exception], ...] = (OSError,)  # that a call of the place may raise
 
     def __init__(self, place: str) -> None:
         self._place = place
@@ -180,15 +180,15 @@ class FileImages(ImageStore, ABC):
 
     @abstractmethod
     def _older(self, than_unix_s: float) -> Iterable[set[str]]:
-        """Names of folders with files older than that, in parts; some may be no jobs'."""
+        """Names of folders with files older than that, in parts; some may belong to no job."""
 
     @abstractmethod
     def _is_final(self, error: Exception) -> bool:
-        """Whether an error will not pass by itself."""
+        """Whether an error stays until an operator acts."""
 
 
 class DirectoryImages(FileImages):
-    """DIRECTORY/JOB/INDEX, in a directory that all schedulers share. It must be there: one made here would be another.
+    """DIRECTORY/JOB/INDEX, in a directory that all schedulers share. It must exist: a new one would not be shared.
     A file is written beside its name, synced and renamed, so that nobody reads half of it."""
 
     def __init__(self, directory: Path) -> None:

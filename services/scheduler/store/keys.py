@@ -1,7 +1,7 @@
 """Every Redis key and channel name in one place. The Lua scripts get the same table.
 
-One Redis with replicas is what this is made for, not Redis Cluster: a script reaches the stream of a job by fields of
-the job, which a cluster would want to know beforehand.
+The keys are made for one Redis with replicas, not for Redis Cluster: a script reaches the stream of a job by fields of
+the job, and a cluster has to know all keys beforehand.
 """
 
 from synerdiff.registry import MODELS
@@ -20,18 +20,18 @@ PATTERNS = {
     "queue": "synerdiff:queue:%s:%s",
     "queued_models": "synerdiff:queued_models",
     # The queued jobs of a model in the order they are read (see fair.lua). This and the other sorted sets hold KEEPER
-    # besides: one without it is one that Redis has lost (see restore.lua).
+    # besides: Redis has lost a set without it (see restore.lua).
     "waiting": "synerdiff:waiting:%s",
     # Of a model and priority class: the virtual time, and by caller where their last job ends in it.
     "turns": "synerdiff:turns:%s:%s",
-    # What each named caller has: fields "<caller> <count>" for the names of COUNTS; of all open jobs " result_bytes".
+    # Counts of each named caller: fields "<caller> <count>" for the names of COUNTS; of all open jobs " result_bytes".
     # Counted again for every new leadership, and where it is lost.
     "callers": "synerdiff:callers",
     # Jobs that have not ended, by deadline; abandonable ones, by the end of their follower's lease. Unix ms.
     "deadlines": "synerdiff:deadlines",
     "leases": "synerdiff:leases",
     "leases_swept": "synerdiff:leases_swept",
-    # Stream: how jobs ended, until a scheduler has told of it: see take_ended.lua.
+    # Stream: the ends of jobs, until a scheduler has logged them: see take_ended.lua.
     "ended": "synerdiff:ended",
     # The cards of the known models by name: the worker registry's.
     "models": MODELS,
@@ -50,7 +50,7 @@ ACCEPTED = PATTERNS["accepted"]
 
 # Written by every scheduler now and then, to see whether Redis takes writes.
 WRITTEN = "synerdiff:written"
-# Set by the first scheduler of all, and never again: another one, or none, says that Redis has lost its data.
+# Set by the first scheduler of all, and never again: another value, or none, shows that Redis has lost its data.
 DATA_ID = "synerdiff:data_id"
 
 # Held for as long as no other sweep of image files is due.
@@ -68,7 +68,7 @@ def job(job_id: str) -> str:
 
 
 def events(job_id: str) -> str:
-    """Stream: what happened to a job, progress apart. Entry ids are "<sequence>-0"."""
+    """Stream: the events of a job, progress apart. Entry ids are "<sequence>-0"."""
     return PATTERNS["events"] % job_id
 
 

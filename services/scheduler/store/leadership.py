@@ -1,7 +1,7 @@
-"""Who plans a pool: one instance at a time, under a fencing token that rises with every change of leader.
+"""The leadership of a pool: one instance at a time, under a fencing token that rises with every change of leader.
 
-The TTL only decides when another instance may try. What keeps an old leader from doing harm is the token: workers and
-every leader script refuse an older one.
+The TTL only decides when another instance may try. The token keeps an old leader from doing harm: workers and every
+leader script refuse an older one.
 """
 
 import uuid
@@ -28,7 +28,7 @@ class Leadership:
     async def acquire(self, above: int = 0) -> Lease | None:
         """The lease, if the pool has no leader or this bid has won it; None while another leads. Raises Unavailable.
 
-        Its token is above `above`, the newest that this process has led under or that a worker has told of: a Redis
+        Its token is above `above`, the newest that this process has led under or that a worker has reported: a Redis
         that has lost its data would give out again those that workers have seen.
         """
         token = await self._scripts.run(

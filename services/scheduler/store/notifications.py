@@ -1,7 +1,7 @@
 """Redis pub/sub for a whole process over one connection, owned by one task.
 
-Pub/sub forgets: a message published while the connection is down is gone. So whoever listens is woken once whenever a
-subscription begins or begins again, and must look for itself; and nobody may rely on a message alone.
+Pub/sub forgets: a message published while the connection is down is gone. So a listener is woken once whenever its
+subscription begins or begins again, and must look for itself; no listener may rely on messages alone.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ log = get_logger("notifications")
 
 
 class Subscription:
-    """What has been heard on one channel since the last `wait`, repeats counted once."""
+    """The messages heard on one channel since the last `wait`, repeats counted once."""
 
     def __init__(self) -> None:
         self._heard: set[bytes] = set()
@@ -93,7 +93,7 @@ class Notifications:
             try:
                 async with self._redis.pubsub() as connection:
                     await self._listen(connection)
-            except Exception as error:  # whatever it was: without this task nobody would hear anything any more
+            except Exception as error:  # of any kind: without this task no listener would hear a message any more
                 if not TROUBLE_LOG.failed(error):
                     log.warning("pub/sub connection lost", error=repr(error))
             self._subscribed = set()

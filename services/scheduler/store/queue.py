@@ -1,7 +1,7 @@
 """The durable queue: acceptance, reading by pools, and the life of a job.
 
 One Redis stream per model and priority class, read by all pools through one consumer group. A job's stream entry is
-acknowledged when the job ends, so what a pool was working on is found again by its next leader, or by another pool.
+acknowledged when the job ends, so a pool's next leader, or another pool, finds its unfinished jobs again.
 """
 
 import collections
@@ -48,8 +48,8 @@ _unreadable = Counter("synerdiff_unreadable_jobs", "jobs failed because the lead
 
 
 class Acceptance(NamedTuple):
-    """The job of a request; `record` and how many jobs of its model were ahead of it, as it was accepted. None when its
-    request_id had made it before."""
+    """The job of a request, with its record and the number of jobs of its model ahead of it, as of its acceptance.
+    `record` is None for a job that its request_id had made before."""
 
     job_id: str
     record: JobRecord | None = None
@@ -79,7 +79,7 @@ class GoneJobs(NamedTuple):
 
 class JobQueue(StoreBase):
     """Jobs from acceptance to their end. Methods that take a Lease raise StaleLeader once a newer leader has the pool,
-    and Unavailable where Redis does not take a first try: who leads knows what to do meanwhile.
+    and Unavailable where Redis does not take a first try: the leader decides when to try again.
 
     Those that return bool say False when the job has ended otherwise or belongs to another pool by now: the caller then
     drops its tasks. Every method may be called again after a lost reply.
@@ -93,7 +93,7 @@ class JobQueue(StoreBase):
         self._answered_reads: collections.Counter[tuple[Lease, str]] = collections.Counter()
 
     async def close(self) -> None:
-        """End the background tasks; what waits to be accepted is cancelled."""
+        """End the background tasks; requests that wait to be accepted are cancelled."""
         await self._acceptances.close()
         await super().close()
 
@@ -109,9 +109,9 @@ class JobQueue(StoreBase):
         cost: float = 1.0,
     ) -> Acceptance:
         """Accept a request: once this returns, the job survives anything short of losing Redis's disk. Calls at the
-        same time go there together.
+        same time share a write.
 
-        `digest` tells whether a repeated request_id carries the same body. A job that was abandonable is not any more
+        `digest` tells whether a repeated request_id carries the same body. An abandonable job stops being so
         once the same request is accepted as one that is not. `traceparent` is that of the call that makes the job.
         Each caller's request_ids are their own, and jobs that wait are read fairly between callers by their `cost`: the
         share of a device that a job takes, in any unit that is the same for all jobs of the model.
@@ -182,7 +182,7 @@ class JobQueue(StoreBase):
         return max(self._settings.retry_after_s, min(self._settings.retention_s / 20, 60.0))
 
     async def delete(self, job_id: str) -> None:
-        """Forget a job that has ended, and its request_id. One that is unknown is forgotten. Raises NotEnded. Image
+        """Forget a job that has ended, and its request_id. An unknown job is no error. Raises NotEnded. Image
         files that cannot be deleted just now are left to the sweep."""
         try:
             await self._api("delete", job_id)
@@ -228,7 +228,7 @@ class JobQueue(StoreBase):
         return await self._read("read_new", lease, count, few, json.dumps(dict(held or {})), *models)
 
     async def read_pending(self, lease: Lease) -> list[JobRecord]:
-        """All that was delivered to this pool and has not ended: what a new leader goes on with."""
+        """All jobs delivered to this pool that have not ended: a new leader goes on with them."""
         return await self._readable(lease, await self._leader("read_pending", lease))
 
     async def claim_stale(
@@ -244,7 +244,7 @@ class JobQueue(StoreBase):
         return await self._readable(lease, replies)
 
     async def _readable(self, lease: Lease, replies: Sequence[list[Any]]) -> list[JobRecord]:
-        """The jobs of which something can be made; the others fail, with the reason."""
+        """The jobs whose records can be read; the others fail, with the reason."""
         records = []
         for reply in replies:
             try:
@@ -292,12 +292,12 @@ class JobQueue(StoreBase):
         return bool(await self._leader("end_job", lease, job_id, state.name, event, self._retention_ms, *args))
 
     async def ended(self, job_ids: Sequence[str], pool: str = "") -> set[str]:
-        """Those that have ended or are lost; with `pool`, also those that belong to another pool by now."""
+        """The jobs that have ended or are lost; with `pool`, also those that belong to another pool by now."""
         gone = await self.gone(job_ids, pool)
         return gone.ended | gone.lost
 
     async def gone(self, job_ids: Sequence[str], pool: str = "") -> GoneJobs:
-        """Those that need no more work, and why. The followers of lost ones are woken, to hear of it."""
+        """The jobs that need no more work, by reason. Followers of the lost ones are woken, to learn of the loss."""
         ended, lost = await self._api("gone", pool, *job_ids)
         return GoneJobs({job_id.decode() for job_id in ended}, {job_id.decode() for job_id in lost})
 
@@ -306,8 +306,8 @@ class JobQueue(StoreBase):
         return self._notifications.listen(keys.ACCEPTED)
 
     def controls(self, pool: str) -> AsyncGenerator[str, None]:
-        """Ids of jobs that this pool no longer has to work on, as others end or claim them. Best effort: what happened
-        while the connection was down is not told; `ended` finds it."""
+        """Ids of jobs that this pool no longer has to work on, as others end or claim them. Best effort: messages sent
+        while the connection is down are lost; `ended` finds their jobs."""
         return self._notifications.messages(keys.controls(pool))
 
 

@@ -53,7 +53,7 @@ request_to_json = _REQUEST.dump
 
 
 class UnreadableRecord(SynerDiffError):
-    """INTERNAL: what Redis holds of a job is damaged, or of a version that this one cannot read."""
+    """INTERNAL: the record of a job in Redis is damaged, or of a version that this one cannot read."""
 
     def __init__(self, job_id: str, error: Exception) -> None:
         reason = error.message if isinstance(error, InvalidRequest) else repr(error)
@@ -104,7 +104,7 @@ def event_from_entry(job_id: str, sequence: int, form: bytes, value: bytes) -> i
 
 
 def end_from_entry(flat: list[bytes]) -> JobEnd:
-    """A job's end from the fields of its entry; what a damaged record did not have is empty or 0."""
+    """A job's end from the fields of its entry; a field that a damaged record lacks is empty or 0."""
     texts = [value.decode() for value in flat]
     fields = dict(zip(texts[::2], texts[1::2], strict=True))
     state = JobState[fields["state"]]

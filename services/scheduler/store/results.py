@@ -1,4 +1,4 @@
-"""What a job has to show: its events, its progress and its images, and following them from any scheduler."""
+"""The results of a job: its events, its progress and its images. Any scheduler can follow them."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ from synerdiff.v1 import images_pb2
 
 POSITION_EVERY_S = 1.0  # how often a queued follower hears of a new position
 POLL_S = 5.0  # the safety net under pub/sub
-EVENT = b"event"  # what the channel of a job says of a stored event; progress it carries itself
+EVENT = b"event"  # the message of a stored event on the channel of its job; progress is its own message
 
 NO_POSITION_WANTED = ""
 NO_POSITION_SHOWN = "-1"
@@ -42,7 +42,7 @@ class JobResults(StoreBase):
     """Events and images, written by a pool's leader and read by anybody. Writing is safe to repeat."""
 
     async def append_progress(self, lease: Lease, updates: Sequence[ProgressUpdate]) -> None:
-        """Tell the progress of many images in one call. Each replaces the last of its image; late ones are dropped."""
+        """Write the progress of many images in one call. Each replaces the last of its image; late ones are dropped."""
         args: list[str | bytes | int] = []
         for job_id, index, step, total, preview in updates:
             args += (job_id, index, progress_event(index, step, total, preview))
@@ -127,7 +127,7 @@ class JobResults(StoreBase):
         return float(done / int(num_images))
 
     async def events(self, job_id: str, after_sequence: int = 0) -> list[images_pb2.GenerateEvent]:
-        """What happened after `after_sequence`, in order, images without their bytes. Raises NotFound."""
+        """The events after `after_sequence`, in order, images without their bytes. Raises NotFound."""
         _, events = await self._read_events(job_id, after_sequence, NO_POSITION_WANTED)
         return events
 
@@ -181,8 +181,8 @@ class JobResults(StoreBase):
     async def _completed(self, event: images_pb2.GenerateEvent, lost: set[int]) -> bool:
         """Give an image's event its bytes. False where they are lost.
 
-        While the job runs an image is drawn again that Redis has lost. `lost`: the images of the job for which that did
-        not happen yet. Raises NotFound when it is finished without.
+        While the job runs, an image that Redis has lost is drawn again. `lost`: the lost images that are not drawn
+        again yet. Raises NotFound for a finished job with any.
         """
         job_id = event.job_id
         if event.HasField("image"):
@@ -203,7 +203,7 @@ class JobResults(StoreBase):
 
 
 def _progress_events(job_id: str, after_sequence: int, messages: set[bytes]) -> list[images_pb2.GenerateEvent]:
-    """The progress that messages "<sequence>:<event>" tell, in order, without what was seen before."""
+    """The Progress events of messages "<sequence>:<event>" after `after_sequence`, in order."""
     parted = (message.partition(b":") for message in messages)
     news = sorted((int(sequence), event) for sequence, _, event in parted if int(sequence) > after_sequence)
     return [event_from_entry(job_id, sequence, b"event", event) for sequence, event in news]

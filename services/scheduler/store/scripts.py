@@ -87,7 +87,7 @@ class Scripts:
 
     async def run_for_each(self, name: str, *args: Argument, patience_s: float) -> list[Any]:
         """Run a script that answers each of several for itself: a ResponseError is the reply to one that is refused.
-        What is the matter with Redis itself is no such reply: the whole is tried again. Raises as `run`."""
+        Trouble of Redis itself is no such reply: the whole is tried again. Raises as `run`."""
         script = self._registered[name]
 
         async def attempt() -> list[Any]:

@@ -1,4 +1,4 @@
-"""What both halves of the job store stand on: one Redis, its scripts, its notifications, and the settings."""
+"""The base of both halves of the job store: one Redis, its scripts, its notifications, and the settings."""
 
 import asyncio
 import contextlib
@@ -79,10 +79,10 @@ _MB = 1 << 20
 
 @dataclass(frozen=True)
 class RedisMemory:
-    """What Redis used when last asked, of the memory at which it refuses writes; a `limit_bytes` of 0: none.
+    """The memory that Redis used when last asked, and the limit at which it refuses writes; 0: no limit.
 
-    `share`: of that limit, for all that Redis holds. The rest is for what comes between two askings, and for what
-    nobody counts: the queue, the registry, buffers of Redis's own.
+    `share`: of that limit, for all that Redis holds. The rest is for writes between two readings, and for uncounted
+    memory: the queue, the registry, buffers of Redis's own.
     """
 
     used_bytes: int = 0
@@ -91,16 +91,16 @@ class RedisMemory:
 
     @property
     def most_bytes(self) -> int:
-        """What Redis may come to hold."""
+        """The most bytes that Redis may hold."""
         return round(self.share * self.limit_bytes)
 
     @property
     def room_bytes(self) -> int | None:
-        """What the results of open jobs may take; None: as much as they like."""
+        """The bytes that the results of open jobs may take; None: no bound."""
         return max(0, self.most_bytes - self.used_bytes) if self.limit_bytes else None
 
     def refusal(self, expected_bytes: int, result_bytes: int, retry_after_s: float) -> QueueFull | InvalidRequest:
-        """Why a request is refused whose results may take `result_bytes`, beside `expected_bytes` of accepted jobs."""
+        """The refusal of a request whose results may take `result_bytes`, beside `expected_bytes` of accepted jobs."""
         most = f"{self.most_bytes / _MB:.0f} MB ({self.share:g} of Redis' maxmemory, by memory_share)"
         asked = f"the results of this request may take {result_bytes / _MB:.1f} MB"
         if result_bytes > self.most_bytes:
@@ -114,7 +114,7 @@ class JobStoreSettings:
     """How much waits, how long things are kept, and how long to try when Redis is away."""
 
     max_waiting: int = 10_000  # jobs of one model
-    retry_after_s: float = 5.0  # what a client is told when that many wait
+    retry_after_s: float = 5.0  # sent to a client when that many wait
     retention_s: float = 600.0  # of an ended job, its events and its images
     memory_share: float = 0.9  # of Redis' memory limit: jobs whose results may take more than this are refused
     follower_lease_s: float = 10.0  # an abandonable job that nobody follows for this long is cancelled
@@ -139,7 +139,7 @@ class StoreBase:
         self._follower_leases = FollowerLeases(self._scripts, self._follower_lease_ms, self._settings.api_patience_s)
 
     def memory_is(self, used_bytes: int, limit_bytes: int) -> None:
-        """Tell what Redis uses: every second or so, for new jobs to be refused before it is full."""
+        """Set Redis' memory use. Call it every second or so: new jobs are refused before Redis is full."""
         self._memory = RedisMemory(used_bytes, limit_bytes, self._settings.memory_share)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Ends what nobody else would end. Any scheduler may run these, at any time, as often as it likes."""
+"""Sweeps end jobs and drop data without an owner. Any scheduler may run them, at any time, any number of times."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -30,8 +30,8 @@ class Sweeps(StoreBase):
     async def sweep_abandoned(self, now_ms: int | None = None) -> int:
         """Cancel the abandonable jobs that nobody follows any more; returns how many. Run it every second or so.
 
-        After a gap of half a follower lease between sweeps, whoever ran them, all run-out leases are extended instead:
-        Redis or all schedulers were away, so nobody could renew.
+        After a gap of half a follower lease between sweeps by any scheduler, all expired leases are extended instead:
+        Redis or all schedulers were away, so no lease could be renewed.
         """
         event, lease_ms, kept_ms = cancelled_event(ABANDONED_REASON), self._follower_lease_ms, self._retention_ms
         args = (_or_empty(now_ms), lease_ms, event, kept_ms, BATCH, ABANDONED_REASON)
@@ -42,8 +42,8 @@ class Sweeps(StoreBase):
         await self._api("restore", self._follower_lease_ms)
 
     async def take_ended(self) -> dict[str, JobEnd]:
-        """How jobs have ended that nobody has told of yet, at most BATCH, by entry; each is given to one caller. The
-        caller tells of them and then calls `ended_told`. Others get what it does not tell within TELL_WITHIN_S."""
+        """The ends of jobs that no scheduler has logged, at most BATCH, by entry; each goes to one caller. The caller
+        logs them and then calls `ended_told`. Others get the ends that it does not log within TELL_WITHIN_S."""
         ends = {}
         for entry_id, fields in await self._api("take_ended", BATCH, round(TELL_WITHIN_S * 1000)):
             try:
@@ -83,7 +83,7 @@ class Sweeps(StoreBase):
         return [job_id for job_id, is_known in zip(job_ids, known, strict=True) if not is_known]
 
     async def trim(self) -> int:
-        """Drop from the streams what every pool is done with; returns how many entries went."""
+        """Drop the stream entries that every pool is done with; returns how many."""
         return int(await self._api("trim"))
 
 

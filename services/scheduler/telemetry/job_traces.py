@@ -1,7 +1,7 @@
 """Spans of a leader's work: one per job, one per stage of each of its images, and one per worker's part of a tick.
 
 Nothing is measured for them: stages come from the phases of tasks when an event has moved them, ticks from their
-reports, once the next plans are out. A span is made at the end of its stage or tick, so no tracing runs between two
+reports, once the next plans are out. A span is made at the end of its job, stage or tick: no tracing runs between two
 steps, and an untraced job costs one look into a dictionary.
 
 Workers make no spans. Their work is in their reports (a prompt's encoding, an image file's, every item of a tick), so

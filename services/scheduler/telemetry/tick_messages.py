@@ -1,7 +1,7 @@
 """Ticks for operators: as messages, and as a Chrome/Perfetto trace.
 
-Events of lanes: an item, of category "unet" or "vae", named by its rows or decodes; before it, of category "wait", how long
-its worker waited for the other one. Both sides of an item carry the same `tick` and `place`, and an arrow joins them.
+Events of lanes: an item, of category "unet" or "vae", named by its rows or decodes; before it, of category "wait", the
+wait of its worker for the other one. Both sides of an item carry the same `tick` and `place`, and an arrow joins them.
 Times in microseconds since the epoch, as the format wants them.
 """
 

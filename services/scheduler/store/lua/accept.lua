@@ -1,4 +1,4 @@
--- Accept requests durably: what this returns is never lost. Each is accepted or refused for itself, in their order.
+-- Accept requests durably: an accepted job is never lost. Each is accepted or refused for itself, in their order.
 -- ARGV: follower lease ms, most waiting jobs of a model, most bytes that the results of all open jobs may take ('' for
 --       any), then of each request: job id, request id among those of all callers ('' for none), digest, request JSON,
 --       number of images, model, priority number, timeout ms, abandonable (1 or 0), traceparent ('' for none), caller
@@ -6,7 +6,7 @@
 --       COUNTS (0: none)
 -- Returns for each request [the job id given, accepted_at_ms, jobs ahead of it], [the id of the job which this request
 -- id already made], or an error: ALREADYEXISTS, QUEUEFULL, MEMORYFULL with the bytes that the results of open jobs may
--- take without it, OVERQUOTA with the count's name and what it is
+-- take without it, OVERQUOTA with the count's name and value
 local lease_ms, most_waiting, most_bytes = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local BOUNDS = 13  -- the fields of a request before its caller's bounds
 local now = now_ms()
@@ -42,7 +42,7 @@ local function accept_again(job_id, digest, abandonable)
   return {job_id}
 end
 
--- What a caller has with one more job, as [field, number, ...]; or nil and the error, where that is too much.
+-- A caller's counts with one more job, as [field, number, ...]; or nil and the error, where one passes its bound.
 local function counted(caller, num_images, bounds)
   local fields, counts = {}, {}
   for index, name in ipairs(COUNTS) do
@@ -106,7 +106,7 @@ local function accept(request)
   end
   redis.call('ZADD', waiting, rank, job_id)
   local accepted = as_accepted(job_id, now, model)
-  redis.call('XADD', key('events', job_id), '1-0', 'position', accepted[3])  -- nobody follows it yet to be woken
+  redis.call('XADD', key('events', job_id), '1-0', 'position', accepted[3])  -- it has no followers yet to wake
   models[model] = true
   return accepted
 end

@@ -1,5 +1,5 @@
 -- Become the leader of a pool that has none, under a token newer than every one before.
--- ARGV: pool, id of the bid, TTL ms, the token that it must be above (workers remember what Redis may have lost)
+-- ARGV: pool, id of the bid, TTL ms, the token that it must be above (workers remember tokens that Redis may have lost)
 -- Returns the token, or nil while another instance leads. The bid that leads gets its token again (a lost reply).
 local pool, instance_id, ttl_ms, above = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local state, leader = key('pool', pool), key('leader', pool)
@@ -14,7 +14,7 @@ local token = tonumber(redis.call('HGET', state, 'token') or 0)
 if holder and token > above then
   return token
 end
-redis.call('DEL', key('callers'))  -- what another version ended meanwhile it did not count
+redis.call('DEL', key('callers'))  -- another version may have ended jobs without counting
 token = math.max(token, above) + 1
 redis.call('HSET', state, 'token', string.format('%.0f', token))
 return token

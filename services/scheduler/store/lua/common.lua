@@ -30,7 +30,7 @@ local function snapshot(job_id)
   return {job_id, redis.call('HGETALL', key('job', job_id)), redis.call('HKEYS', key('images', job_id))}
 end
 
--- Every model that was ever used here. Its card alone tells of one when the set is lost.
+-- Every model that was ever used here. Its card alone names one when the set is lost.
 local function known_models()
   local models, seen = {}, {}
   for _, names in ipairs({redis.call('SMEMBERS', key('queued_models')), redis.call('HKEYS', key('models'))}) do
@@ -54,7 +54,7 @@ local function add_event(job_id, form, value)
   redis.call('PUBLISH', key('wake', job_id), 'event')
 end
 
--- Add to, or with sign -1 take from, what a named caller has: 'waiting' or 'open'. What falls to 0 takes no room.
+-- Add to, or with sign -1 take from, a named caller's counts: 'waiting' or 'open'. A count of 0 is deleted.
 local function count(caller, what, images, sign)
   if not caller or caller == '' then
     return
@@ -103,7 +103,7 @@ local function change_state(job_id, to)
   return 'changed'
 end
 
--- Keep for take_ended.lua how a job has ended, in its newest MOST_ENDS: nobody may be there to take it.
+-- Keep for take_ended.lua how a job has ended, among the newest MOST_ENDS: there may be no scheduler to take it.
 local MOST_ENDS = 100000
 local function remember_end(job_id, to, about)
   local entry = {'job_id', job_id, 'state', to, 'images', redis.call('HLEN', key('images', job_id)),
@@ -117,8 +117,8 @@ local function remember_end(job_id, to, about)
 end
 
 -- The one way a job ends: state, event, acknowledgement, and the start of its retention time. Returns as change_state.
--- Of a damaged record it does what the fields left allow: one that cannot end would stop every sweep.
--- about: what is known of its `code`, `reason` and `workers`.
+-- It ends a damaged record as far as the fields left allow: one that cannot end would stop every sweep.
+-- about: its `code`, `reason` and `workers`, as far as known.
 local function end_job(job_id, to, event, retention_ms, about)
   local outcome = change_state(job_id, to)
   if outcome ~= 'changed' then
@@ -152,7 +152,7 @@ local function free_request_id(job_id)
   end
 end
 
--- Take a job whose record is gone off what else names it, and wake its followers to hear of that.
+-- Remove a job whose record is gone from the other keys, and wake its followers to learn of the loss.
 local function forget_lost(job_id)
   for _, model in ipairs(known_models()) do
     redis.call('ZREM', key('waiting', model), job_id)

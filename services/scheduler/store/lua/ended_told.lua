@@ -1,4 +1,4 @@
--- These ends of jobs have been told.
+-- Forget these ends of jobs: they are logged.
 -- ARGV: entry id...
 redis.call('XACK', key('ended'), GROUP, unpack(ARGV))
 redis.call('XDEL', key('ended'), unpack(ARGV))

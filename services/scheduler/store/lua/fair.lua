@@ -2,7 +2,7 @@
 --
 -- Start-time fair queueing (Goyal, Vin, Cheng 1996). A job starts, in virtual time, where its caller's last job ends, but
 -- not before the start of the job that began last; it ends its cost later. Jobs are read by their starts. So callers
--- that have jobs waiting get equal shares of what is read, whatever they send, and one caller's jobs stay in order.
+-- that have jobs waiting get equal shares of the work read, whatever they send, and one caller's jobs stay in order.
 --
 -- The score of a job in `waiting`: its class times BAND, and within it its start, past READ once a pool has read it and
 -- past UNREAD before. Below READ are the scores of versions that counted arrivals. Lua's numbers, and Redis' scores, are
@@ -37,7 +37,7 @@ local function next_rank(model, priority, caller, cost)
   local latest = latest_start(model, priority)
   if not now then
     now = (latest or -1) + 1
-  elseif not latest then  -- nobody waits: who had what does not matter any more
+  elseif not latest then  -- no job waits: earlier shares do not matter any more
     redis.call('DEL', turns)
     now, last = tonumber(ending) < READ / 2 and ending or 0, 0
   end

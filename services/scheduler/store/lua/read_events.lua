@@ -1,4 +1,4 @@
--- What a follower has not seen yet.
+-- The events that a follower has not seen yet.
 -- ARGV: job id, the last sequence seen, the last position shown ('' when none is wanted)
 -- Returns [state, [sequence, form, value], ...], unordered; nil when there is no such job.
 local job_id, after, shown = ARGV[1], tonumber(ARGV[2]), ARGV[3]

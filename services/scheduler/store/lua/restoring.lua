@@ -1,7 +1,7 @@
 -- Put after common.lua in front of the scripts that make keys again which Redis has lost, from those it still has.
 --
 -- A job that has not ended is found in its stream, by its deadline and, while it waits, in `waiting`. Where one of them is
--- lost the others have its jobs. A script that would make a lost key anew restores it first, or nobody could tell.
+-- lost the others have its jobs. A script that would make a lost key anew restores it first, or the loss stays hidden.
 
 -- Whether a sorted set is lost, or was never made; from now on it is neither.
 local function was_lost(index)
@@ -35,7 +35,7 @@ local function in_streams(model, visit)
 end
 
 local function make_streams(model)
-  -- Every class at once, and from id 0: autoscaling goes by the group's lag and pending entries, and can ask neither of
+  -- Every class at once, and from id 0: autoscaling uses the group's lag and pending entries, and can read neither of
   -- a group that is not there. One that starts later has no lag until its first read.
   local made = {}
   for _, class in ipairs(PRIORITIES) do

@@ -4,7 +4,7 @@
 -- Returns how many leases had run out.
 local now, lease_ms, event, retention_ms = given_or_now(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]
 
--- Sweeps come every second or so. After a longer gap Redis or all schedulers were away, and nobody could have renewed:
+-- Sweeps come every second or so. After a longer gap Redis or all schedulers were away, and no lease could be renewed:
 -- all followers get one lease time to come back, those too whose leases have some of theirs left.
 local last = tonumber(redis.call('GET', key('leases_swept')) or 0)
 redis.call('SET', key('leases_swept'), now)

@@ -1,4 +1,4 @@
--- How jobs have ended, each for one taker, who tells of it and acknowledges it (ended_told.lua). A taker that has not done
+-- The ends of jobs, each for one taker, who logs it and acknowledges it (ended_told.lua). A taker that has not done
 -- so for the given time is gone: another takes it.
 -- ARGV: most jobs, patience with a taker in ms
 -- Returns [entry id, [field, value, ...]] of each.

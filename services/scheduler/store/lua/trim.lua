@@ -1,5 +1,5 @@
--- Drop what every stream holds before its oldest entry that is pending or was never delivered. Never XDEL: after that
--- Redis cannot tell a group's lag any more, and autoscaling goes by it.
+-- Drop the entries of every stream before its oldest one that is pending or was never delivered. Never XDEL: after that
+-- Redis cannot tell a group's lag any more, and autoscaling uses it.
 -- Returns how many entries went.
 local trimmed = 0
 
@@ -14,7 +14,7 @@ for _, model in ipairs(redis.call('SMEMBERS', key('queued_models'))) do
     local stream = key('queue', model, class)
     if redis.call('EXISTS', stream) == 1 then
       local oldest_pending = redis.call('XPENDING', stream, GROUP)[2]
-      -- Nobody else acknowledges an entry whose job's record is lost.
+      -- No other script acknowledges an entry whose job's record is lost.
       for _ = 1, 100 do
         local entry = oldest_pending and redis.call('XRANGE', stream, oldest_pending, oldest_pending)[1]
         if not oldest_pending or (entry and redis.call('EXISTS', key('job', entry[2][2])) == 1) then

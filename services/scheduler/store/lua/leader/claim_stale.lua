@@ -1,4 +1,4 @@
--- Take over what pools hold that have had no leader for long, and tell those pools.
+-- Take over the jobs of pools that have had no leader for long, and tell those pools.
 -- ARGV: pool, token, read number, shortest absence ms, most jobs, model...
 -- Returns jobs.
 local number, absence_ms, room = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])

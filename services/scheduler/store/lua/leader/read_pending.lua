@@ -1,4 +1,4 @@
--- Everything delivered to this pool that has not ended: what a new leader goes on with.
+-- All jobs delivered to this pool that have not ended: a new leader goes on with them.
 -- ARGV: pool, token
 -- Returns jobs, by priority class and then by arrival within a model.
 local jobs = {}

@@ -1,4 +1,4 @@
--- Keep an image file and tell of it. The first file of an index stays.
+-- Keep an image file and announce it. The first file of an index stays.
 -- ARGV: pool, token, job id, image index, Image with its bytes, Image event without
 -- Returns 1, or 0 when the job has ended or is another pool's.
 local job_id, index, image, event = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
