@@ -55,7 +55,7 @@ def fail_late_jobs(holdings: Holdings, now_ms: int) -> None:
 
 
 def fail_jobs_of_other_weights(holdings: Holdings, now_ms: int, wait_s: float) -> None:
-    """End the jobs whose weights nobody has served for `wait_s`, though others of the same model are served."""
+    """End the jobs whose weights no worker has served for `wait_s`, though others of the same model are served."""
     held = _held_weights(holdings)
     for job in list(holdings.jobs.values()):
         lacking = _lacking_weights(job, held)
@@ -206,7 +206,7 @@ class Engine:
         }
 
     def next_tick(self) -> int:
-        """A number that no plan has had: a worker ignores plans with one that is not above its last."""
+        """The number of a new plan: a worker ignores a plan unless its number is above the last one's."""
         self._last_tick += 1
         return self._last_tick
 

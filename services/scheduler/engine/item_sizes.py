@@ -23,7 +23,7 @@ _PAIRS = 9
 _PAYS = 1.04
 # Items until a size that did not pay is tried again: the worker may run compiled by then, or beside less other work.
 _RETRY_ITEMS = 256
-# Of the batch: fewer tasks than this beside it say little of twice as many.
+# Times the batch: an item of fewer tasks says little about one of twice as many.
 _WIDE = 1.5
 # Slots are held as well by tasks that are prepared, decoded and stored.
 _STEPPING = 3 / 4

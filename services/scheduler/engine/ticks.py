@@ -21,7 +21,7 @@ T = TypeVar("T")
 class PartItem:
     """An item of a worker's part of a tick as it was planned, for reports, traces and corrections of the profile.
 
-    `rows` and `decodes` are of the whole item, whichever worker's part it is found in; `decodes` may be a fraction.
+    `rows` and `decodes` are of the whole item, in either worker's part; `decodes` may be a fraction.
     `tasks` are those that step. `key`: of all that is in it, None where its two sides differ. `reason`: see `Item`.
     """
 
@@ -112,8 +112,8 @@ class MeasuredItem:
     """One item of a tick with each side's own times; None for a side it does not have.
 
     `intact`: nothing that it named was stale and memory sufficed, so it ran at once and as planned.
-    `in_step`: it began when the item before it had ended on both workers; only then does its time
-    compare with a profile's.
+    `in_step`: it began when the item before it had ended on both workers; only then does its time compare
+    with a profile's.
     """
 
     domain: str

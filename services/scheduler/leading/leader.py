@@ -161,7 +161,7 @@ class Leader:
         self._pump_is_due = False
 
     async def lead(self) -> None:
-        """Run until superseded or cancelled. Raises the error that ends any part of it: no part runs alone."""
+        """Run until superseded or cancelled. Raises the error of any part, which ends all parts."""
         async with contextlib.AsyncExitStack() as leaving:  # all of it, whatever fails on the way out
             for close in (self._tell_losses, self.writer.stop, self.streams.close, self.keeper.close):
                 leaving.push_async_callback(close)
@@ -222,7 +222,7 @@ class Leader:
         self.ended.set()
 
     async def _tell_losses(self) -> None:
-        """Log the jobs that Redis has lost as this leadership ends, maybe by that: no other leader knows of them."""
+        """Log jobs that Redis has lost as this leadership ends, maybe because of them: no other knows of them."""
         held = self.engine.holdings.jobs
         job_ids = sorted(held.keys() | self.writer.unwritten)
         with contextlib.suppress(RedisError, Unavailable, OSError):

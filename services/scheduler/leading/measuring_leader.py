@@ -85,6 +85,6 @@ async def probing(registry: WorkerRegistry, width: int = 0, height: int = 0) -> 
         prober = await session.attach(width, height)
         yield prober
         prober.close()
-        await asyncio.sleep(0)  # the streams send their queues
+        await asyncio.sleep(0)  # the streams send their queued commands
     finally:
         await session.streams.close()

@@ -92,7 +92,7 @@ class Pool:
         return True
 
     async def _renew(self, lease: Lease, leader: Leader) -> None:
-        """Hold the lock. While Redis is away nobody else can take it either, so leading goes on."""
+        """Hold the lock. While Redis is away no other scheduler can take it either, so leading goes on."""
         try:
             while True:
                 await asyncio.sleep(self._renew_every_s)
@@ -113,7 +113,7 @@ class Pool:
     async def sweep_images(self) -> None:
         """Delete image files of jobs that are no more."""
         while True:
-            with contextlib.suppress(Unavailable):  # Redis or the image store, whose trouble is in the log
+            with contextlib.suppress(Unavailable):  # of Redis or the image store, logged already
                 await self.store.sweep_images()
             await asyncio.sleep(IMAGES_EVERY_S)
 

@@ -189,7 +189,7 @@ class FileImages(ImageStore, ABC):
 
 class DirectoryImages(FileImages):
     """DIRECTORY/JOB/INDEX, in a directory that all schedulers share. It must exist: a new one would not be shared.
-    A file is written beside its name, synced and renamed, so that nobody reads half of it."""
+    A file is written beside its name, synced and renamed, so that no reader gets half of it."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(str(directory))

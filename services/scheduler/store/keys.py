@@ -57,7 +57,7 @@ DATA_ID = "synerdiff:data_id"
 IMAGES_SWEPT = "synerdiff:images_swept"
 
 GROUP = "pools"
-KEEPER = ""  # the member of every sorted set that marks it as whole; ranked last, it is in nobody's way
+KEEPER = ""  # the member of every sorted set that marks it as whole; ranked last, it precedes no job
 
 PRIORITIES = tuple(priority.name.lower() for priority in sorted(Priority))
 

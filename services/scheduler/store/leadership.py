@@ -38,7 +38,7 @@ class Leadership:
 
     async def renew(self, lease: Lease) -> bool:
         """Whether the lease still holds, for another TTL: call it every third of the TTL. Raises Unavailable. A lease
-        whose TTL ran out is renewed as long as nobody else took the pool meanwhile."""
+        whose TTL ran out is renewed as long as no other instance took the pool meanwhile."""
         renewed = await self._scripts.run(
             "renew_leadership", lease.pool, lease.token, self._instance_id, self._ttl_ms, patience_s=self._patience_s
         )

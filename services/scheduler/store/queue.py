@@ -81,8 +81,8 @@ class JobQueue(StoreBase):
     """Jobs from acceptance to their end. Methods that take a Lease raise StaleLeader once a newer leader has the pool,
     and Unavailable where Redis does not take a first try: the leader decides when to try again.
 
-    Those that return bool say False when the job has ended otherwise or belongs to another pool by now: the caller then
-    drops its tasks. Every method may be called again after a lost reply.
+    Those that return bool return False when the job has ended otherwise or belongs to another pool by now: the caller
+    then drops its tasks. Every method may be called again after a lost reply.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class JobQueue(StoreBase):
         """Accept a request: once this returns, the job survives anything short of losing Redis's disk. Calls at the
         same time share a write.
 
-        `digest` tells whether a repeated request_id carries the same body. An abandonable job stops being so
+        `digest` shows whether a repeated request_id carries the same body. An abandonable job stops being so
         once the same request is accepted as one that is not. `traceparent` is that of the call that makes the job.
         Each caller's request_ids are their own, and jobs that wait are read fairly between callers by their `cost`: the
         share of a device that a job takes, in any unit that is the same for all jobs of the model.

@@ -62,8 +62,8 @@ class UnreadableRecord(SynerDiffError):
 
 
 def record_from_reply(reply: list[Any], *, to_draw: bool = False) -> JobRecord:
-    """A job as scripts return it: [job id, [field, value, ...], [image index, ...]]. `to_draw`: not where a newer
-    version that accepted it may draw something else (`json_codec`). Raises UnreadableRecord."""
+    """A job as scripts return it: [job id, [field, value, ...], [image index, ...]]. With `to_draw` it
+    is unreadable where a newer version that accepted it may draw another picture. Raises UnreadableRecord."""
     job_id, flat, image_indices = reply[0].decode(), *reply[1:]
     try:
         fields: dict[bytes, bytes] = dict(zip(flat[::2], flat[1::2], strict=True))

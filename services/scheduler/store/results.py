@@ -39,7 +39,7 @@ ProgressUpdate = tuple[str, int, int, int, bytes]
 
 
 class JobResults(StoreBase):
-    """Events and images, written by a pool's leader and read by anybody. Writing is safe to repeat."""
+    """Events and images, written by a pool's leader and read by any scheduler. Writing is safe to repeat."""
 
     async def append_progress(self, lease: Lease, updates: Sequence[ProgressUpdate]) -> None:
         """Write the progress of many images in one call. Each replaces the last of its image; late ones are dropped."""

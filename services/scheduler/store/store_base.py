@@ -117,7 +117,7 @@ class JobStoreSettings:
     retry_after_s: float = 5.0  # sent to a client when that many wait
     retention_s: float = 600.0  # of an ended job, its events and its images
     memory_share: float = 0.9  # of Redis' memory limit: jobs whose results may take more than this are refused
-    follower_lease_s: float = 10.0  # an abandonable job that nobody follows for this long is cancelled
+    follower_lease_s: float = 10.0  # an abandonable job without followers for this long is cancelled
     api_patience_s: float = 2.0  # Redis away for longer than this fails a call with Unavailable
     follower_patience_s: float = 30.0  # likewise for followers; leaders try again by themselves
 

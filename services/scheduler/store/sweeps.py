@@ -28,7 +28,7 @@ class Sweeps(StoreBase):
         return await _until_done(lambda: self._api("sweep_expired", *args))
 
     async def sweep_abandoned(self, now_ms: int | None = None) -> int:
-        """Cancel the abandonable jobs that nobody follows any more; returns how many. Run it every second or so.
+        """Cancel the abandonable jobs without followers; returns how many. Run it every second or so.
 
         After a gap of half a follower lease between sweeps by any scheduler, all expired leases are extended instead:
         Redis or all schedulers were away, so no lease could be renewed.

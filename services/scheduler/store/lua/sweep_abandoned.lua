@@ -1,4 +1,4 @@
--- Cancel the abandonable jobs that nobody has followed for the lease time, and tell their pools. The client that comes
+-- Cancel the abandonable jobs without followers for the lease time, and tell their pools. The client that comes
 -- back with the request_id of one wants its picture still: that makes the job anew.
 -- ARGV: now in Unix ms ('' for Redis's own clock), lease ms, Cancelled event, retention ms, most jobs, reason
 -- Returns how many leases had run out.

@@ -1,6 +1,6 @@
 -- Deliver the next waiting jobs to this pool: HIGH of every model, then NORMAL, then LOW; see fair.lua for their order.
 -- Past that many, the next job is read as well while its caller has few in the pool: a flood that fills the pool is not
--- to keep out who comes later, but has an earlier turn.
+-- to keep out callers who come later but have an earlier turn.
 -- ARGV: pool, token, read number, most jobs, how many are few, tasks that wait in the pool (JSON: by caller), model...
 -- Returns jobs.
 local number, room, few, held = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), cjson.decode(ARGV[6])
