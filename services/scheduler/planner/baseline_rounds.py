@@ -3,7 +3,7 @@
 All keep to the profile's caps and to the query's mandatory one-row steps, cut no decode and skip no guidance beyond
 those. Where the profile or the query has no items of both kinds, each side gets an item of its own. Each raises
 ValueError for a query out of bounds and KeyError where the profile has no such item. `feasible` says whether the round
-keeps to the threshold. `fastest_ms`: the query's `least_round_ms` where it is known; worked out where not.
+keeps to the threshold. `fastest_ms`: the query's `least_round_ms` where it is known; computed where not.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ def coarse(profile: Profile, query: PlanQuery, fastest_ms: float | None = None) 
 
 
 def fine(profile: Profile, query: PlanQuery, fastest_ms: float | None = None) -> PlannedRound:
-    """One task beside one decode while there are both, then what is left: best for decodes, many small UNet steps."""
+    """One task beside one decode while there are both, then the rest: best for decodes, many small UNet steps."""
     pairs = min(query.unet, query.vae)
     rest = ((unet, 0) for unet in _batches(query.unet - pairs, profile.caps.unet))
     return _round(profile, query, [*([(1, 1)] * pairs), *rest, *([(0, 1)] * (query.vae - pairs))], fastest_ms)

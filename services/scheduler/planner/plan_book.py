@@ -1,14 +1,14 @@
 """The planner's memory, and the process that fills it.
 
 A round depends on the profile and the query alone, so a leader that comes back to the same counts, as it does at nearly
-every tick, finds its plan in the `PlanBook`. `ColdPlans` have what is missing made in a process of their own, so that
-none of it delays a tick; until then the leader uses a simpler round.
+every tick, finds its plan in the `PlanBook`. `ColdPlans` has missing plans made in a process of their own, so that
+planning delays no tick; until then the leader uses a simpler round.
 
     python -m services.scheduler.planner.plan_book
 
-The process is asked over its pipes, a JSON object a line, at low priority: a plan for later is worth less than the
-picture under way, but not nothing. It ends when its stdin does, so it never outlives the scheduler, and is started anew
-when it dies by itself. It is none of concurrent.futures' pool, whose process outlives a scheduler that is killed,
+The process answers over its pipes, a JSON object a line, at low priority: a plan for later is worth something, but
+less than the picture under way. It ends when its stdin does, so it never outlives the scheduler, and is started anew
+when it dies by itself. It is not a pool of concurrent.futures: such a process outlives a scheduler that is killed,
 cannot be killed by public means while it hangs (before Python 3.14), and is asked in pickles.
 """
 
@@ -58,7 +58,7 @@ def snapped(threshold: float) -> float:
 
 
 class PlanBook:
-    """Planned rounds by profile digest and query, with the threshold snapped to its grid; the least used go first."""
+    """Planned rounds by profile digest and query, with the threshold on its grid; the least used are dropped first."""
 
     def __init__(self, capacity: int = 8192, solve_now: bool = False) -> None:
         self._rounds: OrderedDict[_Key, PlannedRound] = OrderedDict()
@@ -70,8 +70,8 @@ class PlanBook:
         return len(self._rounds)
 
     def lookup(self, profile: Profile, query: PlanQuery) -> PlannedRound | None:
-        """The plan for `query` if it is known; None, and remembered as missing, if it is not. With `solve_now` it is
-        always known. Raises as `plan_round` does, then only."""
+        """The plan for `query`. An unknown plan is None and remembered as missing; with `solve_now` it is made at once,
+        which raises as `plan_round` does."""
         query = query._replace(threshold=snapped(query.threshold))
         key = profile.digest, query
         known = self._rounds.get(key)
@@ -90,12 +90,12 @@ class PlanBook:
         self._remember(self._rounds, (digest, query), planned)
 
     def take_missing(self) -> list[tuple[Profile, PlanQuery]]:
-        """What was asked for since the last time and is not known, oldest first, thresholds snapped."""
+        """The queries without a plan since the last call, oldest first, with snapped thresholds."""
         missing, self.missing = self.missing, OrderedDict()
         return [(profile, query) for (_, query), profile in missing.items()]
 
     def queries(self, digest: str) -> list[PlanQuery]:
-        """What is known of a profile, the least used first."""
+        """The queries with a plan by a profile, the least used first."""
         return [query for of, query in self._rounds if of == digest]
 
     def _remember(self, memory: "OrderedDict[_Key, _T]", key: _Key, value: _T) -> None:
@@ -140,8 +140,8 @@ def _answer(line: bytes) -> Answer:
 
 
 class ColdPlans:
-    """Solves what is submitted, the newest first, and hands every plan to `on_plan(profile digest, query, plan)`. `run`
-    does the work; `submit` only takes note. What has no plan, or kills the process twice, is not tried again."""
+    """Solves submitted queries, the newest first, and passes every plan to `on_plan(profile digest, query, plan)`.
+    `run` does the work. A query without a plan, or one that the process fails at twice, is not tried again."""
 
     def __init__(
         self, on_plan: Callable[[str, PlanQuery, PlannedRound], None], command: tuple[str, ...] = _COMMAND

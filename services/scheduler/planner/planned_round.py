@@ -1,11 +1,11 @@
-"""What the planner is asked and what it answers, as values."""
+"""Queries to the planner and its answers, as values."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from synerdiff.profiles import Profile, Setting
 
-MOST_COUNT = 128  # tasks, and decodes, of one round; what is beyond waits for the next
+MOST_COUNT = 128  # tasks, and decodes, of one round; more wait for the next
 
 
 class PlanQuery(NamedTuple):
@@ -52,7 +52,7 @@ class PlannedItem(NamedTuple):
 
 @dataclass(frozen=True)
 class PlannedRound:
-    """The items of a round in order, and what they add up to.
+    """The items of a round in order, and their totals.
 
     `mean_decode_ms` of completion, all decodes ready when the round begins; 0 without decodes. `skips`: one-row steps,
     unguided ones included. `objective` in ms: summed completion + priced skips + weighted round. `fastest_ms`: least
@@ -70,7 +70,7 @@ class PlannedRound:
 
 
 class RoundReason(NamedTuple):
-    """Why a round is as it is: what was asked of which profile, and the answer; None where that was not known yet."""
+    """The reason for a round: the profile, the query, and the answer; None where it was not known yet."""
 
     profile: Profile
     query: PlanQuery

@@ -6,9 +6,9 @@ without skips, divided by the threshold. An item of latency d delays every unfin
 additive. Of equal rounds it takes the one with fewer skips, then the shorter one, then the one with fewer items.
 
 It searches a constrained shortest path after Handler and Zang, "A dual algorithm for the constrained shortest path
-problem" (Networks 10, 1980). A price on time turns it into a plain shortest path, which bounds what any label (a span
-and a cost at a state) can still lead to. The bounds leave few labels to extend, and one that another beats in both is
-dropped.
+problem" (Networks 10, 1980). A price on time turns it into a plain shortest path, which bounds every round that a
+label (a span and a cost at a state) can still lead to. The bounds leave few labels to extend. A label that another
+beats in both is dropped.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Solution(NamedTuple):
 
 @dataclass(frozen=True)
 class _Labels:
-    """Ways to have got to states of one layer, and how: from label `parent` of layer `origin` by an item of `kind`."""
+    """Paths to states of one layer; the last step is from label `parent` of layer `origin` by an item of `kind`."""
 
     state: IntArray
     span: IntArray
@@ -77,7 +77,7 @@ class _Labels:
 
 
 class _Bounds:
-    """What a label may cost and still lead to a round that is within the budget and as good as the best known."""
+    """The most that a label may cost while it can lead to a round within the budget and as good as the best known."""
 
     def __init__(self, programme: Programme, budget_ns: int, at_most: int) -> None:
         self.at_most = at_most
@@ -90,7 +90,7 @@ class _Bounds:
 
     @property
     def hopeless(self) -> bool:
-        """Whether nothing within the budget is as good as was asked for."""
+        """Whether every round within the budget costs more than `at_most`."""
         return int(self._priced[0]) - self._price * self._budget_ns > self.at_most
 
     def allow(self, states: IntArray, times: IntArray, costs: IntArray) -> NDArray[np.bool_]:

@@ -1,12 +1,12 @@
-"""The planner's programme: what is left to pay from every state (chunk units done, tasks stepped, one-row steps done).
+"""The planner's programme: the least cost to go from every state (chunk units done, tasks stepped, one-row steps done).
 
 Two things make it small. An item that decodes nothing never needs to come before one that decodes: put after it, the
 round takes as long and no decode ends later. So the path is over decoding items alone and ends in a tail of UNet
 steps, tabulated once. And all states of one layer, that is of one count of units done, are computed at once.
 
 Times are whole nanoseconds (ns): sums are exact, so that equal plans are equal and the planner's choice among them
-never wavers. A `span` is a time and a number of items in one whole number, so that of two rounds that take equally long
-the one with fewer items is the shorter. Costs are ns times COST_SCALE.
+is always the same. A `span` is a time and a number of items in one integer, so that of two rounds that take equally
+long the one with fewer items is the shorter. Costs are ns times COST_SCALE.
 """
 
 from functools import lru_cache
@@ -28,8 +28,8 @@ SPAN_BITS = 12  # of a span for the number of items
 
 @lru_cache(maxsize=64)
 def item_times(profile: Profile, chunks: int) -> IntArray:
-    """Nanoseconds by UNet rows and chunk units, int64 [caps.rows + 1, caps.vae * chunks + 1]. NEVER for what was not
-    measured, and for what no plan needs: items that take longer than themselves in two."""
+    """Nanoseconds by UNet rows and chunk units, int64 [caps.rows + 1, caps.vae * chunks + 1]. NEVER for items
+    that were not measured, and for those that no plan needs: two items in their place take less time."""
     rows, units = profile.caps.rows + 1, profile.caps.vae * chunks + 1
     times = np.full((rows, units), NEVER, dtype=np.int64)
     for r in range(rows):
@@ -44,7 +44,7 @@ def item_times(profile: Profile, chunks: int) -> IntArray:
 
 
 def _longer_than_in_two(times: IntArray) -> NDArray[np.bool_]:
-    """Where some of the decoding saves time in an item of its own right after: nobody waits longer then."""
+    """Items that take longer than two, the second with some of the decodes alone: no decode ends later in the two."""
     longer = np.zeros(times.shape, dtype=np.bool_)
     units = times.shape[1]
     for later in range(1, units):
@@ -61,7 +61,7 @@ class Step(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What a round is summed up in: t ns at `done` units cost t * per_ns[done] + per_item, the tail costs `ends`.
+    """The prices of a round: t ns at `done` units cost t * per_ns[done] + per_item, the tail costs `ends`.
     int64: `per_ns` [units], `ends` [tasks stepped, one-row steps so far, one-row steps at the end]."""
 
     per_ns: IntArray
@@ -73,8 +73,8 @@ class Programme:
     """One query, its decodes cut into `chunks`, on a profile's times. Nothing changes after construction.
 
     A state is a place in a flat table of layers, each [tasks, one-row steps], padded so that no item leads out of it.
-    `kinds` are the items that decode, int64 [kind, (units, tasks, one_row)] by units, with their times, spans and what
-    each adds to a state. `spans_to_go`: least span from every state to the end.
+    `kinds` are the items that decode, int64 [kind, (units, tasks, one_row)] by units, with their times, spans and
+    offsets of states. `spans_to_go`: least span from every state to the end.
     """
 
     def __init__(self, profile: Profile, query: PlanQuery, chunks: int, skips: int) -> None:

@@ -1,1 +1,1 @@
-"""Policies: who is admitted, who runs, who skips guidance, and what a tick does."""
+"""Policies: admission, the tasks that run, the guidance they skip, and the plan of a tick."""

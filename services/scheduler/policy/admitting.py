@@ -1,4 +1,4 @@
-"""Who is let in: waiting tasks to UNet workers, by how the policy batches."""
+"""Admission of waiting tasks to UNet workers, by the batching of the policy."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ _KEPT_FREE = 1 / 4
 
 @dataclass
 class _Room:
-    """A worker while tasks are handed out. `load`: tasks before their last step; `free`: slots; `held`: by caller."""
+    """A worker during admission. `load`: tasks before their last step; `free`: free slots; `held`: slots by caller."""
 
     lane: UnetLane
     load: int
@@ -23,15 +23,15 @@ class _Room:
     held: Counter[str] = field(default_factory=Counter)
 
     def take(self, task: WaitingTask) -> Admission:
-        """Let the task in."""
+        """Admit the task."""
         self.load += 1
         self.free -= 1
         self.held[task.claim.caller] += 1
         return Admission(task.task_id, self.lane.worker_id)
 
     def free_for(self, caller: str, callers: frozenset[str]) -> int:
-        """Free slots that a caller may take. Once it has its share of all, it leaves one to each of the others that
-        has less and had work lately: slots are held for as long as a task takes, and that caller may come any time.
+        """Free slots that a caller may take. A caller that has its share of all leaves one to each other caller that
+        has less and had work lately: a task holds its slot to its end, and the other caller may come at any time.
         """
         share = max(1, self.lane.slots // len(callers)) if callers else self.lane.slots
         if self.held[caller] < share:
@@ -45,9 +45,9 @@ def joining(
 ) -> list[Admission]:
     """Tasks join at any step, first in order first, each to the least loaded worker of its model that has room.
 
-    A worker has room for a task while it has a free slot and fewer than a batch and `prepare_ahead` of its tasks go
-    before this one. So a few are prepared beside the steps of those that run, a place that falls free is filled at
-    once, and a task that goes before those that run gets in to set one of them aside.
+    A worker has room for a task while it has a free slot, and fewer of its tasks go before this one than a batch plus
+    `prepare_ahead`. So a few tasks are prepared beside the steps of the running ones, a free place is filled at once,
+    and a task that goes before running ones is admitted to set one of them aside.
     """
     waiting, rooms = _waiting(snapshot, model), _rooms(snapshot, model)
     tasks: list[Task] = [*waiting, *(task for room in rooms for task in room.lane.running)]
@@ -71,8 +71,8 @@ def joining(
 def whole_requests(snapshot: PoolSnapshot, model: str, cohorts: bool, unet_batch: int) -> list[Admission]:
     """A worker without tasks takes the next request, with `cohorts` also those of its batch key that wait behind it.
 
-    A cohort has at most `unet_batch` tasks, but never less than a request; of a request with more images than there are
-    slots the first images go first.
+    A cohort has at most `unet_batch` tasks, or else one request. Of a request with more images than there are slots,
+    the first images go first.
     """
     waiting = _waiting(snapshot, model)
     in_order = FirstComeOrder(waiting, snapshot.ahead).sorted(waiting)

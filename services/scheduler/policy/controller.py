@@ -1,7 +1,7 @@
-"""How much UNet throughput a domain's ticks have to keep: feed-forward from arrivals, feedback from what waits.
+"""How much UNet throughput a domain's ticks have to keep: feed-forward from arrivals, feedback from the backlog.
 
-A round that serves its decodes early takes longer. That is worth it while few tasks are held up by it, and costs
-everybody once many are. So the threshold, the least share of the fastest round's throughput, has a floor that rises
+A round that serves its decodes early takes longer. That pays while few tasks are held up by it, and costs all of
+them time once many are. So the threshold, the least share of the fastest round's throughput, has a floor that rises
 with the load that arrives (feed-forward), and goes up from there with the UNet work that waits and down with the
 decodes that do (feedback). Discrete-time, asked once per tick; the only clock is the snapshot's.
 """
@@ -20,13 +20,13 @@ from services.scheduler.policy.snapshots import DomainSnapshot, RunningTask
 class ControllerSettings:
     """The controller's constants. Thresholds are shares of the fastest round's throughput.
 
-    `lowest`: where the threshold rests. `headroom`: the feed-forward floor as a multiple of the load that arrives, in
+    `lowest`: the threshold at rest. `headroom`: the feed-forward floor as a multiple of the load that arrives, in
     shares of capacity. `gain`, `integral_per_s`: of the error, which is within -1 and 1. `tracking_per_s`: how fast the
     integral gives way while the feedback is at a bound (anti-windup by back-calculation). `backlog_target_tasks`: UNet
-    work that waits at which the error is zero, in mean tasks; `decode_weight`: what a second of waiting decodes takes
-    off it. `backlog_time_s`, `rate_time_s`: over what time backlog and arrivals are averaged. `dead_band`: smaller
-    changes are not made; `dwell_ms`: nor any sooner after the last. `grid`: the output's step, so that plans can be
-    remembered. `unprofiled`: the threshold of a domain without a profile.
+    work that waits at which the error is zero, in mean tasks; `decode_weight`: seconds that a second of waiting decodes
+    takes off it. `backlog_time_s`, `rate_time_s`: time constants of the averages of backlog and arrivals. `dead_band`:
+    the least change, but to a bound; `dwell_ms`: the least time between changes. `grid`: the output's step, so that
+    plans can be remembered. `unprofiled`: the threshold of a domain without a profile.
     """
 
     lowest: float = 0.5
@@ -57,7 +57,7 @@ class ControllerSettings:
 
 
 class ControllerState(NamedTuple):
-    """Where the controller of a domain stands. `backlog_s` and `error` are what feedback works on. `feed_forward`: the
+    """The state of a domain's controller. `backlog_s` and `error`: the input of the feedback. `feed_forward`: the
     floor that the load puts under the threshold."""
 
     threshold: float
@@ -99,12 +99,12 @@ class ThresholdController:
         return control.state.threshold
 
     def state(self, domain: str) -> ControllerState | None:
-        """Where the domain's controller stands; None for one that was never asked or has no profile."""
+        """The state of the domain's controller; None for one that was never asked or has no profile."""
         control = self._domains.get(domain)
         return control.state if control else None
 
     def _share(self, own: "_DomainControl", now_ms: int) -> float:
-        """The part of the pool's work that a domain gets: by its speed among those lately asked for."""
+        """The part of the pool's work that a domain gets: by its speed among the domains asked for lately."""
         since_ms = now_ms - 1000 * self.settings.rate_time_s
         speeds = [c.rows_per_ms for c in self._domains.values() if c is own or c.asked_ms >= since_ms]
         return own.rows_per_ms / sum(speeds) if own.rows_per_ms else 1 / len(speeds)
@@ -136,7 +136,7 @@ class _DomainControl:
         if snapshot.decodes or any(task.next_call for task in running):
             weight = -math.expm1(-passed_s / self._settings.backlog_time_s)
             backlog_s = self.state.backlog_s + weight * (backlog_s - self.state.backlog_s)
-        else:  # it has been idle: what was before says nothing of what comes
+        else:  # it has been idle: the past says nothing of the load to come
             self.state = self.state._replace(integral=0.0)
         call_s = costs.task_ms(self._rows_per_call, self._tasks_per_call) / 1000
         task_s = costs.task_ms(self._rows_per_call / self._tasks_per_call, 0.0) / 1000
@@ -166,7 +166,7 @@ class _DomainControl:
         return target, state.switches + 1
 
     def _learn(self, running: Sequence[RunningTask], passed_s: float) -> None:
-        """What a call costs on average: every running task makes one call a tick, so the mean over them is per call."""
+        """Learn rows and tasks of the mean call: the mean over running tasks, each of which makes one call a tick."""
         if not running:
             return
         rows, tasks = fmean(task.rows for task in running), fmean(1 / task.num_calls for task in running)

@@ -1,9 +1,9 @@
-"""Who goes first: orders over tasks, waiting or running, from what the snapshot says of them alone.
+"""Orders over tasks, waiting or running, from the snapshot alone.
 
 Callers have equal shares: start-time fair queueing (Goyal, Vin, Cheng 1996), of jobs and of UNet calls. A job gets its
-turn when it is accepted, by store/lua/fair.lua; `FairQueue` is its twin for the simulation. Jobs are read by their
-turns. What a pool has read goes by `CallTurns`: every UNet call has a turn of its own, so that a caller that comes is
-served from the next tick on, whatever the others have begun.
+turn when it is accepted, by store/lua/fair.lua; `FairQueue` is its twin for the simulation. The pool reads jobs by
+their turns, and orders the tasks that it has read by `CallTurns`: every UNet call has a turn of its own, so that a new
+caller is served from the next tick on, even while tasks of others run.
 """
 
 from collections import Counter
@@ -46,12 +46,12 @@ def fair_starts(tasks: Iterable[Task], ahead: Ahead) -> dict[str, float]:
 
 
 def turn_class_of(task: Task | ReadyDecode) -> TurnClass:
-    """Those among which a task has its turn."""
+    """The class in which a task has its turn."""
     return TurnClass(task.key.model, task.claim.priority)
 
 
 def call_cost(key: BatchKey, rows: float) -> float:
-    """What a UNet call takes of a device, in rows times pixels: see `row_calls`."""
+    """The cost of a UNet call on a device, in rows times pixels: see `row_calls`."""
     return rows * key.width * key.height
 
 
@@ -59,8 +59,8 @@ class CallTurns:
     """The virtual time of a pool's UNet calls, and how far each caller is ahead of it, by model and priority class.
 
     A call starts, in virtual time, where its caller's last one ends, but not before now, and ends its cost later. The
-    latest start of a tick is now for those that come after. So a caller that was away, or that has fewer tasks than its
-    share would run, has saved nothing up.
+    latest start of a tick becomes now. So a caller saves up nothing while it is away, or while it has fewer tasks than
+    its share would run.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class CallTurns:
             self._ahead[turn_class] = {caller: end - now for caller, end in ends.items() if end > now}
 
     def charge(self, turn_class: TurnClass, caller: str, cost: float) -> None:
-        """What else the caller takes of the device."""
+        """Charge the caller for other use of the device."""
         ends = self._ahead.setdefault(turn_class, {})
         ends[caller] = ends.get(caller, 0.0) + cost
 
@@ -99,7 +99,7 @@ class FairQueue:
     def start(self, priority: int, caller: str, cost: float) -> float:
         """Where a new job starts: jobs of a class have their turns by this. `cost`: its share of a device."""
         ends = self._ends.setdefault(priority, {})
-        if not self._waiting.get(priority):  # nobody waits: who had what does not matter any more
+        if not self._waiting.get(priority):  # no job waits: earlier shares no longer matter
             self._now[priority] = max(ends.values(), default=0.0)
         start = max(self._now[priority], ends.get(caller, 0.0))
         ends[caller] = start + cost
@@ -107,7 +107,7 @@ class FairQueue:
         return start
 
     def began(self, priority: int, start: float) -> None:
-        """The job that starts then has begun to run."""
+        """The job with this start has begun to run."""
         self._now[priority] = max(self._now[priority], start)
         self.left(priority)
 
@@ -117,10 +117,10 @@ class FairQueue:
 
 
 def row_calls(num_calls: int, rows: int, num_images: int, pixels: int, native_pixels: int) -> float:
-    """What a request takes of a device, in UNet rows of the model's native size: its cost in the queue.
+    """A request's cost in the queue: its use of a device, in UNet rows of the model's native size.
 
-    A prediction in row-milliseconds but for one factor, a row's time, which all requests of the model share. It takes
-    that time to grow as the pixels do.
+    A prediction in row-milliseconds but for one factor, a row's time, which all requests of the model share. It assumes
+    that this time is proportional to the pixels.
     """
     return num_calls * rows * num_images * pixels / native_pixels
 
@@ -134,7 +134,7 @@ def order_of(
     ahead: Ahead = NOBODY_AHEAD,
     workers: int = 1,
 ) -> "FirstComeOrder":
-    """The order of these tasks. Urgency needs the pace of every one of them; without, they go first come first."""
+    """The order of these tasks. Urgency needs the pace of every task; without one, they go first come, first served."""
     if order == "urgency" and all(task.key in paces for task in tasks):
         return UrgencyOrder(tasks, paces, now_ms, constants, workers, ahead)
     return FirstComeOrder(tasks, ahead)
@@ -173,9 +173,9 @@ class UrgencyOrder(FirstComeOrder):
 
     Every task has a bound, a time by which it is to end: see `Urgency`. Least work first makes the mean small. A task
     is pressed once its bound, or a later one that it has to end before, could not be kept if others went first; so
-    bounds that could be kept in order of acceptance are kept in this one. A client's deadline presses as well, its own
-    task alone, and nobody once it cannot be met any more. Between equals, the one that has begun goes on.
-    `workers`: how many work through `tasks`.
+    bounds that could be kept in order of acceptance are kept in this one. A client's deadline presses its own
+    task alone, and only while it can be met. Between equals, the one that has begun goes on.
+    `workers`: the number that share `tasks`.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class UrgencyOrder(FirstComeOrder):
     def _press(self, tasks: Sequence[Task], work_ms: float) -> float:
         """Find the bound that presses each task of a priority class, infinity for none.
 
-        `work_ms`: what the classes before it have to do. Returns that with this class's. Work that is not spread evenly
+        `work_ms`: the work of the classes before it. Returns the sum with this class's. Work that is not spread evenly
         ends later than its sum says, by no more than the longest task takes beyond its share.
         """
         tail_ms = self._constants.tail_factor * max(task.claim.tail_ms for task in tasks)
@@ -245,12 +245,12 @@ class UrgencyOrder(FirstComeOrder):
         return end_ms - self._now_ms - work_ms < self._constants.guard_share * allowance_ms
 
     def _share_ms(self, task: Task) -> float:
-        """What the task takes of the time of all workers."""
+        """The task's time, spread over all workers."""
         pace = self._paces[task.key]
         return (_calls_left(task) * task.rows * pace.call_ms / pace.rows + pace.decode_ms) / self._workers
 
     def _alone_ms(self, task: Task) -> float:
-        """What the task takes if it is never set aside."""
+        """The task's time if it is never set aside."""
         return _calls_left(task) * self._paces[task.key].call_ms
 
 

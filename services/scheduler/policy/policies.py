@@ -1,4 +1,4 @@
-"""The policy: one code path for every `PolicySpec`. Pure: its memory holds nothing but what it worked out before."""
+"""The policy: one code path for every `PolicySpec`. Pure: its memory holds earlier results alone."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat, zip_longest
@@ -37,7 +37,7 @@ from synerdiff.profiles import ItemCaps, Profile
 class ConfiguredPolicy:
     """A policy as its spec says: the same snapshot gives the same answer.
 
-    `rounds` answers what the programme asks; without it, no programme is planned.
+    `rounds` answers the queries of the programme; without it, no programme is planned.
     """
 
     def __init__(self, spec: PolicySpec, bounds: PolicyBounds, rounds: PlanBook | None = None) -> None:
@@ -47,7 +47,7 @@ class ConfiguredPolicy:
 
     @property
     def name(self) -> str:
-        """The name it is chosen by in settings."""
+        """Its name in settings."""
         return self.spec.name
 
     def admit(self, snapshot: PoolSnapshot) -> tuple[Admission, ...]:
@@ -121,8 +121,8 @@ class _Tick:
         return [decode for decode in decodes if not denoising or decode.domain != self._snapshot.domain]
 
     def _planned(self, unet: Sequence[UnetLane], decodes: Sequence[ReadyDecode]) -> bool:
-        """Whether both lanes are planned together: for the programme every batch key has to be profiled. Of those that
-        are not, workers that share cores take turns."""
+        """Whether both lanes are planned together. The programme needs a profile of every batch key; without one,
+        workers that share cores take turns."""
         if not unet or self._spec.planning == "none":
             return False
         if self._spec.planning == "decodes_first" or any(lane.shares_cores for lane in unet):
@@ -172,7 +172,7 @@ class _Tick:
         return items + [Item(None, batch) for batch in self._plain_decodes(others, left)]
 
     def _is_due(self, lane: UnetLane) -> bool:
-        """Whether a round is to be planned now; the report of what is under way asks again.
+        """Whether a round is to be planned now; the report of the work under way asks again.
 
         Nothing is planned past the last call of a task: its decode would wait for a whole round more, which is longer
         than the worker waits for the plan.

@@ -1,4 +1,4 @@
-"""What a policy goes by: its mechanisms, each a field to be switched by itself, and how fast its device is."""
+"""The specs of policies, with mechanisms as fields that are switched one by one, and the speed of devices."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,9 +31,9 @@ class PolicyBounds:
 class Urgency:
     """The constants of the order of urgency.
 
-    A task without a deadline of its own may take up to `fair_factor` times what it would have taken in order of
-    acceptance, but no more than `tail_factor` times what 98 in 100 of the latest tasks would have. It is pressed when
-    its slack is below `guard_share` of that.
+    A task without a deadline of its own may take up to `fair_factor` times its time in order of acceptance, but no
+    more than `tail_factor` times the P98 of that time over the latest tasks. It is pressed when its slack is below
+    `guard_share` of that.
     """
 
     fair_factor: float = 2.0
@@ -43,7 +43,7 @@ class Urgency:
 
 @dataclass(frozen=True)
 class SkipPrices:
-    """What a skipped guidance has to earn, in ms of summed completion time, and when guidance may be skipped at all.
+    """The least gain of a skipped guidance, in ms of summed completion time, and the gate for skipping at all.
 
     `busy_ms` while tasks wait for their turn, `idle_ms` while none does. `drift_gate`: a task whose predicted guidance
     was last off by more than this waits one call longer per multiple of it.
@@ -56,17 +56,17 @@ class SkipPrices:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What a policy does.
+    """The mechanisms of a policy.
 
     `batching`: "request" serves one request at a time, "cohort" the whole requests that wait together, to their end;
-    "step" lets tasks join and leave at every step. `order`: who goes first; "sharing" advances all residents equally.
+    "step" lets tasks join and leave at every step. `order`: of the tasks; "sharing" advances all residents equally.
     `knee`: no more rows at once than the knee of the profiled throughput curve. `planning`: "none" decodes as soon as
     ready beside the UNet, "decodes_first" serves decodes alone before each round, "programme" asks the planner.
     `controller`: the threshold follows the load, else it is `threshold`. `chunking`, `plan_ahead` and `in_step`: None
-    leaves them to what the profile says pays on the device. `round_weight`: ms of summed decode completion that a ms of
-    the round is worth to each task that steps. `grows`: where no profile says how large batches should be, they grow
-    for as long as throughput does. `round_decodes`: most decodes of one planned round. `await_ends`: no
-    round is planned past the last call of a task, so that its decode is in the next one.
+    leaves each to the profile, which says whether it pays on the device. `round_weight`: ms of summed decode
+    completion that a ms of the round is worth to each task that steps. `grows`: where no profile gives the size of
+    batches, they grow for as long as throughput does. `round_decodes`: most decodes of one planned round. `await_ends`:
+    no round is planned past the last call of a task, so that its decode is in the next one.
     """
 
     name: str
@@ -88,7 +88,7 @@ class PolicySpec:
     grows: bool = False
 
     def mechanisms(self, profile: Profile | None, shares_cores: bool = False) -> Mechanisms:
-        """What is switched on where `profile` is in force. Without one, workers that share cores take turns: two teams
+        """The mechanisms in force with `profile`. Without one, workers that share cores take turns: two teams
         of threads on the same cores make each other wait."""
         pays = profile.mechanisms if profile else Mechanisms(in_step=shares_cores, beside=False, chunking=False)
         return Mechanisms(
@@ -128,8 +128,8 @@ POLICIES = MappingProxyType(
 class Costs(NamedTuple):
     """Device time of the least unit of each kind of work, when the device is run at its best.
 
-    `row_ms`: one UNet row in an item of as many rows as give the highest throughput. `decode_ms`: what one more decode
-    adds, beside such an item or alone, whichever is less.
+    `row_ms`: one UNet row in an item of as many rows as give the highest throughput. `decode_ms`: the least
+    that one more decode adds, beside such an item or alone.
     """
 
     row_ms: float
@@ -156,7 +156,7 @@ def best_costs(profile: Profile) -> Costs:
 
 class Pace(NamedTuple):
     """`rows`: most UNet rows of a batch; a call of so many takes `call_ms`. `least_call_ms`: a call of a guided task
-    that has the worker to itself. `decode_ms`: what a decode takes from it."""
+    that has the worker to itself. `decode_ms`: the device time of a decode."""
 
     rows: int
     call_ms: float
@@ -180,7 +180,7 @@ Paces = Mapping[BatchKey, Pace]
 
 
 def paces_of(profiles: Iterable[tuple[BatchKey, Profile]], threshold: float = 1.0) -> dict[BatchKey, Pace]:
-    """The pace of every batch key, of several profiles of one the first's. Exact tasks are reckoned with as others."""
+    """The pace of every batch key, of several profiles of one the first's. Exact tasks have the pace of others."""
     paces: dict[BatchKey, Pace] = {}
     for key, profile in profiles:
         for alike in (key, key._replace(exact=True)):

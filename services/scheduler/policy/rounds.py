@@ -1,4 +1,4 @@
-"""A tick's round: who runs, who skips guidance, and in which items.
+"""A tick's round: the tasks that run, those that skip guidance, and their items.
 
 A task has one skip to spend when its head is over, earns `pace` of another with every call, and spends one whenever it
 skips; so its skips are spread over its calls as evenly as the longest run allows. Of those that have earned one, as
@@ -31,20 +31,20 @@ from services.scheduler.policy.snapshots import (
 from synerdiff.profiles import ItemCaps, Profile, Setting
 from synerdiff.skip_cfg import SkipCfgBudget
 
-# Credit is a sum of products: what should be 1 may come out a little less.
+# Credit is a sum of products: a credit of 1 may come out a little less.
 _ROUNDING = 1e-9
 
 
 class Stance(Enum):
-    """What a task's next call may do."""
+    """The rows that a task's next call may have."""
 
     GUIDED = "guided"  # two rows
-    ONE_ROW = "one row"  # unguided, or its request or an earlier life of it says that it skips
+    ONE_ROW = "one row"  # unguided, or bound to skip by its request or an earlier life of it
     CHOICE = "choice"  # the planner's
 
 
 class Standing(NamedTuple):
-    """A task's stance; how much it earns per call, and what it has earned and not spent. 0 where it never skips."""
+    """A task's stance. `pace`: skips earned per call; `credit`: skips earned and not spent; 0 where it never skips."""
 
     stance: Stance
     pace: float = 0.0
@@ -52,7 +52,7 @@ class Standing(NamedTuple):
 
 
 def standing(task: RunningTask, budget: SkipCfgBudget | None, drift_gate: float) -> Standing:
-    """Where a task stands. Without a budget only requests themselves say who skips. A task whose last prediction was
+    """The standing of a task. Without a budget only its request decides its skips. A task whose last prediction was
     off by more than `drift_gate` needs more credit, and so waits some calls longer."""
     skip = task.skip
     if task.rows < 2 or skip.must:
@@ -79,14 +79,14 @@ def rows(standings: Iterable[Standing], skips: int) -> int:
 
 
 def even_skips(standings: Iterable[Standing]) -> int:
-    """How many of the tasks may skip in one tick: those with the choice, at most what all of them earn per tick."""
+    """The number of tasks that may skip in one tick: those with the choice, at most the earnings of all per tick."""
     listed = list(standings)
     choices = sum(one.stance is Stance.CHOICE for one in listed)
     return min(choices, math.ceil(sum(one.pace for one in listed) - _ROUNDING))
 
 
 class Seat(NamedTuple):
-    """A task that steps, and where it stands with skipping guidance."""
+    """A task that steps, and its standing with skipped guidance."""
 
     task: RunningTask
     standing: Standing
@@ -111,7 +111,7 @@ class RunningSet:
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides who runs."""
+    """The grounds for choosing the tasks that run."""
 
     spec: PolicySpec
     bounds: PolicyBounds
@@ -128,10 +128,10 @@ class Rules:
 def running_set(lane: UnetLane, waiting: int, now_ms: int, rules: Rules) -> RunningSet:
     """The first tasks in order that fit in a step. `waiting`: tasks of the pool without a worker.
 
-    Of a key with a knee fit as many rows as that, of others a batch of tasks; of several keys as large a part of each
-    as makes one in all. Never fewer than one task. Rows are counted after the skips of this tick, while tasks wait.
-    Of several callers fit no more than leave each a step as quick as on its share of the device. Under processor
-    sharing everybody runs.
+    A key with a knee has that many rows in a full batch, another key `Rules.batch` tasks; the parts of several keys
+    add up to one at most. At least one task fits. While tasks wait, rows are counted after the skips of this tick.
+    Tasks of several callers fit while each caller's step is as quick as on its share of the device. Under processor
+    sharing every task runs.
     """
     spec = rules.spec
     budget = rules.budgets.get(lane.model) if spec.skip_cfg else None
@@ -170,10 +170,10 @@ def _part(key: BatchKey, standings: Sequence[Standing], lane: UnetLane, rules: R
 
 
 def _shared_step_ms(order: Sequence[RunningTask], lane: UnetLane, rules: Rules) -> float:
-    """How long a step of several callers may take: what it may take any of them on its share of a device.
+    """The longest that a step of several callers may take, no slower for any of them than on its share of a device.
 
     That is the quickest step of those that they would make alone, times the number of callers. Counted are callers of
-    the first priority class. Infinity where the profile does not say what a step takes.
+    the first priority class. Infinity where a step has no profile.
     """
     if any(task.key.ordinary not in rules.profiles for task in order):
         return inf
@@ -194,7 +194,7 @@ def _shared_step_ms(order: Sequence[RunningTask], lane: UnetLane, rules: Rules) 
 
 
 def _step_ms(by_key: Mapping[BatchKey, Sequence[Standing]], rules: Rules, skipping: bool) -> float:
-    """What a step takes by the profile."""
+    """The time of a step by the profile."""
     return sum(
         rules.profiles[key.ordinary].latency_ms(_rows(standings, skipping), 0) for key, standings in by_key.items()
     )
@@ -206,8 +206,8 @@ def _rows(standings: Sequence[Standing], skipping: bool) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """What a round of one batch key serves, on one pair of workers: most urgent first, all of it. `skips`: most of the
-    seats with a choice that may skip guidance."""
+    """The tasks and decodes that a round of one batch key serves on one pair of workers, most urgent first. `skips`:
+    the most seats with a choice that may skip guidance."""
 
     unet_worker: str
     vae_worker: str
@@ -217,7 +217,7 @@ class Work:
 
     @property
     def one_row(self) -> int:
-        """Seats that take one row whatever is planned."""
+        """Seats that take one row under every plan."""
         return sum(seat.standing.stance is Stance.ONE_ROW for seat in self.seats)
 
     def first(self, most: int) -> "Work":

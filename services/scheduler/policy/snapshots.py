@@ -1,8 +1,8 @@
-"""What a policy sees and what it answers: snapshot in, plan out, pure.
+"""The input and output of a policy: snapshot in, plan out, pure.
 
-A policy is asked two things. `admit`: which waiting tasks go to which UNet worker now. `plan`: what the next tick of a
-domain does. Both get frozen values and give frozen values back, so a decision can be replayed, tested and simulated.
-What there is one of per task is a NamedTuple: it is made anew every tick, at a fifth of a frozen dataclass's cost.
+A policy has two methods. `admit` places waiting tasks on UNet workers now. `plan` makes the next tick of a domain.
+Both take and return frozen values, so a decision can be replayed, tested and simulated. A value per task is a
+NamedTuple: it is made anew every tick, at a fifth of a frozen dataclass's cost.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from synerdiff.skip_cfg import SkipCfgBudget
 
 
 class BatchKey(NamedTuple):
-    """What must be equal for tasks to share a batch. Sizes in pixels; dtype is the worker's. `exact`: see TaskSpec."""
+    """The properties that tasks of a batch share. Sizes in pixels; dtype is the worker's. `exact`: see TaskSpec."""
 
     model: str
     width: int
@@ -24,33 +24,33 @@ class BatchKey(NamedTuple):
 
     @property
     def ordinary(self) -> "BatchKey":
-        """The key that profiles are measured for: what an exact task costs is estimated by it."""
+        """The key that profiles are measured for; the cost of an exact task is estimated by it."""
         return self._replace(exact=False)
 
 
 def same_weights(held: str, wanted: str) -> bool:
-    """Whether a worker that holds one digest may draw what wants the other; an empty one fits all."""
+    """Whether a worker that holds one digest may draw tasks that want the other; an empty one fits all."""
     return not held or not wanted or held == wanted
 
 
 class TurnClass(NamedTuple):
-    """Those among which callers have equal shares."""
+    """A class of tasks in which callers have equal shares."""
 
     model: str
     priority: int
 
 
-# How far callers are ahead of the virtual time of their class, see `fair.CallTurns`; one that is not named, by nothing.
+# How far callers are ahead of the virtual time of their class, see `ordering.CallTurns`; 0 for one that is not named.
 Ahead = Mapping[TurnClass, Mapping[str, float]]
 
 
 class Claim(NamedTuple):
-    """What speaks for a task's turn, the same for its whole life. Times in unix ms.
+    """A task's claim to a turn, the same for its whole life. Times in unix ms.
 
     `priority`: a smaller number goes first. `deadline_ms`: when its request ends unanswered. `timed`: whether the
     client asked for that deadline, not the server by default. `first_come_ms`: from its acceptance to its end, had
     tasks run in order of acceptance, as predicted when the pool read it; `tail_ms`: the P98 of that over the latest
-    tasks of its model and class by then. Both are 0 where nothing was measured. `caller`: whose it is.
+    tasks of its model and class by then. Both are 0 where nothing was measured. `caller`: its owner.
     """
 
     job_id: str
@@ -77,9 +77,9 @@ class WaitingTask(NamedTuple):
 
 
 class SkipState(NamedTuple):
-    """Where a running task stands with skipping guidance.
+    """The skipped guidance of a running task.
 
-    `must`: what its next call has to do (a fixed list, a replay, no guidance to skip), None where the policy decides.
+    `must`: whether its next call skips, where a list, a replay or a lack of guidance fixes it; else None.
     `max_share`: most of its calls that may skip by its request, 1 where only the profile bounds it. `skipped`: calls
     planned so far that skip; `run`: the last ones of these in a row. `drift`: the last measured error of its predicted
     guidance, relative; 0 before there is one.
@@ -119,7 +119,7 @@ class ReadyDecode(NamedTuple):
 
 
 class BatchSize(NamedTuple):
-    """Tasks that step together where no profile says it: in the next item, and in the largest that may come."""
+    """Tasks that step together without a profile: in the next item, and in the largest that may come."""
 
     now: int
     most: int
@@ -133,7 +133,7 @@ class UnetLane:
     not past their last step; `running` lists the prepared ones that have calls left to plan, in order of admission.
     `wants_plan`: there is room for one more plan ahead. `sizes`: of batches, where they were tried. `shares_cores`: it
     computes on cores on which the domain's VAE workers do as well. `weights`: digest of those it holds. `held`: slots
-    by caller; empty but where several callers are about, and for admission.
+    by caller, for admission where there are several callers; else empty.
     """
 
     worker_id: str
@@ -157,7 +157,7 @@ class UnetLane:
 
 @dataclass(frozen=True)
 class VaeLane:
-    """A VAE worker and the number of images it has been told to decode and has not yet."""
+    """A VAE worker and the number of images sent to it and not decoded yet."""
 
     worker_id: str
     domain: str
@@ -170,8 +170,8 @@ class VaeLane:
 class PoolSnapshot:
     """All that admission may look at. `waiting` is in order of acceptance.
 
-    `profiles`: by domain and batch key, none where nothing was measured. `budgets`: by model, how much guidance its
-    pictures can do without. `callers`: by model, those that have work, or had lately; none where they are not several.
+    `profiles`: by domain and batch key, none where nothing was measured. `budgets`: by model, the guidance
+    that its pictures can do without. `callers`: by model, those that have work, or had lately; none for a single one.
     """
 
     now_ms: int
@@ -189,8 +189,8 @@ class DomainSnapshot:
 
     `waiting` counts the pool's tasks without a worker. `threshold`: the least share of the fastest round's UNet
     throughput that the tick has to keep. `profiles`: of this domain, by batch key; none where nothing was measured.
-    `budgets`: by model, how much guidance its pictures can do without. `memory`: by batch key, what items have to stay
-    within since memory did not suffice for more; the caps of `profiles` are within it.
+    `budgets`: by model, the guidance that its pictures can do without. `memory`: by batch key, the caps of items since
+    memory ran out; the caps of `profiles` are within it.
     """
 
     now_ms: int
@@ -256,7 +256,7 @@ class Item:
 @dataclass(frozen=True)
 class TickPlan:
     """The items of one tick of one domain, in order. `in_step`: an item begins when the one before has ended on both
-    workers. `threshold` and `why` are for people: what the tick was planned by."""
+    workers. `threshold` and `why` tell people the grounds of the plan."""
 
     items: tuple[Item, ...]
     in_step: bool = False
