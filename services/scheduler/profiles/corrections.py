@@ -1,8 +1,8 @@
 """Corrects a profile as it runs: measured over profiled time, smoothed per region of its grid. Pure.
 
 A region is a grid cell of one setting and one kind (rows alone, decodes alone, both); an item counts for the one that
-is nearest to it. What a region says of itself weighs by how often it was seen, and leans on what its kind says as a
-whole until then: a machine that is a tenth slower is so for cells too that no item has visited yet.
+is nearest to it. A region's own mean weighs by the number of its items, and until then leans on the mean of its
+kind: a machine that is a tenth slower is so for cells too that no item has visited yet.
 """
 
 import math
@@ -17,10 +17,10 @@ from synerdiff.profiles import Cell, Profile, Setting
 _REMEMBERED_ITEMS = 4096
 
 
-# Weight of one item in its region's average; as most times slower or faster than its region has been an item counts.
+# Weight of one item in its region's average; the most times that an item counts as slower or faster than its region.
 GAIN, CLIP = 0.03, 1.25
 LIMIT = 5.0  # no cell is scaled beyond it, or below its inverse
-LEAN = 5.0  # items after which a region speaks for itself as loudly as its kind
+LEAN = 5.0  # items after which a region's own mean weighs as much as its kind's
 LEAST_ITEMS = 8  # seen before a region may ask for a change
 # Drift that is worth a new profile EVERY_S after the last one; it falls with the time since then down to LEAST_BAND, so
 # that small errors are mended too, only seldom.
@@ -28,7 +28,7 @@ DEAD_BAND, LEAST_BAND, EVERY_S = 0.10, 0.05, 5.0
 
 
 class Region(NamedTuple):
-    """A place in the grid of a profile. Of the setting only what matters to an item of its kind; else 0 or 1."""
+    """A place in the grid of a profile. Of the setting only the fields of its kind; the others are 0 or 1."""
 
     setting: Setting
     rows: int
@@ -57,7 +57,7 @@ class _Average:
 
 @dataclass
 class ProfileCorrection:
-    """One profile under correction. `original` stays as it was measured, `current` is what plans go by."""
+    """One profile under correction. `original` stays as it was measured, plans use `current`."""
 
     original: Profile
 
@@ -71,7 +71,7 @@ class ProfileCorrection:
         self._known = lru_cache(_REMEMBERED_ITEMS)(self._look_up)
 
     def observe(self, item: MeasuredItem) -> None:
-        """Learn from an item of this profile's domain and batch key; one that has nothing to say is ignored."""
+        """Learn from an item of this profile's domain and batch key; one without a profiled time is ignored."""
         planned = item.planned
         if item.ratio is None:
             return
@@ -92,7 +92,7 @@ class ProfileCorrection:
         return max((abs(self.scale(region) - 1) for region in self._averages), default=0.0)
 
     def due(self, now_s: float) -> bool:
-        """Whether some region has drifted far enough from what plans go by, for the time since the last change."""
+        """Whether some region has drifted far enough from the current profile, for the time since the last change."""
         since_s = now_s - self._changed_at_s
         if since_s < EVERY_S:
             return False
@@ -115,11 +115,11 @@ class ProfileCorrection:
         return profile
 
     def adopt(self, profile: Profile, log_scales: Mapping[Region, float], now_s: float) -> None:
-        """Plans go by `profile` from now on, which was made with these scales."""
+        """Make `profile` the current one; it was made with these scales."""
         self.current, self._applied, self._changed_at_s = profile, dict(log_scales), now_s
 
     def revert(self, original: Profile) -> None:
-        """Plans go by the original again; what was learned stays."""
+        """Make the original the current one again; the means stay."""
         self.adopt(original, dict.fromkeys(self._averages, 0.0), self._changed_at_s)
 
     def _log_scale(self, region: Region) -> float:
@@ -128,7 +128,7 @@ class ProfileCorrection:
         return min(max(log, -limit), limit)
 
     def _look_up(self, setting: Setting, rows: int, decodes: float) -> tuple[Region, float] | None:
-        """The region an item counts for and its time by the original; None where that says nothing of such items."""
+        """The region an item counts for and its time by the original; None where it has no such items."""
         setting = _relevant(setting, rows, decodes)
         kind = Region(setting, rows, math.ceil(decodes)).kind
         near = [region for region in self._averages if region.setting == setting and region.kind == kind]
@@ -148,7 +148,7 @@ def region_of(cell: Cell) -> Region:
 
 
 def _relevant(setting: Setting, rows: int, decodes: float) -> Setting:
-    """The setting without what a side that is not there would have had."""
+    """The setting without the fields of a side that is absent."""
     return Setting(
         chunks=setting.chunks if decodes else 1,
         unet_threads=setting.unet_threads if rows else 0,

@@ -1,8 +1,8 @@
-"""Gives the engine the profiles it plans by: from a file, from Redis, or measured while the pool has nothing to do.
+"""Gives the engine the profiles for its plans: from a file, from Redis, or measured while the pool has nothing to do.
 
-One per leadership, driven by the leader: it is told which workers there are, of every report, and when a job arrives.
-Measurements made before a job came are kept, and measuring goes on from there once the pool is idle again. Plans go by
-a first draft of the profile as soon as all that is essential was measured.
+One per leadership. The leader passes it the workers, every report, and every arrival of a job. It keeps measurements
+made before a job came, and measuring goes on from there once the pool is idle again. Plans use a first draft of the
+profile as soon as the essential parts are measured.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class KeeperOptions:
 
 @dataclass
 class _Place:
-    """A domain and batch key that has a profile, and whose workers it is of. `known`: nothing is to be added to it."""
+    """A domain and batch key that has a profile, and whose workers it is of. `known`: its profile is complete."""
 
     pair: ProbePair
     key: BatchKey
@@ -96,7 +96,7 @@ class ProfileKeeper:
         self._measuring: asyncio.Task[None] | None = None
         self._busy_at_s = time.monotonic()
 
-    # ---- the leader tells
+    # ---- calls by the leader
 
     def announced(self, records: Iterable[WorkerRecord]) -> None:
         """The workers that are announced just now."""
@@ -125,7 +125,7 @@ class ProfileKeeper:
     # ---- looking up
 
     async def follow(self) -> None:
-        """To be called about once a second: look up what new workers need, and measure what nobody has."""
+        """To be called about once a second: look up the profiles of new workers, and measure missing ones."""
         for pair in self._pairs():
             await self._meet(pair)
         if self._engine.holdings.jobs:
@@ -195,7 +195,7 @@ class ProfileKeeper:
                 return
 
     def _alone_and_well(self, place: _Place) -> bool:
-        """Whether a pair has its domain for itself: beside other workers times would say nothing of it."""
+        """Whether a pair has its domain for itself: beside other workers, times would not be its own."""
         held = self._engine.holdings
         lanes: list[UnetLaneState | VaeLaneState] = [*held.unet.values(), *held.vae.values()]
         here = {lane.worker_id: lane for lane in lanes if lane.domain == place.domain}
@@ -225,7 +225,7 @@ class ProfileKeeper:
                 prober.close()
 
     def _draft(self, place: _Place, profiler: Profiler, prober: Prober) -> None:
-        """Let plans go by the measurements so far, now and then."""
+        """Let plans use the measurements so far, now and then."""
         if time.monotonic() - place.drafted_at_s < _DRAFT_EVERY_S or self._places.get(place.at) is not place:
             return
         draft = profiler.draft(prober)

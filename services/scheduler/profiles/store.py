@@ -1,4 +1,4 @@
-"""Measured profiles in Redis, so that a new worker finds its device's: per model a hash, by what each profile is of."""
+"""Measured profiles in Redis, so that a new worker finds its device's: per model a hash, by profile subject."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a worker that counts instead of computing makes of its commands, whoever drives it and whenever.
+"""A worker that counts instead of computing: its answers to commands, under any driver and clock.
 
 The conditions of a plan's entries stand here alone. A virtual clock, a gRPC service and tests drive it.
 """
@@ -40,12 +40,12 @@ class CountedTask:
 
     @property
     def told(self) -> ResidentTask:
-        """What a leader that attaches is told of it."""
+        """Its report to a leader that attaches."""
         return ResidentTask(self.spec.task_id, self.next_call, self.num_calls, self.slot if self.finished else None)
 
 
 class Stepped(NamedTuple):
-    """What became of items. `rows`: of the UNet calls that were made."""
+    """Results of items. `rows`: of the UNet calls that were made."""
 
     rows: int
     skipped: tuple[SkippedEntry, ...]
@@ -53,7 +53,7 @@ class Stepped(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What became of items: the entries whose decodes ended, and those whose latents were gone."""
+    """Results of items: the entries whose decodes ended, and those whose latents were gone."""
 
     entries: tuple[DecodeEntry, ...]
     skipped: tuple[SkippedEntry, ...]
@@ -74,7 +74,7 @@ class CountingUnet:
     _epoch: int = 0
 
     def resident_tasks(self) -> list[ResidentTask]:
-        """What a leader that attaches is told."""
+        """The report to a leader that attaches."""
         return [task.told for task in self.residents.values()]
 
     def admit(self, spec: TaskSpec, num_calls: int = 0, encode_ms: float = 1.0) -> TaskReady | TaskFailed:

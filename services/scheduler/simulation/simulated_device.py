@@ -25,7 +25,7 @@ Action = Callable[[], None]
 
 
 class Agenda:
-    """What is to happen, in order of virtual time; what is due at the same moment, in order of entry."""
+    """Actions in order of virtual time; those due at the same moment, in order of entry."""
 
     def __init__(self) -> None:
         self.now_ms = 0.0
@@ -33,11 +33,11 @@ class Agenda:
         self._heap: list[tuple[float, int, Action]] = []
 
     def at(self, when_ms: float, action: Action) -> None:
-        """Enter something; what should already have been is due now."""
+        """Enter an action; one of the past is due now."""
         heapq.heappush(self._heap, (max(when_ms, self.now_ms), next(self._entered), action))
 
     def run_moment(self) -> bool:
-        """Go on to the next moment at which something is due, and do all of that; False once there is nothing."""
+        """Go on to the next moment at which actions are due, and run all of them; False once there are none."""
         heap = self._heap
         if not heap:
             return False
@@ -83,7 +83,7 @@ class SimulatedDevice:
         self._changed = False
 
     def settle(self) -> None:
-        """Start whatever may start now, and time anew what runs. To be called at the end of every moment."""
+        """Start the work that may start now, and time running work anew. To be called at the end of every moment."""
         self._start(self.unet, self.vae)
         self._start(self.vae, self.unet)
         if self._changed:
@@ -101,7 +101,7 @@ class SimulatedDevice:
         self._changed = True
 
     def _progress(self) -> None:
-        """Take off what has been done since the lanes were last looked at."""
+        """Take off the work done since the lanes were last looked at."""
         passed_ms = self._agenda.now_ms - self._looked_at_ms
         if passed_ms == 0:
             return
@@ -149,10 +149,10 @@ MODEL = "simulated"
 
 @dataclass(frozen=True)
 class Overheads:
-    """What takes time beside the device. `slots`: tasks that a UNet worker holds at once.
+    """Times beside the device. `slots`: tasks that a UNet worker holds at once.
 
     `prepare_ms`: from a task's admission to its readiness, for any number side by side. `store_ms`: from an image's
-    decode to its being safe in Redis. `report_ms`: from a report to the plan that answers it being at the worker.
+    decode to its being safe in Redis. `report_ms`: from a report until the worker has the plan that answers it.
     """
 
     slots: int = 32
@@ -178,12 +178,12 @@ class SimulatedWorkers:
         self._unet = CountingUnet(self.unet_id, self.overheads.slots)
 
     def unet_lane(self) -> UnetLaneState:
-        """What the UNet worker's stream reports when it opens."""
+        """The first report of the UNet worker's stream."""
         slots = self.overheads.slots
         return UnetLaneState(self.unet_id, self.domain, MODEL, slots=slots, arena_address=self.unet_id)
 
     def vae_lane(self) -> VaeLaneState:
-        """What the VAE worker's stream reports when it opens."""
+        """The first report of the VAE worker's stream."""
         return VaeLaneState(self.vae_id, self.domain, MODEL)
 
     def carry_out(self, command: effects.WorkerEffect) -> None:

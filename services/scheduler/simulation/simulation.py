@@ -1,6 +1,6 @@
 """The scheduler under a virtual clock: the same engine, policy, planner and controller, and a profile for workers.
 
-Nothing here is measured: what comes out is what the profile and the stated model of the device imply. Deterministic:
+Nothing here is measured: results follow from the profile and the stated model of the device. Deterministic:
 the same policy, profile and arrivals give the same outcome, event by event.
 """
 
@@ -33,9 +33,9 @@ from synerdiff.profiles import Profile
 
 @dataclass(frozen=True)
 class SimulatedPool:
-    """What a simulation runs on: domains of one device each, all of which take as long as `profile` says.
+    """The devices of a simulation: domains of one device each, all of which take as long as `profile` says.
 
-    `planned_by`: the profile that plans go by, where it is another; `unprofiled`: they go by none. `most_waiting`: jobs
+    `planned_by`: the profile that plans use, where it is another; `unprofiled`: they use none. `most_waiting`: jobs
     of one caller that may wait in the queue; more are refused, and fail at once.
     """
 
@@ -49,18 +49,18 @@ class SimulatedPool:
 
     @property
     def known(self) -> Profile | None:
-        """The profile that plans go by."""
+        """The profile that plans use."""
         return None if self.unprofiled else self.planned_by or self.profile
 
 
 class Bystander(Protocol):
-    """Hears what a leader's books and traces hear, just as these do."""
+    """Receives events and effects just as a leader's observer and traces do."""
 
     def on(self, event: events.Event, planned: PlannedPart | None) -> None:
         """An event that the engine has taken. `planned`: as `Engine.on` said."""
 
     def effect(self, effect: effects.Effect) -> None:
-        """What the engine wants done."""
+        """An effect that the engine asks for."""
 
 
 def simulate(
@@ -181,7 +181,7 @@ class _Simulation:
             workers.device.settle()
 
     def _handlers(self) -> dict[type[effects.Effect], Callable[[Any], None]]:
-        """Who carries out which effect: a dictionary, as there are several at every step."""
+        """The handler of every effect: a dictionary, as there are several effects at every step."""
         return {
             **dict.fromkeys(
                 get_args(effects.WorkerEffect), lambda effect: self._by_worker[effect.worker_id].carry_out(effect)

@@ -1,4 +1,4 @@
-"""What came out of a simulation: a line per request, and what it adds up to. Times in ms of the virtual clock."""
+"""Results of a simulation: a line per request, and their summary. Times in ms of the virtual clock."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Outcome(NamedTuple):
-    """What became of one request. `ended_ms`: stored or given up; `decode_ms`: its images' longest wait and decode."""
+    """The result of one request. `ended_ms`: stored or given up; `decode_ms`: its images' longest wait and decode."""
 
     arrived_ms: float
     started_ms: float
@@ -63,7 +63,7 @@ class SimulationResult:
 
     @cached_property
     def summary(self) -> Summary:
-        """What it adds up to."""
+        """Means, percentiles and totals."""
         done = [outcome for outcome in self.outcomes if not outcome.failed]
         first_ms = min(outcome.arrived_ms for outcome in self.outcomes)
         span_s = max(1e-9, (max(outcome.ended_ms for outcome in self.outcomes) - first_ms) / 1000)

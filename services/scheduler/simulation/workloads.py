@@ -1,4 +1,4 @@
-"""Workloads for the simulation: who asks for what, and when. Deterministic by seed."""
+"""Workloads for the simulation: requests and their arrival times. Deterministic by seed."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Mix:
-    """What requests ask for: (value, weight) pairs. `timed_share` of them have a timeout of `timeout_s`."""
+    """A mix of requests, in (value, weight) pairs. `timed_share` of them have a timeout of `timeout_s`."""
 
     steps: tuple[tuple[int, float], ...] = ((20, 1.0),)
     guided_share: float = 1.0

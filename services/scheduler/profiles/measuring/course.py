@@ -1,9 +1,9 @@
 """Which items of a profile to run next, and when to stop: pure, without clock or workers.
 
-The course goes from what is needed most to what is needed least, so that it can be left at any time: first, roughly,
+The course goes from the items needed most to those needed least, so that it can stop at any time: first, roughly,
 how throughput grows with the batch, and the cost of decodes and of both beside each other; then the knee, until it is
 sure; then the rest. It asks for sweeps: some items, once each, in an order drawn by lot, to be run one right after the
-other, since only runs that are neighbours say something of each other (see `samples`).
+other, since only runs that are neighbours can be compared (see `samples`).
 """
 
 import math
@@ -46,10 +46,10 @@ _PARTS = (
 
 
 class ProfileCourse:
-    """The way through a profile: ask `next`, run it, tell `measured`; in between it can be left and taken up again.
+    """The way through a profile: ask `next`, run it, tell `measured`; in between it can stop and go on.
 
-    `bound`: how far off throughput may be, at 95 %, by what is decided from the profile. `budget_s`: time for all of
-    it; what is essential is measured whatever that says, since without it there is no profile.
+    `bound`: the greatest error of throughput, at 95 %, in decisions from the profile. `budget_s`: time for all of it;
+    the essential parts are measured even beyond it, since without them there is no profile.
     """
 
     def __init__(self, extent: Extent, *, bound: float = DEFAULT_BOUND, budget_s: float = math.inf) -> None:
@@ -95,12 +95,12 @@ class ProfileCourse:
 
     @property
     def part(self) -> str:
-        """What is being measured, in words."""
+        """The name of the part that is being measured."""
         return self._part.name
 
     @property
     def seconds_left(self) -> float:
-        """Of the budget; it may be done before, and what is essential is done after it too."""
+        """Of the budget; the course may end before it, and does the essential parts after it too."""
         return max(0.0, self.budget_s - self.spent_s)
 
     def _plan(self, within_share: bool) -> bool:
@@ -126,7 +126,7 @@ class ProfileCourse:
         yield self._joined(sweep)
 
     def _joined(self, sweep: list[Probe]) -> tuple[Probe, ...]:
-        """The items, with one of the curve where none is among them, or no other: all times hang together by those."""
+        """The items, with one more of the curve where it has none or there is one item: the curve links all times."""
         curve = self.stages.unet.probes
         others = [probe for probe in curve if probe not in sweep and self.samples.count(probe)]
         if others and (len(sweep) == 1 or not any(probe in curve for probe in sweep)):
@@ -136,7 +136,7 @@ class ProfileCourse:
         return tuple(sweep)
 
     def _about_ms(self, probe: Probe) -> float:
-        """About how long an item takes; of one that was never run, what its sides would by the nearest that were."""
+        """About how long an item takes; of one that never ran, the sum of its sides by the nearest that did."""
         return self.samples.ms(probe) or sum(
             self._side_ms([(known, getattr(known, side)) for known in grid.probes], getattr(probe, side))
             for side, grid in (("rows", self.stages.unet), ("decodes", self.stages.vae))

@@ -1,4 +1,4 @@
-"""What a measured profile says: of whom it is, how large items should be, and what pays on the device. Pure."""
+"""Findings of a measured profile: its subject, and the size of items that pays on the device. Pure."""
 
 import math
 from collections.abc import Iterable
@@ -9,15 +9,15 @@ from services.scheduler.engine.item_sizes import UNBOUNDED
 from synerdiff.profiles import ItemCaps, Profile, ProfileSubject
 from synerdiff.registry import WorkerRecord
 
-LEVEL_WITHIN = 0.01  # throughput within this of the best is as good: rows past that are of no use to anybody
+LEVEL_WITHIN = 0.01  # throughput within this of the best is as good: rows past that are of no use
 _MORE_DECODES = 0.05  # per ms, that one more in an item has to bring
 LONGEST_ITEM = 2.0  # an item with decodes takes at most this many times one without: steps must not wait for more
-# Of a worker's memory: what fragmentation, libraries and the CUDA context take is in no count of tensors.
+# Of a worker's memory: counts of tensors leave out fragmentation, libraries and the CUDA context.
 USABLE = 0.9
 
 
 def subject_of(unet: WorkerRecord, vae: WorkerRecord, width: int, height: int) -> ProfileSubject:
-    """What a profile of these two workers at a picture size (pixels) is of."""
+    """The subject of a profile of these two workers at a picture size (pixels)."""
     scale = max(1, vae.model_card.size_multiple)
     return ProfileSubject(
         model=unet.model_card.name,
@@ -49,8 +49,8 @@ def _both(of_unet: str, of_vae: str) -> str:
 
 
 def with_caps(profile: Profile, slots: int) -> Profile:
-    """The profile with the largest items that are of use; before, its caps are how far it was measured. `slots`: of the
-    UNet worker, more tasks than which cannot run."""
+    """The profile with caps at the largest useful items; before, its caps are the extent of measuring. `slots`: of the
+    UNet worker, the most tasks that can run."""
     tasks = min(max(1, math.ceil(profile.knee_rows(LEVEL_WITHIN) / 2)), slots)
     capped = replace(profile, caps=replace(profile.caps, unet=tasks))
     return replace(capped, caps=replace(capped.caps, vae=decodes_at_once(capped, capped.knee_rows())))
@@ -72,7 +72,7 @@ def decodes_at_once(profile: Profile, rows: int) -> int:
 def within_memory(profile: Profile, unet: WorkerRecord, vae: WorkerRecord) -> Profile:
     """The profile with caps that keep either worker within its `memory_limit_bytes`; itself where they do already.
 
-    A worker without a limit, as on CPUs (on GPUs each has a share), or whose device does not count what is held, is not
+    A worker without a limit, as on CPUs (on GPUs each has a share), or whose device does not count bytes held, is not
     bounded here: its items are measured and run, and where memory does not suffice they are halved and made smaller
     (see `MemoryBounds`).
     """

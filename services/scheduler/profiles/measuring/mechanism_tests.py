@@ -17,11 +17,11 @@ from synerdiff.profiles import Evidence, Mechanisms, Profile
 
 CONFIDENCE = 0.98  # of each look at the ratios
 LOOKS = (7, 14, 28)  # pairs after which they are looked at: by chance a way seems slower three times in a hundred
-COSTS = 0.01  # of time: what costs no more stays on, and what would cost no more goes on where it is of other use
-SAVES = 0.02  # of time, that what is off by default has to save
+COSTS = 0.01  # of time: a mechanism that costs no more stays on, and goes on where it is of other use
+SAVES = 0.02  # of time, that a mechanism off by default has to save
 IN_STEP, BESIDE, CHUNKING, PLAN_AHEAD = "items in step", "side by side", "decodes in bands", "one plan at a time"
 _ROUND_MS, _MOST_TURNS = 300.0, 3  # rounds that are compared have to be neighbours in time
-_PLANS = 4  # one after the other, to see what waiting for each costs
+_PLANS = 4  # one after the other, to see the cost of waiting for each
 
 Timed = Callable[[], Awaitable[float]]
 
@@ -36,7 +36,7 @@ class Paired(NamedTuple):
 
 
 def paired(ratios: Sequence[float]) -> Paired:
-    """What the ratios say: the interval of their median, from 0 to infinity where they are too few to say anything."""
+    """The median of the ratios and its interval, from 0 to infinity where they are too few for one."""
     ordered, count = sorted(ratios), len(ratios)
     outside, k = 0.0, 0
     while k < count // 2 and outside + 2 * comb(count, k) / 2**count <= 1 - CONFIDENCE:
@@ -66,7 +66,7 @@ class MechanismTest(NamedTuple):
 
 
 async def evidence_of(test: MechanismTest, bound: float, limit_s: float) -> Evidence | None:
-    """What the test finds; None where the time was over before the least number of pairs was there."""
+    """The result of the test; None where the time was over before the least number of pairs."""
     ratios: list[float] = []
     spent_ms, found = 0.0, None
     for look in LOOKS:
@@ -93,7 +93,7 @@ async def _pair(test: MechanismTest, with_first: bool) -> tuple[float, float]:
 
 
 def mechanisms_by(evidence: Iterable[Evidence], in_step_works: bool) -> Mechanisms:
-    """The defaults, but for what the evidence says."""
+    """The defaults, as changed by the evidence."""
     taken = {each.choice: each.taken for each in evidence}
     default = Mechanisms()
     return Mechanisms(
@@ -105,7 +105,7 @@ def mechanisms_by(evidence: Iterable[Evidence], in_step_works: bool) -> Mechanis
 
 
 def mechanism_tests(prober: Prober, profile: Profile) -> Iterator[MechanismTest]:
-    """Those that say something of this profile."""
+    """The tests that apply to this profile."""
     measured = [cell.rows for cell in profile.cells if cell.rows and not cell.decodes]
     knee = profile.knee_rows()
     rows = min(knee + knee % 2, max(measured))

@@ -1,9 +1,9 @@
-"""Runs items on a real pair of workers, through whatever holds their streams.
+"""Runs items on a real pair of workers, through the owner of their streams.
 
-The driver of the streams passes commands on (`send`), gives numbers of ticks that no plan has had (`next_tick`), and
-tells the prober of every report. Items of a sweep are a plan in step: each begins on both workers when the one before
+The owner passes commands on (`send`), gives numbers of ticks that no plan has had (`next_tick`), and passes every
+report to the prober. Items of a sweep are a plan in step: each begins on both workers when the one before
 has ended on both, as in service. Not counted are the first item of a plan, and an item that runs for the first time: it
-does so by itself, which shows what memory it takes. Where the two workers share no pace (other hosts), every item is a
+does so by itself, which shows its memory. Where the two workers share no pace (other hosts), every item is a
 plan of its own, sent to both at once.
 """
 
@@ -36,7 +36,7 @@ from synerdiff.requests import ImageFormat
 
 REPORT_TIMEOUT_S = 120.0
 _HIGH_WATER = re.compile(r"^VmHWM:\s*(\d+) kB", re.M)
-_RESET_HIGH_WATER = "5"  # proc(5), clear_refs: the peak resident set size begins again at what is resident now
+_RESET_HIGH_WATER = "5"  # proc(5), clear_refs: the peak resident set size begins again at the present size
 
 
 class PeakMemory:
@@ -47,7 +47,7 @@ class PeakMemory:
 
     @classmethod
     def of(cls, *workers: WorkerRecord) -> "PeakMemory":
-        """Of workers that are processes of this host and this process may look into; of none where one is not."""
+        """Of workers whose processes are on this host and readable by this one; of none where one is not."""
         processes = [Path(f"/proc/{worker.pid}") for worker in workers]
         ours = all(
             worker.boot_id == boot_id() and _is_worker(process, worker.kind)
@@ -56,7 +56,7 @@ class PeakMemory:
         return cls(processes if ours else [])
 
     def restart(self) -> None:
-        """Forget what was held before."""
+        """Forget the peak so far."""
         try:
             for process in self._processes:
                 (process / "clear_refs").write_text(_RESET_HIGH_WATER)
@@ -72,7 +72,7 @@ class PeakMemory:
 
 
 def _is_worker(process: Path, kind: str) -> bool:
-    """Whether the process is what the record says: in another container its id is another process's."""
+    """Whether the process is the one of the record: in another container its id is another process's."""
     try:
         return f"services.{kind}_worker".encode() in (process / "cmdline").read_bytes()
     except OSError:
@@ -114,10 +114,10 @@ class Prober:
         name = f"probe {leader_token} {pair.unet.worker_id} {pair.vae.worker_id}"
         self._pace = hashlib.sha256(name.encode()).hexdigest()[:16]
 
-    # ---- what the workers report
+    # ---- reports of the workers
 
     def reported(self, worker_id: str, report: Report) -> None:
-        """A worker's report, possibly of what this prober has asked for."""
+        """Take a worker's report, possibly the answer to a command of this prober."""
         match report:
             case plans.TaskReady(task_id):
                 self._came("ready", task_id, report)
@@ -129,7 +129,7 @@ class Prober:
                 self._came("vae", tick, report)
 
     def abort(self, why: str) -> None:
-        """End what is being measured: it raises ProbeFailed."""
+        """End the measuring under way: it raises ProbeFailed."""
         for wait in self._waits.values():
             if not wait.done():
                 wait.set_exception(ProbeFailed(why))
@@ -198,7 +198,7 @@ class Prober:
         return round_times(items, unet_done, vae_done)
 
     def give_way(self) -> None:
-        """Let go of both workers at once: what still waits there for the device is dropped at the next item."""
+        """Let go of both workers at once: work that still waits there for the device is dropped at the next item."""
         task_ids = self._tasks.clear()
         self.abort("gave way")
         if task_ids:
@@ -206,7 +206,7 @@ class Prober:
             self._send(effects.CancelOnWorker(self.pair.vae.worker_id, task_ids))
 
     def close(self) -> None:
-        """Free what is held on the workers."""
+        """Free the tasks and images held on the workers."""
         finished = tuple(task.task_id for task in self._tasks.finished)
         others = tuple(task_id for task_id in self._tasks.clear() if task_id not in finished)
         if finished:

@@ -12,13 +12,13 @@ from services.scheduler.profiles.measuring.prober import ProbePair, Prober
 from services.scheduler.profiles.measuring.rounds import MemoryRanOut, extent_for
 from synerdiff.profiles import KNEE_WITHIN, Evidence, ItemCaps, KneeFound, Profile
 
-MOST_ROWS = 64  # of an item; what a worker's slots and memory allow may be less
+MOST_ROWS = 64  # of an item; a worker's slots and memory may allow fewer
 _TESTS_SHARE = 0.25  # of the budget, kept for the mechanisms
 
 
 @dataclass(frozen=True)
 class ProfilerOptions:
-    """What to measure and how closely. `chunks`: the band counts to try. `bound`: see ProfileCourse.
+    """Extent and precision of measuring. `chunks`: the band counts to try. `bound`: see ProfileCourse.
 
     `budget_s`: time for all of it. `fixed_shares`: on a CPU, measure either side with its own threads alone; else items
     deal out the cores.
@@ -33,7 +33,7 @@ class ProfilerOptions:
 
 
 class Profiler:
-    """Measures one pair of workers at one size. What was measured stays over failures: `run` goes on where it was."""
+    """Measures one pair of workers at one size. Measurements survive failures: `run` goes on where it was."""
 
     def __init__(self, options: ProfilerOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self.course: ProfileCourse | None = None
@@ -49,11 +49,11 @@ class Profiler:
         return self.course.runs if self.course else 0
 
     def draft(self, prober: Prober) -> Profile | None:
-        """A profile of what was measured so far; None before all that is essential was."""
+        """A profile of the measurements so far; None before the essential parts are measured."""
         return self._profile(prober, self.course) if self.course and self.course.ready else None
 
     async def run(self, prober: Prober, told: Callable[[ProfileCourse], None] = lambda course: None) -> Profile:
-        """Measure what is left. `told` hears of every sweep. Raises ProbeFailed; may be called again then."""
+        """Measure the rest. `told` is called after every sweep. Raises ProbeFailed; may be called again then."""
         course = self.course = self.course or self._begin(prober.pair)
         while (sweep := course.next()) is not None:
             started = self._clock()
@@ -79,7 +79,7 @@ class Profiler:
         return ProfileCourse(extent, bound=options.bound, budget_s=options.budget_s * (1 - _TESTS_SHARE))
 
     def _limit(self, course: ProfileCourse, short: MemoryRanOut) -> None:
-        """Go on with items that stay under what memory did not suffice for. Raises it where none is left."""
+        """Go on with smaller items than those that ran out of memory. Raises `short` where there are none."""
         if short.at_once <= 1:
             raise short
         self._shortages.append(f"{short}: measured without such items")

@@ -1,4 +1,4 @@
-"""Items to be measured, the tasks for them, and what the reports say: pure.
+"""Items to be measured, the tasks for them, and the reading of reports: pure.
 
 Tasks have real prompts and real latents, at the model's own size and sampler.
 """
@@ -106,7 +106,7 @@ class RoundTimes(NamedTuple):
         return [_run(probe, unet, vae) for probe, (unet, vae) in zip(probes, self.items, strict=True)]
 
     def footprint(self, outside_bytes: int) -> Footprint:
-        """What it held. `outside_bytes`: both workers together, for devices that do not count."""
+        """The bytes it held. `outside_bytes`: of both workers together, for devices that do not count."""
         sides = zip(*self.items, strict=True)
         unet, vae = (max((timing.peak_bytes for timing in side if timing), default=0) for side in sides)
         return Footprint(unet, vae, unet + vae or outside_bytes)
@@ -125,7 +125,7 @@ class RoundTimes(NamedTuple):
 
 
 def round_times(items: Sequence[ProbeItem], unet: UnetTickDone | None, vae: VaeTickDone | None) -> RoundTimes:
-    """What the reports of a round's two parts say. Raises ProbeFailed, MemoryRanOut where it was not done at once."""
+    """A round's times by the reports of its two parts. Raises ProbeFailed, MemoryRanOut where an item was halved."""
     for kind, done in (("unet", unet), ("vae", vae)):
         halved = [timing.halved for timing in done.items if timing.halved] if done else []
         if halved:
@@ -168,7 +168,7 @@ class Extent:
 def extent_for(
     max_rows: int, max_decodes: int, chunks: Sequence[int], unet_threads: int, vae_threads: int, cores: int
 ) -> Extent:
-    """What is worth measuring on a device.
+    """The items worth measuring on a device.
 
     On CPUs (`cores` > 0) each side alone has all its threads or one, and beside each other they split the cores: all of
     them to both is never better (teams of threads then wait for cores that the other's hold). On GPUs, with `cores` 0,
@@ -231,7 +231,7 @@ class ProbeTasks:
 
     @property
     def prefix(self) -> str:
-        """What the ids of these tasks begin with."""
+        """The beginning of the ids of these tasks."""
         return f"{PREFIX}{self._run}/"
 
     def long(self, guided: bool) -> ProbeTask:
@@ -242,7 +242,7 @@ class ProbeTasks:
         return self._task(steps, (own if own > 1 else _GUIDANCE_SCALE) if guided else 1.0)
 
     def short(self) -> ProbeTask:
-        """A task with the fewest steps that the sampler takes: what is wanted of it are its latents."""
+        """A task with the fewest steps that the sampler takes: only its latents are needed."""
         limits = self.card.limits(self.card.default_sampler)
         return self._task(limits.min_num_inference_steps if limits else 1, 1.0)
 

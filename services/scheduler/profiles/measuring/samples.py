@@ -1,6 +1,6 @@
 """The runs of a profile's items, and how long items take by them, on a machine whose speed swings. Pure.
 
-A machine's own speed comes in phases of seconds, so only runs that are neighbours in time say something of each other.
+A machine's own speed comes in phases of seconds, so only runs that are neighbours in time can be compared.
 Each pair of neighbours gives one ratio; the times are those that agree best with all ratios. A change of phase, or a
 run that something else held up, spoils the ratios beside it and no others: those count for less, or for nothing.
 """
@@ -81,7 +81,7 @@ class Curve:
 
     @cached_property
     def drawn(self) -> FloatArray:
-        """As `throughput`, as it may be too: [draws, counts]."""
+        """As `throughput`, drawn from its errors: [draws, counts]."""
         values, vectors = np.linalg.eigh(self.covariance)
         source = np.random.default_rng(1).standard_normal((_DRAWS, len(self.sizes)))
         log_ms = self.log_ms + source * np.sqrt(np.maximum(values, 0.0)) @ vectors.T
@@ -141,14 +141,14 @@ def relative_times(items: int, pairs: Sequence[tuple[int, int]], log_ratios: Seq
 
 
 def _weights(off: FloatArray, bounded: bool) -> FloatArray:
-    """Of ratios so many spreads off. A pull that is bounded leads to the one best solution, from which to leave out."""
+    """Of ratios so many spreads off. A bounded pull leads to the one best solution, from which to leave out."""
     if bounded:
         return np.array(np.minimum(1.0, _BOUNDED / np.maximum(off, 1e-9)))
     return np.asarray(np.maximum(1e-6, np.maximum(0.0, 1 - (off / _LEFT_OUT) ** 2) ** 2))
 
 
 def _spread(off: FloatArray, items: int) -> float:
-    """The deviation of one ratio, given that as many ratios as there are differences to find fit whatever they are."""
+    """The deviation of one ratio, corrected for the degrees of freedom that the fit of the items takes."""
     free = max(1, len(off) - items + 1) / len(off)
     return max(_LEAST_SPREAD, _MAD_TO_DEVIATION * float(np.median(off)) / float(np.sqrt(free)))
 
@@ -178,7 +178,7 @@ def _covariance(laplacian: FloatArray, spread: float) -> FloatArray:
 
 
 class Samples:
-    """Runs in the order in which they were made. What follows from them is worked out once it is asked for."""
+    """Runs in the order in which they were made. Times are computed from them on request."""
 
     def __init__(self) -> None:
         self._runs: dict[Probe, list[Run]] = {}
@@ -201,7 +201,7 @@ class Samples:
         return after
 
     def drop(self, probes: Iterable[Probe]) -> None:
-        """No such items any more. What their runs say of the others stays."""
+        """Forget such items. The ratios of their runs to others stay."""
         for probe in probes:
             self._runs.pop(probe, None)
 
@@ -215,12 +215,12 @@ class Samples:
         return len(self._runs.get(probe, ()))
 
     def ms(self, probe: Probe) -> float:
-        """About how long an item takes, whatever the phase: for plans of what to measure. 0 if it was never run."""
+        """About how long an item takes, in any phase, for plans of the measuring. 0 if it never ran."""
         runs = self._runs.get(probe)
         return median(run.ms for run in runs[-5:]) if runs else 0.0
 
     def log_ms(self, probes: Sequence[Probe]) -> tuple[FloatArray, FloatArray]:
-        """Logarithms of times in a quiet phase [n], and the covariance [n, n] of errors, but for what all share."""
+        """Logarithms of times in a quiet phase [n], and the covariance [n, n] of errors but the one that all share."""
         fit, places = self._fitted(), [self._places[probe] for probe in probes]
         return fit.log_ms[places] + self._quiet, fit.covariance[np.ix_(places, places)]
 

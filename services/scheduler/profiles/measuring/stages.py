@@ -1,4 +1,4 @@
-"""The parts of a profile's course, and what each wants run once more by what the runs so far say: none, once done."""
+"""The parts of a profile's course, and the items that each wants run once more by the runs so far: none, once done."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ _CONTENDS = 0.025  # an item counts for the knee if throughput is near enough to
 
 
 class SettingTried:
-    """One of them. It is `better` once it is faster by over `bound` on some item, for sure; else the default stays."""
+    """A setting that is `better` once it is surely faster by over `bound` on some item; else the default stays."""
 
     def __init__(self, samples: Samples, setting: Setting, default: Setting, bound: float) -> None:
         self.setting = setting
@@ -35,7 +35,7 @@ class SettingTried:
         self._items: tuple[tuple[int, int], ...] = ()
 
     def wanted(self, items: Sequence[tuple[int, int]]) -> list[Probe]:
-        """What to run next to know, of `items` (rows, decodes); nothing once it is settled."""
+        """The items to run next, of `items` (rows, decodes); none once it is settled."""
         self._items = self._items or tuple(items)
         if self.settled:
             return []
@@ -48,7 +48,7 @@ class SettingTried:
         return [] if self.settled else probes
 
     def evidence(self) -> Evidence | None:
-        """What is known of it by now, of the item on which it does best."""
+        """The evidence so far, on the item on which it does best."""
         if not self._items or any(not self._samples.count(Probe(*item, self.setting)) for item in self._items):
             return None
         best = min(self._items, key=self._compared)
@@ -69,7 +69,7 @@ def _name(setting: Setting) -> str:
 
 class Grid:
     """Items of one setting: some row counts, each beside the same decode counts ([0] for a side without a part). It
-    `covers` what was measured whole, and is to get as far as `rows` and `decodes`."""
+    covers the axes that were measured whole, and is to get as far as `rows` and `decodes`."""
 
     def __init__(self, setting: Setting, rows: Iterable[int], decodes: Iterable[int]) -> None:
         self.setting = setting
@@ -92,7 +92,7 @@ class Grid:
         return [probe for probe in self.probes if samples.count(probe) < runs]
 
     def cells(self, samples: Samples) -> list[Cell]:
-        """What it covers, with times that never fall from fewer rows or decodes to more."""
+        """The cells it covers, with times that never fall from fewer rows or decodes to more."""
         if not self.lacking(samples, 1):
             self._covered = self.rows, self.decodes
         rows, decodes = self._covered
@@ -106,7 +106,7 @@ class Grid:
 
 
 def _risen(log_ms: FloatArray) -> FloatArray:
-    """Rising along both axes: the nearest along either in turns, then what still falls is raised."""
+    """Rising along both axes: the nearest along either in turns, then times that still fall are raised."""
     for _ in range(_SMOOTHINGS):
         log_ms = rising(log_ms.T, np.ones(log_ms.shape[0])).T
         log_ms = rising(log_ms, np.ones(log_ms.shape[1]))
@@ -114,7 +114,7 @@ def _risen(log_ms: FloatArray) -> FloatArray:
 
 
 class Stages:
-    """What is measured of an extent. `bound`: see ProfileCourse."""
+    """The measuring of an extent. `bound`: see ProfileCourse."""
 
     def __init__(self, extent: Extent, bound: float, samples: Samples) -> None:
         self.extent = extent
@@ -132,7 +132,7 @@ class Stages:
             for setting in settings[1:]
         ]
 
-    # ---- what there is to be had at all
+    # ---- a rough profile
 
     def throughput(self) -> list[Probe]:
         """Climb the ladder of row counts as long as throughput grows."""
@@ -169,7 +169,7 @@ class Stages:
     # ---- the knee
 
     def knee(self) -> list[Probe]:
-        """What decides where the knee is, until that is sure; more row counts around it."""
+        """The items that decide where the knee is, until that is sure; more row counts around it."""
         curve = self.curve()
         knee = curve.knee(KNEE_WITHIN)
         sure = knee.error <= self._bound or knee.high - knee.low <= max(_NEAR_ROWS, _NEAR_SHARE * knee.rows)
@@ -267,10 +267,10 @@ class Stages:
         unsure = {probe for probe, error in zip(grid.probes, errors, strict=True) if error > self._bound}
         return [probe for probe in grid.lacking(self.samples, _FULL) if probe in unsure]
 
-    # ---- what comes of it
+    # ---- results
 
     def cells(self) -> tuple[Cell, ...]:
-        """What was measured, as whole grids."""
+        """The measurements, as whole grids."""
         grids = [self.unet, self.vae, self._beside, *self._bands]
         grids += [grid for tried, grid, _ in self._tried if tried.better]
         return tuple(cell for grid in grids for cell in grid.cells(self.samples))
@@ -280,6 +280,6 @@ class Stages:
         return tuple(found for tried, _, _ in self._tried if (found := tried.evidence()))
 
     def limited(self, rows: int, decodes: int) -> "Stages":
-        """The same with smaller items at most. What was run of those stays."""
+        """The same with smaller items at most. The runs of those stay."""
         self.samples.drop(probe for probe in self.samples.probes if probe.rows > rows or probe.decodes > decodes)
         return Stages(replace(self.extent, max_rows=rows, max_decodes=decodes), self._bound, self.samples)
