@@ -15,7 +15,7 @@ _MMAP_THRESHOLD_BYTES = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed, in one arena; False for other libraries. Before threads that compute start."""
+    """Have glibc keep freed memory, in one arena; False for other libraries. Call before threads that compute start."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt

@@ -1,6 +1,6 @@
-"""Model cards: what a worker says of its model, and all that the scheduler knows of it.
+"""Model cards: a worker's description of its model, and all that the scheduler knows of it.
 
-Cards persist in Redis, so a known model without a worker just now is queued and only an unknown one is refused.
+Cards persist in Redis, so jobs of a known model without a worker are queued, and only an unknown model is refused.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from synerdiff.skip_cfg import SkipCfgBudget
 
 
 class Sampler(NamedEnum):
-    """The samplers of the public API, by the proto's numbers. OWN: a model's own scheduler, where it is no other."""
+    """The samplers of the public API, by the proto's numbers. OWN: the model's own scheduler, if not among these."""
 
     DDIM = 1
     DDPM = 2
@@ -74,7 +74,7 @@ class SamplerLimits:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What requests for a model may ask for, and what they get when they do not say. Sizes in pixels.
+    """The values that requests for a model may ask for, and their defaults. Sizes in pixels.
 
     `latent_channels`: of its latents, 0 where that is not known. `skip_cfg`: how much guidance its pictures can do
     without, where that was measured. `scheduler`: the class of the model's own scheduler. `scheduler_refused`: why that

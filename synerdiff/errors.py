@@ -1,4 +1,4 @@
-"""Errors that cross a service boundary: a gRPC status code, a message for people, and what a client may act on."""
+"""Errors that cross a service boundary: a gRPC status code, a message for people, and fields for clients."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ class NotFound(SynerDiffError):
 
 
 class Unauthenticated(SynerDiffError):
-    """UNAUTHENTICATED: nobody is known by the key, or the certificate, that the call shows."""
+    """UNAUTHENTICATED: the key or certificate that the call shows is unknown."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
@@ -58,7 +58,7 @@ class AlreadyExists(SynerDiffError):
 
 
 class QueueFull(SynerDiffError):
-    """RESOURCE_EXHAUSTED: come back after `retry_after_s` seconds."""
+    """RESOURCE_EXHAUSTED: the client may retry after `retry_after_s` seconds."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -92,10 +92,10 @@ class NotEnded(SynerDiffError):
 
 
 class StaleLeader(SynerDiffError):
-    """FAILED_PRECONDITION: another leader holds the pool or the worker; whoever gets this must stop planning.
+    """FAILED_PRECONDITION: another leader holds the pool or the worker; the caller must stop planning.
 
-    `newest_token`: the newest leader token that whoever refuses has seen; 0: not told. The next leadership's must be
-    above it, whatever Redis remembers.
+    `newest_token`: the newest leader token that the refusing process has seen; 0: not known. The token of the next
+    leadership must be above it, even if Redis remembers less.
     """
 
     code = grpc.StatusCode.FAILED_PRECONDITION

@@ -1,6 +1,6 @@
-"""This machine, as far as others need to tell it from theirs, and the files under /dev/shm that its processes share.
+"""The identity of this machine, and the files under /dev/shm that its processes share.
 
-Containers with pids of their own may share one /dev/shm, where a pid says nothing; a lock goes with its process.
+Containers with pids of their own may share one /dev/shm, where a pid identifies no process; a lock ends with its owner.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @cache
 def boot_id() -> str:
-    """This host in its present life; containers of one host share it."""
+    """The id of this host since its boot; containers of one host share it."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -37,7 +37,7 @@ def _remove_if_dead(path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(path)
-    except OSError:  # somebody lives who holds it, or another sweeper was first
+    except OSError:  # a live process holds it, or another sweeper was first
         return False
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Server interceptors: one that wraps each method of its server once, and one that lets servicers simply raise.
+"""Server interceptors: one wraps each method of its server once, the other turns raised errors into statuses.
 
 Bytes that are no message of a method are the caller's mistake: INVALID_ARGUMENT, where gRPC itself answers UNKNOWN.
 """
@@ -23,7 +23,7 @@ from synerdiff.telemetry import get_logger
 
 
 class WrappingInterceptor(grpc.aio.ServerInterceptor, ABC):  # type: ignore[misc]
-    """Puts `wrapped` in the place of every handler, and keeps it: a server's handlers stay the same."""
+    """Puts `wrapped` in the place of every handler, and caches it, because a server's handlers never change."""
 
     def __init__(self) -> None:
         self._wrapped: dict[str, Any] = {}  # by method
@@ -42,7 +42,7 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor, ABC):  # type: ignore[misc
 
     @abstractmethod
     def wrapped(self, handler: Any, method: str) -> Any:
-        """What answers "/package.Service/Method" instead of the handler."""
+        """The handler of "/package.Service/Method" that replaces `handler`."""
 
 
 _LENGTH_DELIMITED = 2  # the wire type of strings, bytes and messages
@@ -59,7 +59,7 @@ def refusal(deserialize: Callable[[bytes], Any], data: bytes) -> InvalidRequest:
 
 
 def _bad_texts(descriptor: Any, data: bytes) -> Iterator[FieldViolation]:
-    """The string fields whose bytes are not UTF-8. As unknown fields they are read without a check of it."""
+    """The string fields whose bytes are not UTF-8. Protobuf reads unknown fields without that check."""
     message = Empty()
     try:
         message.ParseFromString(data)
@@ -80,12 +80,12 @@ def _bad_texts(descriptor: Any, data: bytes) -> Iterator[FieldViolation]:
 _log = get_logger("rpc")
 
 
-# Raises SynerDiffError for a call that may not be made: asked with its context and "/package.Service/Method".
+# Raises SynerDiffError for a forbidden call, by its context and "/package.Service/Method".
 Check = Callable[[Any, str], None]
 
 
 def let_all_in(context: Any, method: str) -> None:
-    """The Check of a server that asks nobody who they are."""
+    """The Check of a server without authentication."""
 
 
 class ErrorInterceptor(WrappingInterceptor):
@@ -101,7 +101,7 @@ class ErrorInterceptor(WrappingInterceptor):
 
 
 def _wrapped(handler: Any, method: str, check: Check) -> Any:
-    """The handler, taking its requests as a stream: gRPC never ends a call of one request that comes without any."""
+    """The handler, taking its requests as a stream: gRPC never ends a unary call that comes without its request."""
     replies = "stream" if handler.response_streaming else "unary"
     behaviour = getattr(handler, f"{'stream' if handler.request_streaming else 'unary'}_{replies}")
     wrap = _wrap_generator if inspect.isasyncgenfunction(behaviour) else _wrap_coroutine
@@ -113,7 +113,7 @@ def _wrapped(handler: Any, method: str, check: Check) -> Any:
 
 
 def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """A deserializer that hands on why bytes are no message, for gRPC has no word for that."""
+    """A deserializer that returns the refusal of malformed bytes, which gRPC could not report."""
     if deserialize is None:
         return None
 
@@ -177,7 +177,7 @@ async def _answer(context: Any, method: str, error: Exception) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
     if context.cancelled() or isinstance(error, grpc.aio.InternalError):  # a broken connection
-        raise asyncio.CancelledError from error  # the client has left: whatever went wrong, nobody is there to be told
+        raise asyncio.CancelledError from error  # the client has left: no one would receive the error
     if isinstance(error, SynerDiffError):
         await abort(context, error)
     if isinstance(error, NotImplementedError):  # a method of the contract that this servicer does not have

@@ -1,4 +1,4 @@
-"""The life of a job: its states, and the one table of what may follow what."""
+"""The life of a job: its states, and the one table of their transitions."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -48,7 +48,7 @@ SkippedSteps = tuple[tuple[int, tuple[int, ...]], ...]
 class JobRecord:
     """A job as Redis holds it. Times in Unix ms; `images_done`: indices stored; `traceparent`: W3C, or empty.
 
-    `caller`: who made it, and alone may know of it; empty: anonymous.
+    `caller`: the client that made it, and alone may see it; empty: anonymous.
     """
 
     job_id: str

@@ -1,12 +1,12 @@
-"""Frozen values as JSON, by pydantic: what Redis holds of jobs, models and workers, and profiles.
+"""Frozen values as JSON, by pydantic: profiles, and the records of jobs, models and workers in Redis.
 
 Processes of several versions read each other's JSON during an upgrade. So:
 
-- A field that is missing has its default, which means what versions without the field do.
-- A field that the reader does not know is ignored. But where a value is needed `whole`, as a request is by the leader
-  that draws it, such a field makes it unreadable, unless it is null, false, 0 or empty, which has to mean the same as
-  missing. So what changes a picture is a field of the request; what does not is better kept beside it.
-- A name that an enum does not know makes a value unreadable.
+- A missing field has its default, which has to mean the behaviour of versions without the field.
+- An unknown field is ignored. But where a value is needed `whole`, as a leader needs the request that it draws, such a
+  field makes the value unreadable, unless it is null, false, 0 or empty, which has to mean the same as missing.
+  So an option that changes a picture is a field of the request; other options are better kept beside it.
+- An unknown enum name makes a value unreadable.
 
 The reader of many values fails the one job whose request is unreadable, or leaves the one card or worker out.
 """
@@ -25,7 +25,7 @@ _UNKNOWN_FIELD = "unexpected_keyword_argument"
 
 
 class JsonCodec(Generic[T]):
-    """JSON of one type; `name` says in errors what is wrong as a whole. Make one per type: that takes milliseconds."""
+    """JSON of one type; errors of the whole value name it `name`. Make one per type: that takes milliseconds."""
 
     def __init__(self, kind: type[T], name: str) -> None:
         self._adapter = TypeAdapter(kind)
@@ -41,7 +41,7 @@ class JsonCodec(Generic[T]):
         return fields
 
     def parse(self, text: str | bytes, *, whole: bool = False) -> T:
-        """The value; `whole`: not without an unknown field. Raises InvalidRequest: each field, value and bound."""
+        """The value; `whole`: unknown fields are refused. Raises InvalidRequest: each field, value and bound."""
         try:
             return self._adapter.validate_json(text, strict=True, extra="forbid" if whole else "ignore")
         except ValidationError as error:

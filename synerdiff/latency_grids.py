@@ -20,7 +20,7 @@ class _Line(NamedTuple):
         return _along(self.points, self.ms.__getitem__, x)
 
     def part(self, x: float) -> float:
-        """As `at`, but a part of the smallest item that was measured takes that part of its time."""
+        """As `at`, but a fraction of the smallest measured item takes that fraction of its time."""
         return self.ms[0] * x / self.points[0] if x < self.points[0] else self.at(x)
 
 
@@ -31,12 +31,12 @@ class _Beside(NamedTuple):
     unet_ms: float
 
     def at(self, decodes: float) -> float:
-        """_Beside less than the fewest decodes measured, steps take no less than their own time in that item."""
+        """The latency; below the fewest decodes measured, at least the steps' own time in that item."""
         return max(self.line.part(decodes), self.unet_ms) if decodes < self.line.points[0] else self.line.at(decodes)
 
 
 class Grids(NamedTuple):
-    """The grids of one setting: UNet alone, decodes alone, and both. Raises InvalidRequest for cells that make none."""
+    """The grids of one setting: UNet alone, decodes alone, and both. Raises InvalidRequest for cells of no grid."""
 
     unet: _Line | None
     vae: _Line | None
@@ -58,7 +58,7 @@ class Grids(NamedTuple):
         return cls(unet, vae, tuple(by_rows), beside)
 
     def latency_ms(self, rows: int, decodes: float) -> float | None:
-        """The time of an item; None where nothing of the kind was measured."""
+        """The time of an item; None where no such item was measured."""
         if decodes <= 0:
             return self.unet.at(max(rows, self.unet.points[0])) if self.unet else None
         if rows <= 0:

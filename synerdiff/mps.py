@@ -1,8 +1,8 @@
-"""Whether this process shares its GPU through CUDA MPS, and what of the GPU it may take then. No CUDA call is made.
+"""Whether this process shares its GPU through CUDA MPS, and its share of the GPU then. No CUDA call is made.
 
 The CUDA driver makes a process a client of MPS by itself: when it finds a control daemon at CUDA_MPS_PIPE_DIRECTORY, or
 at /tmp/nvidia-mps where that is not set. So this looks where the driver looks. Limits come from the process's own
-variables and from the daemon's defaults, of which the lower one holds; the daemon is asked through NVIDIA's
+variables and from the daemon's defaults; the lower one holds; the daemon is asked through NVIDIA's
 `nvidia-cuda-mps-control` where that is on the PATH (the container runtime puts it there). Limits set for one running
 MPS server alone are not seen. Never run against a real MPS daemon so far: see docs/mps.md.
 """
@@ -45,7 +45,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class MpsClient:
-    """What a client of MPS may take: 1 to 100 percent of threads, bytes (0: all); `*_source`: where each comes from."""
+    """Limits of an MPS client: 1 to 100 percent of threads, memory bytes (0: all); `*_source`: the source of each."""
 
     pipe_directory: str
     pipe_source: str
@@ -56,7 +56,7 @@ class MpsClient:
 
 
 class MpsRequired(SynerDiffError):
-    """A worker that was told to run under CUDA MPS only, and is no client of it."""
+    """The settings require CUDA MPS, and the worker is no client of it."""
 
 
 class Finding(NamedTuple):
@@ -68,16 +68,16 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class DeviceShare:
-    """What a worker may take of its device, as its record says it; zeros: everything, or no GPU."""
+    """A worker's share of its device, as in its record; zeros: everything, or no GPU."""
 
     mps_thread_percent: int = 0
     memory_limit_bytes: int = 0
 
 
 def device_share(device: str, memory_limit_bytes: int, require_mps: bool = False) -> DeviceShare:
-    """What a worker on `device` (cpu, cuda or cuda:N) may take, told in the log. Takes 2 s at most, on a CPU none.
+    """The share of a worker on `device` (cpu, cuda or cuda:N), which is logged. Takes 2 s at most, on a CPU none.
 
-    `memory_limit_bytes` is the worker's own setting (0: none); it goes before the limit of MPS, but never above it.
+    `memory_limit_bytes` is the worker's own setting (0: none); it overrides the limit of MPS, but never exceeds it.
     Raises MpsRequired where `require_mps` and this process, on a GPU, is no client of MPS.
     """
     if not device.startswith("cuda"):
@@ -111,7 +111,7 @@ def device_ordinal(device: str) -> int:
 
 
 def find_client(ordinal: int = 0, environ: Mapping[str, str] = os.environ) -> Finding:
-    """What MPS makes of a process with these variables on the CUDA device `ordinal`."""
+    """The MPS client that a process with these variables is on the CUDA device `ordinal`, and warnings."""
     directory, named = _pipe_directory(environ)
     trouble = _control_trouble(Path(directory, "control"))
     if trouble is not None:
@@ -131,14 +131,14 @@ def find_client(ordinal: int = 0, environ: Mapping[str, str] = os.environ) -> Fi
 
 
 def parse_thread_percentage(text: str) -> int:
-    """The percentage of a variable or an answer ("25.0"), at least 1. Raises ValueError saying what it should be."""
+    """The percentage of a variable or an answer ("25.0"), at least 1. Raises ValueError naming the valid form."""
     if not _NUMBER.fullmatch(text.strip()) or not 0 < float(text) <= 100:
         raise ValueError("a number above 0 and at most 100")
     return max(1, round(float(text)))
 
 
 def parse_memory_limits(text: str) -> dict[int, int]:
-    """Bytes by device ordinal, of "0=10G,1=10240M" (powers of 1024). Raises ValueError saying what is wrong."""
+    """Bytes by device ordinal, of "0=10G,1=10240M" (powers of 1024). Raises ValueError naming the fault."""
     limits: dict[int, int] = {}
     for entry in text.split(","):
         ordinal, equals, size = entry.strip().partition("=")
@@ -166,8 +166,8 @@ def _pipe_directory(environ: Mapping[str, str]) -> tuple[str, bool]:
 def _control_trouble(control: Path) -> str | None:
     """Why no daemon can be reached at this socket, or None where one can; "" where there is no socket at all.
 
-    A datagram socket cannot connect to the daemon's, and the error says whether anybody holds that: so nothing is
-    opened, and nothing appears in the daemon's log. The socket alone proves nothing: it outlives its daemon.
+    A datagram socket cannot connect to the daemon's, and the error shows whether a process holds that. So no
+    connection opens, and the daemon logs nothing. The socket alone proves nothing: it outlives its daemon.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:

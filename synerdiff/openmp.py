@@ -1,8 +1,8 @@
 """How a worker's OpenMP threads wait for each other on cores that they share with another worker.
 
 libgomp reads this once, when torch is loaded. Its own default, to spin for milliseconds, costs the neighbour twelvefold
-when two workers use all cores at once; not to spin at all costs a worker that runs alone, whose threads go to sleep
-between any two operators. So: sleep, but not before some fifty microseconds (a spin is 24 ns on an AMD EPYC).
+when two workers use all cores at once. Without any spinning the threads of a worker that runs alone sleep between any
+two operators, which costs time. So threads sleep after some fifty microseconds (a spin is 24 ns on an AMD EPYC).
 """
 
 import os
@@ -13,6 +13,6 @@ _SPINS = "2000"
 
 
 def prepare_openmp(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what the environment leaves open, before torch is imported; another wait policy keeps its own spinning."""
+    """Set variables that the environment lacks, before torch is imported; no spin count for another wait policy."""
     if environment.setdefault(WAIT_POLICY, "passive").lower() == "passive":
         environment.setdefault(SPIN_COUNT, _SPINS)

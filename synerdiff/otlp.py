@@ -54,7 +54,7 @@ def start_tracing(endpoint: str, ratio: float, resource: Mapping[str, Value]) ->
     )
 
     def close() -> None:
-        """Export what is queued, and wait no longer than `CLOSE_S` for a collector that is away."""
+        """Export queued spans, and wait at most `CLOSE_S` for a collector that is away."""
         closing = threading.Thread(target=processor.shutdown, name="close-tracing", daemon=True)
         closing.start()
         closing.join(CLOSE_S)
@@ -93,7 +93,7 @@ def _context(context: TraceContext) -> SpanContext:
 
 
 class _ServiceLog(logging.Handler):
-    """What OpenTelemetry says about a collector that is away, as a line of this service's log."""
+    """Writes OpenTelemetry's messages about a collector that is away to this service's log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log it."""

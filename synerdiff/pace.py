@@ -1,8 +1,8 @@
-"""How far the two workers of a pair have come, so that items of a tick run in step without a message between them.
+"""The progress of the two workers of a pair, so that items of a tick run in step without a message between them.
 
-A file under /dev/shm with a machine word for each side, written by that side alone: the last item it ended, as
-tick << 16 | place. Both have it mapped; a word is read and written in one piece. Whoever comes first makes the file,
-whoever leaves last removes it, and what is left of processes that were killed is swept when the next one is opened.
+A file under /dev/shm has a machine word for each side, written by that side alone: the last item it ended, as
+tick << 16 | place. Both have it mapped; a word is read and written in one piece. The first comer makes the file, the
+last to leave removes it, and files of killed processes are swept when the next one is opened.
 
 Waiting is bounded: plans are conditional, so a worker whose partner is late, gone or out of reach goes on by itself.
 """
@@ -38,14 +38,14 @@ log = get_logger("pace")
 
 
 class PaceSide(IntEnum):
-    """Which worker of a pair one is: the number of its word."""
+    """The side of a worker in its pair: the number of its word."""
 
     UNET = 0
     VAE = 1
 
 
 class PaceUnusable(Exception):
-    """The pair's file cannot be had; items then run free."""
+    """The pair's file cannot be opened or made; items then run free."""
 
 
 class SharedPace:
@@ -70,14 +70,14 @@ class SharedPace:
         self._lost_at: int | None = None
 
     def ended(self, item: ItemRef) -> None:
-        """Say that this side has ended an item, and with it all before. Raises ValueError for one that fits no word."""
+        """Publish that this side has ended an item and all before it. Raises ValueError for one that fits no word."""
         self._words[self._own] = max(_word(item), self._words[self._own])
 
     def wait(self, after: ItemRef, patience_ms: float, abandoned: Callable[[], bool] = lambda: False) -> float:
         """Sleep until the other side has ended `after`, patience is over or `abandoned`. Returns how long, in ms.
 
-        An other side that has not moved since patience with it was lost is not waited for again before it moves: one
-        that is gone costs one patience, not one per item. Raises ValueError for an item that fits no word.
+        After patience has run out, this waits for the other side again only once that has moved: a dead one costs one
+        patience, not one per item. Raises ValueError for an item that fits no word.
         """
         target, reached = _word(after), self._words[self._other]
         if reached >= target:
@@ -101,7 +101,7 @@ class SharedPace:
         return (time.perf_counter() - started) * 1000
 
     def close(self) -> None:
-        """Let go of the file, and remove it if the other side does not hold it."""
+        """Close the file, and remove it if the other side does not hold it."""
         self._words.release()
         self._mmap.close()
         try:
@@ -114,10 +114,10 @@ class SharedPace:
 
 
 class Pacer:
-    """A worker's pace with whichever partners its plans name. `before` is for its device thread alone, `after` for any
-    thread, a few items later at most: partners that were not named for long are let go of.
+    """A worker's pace with the partners that its plans name. `before` is for its device thread alone, `after` for any
+    thread, a few items later at most: files of partners that were not named for long are closed.
 
-    A pair's file that cannot be had is said once in the log, and its items run free. Plans have passed `check_paced`.
+    The log names an unusable file of a pair once, and its items run free. Plans have passed `check_paced`.
     """
 
     def __init__(self, side: PaceSide, directory: Path = SHARED_MEMORY_DIRECTORY) -> None:
@@ -127,7 +127,7 @@ class Pacer:
         self._paces: dict[str, SharedPace | None] = {}  # the one used last comes last
 
     def before(self, execution: Execution, abandoned: Callable[[], bool]) -> float:
-        """Wait for what an item is to come after. Returns for how long, in ms."""
+        """Wait for the item that this one must follow. Returns the wait in ms."""
         with self._lock:
             pace = self._pace(execution.pace)
         if pace is None or execution.after is None:
@@ -135,14 +135,14 @@ class Pacer:
         return pace.wait(execution.after, execution.patience_ms, abandoned)
 
     def after(self, execution: Execution, tick: int) -> None:
-        """Say that an item of a tick has ended."""
+        """Publish that an item of a tick has ended."""
         with self._lock:
             pace = self._pace(execution.pace)
             if pace is not None:
                 pace.ended(ItemRef(tick, execution.place))
 
     def close(self) -> None:
-        """Let go of every pair's file."""
+        """Close every pair's file."""
         with self._lock:
             for pace in self._paces.values():
                 if pace is not None:

@@ -1,7 +1,7 @@
-"""Plans and reports: what the scheduler tells the workers of a domain each tick, and what they answer.
+"""Plans and reports: the scheduler's plans for the workers of a domain each tick, and their reports.
 
-Frozen values without behaviour. The words are the design's: a tick is one planned round of one domain, an item one
-concurrency of a tick (a UNet sub-batch beside a VAE sub-batch), a slot a place in a latents arena.
+Frozen values without behaviour. A tick is one planned round of one domain, an item one concurrency of a tick
+(a UNet sub-batch beside a VAE sub-batch), a slot a place in a latents arena.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ log = get_logger("plans")
 
 @dataclass(frozen=True)
 class SlotRef:
-    """A slot in one life of itself: the epoch rises each time the slot changes hands."""
+    """A slot in the hands of one holder: the epoch rises each time the slot changes hands."""
 
     arena_id: str
     index: int
@@ -44,7 +44,7 @@ class Execution:
     """How a worker runs its part of an item.
 
     `place` of the item in its tick, from 1; a worker has no part in some. `threads`: the share of the CPU it takes (0:
-    as it likes). `after`: the item of the other worker of the domain that must have ended first, waited for at most
+    its own number). `after`: the item of the other worker of the domain that must have ended first, waited for at most
     `patience_ms`; None where there is none. `pace`: the name of the pair's shared progress; empty where items run free.
     """
 
@@ -121,14 +121,14 @@ class SkipReason(IntEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "SkipReason":
-        """A reason that only a newer worker knows says nothing about the task: it runs again."""
+        """A reason that only a newer worker knows: the task runs again."""
         log.warning("an entry was skipped for an unknown reason", reason=value)
         return cls.UNKNOWN_TASK
 
 
 @dataclass(frozen=True)
 class SkippedEntry:
-    """An entry that no longer fitted: never an error. `next_call`, with OTHER_CALL: where the task stands."""
+    """An entry that no longer applied, which is never an error. `next_call`, with OTHER_CALL: where the task stands."""
 
     task_id: str
     reason: SkipReason
@@ -168,7 +168,7 @@ class GuidanceDrift:
 
 @dataclass(frozen=True)
 class UnetTickDone:
-    """What became of a UNet plan. `finished`: tasks whose last call is done, with the slot their latents are in."""
+    """Results of a UNet plan. `finished`: tasks whose last call is done, with the slot of their latents."""
 
     tick: int
     items: tuple[ItemTiming, ...]
@@ -179,7 +179,7 @@ class UnetTickDone:
 
 @dataclass(frozen=True)
 class VaeTickDone:
-    """What became of a VAE plan. The image files of `decoded` come on a stream of their own."""
+    """Results of a VAE plan. The image files of `decoded` come on a stream of their own."""
 
     tick: int
     items: tuple[ItemTiming, ...]
@@ -217,7 +217,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class ResidentTask:
-    """What a worker still holds when a leader attaches. `slot` is set once finished; `skipped_calls`: so far."""
+    """A task that a worker still holds when a leader attaches. `slot` is set once finished; `skipped_calls`: so far."""
 
     task_id: str
     next_call: int

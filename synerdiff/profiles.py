@@ -1,8 +1,8 @@
-"""Profiles: how long an item takes on one device, and what that says about how to run there.
+"""Profiles: the latency of items on one device, and the settings that follow from it.
 
 A profile is a value, measured by `synerdiff profile` and read by the planner. Cells of one `Setting` form a rectangular
-grid over UNet rows and decodes; between grid points latency is interpolated linearly, beyond the last it goes on with
-the last slope, and rows below the first count as the first. Nothing is interpolated between "alone" and "beside":
+grid over UNet rows and decodes; between grid points latency is interpolated linearly, beyond the last it follows the
+last slope, and rows below the first count as the first. Nothing is interpolated between "alone" and "beside":
 L(r, 0), L(0, v) and L(r, v) are grids of their own.
 """
 
@@ -23,7 +23,7 @@ from synerdiff.skip_cfg import SkipCfgBudget
 
 PROFILE_VERSION = 2
 KNEE_WITHIN = 0.05  # of the best throughput: more rows than that takes only add latency
-UNPROFILED_TASKS = 8  # of an item where no profile says how many
+UNPROFILED_TASKS = 8  # of an item without a profile
 
 Origin = Literal["measured", "given", "fitted", "interpolated", "assumed"]
 
@@ -66,9 +66,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class ProfileSubject:
-    """What a profile is of. A profile of another subject is not used.
+    """The subject of a profile. A profile of another subject is not used.
 
-    `device` names the hardware, `latent_shape` is [C, h, w], `shares` how the device is split between the two workers.
+    `device` names the hardware, `latent_shape` is [C, h, w], `shares` the split of the device between the two workers.
     `execution`: "eager" or "compiled", of the UNet and the VAE if they differ.
     """
 
@@ -100,7 +100,7 @@ class ItemCaps:
 
 @dataclass(frozen=True)
 class Mechanisms:
-    """What pays on this device, as measured; a policy may still be told otherwise.
+    """The mechanisms that pay on this device, as measured; a policy's settings may override them.
 
     `in_step`: items of a tick wait for each other. `beside`: UNet steps and decodes share items. `chunking`: decodes
     span items by their bands. `plan_ahead`: plans under way per worker.
@@ -145,8 +145,8 @@ class Choice(NamedTuple):
 class Profile:
     """How long items take for one subject. Values are frozen: a correction makes a new profile with a new digest.
 
-    `knee` and `evidence`: how sure the measurement was of what it decided. `memory_format`: how convolution weights lay
-    while it was measured, of the UNet and the VAE if they differ; empty: not known.
+    `knee` and `evidence`: how sure the measurement's decisions are. `memory_format`: that of convolution weights during
+    the measurement, of the UNet and the VAE if they differ; empty: not known.
     """
 
     subject: ProfileSubject
@@ -199,7 +199,7 @@ class Profile:
         return best
 
     def latency_ms(self, rows: int, decodes: float, chunks: int | None = None) -> float:
-        """The time of the fastest setting. Raises KeyError where nothing of the kind was measured."""
+        """The time of the fastest setting. Raises KeyError where no such item was measured."""
         best = self.choice(rows, decodes, chunks)
         if best is None:
             raise KeyError(f"the profile has no item of {rows} UNet rows beside {decodes:g} decodes")
@@ -208,9 +208,9 @@ class Profile:
     def knee_rows(self, within: float = KNEE_WITHIN) -> int:
         """Fewest rows whose throughput alone is within `within` of the best up to the cap: more only add latency.
 
-        A row count that was measured, or the cap: what lies between need not lie on a line. Where the measurement is
-        unsure, the number that would run without a profile is left only as far as the measurement knows better: for
-        more if the knee is surely past it, for fewer if those surely are enough.
+        A row count that was measured, or the cap: values between need not lie on a line. An unsure measurement changes
+        the number that would run without a profile only where it is sure: to more if the knee is surely past that
+        number, to fewer if those surely are enough.
         """
         default, found = 2 * UNPROFILED_TASKS, self.knee
         measured = {cell.rows for cell in self.cells if cell.rows and not cell.decodes}
@@ -266,7 +266,7 @@ def _a_line_each(listed: Sequence[dict[str, Any]]) -> str:
 
 
 def load(path: Path) -> Profile:
-    """Read a profile file. Raises InvalidRequest, naming the file and what is wrong with it."""
+    """Read a profile file. Raises InvalidRequest, naming the file and its fault."""
     try:
         return parse(path.read_bytes())
     except OSError as error:
@@ -276,7 +276,7 @@ def load(path: Path) -> Profile:
 
 
 def parse(text: str | bytes) -> Profile:
-    """The profile that `dump` wrote. Raises InvalidRequest, naming the field and what it should be."""
+    """The profile that `dump` wrote. Raises InvalidRequest, naming the field and its valid form."""
     version = _VERSION.parse(text).version
     if version != PROFILE_VERSION:
         raise _refused("version", f"{version}; this SynerDiff reads version {PROFILE_VERSION}: profile the device anew")

@@ -1,4 +1,4 @@
-"""Which HTTP proxy a call goes through, by the environment as gRPC reads it.
+"""The HTTP proxy of a call, by the environment as gRPC reads it.
 
 Processes of one deployment reach each other directly. A client may need a proxy to a scheduler that is elsewhere, never
 to one on its own machine.

@@ -1,9 +1,8 @@
 """Connections to Redis, and how long to keep trying when it is away or refuses for a while.
 
 Two layers. The client itself repeats a command a few times within a fraction of a second, which hides a dropped
-connection. Over it there is one more, which hides a restart and tells the log of the trouble: `patiently`, for seconds,
-or a loop of the caller's own around `once`. Both repeat commands whose reply was lost, so whatever runs through them
-must be safe to run twice.
+connection. The layer above hides a restart and logs the trouble: `patiently`, for seconds, or a loop of the caller's
+own around `once`. Both repeat commands whose reply was lost, so every command through them must be safe to run twice.
 
 While Redis is away or full hundreds of calls fail every second, for one reason. A process logs that reason once, each
 further reason once, and the end.
@@ -54,7 +53,7 @@ T = TypeVar("T")
 
 
 def trouble(error: BaseException) -> str:
-    """What is the matter with Redis, where it passes: one line. "" for an error that is no trouble of Redis's own."""
+    """The passing trouble of Redis behind an error, in one line; "" for an error of another cause."""
     word = _first_word(error)
     if word in _REFUSALS:
         return f"{_REFUSALS[word]}: {str(error).partition(' script: ')[0]}"  # and not on which line of which script
@@ -69,19 +68,19 @@ def _first_word(error: BaseException) -> str:
 
 
 class RedisTroubleLog:
-    """The log lines of one process about its Redis. `failed_calls`: of the trouble that it has just now."""
+    """The log lines of one process about its Redis. `failed_calls`: during the present trouble."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Know of no trouble."""
+        """Forget all trouble."""
         self._told: set[str] = set()
         self._since_s = self._last_s = 0.0
         self.failed_calls = 0
 
     def failed(self, error: BaseException) -> bool:
-        """A call has failed just now. False, and nothing is told, where that is no trouble of Redis's own."""
+        """Log that a call has failed now. False, and no line, where the cause is not Redis."""
         reason = trouble(error) or (str(error) if isinstance(error, Unavailable | OSError) else "")
         if not reason:
             return False
@@ -89,7 +88,7 @@ class RedisTroubleLog:
         return True
 
     def met(self, reason: str) -> None:
-        """Redis is of no use just now; what stands before the first colon of the reason is its kind."""
+        """Log that Redis cannot be used now; the reason's text before its first colon is its kind."""
         self._last_s = time.monotonic()
         self.failed_calls += 1
         kind = reason.partition(":")[0]
@@ -101,7 +100,7 @@ class RedisTroubleLog:
         self._told.add(kind)
 
     def wrote(self) -> None:
-        """Redis has taken a write just now: reads alone say little, a full Redis answers them."""
+        """Note that Redis has taken a write now. Reads prove little: a full Redis answers them."""
         if self._told and time.monotonic() - self._last_s > CALM_S:
             lasted_s = round(self._last_s - self._since_s, 1)
             log.info("redis is well again", lasted_s=lasted_s, failed_calls=self.failed_calls)
@@ -116,7 +115,7 @@ def _passes(error: BaseException) -> bool:
 
 
 class _OnUvloop:
-    """What redis-py's connections need on uvloop, which raises RuntimeError on a write after the peer's reset."""
+    """Adapts redis-py's connections to uvloop, which raises RuntimeError on a write after the peer's reset."""
 
     async def _send_packed_command(self, command: Iterable[bytes]) -> None:
         try:
@@ -156,13 +155,13 @@ def connect(url: str) -> Redis:
 
 
 class EvictingRedis(SynerDiffError):
-    """A Redis that drops what it was given when memory is short: accepted jobs, their images, the leader's lock."""
+    """A Redis that drops data when memory is short: accepted jobs, their images, the leader's lock."""
 
 
 async def check_keeps_all(redis: Redis) -> Mapping[str, Any]:
-    """Raise EvictingRedis where the maxmemory-policy is any but noeviction, with a maxmemory or without: it may be set.
+    """Raise EvictingRedis where the maxmemory-policy is not noeviction, even without a maxmemory: it may be set later.
 
-    Returns what `INFO memory` says. Raises redis's own errors; a Redis that may not be asked is taken at its word: {}.
+    Returns the answer to `INFO memory`; {} where the Redis does not permit INFO. Raises redis's own errors.
     """
     try:
         memory: Mapping[str, Any] = await redis.info("memory")
@@ -190,9 +189,9 @@ async def once(call: Awaitable[T]) -> T:
 async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     """`await call()`, again and again with back-off while Redis is away or refuses for a while.
 
-    Raises Unavailable, which says why, once `patience_s` seconds have gone by; a try under way is cut short, and may
-    still take effect. redis-py at times answers a cancellation with an error of its connection, so that the end of the
-    time is looked for after every try as well.
+    Raises Unavailable, which says why, after `patience_s` seconds; a try under way is cut short, and may still take
+    effect. redis-py at times answers a cancellation with an error of its connection, so the end of the time is checked
+    after every try as well.
     """
     why = ""
 
@@ -208,7 +207,7 @@ async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
     try:
         async with asyncio.timeout(patience_s) as patience:
             try:
-                return await attempt()  # what nearly always does it, without the cost of the machinery below
+                return await attempt()  # nearly always enough, without the cost of the machinery below
             except RedisError as error:
                 if not _passes(error) or patience.expired():
                     raise

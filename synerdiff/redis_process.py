@@ -1,4 +1,4 @@
-"""A Redis server of our own: which binary, with which durability, and its life as a child process.
+"""A Redis server of our own: its binary, its durability, and its life as a child process.
 
 Used where no Redis URL is given (`synerdiff up`, `synerdiff demo`) and by the tests. Every accepted write is on disk
 before it is answered (append-only file, fsync always) and nothing is ever evicted.
@@ -60,7 +60,7 @@ def redis_url(port: int) -> str:
 
 
 def free_port() -> int:
-    """A TCP port of this host that nothing listens on just now."""
+    """A TCP port of this host that is free now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -68,7 +68,7 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    """Whether a Redis on `port` of this host takes commands: it listens and has its data loaded."""
+    """Whether a Redis on `port` of this host listens and has its data loaded."""
     try:
         with socket.create_connection((HOST, port), timeout=0.5) as connection:
             connection.sendall(b"PING\r\n")
@@ -113,7 +113,7 @@ class RedisProcess:
             time.sleep(0.01)
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Stop it in good order; killed when it takes longer than `timeout_s`."""
+        """Stop it in good order; kill it after `timeout_s`."""
         self._end(signal.SIGTERM, timeout_s)
 
     def kill9(self) -> None:

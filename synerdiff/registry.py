@@ -1,6 +1,6 @@
-"""Which workers there are: each announces itself under a TTL, so that one that dies is soon forgotten.
+"""The present workers: each announces itself under a TTL, so that a dead one is soon forgotten.
 
-Model cards stay when their workers go: a known model without a worker just now is queued, only an unknown one refused.
+Model cards stay when their workers go: jobs of a known model without a worker are queued, an unknown one is refused.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ log = get_logger("registry")
 class WorkerRecord:
     """A worker and how to reach it. `address` is host:port; `domain` names the GPU or CPU that it shares.
 
-    `device`, `dtype` (what its UNet or VAE computes in), `model_digest`, `threads` (CPU threads; 0 on GPUs),
+    `device`, `dtype` (of its UNet's or VAE's computation), `model_digest`, `threads` (CPU threads; 0 on GPUs),
     `mps_thread_percent` (its share of the GPU's threads under CUDA MPS; 0: not under MPS) and `execution` ("eager";
-    "compiled": a package serves the native size) say which profile is of this worker. `memory_format`: how its
-    convolution weights lie. `memory_limit_bytes` of device memory are what it may take; 0: not known, as on CPUs.
-    `draining`: it takes nothing new; what it holds, a new leader has to find. `weights`: digest of those it holds in
-    memory (`digest.weights_digest`), `loaded_at_ms` (Unix) when it had read them.
+    "compiled": a package serves the native size) select the worker's profile. `memory_format`: that of its
+    convolution weights. `memory_limit_bytes`: most device memory that it may take; 0: not known, as on CPUs.
+    `draining`: it takes no new tasks, but a new leader has to find those it holds. `weights`: digest of those it holds
+    in memory (`digest.weights_digest`), `loaded_at_ms` (Unix) when it had read them.
     """
 
     worker_id: str
@@ -74,7 +74,7 @@ class WorkerRecord:
 
 
 def served_weights(records: Iterable[WorkerRecord], model: str) -> tuple[ServedWeights, ...]:
-    """What workers that take new work serve of a model: UNet workers' weights first, each kind's newest read first."""
+    """The weights of a model on workers that take new work: UNet workers' first, each kind's newest read first."""
     serving = [record for record in records if record.model_card.name == model and not record.draining]
     serving.sort(key=lambda record: (record.kind, -record.loaded_at_ms, record.worker_id))
     counts = Counter((record.kind, record.weights) for record in serving if record.weights)
@@ -93,7 +93,7 @@ _RECORD = JsonCodec(WorkerRecord, "worker record")
 class WorkerRegistry:
     """The announced workers and the known models, in Redis as JSON. Methods raise redis's own errors.
 
-    One that cannot be read, damaged or of a version unlike ours, is left out, and the log tells of it once.
+    An unreadable one, damaged or of another version, is left out and logged once.
     """
 
     def __init__(self, redis: Redis) -> None:
@@ -135,7 +135,7 @@ class WorkerRegistry:
 
 
 async def keep_announced(registry: WorkerRegistry, record: Callable[[], WorkerRecord], ttl_s: float = 10.0) -> None:
-    """Announce a worker every third of the TTL until cancelled, over any trouble with Redis; then withdraw it."""
+    """Announce a worker every third of the TTL until cancelled, through any trouble with Redis; then withdraw it."""
     try:
         while True:
             try:

@@ -27,9 +27,9 @@ class Priority(NamedEnum):
 class ImageRequest:
     """A validated request for `num_images` pictures. Image k has seed `seed + k`. Sizes in pixels.
 
-    `timed`: whether the client asked for its timeout, or got the server's. `exact`: the same picture to the bit,
-    whatever else is drawn. `unet_weights`, `vae_weights`: digests of those that it was accepted for, and that alone may
-    draw it; empty where no worker of that kind served then.
+    `timed`: whether the client set the timeout; else the server did. `exact`: the same picture to the bit, in any
+    batch. `unet_weights`, `vae_weights`: digests of the only weights that may draw it, those served at its acceptance;
+    empty where no worker of that kind served then.
     """
 
     request_id: str
@@ -59,7 +59,7 @@ class TaskSpec:
     """One image to denoise, as the UNet worker needs it. `task_id` is "<job_id>/<index>".
 
     `skip_predictor`: how guidance is predicted on calls that skip it, as `SkipPredictor.parse` reads it; empty for
-    tasks that never skip. `exact`: its calls are made in batches of one size, whose rows nothing else changes.
+    tasks that never skip. `exact`: its calls are made in batches of one size, whose rows do not affect each other.
     """
 
     task_id: str
@@ -82,7 +82,7 @@ class TaskSpec:
 
 
 def rows_of_call(guidance_scale: float) -> int:
-    """UNet rows that a call takes for one image: without the prompt as well where it is guided."""
+    """UNet rows of a call for one image: two where it is guided, one of them without the prompt."""
     return 2 if guidance_scale > 1 else 1
 
 

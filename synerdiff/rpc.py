@@ -16,7 +16,7 @@ MIB = 1 << 20
 SERVICE_MESSAGE_BYTES = 64 * MIB
 
 # Names for probes beside "" and the services' own: "startup" turns on with the first readiness and stays, "readiness"
-# follows it, "liveness" is never tied to load or drain: it ends where only a new process can help.
+# follows it, "liveness" does not depend on load or drain: it ends where only a new process can help.
 STARTUP, READINESS, LIVENESS = "startup", "readiness", "liveness"
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -34,10 +34,10 @@ def create_server(
 ) -> grpc.aio.Server:
     """A server whose servicers may raise SynerDiffError.
 
-    `max_receive_bytes` (default: `max_message_bytes`) bounds what strangers can make this process hold: a larger
+    `max_receive_bytes` (default: `max_message_bytes`) bounds the memory that a stranger's message can take: a larger
     message is refused from its length prefix alone. `max_connection_age_s` makes clients resolve the name again now
-    and then; running calls are not cut by it. `check` says of each call, before it is read, whether it may be made.
-    `interceptors` see errors as status codes already.
+    and then; running calls go on. `check` refuses forbidden calls before they are read. `interceptors` see errors as
+    status codes already.
     """
     options: list[tuple[str, int]] = [
         ("grpc.max_send_message_length", max_message_bytes),
@@ -95,12 +95,12 @@ def open_channel(
 class ServiceHost:
     """One process's gRPC front: its services on one port, health and reflection beside them, and an orderly end.
 
-    Add services, `start`, `set_ready(True)` once work can be taken, `drain` at the end. Health is also served in
+    Add services, `start`, `set_ready(True)` once it can take work, `drain` at the end. Health is also served in
     plaintext on a port of its own, for probes that do not speak TLS; `start_health` before a long load.
     """
 
     def __init__(self, server: grpc.aio.Server | None = None, *, tls: ServerTls | None = None) -> None:
-        """`server`: as `create_server` makes it by default, where none is given."""
+        """`server`: None is one of `create_server` with its defaults."""
         self.server = server or create_server()
         self.draining = asyncio.Event()
         self.address = ""
@@ -120,7 +120,7 @@ class ServiceHost:
     async def start_health(self, listen: str) -> None:
         """Answer probes in plaintext on `listen` ("": nowhere) from now on, before `start`: alive, not started yet.
 
-        Raises SynerDiffError when the port cannot be had.
+        Raises SynerDiffError when the port cannot be bound.
         """
         await self._publish(ready=False)
         await self._health.set(LIVENESS, _SERVING)
@@ -131,9 +131,9 @@ class ServiceHost:
             await self._health_server.start()
 
     async def start(self, listen: str, health_listen: str = "") -> str:
-        """Serve, not ready yet. Returns the bound "host:port". SynerDiffError when a port cannot be had.
+        """Serve, not ready yet. Returns the bound "host:port". Raises SynerDiffError when a port cannot be bound.
 
-        `health_listen`: as for `start_health`, which this does where it was not called.
+        `health_listen`: as for `start_health`, which this calls unless the caller did.
         """
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection(
@@ -147,16 +147,16 @@ class ServiceHost:
         return self.address
 
     async def set_ready(self, ready: bool) -> None:
-        """Say whether work can be taken. No effect once withdrawn."""
+        """Publish whether the process can take work. No effect once withdrawn."""
         if not self._withdrawn:
             await self._publish(ready)
 
     async def set_alive(self, alive: bool) -> None:
-        """Say whether this process is of any use still, or has to be replaced."""
+        """Publish whether this process still works; otherwise it has to be replaced."""
         await self._health.set(LIVENESS, _SERVING if alive else _NOT_SERVING)
 
     async def withdraw(self) -> None:
-        """Not ready any more, for good; calls go on. `drain` begins with this, where nothing has to come between."""
+        """Not ready any more, for good; calls go on. `drain` begins with this; call it alone to act between the two."""
         self._withdrawn = True
         await self._publish(ready=False)
 
@@ -176,7 +176,7 @@ class ServiceHost:
 
 
 def bound_address(listen: str, port: int) -> str:
-    """`listen` with the port that was bound, for a `listen` whose port is 0."""
+    """`listen` with the bound port in place of a port 0."""
     return f"{listen.rpartition(':')[0]}:{port}"
 
 

@@ -20,7 +20,7 @@ from pydantic_settings import (
 
 from synerdiff.tls import WORKER_NAME, BadTlsFiles, ClientTls, ServerTls, check_pem_files
 
-# The exit status of a process whose settings, or the model they name, cannot work: starting it again cannot help.
+# The exit status of a process with unusable settings or an unusable model: starting it again cannot help.
 EXIT_BAD_SETTINGS = 2
 
 _HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$")
@@ -51,7 +51,7 @@ OptionalFile = Annotated[Path | None, BeforeValidator(_none_if_empty)]
 
 
 class ProcessSettings(BaseSettings):
-    """What every process can be told."""
+    """Settings of every process."""
 
     model_config = SettingsConfigDict(
         env_prefix="SYNERDIFF_", frozen=True, extra="forbid", cli_kebab_case=True, cli_implicit_flags=True
@@ -78,7 +78,7 @@ class ProcessSettings(BaseSettings):
 
 
 class ServiceSettings(ProcessSettings):
-    """What every service of a pool can be told: the schedulers and the workers."""
+    """Settings of every service of a pool: the schedulers and the workers."""
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis that holds the queue, events and images")
     advertise: HostPort = Field("", description="HOST:PORT at which others reach this process; empty: as it listens")
@@ -103,13 +103,13 @@ class ServiceSettings(ProcessSettings):
         return self
 
     def server_tls(self) -> ServerTls | None:
-        """What to serve with; None: plaintext."""
+        """The TLS files of this server; None: plaintext."""
         if self.tls_certificate is None or self.tls_key is None:
             return None
         return ServerTls(self.tls_certificate, self.tls_key, client_ca=self.tls_ca)
 
     def worker_tls(self) -> ClientTls | None:
-        """What to call workers with, who know this process by its certificate; None: plaintext."""
+        """The TLS files for calls to workers, which know this process by its certificate; None: plaintext."""
         if self.tls_ca is None:
             return None
         return ClientTls(self.tls_ca, self.tls_certificate, self.tls_key, server_name=WORKER_NAME)

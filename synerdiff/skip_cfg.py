@@ -1,8 +1,8 @@
-"""Skipping classifier-free guidance: what a request allows, what a model bears, and how the guidance is predicted.
+"""Skipping classifier-free guidance: a request's limits, a model's limits, and the prediction of the guidance.
 
 A guided UNet call takes two rows, e_u and e_c, and answers e_u + w D with D = e_c - e_u. A call that skips guidance
-takes the conditional row alone and answers e_c + (w - 1) D', with D' predicted from the task's last measured D. That is
-done in units of predicted noise, in which D changes least from call to call, whatever the model predicts.
+takes the conditional row alone and answers e_c + (w - 1) D', with D' predicted from the task's last measured D. D is
+in units of predicted noise, in which it changes least from call to call, for every prediction type.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _REMEMBERS = {"drop": 0, "reuse": 1, "extrapolate": 2}
 
 
 class SkipCfgMode(NamedEnum):
-    """Who decides which steps skip guidance, by the proto's numbers."""
+    """The choice of the steps that skip guidance, by the proto's numbers."""
 
     AUTO = 1
     OFF = 2
@@ -25,7 +25,7 @@ class SkipCfgMode(NamedEnum):
 
 @dataclass(frozen=True)
 class SkipCfg:
-    """What a request allows. AUTO: at most `max_fraction` of the steps (0: the server's bound). FIXED: just `steps`."""
+    """Limits of a request. AUTO: at most `max_fraction` of the steps (0: the server's bound). FIXED: just `steps`."""
 
     mode: SkipCfgMode = SkipCfgMode.AUTO
     max_fraction: float = 0.0
@@ -34,7 +34,7 @@ class SkipCfg:
 
 @dataclass(frozen=True)
 class SkipPredictor:
-    """How D' is made of the last two measured D, `d1` and before it `d0`, on the calls since.
+    """The computation of D' from the last two measured D, `d1` and before it `d0`, on the calls since.
 
     `drop`: D' = 0, guidance is left out. `reuse`: D' = d1. `extrapolate`: d1 continued along the line from d0,
     `damping` times as far. Written "drop", "reuse", "extrapolate:0.5".
@@ -45,14 +45,13 @@ class SkipPredictor:
 
     @property
     def remembers(self) -> int:
-        """How many of the last measured D the prediction goes by."""
+        """The number of last measured D that the prediction uses."""
         return _REMEMBERS[self.kind]
 
     def weights(self, measured: Sequence[int], call: int) -> tuple[float, ...]:
-        """What each measured D weighs in D' at `call`; `measured` are their calls, newest first, `remembers` at most.
+        """The weight of each measured D in D' at `call`; `measured`: their calls, newest first, `remembers` at most.
 
-        Before there are two D of calls after the first, extrapolating is reusing: what is measured on pure noise is not
-        on the line.
+        Before there are two D of calls after the first, extrapolating is reusing: a D of pure noise is off the line.
         """
         newest, before = (*measured, 0, 0)[:2]
         if not before:
@@ -62,7 +61,7 @@ class SkipPredictor:
 
     @classmethod
     def parse(cls, text: str) -> "SkipPredictor":
-        """Read the written form. Raises InvalidRequest naming what is wrong."""
+        """Read the written form. Raises InvalidRequest naming the fault."""
         kind, colon, number = text.partition(":")
         if kind in ("drop", "reuse") and not colon:
             return cls(kind)
@@ -81,7 +80,7 @@ class SkipPredictor:
 
 @dataclass(frozen=True)
 class SkipCfgBudget:
-    """What a model's pictures bear: how D is predicted, and how often guidance may be skipped for `floor_db` of PSNR.
+    """A model's limits: its predictor of D, and how often calls may skip guidance while PSNR stays above `floor_db`.
 
     `predictor` as `SkipPredictor.parse` reads it; `share` of a task's calls; `longest_run` of skips in a row; the first
     `head` and the last `tail` calls are never skipped, nor any of a task with fewer than `least_calls` calls: the fewer

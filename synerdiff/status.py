@@ -52,7 +52,7 @@ _BY_CODE: dict[grpc.StatusCode, type[SynerDiffError]] = {error.code: error for e
 
 
 def code_name(number: int) -> str:
-    """The name of a google.rpc.Code; UNKNOWN for one that is none."""
+    """The name of a google.rpc.Code; UNKNOWN for any other number."""
     name: str = _CODES.get(number, grpc.StatusCode.UNKNOWN).name
     return name
 
@@ -72,7 +72,7 @@ async def abort(context: Any, error: SynerDiffError) -> NoReturn:
 
 
 def from_rpc_error(error: Any) -> SynerDiffError:
-    """The SynerDiffError that a grpc.RpcError carries; one of the same code where it carries none."""
+    """The SynerDiffError of a grpc.RpcError's details; without details, one of the same code."""
     try:
         status = rpc_status.from_call(error)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How every process is told to stop, at any moment of its life."""
+"""The stop signals of every process, at any moment of its life."""
 
 import asyncio
 import contextlib
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class StoppedWhileLoading(Exception):
-    """The process was told to stop before it had loaded what it serves."""
+    """The process got a stop signal before it had finished loading."""
 
 
 def exit_at_stop_signal() -> None:
     """Until `stop_signal` takes over, SIGTERM and SIGINT end the process at once, with status 0.
 
-    To be called first of all. The first process of a container has no default for signals: it would go on importing,
-    and be killed when its grace is over.
+    Call it first of all. The first process of a container has no default for signals: it would go on importing, and
+    be killed when its grace is over.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
@@ -40,8 +40,8 @@ def stop_signal() -> asyncio.Event:
 async def load_unless_stopped(load: Callable[[], T], stop: asyncio.Event) -> T:
     """The result of `load`, which runs in a thread of its own, so that this loop answers probes meanwhile.
 
-    Raises what `load` raises, and StoppedWhileLoading once `stop` is set. Nothing can interrupt `load`: let the
-    process then end by `leave_now`.
+    Raises the errors of `load`, and StoppedWhileLoading once `stop` is set. Nothing can interrupt `load`: the process
+    should then end by `leave_now`.
     """
     loop = asyncio.get_running_loop()
     loaded: asyncio.Future[T] = loop.create_future()
@@ -68,7 +68,7 @@ def leave_now(status: int = 0) -> NoReturn:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[T], None], what: T) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+    with contextlib.suppress(RuntimeError):  # the loop is closed: no task waits any more
         loop.call_soon_threadsafe(tell, what)
 
 

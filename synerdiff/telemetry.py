@@ -15,7 +15,7 @@ _build = Gauge(
 
 
 def configure_logging(service: str, level: str = "info") -> None:
-    """One JSON object per line on stderr, each with the service's name, a timestamp and what the call bound."""
+    """One JSON object per line on stderr, each with the service's name, a timestamp and the call's bound fields."""
 
     def name_service(_logger: object, _method: str, event: EventDict) -> EventDict:
         event["service"] = service
@@ -37,7 +37,7 @@ def configure_logging(service: str, level: str = "info") -> None:
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """A logger that names the part of the service it speaks for."""
+    """A logger whose lines name this part of the service."""
     logger: FilteringBoundLogger = structlog.get_logger(part=name)
     return logger
 
@@ -50,7 +50,7 @@ def serve_metrics(service: str, port: int) -> None:
 
 
 def _version_of(package: str) -> str:
-    """What is installed, without importing it; "" for none."""
+    """The installed version, without importing the package; "" for none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

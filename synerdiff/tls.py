@@ -1,7 +1,7 @@
-"""TLS between processes: PEM files as gRPC's credentials, and what a worker's certificate has to be called.
+"""TLS between processes: PEM files as gRPC's credentials, and the name in every worker's certificate.
 
-Files are read anew: by a server for every connection, by a client for every channel that it opens. So a certificate
-that is renewed on disk, as Kubernetes does with a mounted secret, needs no restart.
+A server reads the files anew for every connection, a client for every channel that it opens. So a certificate that
+is renewed on disk, as Kubernetes does with a mounted secret, needs no restart.
 """
 
 import ssl
@@ -29,7 +29,7 @@ class ServerTls:
     client_ca: Path | None = None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """gRPC's form of these files, followed as they change while they fit. Raises BadTlsFiles at the start."""
+        """gRPC's form of these files, updated when they change to a valid set. Raises BadTlsFiles at the start."""
         check_pem_files(self.certificate, self.key, self.client_ca)
         return grpc.dynamic_ssl_server_credentials(
             self._configuration(), self._configuration, require_client_authentication=self.client_ca is not None
@@ -62,7 +62,7 @@ class ClientTls:
 
 
 def check_pem_files(certificate: Path | None, key: Path | None, ca: Path | None) -> None:
-    """Raise BadTlsFiles for files that cannot serve: gRPC itself would only fail to connect, and not say why."""
+    """Raise BadTlsFiles for unusable files: gRPC itself would only fail to connect, without a reason."""
     for path in filter(None, (certificate, key, ca)):
         try:
             path.read_bytes()

@@ -1,4 +1,4 @@
-"""Traces: spans as plain values, made after the fact with explicit times, and sent to an OTLP collector where asked.
+"""Traces: spans as plain values, made after the fact with explicit times, and sent to an OTLP collector if one is set.
 
 Nothing here imports OpenTelemetry: `otlp` does, which sends them. Contexts travel between processes as W3C traceparent.
 """
@@ -38,7 +38,7 @@ class TraceContext(NamedTuple):
         return f"{self.trace_id:032x}"
 
     def named(self, *names: object) -> "TraceContext":
-        """A span of this trace whose id follows from its names: whoever makes it, it is the same one."""
+        """A span of this trace whose id follows from its names, and so is the same in every process."""
         return TraceContext(self.trace_id, _digest(8, *names), self.sampled)
 
     def child(self) -> "TraceContext":
@@ -57,7 +57,7 @@ def _digest(size: int, *names: object) -> int:
 
 
 def parse_traceparent(text: str | bytes | None) -> TraceContext | None:
-    """The context of a W3C traceparent; None for what is none, which is ignored as the standard asks."""
+    """The context of a W3C traceparent; None for a malformed one, which is ignored as the standard asks."""
     match = _TRACEPARENT.fullmatch(text.decode("ascii", "replace") if isinstance(text, bytes) else text or "")
     if match is None:
         return None
@@ -71,7 +71,7 @@ def context_of_call(metadata: Iterable[tuple[str, str | bytes]] | None) -> Trace
 
 
 class Span(NamedTuple):
-    """One span that has ended. Times are Unix ns. `error`: what went wrong; empty where nothing did."""
+    """One span that has ended. Times are Unix ns. `error`: its error, empty without one."""
 
     name: str
     context: TraceContext
@@ -85,7 +85,7 @@ class Span(NamedTuple):
 
 
 class Tracer:
-    """Where a process's spans go; nowhere without `send`. `ratio`: of requests traced where no client decided."""
+    """Sends a process's spans; drops them without `send`. `ratio`: of requests traced where no client decided."""
 
     def __init__(
         self, send: Callable[[Span], None] | None = None, ratio: float = 1.0, close: Callable[[], None] | None = None
@@ -114,7 +114,7 @@ class Tracer:
             self._send(span)
 
     def close(self) -> None:
-        """Send what is left, for at most a few seconds."""
+        """Send the remaining spans, for at most a few seconds."""
         if self._close is not None:
             self._close()
 

@@ -1,4 +1,4 @@
-"""What every stage worker can be told, beside what every service can."""
+"""Settings of every stage worker, beside those of every service."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -102,6 +102,6 @@ class WorkerSettings(ServiceSettings):
         return self
 
     def transport_choice(self) -> TransportChoice:
-        """How this worker's latents may travel."""
+        """The permitted transports of this worker's latents."""
         names = tuple(name for name in self.latents_transports.split(",") if name)
         return TransportChoice(names, device_ordinal(self.device) if self.device.startswith("cuda") else None)

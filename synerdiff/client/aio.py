@@ -33,15 +33,15 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 OnEvent = Callable[[Event], object]
 T = TypeVar("T")
 
-# Unary calls answer from Redis; one that takes longer than this has met a server that hangs.
+# Unary calls answer from Redis; a server that takes longer than this hangs.
 _UNARY_TIMEOUT_S = 30.0
 _DISCARD_TIMEOUT_S = 5.0
-# The server ends a job by its own timeout; only when it does not within this does the client.
+# The server ends a job at its timeout; if it does not within this margin, the client does.
 _DEADLINE_MARGIN_S = 10.0
 
 
 def bearer(key: str) -> Metadata:
-    """The gRPC metadata that shows an API key; of "" none."""
+    """The gRPC metadata that shows an API key; none for ""."""
     return (("authorization", f"Bearer {key}"),) if key else ()
 
 
@@ -153,7 +153,7 @@ class AsyncClient:
         return job_from_pb(pb)
 
     async def _discard(self, job_id: str) -> None:
-        """Delete a job whose pictures are here, if that works at once: else its retention ends by itself."""
+        """Delete a job after its pictures have arrived, in one try: otherwise it goes when its retention ends."""
         with suppress(grpc.aio.AioRpcError):
             request = images_pb2.DeleteJobRequest(job_id=job_id)
             await self._stub.DeleteJob(request, timeout=_DISCARD_TIMEOUT_S, metadata=self._metadata)

@@ -1,4 +1,4 @@
-"""Following a job through broken connections: the one place that knows how a client comes back."""
+"""Following a job through broken connections: the only place where a client reconnects."""
 
 import contextlib
 import sys
@@ -25,7 +25,7 @@ _SERVICE = "synerdiff.v1.ImageGeneration"
 def client_span(method: str, request: images_pb2.GenerateRequest) -> Iterator[Metadata]:
     """A span around making a job, below the application's current one. Yields the metadata that hands its trace on.
 
-    It is never made the current one: the body may be a generator, whose caller would find it in its own context.
+    It is never made the current one: the body may be a generator, and its caller would find the span in its context.
     """
     # An application that has a current span, or says where spans go, has imported this.
     if "opentelemetry.trace" not in sys.modules:
@@ -55,7 +55,7 @@ def client_span(method: str, request: images_pb2.GenerateRequest) -> Iterator[Me
 
 T = TypeVar("T")
 
-# How a connection looks that broke under a call, when the other end did not say why in words of its own.
+# The signs of a connection that broke under a call, when the other end gave no reason of its own.
 _BROKEN = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
 _TERMINAL = frozenset({"finished", "failed", "cancelled"})
 _BACK_OFF = wait_random_exponential(multiplier=0.1, max=2.0)
@@ -117,8 +117,8 @@ async def follow(
 ) -> AsyncGenerator[images_pb2.GenerateEvent, None]:
     """Every event of a job, each once and in order, to its terminal one; none where that was seen before `start`.
 
-    Starts a job from a GenerateRequest, or goes on with one from a WatchRequest. Until the job's id is known the same
-    request is sent again, whose request_id makes it the same job; from then on Watch goes on after the last event seen.
+    Starts a job from a GenerateRequest, or goes on with one from a WatchRequest. Until the job's id is known, the same
+    request is sent again: its request_id makes it the same job. From then on Watch goes on after the last event seen.
     `metadata` goes with every call.
     """
     request, last = start, start.after_sequence if isinstance(start, images_pb2.WatchRequest) else 0

@@ -22,8 +22,8 @@ class GenerateOptions(TypedDict, total=False):
     sampler, image_format, priority: a member of the enum or its name, such as "euler_ancestral", "jpeg" or "high".
     skip_cfg: False keeps guidance on every step; a sequence of zero-based steps skips it on exactly those.
     skip_cfg_max_fraction: at most this share of the steps may be skipped. preview_every: steps between previews.
-    exact: True draws the same picture to the bit, whatever else is drawn: docs/api.md.
-    results_only: after the first event, tell only of images and of the end; `generate` without `on_event` does.
+    exact: True draws the same picture to the bit, in any batch: docs/api.md.
+    results_only: after the first event, send only images and the end; `generate` without `on_event` does so.
     request_id: an idempotency key; the same key with the same request gives the same job. Random when left out.
     """
 
@@ -54,7 +54,7 @@ _NOT_PLAIN = {*_ENUMS, "timeout", "skip_cfg", "skip_cfg_max_fraction", "request_
 def generate_request(prompt: str, options: GenerateOptions) -> images_pb2.GenerateRequest:
     """The message for `prompt` and `options`.
 
-    Raises InvalidRequest for a value that the message cannot hold or a name that no enum has, and TypeError for an
+    Raises InvalidRequest for a value that the message cannot hold or an unknown enum name, and TypeError for an
     option that does not exist. All other bounds are the server's to check.
     """
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}

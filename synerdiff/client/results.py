@@ -80,7 +80,7 @@ class Queued(Event):
 
 @dataclass(frozen=True)
 class Started(Event):
-    """The job is being worked on."""
+    """Work on the job has begun."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Progress(Event):
 
     @cached_property
     def preview(self) -> Image.Image | None:
-        """A small picture of how far it is, or None."""
+        """A small picture of the image so far, or None."""
         if not self.preview_png:
             return None
         image = Image.open(io.BytesIO(self.preview_png))

@@ -40,7 +40,7 @@ class StaleSlot(RuntimeError):
 
 
 class SlotState(Enum):
-    """Where a slot stands in its life."""
+    """The state of a slot in its life."""
 
     FREE = auto()
     HELD = auto()
@@ -94,12 +94,12 @@ class Arena:
             return SlotRef(self.arena_id, index, slot.epoch)
 
     def write(self, ref: SlotRef, data: bytes | bytearray | memoryview | DeviceArray) -> None:
-        """Put finished latents into a slot, once: from then on readers may have them.
+        """Put finished latents into a slot, once: from then on readers may read them.
 
         `data` is C-contiguous [channels, height / factor, width / factor] in the arena's dtype. On the arena's device
         it is one dimension of bytes, and the stream that has written them is synchronised. Raises StaleSlot where the
         slot has changed hands; ValueError where the slot was written before, or the data are empty, too long, not whole
-        elements, or on a device that the arena is not on; DriverError where the device failed.
+        elements, or on another device than the arena; DriverError where the device failed.
         """
         view = self._view(data)
         size = len(view)

@@ -1,4 +1,4 @@
-"""Latents by arena address: whichever worker holds them, over the best transport to it."""
+"""Latents by arena address, from any worker, over the best transport to it."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ IDLE_S = 300.0
 
 
 class ArenaUnreachable(Exception):
-    """The arena's owner does not answer, and no other transport leads to it."""
+    """The arena's owner does not answer, and no other transport reaches it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class RemoteArena:
             return [Latents(data, description.dtype) if (data := found.get(slot)) else None for slot in slots]
 
     async def _current(self, wanted: set[str]) -> tuple[ArenaDescription, LatentsReader]:
-        """The arena as known or, when other arenas than that are asked for, as it is now."""
+        """The known arena or, when `wanted` has another one, the arena that is there now."""
         async with self._opening:
             if self._description is None or self._reader is None or wanted - {self._description.arena_id}:
                 description = await self.describe()
@@ -115,13 +115,13 @@ class RemoteArena:
         self._description = self._reader = None
 
     async def close(self) -> None:
-        """Let go of the arena and of the connection."""
+        """Close the arena's reader and the connection."""
         self._let_go()
         await self._channel.close()
 
 
 class ArenaClient:
-    """Reads from any number of arenas, and lets go of those that have not been used in a while."""
+    """Reads from any number of arenas, and closes those that have not been used in a while."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class ArenaClient:
         return Counter(arena.transport for arena in self._arenas.values() if arena.transport)
 
     async def close(self) -> None:
-        """Let go of every arena."""
+        """Close every arena."""
         for address in list(self._arenas):
             await self._forget(address)
 

@@ -1,7 +1,7 @@
 """The few calls of the CUDA driver that an arena needs, each failing by name, and a reader's copies in device memory.
 
-NVIDIA's cuda-bindings (the extra `gpu`) and the driver are looked for when a CudaDevice is made and not before, so
-that this module can be imported anywhere.
+A CudaDevice looks for NVIDIA's cuda-bindings (the extra `gpu`) and the driver when it is made, so this module can be
+imported anywhere.
 """
 
 import asyncio
@@ -44,8 +44,7 @@ class DriverError(Exception):
 class CudaDevice:
     """One device's primary context, which torch uses too, and a stream of its own in it. Any thread may call.
 
-    Every copy has reached its destination when the call returns. The stream is one that work on the default stream
-    does not hold up. The context is never released: the process computes in it for as long as it lives.
+    Every copy has reached its destination when the call returns. Work on the default stream does not delay the stream. The context is never released: the process computes in it for as long as it lives.
 
     Raises CudaUnavailable.
     """
@@ -66,12 +65,12 @@ class CudaDevice:
                 self._stream = self._call("cuStreamCreate", _STREAM_NON_BLOCKING)
         except DriverError as error:
             raise CudaUnavailable(str(error)) from error
-        except RuntimeError as error:  # how cuda-bindings says that there is no libcuda.so.1, or one too old
+        except RuntimeError as error:  # cuda-bindings raises it without a libcuda.so.1, or with one too old
             raise CudaUnavailable(f"no CUDA driver: {error}") from error
 
     @property
     def is_mig(self) -> bool:
-        """Whether this is a slice of a GPU. The driver has no attribute for it: its name for the device tells."""
+        """Whether this is a slice of a GPU, by the device's name: the driver has no attribute for it."""
         return " MIG " in f"{self.name} " or os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
 
     @property
@@ -138,7 +137,7 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def _current(self) -> Iterator[None]:
-        """This context on this thread, in the mode in which another thread's CUDA graph capture is left alone."""
+        """This context on this thread, in the mode that does not disturb another thread's CUDA graph capture."""
         self._call("cuCtxPushCurrent", self._context)
         mode = self._call("cuThreadExchangeStreamCaptureMode", self._relaxed)
         try:
@@ -167,7 +166,7 @@ class CudaClone:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """One dimension of unsigned bytes that are there already: no stream needs to be waited for."""
+        """One dimension of unsigned bytes, already complete: readers need not wait for a stream."""
         return {
             "shape": (self._size_bytes,),
             "typestr": "|u1",
@@ -204,7 +203,7 @@ class ClonePool:
         self._free_buffers()
 
     def _give_back(self, pointer: int) -> None:
-        # May run wherever the last reference goes, even within this class: it takes no lock.
+        # May run at the end of any last reference, even within this class: it takes no lock.
         self._free.append(pointer)
         if self._closed:
             self._free_buffers()
@@ -238,7 +237,7 @@ class DeviceThread:
     def _run(self) -> None:
         while (asked := self._work.get()) is not None:
             _do(*asked)
-            del asked  # or this thread would hold on to the result while it waits
+            del asked  # or this thread would keep the result while it waits
 
 
 def _do(future: "Future[T]", work: Callable[[], T]) -> None:

@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 
 class StillOpening(TransportUnusable):
-    """Opening takes too long to wait for. It goes on: `reader.opened` tells when it is done, if ever."""
+    """Opening takes longer than the timeout. It goes on: `reader.opened` is done when it ends, if ever."""
 
     def __init__(self, reason: str, reader: "CudaIpcReader") -> None:
         super().__init__(reason)
@@ -65,7 +65,7 @@ log = get_logger("latents")
 class CudaArenaMemory:
     """The owner's side. See DeviceMemory for the methods; all may raise DriverError once the device has failed.
 
-    Raises TransportUnusable where there is no such device, no room on it, or nothing of it can be exported.
+    Raises TransportUnusable where there is no such device or no room on it, or its memory cannot be exported.
     """
 
     def __init__(self, slots: int, slot_bytes: int, device_ordinal: int) -> None:
@@ -161,8 +161,8 @@ class CudaIpcReader:
     async def open(cls, offer: TransportOffer, arena: ArenaDescription, device_ordinal: int | None) -> "CudaIpcReader":
         """A reader on the CUDA device `device_ordinal`, None if this process uses none.
 
-        Raises TransportUnusable where the offer does not lead to the arena it was made for; StillOpening, and the
-        caller has a reader to close, where it has not within OPEN_TIMEOUT_S.
+        Raises TransportUnusable where the offer does not reach its arena; StillOpening after OPEN_TIMEOUT_S, and the
+        caller then has a reader to close.
         """
         ordinal = _check_without_driver(offer, device_ordinal)
         reader = cls(offer, arena, ordinal)
@@ -180,7 +180,7 @@ class CudaIpcReader:
         return await self._on_thread(lambda: self._clone(slots), READ_TIMEOUT_S, "the device copied nothing")
 
     def close(self) -> None:
-        """See LatentsReader. Reads that were asked for before still get their answer."""
+        """See LatentsReader. Earlier reads still get their answer."""
         self._thread.end(self._unmap)
 
     async def _on_thread(self, work: Callable[[], T], timeout_s: float, overdue: str) -> T:
@@ -206,7 +206,7 @@ class CudaIpcReader:
         self.opened = True
 
     def _clone(self, slots: Sequence[SlotRef]) -> list[CudaClone | None]:
-        """Of each slot a whole clone, or None; see the module for why none is torn."""
+        """A whole clone of each slot, or None; the module explains why none is torn."""
         if self._mapping is None:
             return [None] * len(slots)
         before = self._published(slots)
@@ -251,7 +251,7 @@ class CudaIpcReader:
 
 
 def _check_without_driver(offer: TransportOffer, device_ordinal: int | None) -> int:
-    """The device to open the offer on. Raises TransportUnusable where that is known to fail, or to hang."""
+    """The device on which to open the offer. Raises TransportUnusable where that is known to fail, or to hang."""
     if device_ordinal is None:
         raise TransportUnusable("this process does not compute on a GPU")
     if offer.boot_id != boot_id():
@@ -265,7 +265,7 @@ def _check_without_driver(offer: TransportOffer, device_ordinal: int | None) -> 
 
 
 def prepare(device_ordinal: int) -> None:
-    """Have the driver ready, from a thread, before an arena has to be opened in time. A failure shows again then."""
+    """Load the driver, in a thread, before an arena has to open within its timeout. A failure shows again then."""
 
     def ready() -> None:
         with contextlib.suppress(TransportUnusable):
@@ -276,7 +276,7 @@ def prepare(device_ordinal: int) -> None:
 
 @cache
 def whole_gpu(device_ordinal: int) -> CudaDevice:
-    """The device, unless memory of it cannot be exported or opened anyway. Raises TransportUnusable."""
+    """The device. Raises TransportUnusable where its memory cannot be exported or opened."""
     try:
         device = CudaDevice(device_ordinal)
     except CudaUnavailable as error:

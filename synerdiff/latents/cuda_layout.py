@@ -1,4 +1,4 @@
-"""Where things lie in an arena's device memory: a header, slots' epochs (0: unpublished), lengths, patterns; bytes."""
+"""The layout of an arena's device memory: a header, slots' epochs (0: unpublished), lengths, patterns; bytes."""
 
 import struct
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _HEADER = struct.Struct(f"<8sQQQQ{PATTERN_BYTES}s")  # magic, version, slots, sl
 _ENTRY = struct.Struct(f"<QQ{PATTERN_BYTES}s")  # epoch, length, pattern
 _ENTRY_BYTES = 64
 _PAGE_BYTES = 4096
-_SLOT_ALIGNMENT = 256  # what torch's own allocations are aligned to
+_SLOT_ALIGNMENT = 256  # that of torch's own allocations
 _ALLOCATION_BYTES = 2 * 2**20  # a handle covers whole blocks of this size: an arena shares none with other memory
 
 

@@ -11,7 +11,7 @@ class TransportOffer:
     """A way to an arena's bytes. A reader proves it by finding `pattern` at the offer's far end.
 
     `cuda_handle` is a CUipcMemHandle (64 bytes) of memory on the GPU `gpu_uuid`; `uid` is the exporter's user, `epoch`
-    tells one export from all others within a boot.
+    differs between all exports within a boot.
     """
 
     transport: str

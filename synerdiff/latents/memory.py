@@ -113,7 +113,7 @@ class MirroredMemory:
         self._device.withdraw(index)
 
     def load(self, index: int, epoch: int) -> bytes | None:
-        """See ArenaMemory. Without a word to the device."""
+        """See ArenaMemory. The device is not involved."""
         return self._host.load(index, epoch)
 
     def offers(self) -> tuple[TransportOffer, ...]:

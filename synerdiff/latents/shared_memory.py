@@ -1,7 +1,7 @@
 """Latents in a file under /dev/shm, mapped by the owner for writing and by readers for reading.
 
-Not multiprocessing.shared_memory: on Python 3.11 its tracker unlinks the owner's segment when a process that merely
-attached exits.
+Not multiprocessing.shared_memory: on Python 3.11 its tracker unlinks the owner's segment at the exit of a process that
+merely attached to it.
 
 The file is a header, a table of slots and the slots' bytes. A slot of the table holds the epoch under which its bytes
 are published (0: not published), their length and their CRC-32. Torn or stale bytes never get to a reader:
@@ -10,7 +10,7 @@ are published (0: not published), their length and their CRC-32. Torn or stale b
 - A reader copies, then checks that the epoch it was asked for was published before and after, and that the CRC-32 of
   its copy is the published one, so nothing rests on the order in which this machine makes stores visible.
 
-The name carries boot id and pid for people. Whether the owner lives is told by the lock that it holds on the file.
+The name has boot id and pid for people. The owner holds a lock on the file for as long as it lives.
 """
 
 import fcntl
@@ -141,7 +141,7 @@ class SharedArenaMemory:
 
 
 class SharedMemoryReader:
-    """A reader's side of an offer. Raises TransportUnusable where it is not of the arena it was made for."""
+    """A reader's side of an offer. Raises TransportUnusable where the file is not the offered arena's."""
 
     transport = TRANSPORT
 
@@ -196,7 +196,7 @@ def sweep_stale_files(directory: Path = SHARED_MEMORY_DIRECTORY) -> list[Path]:
 
 
 def _create_locked(directory: Path) -> tuple[Path, int]:
-    """A new file, for its owner's eyes only, that this process holds the lock of."""
+    """A new file that only its owner can read, locked by this process."""
     while True:
         path = directory / f"{_NAME_PREFIX}{boot_id()}-{os.getpid()}-{secrets.token_hex(4)}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,4 +1,4 @@
-"""The choice of a way to an arena: each offer in turn, proved before it is trusted, and inline when none holds."""
+"""The choice of a transport to an arena: each offer in turn, proved before its use, and inline when none works."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class LatentsReader(Protocol):
         """A copy of each slot's latents, in order; None when stale. Raises TransportUnusable: another may work."""
 
     def close(self) -> None:
-        """Let go of the arena."""
+        """Close the arena."""
 
 
 FetchInline = Callable[[Sequence[SlotRef]], Awaitable[list[bytes | None]]]
@@ -86,7 +86,7 @@ class _UntilOpened:
 async def open_arena(
     arena: ArenaDescription, fetch_inline: FetchInline, choice: TransportChoice, failed: Mapping[str, str] | None = None
 ) -> LatentsReader:
-    """The first offer that proves itself, in `choice`'s order and but for `failed`; else inline. Logs the choice."""
+    """The first proved offer in `choice`'s order, without those in `failed`; else inline. Logs the choice."""
     reasons = dict(failed or {})
     reader: LatentsReader = InlineReader(fetch_inline)
     awaited: cuda_ipc.CudaIpcReader | None = None
@@ -109,7 +109,7 @@ async def open_arena(
 def _in_order(
     offers: Sequence[TransportOffer], choice: TransportChoice, reasons: dict[str, str]
 ) -> list[TransportOffer]:
-    """The offers to try, best first; of the others, the reasons are noted."""
+    """The offers to try, best first; notes the reasons against the others."""
     for offer in offers:
         if offer.transport not in HOST_TRANSPORTS.names:
             reasons.setdefault(offer.transport, "not known to this version")

@@ -1,4 +1,4 @@
-"""When the requests of a load are due: drawn ahead from a seed, or read from a file, whatever the server does."""
+"""When the requests of a load are due: drawn ahead from a seed, or read from a file, independent of the server."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def poisson(
 ) -> tuple[Arrival, ...]:
     """Requests that arrive independently of each other, for so many seconds, but no more than `number` of them.
 
-    Raises InvalidRequest for a rate that is none, and where neither bound ends it.
+    Raises InvalidRequest for an invalid rate, and where neither bound ends it.
     """
     if not 0 < rate_per_s < math.inf:
         raise _refused("rate", f"{rate_per_s}; must be over 0 and finite")

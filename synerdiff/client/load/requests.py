@@ -73,7 +73,7 @@ class Drawn:
 
 
 def prompts_of_words(path: Path) -> tuple[str, ...]:
-    """A prompt for each thing in a file of words between bars, as the bundled model's core.txt. Raises OSError."""
+    """A prompt for each word between bars in a file such as the bundled model's core.txt. Raises OSError."""
     words = path.read_text(encoding="utf-8").replace("\n", "").strip("|").split("|")
     return tuple(f"a {word}" for word in words)
 

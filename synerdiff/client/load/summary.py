@@ -1,4 +1,4 @@
-"""Numbers of windows: throughput, latencies, errors; and of one server over another, round by round."""
+"""Numbers of windows: throughput, latencies, errors; and their ratios between two servers, round by round."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ class Summary:
     """Several windows of one server. Latencies in s, over all answers with images; NaN where there is none.
 
     `images_per_s`: the median of the windows'. `errors`: how many of each gRPC code. `skipped_share`: of the UNet calls
-    whose number is known. `late_s`: how much after they were due 99 % of the requests were sent at most; more than a
+    whose number is known. `late_s`: the delay between due and sent that 99 % of the requests kept within; more than a
     few milliseconds is the client's own slowness.
     """
 
@@ -60,7 +60,7 @@ def percentile(values: Iterable[float], p: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)]
 
 
-# The numbers of a summary that ratios are told of.
+# The numbers of a summary that have ratios.
 _COMPARED = ("images_per_s", "mean_s", "p50_s", "p99_s")
 
 

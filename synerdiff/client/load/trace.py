@@ -1,4 +1,4 @@
-"""The scheduler's own account of its last ticks, as far as a load's picture shows it."""
+"""The scheduler's trace of its last ticks, for the charts of a load."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
