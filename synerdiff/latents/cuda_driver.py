@@ -44,7 +44,8 @@ class DriverError(Exception):
 class CudaDevice:
     """One device's primary context, which torch uses too, and a stream of its own in it. Any thread may call.
 
-    Every copy has reached its destination when the call returns. Work on the default stream does not delay the stream. The context is never released: the process computes in it for as long as it lives.
+    Every copy has reached its destination when the call returns. Work on the default stream does not delay copies.
+    The context is never released: the process computes in it for as long as it lives.
 
     Raises CudaUnavailable.
     """

@@ -37,7 +37,7 @@ def model_digest(layout: ModelLayout) -> str:
 
 def module_digest(module: nn.Module) -> str:
     """SHA-256, as 64 hex digits, of a component as it lies in memory: its config, and every tensor's name, dtype, shape
-    and bytes, in whichever memory format. Where it was loaded from is no part of it.
+    and bytes, regardless of the memory format. Its source path is no part of it.
     """
     digest = hashlib.sha256(_config(module).encode())
     for name, tensor in sorted(module.state_dict().items()):
@@ -52,7 +52,7 @@ def component_digest(side: UnetSide | VaeSide) -> str:
 
 
 def weights_digest(side: UnetSide | VaeSide, component: str = "") -> str:
-    """SHA-256, as 64 hex digits, of all that a worker draws with, as it lies in memory: two workers with the same one
+    """SHA-256, as 64 hex digits, of all parts that a worker draws with, as in memory: two workers with the same digest
     draw the same pictures, within rounding. Of a UNet worker: UNet, text encoders, tokenizers and scheduler config; of
     a VAE worker: VAE and safety checker. `component`: the side's `component_digest`, where it is known.
     """
@@ -70,7 +70,7 @@ def _parts(value: object) -> Any:
     if isinstance(value, nn.Module):
         return module_digest(value)
     if isinstance(value, PreTrainedTokenizerBase):
-        # What it is set to at the moment (padding, truncation) is each call's own.
+        # Its present padding and truncation are no part of it: each call sets its own.
         vocabulary = json.dumps([value.get_vocab(), _merges(value), value.model_max_length], sort_keys=True)
         return hashlib.sha256(vocabulary.encode()).hexdigest()
     if dataclasses.is_dataclass(value):
@@ -81,7 +81,7 @@ def _parts(value: object) -> Any:
 
 
 def _merges(tokenizer: Any) -> Any:
-    """How a tokenizer puts words together, as far as its library tells it."""
+    """A tokenizer's merges of words, as far as its library exposes them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return json.loads(backend.to_str())["model"].get("merges") if backend is not None else None
 

@@ -2,8 +2,8 @@
 
 Kernels round by the batch's size, the number of threads, the weights' memory format and how they were compiled. So an
 exact call has all of these fixed: `ROWS` rows, padded with copies; `threads` CPU threads, set by the caller;
-contiguous weights; eager; on a GPU the kernels that cuDNN takes without its clock. Before the first call of a latent
-shape, a test on the device finds out whether a row's place in its batch or its neighbours still matter.
+contiguous weights; eager; on a GPU the kernels that cuDNN takes without its benchmark. Before the first call of a
+latent shape, a test on the device shows whether a row's place in its batch or its neighbours still matter.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _Inputs = tuple[Tensor, Tensor, Conditioning]
 
 
 class NotExact(Exception):
-    """This device cannot keep the promise: the message says where."""
+    """This device cannot make exact calls: the message has the device and latent shape."""
 
 
 class ExactUnet:
@@ -59,7 +59,7 @@ class ExactUnet:
             return side.predict(latents[chosen], timesteps[chosen], Conditioning(conditioning.hidden[chosen], added))
 
     def _show(self, inputs: _Inputs) -> None:
-        """Raise NotExact unless the first row is answered alike in all places, beside itself and beside strangers."""
+        """Raise NotExact unless the first row's answer is the same in all places, beside copies and beside other rows."""
         expected = self._batch(inputs, [0] * ROWS)[0]
         crowd, others = _with_strangers(inputs), list(range(1, ROWS))
         for place in range(ROWS):
@@ -69,7 +69,7 @@ class ExactUnet:
 
 
 def _with_strangers(inputs: _Inputs) -> _Inputs:
-    """The first row, and after it others that differ from it in everything."""
+    """The first row, followed by rows that differ from it in every input."""
     latents, timesteps, conditioning = inputs
     factors = torch.arange(ROWS, device=latents.device) + 1
 
@@ -91,7 +91,7 @@ def joined(parts: Sequence[Conditioning]) -> Conditioning:
 
 
 def plainly_laid(module: Any) -> Any:
-    """The module with its weights laid out as at a fresh start; those that lie otherwise are then held twice."""
+    """The module with contiguous weights; weights in another layout are then held twice."""
     tensors = [*module.parameters(), *module.buffers()]
     if all(_lies_plainly(tensor) for tensor in tensors):
         return module
@@ -101,7 +101,7 @@ def plainly_laid(module: Any) -> Any:
 
 @contextlib.contextmanager
 def one_way(device: Device) -> Iterator[None]:
-    """Compute with the kernels that the device takes for a shape each time, not those that were fastest once."""
+    """Compute with the kernels that the device always takes for a shape, not those of an earlier benchmark."""
     if device.torch_device.type != "cuda":
         yield
         return

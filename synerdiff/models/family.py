@@ -123,7 +123,7 @@ class UnetSide:
     """Prompt encoders and UNet of one model, for a UNet worker. Made by `loading.load_unet_side`.
 
     `scheduler_config` is that of the model's own scheduler, as its pipeline would use it (with `_class_name`);
-    feed it to `SomeScheduler.from_config`, or, without `_use_default_values`, to that of its own class.
+    pass it to `SomeScheduler.from_config`, or, without `_use_default_values`, to that of its own class.
     `preview` is None for a model without a fitted projection.
     """
 

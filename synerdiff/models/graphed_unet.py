@@ -1,8 +1,8 @@
-"""UNet calls replayed from captures, where a device can do that: launching thousands of kernels becomes one launch.
+"""UNet calls replayed from captures, where a device supports it: thousands of kernel launches become one.
 
 A capture is of one batch size and latent shape, and reads and writes buffers of its own. So that few sizes serve all,
-a batch is padded with unused rows. Rows never see each other in a UNet, so padding changes a picture only
-as any other company does: by the rounding of kernels for another batch size.
+a batch is padded with unused rows. Rows never affect each other in a UNet, so padding changes a picture only
+as any other batch does: by the rounding of kernels for another batch size.
 """
 
 import time
@@ -27,7 +27,7 @@ _EVERY_EVEN_TO, _THEN_EVERY = 32, 8
 # Larger batches are seldom, and gain least.
 _MOST_AHEAD = 64
 
-# Of the device memory that this process may take, captures hold at most so much.
+# The most of this process's device memory that captures may hold.
 _SHARE = 1 / 4
 
 # A size that memory did not suffice for is computed without a capture for so long: trying costs all other captures.
@@ -92,8 +92,8 @@ class GraphedUnet:
     """`UnetSide.predict`, replayed where that works. One thread at a time.
 
     Captures hold at most `most_bytes` (0: a quarter of this process's device memory): those used last stay.
-    A size whose capture failed, or holds more alone, is computed without from then on; one that memory did not suffice
-    for, not even without all other captures, is tried again after ten minutes.
+    A size whose capture failed, or holds more alone, is computed without one from then on; a size whose capture lacks
+    memory, even without all other captures, is tried again after ten minutes.
     """
 
     def __init__(self, side: UnetSide, most_bytes: int = 0) -> None:
@@ -114,8 +114,8 @@ class GraphedUnet:
         return len(self._refused)
 
     def prepared(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Callable[[], Tensor]:
-        """`UnetSide.predict`, with all done that comes before the call; the caller owns the answer. To be called before
-        any other. Raises DeviceFailed, as the call does beside its other errors.
+        """`UnetSide.predict` with its preparation done; the caller owns the answer. Make the returned call before any
+        other call. Raises DeviceFailed, as that call does beside its other errors.
         """
         key = padded_rows(len(latents)), tuple(latents.shape[1:])
         if not self._has_capture(key, latents, timesteps, conditioning):
@@ -194,7 +194,7 @@ class _Failed:
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
-        """By all that was raised: a capture that cannot be ended any more hides what broke it."""
+        """Of all errors raised: the failing end of a capture hides the error that broke it."""
         raised = list(_with_those_before(error))
         faults = {fault_of(one) for one in raised}
         worst = next((fault for fault in (Fault.FATAL, Fault.OUT_OF_MEMORY) if fault in faults), Fault.OTHER)

@@ -1,6 +1,6 @@
 """Load one side of a model from a local diffusers-layout directory, with diffusers' and transformers' own loaders.
 
-Everything that configs can tell is checked before any weights are read, so a wrong directory is refused at once.
+All checks of the configs come before any weights are read, so a wrong directory is refused at once.
 """
 
 import json
@@ -26,7 +26,7 @@ from synerdiff.models.weights import load_diffusers_model
 
 FAMILIES: tuple[Family, ...] = (Sd1(), Sd2(), Sdxl())
 
-# Any of these set means that the UNet wants to be told something that no family here tells it.
+# A UNet with any of these set wants an input that no family here gives it.
 _UNSERVED_UNET_FEATURES = ("time_cond_proj_dim", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
 
@@ -119,7 +119,7 @@ def load_vae_side(
 
 
 def _open(path: Path | str) -> tuple[ModelLayout, Family]:
-    """Read the layout, find the family, and check all that the configs tell."""
+    """Read the layout, find the family, and check the configs."""
     layout = read_layout(path)
     family = _detect_family(layout)
     layout.require("unet", "UNet2DConditionModel")

@@ -1,8 +1,8 @@
 """The best layout of convolution weights on this device: measured at a worker's start, in a fraction of a second.
 
 On a GPU channels_last is no safe guess, though tensor cores want it: torch's CUDA GroupNorm answers in NCHW for any
-input (ATen's native/group_norm.cpp), so each norm and the convolution behind it pay two transposes. Only the clock can
-tell the rest of the gain; it has never been measured on a GPU.
+input (ATen's native/group_norm.cpp), so each norm and the convolution behind it pay two transposes. Only a measurement
+shows the remaining gain; it has never been measured on a GPU.
 """
 
 import statistics
@@ -40,7 +40,7 @@ def settle_memory_format(model: Any, call: Callable[[int], object], device: Devi
     """Leave the weights of `model` in the format in which `call`, which computes with it, is faster.
 
     `call` takes a batch size; calls of `typical` are compared. The formats take turns at going first, so that other
-    load of the machine meets both; the first pair, each format's first call, does not count. A model whose calls
+    load of the machine affects both; the first pair, each format's first call, does not count. A model whose calls
     are too slow to be compared in time keeps contiguous weights. Where memory does not suffice, smaller batches
     are compared. Raises a call's other errors.
     """

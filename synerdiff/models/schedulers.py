@@ -29,7 +29,7 @@ def make_scheduler(class_name: str, options: Mapping[str, Any], **overrides: Any
     constructor: Any = scheduler_class
     try:
         return constructor.from_config(dict(options), **overrides)
-    except Exception as error:  # whatever a constructor makes of options that it does not check
+    except Exception as error:  # constructors raise any error for options that they do not check
         raise SchedulerNotMade(f"{class_name} cannot be made of its config: {in_one_line(error)}") from error
 
 
@@ -58,5 +58,5 @@ def correct(pipeline_class: str, **components: Any) -> None:
         if parameter.default is inspect.Parameter.empty
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they tell to have the files corrected
+        warnings.simplefilter("ignore")  # they ask for a correction of the files
         constructor(**{**dict.fromkeys(required), **components})

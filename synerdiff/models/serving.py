@@ -1,4 +1,4 @@
-"""serving.json: an optional file in a model directory that says how the model is best served."""
+"""serving.json: an optional file in a model directory with the best way to serve the model."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL base: what their pipelines share, and the text encoders and conditions of each."""
+"""Stable Diffusion 1.x, 2.x and XL base: their pipelines' common part, and the text encoders and conditions of each."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class StableDiffusionFamily(Family):
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
     default_num_inference_steps: ClassVar[int] = 50
     default_guidance_scale: ClassVar[float] = 7.5
-    # The hidden_act that tells this family's text encoder from its sibling's.
+    # The hidden_act by which this family's text encoder differs from its sibling's.
     text_activation: ClassVar[str]
 
     def matches(self, layout: ModelLayout) -> bool:
@@ -69,7 +69,7 @@ class StableDiffusionFamily(Family):
 
 
 class Sd1(StableDiffusionFamily):
-    """Stable Diffusion 1.x (CLIP-L), and whatever shares its layout, whichever prediction type its scheduler names."""
+    """Stable Diffusion 1.x (CLIP-L), and other models of its layout, with any prediction type of the scheduler."""
 
     name: ClassVar[str] = "sd1"
     text_activation: ClassVar[str] = "quick_gelu"

@@ -8,8 +8,8 @@ from synerdiff.host import usable_cores
 def limit_torch_threads(count: int) -> None:
     """Let torch operations of the calling thread use `count` CPU threads.
 
-    Asking first matters: a thread takes the process-wide number over when it first asks, so a limit set before that
-    would be overwritten by whatever another thread has set in the meantime.
+    This reads the number first: a thread's first read copies the process-wide number, so it would overwrite an earlier
+    limit with a number that another thread has set in the meantime.
     """
     torch.get_num_threads()
     torch.set_num_threads(count)

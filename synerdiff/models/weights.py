@@ -1,4 +1,4 @@
-"""Weights of one component: which file, and nothing but complete safetensors."""
+"""Weights of one component: the choice of their file, and only complete safetensors."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
 """Frozen dataclasses <-> protobuf messages by the names of their fields.
 
-What a field becomes follows from its annotation: a dataclass is a message, `tuple[X, ...]` a repeated field, a tuple of
+A field's annotation decides its form: a dataclass is a message, `tuple[X, ...]` a repeated field, a tuple of
 fixed length a message by the order of its fields, `X | None` a message that may be unset, an IntEnum an enum's number.
 The functions are compiled of source text, once per type, as dataclasses' own are: loops over fields take twice as long.
 """
@@ -29,7 +29,7 @@ def codec(kind: type[T], message: type[M], leave_out: Iterable[str] = ()) -> tup
 
 
 class _Expressions(NamedTuple):
-    """`plain`: what a message's constructor takes for a value. `read`: the value that a message's field stands for."""
+    """`plain`: a value's argument to a message's constructor. `read`: the value of a message's field."""
 
     plain: str
     read: str
@@ -38,7 +38,7 @@ class _Expressions(NamedTuple):
 class _Source:
     """Expressions over a value and a message, of which `given` and `pb` are the text, and the names in them.
 
-    What goes to a constructor is dictionaries to any depth: a message put into another one is copied as bytes.
+    Arguments of a constructor are dictionaries to any depth: a message put into another one is copied as bytes.
     """
 
     def __init__(self, leave_out: frozenset[str]) -> None:

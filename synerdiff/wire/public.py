@@ -9,7 +9,7 @@ from synerdiff.jobs import JobRecord, JobState
 from synerdiff.v1 import images_pb2
 from synerdiff.wire.codec import codec
 
-# What is kept beside the card, and what only schedulers know of it.
+# Fields kept beside the card, and fields of it that only schedulers know.
 _BESIDE = ("available", "weights", "skip_cfg", "latent_channels", "calls_per_step", "extra_calls")
 
 _SAMPLERS = frozenset(sampler.value for sampler in Sampler)
@@ -40,7 +40,7 @@ def model_card_from_pb(pb: images_pb2.ModelCard) -> ModelCard:
 def job_to_pb(
     record: JobRecord, *, position: int = 0, progress: float = 0.0, images: Iterable[images_pb2.Image] = ()
 ) -> images_pb2.Job:
-    """JobRecord as its message, with what is kept beside the record: queue position, progress (0 to 1) and images."""
+    """JobRecord as its message, with values kept beside the record: queue position, progress (0 to 1) and images."""
     job = images_pb2.Job(
         job_id=record.job_id,
         state=images_pb2.JobState.ValueType(record.state),

@@ -18,7 +18,7 @@ from synerdiff.pace import Pacer
 from synerdiff.plans import Execution, ItemTiming
 from synerdiff.worker.job_thread import Job, JobThread
 
-# One item runs, the next is queued behind it: more would gain nothing, and hold up cancellations and new leaders.
+# One item runs, the next is queued behind it: more would gain nothing, and delay cancellations and new leaders.
 _MOST_ITEMS = 2
 
 
@@ -69,7 +69,7 @@ class DevicePlan:
 
 
 class DeviceThread:
-    """Does the work of plans until closed. `failed` is told, on a thread here, of the error that ended it.
+    """Does the work of plans until closed. `failed` gets the error that ended it, on a thread here.
 
     `generation`: of the plans that are begun now; those of earlier ones are abandoned. `heartbeats`: of its threads.
     """
@@ -130,14 +130,14 @@ class DeviceThread:
         self.settle(settle)
 
     def close(self) -> None:
-        """Abandon all plans, wait for the device, and let go of the pace."""
+        """Abandon all plans, wait for the device, and close the pacer."""
         self.generation += 1
         for thread in self._threads:
             thread.close()
         self._pacer.close()
 
     def _run_item(self, plan: DevicePlan, item: DeviceItem) -> None:
-        """Give the device an item in its turn, and leave its end to be settled."""
+        """Give the device an item in its turn, and have its end settled."""
         waited_ms = 0.0 if plan.abandoned else self._wait_for_turn(plan, item)
         if plan.abandoned:
             item.over(abandoned=True)
@@ -163,7 +163,7 @@ class DeviceThread:
         if item.execution.pace:
             # Patience with the other worker counts from the end of the own last item.
             self._wait_for_fewer_items(1)
-        self._thread.heartbeat.rest()  # to wait for the other worker is not to be stuck
+        self._thread.heartbeat.rest()  # a thread that waits for the other worker is not stuck
         waited_ms = self._pacer.before(item.execution, lambda: plan.abandoned)
         self._thread.heartbeat.begin()
         return waited_ms
@@ -171,7 +171,7 @@ class DeviceThread:
     def _end_item(
         self, plan: DevicePlan, item: DeviceItem, start: Mark, end: Mark, computed: Computed, waited_ms: float
     ) -> None:
-        """Once an item is over: tell the other worker, and note when it ran."""
+        """After an item: publish its end to the other worker, and note when it ran."""
         timeline = self._timeline
         timeline.wait(end)
         self._pacer.after(item.execution, plan.tick)

@@ -1,4 +1,4 @@
-"""The end of a worker at the first error that nobody expected: said once, then the process ends and is taken over."""
+"""The end of a worker at its first unexpected error: one log line, then the process ends and others take over."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ log = get_logger("worker")
 
 
 class FailStop:
-    """Belongs to the event loop, but any thread may call `on_loop` and what `of` returns. `work`: in the plural."""
+    """Belongs to the event loop, but any thread may call `on_loop` and the functions of `of`. `work`: in the plural."""
 
     def __init__(self, work: str) -> None:
         self.error: BaseException | None = None

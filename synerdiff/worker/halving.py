@@ -1,4 +1,4 @@
-"""A batch that cannot be computed at once: in halves, down to the failing one alone."""
+"""Computes a batch that fails at once in halves, down to the failing element alone."""
 
 from collections import deque
 from collections.abc import Callable
@@ -50,6 +50,6 @@ class Halves(Generic[B]):
         return None
 
     def take_halved(self) -> int:
-        """The smallest size that memory did not suffice for since this was last asked; 0: it did."""
+        """The smallest size that memory did not suffice for since the last call; 0: it did."""
         halved, self._halved = self._halved, 0
         return halved

@@ -1,4 +1,4 @@
-"""Threads that do one job after another, and since when each has been at the one it does."""
+"""Threads that do one job after another, and the time that each has spent on its present job."""
 
 import queue
 import threading
@@ -9,7 +9,7 @@ Job = Callable[[], object]
 
 
 class Heartbeat:
-    """Since when a thread has been at one job. That thread alone writes, any may read."""
+    """The start of a thread's present job. That thread alone writes, any may read."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -24,13 +24,13 @@ class Heartbeat:
         self._since_s = None
 
     def busy_s(self) -> float:
-        """For how many seconds it has been at the same thing; 0 while it rests."""
+        """Seconds since its present job began; 0 while it rests."""
         since_s = self._since_s
         return 0.0 if since_s is None else time.monotonic() - since_s
 
 
 class JobThread:
-    """Does jobs in the order of their submission. One that raises ends the thread; `failed` is told there."""
+    """Does jobs in the order of their submission. One that raises ends the thread; `failed` gets the error there."""
 
     def __init__(self, name: str, failed: Callable[[Exception], None], set_up: Job = lambda: None) -> None:
         self.heartbeat = Heartbeat(name)
@@ -59,7 +59,7 @@ class JobThread:
             while (job := self._jobs.get()) is not None:
                 self.heartbeat.begin()
                 job()
-                del job  # or this thread would hold on to its memory while it waits
+                del job  # or this thread would keep its memory while it waits
                 self.heartbeat.rest()
         except Exception as error:
             self.heartbeat.rest()

@@ -64,7 +64,7 @@ class LeaderGuard:
         self._tick = -1
 
     def attach(self, token: int, leader_id: str = "") -> None:
-        """Make `token`'s leader the one listened to. Raises StaleLeader for a lower token, or one held by another."""
+        """Attach `token`'s leader. Raises StaleLeader for a lower token, or one held by another."""
         if token < self.token or (token == self.token and leader_id != self._leader_id):
             raise self.stale(token)
         if token > self.token:
@@ -72,7 +72,7 @@ class LeaderGuard:
             self._tick = -1
 
     def stale(self, token: int) -> StaleLeader:
-        """The refusal of a leader with `token`; it says above which the next one has to be."""
+        """The refusal of a leader with `token`; it has the bound that the next token must exceed."""
         message = f"leader token {token} is not above {self.token}, which holds this worker"
         return StaleLeader(message, newest_token=self.token)
 

@@ -1,4 +1,4 @@
-"""The start of a worker: load its side of the model, choose how its weights lie, make the first calls."""
+"""The start of a worker: load its side of the model, choose its memory format, make the first calls."""
 
 import os
 import time
@@ -51,15 +51,15 @@ class Stage(ABC, Generic[S]):
 
     @abstractmethod
     def make_ready(self, request: Request, rehearse: bool) -> None:
-        """Settle the memory format and make the first calls: a model that cannot run shows before it is announced.
+        """Settle the memory format and make the first calls: a model that cannot run fails before it is announced.
 
-        `request`: how packages are asked for; `rehearse`: whether more first calls are to be made later on. Takes long.
+        `request` requests packages; `rehearse`: whether more first calls are to be made later on. Takes long.
         Raises any error of a call.
         """
 
     @abstractmethod
     def open(self, worker_id: str, host: ServiceHost) -> StageWorker:
-        """A worker that has not started, its services added to a host that has not either."""
+        """A worker that has not started; adds its services to a host that has not started."""
 
 
 def load(stage: Stage[S], worker_id: str, share: DeviceShare, compiler: BackgroundCompiler) -> WorkerRecord:
@@ -101,7 +101,7 @@ def worker_record(
     share: DeviceShare,
     settings: WorkerSettings,
 ) -> WorkerRecord:
-    """The record of this process, which holds `side` and may take `share`; of no address yet."""
+    """The record of this process with `side` and `share`, without an address yet."""
     return WorkerRecord(
         worker_id=worker_id,
         kind=kind,

@@ -29,7 +29,7 @@ from synerdiff.worker_settings import WorkerSettings
 log = get_logger("process")
 
 # Far above first calls, captures and the items of a machine slowed tenfold. A CPU may take minutes for a batch of a
-# large model, and hangs by a fault of ours alone.
+# large model, and hangs only by a bug of ours.
 _GPU_LIMIT_S, _CPU_LIMIT_S = 600.0, 3600.0
 _LOOKS, _LOOK_EVERY_S = 20, 5.0
 # For streams that were ended and for threads at work; both fit into the margin that manifests leave after the drain.
@@ -39,7 +39,7 @@ _FAILED = Unavailable("the worker has failed")
 
 
 class Liveness:
-    """Looks at heartbeats: a thread that is at one thing for longer than `hang_limit_s` is stuck."""
+    """Checks heartbeats: a thread whose present job takes longer than `hang_limit_s` is stuck."""
 
     def __init__(self, heartbeats: Sequence[Heartbeat], settings: WorkerSettings) -> None:
         self._heartbeats = heartbeats
@@ -51,7 +51,7 @@ class Liveness:
         return next((one for one in self._heartbeats if one.busy_s() > self._limit_s), None)
 
     async def follow(self, host: ServiceHost) -> None:
-        """Have `host` say so, until cancelled: not alive while a thread is stuck."""
+        """Report to `host`, until cancelled: not alive while a thread is stuck."""
         alive = True
         while True:
             await asyncio.sleep(min(_LOOK_EVERY_S, self._limit_s / _LOOKS))
@@ -117,11 +117,11 @@ async def _serve(
         await first_of(stop.wait(), failure.wait())
         worker.draining = True
         if failure.error is not None:
-            worker.end_streams(_FAILED)  # before it withdraws, as one that is lost
+            worker.end_streams(_FAILED)  # before the withdrawal, as for a lost worker
     await host.withdraw()
     if failure.error is None and not liveness.stuck:
         log.info("draining", held=worker.held, grace_s=settings.drain_grace_s)
-        # Still announced: a new leader lets the tasks in hand end here.
+        # Still announced, so that under a new leader the tasks in hand end here.
         async with _announced(current, settings, failure):
             await first_of(worker.until_done(), failure.wait(), asyncio.sleep(settings.drain_grace_s))
     stuck = liveness.stuck is not None

@@ -20,7 +20,7 @@ W = TypeVar("W", bound=StageWorker)
 P = TypeVar("P", UnetPlan, VaePlan)
 
 
-# The field of a report that a message becomes, and how.
+# The field of a report for each type of message, and its encoder.
 _FIELDS: dict[type[Any], tuple[str, Callable[[Any], Any]]] = {
     Preview: ("preview", stages.preview_to_pb),
     TaskReady: ("task_ready", stages.task_ready_to_pb),
@@ -87,7 +87,7 @@ def unexpected(command: Any) -> InvalidRequest:
 
 
 def checked_plan(pb: Any, from_pb: Callable[[Any], P]) -> P:
-    """A plan that can be run. Raises InvalidRequest for one that cannot be, or that `from_pb` raises ValueError for."""
+    """The plan, checked. Raises InvalidRequest for one that cannot run, or where `from_pb` raises ValueError."""
     try:
         plan = from_pb(pb)
         check_paced(plan.tick, (item.execution for item in plan.items))

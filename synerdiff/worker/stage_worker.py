@@ -31,8 +31,8 @@ class StageWorker(ABC):
     """Serves one leader at a time: the one with the highest token, on its newest stream. Belongs to the event loop.
 
     `address` is host:port, as others reach it, known once it serves; `draining`: it takes nothing new; `heartbeats` are
-    of all threads that wait for the device. `threads` CPU threads compute, `exact_threads` what is exact; 0 takes as
-    many as torch uses on the calling thread. `work`: a stage's work in the plural.
+    of all threads that wait for the device. `threads` CPU threads compute, `exact_threads` of them exact items; 0 takes
+    as many as torch uses on the calling thread. `work`: a stage's work in the plural.
     """
 
     work: str
@@ -57,7 +57,7 @@ class StageWorker(ABC):
     @property
     @abstractmethod
     def held(self) -> int:
-        """How many tasks or images another worker would have to make again."""
+        """The number of tasks or images that another worker would have to make again."""
 
     @abstractmethod
     async def take_over(self, leader: Leader) -> None:
@@ -69,7 +69,7 @@ class StageWorker(ABC):
 
     @abstractmethod
     async def until_done(self) -> None:
-        """Wait until nothing is in hand, or nobody wants it."""
+        """Wait until no work is in hand, or no leader wants it."""
 
     def start(self) -> None:
         """Start to work."""

@@ -38,7 +38,7 @@ class _Order:
 
 
 class BackgroundCompiler:
-    """A thread that gets packages in the order they are asked for. Whatever fails is said once and left eager."""
+    """A thread that gets packages in the order of requests. A failure is logged once, and its calls stay eager."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -57,7 +57,7 @@ class BackgroundCompiler:
             self._thread.start()
 
     def request(self, subject: CompileSubject, install: Callable[[Call], None]) -> bool:
-        """Have a package made, or found, for `install` on this thread. Returns at once whether it is there already."""
+        """Find or make a package, and call `install` on this thread. Returns at once whether the package exists."""
         if self._store is None:
             return False
         with self._settled:
@@ -66,14 +66,14 @@ class BackgroundCompiler:
         return self._store.find(subject) is not None
 
     def requests_like(self, subject_of: Callable[[], CompileSubject]) -> Request:
-        """`request` for subjects that differ in their latent shape from the one that is given, if any can be met."""
+        """`request` for subjects that differ from the given one in their latent shape; `no_request` without a store."""
         if self._store is None:
             return no_request
         subject = subject_of()
         return lambda shape, install: self.request(replace(subject, latent_shape=shape), install)
 
     def wait(self) -> None:
-        """Return once everything that was asked for is there or has failed, where the mode says so."""
+        """In the mode "wait", return once every requested package exists or has failed."""
         if self._settings.compile == "wait":
             with self._settled:
                 self._settled.wait_for(lambda: not self._waiting or self._closing.is_set())

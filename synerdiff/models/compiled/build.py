@@ -20,13 +20,13 @@ _CHECKED_ROWS = (1, 2, 3, 16)
 
 
 class CompiledDiffers(Exception):
-    """A package whose answers are not the eager ones, or files that no longer hold the weights that are served."""
+    """A package's answers differ from the eager ones, or the files no longer hold the served weights."""
 
 
 def build(subject: CompileSubject, store: PackageStore) -> Path:
     """Compile a subject's component, unless the store has it by now. Returns where the package lies.
 
-    Raises CompiledDiffers, ModelLoadError, and whatever torch raises where it cannot export or compile.
+    Raises CompiledDiffers, ModelLoadError, and torch's errors where it cannot export or compile.
     """
     with store.compiling():
         found = store.find(subject)
@@ -39,7 +39,7 @@ def build(subject: CompileSubject, store: PackageStore) -> Path:
 
 @contextlib.contextmanager
 def _without_spaces(folder: Path) -> Iterator[Path]:
-    """A path of the folder that inductor can have on its command lines, where it quotes nothing."""
+    """A path of the folder without spaces: inductor does not quote paths on its command lines."""
     if not any(map(str.isspace, str(folder))):
         yield folder
         return
@@ -94,7 +94,7 @@ def _shape_settings() -> Any:
 
 @contextlib.contextmanager
 def _inductor_settings() -> Iterator[None]:
-    """Weights folded in and packed as the kernels want them; threads as the caller has them at each call."""
+    """Weights folded in and packed for the kernels; each call uses its caller's threads."""
     from torch._inductor import config
 
     with config.patch({"freezing": True, "cpp.dynamic_threads": True, "cpp_wrapper_build_separate": True}):

@@ -1,4 +1,4 @@
-"""Calls of a compiled component, and the choice between it and the eager one, made by the clock while both serve."""
+"""Calls of a compiled component, and the choice between it and the eager one, by the times of both while they serve."""
 
 import statistics
 import time

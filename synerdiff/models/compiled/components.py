@@ -22,17 +22,17 @@ log = get_logger("compiled")
 
 LatentShape = tuple[int, int, int]
 
-# Asks for a package of a latent shape; a call that is passed on, later and from any thread, is the answer. True: it has
-# been made before, so the answer takes seconds.
+# Requests a package of a latent shape; the answer is a call, passed on later and from any thread. True: the package was
+# made before, so the answer takes seconds.
 Request = Callable[[LatentShape, Callable[[Call], None]], bool]
 
-# Calls of a shape other than the native one before a package is asked for, and how many such shapes at most.
+# Calls of a shape other than the native one before its package is requested, and the most such shapes.
 _CALLS_WORTH_COMPILING = 200
 _MOST_OTHER_SHAPES = 3
 
-# A package is offered after this, whatever was rehearsed of it, and the rest is rehearsed then.
+# A package is offered after this at the latest; the rest of its sizes is rehearsed then.
 _OFFERED_WITHIN_S = 3.0
-# For as long nothing but this is computed that could be left.
+# The limit of a rehearsal, whose calls are all optional.
 _REHEARSED_WITHIN_S = 10.0
 
 
@@ -44,7 +44,7 @@ def no_request(shape: LatentShape, install: Callable[[Call], None]) -> bool:
 def compile_subject(
     component: Component, model: Path, side: UnetSide | VaeSide, variant: str = "auto", digest: str = ""
 ) -> CompileSubject:
-    """The subject that a worker compiles at the native size: the weights it holds, even if the files have changed.
+    """The subject that a worker compiles at the native size, with the weights it holds even if the files have changed.
 
     `variant`: the one that `side` was loaded with; `digest`: its `component_digest`, where it is known.
     """
@@ -59,7 +59,7 @@ def compile_subject(
 
 
 def _loaded_dtype(side: UnetSide | VaeSide) -> torch.dtype:
-    """The dtype by which `loading` makes this component again: the model's, but for a VAE that was told another."""
+    """The dtype by which `loading` makes this component again: the model's, or that which was set for the VAE."""
     if isinstance(side, VaeSide) and side.vae_dtype != side.family.vae_dtype(side.vae.config, side.dtype):
         return side.vae_dtype
     return side.dtype
@@ -69,10 +69,10 @@ _Rehearse = Callable[[Call, int, float], int]
 
 
 class _Shapes:
-    """A `FastestCall` per latent shape that is worth a package; None for the others. One thread asks.
+    """A `FastestCall` per latent shape that is worth a package; None for the others. One thread calls it.
 
-    `rehearse` gets a package's call of the native shape, how many sizes of it are done and for how many seconds to go
-    on; it answers with how many are done then. `soon`: the package of the native shape has only to be loaded.
+    `rehearse` takes a package's call of the native shape, the number of sizes already done and a limit in seconds; it
+    returns the number done then. `soon`: the package of the native shape has only to be loaded.
     """
 
     def __init__(self, eager: Call, native: LatentShape, request: Request, rehearse: _Rehearse) -> None:
@@ -113,7 +113,7 @@ class _Shapes:
 class _Component(ABC):
     """A component with its packages, and its first calls made ahead of time in batches of `sizes`.
 
-    `request`: how packages are asked for. `inputs_of`: example inputs of a call of so many rows, which may be cut.
+    `request` requests packages. `inputs_of`: example inputs of a call of so many rows, which may be cut.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class _Component(ABC):
 
     @property
     def execution(self) -> str:
-        """How calls of the native size are made now: "eager" or "compiled"."""
+        """The way of calls of the native size now: "eager" or "compiled"."""
         return self._shapes.execution
 
     def rehearse(self) -> None:
@@ -160,7 +160,7 @@ class _Component(ABC):
 class CompiledUnet(_Component):
     """UNet calls, compiled, captured or eager. One thread at a time.
 
-    `request`: how packages are asked for. `most_rows`: of calls that `rehearse`, and a new package, make ahead of time.
+    `request` requests packages. `most_rows`: of calls that `rehearse`, and a new package, make ahead of time.
     `graphed`: calls without a package.
     """
 
@@ -208,7 +208,7 @@ class CompiledUnet(_Component):
 class CompiledVae(_Component):
     """Decodes of one VAE, compiled or eager. One thread at a time.
 
-    `request`: how packages are asked for. `most_images`: of decodes that `rehearse`, and a new package, make ahead.
+    `request` requests packages. `most_images`: of decodes that `rehearse`, and a new package, make ahead.
     """
 
     def __init__(self, side: VaeSide, request: Request = no_request, most_images: int = 0) -> None:

@@ -1,6 +1,6 @@
-"""Calls made ahead of time: the first of every batch size takes longer, since its kernels are put together for it.
+"""Calls made ahead of time: the first call of every batch size takes longer, since it prepares its kernels.
 
-On a CPU that costs tens of ms a size. So the sizes are gone through while nothing else is computed here, at the lowest
+On a CPU that costs tens of ms a size. So the worker calls each size while it computes nothing else, at the lowest
 priority.
 """
 
@@ -16,7 +16,7 @@ from synerdiff.telemetry import get_logger
 
 log = get_logger("rehearsal")
 
-# Longer calls are left: of such a model the first call is hardly longer than the others.
+# A longer call ends the rehearsal: the first call of such a model is hardly longer than the others.
 _LONGEST_CALL_S = 0.5
 _IDLE_AFTER_S = 0.3
 _LOOK_EVERY_S = 0.05
@@ -29,7 +29,7 @@ def likely_first(most: int) -> tuple[int, ...]:
 
 
 class Rehearsal:
-    """Goes through `sizes`, in this order, while the device is idle. `close` ends it after the call under way."""
+    """Calls each of `sizes`, in this order, while the device is idle. `close` ends it after the call under way."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._sizes = sizes

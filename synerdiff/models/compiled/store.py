@@ -26,7 +26,7 @@ from synerdiff.models.compiled.calls import Call
 
 Component = Literal["unet", "vae"]
 
-# To be raised by whoever changes how packages are made: older ones are compiled anew.
+# Raise this with every change to the making of packages: older ones are then compiled anew.
 RECIPE = 2
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -49,7 +49,7 @@ class CompileSubject:
 
     @property
     def key(self) -> str:
-        """Twenty hex digits over all that the machine code depends on; where the directory lies is not part of that."""
+        """Twenty hex digits over all inputs of the machine code; the directory's path is not among them."""
         told = asdict(self) | {"model": "", "recipe": RECIPE, "torch": torch.__version__, "cpu": _instruction_sets()}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -82,11 +82,11 @@ _SCRATCH = "build-"
 
 
 class StoreUnusable(Exception):
-    """The directory cannot be had, or others could write to it."""
+    """The directory cannot be made or opened, or others could write to it."""
 
 
 class PackageStore:
-    """The packages in `directory`, of `capacity_bytes` at most, those used last. Raises StoreUnusable."""
+    """The packages in `directory`, at most `capacity_bytes`, the most recently used. Raises StoreUnusable."""
 
     def __init__(self, directory: Path, capacity_bytes: int = 8 * 2**30) -> None:
         self.directory = directory
@@ -109,7 +109,7 @@ class PackageStore:
         return path
 
     def publish(self, built: Path, subject: CompileSubject) -> Path:
-        """Take in a package, which lies in a file of this directory's file system; the least used ones make room."""
+        """Add a package from a file on this directory's file system; removes the least recently used ones for room."""
         path = self.directory / subject.file_name
         built.replace(path)
         self._evict(path)
@@ -149,12 +149,12 @@ _UNPACKED = "aotinductor_"
 
 
 def load_package(path: Path) -> Call:
-    """The call that a package holds. Raises whatever torch raises for a file that is none, or of another machine."""
+    """The call that a package holds. Raises torch's errors for a file that is no package, or of another machine."""
     before = _unpacked()
     # Else inductor has a C++ compiler try out instruction sets, for seconds. Packages are found by the CPU's flags.
     with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
         package: Call = torch._inductor.aoti_load_package(str(path))
-    # What is mapped stays mapped when its file is gone.
+    # Mapped files stay mapped after their removal.
     for folder in _unpacked() - before:
         shutil.rmtree(folder, ignore_errors=True)
     return package

@@ -1,7 +1,7 @@
 """The device as workers use it. Kinds: `CpuDevice`, `CudaDevice`.
 
 The work given to a device is done in order and possibly later: on CUDA a call returns once its kernels are queued.
-A thread must not wait in the midst of a plan; so nothing here waits unless it says so.
+A thread must not wait in the midst of a plan, so only methods that state it wait.
 """
 
 import time
@@ -33,7 +33,7 @@ class Capture(Protocol):
 
 
 class Timeline(Protocol):
-    """Moments in the order of a device's work, told when there is time. One thread marks, one waits and tells."""
+    """Moments in the order of a device's work, whose clock is read later. One thread marks, one waits and reads."""
 
     def mark(self) -> Mark:
         """The moment when all work that this thread has given so far will be done."""
@@ -80,7 +80,7 @@ class Device(ABC):
 
     `torch_device`: as torch names it. `captures`: whether `capture` works and is wanted. `compiles`: whether compiled
     packages are of use here, where a call returns when its work is done. `queues`: whether calls return before that.
-    What is not abstract is so on CPUs: nothing is queued, copied, captured or counted.
+    Methods that are not abstract are those of CPUs: they queue, copy, capture and count nothing.
     """
 
     torch_device: torch.device
@@ -88,7 +88,7 @@ class Device(ABC):
     compiles: bool = False
     queues: bool = False
 
-    # ---- what it is
+    # ---- identity
 
     @property
     @abstractmethod
@@ -107,7 +107,7 @@ class Device(ABC):
 
     @abstractmethod
     def cpu_threads(self, own: int) -> int:
-        """CPU threads that a worker computes with, which was told `own` (0: torch's choice); 0 where that is no CPU."""
+        """CPU threads that a worker with the setting `own` computes with (0: torch's choice); 0 on other devices."""
 
     # ---- memory
 
@@ -123,7 +123,7 @@ class Device(ABC):
         return 0
 
     def free_caches(self) -> None:  # noqa: B027
-        """Give back memory that is held for later. May wait for the device's work."""
+        """Free cached memory. May wait for the device's work."""
 
     # ---- copies
 
@@ -132,7 +132,7 @@ class Device(ABC):
         return host
 
     def download(self, tensor: Tensor) -> Tensor:
-        """A tensor of the device on the CPU, complete. Waits for the work given before, and for nothing else."""
+        """A tensor of the device on the CPU, complete. Waits only for the work given before."""
         return tensor
 
     def begin_download(self, tensor: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class Device(ABC):
     # ---- work
 
     def timeline(self) -> Timeline:
-        """A timeline of the work that one thread will give. To be asked for while nothing of it is under way."""
+        """A timeline of the work that one thread will give. Make it before that work begins."""
         return _WallClock()
 
     def beside(self) -> AbstractContextManager[Lend]:
@@ -150,7 +150,7 @@ class Device(ABC):
         return nullcontext(lambda tensors: None)
 
     def capture(self, call: Callable[[], Tensor]) -> Capture:
-        """Run a computation a few times and capture it. Waits. Raises whatever makes that impossible."""
+        """Run a computation a few times and capture it. Waits. Raises the error that prevents it."""
         raise RuntimeError(f"nothing is captured on {self.name}")
 
     def captured_bytes(self) -> int:

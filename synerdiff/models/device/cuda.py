@@ -34,7 +34,7 @@ class _Moment(NamedTuple):
     event: "torch.cuda.Event"
 
     def ns_after(self, other: "_Moment") -> int:
-        """Negative when it came before: CUDA tells of two events only the later one's time after the earlier one."""
+        """Negative when it came before: CUDA gives only the time of the later of two events after the earlier one."""
         if other.number > self.number:
             return -other.ns_after(self)
         passed_ms: float = other.event.elapsed_time(self.event)
@@ -42,10 +42,10 @@ class _Moment(NamedTuple):
 
 
 class _Events:
-    """Moments told from the last one that was waited for, and when the GPU passed that by this host's clock.
+    """Moments timed from the last awaited one, and the time on this host's clock when the GPU passed that one.
 
-    A wait returns a little after its moment and never before, which bounds that clock from above; it is let run fast by
-    no more than two clocks drift apart. Times between two moments are the GPU's own.
+    A wait returns a little after its moment and never before, which bounds that time from above; it gains no more than
+    two clocks drift apart. Times between two moments are the GPU's own.
     """
 
     def __init__(self, new_event: Callable[[], "torch.cuda.Event"]) -> None:
@@ -168,13 +168,13 @@ class GraphPool:
         return pools + len(self._alive) * _LAUNCHES_BYTES
 
     def capture(self, call: Callable[[], Tensor]) -> CapturedGraph:
-        """Capture a call, which has been made before. Waits for the device. Raises whatever makes that impossible."""
+        """Capture a call, which has been made before. Waits for the device. Raises the error that prevents it."""
         if not any(captured.handle == self._handle for captured in self._alive):
             self.clear_workspaces()
             self._handle = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
-            # The outer one restores the thread's stream whatever happens. Other threads go on with work that a capture
+            # The outer one restores the thread's stream after any error. Other threads go on with work that a capture
             # in the default mode would forbid them.
             with (
                 torch.cuda.stream(self._stream),
@@ -193,12 +193,12 @@ class GraphPool:
         torch._C._cuda_clearCublasWorkspaces()
 
     def _abandon(self, graph: "torch.cuda.CUDAGraph") -> None:
-        """Have the allocator know that a failed capture has ended, if it was not told.
+        """End a failed capture in the allocator too, if it still records.
 
         The pool then counts a graph too many, so the next captures go into another. The graph stays: the allocator for
-        pinned memory, which cannot be told, would go on asking it.
+        pinned memory cannot be informed and would go on querying it.
         """
-        with contextlib.suppress(RuntimeError):  # it was told: "not currently recording to mempool_id"
+        with contextlib.suppress(RuntimeError):  # it has ended: "not currently recording to mempool_id"
             torch._C._cuda_endAllocateToPool(self._device.index, self._handle)
             self._abandoned.append(graph)
             self._handle = torch.cuda.graph_pool_handle()
@@ -289,7 +289,7 @@ class CudaDevice(Device):
         return pinned.copy_(tensor, non_blocking=True)
 
     def timeline(self) -> Timeline:
-        """Events on the calling thread's stream, told from now on: an idle stream takes an event at once."""
+        """Events on the calling thread's stream, timed from now on: an idle stream takes an event at once."""
         return _Events(self._event)
 
     @contextlib.contextmanager

@@ -49,7 +49,7 @@ class Fault(Enum):
 
 
 class DeviceFailed(Exception):
-    """The device computes nothing any more in this process: no input is at fault, and only a new process may help."""
+    """The device no longer computes in this process: no input is at fault, and only a new process may help."""
 
 
 def fault_of(error: BaseException) -> Fault:
