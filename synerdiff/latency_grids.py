@@ -36,7 +36,7 @@ class _Beside(NamedTuple):
 
 
 class Grids(NamedTuple):
-    """The grids of one setting: UNet alone, decodes alone, and both. Raises InvalidRequest for cells of no grid."""
+    """The grids of one setting: UNet alone, decodes alone, and both. Raises InvalidRequest for cells that form none."""
 
     unet: _Line | None
     vae: _Line | None

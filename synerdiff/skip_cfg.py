@@ -80,7 +80,7 @@ class SkipPredictor:
 
 @dataclass(frozen=True)
 class SkipCfgBudget:
-    """A model's limits: its predictor of D, and how often calls may skip guidance while PSNR stays above `floor_db`.
+    """A model's limits: its predictor of D, and how often calls may skip guidance for `floor_db` of PSNR.
 
     `predictor` as `SkipPredictor.parse` reads it; `share` of a task's calls; `longest_run` of skips in a row; the first
     `head` and the last `tail` calls are never skipped, nor any of a task with fewer than `least_calls` calls: the fewer

@@ -218,7 +218,7 @@ class CudaIpcReader:
         return [clones[slot] if slot in after and after[slot] == before[slot] else None for slot in slots]
 
     def _published(self, slots: "Sequence[SlotRef] | dict[SlotRef, CudaClone]") -> dict[SlotRef, cuda_layout.Entry]:
-        """The entries of those slots that are published under the epoch asked for."""
+        """The entries of those slots that are published under their SlotRef's epoch."""
         assert self._mapping is not None
         here = [s for s in slots if s.arena_id == self._arena.arena_id and 0 <= s.index < self._arena.slots]
         if not here:

@@ -10,7 +10,7 @@ from synerdiff.wire.stages import arena_description_to_pb, slot_ref_from_pb
 
 
 class LatentsArenaServicer(stages_pb2_grpc.LatentsArenaServicer):
-    """Serves one arena. Latents are copied beside the event loop, which reports and probes wait for."""
+    """Serves one arena. Copies latents outside the event loop, so reports and probes need not wait."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
@@ -24,7 +24,7 @@ class LatentsArenaServicer(stages_pb2_grpc.LatentsArenaServicer):
     async def Read(
         self, request: stages_pb2.ReadLatentsRequest, context: grpc.aio.ServicerContext
     ) -> stages_pb2.ReadLatentsResponse:
-        """The bytes of the slots asked for, in that order; none for a stale one."""
+        """The bytes of the requested slots, in order; none for a stale one."""
         return await asyncio.to_thread(self._read, request)
 
     def _read(self, request: stages_pb2.ReadLatentsRequest) -> stages_pb2.ReadLatentsResponse:

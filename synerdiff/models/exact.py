@@ -59,7 +59,7 @@ class ExactUnet:
             return side.predict(latents[chosen], timesteps[chosen], Conditioning(conditioning.hidden[chosen], added))
 
     def _show(self, inputs: _Inputs) -> None:
-        """Raise NotExact unless the first row's answer is the same in all places, beside copies and beside other rows."""
+        """Raise NotExact unless the first row's answer is the same in all places, beside copies and other rows."""
         expected = self._batch(inputs, [0] * ROWS)[0]
         crowd, others = _with_strangers(inputs), list(range(1, ROWS))
         for place in range(ROWS):

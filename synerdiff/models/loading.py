@@ -56,7 +56,7 @@ def load_unet_side(
 ) -> UnetSide:
     """Load tokenizers, text encoders, UNet and scheduler config of the model in `path`.
 
-    `variant` names the weight files: "" the plain ones, "fp16" those of that variant, "auto" whichever are there.
+    `variant` names the weight files: "" the plain ones, "fp16" those of that variant, "auto" the plain ones, else fp16.
     `device`: None is the CPU.
     Raises ModelLoadError naming path and reason.
     """

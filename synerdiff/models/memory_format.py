@@ -21,7 +21,7 @@ CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 _FORMATS = {CONTIGUOUS: torch.contiguous_format, CHANNELS_LAST: torch.channels_last}
 _BUDGET_S = 2.0
 _MOST_PAIRS, _LEAST_PAIRS = 6, 3
-# Channels-last weights have to be faster by this much: less is not worth a choice that noise could make.
+# Channels-last weights have to be faster by this much: noise could cause a smaller gain.
 _PAYS = 0.97
 
 
@@ -66,7 +66,7 @@ def _compared(model: Any, call: Callable[[int], object], device: Device, size: i
 
 
 def _is_slow(model: Any, call: Callable[[int], object], device: Device, typical: int) -> bool:
-    """Whether a typical call may take the whole budget, by the smallest's time: its second, as the first is slow."""
+    """Whether a typical call may take the whole budget, by the smallest one's time: its second, as the first is slow."""
     one_s = _seconds(model, CONTIGUOUS, lambda: call(1), device)
     if one_s < _BUDGET_S:
         one_s = min(one_s, _seconds(model, CONTIGUOUS, lambda: call(1), device))
@@ -88,10 +88,10 @@ def _ratios(model: Any, call: Callable[[], object], device: Device) -> list[floa
 
 
 def _seconds(model: Any, name: str, call: Callable[[], object], device: Device) -> float:
-    """Of a call: on a CPU those that this process computed, since another worker may just be starting beside it.
+    """Seconds of a call: on a CPU this process's CPU time, since another worker may be starting beside it.
 
-    On other devices those by the device's own clock, from when it is done with reordering the weights. Kernels are
-    launched one by one there, as no graph is captured yet.
+    On other devices by the device's own clock, from the end of the reordering of weights. Kernels are launched one by
+    one there, as no graph is captured yet.
     """
     model.to(memory_format=_FORMATS[name])
     if device.torch_device.type == "cpu":

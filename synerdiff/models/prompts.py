@@ -75,7 +75,7 @@ def load_tokenizer(layout: ModelLayout, component: str, text_encoder: str) -> Pr
     from transformers import CLIPTokenizer
 
     folder = layout.path / component
-    # Without either the library makes one of no words.
+    # Without either file the library makes a tokenizer without words.
     if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
         raise layout.refuse(f"{component} holds neither tokenizer.json nor vocab.json")
     try:
@@ -122,5 +122,5 @@ class ClipPromptEncoder:
         attention_mask = torch.cat([one.attention_mask for one in tokens]).to(device) if uses_mask else None
         ids = torch.cat([one.ids for one in tokens]).to(device)
         hidden = self.text_encoder(ids, attention_mask=attention_mask)[0].to(self.text_encoder.dtype)
-        # Copies: one that is kept must not keep the others' memory.
+        # Copies: a kept embedding must not keep the others' memory.
         return [PromptEmbeds(row.clone(), cut_text=one.cut_text) for row, one in zip(hidden, tokens, strict=True)]

@@ -120,7 +120,7 @@ class SdxlPromptEncoder:
             pooled = output[0]
         assert pooled is not None
         together = torch.cat(hidden, dim=-1).to(self.text_encoders[1].dtype)
-        # Copies: one that is kept must not keep the others' memory.
+        # Copies: a kept embedding must not keep the others' memory.
         return [
             PromptEmbeds(row.clone(), pooled_row.clone(), max(texts, key=len))
             for row, pooled_row, texts in zip(together, pooled, zip(*cut_texts, strict=True), strict=True)

@@ -23,7 +23,7 @@ def load_diffusers_model(
     """Load a diffusers model for inference; raises ModelLoadError."""
     file_variant = _find_variant(layout, component, _DIFFUSERS_STEM, variant)
     model = _load(model_class, layout, component, dtype, file_variant, device.torch_device)
-    # Named, though it is diffusers' own choice: torch then picks the kernel of its attention by device and size.
+    # Set explicitly, though diffusers' default: torch then picks its attention kernel by device and size.
     model.set_attn_processor(AttnProcessor2_0())
     return model
 
@@ -56,7 +56,7 @@ def _load(
     # Both libraries fill missing weights with random numbers and go on.
     if report["missing_keys"]:
         raise layout.refuse(f"{component} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}, ...")
-    # Once more the dtype: the libraries have renamed that argument over time, and ignore a name they do not know.
+    # The dtype once more: the libraries have renamed that argument over time, and ignore an unknown name.
     model = model.to(device, dtype).eval().requires_grad_(False)
     _own(model)
     if _states(folder) != found:

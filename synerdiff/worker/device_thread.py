@@ -1,6 +1,6 @@
 """The one thread that gives a worker's device its work: plans in order, their items in turn with the other worker's.
 
-No event loop, encoding or message is on its path, and it logs failures alone. On a device that queues its work, the
+It runs no event loop, encoding or messages, and logs only failures. On a device that queues its work, the
 thread prepares and queues the next item while the last one runs; another thread waits for the device and settles. On
 other devices this thread does everything: a second one would take the cores and the interpreter's lock from the next
 item.

@@ -31,8 +31,8 @@ class StageWorker(ABC):
     """Serves one leader at a time: the one with the highest token, on its newest stream. Belongs to the event loop.
 
     `address` is host:port, as others reach it, known once it serves; `draining`: it takes nothing new; `heartbeats` are
-    of all threads that wait for the device. `threads` CPU threads compute, `exact_threads` of them exact items; 0 takes
-    as many as torch uses on the calling thread. `work`: a stage's work in the plural.
+    of all threads that wait for the device. `threads` CPU threads compute, `exact_threads` for exact items; 0 takes as
+    many as torch uses on the calling thread. `work`: a stage's work in the plural.
     """
 
     work: str

@@ -61,7 +61,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Requests of a mix, `number` of them or without end; the same whenever they are gone through."""
+    """Requests of a mix, `number` of them or without end; the same in every iteration."""
 
     mix: Mix
     seed: int

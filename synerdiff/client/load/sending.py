@@ -1,6 +1,6 @@
 """Sending a load to one server, and when every request of it was due, sent and answered.
 
-Latency counts from when a request was due, not from when it was sent: a client or server that falls behind cannot
+Latency counts from the time a request was due, not from its sending: a client or server that falls behind cannot
 hide it. In an open loop that is the time of its arrival, in a closed loop the end of the request before it.
 """
 
@@ -18,7 +18,7 @@ from synerdiff.errors import SynerDiffError
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """Requests that are sent when they are due, however many are unanswered."""
+    """Requests that are sent when they are due, even while others are unanswered."""
 
     arrivals: tuple[Arrival, ...]
 
@@ -86,9 +86,9 @@ class Window:
     def images_per_s(self) -> float:
         """Images over the window's seconds.
 
-        Of a closed loop that went round three times or more, by Little's law: its clients over the mean latency, of
-        those that ended after as many requests as there are clients and before the last as many. Between two moments it
-        would depend on how many of a batch that ends at once fall into them.
+        In a closed loop of three rounds or more, by Little's law: its clients over the mean latency of the requests
+        but the first to end and the last to end, as many of each as there are clients. A count between two moments
+        would depend on the number of requests of one batch in between, which end at once.
         """
         if self.concurrency and len(self.answers) >= 3 * self.concurrency:
             by_end = sorted(self.answers, key=lambda answer: answer.ended_s)

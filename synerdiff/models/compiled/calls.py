@@ -65,7 +65,7 @@ class _Trial:
 
 
 class FastestCall:
-    """Computes with `eager` until a compiled call is offered, then with whichever is faster at a batch's size.
+    """Computes with `eager` until a compiled call is offered, then with the faster one at a batch's size.
 
     One thread calls; any may offer. For each size class (1, 2-3, 4-7, 8-15, ... rows) the first calls take turns,
     which costs nothing: both answer the same within rounding. Only for devices on which a call returns when its work

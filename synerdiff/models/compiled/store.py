@@ -121,7 +121,7 @@ class PackageStore:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder to compile in, gone after. Within `compiling`: it removes the remains of killed processes."""
+        """A temporary folder to compile in. Use it within `compiling`: it removes the remains of killed processes."""
         for left in self.directory.glob(f"{_SCRATCH}*"):
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=self.directory, prefix=_SCRATCH) as folder:

@@ -1,7 +1,7 @@
 """The device as workers use it. Kinds: `CpuDevice`, `CudaDevice`.
 
 The work given to a device is done in order and possibly later: on CUDA a call returns once its kernels are queued.
-A thread must not wait in the midst of a plan, so only methods that state it wait.
+A thread must not wait in the midst of a plan, so a method waits only if its docstring states it.
 """
 
 import time
@@ -33,7 +33,7 @@ class Capture(Protocol):
 
 
 class Timeline(Protocol):
-    """Moments in the order of a device's work, whose clock is read later. One thread marks, one waits and reads."""
+    """Moments in the order of a device's work, whose times are read later. One thread marks, one waits and reads."""
 
     def mark(self) -> Mark:
         """The moment when all work that this thread has given so far will be done."""

@@ -147,7 +147,7 @@ class GraphPool:
       workspace that a capture took from it; to capture into it is then an assertion. So a new round of graphs gets a
       new handle, and the workspaces go first. (A graph kept for ever would do too, but a pool in use gives nothing
       back.)
-    - cuBLAS keeps a workspace per stream, and newer releases drop that of a graph's stream with the graph, whatever
+    - cuBLAS keeps a workspace per stream, and newer releases drop that of a graph's stream with the graph, even if
       other graphs still write to it. So captures have a stream on which nothing else is ever computed: its workspace
       then lies in the pool, which stays mapped while any graph lives.
     - A capture that fails to begin or to end leaves the calling thread on the stream for captures, and the allocator

@@ -1,6 +1,6 @@
 """Classifies errors: too little memory, a device that is lost to this process, or neither.
 
-A *sticky* CUDA error poisons the process's context: every later call fails with it, and only a new process helps. torch
+A *sticky* CUDA error breaks the process's context: every later call fails with it, and only a new process helps. torch
 raises them as `torch.AcceleratorError` with an `error_code` (before 2.8 as a plain RuntimeError), and the libraries on
 top with errors of their own. Numbers and words are those of cudaError_t and cudaGetErrorString (CUDA 12 and 13).
 """
