@@ -66,7 +66,7 @@ def _compared(model: Any, call: Callable[[int], object], device: Device, size: i
 
 
 def _is_slow(model: Any, call: Callable[[int], object], device: Device, typical: int) -> bool:
-    """Whether a typical call may take the whole budget, by the smallest one's time: its second, as the first is slow."""
+    """Whether a typical call may take the whole budget, by the smallest's time: its second, as the first is slow."""
     one_s = _seconds(model, CONTIGUOUS, lambda: call(1), device)
     if one_s < _BUDGET_S:
         one_s = min(one_s, _seconds(model, CONTIGUOUS, lambda: call(1), device))
