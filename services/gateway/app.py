@@ -1,4 +1,4 @@
-"""The HTTP application: its routes, probes and metrics, and how everything that goes wrong in them is answered."""
+"""The HTTP application: its routes, probes and metrics, and the answers to all errors in them."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ from synerdiff.errors import SynerDiffError
 
 PAGES = Path(__file__).with_name("pages")
 
-# Two prompts of 8 KiB, written as JSON escapes, and small change.
+# Two prompts of 8 KiB, written as JSON escapes, and the other fields.
 MAX_BODY_BYTES = 256 << 10
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -47,7 +47,7 @@ async def readyz(request: Request) -> Response:
 
 @health.get("/metrics")
 async def metrics() -> Response:
-    """What the process counts, for Prometheus."""
+    """The process's metrics, for Prometheus."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -15,10 +15,10 @@ INVALID = "invalid_request_error"
 _SERVER = "server_error"
 _MAX_MESSAGE_CHARACTERS = 1024
 
-# What the client of the OpenAI API obeys before any rule of its own.
+# OpenAI's client obeys this header before any rule of its own.
 _NO_RETRY = {"x-should-retry": "false"}
 
-# The parameters of the OpenAI API that the fields of a GenerateRequest come from, where they are called otherwise.
+# The parameters of the OpenAI API that the fields of a GenerateRequest come from, where their names differ.
 _PARAMS = {
     "num_images": "n",
     "width": "size",
@@ -51,7 +51,7 @@ class ApiError(Exception):
         return {"error": {"message": message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """The error as an answer. ASCII, whatever the request quoted in it holds."""
+        """The error as an answer. ASCII, even where it quotes a request that is not."""
         return Response(json.dumps(self.envelope), self.status, headers=self.headers, media_type="application/json")
 
 
@@ -83,7 +83,7 @@ _UNKNOWN = _Kind(500, _SERVER, "internal_error")
 
 
 def api_error(error: SynerDiffError) -> ApiError:
-    """What a scheduler's error is answered with."""
+    """The answer to a scheduler's error."""
     kind = _BY_CODE.get(error.code, _UNKNOWN)
     if isinstance(error, QueueFull):
         return too_many(error.message, error.retry_after_s, "queue_full")
@@ -127,5 +127,5 @@ def invalid_body(errors: Sequence[Any]) -> ApiError:
 
 
 def param_of(field_name: str) -> str:
-    """What the OpenAI API calls a field of a GenerateRequest."""
+    """The OpenAI API's name of a field of a GenerateRequest."""
     return _PARAMS.get(field_name, field_name)

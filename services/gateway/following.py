@@ -13,10 +13,10 @@ from synerdiff.errors import SynerDiffError
 from synerdiff.stopping import cancel_and_wait
 from synerdiff.telemetry import get_logger
 
-# A caller's identity, and the W3C context of its trace, go on as they came.
+# A caller's identity, and the W3C context of its trace, are passed on unchanged.
 PASSED_ON = ("authorization", "traceparent", "tracestate")
 _MAX_VALUE_BYTES = 4096
-# What was cut has ended long before.
+# A cancelled job ends long before this.
 _END_S = 5.0
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Caller:
 
 
 def metadata_value(name: str, value: str) -> str:
-    """A header's value, to go on. Raises ApiError for one that gRPC cannot carry."""
+    """A header's value, to be passed on. Raises ApiError for one that gRPC cannot carry."""
     if value.isascii() and value.isprintable() and len(value) <= _MAX_VALUE_BYTES:
         return value
     if name == "authorization":
@@ -45,7 +45,7 @@ def metadata_value(name: str, value: str) -> str:
 
 
 class HungUp(Exception):
-    """The client has gone: nobody is there to be answered."""
+    """The client has disconnected: nobody waits for an answer."""
 
 
 class Following:
@@ -103,7 +103,7 @@ async def _cancel(client: AsyncClient, first: asyncio.Future[Event], stream: Asy
     try:
         job_id = (await first).job_id
         await client.cancel(job_id)
-    except Exception as error:  # it was refused, or cannot be read; what there is of it is abandoned
+    except Exception as error:  # the job was refused, or its answer cannot be read; a job that exists is abandoned
         log.warning("nothing cancelled of a client that hung up", reason=str(error))
     else:
         metrics.HANG_UPS.inc()

@@ -1,4 +1,4 @@
-"""What the routes of one gateway share. It holds no state of any request."""
+"""The state that the routes of one gateway share. It holds no state of any request."""
 
 import asyncio
 import contextlib
@@ -64,7 +64,7 @@ class Catalogue:
 
 @dataclass
 class Gateway:
-    """Its connections to the schedulers, and what serves every request. `ready`: whether it takes work."""
+    """Its connections to the schedulers, and the parts that every request uses. `ready`: whether it takes work."""
 
     client: AsyncClient
     operations: Any

@@ -15,7 +15,7 @@ from synerdiff.telemetry import get_logger
 
 log = get_logger("http")
 
-# Probes and scrapes come every few seconds, and say nothing.
+# Probes and scrapes come every few seconds, and carry no information.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 _FULL = too_many("too many open requests", 1.0, "too_many_requests")
 _HUNG_UP = 499  # as nginx has it: the client went before it was answered
@@ -49,7 +49,7 @@ class Observed:
 
 
 class _Request:
-    """One request, as it is seen from outside."""
+    """One request, as seen from outside."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope: MutableMapping[str, Any] = scope
@@ -78,7 +78,7 @@ class _Request:
 
     def ended(self) -> None:
         seconds = time.perf_counter() - self._began_s
-        # The path as it is declared: what strangers ask for does not name series.
+        # The path as declared: a path that a client makes up must not name a series.
         route = getattr(self._scope.get("route"), "path", "") or "other"
         metrics.REQUESTS.labels(route, self._status).inc()
         metrics.REQUEST_SECONDS.labels(route).observe(seconds)

@@ -32,7 +32,7 @@ class SamplerAnswer(BaseModel, from_attributes=True):
 
 
 class CardAnswer(BaseModel, from_attributes=True):
-    """What requests for a model may ask for, and what they get when they do not say. Sizes in pixels."""
+    """The bounds of requests for a model, and its defaults. Sizes in pixels."""
 
     name: str
     family: str
@@ -48,7 +48,7 @@ class CardAnswer(BaseModel, from_attributes=True):
 
 
 class ModelAnswer(BaseModel):
-    """A model. `id`: its name, or an alias of it. `created`: 0, for nobody keeps that."""
+    """A model. `id`: its name, or an alias of it. `created`: 0, since it is not recorded."""
 
     id: str
     object: Literal["model"] = "model"
@@ -66,7 +66,7 @@ class ModelsAnswer(BaseModel):
 
 @router.get("/v1/models", summary="The models", responses=ERRORS)
 async def models(request: Request) -> ModelsAnswer:
-    """OpenAI's models.list; `synerdiff` has what each takes."""
+    """OpenAI's models.list; `synerdiff` has the card of each."""
     found = await gateway_of(request).catalogue.models(caller_of(request).client)
     return ModelsAnswer(data=[model_answer(name, model) for name, model in found.items()])
 

@@ -1,6 +1,6 @@
-"""/api: what the pages ask for.
+"""/api: the endpoints of the pages.
 
-The page to draw with: all that a job does, where OpenAI's API tells of pictures alone. The page to watch it run: the
+The drawing page: all events of a job, where OpenAI's API has pictures alone. The monitoring page: the
 pool's status and its ticks as events, and the last ticks as a trace.
 """
 
@@ -46,14 +46,14 @@ def _number(value: object) -> object:
 
 
 class DrawBody(GenerationBody):
-    """What the page asks for: a body of OpenAI's API, whose seed may be a string of digits."""
+    """The page's request: a body of OpenAI's API, whose seed may be a string of digits."""
 
     seed: Annotated[int | None, BeforeValidator(_number)] = Field(None, ge=0, lt=2**63)
 
 
 @router.post("/jobs")
 async def draw(request: Request, body: Annotated[DrawBody, Body()]) -> Response:
-    """Draw, and tell of everything on the way: queued, started, progress, image, finished, or error.
+    """Draw, and send every event of the job: queued, started, progress, image, finished, or error.
 
     Hanging up cancels the job.
     """
@@ -106,13 +106,13 @@ def _event_fields(event: Event) -> dict[str, Any]:
 
 @router.get("/status")
 async def status(request: Request) -> Response:
-    """Operations.GetStatus every second, as events, for as long as somebody looks."""
+    """Operations.GetStatus every second, as events, until the client disconnects."""
     return EventStream(_statuses(gateway_of(request)))
 
 
 @router.get("/ticks")
 async def ticks(request: Request, domain: str = "", last: Annotated[int, Query(ge=0, le=4096)] = 0) -> Response:
-    """Operations.WatchTicks as events, over again from the newest leader where one goes."""
+    """Operations.WatchTicks as events, started again from the newest leader when one goes."""
     return EventStream(_ticks(gateway_of(request), operations_pb2.WatchTicksRequest(domain=domain, last=last)))
 
 

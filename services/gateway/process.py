@@ -23,7 +23,7 @@ log = get_logger("process")
 
 _ASK_EVERY_S = 0.2
 _BACKLOG = 2048
-# Longer than load balancers keep a connection: one that is closed here as a request is on its way is an error there.
+# Longer than load balancers keep a connection: closing one while a request is on its way is an error there.
 _KEEP_ALIVE_S = 75
 
 
@@ -79,7 +79,7 @@ async def _ready_once_answered(gateway: Gateway) -> None:
 
 
 def _spare_collections() -> None:
-    """Requests make many short-lived values and few cycles; what was loaded is not looked through again."""
+    """Requests make many short-lived values and few cycles; collections skip the objects loaded before."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)
@@ -108,7 +108,7 @@ class _Server(uvicorn.Server):
                 ws="none",
                 lifespan="on",
                 log_config=None,
-                log_level="critical",  # what it says is none of our lines
+                log_level="critical",  # its messages are not in our log's format
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

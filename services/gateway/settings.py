@@ -1,4 +1,4 @@
-"""What a gateway can be told."""
+"""Settings of a gateway."""
 
 from pathlib import Path
 from typing import Self
@@ -9,7 +9,7 @@ from synerdiff.client.aio import DEFAULT_ADDRESS
 from synerdiff.settings import HostPort, OptionalFile, ProcessSettings
 from synerdiff.tls import BadTlsFiles, ClientTls, check_pem_files
 
-# In the place of a file's name: the CAs that this machine trusts anyway.
+# Instead of a file's name: the CAs that this machine trusts by default.
 SYSTEM_CAS = Path("system")
 
 
@@ -56,7 +56,7 @@ class GatewaySettings(ProcessSettings):
         return self
 
     def scheduler_tls(self) -> ClientTls | None:
-        """What to call schedulers with; None: plaintext."""
+        """The TLS to call schedulers with; None: plaintext."""
         if self.tls_ca is None:
             return None
         return ClientTls(self._ca(), self.tls_certificate, self.tls_key)

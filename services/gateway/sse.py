@@ -18,14 +18,14 @@ _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 def event(name: str, data: Any) -> bytes:
-    """One event. Its data is ASCII on one line, whatever it holds."""
+    """One event. Its data is always ASCII on one line."""
     return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode("ascii")
 
 
 class EventStream(StreamingResponse):
     """An answer of `events` as they come, which are closed with it, however it ends.
 
-    A reader that is slow makes `events` wait, and nobody else.
+    A slow reader makes only `events` wait.
     """
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:

@@ -22,7 +22,7 @@ from synerdiff.models.family import Conditioning, UnetSide
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one UNet call was given and answered, per task: all that a preview needs.
+    """The inputs and outputs of one UNet call, per task: all that a preview needs.
 
     `timesteps` [tasks], `model_input` and (guided) `noise_pred` [tasks, C, h, w], all fp32 on the model's device.
     `rows` is the call's UNet rows. `drifts` has, by place in the batch, how far the prediction of D was off for every
@@ -95,7 +95,7 @@ class _ExactRows:
 
 @dataclass(frozen=True)
 class _Computed:
-    """All that a call has led to, before its tasks have heard of it. `advanced` [tasks, R, C, h, w]."""
+    """All results of a call, before its tasks take them over. `advanced` [tasks, R, C, h, w]."""
 
     call: PreparedCall
     advanced: Tensor
@@ -118,11 +118,11 @@ class Denoiser:
 
     @property
     def compute(self) -> Device:
-        """What it runs on."""
+        """The device it runs on."""
         return self._unet_side.compute
 
     def free_memory(self) -> None:
-        """Give back what is held to save time."""
+        """Free the memory that is held to save time."""
         self._unet.free()
         self.compute.free_caches()
 
@@ -142,7 +142,7 @@ class Denoiser:
     def step(self, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> StepOutcome:
         """Make the next call of every task, in one batch; none of them may be done.
 
-        See `prepare`, also for what is raised. Tasks change only once everything has been computed: a call that raises
+        See `prepare`, also for errors raised. Tasks change only once everything has been computed: a call that raises
         may be made again.
         """
         return self.make(self.prepare(tasks, skipping))
@@ -151,8 +151,8 @@ class Denoiser:
     def prepare(self, tasks: Sequence[DenoisingTask], skipping: Sequence[bool] = ()) -> tuple[PreparedCall, ...]:
         """All of a step that comes before its UNet call, for `make`. The next call must be this one.
 
-        Of exact tasks each is a part of its own, which share but the UNet call: see `ExactUnet`. Task k skips guidance
-        where `skipping[k]`, if it can: an unguided task, one without a predictor, and one whose predictor goes by
+        Each exact task is a part of its own; the parts share only the UNet call: see `ExactUnet`. Task k skips guidance
+        where `skipping[k]`, if it can: an unguided task, one without a predictor, and one whose predictor needs a
         measured D before the first was measured, make the call as they would without. Raises ValueError where the
         tasks' latents are not of one shape, exact tasks are among others, or `skipping` is of another length.
         """

@@ -43,7 +43,7 @@ from synerdiff.models.loading import load_unet_side, load_vae_side
 from synerdiff.models.threads import limit_torch_threads
 from synerdiff.skip_cfg import SkipPredictor
 
-# What any model can draw, for models that come without prompts of their own.
+# Prompts for any model, used for models that come without prompts of their own.
 _PROMPTS = (
     "a slice of pizza",
     "a red apple on a table",
@@ -62,7 +62,7 @@ _SHUFFLE_SEED = 7
 
 
 class Measurement:
-    """Goes through cases, telling how far it is. `score` is asked of full guidance and of every result if given."""
+    """Runs cases and reports its progress. `score`, if given, is computed for full guidance and for every result."""
 
     def __init__(self, studio: Studio, guidance_scale: float, score: Score | None) -> None:
         self._studio = studio

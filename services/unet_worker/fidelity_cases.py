@@ -1,4 +1,4 @@
-"""What a measurement of skipped guidance goes through, and the budget that its results allow. Pure values."""
+"""The cases of a measurement of skipped guidance, and the budget that its results allow. Pure values."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from synerdiff.models.family import Images, UnetSide, VaeSide
 from synerdiff.requests import TaskSpec
 from synerdiff.skip_cfg import SkipCfgBudget, spread
 
-# Where few steps are skipped every predictor does well: the ends are told apart at a share that costs something.
+# Where few steps are skipped every predictor does well: the ends are compared at a share with a measurable loss.
 _ENDS_SHARE = 0.5
 _AT_ONCE = 16
 _DECODED_AT_ONCE = 8
@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What a case costs against full guidance on the same seeds.
+    """The loss of a case against full guidance on the same seeds.
 
     `skipped` of `num_calls` calls were skipped, at most `run` in a row. `latent_error` is the mean of
     |x - x_full| / |x_full|. `score` and `full_score`, in percent, are None without a scorer.
@@ -67,7 +67,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is tried. The first sampler at the first number of steps decides the ends, `heads` x `tails`."""
+    """The cases to try. The first sampler at the first number of steps decides the ends, `heads` x `tails`."""
 
     samplers: tuple[Sampler, ...]
     steps: tuple[int, ...]
@@ -115,7 +115,7 @@ def choose(results: Sequence[Result], floor_db: float) -> SkipCfgBudget | None:
     """The largest share that some predictor carries at `floor_db` or more of mean PSNR with every sampler, at the first
     number of steps among the results; the best predictor at it. None where no share does.
 
-    `longest_run` is what that share led to, `measured_db` the least of the samplers, `least_calls` the calls of these
+    `longest_run` is the longest at that share, `measured_db` the least of the samplers, `least_calls` the calls of the
     pictures.
     """
     steps = results[0].case.num_inference_steps
@@ -150,7 +150,7 @@ def of_budget(budget: SkipCfgBudget, sampler: Sampler, num_inference_steps: int)
 
 
 def confirmed(budget: SkipCfgBudget, results: Sequence[Result]) -> SkipCfgBudget:
-    """The budget with the least mean PSNR among these results in place of what it was chosen by."""
+    """The budget with the least mean PSNR among these results as its `measured_db`."""
     return replace(budget, measured_db=round(min(result.mean_db for result in results), 2))
 
 
@@ -175,7 +175,7 @@ def _line(result: Result) -> str:
 
 @dataclass(frozen=True)
 class Loss:
-    """What skipping costs: PSNR of the pictures in dB, mean and worst; |x - x_full| / |x_full| of the latents, mean."""
+    """Loss by skipping: PSNR of the pictures in dB, mean and worst; |x - x_full| / |x_full| of the latents, mean."""
 
     mean_db: float
     worst_db: float
@@ -192,7 +192,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of the model: picture k is of prompt k, from seed k."""
+    """The pictures to make: picture k is of prompt k, from seed k."""
 
     prompts: tuple[str, ...]
     sampler: Sampler

@@ -94,9 +94,9 @@ class GuidanceMemory:
     """The last measured D of one task, as many as its predictor needs, and which of its calls skipped guidance.
 
     `predictor` is None for a task that never skips. `differences` are [C, h, w] fp32 on the model's device, the newest
-    first and in units of predicted noise (`units` of a call are what D is multiplied by for that); `measured` are the
-    calls that measured them. What a batch has computed is taken over by `measure` and `skip`
-    alone, once per call, so a call that failed half-way leaves no trace.
+    first and in units of predicted noise (`units` holds the factor of D for that, by call); `measured` are the calls
+    that measured them. Only `measure` and `skip` change the memory, once per call and after the batch has been
+    computed, so a call that failed half-way leaves no trace.
     """
 
     predictor: SkipPredictor | None = None
@@ -112,7 +112,7 @@ class GuidanceMemory:
 
     @property
     def can_skip(self) -> bool:
-        """Whether D can be predicted: there is a predictor, and a D was measured if it goes by any."""
+        """Whether D can be predicted: there is a predictor, and a D was measured if it needs any."""
         return self.predictor is not None and (bool(self.measured) or not self.remembers)
 
     def stale(self, call: int) -> bool:
@@ -120,7 +120,7 @@ class GuidanceMemory:
         return bool(self.measured) and self.measured[0] < call - 1
 
     def weights(self, call: int) -> tuple[float, ...]:
-        """What each of `differences` weighs in D' at a call; to be asked for only where `can_skip`."""
+        """The weight of each of `differences` in D' at a call; valid only where `can_skip`."""
         if self.predictor is None:
             return ()
         return tuple(weight / self.units[call] for weight in self.predictor.weights(self.measured, call))
@@ -136,7 +136,7 @@ class GuidanceMemory:
         self.skipped = (*self.skipped, call)
 
     def forget(self) -> None:
-        """Free what was measured; which calls skipped stays known."""
+        """Free the measured D; the list of calls that skipped stays."""
         self.differences, self.measured = [], ()
 
 

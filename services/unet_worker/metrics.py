@@ -1,4 +1,4 @@
-"""Prometheus metrics of a UNet worker. None is touched between two UNet calls: steps are counted off their reports."""
+"""Prometheus metrics of a UNet worker. None is touched between two UNet calls: steps are counted from their reports."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

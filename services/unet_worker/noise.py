@@ -15,7 +15,7 @@ from services.unet_worker.sampler_table import SamplerTable
 
 class TaskNoise:
     """The generator of one task and the order in which its sampler takes noise from it: first the initial latents, then
-    call by call. What is drawn depends on the seed, the latent shape, the model's dtype and the sampler alone.
+    call by call. The noise depends on the seed, the latent shape, the model's dtype and the sampler alone.
 
     Not safe for several threads at once.
     """

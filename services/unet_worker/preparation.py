@@ -61,7 +61,7 @@ class EmbeddingCache:
         return embeds
 
     def put(self, prompt: PromptKey, embeds: PromptEmbeds) -> None:
-        """Hold the prompt's embeddings; what alone exceeds the capacity is not held."""
+        """Hold the prompt's embeddings; an entry larger than the capacity is not held."""
         size = _size(prompt, embeds)
         if size > self.capacity_bytes:
             return

@@ -1,4 +1,4 @@
-"""Previews: the clean latents that a UNet call points at, projected to a small PNG beside the running steps."""
+"""Previews: the clean latents that a UNet call predicts, projected to a small PNG beside the running steps."""
 
 import io
 import threading
@@ -26,7 +26,7 @@ MAX_WAITING = 64
 
 
 class CleanLatents:
-    """What a UNet call takes the finished latents to be.
+    """A UNet call's prediction of the clean latents.
 
     A model input is sqrt(a) clean + sqrt(1 - a) noise, with a = alphas_cumprod at its timestep, whatever the sampler:
     the scaling of model inputs is there to make it so.
@@ -59,7 +59,7 @@ class _Moment:
 
 
 class PreviewEncoder:
-    """Makes previews on a thread of its own and hands them to `deliver` there. Falls behind by leaving some out."""
+    """Makes previews on a thread of its own and hands them to `deliver` there. Drops previews where it falls behind."""
 
     def __init__(self, unet_side: UnetSide, deliver: Callable[[Preview], None]) -> None:
         self._projection = unet_side.preview
@@ -79,14 +79,14 @@ class PreviewEncoder:
         self._executor.submit(self._encode, self._projection, moment)
 
     def close(self) -> None:
-        """Leave out what waits and end the thread."""
+        """Drop waiting previews and end the thread."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _encode(self, projection: PreviewProjection, moment: _Moment) -> None:
         self._room.release()
         try:
             self._deliver(Preview(moment.task_id, moment.call, self._png(projection, moment)))
-        except Exception as error:  # a picture to look at meanwhile: nothing depends on it
+        except Exception as error:  # nothing depends on a preview
             log.warning("no preview", task_id=moment.task_id, exc_info=error)
 
     @torch.inference_mode()

@@ -54,7 +54,7 @@ class Resident:
         return self.task.next_call if self.task else 0
 
     def describe(self) -> ResidentTask:
-        """What a leader is told when it attaches."""
+        """The resident's description for a leader that attaches."""
         slot = self.slot if self.state is ResidentState.FINISHED else None
         skipped_calls = self.task.guidance.skipped if self.task else self.skipped_calls
         return ResidentTask(self.spec.task_id, self.next_call, self.num_calls, slot, skipped_calls)
@@ -167,7 +167,7 @@ class Residents:
         return finished
 
     def describe(self) -> tuple[ResidentTask, ...]:
-        """All residents as a leader is told of them."""
+        """The descriptions of all residents, for a leader that attaches."""
         with self._lock:
             return tuple(resident.describe() for resident in self._by_id.values())
 

@@ -21,12 +21,12 @@ DEFAULT_TRAIN_TIMESTEPS = 1000  # of a scheduler that does not say
 def steps_range(scheduler: Any) -> tuple[int, int]:
     """The fewest and most steps that a new scheduler can run with.
 
-    Takes it that a scheduler which can do n steps can do fewer, down to its minimum: what stops them is timesteps that
+    Assumes that a scheduler which can do n steps can do fewer, down to its minimum: it fails only where timesteps
     coincide or run out. "Can" means that diffusers runs: with "trailing" spacing it adds a timestep of -1 to some
     schedules of 61 steps and more, and so does the table.
 
-    Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does, and, with what
-    diffusers says, where it cannot run with few steps nor more.
+    Leaves the scheduler in a used state; raises UnsupportedScheduler as `probe_scheduler` does, and, with
+    diffusers' message, where it can run with no number of steps.
     """
     trained = int(scheduler.config.get("num_train_timesteps", DEFAULT_TRAIN_TIMESTEPS))
     # Some schedulers set all their training timesteps when they are made, which can take half a second: not twice.
@@ -80,7 +80,7 @@ def _fewest(scheduler: Any) -> int:
 
 _LATENT_SHAPE = (4, 3, 3)
 _SEED = 20240301
-# Of the terms that a sample is the sum of: far above what a table rounds, far below what pictures show.
+# Relative to the terms of the sum that a sample is: far above a table's rounding, far below visible differences.
 _TOLERANCE = 1e-3
 # Schedulers that cancel large terms lose all digits of float32 to that, which is rounding, not another method.
 _DTYPE = torch.float64
@@ -90,8 +90,8 @@ _DTYPE = torch.float64
 def check_table(table: SamplerTable, scheduler: Any, num_inference_steps: int) -> None:
     """Raise UnsupportedScheduler unless `table` gives, call by call, the samples that a new `scheduler` gives.
 
-    So whatever the probe could not see of a scheduler, a memory of another kind, or a bound that only ordinary values
-    reach, is refused, not served wrongly. Leaves the scheduler in a used state.
+    So a scheduler with a part that the probe could not see (a memory of another kind, a bound that only ordinary values
+    reach) is refused, not served wrongly. Leaves the scheduler in a used state.
     """
     scheduler.set_timesteps(num_inference_steps)
     noise = TaskNoise(_SEED, _LATENT_SHAPE, _DTYPE, table)

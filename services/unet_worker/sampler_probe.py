@@ -1,9 +1,9 @@
 """Reads the coefficients of a diffusers scheduler off the scheduler itself, by running it on basis vectors.
 
 A scheduler's *memories* are the tensors of the sample's shape that it keeps from one call to the next. Before each call
-every memory is replaced by a basis vector, and sample and model output are basis vectors too. So what the call returns,
-and what it leaves in its memories, are the lists of that call's coefficients. Some extra dimensions hold zeros in all
-of them: whatever comes back there is noise.
+every memory is replaced by a basis vector, and sample and model output are basis vectors too. So the call's result, and
+the contents of its memories afterwards, are the lists of that call's coefficients. Some extra dimensions hold zeros in
+all of them: any value that comes back there is noise.
 """
 
 import inspect
@@ -30,7 +30,7 @@ _SHAPE = (2, 4, 1, (_INPUT_DIMS + _NOISE_DIMS) // 4)  # a batch of two latents o
 # Two amplitudes in one batch, so that clipping and thresholding show as coefficients that differ. Both powers of two:
 # exact in float32. The first is large, so that noise of size 1 leaves the coefficients read there exact to 1e-13.
 _AMPLITUDES = np.array([2.0**20, -1.0])
-_TOLERANCE = 1e-5  # of what schedulers round in float32
+_TOLERANCE = 1e-5  # relative, for the rounding of schedulers in float32
 _NEGLIGIBLE = 1e-10  # float64 rounding: where a scheduler's terms cancel, the coefficient is 0
 _NOISE_SEED = 20240229
 _NOISE_DTYPES: dict[NoiseDtype, torch.dtype] = {"float32": torch.float32, "model": torch.float64}
@@ -38,7 +38,7 @@ _NOISE_DTYPES: dict[NoiseDtype, torch.dtype] = {"float32": torch.float32, "model
 Array = NDArray[np.float64]
 # The values after a call, each as the weights of the values before it; those of no weight are left out.
 Weights = Mapping[str, Mapping[str, float]]
-# What diffusers schedulers raise when asked for more than they can do; few of them check it.
+# Errors that diffusers schedulers raise when asked for more than they can do; few of them check it.
 SCHEDULER_ERRORS = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError, AssertionError)
 
 
@@ -60,7 +60,7 @@ class UnsupportedSteps(InvalidRequest):
 
 @dataclass(frozen=True)
 class SchedulerCoefficients:
-    """What each call of a scheduler does, in float64.
+    """The coefficients of each call of a scheduler, in float64.
 
     timesteps, input_scale: [num_calls]. weights: per call, of SAMPLE and of every memory after it, over SAMPLE, OUTPUT,
     NOISE and the memories before it. draws_noise: [num_calls]; noise_dtype, init_noise_sigma: as in SamplerTable.
@@ -89,7 +89,7 @@ def probe_scheduler(scheduler: Any, num_inference_steps: int) -> SchedulerCoeffi
     """The coefficients of a diffusers scheduler, which is left in a used state.
 
     Raises UnsupportedScheduler, naming its class, when its steps are not of the form that SchedulerCoefficients has,
-    and UnsupportedSteps when diffusers fails with `num_inference_steps` or answers with what is not a number.
+    and UnsupportedSteps when diffusers fails with `num_inference_steps` or answers with NaN or infinity.
     """
     name = type(scheduler).__name__
     try:
@@ -271,7 +271,7 @@ def _layouts(weights: tuple[Weights, ...]) -> list[Mapping[str, int]]:
     layouts: list[Mapping[str, int]] = [{SAMPLE: 0}]
     for after, needed in zip(weights, _needed(weights)[1:], strict=True):
         layout = {SAMPLE: 0}
-        register_of = {_key(after[SAMPLE]): 0}  # by what is in it: equal values share a register
+        register_of = {_key(after[SAMPLE]): 0}  # by its contents: equal values share a register
         for value in sorted(needed):
             free = min(set(range(1, len(needed) + 1)) - set(register_of.values()), default=0)
             layout[value] = register_of.setdefault(_key(after[value]), free)

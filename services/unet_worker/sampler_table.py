@@ -13,8 +13,8 @@ NoiseDtype = Literal["model", "float32"]
 class SamplerTable:
     """The coefficients of a scheduler for one num_inference_steps. Shared between tasks: never written to.
 
-    A task holds registers `regs [R, n]`: register 0 is the sample, the others what later calls still need of earlier
-    samples and model outputs; all but register 0 start as zeros. UNet call i is given `regs[0] * input_scale[i]` at
+    A task holds registers `regs [R, n]`: register 0 is the sample, the others hold earlier samples and model outputs
+    for later calls; all but register 0 start as zeros. The input of UNet call i is `regs[0] * input_scale[i]` at
     `timesteps[i]`, and then
 
         regs = matrix[i] @ cat([regs, noise_pred, noise])        in float32
@@ -23,10 +23,10 @@ class SamplerTable:
 
     timesteps: [num_calls] float32, as the UNet's time embedding casts them anyway.
     input_scale: [num_calls] float32.
-    init_noise_sigma: what the initial noise is multiplied by.
+    init_noise_sigma: the factor of the initial noise.
     matrix: [num_calls, R, R + 2] float32.
     draws_noise: per call, whether the scheduler takes noise from the task's generator (even if it weighs it by 0).
-    noise_dtype: what it draws in: the model's dtype, or float32 whatever the model's dtype is.
+    noise_dtype: the dtype it draws in: the model's dtype, or float32 for any model.
     """
 
     timesteps: Tensor

@@ -42,7 +42,7 @@ class OwnScheduler:
 
     def build(self, scheduler_config: Mapping[str, Any]) -> Any:
         """As `SchedulerRecipe.build`."""
-        # Of options that it names diffusers takes its own default instead, and so drops what a pipeline corrected.
+        # diffusers replaces the options named there by its own defaults, and so drops a pipeline's corrections.
         options = {option: value for option, value in scheduler_config.items() if option != "_use_default_values"}
         return make_scheduler(str(scheduler_config.get("_class_name")), options)
 
@@ -113,14 +113,14 @@ def sampler_like_own(scheduler_config: Mapping[str, Any]) -> Sampler:
 
 
 def _options(scheduler: Any) -> dict[str, Any]:
-    """What a scheduler was made of: the options that its class takes."""
+    """The options that a scheduler was made with: those that its class takes."""
     taken = inspect.signature(type(scheduler)).parameters
     return {option: value for option, value in scheduler.config.items() if option in taken}
 
 
 @dataclass(frozen=True)
 class DefaultSampler:
-    """What a model is served with where a request does not say. `refused`: why that is not its own scheduler."""
+    """The sampler of requests that name none. `refused`: why it is not the model's own scheduler."""
 
     sampler: Sampler
     refused: str = ""
@@ -175,7 +175,7 @@ def _canonical(scheduler_config: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
-@torch.inference_mode(False)  # whatever mode the first caller is in, the cached tensors are ordinary ones
+@torch.inference_mode(False)  # the cached tensors are ordinary ones in any mode of the first caller
 def _table(config_json: str, sampler: Sampler, num_inference_steps: int) -> SamplerTable:
     try:
         scheduler = _new_scheduler(config_json, sampler)
@@ -187,7 +187,7 @@ def _table(config_json: str, sampler: Sampler, num_inference_steps: int) -> Samp
 
 
 def _new_scheduler(config_json: str, sampler: Sampler) -> Any:
-    """A scheduler of one's own. Copied, since some take half a second to make."""
+    """A scheduler for one caller. Copied, since some take half a second to make."""
     return deepcopy(_prototype(config_json, sampler))
 
 
@@ -208,7 +208,7 @@ def _like_own(config_json: str) -> Sampler | str:
 
 @lru_cache(maxsize=_CACHED_MODELS * len(RECIPES))
 def _limits(config_json: str, sampler: Sampler) -> SamplerLimits | str:
-    """What a sampler can do with a scheduler config, or why it cannot be served with it."""
+    """The limits of a sampler with a scheduler config, or why it cannot be served with it."""
     try:
         fewest, most = steps_range(_new_scheduler(config_json, sampler))
         last = min(most, _TRIED_STEPS)

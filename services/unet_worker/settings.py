@@ -1,4 +1,4 @@
-"""What a UNet worker can be told."""
+"""Settings of a UNet worker."""
 
 from pydantic import Field
 

@@ -123,7 +123,7 @@ class UnetStage(Stage[UnetWorkerSettings]):
             latents, timesteps, *conditioning = (one[:rows] for one in inputs)
             side.predict(latents, timesteps, conditioning_of(*conditioning))
 
-        # Before any graph is captured, which would go on with the weights where they lay.
+        # Before any graph is captured: a graph would go on reading the weights at their old addresses.
         self.memory_format = settle_memory_format(side.unet, call, side.compute, _TYPICAL_ROWS)
         self.compiled.capture_ahead(most_rows)
         warm_up(side, self.compiled, self.card)

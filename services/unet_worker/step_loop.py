@@ -29,7 +29,7 @@ Batch = tuple[Resident, ...]
 
 @dataclass
 class _StepsTaken:
-    """What a plan's report will tell. `done`: residents past their last call; `drifts`: still on the device."""
+    """The contents of a plan's report. `done`: residents past their last call; `drifts`: still on the device."""
 
     skipped: list[SkippedEntry] = field(default_factory=list)
     done: list[Resident] = field(default_factory=list)
@@ -122,7 +122,7 @@ class _StepItem(DeviceItem):
         """Nothing: the end of its plan reports it."""
 
     def _attempt(self, batch: Batch) -> StepOutcome | Exception:
-        """The first one as it was prepared, once: of one that fails nothing is kept, which may hold a capture."""
+        """Use the prepared call for the first attempt, and drop it: a failed one may hold a capture."""
         prepared, self._prepared = self._prepared, None
         try:
             return prepared() if prepared else self._loop.denoiser.step(*self._tasks(batch))
@@ -141,7 +141,7 @@ class _StepItem(DeviceItem):
         self._taken.drifts += [(tasks[k].spec.task_id, tasks[k].next_call - 1, off) for k, off in drifts]
 
     def _give_up(self, resident: Resident, failure: Exception, fault: Fault) -> None:
-        """Say why a task that failed alone cannot go on; but not of one that a broken device has failed."""
+        """Report why a task that failed alone cannot go on, unless a broken device has failed it."""
         if fault is Fault.OUT_OF_MEMORY:
             code, message = StatusCode.RESOURCE_EXHAUSTED, f"no memory for a UNet call of this task alone: {failure}"
         elif isinstance(failure, NotExact):

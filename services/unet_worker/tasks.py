@@ -15,8 +15,8 @@ from synerdiff.requests import TaskSpec
 class DenoisingTask:
     """One image being denoised. Only the thread that steps it may touch it; `next_call` may be read by any.
 
-    `registers` is [R, C, h, w] fp32 on the model's device: register 0 is the sample, the others hold what the sampler
-    remembers of earlier calls. `negative_embeds` is None for a task without guidance.
+    `registers` is [R, C, h, w] fp32 on the model's device: register 0 is the sample, the others hold the sampler's
+    memory of earlier calls. `negative_embeds` is None for a task without guidance.
     """
 
     spec: TaskSpec

@@ -19,7 +19,7 @@ from services.vae_worker.bands import Affine, BandedActivation, Shape, affine, s
 Run = Generator[float, None, BandedActivation]
 """Yields after each band the work it took, in the unit of `Layer.work`; returns the layer's output."""
 
-# A convolution's FLOPs in the time of one byte of what moves past it; fitted to a 2-core EPYC in float32.
+# FLOPs of a convolution in the time in which memory moves one byte; fitted to a 2-core EPYC in float32.
 _FLOPS_PER_BYTE = 16.0
 # Passes over an activation: gathering it and taking its statistics; normalising and activating it.
 _STATISTICS_PASSES = 4
@@ -41,7 +41,7 @@ class Layer(ABC):
         """An estimate of its time, in FLOPs, from its input's shape."""
 
     def whole(self, activation: Tensor) -> Tensor:
-        """The output in one piece, to the last bit what diffusers makes of it."""
+        """The output in one piece, bit-identical to diffusers'."""
         output: Tensor = self.module(activation)
         return output
 

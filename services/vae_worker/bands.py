@@ -29,7 +29,7 @@ class Affine:
 
 
 def affine(norm: nn.GroupNorm, bands: Sequence[Tensor]) -> Affine:
-    """What `norm` does to the activation that lies in `bands`, [n, C, rows, W] each."""
+    """The affine form of `norm` for the activation that lies in `bands`, [n, C, rows, W] each."""
     mean, rstd = (gathered if bands[0].device.type == "cpu" else merged)(norm, bands)
     per_group = norm.num_channels // norm.num_groups
     scale = rstd.repeat_interleave(per_group, dim=1) * norm.weight.float()
@@ -136,7 +136,7 @@ class BandedActivation:
                 yield low, band.narrow(2, low - first, high - low)
 
     def drop_above(self, row: int) -> None:
-        """Free the bands that end at `row` or above; of one that ends below it keep what is left, if that is little."""
+        """Free the bands that end at `row` or above; of one that ends below it keep a copy of a rest up to a quarter."""
         while self._bands and self._bands[0][0] + self._bands[0][1].shape[2] <= row:
             self._bands.popleft()
         if self._bands:

@@ -102,7 +102,7 @@ def _upsample(name: str, upsampler: Any) -> Upsample:
 
 
 def _attention(name: str, attention: Any) -> Attention:
-    # It runs as it is, so its own options are its own affair; one that looks at latents besides cannot.
+    # It runs whole, so its options do not matter; one with a spatial norm would need the latents, too.
     _expect(name, attention, DiffusersAttention)
     _expect_options(name, attention, {"spatial_norm": None})
     return Attention(attention)

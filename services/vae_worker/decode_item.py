@@ -121,7 +121,7 @@ class DecodeItem(DeviceItem):
             progress = batch.progress or self._begin(batch)
             done = progress.advance(end_chunk / batch.entries[0].chunks)
             outcomes = progress.outcomes() if done else []
-        except Exception as error:  # a fault of ours: it must not end the work of others
+        except Exception as error:  # a defect of this code: it must not end the decodes of others
             if fault_of(error) is Fault.FATAL:
                 raise
             log.exception("item failed", task_ids=[entry.task_id for entry in batch.entries])

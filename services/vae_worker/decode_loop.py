@@ -87,7 +87,7 @@ class DecodeLoop:
         await self._settled.wait()
 
     def submit(self, plan: VaePlan, report: Report) -> None:
-        """Take a plan. `report` hears of each task that failed, then of the tick, unless the plan is abandoned."""
+        """Take a plan. `report` gets each task that failed, then the tick, unless the plan is abandoned."""
         in_hand = PlanInHand(plan, report, self._device.begin_plan(plan.tick))
         self._plans.add(in_hand)
         self._submitted.put_nowait(in_hand)

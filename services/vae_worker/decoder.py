@@ -1,4 +1,4 @@
-"""Batched decoding: latents as they lie in the arena in, pictures out, and every failure laid at the right door."""
+"""Batched decoding: latents as they lie in the arena in, pictures out, and every failure attributed to its cause."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,11 +57,11 @@ class BatchDecoder:
 
     @property
     def compute(self) -> Device:
-        """What it runs on."""
+        """The device it runs on."""
         return self._side.compute
 
     def decode(self, batch: Sequence[Latents], width: int, height: int) -> list[Picture | DecodeFailure]:
-        """Decode latents of `width` x `height` pixels, halving what fails until it is alone. Raises DeviceFailed."""
+        """Decode latents of `width` x `height` pixels, halving a failed part down to one image. Raises DeviceFailed."""
         decoding = self.begin(batch, width, height, bands=1)
         decoding.advance(1.0)
         return decoding.outcomes()
@@ -69,7 +69,7 @@ class BatchDecoder:
     def begin(
         self, batch: Sequence[Latents], width: int, height: int, bands: int, exact: bool = False
     ) -> "DecodeInProgress":
-        """Begin what `decode` does, to be carried on piece by piece: `bands` as ChunkedDecoder takes them.
+        """Begin a decode that is carried on piece by piece: `bands` as ChunkedDecoder takes them.
 
         With one band, or a VAE that is not known to be exact in bands, the decode is one piece. `exact`: so it is, and
         computed as `synerdiff.models.exact` says; the batch is of one image then.
@@ -171,7 +171,7 @@ class DecodeInProgress:
     def advance(self, until: float) -> bool:
         """Work until the fraction `until` of the decode is done, or a little more; whether all of it is.
 
-        A part that fails is begun again, so that what was done of it counts no more. Raises DeviceFailed where the
+        A part that fails is begun again, so that its earlier work counts no more. Raises DeviceFailed where the
         device decodes nothing any more.
         """
         while self._halves and (until >= 1 or self._fraction() < until):
@@ -203,7 +203,7 @@ class DecodeInProgress:
             self._end_part()
             self._outcomes |= zip(part.places, end.value, strict=True)
             self._halves.done()
-        except Exception as error:  # whatever torch raises: what to do depends on who is at fault, not on its type
+        except Exception as error:  # any error of torch: the recovery depends on its cause, not on its type
             self._end_part()
             self._recover(part, error.with_traceback(None))
 

@@ -198,7 +198,7 @@ class ImageEncoder:
         self._encoding: set[asyncio.Task[None]] = set()
 
     def submit(self, entry: DecodeEntry, picture: Picture, decode_ms: float, failed: Failed) -> None:
-        """Make a picture's file; `failed` hears of task, code and reason where that cannot be done."""
+        """Make a picture's file; `failed` gets the task, a code and the reason where that cannot be done."""
         encoding = asyncio.create_task(self._encode(entry, picture, decode_ms, failed), name=entry.task_id)
         self._failure.watch(encoding, "an image file")
         self._encoding.add(encoding)

@@ -1,4 +1,4 @@
-"""What a VAE worker can be told."""
+"""Settings of a VAE worker."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""The bodies of /v1/images: what OpenAI's clients send, what SynerDiff takes beside it, and what is answered."""
+"""The bodies of /v1/images: requests of OpenAI's clients, SynerDiff's additional fields, and answers."""
 
 import re
 from typing import Annotated, Literal
@@ -33,7 +33,7 @@ def _opaque_only(value: object) -> object:
 
 
 class GenerationBody(BaseModel):
-    """What to draw. A parameter that is left out, or null, is the model's or the server's default."""
+    """The picture to draw. A parameter that is left out, or null, is the model's or the server's default."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -91,14 +91,14 @@ class GenerationBody(BaseModel):
 
 
 class TokenDetails(BaseModel):
-    """Of which kind tokens were."""
+    """Tokens by kind."""
 
     text_tokens: int
     image_tokens: int
 
 
 class Usage(BaseModel):
-    """What a picture took, counted as docs/http.md says."""
+    """The usage of a request, counted as docs/http.md says."""
 
     input_tokens: int
     input_tokens_details: TokenDetails
@@ -125,7 +125,7 @@ class TimingsAnswer(BaseModel):
 
 
 class JobAnswer(BaseModel):
-    """What SynerDiff has to say beside. `skipped_steps`: by picture, the steps on which guidance was skipped."""
+    """SynerDiff's additional fields. `skipped_steps`: by picture, the steps on which guidance was skipped."""
 
     job_id: str
     model: str
@@ -150,7 +150,7 @@ class ImagesAnswer(BaseModel):
 
 
 class Error(BaseModel):
-    """What went wrong: words, OpenAI's class of it, the parameter it is about, and a code for programs."""
+    """An error: its message, OpenAI's type of it, the parameter it is about, and a code for programs."""
 
     message: str
     type: str

@@ -1,4 +1,4 @@
-"""From a checked body and its model's card to what is asked of the scheduler; from what comes of it to OpenAI's form.
+"""From a checked body and its model's card to options for the scheduler; from the scheduler's events to OpenAI's form.
 
 Pure.
 """
@@ -46,7 +46,7 @@ class Drawing:
 
 
 def drawing(body: GenerationBody, card: ModelCard, request_id: str) -> Drawing:
-    """What `body` asks for. Raises ApiError for what the OpenAI API or the model's sampler rules out."""
+    """The request in `body`. Raises ApiError for one that the OpenAI API or the model's sampler rules out."""
     limits = _limits(body.sampler, card)
     steps, quality = _steps(body, card, limits)
     width, height = body.sides or (card.native_width, card.native_height)
@@ -156,7 +156,7 @@ def completed_event(drawing: Drawing, image: GeneratedImage, file: bytes) -> dic
 
 
 def job_of(drawing: Drawing, finished: Finished) -> dict[str, Any]:
-    """What the last event of a stream has beside its picture."""
+    """The additional fields of a stream's last event."""
     return {"synerdiff": _job(drawing, finished.job_id, finished)}
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from services.gateway.images.drawing import Drawing
 
-# Beside each other, on threads of their own: Pillow lets go of the interpreter while it works.
+# In parallel, on threads of their own: Pillow releases the interpreter lock while it works.
 _THREADS = 2
 _PREVIEW_QUALITY = 80
 # A JPEG segment's length has 16 bits, of which the length itself and the Exif marker take eight bytes.
@@ -34,7 +34,7 @@ class Files:
         return await self._run(enlarged, png, (drawing.width, drawing.height), drawing.output_format)
 
     def close(self) -> None:
-        """End the threads; what waits for them is left out."""
+        """End the threads; waiting files are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, make: Any, *arguments: Any) -> bytes:

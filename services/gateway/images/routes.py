@@ -42,9 +42,9 @@ _EDIT_FORM = {
 async def image_stream(
     drawing: Drawing, first: Event, events: AsyncGenerator[Event, None], files: Files
 ) -> AsyncGenerator[bytes, None]:
-    """OpenAI's events for `first` and what follows it. An error becomes the stream's last event.
+    """OpenAI's events for `first` and the events after it. An error becomes the stream's last event.
 
-    A picture is told once the next thing has happened, so that the last one can say how the job ended.
+    A picture is sent after the next event, so that the last one can carry the job's end.
     """
     previews: Counter[int] = Counter()
     held: GeneratedImage | None = None
@@ -117,7 +117,7 @@ async def _whole(asked: Drawing, caller: Caller, gateway: Gateway) -> Response:
 
 
 async def _streamed(request: Request, asked: Drawing, caller: Caller, gateway: Gateway) -> Response:
-    """Answers once the job is accepted: until then what goes wrong is the answer's status."""
+    """Answers once the job is accepted: an error before that is the answer's status."""
     events = gateway.following.events(caller, asked.prompt, asked.options)
     first = await unless_hung_up(request.receive, anext(events))
     return EventStream(image_stream(asked, first, events, gateway.files))
