@@ -99,7 +99,7 @@ def bench(
 def _plan(
     shape: Shape, like: LoadRequest, mix: Mix, targets: tuple[Target, ...], rounds: int | None, warm_up: int, seed: int
 ) -> Plan:
-    """The run, without traces. Raises InvalidRequest for what cannot be asked for, before anything is sent."""
+    """The run, without traces. Raises InvalidRequest for an impossible request, before anything is sent."""
     generate_request("", like.options())
     shape.load(mix, seed)
     number = rounds or (1 if len(targets) == 1 else _ROUNDS_OF_SEVERAL)

@@ -1,4 +1,4 @@
-"""What `synerdiff bench` shows: the load under way, tables and a JSON file afterwards, and a picture.
+"""The output of `synerdiff bench`: the load under way, tables and a JSON file afterwards, and a picture.
 
 The picture has latencies, throughput over time, and rows and thresholds where they are known.
 """
@@ -64,7 +64,7 @@ class BenchDisplay(Progress, Listener):
 
 
 def errors_of(summary: Summary) -> str:
-    """The errors by code, as people read them; empty where there is none."""
+    """The errors by code, as readable text; empty where there is none."""
     return ", ".join(f"{count} {code}" for code, count in sorted(summary.errors.items()))
 
 
@@ -107,7 +107,7 @@ def write_results(
     measured: Mapping[str, Sequence[Measured]],
     ratios: Mapping[str, Mapping[str, Ratio]],
 ) -> None:
-    """Write everything to a file; raises OSError. Numbers that there are none of are null."""
+    """Write everything to a file; raises OSError. Missing numbers are null."""
     servers = {
         name: {"summary": summarise([one.window for one in windows]), "rounds": list(map(_window_fields, windows))}
         for name, windows in measured.items()

@@ -50,7 +50,7 @@ class Plan:
 
 
 class Listener:
-    """Hears how far a run is; the plain one does nothing."""
+    """Gets the progress of a run; this base class does nothing."""
 
     def begins(self, target: Target, number: int, load: Load) -> None:
         """A window begins; round -1: warming up."""

@@ -51,7 +51,7 @@ _EXIT_CODES = {
 
 
 class CommandError(Exception):
-    """What a command cannot do, in a line; `code`: the exit code that stands for it."""
+    """An error of a command, in a line; `code`: its exit code."""
 
     code = EXIT_FAILED
 

@@ -26,7 +26,7 @@ _SETTINGS: Mapping[str, type[UnetWorkerSettings | VaeWorkerSettings]] = {
     "vae": VaeWorkerSettings,
 }
 
-# What of a job in hand is worth waiting for at Ctrl-C: the rest is taken up by the next `up`, from Redis.
+# The longest wait for jobs in progress at Ctrl-C: the next `up` takes up the rest, from Redis.
 DRAIN_GRACE_S = 3.0
 
 
@@ -152,7 +152,7 @@ def _scheduler_child(options: LocalOptions, index: int, address: str, redis: str
 
 
 def _gateway_child(options: LocalOptions, address: str, schedulers: tuple[str, ...]) -> ChildSpec:
-    """After all others and waited for by none: nothing that draws is to come later for it."""
+    """Starts after all others, and nothing waits for it: the processes that draw must not be delayed by it."""
     several = len(schedulers) > 1 and all(_is_ipv4(address.rpartition(":")[0]) for address in schedulers)
     target = f"ipv4:{','.join(schedulers)}" if several else schedulers[0]
     child = _service(options, GATEWAY, "services.gateway", ["--listen", address, "--scheduler", target], address)
@@ -185,7 +185,7 @@ def _service(options: LocalOptions, name: str, module: str, arguments: list[str]
         "HF_HUB_OFFLINE": "1",
         # Otherwise torch leaves a folder of its own in the temporary one.
         "TORCHINDUCTOR_CACHE_DIR": str(options.data_dir / "cache"),
-        # On one machine they speak plaintext; the variables are those that clients of another deployment have set.
+        # On one machine they use plaintext; such variables were set for clients of another deployment.
         **{f"SYNERDIFF_TLS_{name}": "" for name in ("CERTIFICATE", "KEY", "CA", "CLIENT_CA")},
     }
     return ChildSpec(name, command, _log(options, name), _health_probe(_reachable(address)), environment, stage=1)
@@ -193,7 +193,7 @@ def _service(options: LocalOptions, name: str, module: str, arguments: list[str]
 
 def _health_probe(address: str) -> Callable[[], Awaitable[bool]]:
     async def ready() -> bool:
-        # A channel of its own for each question: one that failed would wait before it connects again.
+        # A new channel for each probe: one that failed would wait before it connects again.
         async with open_channel(address) as channel:
             return await serving(channel, READINESS)
 
@@ -230,7 +230,7 @@ def _workers_of_a_kind(options: LocalOptions, kind: str) -> int:
 
 
 def _scheduler_addresses(options: LocalOptions, ports: Iterator[int]) -> list[str]:
-    """The first scheduler listens where it was told, each further one a port higher; port 0: free ones."""
+    """The first scheduler listens at the given address, each further one a port higher; port 0: free ones."""
     host, first = _host_and_port("--listen", options.listen, options.schedulers)
     return [f"{host}:{first + i if first else next(ports)}" for i in range(options.schedulers)]
 

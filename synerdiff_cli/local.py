@@ -137,7 +137,7 @@ def demo(
 
 
 def _readable(profile: Path | None) -> Path | None:
-    """The file, if it is a profile: refused here, before anything is started. Raises InvalidRequest."""
+    """The file, if it is a profile; checked before anything is started. Raises InvalidRequest."""
     if profile is None:
         return None
     load_profile(profile)
@@ -215,7 +215,7 @@ class StartupDisplay:
         self.close()
 
     def close(self) -> None:
-        """End the live line; further changes are told in lines of their own."""
+        """End the live line; further changes are printed as lines of their own."""
         if self._status is not None:
             self._status.stop()
             self._status = None

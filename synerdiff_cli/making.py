@@ -112,7 +112,7 @@ class ProgressDisplay(Progress):
         self.update(self._bar(index), description=f"{self._titles[index]}{what}")
 
     def _bar(self, index: int) -> TaskID:
-        """The bar of image `index`; made here for a job whose number of images was not known."""
+        """The bar of image `index`; made here if the job's number of images was not known."""
         while index >= len(self._bars):
             self._titles.append(self._title(len(self._bars), index + 1))
             self._bars.append(self.add_task("", total=None))

@@ -146,7 +146,7 @@ class MeasuringFailed(CommandError):
 async def measured_budget(model: Path, dtype: str, told: Told) -> SkipCfgBudget | None:
     """The budget that keeps pictures at FLOOR_DB of PSNR against full guidance; None where no skipping does.
 
-    `dtype` as in the workers' settings. `told` hears how many of how many comparisons are done, and the seconds left.
+    `dtype` as in the workers' settings. `told` gets the number of comparisons done, their total, and the seconds left.
     Raises MeasuringFailed with its last output.
     """
     with tempfile.TemporaryDirectory(prefix="synerdiff-fidelity-") as folder:
@@ -162,7 +162,7 @@ async def measured_budget(model: Path, dtype: str, told: Told) -> SkipCfgBudget 
         try:
             assert process.stdout is not None
             async for line in process.stdout:
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # other lines say nothing of it
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # other lines do not report progress
                     progress = json.loads(line)
                     told(progress["done"], progress["total"], progress["eta_s"])
             status = await process.wait()
@@ -225,7 +225,7 @@ def pictures_per_s(profile: Profile, card: ModelCard) -> float:
 
 
 def with_note(found: Sequence[Measured]) -> Profile:
-    """The best profile; where there were others to choose from, it says so."""
+    """The best profile, with a note where it was chosen among several."""
     best = found[0]
     if len(found) == 1:
         return best.profile

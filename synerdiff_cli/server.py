@@ -26,7 +26,7 @@ __all__ = ["DEFAULT_ADDRESS", "Address", "Server", "TlsCa", "asked", "connected"
 
 T = TypeVar("T")
 _CONTACT_S = 3.0
-# In the place of a file's name: the CAs that this machine trusts anyway.
+# Instead of a file's name: the CAs that this machine trusts by default.
 SYSTEM_CAS = "system"
 
 Address = Annotated[
@@ -56,7 +56,7 @@ class Server:
 
     @property
     def metadata(self) -> Metadata:
-        """What every call to it shows."""
+        """The metadata of every call to it."""
         return bearer(self.key)
 
 
@@ -98,7 +98,7 @@ async def connected(server: Server) -> AsyncIterator[AsyncClient]:
 
 
 def with_client(address: str, tls_ca: str, ask: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
-    """What a command's work with a client of the deployment returns. What it raises is told in a line, and exits."""
+    """The result of a command's work with a client of the deployment. An error is printed as a line, and exits."""
     server = server_at(address, tls_ca)
 
     async def work() -> T:
@@ -116,7 +116,7 @@ def _what_may_help(server: Server) -> str:
 
 
 async def asked(server: Server, method: str, request: Message, timeout_s: float) -> Any:
-    """What the scheduler's Operations service answers. Raises the SynerDiffError that it answers, or Unavailable."""
+    """The answer of the scheduler's Operations service. Raises the SynerDiffError that it answers, or Unavailable."""
     async with connected(server), server.channel() as channel:
         try:
             call = getattr(operations_pb2_grpc.OperationsStub(channel), method)

@@ -100,7 +100,7 @@ class _Case:
 
 
 def _case(name: str, pairs: Iterable[str], profile: Profile, domains: int) -> _Case:
-    """A policy with the settings that are changed. `controller.` and `overheads.` go before names of theirs."""
+    """A policy with the settings that are changed. `controller.` and `overheads.` are the prefixes of theirs."""
     if name not in POLICIES:
         fail(f"--policy: {name!r}; one of {', '.join(POLICIES)}", EXIT_INVALID)
     spec, bounds, controller, overheads = POLICIES[name], PolicyBounds(), ControllerSettings(), Overheads()

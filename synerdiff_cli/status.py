@@ -129,19 +129,19 @@ def _end(name: str, width: int) -> str:
 
 
 def _state(worker: operations_pb2.WorkerStatus) -> Text:
-    """Whether it works, in a word."""
+    """Its state, in a word."""
     if worker.suspect or worker.draining:
         return Text("suspect", style="red") if worker.suspect else Text("draining", style="yellow")
     return Text("attached", style="green") if worker.attached else Text("away", style="red")
 
 
 def _profiled(cell: Callable[[operations_pb2.PlanningStatus], str], without: str = "") -> Callable[[Any], str]:
-    """A cell of what is planned by a profile; `without` where there is none."""
+    """A cell whose value needs a profile; `without` where there is none."""
     return lambda planning: cell(planning) if planning.profile_digest else without
 
 
 def _age(made_at: str) -> str:
-    """How long ago in the largest fitting unit; as it is written where it is no time."""
+    """How long ago in the largest fitting unit; a text that is no time is returned unchanged."""
     try:
         made = datetime.fromisoformat(made_at)
     except ValueError:
@@ -209,7 +209,7 @@ def _several_weights(model: Model) -> Iterator[str]:
 
 
 def _default_sampler(card: ModelCard) -> str:
-    """The sampler that requests get which name none: whose it is, where it is the model's own or stands in for that."""
+    """The sampler of requests that name none; it says where that is the model's own or replaces the model's own."""
     name = card.default_sampler.name.lower()
     if card.scheduler_refused:
         return f"{name}, in place of {card.scheduler}"

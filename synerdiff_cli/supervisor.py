@@ -1,4 +1,4 @@
-"""Keeps a set of child processes alive by their commands and probes, and takes all of them down with itself."""
+"""Keeps a set of child processes alive by their commands and probes, and stops all of them when it ends."""
 
 import asyncio
 import contextlib
@@ -62,7 +62,7 @@ class RestartPolicy:
     stop_grace_s: float = 8.0
 
     def delay_s(self, quick_deaths: int) -> float:
-        """How long to wait after so many quick deaths in a row (0: it had lived well)."""
+        """How long to wait after so many quick deaths in a row (0: the last one was not quick)."""
         return min(self.first_delay_s * 2.0 ** max(quick_deaths - 1, 0), self.longest_delay_s)
 
 
@@ -87,7 +87,7 @@ class _Child:
 class Supervisor:
     """`async with Supervisor(specs) as supervisor`: the children run inside the block and are gone after it.
 
-    `on_change` hears of every change of a child's state, `on_refused` of a group that is left out and why. Use `guard`
+    `on_change` gets every change of a child's state, `on_refused` a group that is left out and why. Use `guard`
     to work while the children live.
     """
 

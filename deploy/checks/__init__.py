@@ -1,1 +1,1 @@
-"""What rendered manifests are held against: Kubernetes' schemas, and the code that their containers run."""
+"""Checks of rendered manifests against Kubernetes' schemas and the code that their containers run."""

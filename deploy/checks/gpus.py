@@ -1,4 +1,4 @@
-"""What workers that share a GPU must have in common: the user, the pod's process ids, /dev/shm, the MPS daemon."""
+"""The things that workers on one GPU must share: the user, the pod's process ids, /dev/shm, the MPS daemon."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ def _workers(given: Manifests) -> list[Container]:
 
 
 def _wrong_pod(pod: Pod) -> Iterator[str]:
-    """Workers that could not hand latents over on one GPU; two ways of sharing, for which no node is found."""
+    """Workers that could not hand latents over on one GPU; pods with two ways of sharing, which fit no node."""
     workers = [container for container in pod.containers if container.is_worker]
     if len(workers) > 1 and not pod.spec.get("shareProcessNamespace"):
         yield "its workers do not share process ids: CUDA IPC between equal ids fails"
@@ -73,7 +73,7 @@ def _wrong_share(worker: Container) -> Iterator[str]:
 
 
 def _daemons(given: Manifests) -> set[tuple[str, str]]:
-    """The paths of containers beside which no service runs."""
+    """The paths of containers in pods without a service."""
     others = (pod for pod in given.pods if not any(container.service for container in pod.containers))
     return {paths for pod in others for container in pod.containers if (paths := _mps_paths(container))}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy.kustomize import Manifest, at
 
-# What stands for values that only a cluster knows.
+# The placeholder for values that only a cluster knows.
 POD_IP = "10.0.0.1"
 _OF_THE_POD = {"status.podIP": POD_IP, "status.hostIP": "10.0.0.2"}
 _REFERENCE = re.compile(r"\$\((\w+)\)")
@@ -34,7 +34,7 @@ def _expression_holds(expression: Mapping[str, Any], labels: Mapping[str, str]) 
 
 
 class Manifests:
-    """One set of manifests. Workloads are looked into when they are asked for: their schemas are checked first."""
+    """One set of manifests. Workloads are parsed on first use: their schemas are checked first."""
 
     def __init__(self, items: Sequence[Manifest]) -> None:
         self.objects = [Object(item, self) for item in items]
@@ -148,7 +148,7 @@ class Container:
 
 @dataclass(frozen=True, order=True)
 class Finding:
-    """Something wrong. `check`: who says so; `where`: as "Deployment/unet-worker unet"."""
+    """Something wrong. `check`: its name; `where`: as "Deployment/unet-worker unet"."""
 
     check: str
     where: str
@@ -175,7 +175,7 @@ def whole(given: Manifests) -> Iterable[Manifests]:
 
 @dataclass(frozen=True)
 class Rule:
-    """A part of a check: what it has to say of each item. `where`: for items without a title."""
+    """A part of a check: its findings for each item. `where`: for items without a title."""
 
     check: str
     of: Of

@@ -13,7 +13,7 @@ from prometheus_client.utils import floatToGoString
 
 from services.scheduler.telemetry.metrics import PoolMetrics
 
-# Where metrics are declared, by the service that shows them. A test finds declarations that stand elsewhere.
+# Where metrics are declared, by the service that shows them. A test finds declarations in other places.
 MODULES = {
     "Scheduler": (
         "services.scheduler.telemetry.metrics",

@@ -17,10 +17,10 @@ from deploy.checks.metric_names import by_series
 
 SEVERITIES = ("critical", "warning", "info")
 
-# What Prometheus adds to every sample it takes from a pod.
+# Labels that Prometheus adds to every sample it takes from a pod.
 TARGET_LABELS = frozenset({"namespace", "pod", "container", "endpoint", "instance", "job"})
 
-# What Grafana puts in where a panel says so.
+# Variables that Grafana replaces in a panel's expressions.
 _GRAFANA = {"$__rate_interval": "5m", "$__interval": "1m", "$__range": "1h"}
 _VARIABLE = re.compile(r"\$\{?\w+\}?")
 
@@ -29,7 +29,7 @@ _VARIABLE = re.compile(r"\$\{?\w+\}?")
 
 
 def wrong_expression(text: str, recorded: Mapping[str, frozenset[str]]) -> Iterator[str]:
-    """What is wrong with a PromQL expression. `recorded`: labels of the series that recording rules make."""
+    """The errors of a PromQL expression. `recorded`: labels of the series that recording rules make."""
     try:
         expression = promql_parser.parse(text)
     except ValueError as error:
@@ -101,7 +101,7 @@ def _wrong_rules(rules: Object) -> Iterator[str]:
 
 
 def _recorded_labels(text: str) -> frozenset[str]:
-    """The labels that an aggregation keeps; none for what cannot be told."""
+    """The labels that an aggregation keeps; none where they cannot be determined."""
     modifiers = (part.modifier for part in _parsed(text) if isinstance(part, promql_parser.AggregateExpr))
     return frozenset().union(*(modifier.labels for modifier in modifiers if modifier))
 

@@ -1,4 +1,4 @@
-"""NetworkPolicies, played through: every flow that the processes need is let through, and no other between pods."""
+"""NetworkPolicies, evaluated: they allow every flow that the processes need, and no other between pods."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _CALLS = {
     ("scheduler", "vae_worker"),
     ("vae_worker", "unet_worker"),
 }
-# Ports that are for clients, kubelets and monitoring: whom they are open to is not between these pods.
+# Ports that are for clients, kubelets and monitoring: their callers are not among these pods.
 _OUTWARD = ("health", "metrics")
 _DNS, _OPENSHIFT_DNS, _NODE_LOCAL = 53, 5353, "169.254.20.10/32"
 _DENY_ALL = {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
@@ -26,7 +26,7 @@ def _nothing_denied(given: Manifests) -> Iterator[str]:
 
 
 def _other_resolvers(given: Manifests) -> Iterator[str]:
-    """Clusters whose pods ask others than kube-dns for names."""
+    """DNS servers other than kube-dns that no rule allows pods to reach."""
     rules = [rule for policy in given.of_kind("NetworkPolicy") for rule in policy.spec.get("egress") or ()]
     blocks = [peer["ipBlock"]["cidr"] for rule in rules for peer in rule.get("to") or () if "ipBlock" in peer]
     if _NODE_LOCAL not in blocks:
@@ -43,7 +43,7 @@ def _too_wide(policy: Object) -> Iterator[str]:
 
 
 def _leads_nowhere(route: Object) -> Iterator[str]:
-    """The way in of callers from outside."""
+    """Ingresses for callers from outside that lead nowhere."""
     services = {service.name: service.spec for service in route.given.of_kind("Service")}
     for backend in (backend for rule in route.spec["rules"] for backend in rule["backendRefs"]):
         if backend["port"] not in [port["port"] for port in services.get(backend["name"], {}).get("ports", ())]:
@@ -59,7 +59,7 @@ def _cut_off(pod: Pod) -> Iterator[str]:
 
 
 def _wrong_flows(source: Pod) -> Iterator[str]:
-    """Flows that are cut, flows that nobody needs."""
+    """Needed flows that are denied, and allowed flows that no process needs."""
     if any(container.service not in SETTINGS for container in source.given.services):
         return  # a finding of `programs`
     for target in source.given.containers:
@@ -84,7 +84,7 @@ def _needs(caller: Container, target: Container, port: int) -> bool:
 
 
 def _rules(pod: Pod, direction: str) -> list[Mapping[str, Any]]:
-    """What lets the pod call ("Egress"), or be called ("Ingress")."""
+    """The rules that allow the pod to call ("Egress"), or to be called ("Ingress")."""
     return [
         rule
         for policy in pod.given.of_kind("NetworkPolicy")
@@ -99,7 +99,7 @@ def _ports(rule: Mapping[str, Any]) -> set[Any]:
 
 
 def _lets(rule: Mapping[str, Any], side: str, labels: Mapping[str, str], port: int) -> bool:
-    """Whether a rule lets a pod with these labels, of the same namespace, through. No labels: anybody's DNS."""
+    """Whether a rule allows a pod with these labels, of the same namespace. No labels: any DNS server."""
     if rule.get("ports") is not None and port not in _ports(rule):
         return False
     peers = rule.get(side)

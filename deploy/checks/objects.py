@@ -1,4 +1,4 @@
-"""Objects against each other: names that lead somewhere, selectors that find their pods, and no rights beyond need."""
+"""Objects against each other: references that resolve, selectors that find their pods, and no needless rights."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 from deploy.checks.manifests import CONTAINERS, PODS, Container, Object, Pod, Rule, kinds, matches
 from deploy.kustomize import at
 
-# ---- references: whatever manifests name is among them, or is provided by whoever runs the cluster
+# ---- references: every object that manifests name is among them, or is provided by the cluster's operator
 
-# To be there before: see README.md of deploy/k8s.
+# The operator creates these first: see README.md of deploy/k8s.
 PROVIDED = frozenset(
     {("PersistentVolumeClaim", name) for name in ("models", "images")}
     | {("Secret", name) for name in ("images-s3", "redis", "callers", "redis-tls", "scheduler-tls", "worker-tls")}

@@ -11,7 +11,7 @@ RULES: Sequence[Rule] = tuple(
     rule for module in (schemas, services, objects, gpus, network, scaling, monitoring) for rule in module.RULES
 )
 
-# What the overlays leave out: name -> what it is made on, and with which components, each as below deploy/k8s.
+# Compositions beside the overlays: name -> its base, and its components, each as below deploy/k8s.
 COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
     "dev-cpu with callers and a pull secret": ("overlays/dev-cpu", ["callers", "pull-secret"]),
     "dev-cpu with images in a claim": ("overlays/dev-cpu", ["images-pvc"]),
@@ -31,7 +31,7 @@ COMPOSITIONS: Mapping[str, tuple[str, Sequence[str]]] = {
 
 
 def findings(manifests: Sequence[Manifest], *checks: str) -> list[Finding]:
-    """All that these checks, or any, have to say. A set whose schemas are violated is looked at by no other check."""
+    """All findings of these checks, or of every one. A set that violates its schemas gets no other check."""
     given, found = Manifests(manifests), set[Finding]()
     for rule in RULES:
         if rule.check in checks or not (checks or any(finding.check == "schemas" for finding in found)):

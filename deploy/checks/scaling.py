@@ -21,7 +21,7 @@ def _wrong(scaler: Object) -> Iterator[str]:
     name = scaler.spec["scaleTargetRef"]["name"]
     if [each.spec["scaleTargetRef"]["name"] for each in scaler.given.of_kind(*_SCALERS)].count(name) > 1:
         yield f"is not the only one that scales {name}"
-    for target in (pod for pod in scaler.given.pods if pod.name == name):  # none is a finding of `references`
+    for target in (pod for pod in scaler.given.pods if pod.name == name):  # a missing one is a finding of `references`
         if "replicas" in target.item["spec"]:
             yield f"{target.title} has a number of replicas of its own, which every apply would set again"
         services = (container for container in target.containers if container.service)
@@ -45,7 +45,7 @@ def _wrong_metrics(metrics: list[Mapping[str, Any]], model: str, target: Pod) ->
 
 
 def _not_requested(resource: str, target: Pod) -> Iterator[str]:
-    """A share of what is requested is what an autoscaler goes by."""
+    """An autoscaler scales by a share of the resources requested."""
     for container in target.containers:
         if resource not in container.at("resources.requests", {}):
             yield f"goes by {resource}, of which {container.title} requests none"

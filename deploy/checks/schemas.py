@@ -88,7 +88,7 @@ _WORDS: dict[str, dict[str, Any]] = {
     "count": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
     "positive": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
     "port": {"type": "integer", "minimum": 1, "maximum": 65535},
-    # What is written as a text all the same.
+    # Values that are written as text in spite of their type.
     "digits": {"type": "string", "pattern": "^[0-9]+$"},
     "number": {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?$"},
     "truth": {"enum": ["true", "false"]},

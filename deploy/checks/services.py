@@ -30,7 +30,7 @@ REGISTRY = re.compile(r"localhost(:\d+)?|[\w-]+(\.[\w-]+)+(:\d+)?")
 
 
 def _wrong_program(container: Container) -> Iterator[str]:
-    """Images without a version, images that do not hold what is run, modules that there are none of."""
+    """Images without a version, images that lack the program that is run, modules that do not exist."""
     image, _, digest = str(container.item.get("image", "")).partition("@")
     path, _, last = image.rpartition("/")
     name, _, tag = last.partition(":")
@@ -56,7 +56,7 @@ def _module_exists(name: str) -> bool:
         return False
 
 
-# ---- environment: the variables against the settings classes: names, values, and what they refer to
+# ---- environment: the variables against the settings classes: names, values, and references
 
 SETTINGS: Mapping[str, type[ProcessSettings]] = {
     "scheduler": SchedulerSettings,
@@ -70,9 +70,9 @@ OTHER_VARIABLES = re.compile(
     r"POD_IP|HOME|REDIS_PASSWORD|AWS_\w+|OMP_\w+|GOMP_\w+|CUDA_MPS_(PIPE_DIRECTORY|ACTIVE_THREAD_PERCENTAGE"
     r"|PINNED_DEVICE_MEM_LIMIT)|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)|PYTORCH_\w+|OTEL_\w+"
 )
-# One is of no use without the others; a gateway, which is a client, needs the CA alone.
+# Each needs the others; a gateway, which is a client, needs only the CA.
 TLS = frozenset({"SYNERDIFF_TLS_CERTIFICATE", "SYNERDIFF_TLS_KEY", "SYNERDIFF_TLS_CA"})
-# Where the images keep what is baked into them.
+# Folders of the files that are baked into the images.
 IN_THE_IMAGE = "/app/"
 
 
@@ -80,7 +80,7 @@ def settings_of(container: Container) -> ProcessSettings:
     """The settings that the container's process would load, but for its files. Raises KeyError, ValidationError."""
     files = {PREFIX + name.upper() for name in _file_fields(SETTINGS[container.service])}
     variables = {name: value for name, value in container.environment.items() if name not in files}
-    if f"{PREFIX}CALLERS_FILE" in container.environment:  # without which the scheduler would start for nobody
+    if f"{PREFIX}CALLERS_FILE" in container.environment:  # the scheduler would refuse every caller without it
         variables[f"{PREFIX}ANONYMOUS"] = "true"
     return _load(container.service, frozenset(variables.items()))
 
@@ -105,7 +105,7 @@ def _loose_references(container: Container) -> Iterator[str]:
 
 
 def _wrong_environment(container: Container) -> Iterator[str]:
-    """Names that nobody reads, values that a service refuses, files that no volume brings."""
+    """Variables that nobody reads, values that a service refuses, files that no volume brings."""
     settings_class = SETTINGS.get(container.service)
     if settings_class is None:
         return  # a finding of `programs`
@@ -141,7 +141,7 @@ def _missing_files(container: Container, settings_class: type[ProcessSettings]) 
         yield f"{PREFIX}MODEL is not set"
 
 
-# ---- ports: what the environment says, what the containers declare, what Services lead to
+# ---- ports: of the environment, of the containers' declarations, and the targets of Services
 
 _PORTS = {"SYNERDIFF_LISTEN": "grpc", "SYNERDIFF_HEALTH_LISTEN": "health", "SYNERDIFF_METRICS_PORT": "metrics"}
 _PORTS_OF_A_GATEWAY = {"SYNERDIFF_LISTEN": "http", "SYNERDIFF_METRICS_PORT": "metrics"}
@@ -234,7 +234,7 @@ def _cut_short(container: Container) -> Iterator[str]:
         return
     every = map(_known_settings, container.pod.given.services)
     longest_s = max((each.max_timeout_s for each in every if isinstance(each, SchedulerSettings)), default=0.0)
-    # An exec hook waits for a neighbour's drain, which that one is measured by.
+    # An exec hook waits for a neighbour's drain, which is checked with that container.
     drain_s, pre_stop_s = settings.drain_grace_s, float(container.at("lifecycle.preStop.sleep.seconds", 0))
     grace_s = container.pod.spec.get("terminationGracePeriodSeconds", _DEFAULT_S)
     if grace_s < pre_stop_s + drain_s + MARGIN_S:
@@ -245,7 +245,7 @@ def _cut_short(container: Container) -> Iterator[str]:
 
 
 def _known_settings(container: Container) -> ProcessSettings | None:
-    """None where `environment` or `programs` has something to say."""
+    """None where `environment` or `programs` has findings."""
     try:
         return settings_of(container)
     except (KeyError, ValidationError):

@@ -1,6 +1,6 @@
 """The Helm chart: `python -m deploy.helm.make_chart FOLDER` writes it, each overlay as kustomize renders it inside.
 
-The overlays stay the only manifests: what is in the chart is made from them, so the two cannot differ. ConfigMaps lose
+The overlays stay the only manifests: the chart is made from them, so the two cannot differ. ConfigMaps lose
 the hash in their names, which kustomize makes of their contents: Helm changes those, and a pod's annotation instead.
 """
 

@@ -52,7 +52,7 @@ def main() -> int:
     print(f"\n{report.table()}\n\n{time.monotonic() - began:.0f} s; {'passed' if report.passed else 'FAILED'}")
     if report.passed:
         shutil.rmtree(folder)
-    else:  # whoever wants to see what went wrong finds them
+    else:  # the logs stay for the user to find the cause
         kept = options.logs or folder.rename(Path(tempfile.mkdtemp(prefix=f"{_PREFIX}failed-"), "logs")) / "logs"
         print(f"logs: {kept}")
     return 0 if report.passed else 1

@@ -1,4 +1,4 @@
-"""What clients of the rehearsal got: one answer per request, as a line of JSON, and what can be wrong with them."""
+"""The answers that the rehearsal's clients got: one per request, as a line of JSON, and checks of them."""
 
 import base64
 import io
@@ -48,7 +48,7 @@ def read(path: Path) -> list[Answer]:
 
 
 def errors(answers: Iterable[Answer]) -> list[str]:
-    """What failed requests were told."""
+    """The errors of failed requests."""
     return [f"request {answer.number}: {answer.error}" for answer in answers if answer.error]
 
 
@@ -64,7 +64,7 @@ def repeated(answers: Sequence[Answer]) -> list[str]:
 
 
 def compared(answers: Iterable[Answer], quiet: Iterable[Answer]) -> tuple[list[str], int]:
-    """Pictures that are not those made alone of the same request: none, or further off than rounding goes. And the
+    """Pictures that are not those made alone of the same request: missing, or further off than rounding goes. And the
     largest difference of any pixel in levels of 255; 0 where nothing can be compared.
     """
     expected = {answer.number: answer.pixels() for answer in quiet}

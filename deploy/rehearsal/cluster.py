@@ -1,4 +1,4 @@
-"""The manifests at work: pods as their controllers want them, Services in front of them."""
+"""The running manifests: pods as their controllers want them, Services in front of them."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ _OUT = "/out"
 
 
 class NotInTime(AssertionError):
-    """Something that should have come about has not; the message names it."""
+    """A condition did not hold in time; the message names it."""
 
 
 class Cluster:
@@ -75,7 +75,7 @@ class Cluster:
         pod = self._node.admit(name, self._manifests.namespace, template)
         return await self._node.start(pod, container, self._logs / f"{name}.log"), pod.volumes["out"]
 
-    # ---- what is wanted
+    # ---- the wanted state
 
     def scale(self, name: str, replicas: int) -> None:
         """`kubectl scale`."""
@@ -97,7 +97,7 @@ class Cluster:
         """A workload as it is wanted."""
         return self._wanted[name]
 
-    # ---- what is
+    # ---- the current state
 
     def pods(self, *workloads: str) -> list[Pod]:
         """The pods of these workloads, or all; those that are being stopped among them."""
@@ -178,7 +178,7 @@ class Cluster:
     # ---- Services
 
     def _publish(self) -> None:
-        """Let names lead to where they should by now."""
+        """Update the addresses of the Services' names."""
         addresses = {name: [address] for name, address in self._addresses.items()}
         for name, service in self._manifests.services.items():
             if name not in addresses:

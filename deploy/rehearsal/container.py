@@ -134,7 +134,7 @@ def _become(spec: dict[str, Any]) -> None:
             os.setuid(spec["uid"])
         # No program run from now on gains privileges by being run (allowPrivilegeEscalation: false).
         _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
-        # Again: a change of user has taken the request back.
+        # Again: a change of user resets the parent-death signal.
         lifeline.die_with_parent(0)
         os.execvpe(spec["command"][0], spec["command"], spec["environment"])
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What stands for the images: this working tree and its interpreter, and a Redis binary of this machine."""
+"""The stand-ins for the images: this working tree and its interpreter, and a Redis binary of this machine."""
 
 import sys
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from synerdiff.redis_process import find_redis_server
 REPOSITORY = Path(__file__).parents[2]
 
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
-# The same number of threads waits asleep in every image: see deploy/docker.
+# Waiting threads sleep, as in every image: see deploy/docker.
 _SERVICE_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 # float32 pictures are the same to a level or two in any batch, so that they can be compared; and like the images, which
 # have no C++ compiler, this compiles nothing.
@@ -19,7 +19,7 @@ _COMPARABLE = {"SYNERDIFF_DTYPE": "float32", "SYNERDIFF_COMPILE": "off"}
 
 @dataclass(frozen=True)
 class Image:
-    """What a container finds beside this machine's interpreter and code: `links` to what is here, its working folder
+    """A container's files beside this machine's interpreter and code: `links` to files here, its working folder
     and variables. `built_in`: options that a program has from the start in the image and not here, by its name.
     """
 
@@ -30,7 +30,7 @@ class Image:
 
 
 def stand_in(name: str) -> Image:
-    """What stands for the image `name`. Raises KeyError for one that nothing stands for."""
+    """The stand-in for the image `name`. Raises KeyError for one without a stand-in."""
     repository = name.split("@")[0].rpartition(":")[0] or name
     path = f"{Path(sys.prefix, 'bin')}:{_SYSTEM_PATH}"
     if repository.split("/")[-2:-1] == ["synerdiff"]:

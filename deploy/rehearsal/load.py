@@ -1,7 +1,7 @@
 """The rehearsal's client, run in a pod of its own: `python -m deploy.rehearsal.load --address scheduler:50051 ...`
 
 Sends requests from several clients at once, each the next when its last is answered, and writes an answer a line. With
-`--endless` it begins again after the last request, until SIGTERM; then it waits for what is under way.
+`--endless` it begins again after the last request, until SIGTERM; then it waits for the requests under way.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class Crowd:
             self.out.flush()
 
     async def _ask(self, client: AsyncClient, number: int) -> Answer:
-        """Send one request and follow it to its end, whatever that is."""
+        """Send one request and follow it to its end, good or bad."""
         job_id, image_events = "", 0
         steps, images = dict[int, int](), dict[int, str]()
         request = self.requests[number]
@@ -92,7 +92,7 @@ class Crowd:
                         image_events += 1
                         data = event.image.data if self.keep_pictures else b""
                         images[event.image.index] = base64.b64encode(data).decode()
-        except Exception as error:  # every way to fail is an answer; none is expected
+        except Exception as error:  # every failure is recorded as an answer; none is expected
             return Answer(number, job_id, f"{type(error).__name__}: {error}")
         return Answer(number, job_id, "", images, image_events)
 

@@ -1,4 +1,4 @@
-"""The part of rendered manifests that the rehearsal runs, as frozen values. What it leaves out it names."""
+"""The part of rendered manifests that the rehearsal runs, as frozen values. It names the parts that it leaves out."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ from deploy.kustomize import Manifest, at
 ProbeKind = Literal["grpc", "httpGet", "tcpSocket", "exec"]
 VolumeKind = Literal["emptyDir", "configMap", "claim"]
 
-# What the rehearsal knows of a pod and a container. Anything else of them is listed as not rehearsed.
+# The fields of a pod and a container that the rehearsal knows. All others are listed as not rehearsed.
 _POD_KEYS = frozenset({"containers", "volumes", "terminationGracePeriodSeconds", "securityContext", "restartPolicy"})
 _CONTAINER_KEYS = frozenset(
     {"name", "image", "imagePullPolicy", "command", "args", "env", "envFrom", "ports", "workingDir", "volumeMounts"}
     | {"startupProbe", "readinessProbe", "livenessProbe", "lifecycle", "securityContext"}
 )
-# Of the downward API: what the pod's `Identity` calls them.
+# Fields of the downward API by their names in the pod's `Identity`.
 POD_FIELDS = {
     "metadata.name": "name",
     "metadata.namespace": "namespace",
@@ -100,7 +100,7 @@ class Container:
 
 @dataclass(frozen=True)
 class PodTemplate:
-    """What the pods of a workload are made from. `revision` changes with anything in it, as a rollout's hash does."""
+    """The template of a workload's pods. `revision` changes with anything in it, as a rollout's hash does."""
 
     labels: Mapping[str, str]
     containers: tuple[Container, ...]
@@ -134,7 +134,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Manifests:
-    """Everything the rehearsal runs. `not_rehearsed`: what else the manifests hold, each kind or field once."""
+    """Everything the rehearsal runs. `not_rehearsed`: the rest of the manifests, each kind or field once."""
 
     namespace: str
     workloads: Mapping[str, Workload]
@@ -143,7 +143,7 @@ class Manifests:
 
 
 def parse(objects: Sequence[Manifest]) -> Manifests:
-    """The rendered manifests as values. Raises NotRehearsed for what cannot be run as it is written."""
+    """The rendered manifests as values. Raises NotRehearsed for a part that cannot be run as written."""
     reader = _Reader(objects)
     workloads = [item for item in objects if item["kind"] in ("Deployment", "StatefulSet")]
     services = [_service(item) for item in objects if item["kind"] == "Service"]
@@ -161,7 +161,7 @@ def parse(objects: Sequence[Manifest]) -> Manifests:
 
 
 class _Reader:
-    """Reads objects into values. `left_out`: what of them is not rehearsed."""
+    """Reads objects into values. `left_out`: their parts that are not rehearsed."""
 
     def __init__(self, objects: Sequence[Manifest]) -> None:
         self.left_out: set[str] = set()

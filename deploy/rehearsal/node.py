@@ -43,7 +43,7 @@ class Identity:
 
 
 class Node(ABC):
-    """Runs containers, and keeps what they see of files under `state`. Claims outlive their pods.
+    """Runs containers, and keeps their files under `state`. Claims outlive their pods.
 
     `description` says in words how pods are kept apart; `addresses_by_name`: whether a name leads to any number of
     addresses, or each Service needs one of its own.
@@ -106,10 +106,10 @@ class IsolatedNode(Node):
 
     node_ip = "10.244.0.1"
     addresses_by_name = True
-    # A folder on this machine's disk to mount over: what is mounted is seen in here alone.
+    # A folder on this machine's disk to mount over: the mount is visible only in this namespace.
     _MOUNT_POINT = Path("/run/synerdiff-rehearsal")
     _BRIDGE = "cluster0"
-    # What a container's /dev/shm has where no volume is mounted there.
+    # The size of a container's /dev/shm where no volume is mounted there.
     _SHM_BYTES = 64 << 20
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class IsolatedNode(Node):
             lines += [f"{ip} {names}" for ip in ips]
         text, self._text = self._text, "\n".join(lines) + "\n"
         if text != self._text:
-            # Nobody listens there: a name that hosts lack is refused at once, not once a resolver is out of patience.
+            # Nobody listens there: a name that hosts lack is refused at once, not after a resolver's timeout.
             (self._hosts / "resolv.conf").write_text("nameserver 127.0.0.1\n")
             coming = self._hosts / "coming"
             coming.write_text(self._text)
@@ -251,7 +251,7 @@ class LoopbackNode(Node):
         return await _run(bound_to_us, log, env=environment, cwd=image.links.get("/app", str(pod.home)))
 
     def _local(self, text: str, pod: Identity, spec: Container, image: Image) -> str:
-        """What a text that names places inside the container says on this machine."""
+        """A text with the container's paths and addresses replaced by this machine's."""
         paths = {m.path: str(pod.volumes[m.volume] / m.sub_path) for m in spec.mounts}
         paths |= {link: target for link, target in image.links.items() if not link.startswith("/image")}
         for inside, here in paths.items():
@@ -264,7 +264,7 @@ class LoopbackNode(Node):
 
 
 def environment_of(spec: Container, pod: Identity, image: Image) -> dict[str, str]:
-    """The image's variables, then the container's: $(NAME) stands for an earlier one, one unknown stays as written."""
+    """The image's variables, then the container's: $(NAME) stands for an earlier one; an unknown one stays as written."""
     environment = {**image.environment, "HOSTNAME": pod.name}
     for variable in spec.environment:
         of_the_pod = variable.field and str(getattr(pod, POD_FIELDS[variable.field]))

@@ -14,9 +14,9 @@ from synerdiff.rpc import open_channel, serving
 
 # A container that ends is started again at once, then after these delays; one that lived this long begins anew.
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _LIVED_WELL_S = 10.0, 300.0, 600.0
-# How long a node goes on sending new connections to a pod that has just left its Services: news takes its time.
+# How long a node goes on sending new connections to a pod that has just left its Services: updates take time.
 ENDPOINT_DELAY_S = 1.0
-# What a container gets after SIGTERM where preStop has used up the whole grace.
+# The time that a container gets after SIGTERM where preStop has used up the whole grace.
 _LEAST_GRACE_S = 2.0
 
 # How a node starts a container, or another command in its stead: see `Node`.
@@ -24,7 +24,7 @@ Start = Callable[[Identity, Container, Path, Sequence[str]], Awaitable[asyncio.s
 
 
 class Verdict(Enum):
-    """What a probe's answers add up to by its thresholds; UNKNOWN until there are enough."""
+    """The verdict of a probe's answers by its thresholds; UNKNOWN until there are enough."""
 
     UNKNOWN = "unknown"
     PASSED = "passed"
@@ -40,7 +40,7 @@ class Tally:
         self._in_a_row = 0
 
     def count(self, answer: bool) -> Verdict:
-        """What holds after another answer; UNKNOWN while neither threshold is reached."""
+        """The verdict after another answer; UNKNOWN while neither threshold is reached."""
         self._in_a_row = self._in_a_row + 1 if answer == self._last else 1
         self._last = answer
         threshold = self._probe.success_threshold if answer else self._probe.failure_threshold
@@ -52,7 +52,7 @@ class Tally:
 async def _ask(probe: Probe, ip: str) -> bool:
     """One answer by the network, False where none comes in time."""
     if probe.kind == "grpc":
-        # A channel of its own for each question: one that failed would wait before it connects again.
+        # A new channel for each probe: one that failed would wait before it connects again.
         async with open_channel(f"{ip}:{probe.port}") as channel:
             return await serving(channel, probe.service, probe.timeout_s)
     with contextlib.suppress(OSError, TimeoutError):
@@ -64,14 +64,14 @@ async def _ask(probe: Probe, ip: str) -> bool:
 
 
 async def _get(path: str, ip: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Whether a GET is answered as a kubelet likes it: 200 to 399."""
+    """Whether a GET is answered with success for a kubelet: 200 to 399."""
     writer.write(f"GET {path} HTTP/1.1\r\nhost: {ip}\r\nconnection: close\r\n\r\n".encode())
     version, _, rest = (await reader.readline()).partition(b" ")
     return version.startswith(b"HTTP/") and rest[:1] in (b"2", b"3")
 
 
 class ContainerLife:
-    """One container of a pod, life after life until the pod is stopped."""
+    """One container of a pod, restarted until the pod is stopped."""
 
     def __init__(self, pod: "Pod", spec: Container, log: Path) -> None:
         self.spec = spec
@@ -209,7 +209,7 @@ class ContainerLife:
 
 
 class Pod:
-    """A pod from its creation to its end. `on_change` hears when it becomes ready, unready, or is being stopped."""
+    """A pod from its creation to its end. `on_change` is called when it becomes ready, unready, or is being stopped."""
 
     def __init__(
         self,
@@ -298,5 +298,5 @@ class Pod:
             self._on_change()
 
     def tell(self, what: str) -> None:
-        """Something worth a line has happened."""
+        """Report an event as a line."""
         self._on_event(f"{self.name}: {what}")

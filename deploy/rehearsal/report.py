@@ -1,4 +1,4 @@
-"""What is asked of a rehearsal, and what was checked and measured, as one table."""
+"""The options of a rehearsal, and its checks and measurements as one table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Report:
         self._rows.append(("ok" if passed else "FAILED", scenario, what, value))
 
     def none_of(self, scenario: str, what: str, found: Sequence[str]) -> None:
-        """Check that nothing was found; of what was, the first few are named."""
+        """Check that nothing was found; the first few findings are named."""
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         self.check(scenario, what, not found, "; ".join(found[:_SHOWN]) + more if found else "none")
 

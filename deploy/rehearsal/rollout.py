@@ -1,4 +1,4 @@
-"""What a Deployment's controllers would do next: pure, from what pods there are to which to make and which to stop.
+"""The next moves of a Deployment's controllers: pure, from the present pods to those to make and those to stop.
 
 Follows Kubernetes' own order: a rollout never has more pods than replicas + maxSurge, nor fewer ready ones than
 replicas - maxUnavailable; of too many pods those that are not ready go first, then those that became ready last. Pods

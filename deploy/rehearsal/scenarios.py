@@ -1,4 +1,4 @@
-"""What is rehearsed. Each scenario leaves the cluster as it found it: schedulers x2, one UNet and one VAE worker."""
+"""The scenarios. Each leaves the cluster as it found it: schedulers x2, one UNet and one VAE worker."""
 
 import asyncio
 import random
@@ -63,7 +63,7 @@ async def rolling_restart(stage: Stage) -> None:
 
 
 async def lost_leader(stage: Stage) -> None:
-    """A UNet worker drains while the leader is killed: whoever leads next has to let it end its tasks."""
+    """A UNet worker drains while the leader is killed: the next leader has to let it end its tasks."""
     async with stage.under_load("lost leader"):
         leader, began = await stage.leader(), time.monotonic()
         stage.cluster.stop(stage.cluster.pods(UNET)[0])
@@ -102,7 +102,7 @@ def _disturb(stage: Stage, draw: random.Random) -> str:
 
 
 async def simulated_throughput(stage: Stage) -> None:
-    """Simulated workers, 20 ms a tick, in the place of the real ones: what three UNet workers do more than one."""
+    """Simulated workers, 20 ms a tick, in place of the real ones: the gain of three UNet workers over one."""
     real = {name: stage.cluster.workload(name) for name in WORKERS}
     for name, kind in ((UNET, "unet"), (VAE, "vae")):
         stage.cluster.put(_simulated(real[name], kind))
@@ -120,7 +120,7 @@ async def simulated_throughput(stage: Stage) -> None:
 
 
 async def real_throughput(stage: Stage) -> None:
-    """What real UNet workers do more than one, as far as this machine's cores allow."""
+    """The gain of several real UNet workers over one, as far as this machine's cores allow."""
     load = await stage.send(_REAL_CLIENTS, endless=True)
     rates = await _rates(stage, load, "real workers")
     stage.report.none_of("real workers", "requests failed", answers.errors(await stage.finish(load)))
@@ -130,7 +130,7 @@ async def real_throughput(stage: Stage) -> None:
 
 
 async def _rates(stage: Stage, load: Load, scenario: str) -> dict[int, float]:
-    """Steps a second that clients are told of, with one UNet worker and with three, once the load is fully there."""
+    """Steps a second in the clients' progress events, with one UNet worker and with three, under the full load."""
     await stage.cluster.until(lambda: load.answered() > 0, "a first answer")
     rates = {}
     for replicas in (1, 3):

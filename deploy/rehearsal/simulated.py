@@ -1,7 +1,7 @@
 """A simulated worker as a pod: `python -m deploy.rehearsal.simulated unet|vae [--tick-ms 20] [--decode-ms 5]`.
 
-Stands where a real worker stands, with the same settings, ports, probes and drain, and computes nothing: a tick takes
-as long as it is told to. Each claims a device of its own.
+It replaces a real worker, with the same settings, ports, probes and drain, and computes nothing: a tick takes the time
+that its option says. Each claims a device of its own.
 """
 
 import asyncio

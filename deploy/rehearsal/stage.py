@@ -1,4 +1,4 @@
-"""What the scenarios share: a cluster, clients in front of it, and what is asked of every load."""
+"""The shared parts of the scenarios: a cluster, clients in front of it, and the checks of every load."""
 
 import asyncio
 import signal
@@ -40,7 +40,7 @@ class Load:
         return len(answers.read(self.out / "answers"))
 
     def steps(self) -> int:
-        """Steps that clients have been told of so far."""
+        """Steps in the clients' progress events so far."""
         counted = self.out / "steps"
         return int(counted.read_text()) if counted.exists() else 0
 
@@ -58,7 +58,7 @@ class Stage:
     async def send(self, clients: int, *more: str, endless: bool = False) -> Load:
         """Start clients in a pod of their own, which reach the scheduler's Service by its name."""
         self._loads += 1
-        # What the manifests call the workers' model; simulated workers leave another one behind.
+        # The manifests' name of the workers' model; simulated workers leave another one behind.
         variables = self.cluster.workload(UNET).template.containers[0].environment
         model = next((each.value for each in variables if each.name == "SYNERDIFF_MODEL_NAME"), "")
         told = {"address": f"{SCHEDULER}:{_SCHEDULER_PORT}", "out": "/out", "clients": clients, "model": model}
@@ -69,7 +69,7 @@ class Stage:
         return Load(*await self.cluster.run(f"client-{self._loads}", _IMAGE, command), endless)
 
     async def finish(self, load: Load) -> list[Answer]:
-        """Wait for the end of a load; an endless one is told to end. Raises NotInTime."""
+        """Wait for the end of a load; an endless one is asked to end. Raises NotInTime."""
         if load.endless:
             load.process.send_signal(signal.SIGTERM)
         try:
@@ -88,7 +88,7 @@ class Stage:
         await self.cluster.settled(*names)
 
     async def quiet(self) -> list[Answer]:
-        """Every request of the load made alone, once: what its pictures have to look like."""
+        """Every request of the load made alone, once: the reference for its pictures."""
         if not self._quiet:
             self._quiet = await self.finish(await self.send(1))
         return self._quiet
