@@ -6,7 +6,7 @@ A Redis with the product's own durability (an fsync before every answer), schedu
 model whose workers are stopped: jobs are accepted and wait. A load is calls in flight, each caller's next one sent once
 one is answered, or requests a second sent on time whatever is answered. The client sends requests that are encoded
 beforehand; it runs on the same machine, so its CPU time is told apart. --scheduler-cpu holds each scheduler to a share
-of one core, by control groups of version 1 and as root: what many schedulers would do, were the machine larger.
+of one core, by control groups of version 1 and as root: it models many schedulers on a larger machine.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Sent:
-    """What a load came to: ms of each call that was accepted, the others by code, CPU seconds of the client."""
+    """The result of a load: ms of each call that was accepted, the others by code, CPU seconds of the client."""
 
     latencies_ms: list[float]
     refused: dict[str, int]
@@ -177,14 +177,14 @@ PERIOD_US = 10_000
 
 @dataclass(frozen=True)
 class System:
-    """What is measured, by its processes."""
+    """The measured system, by its processes."""
 
     addresses: list[str]
     schedulers: list[psutil.Process]
     redis: psutil.Process
 
     def cpu_s(self) -> tuple[float, float, float]:
-        """CPU seconds of the schedulers, of Redis, and of the whole machine, what its host took from it included."""
+        """CPU seconds of the schedulers, of Redis, and of the whole machine, the time that its host took included."""
         whole = psutil.cpu_times()
         return sum(map(used_s, self.schedulers)), used_s(self.redis), sum(whole) - whole.idle - whole.iowait
 
@@ -246,7 +246,7 @@ async def _until_ready(address: str) -> None:
 
 
 def gate_check_us(callers: Path, keys: Sequence[str], calls: int = 20_000) -> float:
-    """Microseconds in which the gate finds the caller of a key and lets the call in."""
+    """Microseconds in which the gate finds the caller of a key and accepts the call."""
     gate = Gate(CallersFile(callers))
 
     metadata = [(("user-agent", "grpc-python-asyncio"), ("authorization", f"Bearer {key}")) for key in keys]
@@ -322,7 +322,7 @@ async def measure(
 
 
 def show(result: dict[str, Any]) -> str:
-    """The rows as a table for documents, with what was measured beside them."""
+    """The rows as a table for documents, with the other measurements."""
     headings = [name for name in result["rows"][0] if name != "errors"]
     lines = [[each[name] for name in headings] for each in result["rows"]]
     about = f"gate {result['gate_check_us']} us, fsync {result['fsync_ms']} ms, {result['machine']}"

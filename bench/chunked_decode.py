@@ -29,7 +29,7 @@ from services.vae_worker.chunked_decoder import ChunkedDecoder
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages that operators return inside `with` until nobody holds them, but not what is made before."""
+    """Counts the storages that operators return inside `with` while they live, but none that were made before."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -44,7 +44,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run the operator and count what is new in its result."""
+        """Run the operator and count the new storages in its result."""
         kwargs = kwargs or {}
         given = {_storage_id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         result = func(*args, **kwargs)

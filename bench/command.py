@@ -1,6 +1,6 @@
-"""A measurement as a command: its parameters are the options, what it returns is printed, errors in it are the status.
+"""A measurement as a command: its parameters are the options, its result is printed, errors in that set the status.
 
-Settings are told by `--set NAME=VALUE`, any number; names out of a few by comma.
+Settings are given by `--set NAME=VALUE`, any number; a choice of names by comma.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ def some_of(text: str, known: Collection[str], option: str) -> list[str]:
 
 
 def settings_of(pairs: Iterable[str] | None, known: Collection[str] = ()) -> dict[str, str]:
-    """NAME=VALUE pairs. Raises typer.BadParameter for what is none, or has a name that is not known."""
+    """NAME=VALUE pairs. Raises typer.BadParameter for a text that is none, or an unknown name."""
     found = {}
     for pair in pairs or ():
         name, separator, value = pair.partition("=")
@@ -128,7 +128,7 @@ def say(line: str) -> None:
 
 
 RESULTS = Path(__file__).parent / "results"
-# What of a CPU decides how fast torch is on it.
+# The features of a CPU that decide torch's speed on it.
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
 
 

@@ -5,7 +5,7 @@
 Each round starts the whole deployment with the bundled model three times: with `compile=off`; with `compile=auto` and
 an empty cache; and with the cache that the second start has filled. Prints JSON: seconds from the start to ready (every
 process says so), from there to the first picture of 20 steps, and from there to UNet and VAE worker running compiled.
-Nothing is asked for after the first picture, so that what is compiled in the background has the cores.
+No request is sent after the first picture, so that the compilation in the background has the cores.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Whether exact pictures are the same to the bit, and what they cost.
+"""Whether exact pictures are the same to the bit, and their cost.
 
     python -m bench.exact [--requests 200] [--clients 16] [--dtype float32] [--rounds 3] [--no-price]
 
@@ -32,7 +32,7 @@ Files = tuple[bytes, ...]
 
 
 def in_a_crowd(requests: Sequence[MixedRequest]) -> list[MixedRequest]:
-    """Every request exactly, and after it once more as any other: the k-th exact one is number 2k."""
+    """Every request as an exact one, and after it once more as an ordinary one: the k-th exact one is number 2k."""
     return [replace(request, exact=exact) for request in requests for exact in (True, False)]
 
 

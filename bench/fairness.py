@@ -1,16 +1,16 @@
-"""What a flood costs another caller, simulated: two callers, one of which sends fifty times as much as the other.
+"""The cost of a flood for another caller, simulated: two callers, one of which sends fifty times as much as the other.
 
     python -m bench.fairness [--policies continuous,...] [--loads 0.3,0.6,0.8] [--profiles paper-table,...]
         [--requests 200] [--seeds 5] [--floods equal,...]
 
-The quiet caller's arrivals are Poisson, at a share of what half of the device can serve; so are the flood's. A caller
+The quiet caller's arrivals are Poisson, at a share of half of the device's capacity; so are the flood's. A caller
 may have 100 jobs waiting, more are refused, so the flood always has that many. The quiet caller's arrivals are served a
-second time on a device of half the speed, on which it is alone: every item takes twice as long there. That is what half
-of the device means here. Half of the slots would be no half: whoever is alone has the whole device with them.
+second time on a device of half the speed, on which it is alone: every item takes twice as long there. That is the
+meaning of half of the device here. Half of the slots would be no half: a caller alone has the whole device with them.
 
 Prints the quiet caller's P99 and mean beside the flood over those alone, over the latencies of all seeds together, and
-the P99 of the seed that is worst; then what of the device's time both get, reckoned at the row count of its best
-throughput: the quiet caller asks for half of its load, and the rest is for the flood, less what small batches cost.
+the P99 of the worst seed; then the shares of the device's time that both get, computed at the row count of its best
+throughput: the quiet caller asks for half of its load, and the rest is for the flood, less the loss by small batches.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +32,7 @@ from synerdiff.profiles import Profile
 
 QUIET, FLOOD = "quiet", "flood"
 MIX = Mix(steps=((10, 0.5), (30, 0.5)))
-# How many times the quiet caller's work the flood asks for, and with what requests.
+# The flood's requests by name, and its work as a multiple of the quiet caller's.
 FLOODS = {"equal": MIX, "long": Mix(steps=((50, 1.0),)), "short": Mix(steps=((4, 1.0),))}
 TIMES = 50
 MOST_WAITING = 100
@@ -41,7 +41,7 @@ LOADS = (0.3, 0.6, 0.8)
 
 
 class Case(NamedTuple):
-    """One simulation beside the flood, and one alone. `load`: of what half of the device can serve."""
+    """One simulation beside the flood, and one alone. `load`: a share of half of the device's capacity."""
 
     profile: str
     flood: str
@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The quiet caller's latencies in ms; what of the device's time each of both callers got beside the other."""
+    """The quiet caller's latencies in ms; each caller's share of the device's time beside the other."""
 
     beside_ms: tuple[float, ...]
     alone_ms: tuple[float, ...]
@@ -116,7 +116,7 @@ def _until(end_ms: float, rate_per_s: float, mix: Mix, seed: int) -> Iterable[Ar
 
 
 def _share(result: SimulationResult, caller: str, profile: Profile, until_ms: float) -> float:
-    """The device time of what the caller was served, at the best throughput, over the time it took."""
+    """The device time of the caller's served requests, at the best throughput, over the time they took."""
     served = [o for o in result.outcomes if o.caller == caller and not o.failed and o.ended_ms <= until_ms]
     return sum(Mix(steps=((outcome.steps, 1.0),)).mean_ms(profile) for outcome in served) / until_ms
 

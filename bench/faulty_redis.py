@@ -1,4 +1,4 @@
-"""A Redis behind an address that may lead elsewhere, as a Service's, and the faults that befall it."""
+"""A Redis behind an address that may lead elsewhere, as a Service's, and its faults."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ class RedisService:
                 redis.stop()
 
     async def command(self, *words: object, to: RedisProcess | None = None) -> Any:
-        """Say something to the primary, or to another, around the address."""
+        """Send a command to the primary, or to another Redis, not through the address."""
         async with connect((to or self.primary).url) as redis:
             return await redis.execute_command(*words)  # type: ignore[no-untyped-call]
 
@@ -78,7 +78,7 @@ Step = Callable[[RedisService], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls Redis, and how it passes; without `end` it is over as it has begun. `loses`: it may lose jobs."""
+    """A fault of Redis: its begin and its end; without `end` it is over at once. `loses`: it may lose jobs."""
 
     begin: Step
     end: Step | None
@@ -92,6 +92,6 @@ FAULTS = {
     "read-only": Fault(_said("replicaof", "127.0.0.1", 1), _said("replicaof", "no", "one")),
     "killed": Fault(_kill, _start_again),
     "flushed": Fault(_said("flushall"), None, "SynerdiffRedisLostData", loses=True),
-    # Its replica takes its place, as after a failover: what had not been replicated is lost.
+    # Its replica takes its place, as after a failover: writes that were not replicated are lost.
     "replaced": Fault(_lose, _replace, loses=True, needs_replica=True),
 }

@@ -1,4 +1,4 @@
-"""What the bundled model's pictures lose by the way they are computed, over a number of subjects and three samplers.
+"""The loss of the bundled model's pictures by the way they are computed, over several subjects and three samplers.
 
     python -m bench.fidelity compiled [--prompts 64] [--steps 20] [--dtype float32]
     python -m bench.fidelity bfloat16 [--prompts 64] [--steps 20] [--prompts-file FILE] [--score models/emoji/score.py]

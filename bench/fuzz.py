@@ -34,12 +34,12 @@ from synerdiff.rpc import open_channel
 from synerdiff.v1 import images_pb2, operations_pb2
 
 ANSWER_S = 30.0  # longer than any answer takes on a busy machine
-STREAM_S = 0.3  # how long a stream is listened to: what it has to refuse it refuses at once
+STREAM_S = 0.3  # how long a stream is read: it refuses a bad call at once
 CALLERS = 8
 NEVER = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
 LOOKS = 20  # at its memory
 CLIENTS_OWN = "Internal error from Core"  # grpc.aio's word for a write of its own that met the end of the call
-WARM_UP_SHARE = 0.2  # of the time: what is made once is made by then
+WARM_UP_SHARE = 0.2  # of the time: pools and caches are filled by then
 MOST_GROWTH_SHARE = 0.25  # of the memory after that: 1 kB kept of each call would pass it within minutes
 MOST_FAULTS = 20
 
@@ -77,7 +77,7 @@ _RANGES = {
 
 @dataclass
 class Fuzzer:
-    """Draws calls, makes them, and keeps what was answered. `known`: texts that mean something to the server."""
+    """Draws calls, makes them, and keeps the answers. `known`: texts that mean something to the server."""
 
     draw: random.Random
     channel: grpc.aio.Channel
@@ -140,7 +140,7 @@ class Fuzzer:
                 call.cancel()
 
     async def _frames(self) -> None:
-        """A connection of its own, with what may be HTTP/2 frames, hung up on after a moment."""
+        """A connection of its own, with bytes that may be HTTP/2 frames, closed after a moment."""
         host, _, port = self.address.rpartition(":")
         frames = b"".join(self._frame() for _ in range(self.draw.randint(1, 20)))
         with contextlib.suppress(OSError):
@@ -156,7 +156,7 @@ class Fuzzer:
         kind, flags, stream = self.draw.randrange(12), self.draw.randrange(256), self.draw.randrange(6)
         return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
-    # ---- what is sent
+    # ---- messages
 
     def _drawn(self, descriptor: Descriptor) -> Message:
         message = message_factory.GetMessageClass(descriptor)()
@@ -191,7 +191,7 @@ class Fuzzer:
     def _text(self) -> str:
         return self.draw.choice(self.known) if self.draw.random() < 0.5 else self.draw.choice(_TEXTS)
 
-    # ---- what is answered
+    # ---- answers
 
     async def _call(self, method: MethodDescriptor, data: bytes = b"", *, times: int = 1, **options: Any) -> None:
         """Call a method with a message, or with none or several of it, which no generated stub sends."""
@@ -237,7 +237,7 @@ class Fuzzer:
             self.faults.append(f"{what}: {code.name} {details}")
 
     def _learn(self, kind: Callable[[], Any], data: bytes) -> None:
-        """Ask about jobs that there are, not only about those that there are not."""
+        """Keep the ids of existing jobs, so that calls are not only about unknown ones."""
         told = kind()
         with contextlib.suppress(Exception):
             told.ParseFromString(data)
@@ -250,7 +250,7 @@ def _path(method: MethodDescriptor) -> str:
 
 
 async def fuzz(address: str, scheduler: psutil.Process, seconds: float, seed: int) -> dict[str, object]:
-    """Fuzz the scheduler for so long. Returns what came of it, with `faults` empty where all is well."""
+    """Fuzz the scheduler for so long. Returns the results, with `faults` empty where all is well."""
     began_s = time.monotonic()
     async with open_channel(address) as channel:
         fuzzers = [Fuzzer(random.Random(f"{seed}/{n}"), channel, address) for n in range(CALLERS)]

@@ -1,4 +1,4 @@
-"""What the gateway adds to a request, and what it takes: latency, CPU, memory, and streams at once.
+"""The gateway's costs: latency added to a request, CPU, memory, and streams at once.
 
     python -m bench.gateway [--rate 50] [--seconds 15] [--rounds 4] [--requests 10000] [--clients 200]
 
@@ -38,7 +38,7 @@ _STREAMED_STEPS = 400
 
 @dataclass
 class HttpClient:
-    """Keep-alive connections to one gateway, as many as are in use at once. As little of a client as can be."""
+    """Keep-alive connections to one gateway, as many as are in use at once. As small a client as possible."""
 
     port: int
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
@@ -88,7 +88,7 @@ class HttpClient:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured: addresses, and the gateway's process."""
+    """The measured system: addresses, and the gateway's process."""
 
     scheduler: str
     port: int

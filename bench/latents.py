@@ -8,8 +8,8 @@ needs a GPU. Without one, the stand-in driver shows everything but the times:
 
 An owner and a reader, real processes, transfer over `lanes` slots at once; one of the two is killed (SIGKILL) at random
 moments and started again. Most transfers are read and then released. Of some, the slot is released and written anew
-while the read is under way: what is read must be whole or nothing. Some are read after their release: nothing must be
-found. A reader that was killed leaves its slots to the next, which must find them whole.
+while the read is under way: it must return all of the latents or none. Some are read after their release: nothing must
+be found. A reader that was killed leaves its slots to the next, which must find them whole.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Trial:
 
 @dataclass
 class Findings:
-    """What came of it. `violations` names each transfer that was torn, stale or lost, and each leak."""
+    """The results. `violations` names each transfer that was torn, stale or lost, and each leak."""
 
     whole: int = 0
     raced: Counter[str] = field(default_factory=Counter)
@@ -162,7 +162,7 @@ class Experiment:
         self._there = asyncio.Condition()
 
     async def run(self) -> Findings:
-        """Start both sides, transfer, kill, and look for what is left."""
+        """Start both sides, transfer, kill, and look for leaks."""
         free_before = await free_bytes(self.trial)
         started = time.perf_counter()
         self._sides = {"owner": await Side.start("owner", self.trial), "reader": await Side.start("reader", self.trial)}
@@ -218,7 +218,7 @@ class Experiment:
             self.findings.raced[await reading] += 1
 
     async def _read(self, slot: Answer, seed: int) -> str:
-        """What a reader finds, whichever lives; not before the owner of the slot or its successor is there."""
+        """The answer of the living reader; not before the owner of the slot or its successor is there."""
         patience = time.monotonic() + PATIENCE_S
         while True:
             reader = await self._side("reader")
@@ -281,7 +281,7 @@ class Experiment:
             self._judge(status == 0, f"the {name} ended with status {status}")
 
     async def _look_for_taken_memory(self, free_before: int) -> None:
-        """A driver may take a moment to give back what a killed process had."""
+        """A driver may take a moment to free the memory of a killed process."""
         for _ in range(10):
             left = free_before - await free_bytes(self.trial)
             if left <= self.trial.leak_tolerance_bytes:

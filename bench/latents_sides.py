@@ -1,6 +1,6 @@
 """An owner and a reader of latents as processes that may be killed.
 
-`python -m bench.latents_sides ROLE SETTINGS` is told JSON lines on stdin and answers each; `free` gives one answer.
+`python -m bench.latents_sides ROLE SETTINGS` reads JSON lines on stdin and answers each; `free` gives one answer.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ DTYPE = "float16"
 
 
 def content(seed: int, size_bytes: int) -> bytes:
-    """What a transfer of that seed carries: no two alike."""
+    """The content of a transfer of that seed: no two alike."""
     return random.Random(seed).randbytes(size_bytes)
 
 
@@ -136,7 +136,7 @@ class ReaderSide:
 
 
 async def be_a_side(role: str, settings: Answer) -> None:
-    """One of the killable processes, told JSON lines on stdin, each of which it answers; "free": one answer alone."""
+    """One of the killable processes: it answers each JSON line on stdin; "free": one answer alone."""
     configure_logging("latents", "warning")
     choice = TransportChoice(tuple(settings["transports"]), settings["cuda_device"])
     if role == "free":

@@ -71,7 +71,7 @@ async def send_all(address: str, requests: Sequence[MixedRequest], clients: int)
 
 @dataclass(frozen=True)
 class Killing:
-    """What is killed while a load runs: an entry of `turns` `every_s` seconds and up to `jitter_s` more after the last.
+    """The kills during a load: an entry of `turns` `every_s` seconds and up to `jitter_s` more after the last.
 
     The seconds begin when the workers are attached again. An entry is a tuple of kinds, whose processes are signalled
     at the same instant. No turns, no signals.
@@ -132,7 +132,7 @@ async def measure(
 
 
 def judged(requests: Sequence[MixedRequest], window: Window) -> dict[str, Any]:
-    """What came of requests whose pictures were kept."""
+    """The results of requests whose pictures were kept."""
     differences = largest_differences(requests, window.served)
     latencies = [answer.latency_s for answer in window.answers]
     return {
@@ -148,7 +148,7 @@ def judged(requests: Sequence[MixedRequest], window: Window) -> dict[str, Any]:
 
 
 def turns_of(kill: str) -> tuple[tuple[str, ...], ...]:
-    """What `--kill` asks to be killed, turn by turn. Raises typer.BadParameter."""
+    """The processes that `--kill` names, turn by turn. Raises typer.BadParameter."""
     turns = tuple(tuple(turn.split("+")) for turn in kill.split(",") if turn)
     some_of(",".join(kind for turn in turns for kind in turn), KINDS, "--kill")
     return turns

@@ -3,9 +3,9 @@
     python -m bench.policies [--profiles paper-table,...] [--mixes mixed,...] [--loads 0.3,0.7,1.3,burst]
         [--requests 100] [--seeds 10] [--set tail_factor=2]
 
-Poisson arrivals at shares of what the device can serve, or 64 requests at once; the same requests for every policy, no
+Poisson arrivals at shares of the device's capacity, or 64 requests at once; the same requests for every policy, no
 item larger than the profile's caps for any of them. "Skipping": half of the guidance may be skipped, as the bundled
-model bears it, or as much as the profile's own budget says; the others never skip. Means over seeds of each run's mean
+model allows, or as much as the profile's own budget says; the others never skip. Means over seeds of each run's mean
 and P99; a load over 1 lasts as long as its requests, so its P99 is near the latency of the last of them.
 """
 
@@ -38,7 +38,7 @@ MIXES = {
 PROFILES = ("paper-table", "paper-table-serial", "emoji-epyc-2core-fp32")
 LOADS = ("0.3", "0.7", "1.3", "burst")
 BURST = 64
-# As the bundled model bears it: the paper's models were not measured.
+# As the bundled model allows: the paper's models were not measured.
 BUNDLED_BUDGET = SkipCfgBudget("extrapolate:0.5", share=0.5, longest_run=1)
 PLANS = PlanBook(capacity=1 << 16, solve_now=True)
 

@@ -3,8 +3,8 @@
     python -m bench.prediction --profile emoji-profile.json [--rate 2.0] [--settle 60] [--seconds 30]
         [--set in_step=on]
 
-Sends Poisson arrivals for `settle` + `seconds` and compares every item that ran in step with what it was predicted to
-take when it was planned. The error of an item is |measured / predicted - 1|. Prints JSON: median and p90 of the last
+Sends Poisson arrivals for `settle` + `seconds` and compares the time of every item that ran in step with its prediction
+in the plan. The error of an item is |measured / predicted - 1|. Prints JSON: median and p90 of the last
 `seconds`, by kind of item, and of every ten seconds on the way; writes bench/results/NAME.json.
 """
 

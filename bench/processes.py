@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class SimulatedService:
-    """What runs: the scheduler's address, metrics port and process, and that of the workers, which ends in totals."""
+    """A running service: the scheduler's address, metrics port and process, and the workers', which ends in totals."""
 
     address: str
     metrics_port: int
@@ -41,9 +41,9 @@ def process(
     environment: Mapping[str, str] | None = None,
     stdout: int | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """`python -m MODULE` of a checkout, with flags of these names, which is told to end with the block.
+    """`python -m MODULE` of a checkout, with flags of these names, which ends with the block.
 
-    What it says goes to `log`, if given. Raises subprocess.TimeoutExpired where it does not end.
+    Its output goes to `log`, if given. Raises subprocess.TimeoutExpired where it does not end.
     """
     with contextlib.ExitStack() as files:
         out = files.enter_context(log.open("ab")) if log else None

@@ -1,4 +1,4 @@
-"""Redis full, read-only, killed, flushed and replaced under a load: what comes of accepted jobs, what new ones hear.
+"""Redis full, read-only, killed, flushed and replaced under a load: the ends of accepted jobs, the answers to new ones.
 
     python -m bench.redis_faults [--fault full,read-only,killed,flushed,replaced] [--seconds 120] [--rate 5]
 
@@ -43,13 +43,13 @@ from synerdiff_cli.supervisor import Supervisor
 MOST_LEVELS = 2  # of 255, that a picture may differ by from the same one in another batch
 REQUESTS = 24  # unlike each other; sent again and again
 STEPS = 4
-# Longer than any fault: whoever has an accepted job waits for it.
+# Longer than any fault: the client of an accepted job waits for it.
 _PATIENCE_S = 600.0
 
 
 @dataclass
 class Sent:
-    """A request, and what came of it. Times in s of the load. `code`: of a refusal, or of an accepted job's bad end."""
+    """A request and its result. Times in s of the load. `code`: of a refusal, or of an accepted job's bad end."""
 
     number: int
     scheduler: int
@@ -139,7 +139,7 @@ RECOVERED_WITHIN_S = 10.0
 
 
 async def under(name: str, seconds: float, rate: float) -> dict[str, Any]:
-    """Let a fault befall a deployment under load: what came of it, and the promises that are `broken`, in words."""
+    """Inject a fault into a deployment under load: the results, and the promises that are `broken`, in words."""
     fault = FAULTS[name]
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
@@ -274,7 +274,7 @@ async def measure(
 
 
 def show(found: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table, and below it what is broken."""
+    """A Markdown table, and below it the broken promises."""
     rows = [tuple(each.values())[:-1] for each in found]
     broken = [f"{each['fault']}: {promise}" for each in found for promise in each["broken"]]
     return "\n".join([markdown_table(tuple(found[0])[:-1], rows), "", *broken])

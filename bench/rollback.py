@@ -39,7 +39,7 @@ async def roll(
 ) -> None:
     """Let one version after the other lead for `stay_s` seconds, and the last until cancelled.
 
-    Each serves before the one before is told to end. `led` gets those that did. Raises TimeoutError where one does not.
+    Each serves before its predecessor is stopped. `led` gets those that did. Raises TimeoutError where one does not.
     """
     with contextlib.ExitStack() as before:
         for number, version in enumerate(versions):

@@ -40,7 +40,7 @@ def metrics_of(groups: Sequence[Mapping[str, Any]]) -> frozenset[str]:
 
 @dataclass
 class Scrapes:
-    """What the processes at `ports`, by pod, show every `every_s` seconds from the start of `run`."""
+    """The metrics of the processes at `ports`, by pod, every `every_s` seconds from the start of `run`."""
 
     ports: Mapping[str, int]
     every_s: float = 5.0
@@ -76,7 +76,7 @@ def samples(text: str, pod: str) -> Iterator[tuple[Series, float]]:
 
 
 def fires(scrapes: Scrapes, alert: str, labels: Mapping[str, str], *, silent_s: float, firing_s: float) -> str:
-    """Empty where an alert is silent at one time (s from the first scrape) and fires at the other, else what it said.
+    """Empty where an alert is silent at one time (s from the first scrape) and fires at the other, else the errors.
 
     Raises FileNotFoundError without promtool.
     """

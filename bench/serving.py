@@ -1,4 +1,4 @@
-"""A deployment under settings of its own, a load on it, and what came of both."""
+"""A deployment under settings of its own, a load on it, and the results of both."""
 
 import contextlib
 import math
@@ -49,7 +49,7 @@ def equal_requests(num_inference_steps: int = 20, skip_cfg: bool | None = None) 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a load: its window, and the items and the thresholds (s from its start, value) of its trace."""
+    """The results of a load: its window, and the items and the thresholds (s from its start, value) of its trace."""
 
     window: Window
     items: "tuple[ItemRun, ...]"

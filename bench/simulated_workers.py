@@ -1,4 +1,4 @@
-"""Stage workers without models: real gRPC, real registration, a tick takes as long as it is told to.
+"""Stage workers without models: real gRPC, real registration, a tick takes a set time.
 
     python -m bench.simulated_workers --redis-url redis://127.0.0.1:6379/0 --domains 16 --tick-ms 20
 
@@ -71,7 +71,7 @@ def grey(image_format: ImageFormat, width: int, height: int) -> bytes:
 
 @dataclass
 class SimulatedUnet(stages_pb2_grpc.UnetStageServicer):
-    """A UNet worker that counts. `row_s`: what each row of a tick adds to its time. `idle_s` is time without a plan
+    """A UNet worker that counts. `row_s`: the time that each row adds to a tick. `idle_s` is time without a plan
     while an unfinished task was resident.
     """
 

@@ -1,4 +1,4 @@
-"""What a scheduler says of its pool."""
+"""A scheduler's status of its pool."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ async def leaders_status(addresses: Iterable[str]) -> Status | None:
 
 
 async def attached_again(addresses: Sequence[str], dead_s: float = 0.5) -> None:
-    """Return once the leader has a worker of each kind; `dead_s` seconds are for it to hear of a death before."""
+    """Return once the leader has a worker of each kind; it gets `dead_s` seconds to notice a death first."""
     await asyncio.sleep(dead_s)
     kinds: set[str] = set()
     while kinds != {"unet", "vae"}:
@@ -53,7 +53,7 @@ async def attached_again(addresses: Sequence[str], dead_s: float = 0.5) -> None:
 
 
 async def slots_used(addresses: Sequence[str], within_s: float = 30.0) -> int:
-    """Slots that hold a task by the leader's books, once what ends has ended; -1 where no worker is attached."""
+    """Slots that hold a task by the leader's count, once it is 0 or time is up; -1 where no worker is attached."""
     give_up_at, used = time.monotonic() + within_s, -1
     while used != 0 and time.monotonic() < give_up_at:
         await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What metrics and traces cost a tick: on the event loop, on the exporter's thread, once a second, and by scrapes.
+"""The cost of metrics and traces per tick: on the event loop, on the exporter's thread, once a second, and by scrapes.
 
     python -m bench.telemetry_cost [--domains 8] [--tasks 64] [--steps 20] [--tick-ms 20] [--limit-ms 0.2]
 
@@ -49,7 +49,7 @@ IMAGE = images_pb2.GenerateEvent(image=images_pb2.Image(data=b"png"))
 
 @dataclass(frozen=True)
 class Load:
-    """What runs: `tasks` over `domains`, of `steps` steps each; a domain ticks every `tick_ms`."""
+    """The load: `tasks` over `domains`, of `steps` steps each; a domain ticks every `tick_ms`."""
 
     domains: int
     tasks: int
@@ -62,7 +62,7 @@ class Load:
 
 
 class Telemetry:
-    """A leader's telemetry beside a simulation. `spent_s`: CPU time, by what it goes to; `ticks`: UNet plans run."""
+    """A leader's telemetry beside a simulation. `spent_s`: CPU time by use; `ticks`: UNet plans run."""
 
     def __init__(self, holdings: Holdings, load: Load) -> None:
         self.spans: list[ReadableSpan] = []
@@ -77,7 +77,7 @@ class Telemetry:
         self._parents: dict[str, str] = {}
 
     def on(self, event: Event, planned: PlannedPart | None) -> None:
-        """An event, with what a simulation leaves out: that the request is traced, and the times of items."""
+        """An event, with the fields that a simulation leaves out: the request's trace, and the times of items."""
         if isinstance(event, JobArrived):
             event = self._spend("spans", self._accepted, event)
         if isinstance(event, Reported) and isinstance(event.report, UnetTickDone | VaeTickDone) and planned:
@@ -104,7 +104,7 @@ class Telemetry:
         return JobArrived(replace(event.record, traceparent=trace.traceparent))
 
     def _now_and_then(self) -> None:
-        """What is done once a second, but for reading the queue's depths from Redis, and by scrapes."""
+        """The work once a second, but for reading the queue's depths from Redis, and that of scrapes."""
         for name, work, every_s in (
             ("gauges, once a second", self._gauges, 1.0),
             ("scrapes, every 15 s", generate_latest, SCRAPE_EVERY_S),
@@ -160,7 +160,7 @@ def watched(load: Load, waves: int = WAVES) -> Telemetry:
 
 
 def measure(load: Load) -> dict[str, float]:
-    """ms of a tick, by what they go to."""
+    """ms of a tick, by use."""
     telemetry = watched(load)
     return {name: 1000 * seconds / telemetry.ticks for name, seconds in telemetry.spent_s.items()}
 

@@ -53,7 +53,7 @@ def median_ms(call: Call, device: str, seconds: float = 0.6) -> float:
 
 
 def graphed(call: Call) -> Call:
-    """A CUDA graph of a call, on a stream and workspaces of its own, as a call. Raises what a capture fails with."""
+    """A CUDA graph of a call, on a stream and workspaces of its own, as a call. Raises the capture's error."""
     here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
@@ -142,7 +142,7 @@ def two_cells(kit: Kit, name: ModelName) -> None:
 
 
 def measure(kit: Kit, name: ModelName, rows: int, images: int) -> None:
-    """Record what steps of `rows` rows beside a decode of `images` take together and in turn."""
+    """Record the times of steps of `rows` rows and a decode of `images`, side by side and in turn."""
     networks = Networks.load(kit, name)
     seconds = 0.05 if kit.tiny else 0.4
     how, step = networks.captured(networks.step(rows))

@@ -98,7 +98,7 @@ _MOST_MESSAGE = 600
 
 
 def gpu_tests(kit: Kit) -> None:
-    """Run them, keep what they print, and record how each ended. Raises RuntimeError where one failed, or none ran."""
+    """Run them, keep their output, and record how each ended. Raises RuntimeError where one failed, or none ran."""
     import pytest
 
     os.environ |= _AMOUNTS
@@ -146,7 +146,7 @@ _TOLERANCE_BYTES = 64 << 20
 
 
 def latents(kit: Kit) -> None:
-    """Record what came of it. Raises AssertionError where a transfer was torn, stale or lost."""
+    """Record the results. Raises AssertionError where a transfer was torn, stale or lost."""
     under_mps = mps.works(kit)
     daemon: AbstractContextManager[None] = mps.daemon() if under_mps else nullcontext()
     transports = ("shm",) if kit.tiny else ("cuda_ipc", "shm")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 ModelName = Literal["sd15", "sd21", "sdxl"]
 Config = Mapping[str, Any]
 
-# What pictures of full-size models are asked for with.
+# The parameters of pictures of full-size models.
 STEPS, GUIDANCE_SCALE = 20, 5.0
 
 _VAE: Config = {
@@ -34,7 +34,7 @@ _DDIM: Config = {**_BETAS, "clip_sample": False, "set_alpha_to_one": False}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What one model is built from. `side`: pixels of its native picture; `pad_tokens`: of each tokenizer.
+    """The configs of one model. `side`: pixels of its native picture; `pad_tokens`: of each tokenizer.
 
     `unet_parameters_m`: millions of parameters of its UNet, as published; 0: not checked. `steps`: of the pictures
     that are asked for.

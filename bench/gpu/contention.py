@@ -1,7 +1,7 @@
 """Sections 4 and 6: profiles of a model by the real workers, time-sliced and under MPS, and two streams of one process.
 
-A profile has L(r, 0), L(0, v) and L(r, v, c), and what was found of running side by side: what `synerdiff simulate` and
-the scheduler take.
+A profile has L(r, 0), L(0, v) and L(r, v, c), and the findings on running side by side: the input of `synerdiff
+simulate` and of the scheduler.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from synerdiff_cli.deployment import LocalOptions, ModelSource
 from synerdiff_cli.measuring import Measured, Split, Wishes, measure, parse_shares, splits_of
 
 _TIME_SLICED = ""
-# With MPS first: it is what the workers are made for.
+# With MPS first: the workers are made for it.
 _SHARES = ("100:100", _TIME_SLICED, "70:30", "50:50")
 
 
 @dataclass(frozen=True)
 class Extent:
-    """What is measured of a model. `budget_s`: for each way; `start_s`: a pair of workers needs as long to be ready.
+    """The measurements of a model. `budget_s`: for each way; `start_s`: a pair of workers needs as long to be ready.
 
     `slots`: of the UNet worker, which captures a graph of every common batch size up to two rows each before it serves.
     """

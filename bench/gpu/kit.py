@@ -1,4 +1,4 @@
-"""What a section is given, and where its figures go."""
+"""The input of a section, and the place of its figures."""
 
 import json
 import os
@@ -18,7 +18,7 @@ PYTEST_LOG = "pytest.txt"
 WORKERS_LOG = "workers.log"
 PICTURES = "pictures.png"
 
-# What comes back of a log, so that no file is too large for whoever carries the results away.
+# The most bytes kept of a log, so that no file is too large to be copied off the machine.
 _MOST_LOG_BYTES = 4 << 20
 
 
@@ -57,7 +57,7 @@ class Kit:
 
     @property
     def dtype(self) -> str:
-        """What models compute in."""
+        """The dtype that models compute in."""
         return "float32" if self.tiny else "float16"
 
     def config(self, name: ModelName) -> ModelConfig:
@@ -67,7 +67,7 @@ class Kit:
         return self.work / "models" / name
 
     def wait_for_model(self, name: ModelName) -> Path:
-        """The model's path, once it is whole. Raises TimeoutError after half of what time is left."""
+        """The model's path, once it is whole. Raises TimeoutError after half of the time left."""
         path, give_up_at = self.model_path(name), time.monotonic() + self.left_s / 2
         while not path.is_dir():
             if time.monotonic() > give_up_at:

@@ -1,8 +1,8 @@
 """Model directories at full size with random weights, made in seconds and without a network.
 
 Speed does not depend on the values of weights, so one random block, tiled and scaled by 1/sqrt(fan_in), fills them all.
-The pictures mean nothing. What their guidance could do without was never measured: the bundled model's budget is given
-to them, so that skipping can be timed.
+The pictures mean nothing. Their budget of skipped guidance was never measured: they get the bundled model's, so that
+skipping can be timed.
 """
 
 import json
@@ -70,7 +70,7 @@ def save_model(config: ModelConfig, path: Path) -> None:
 
 
 def random_block(elements: int = _BLOCK_ELEMENTS) -> Tensor:
-    """What weights are filled with: so many values that no row of a matrix divides them; so no two rows are alike."""
+    """The values that fill weights: as many as no row of a matrix divides; so no two rows are alike."""
     return torch.randn(elements + 1, generator=torch.Generator().manual_seed(1)).half()
 
 
@@ -82,7 +82,7 @@ def fill(module: Any, block: Tensor) -> Any:
 
 
 def unet_arguments(config: ModelConfig, rows: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What a UNet of `config` is called with for so many rows, as keyword arguments; random, but on "meta"."""
+    """The keyword arguments of a call of `config`'s UNet for so many rows; random, but on "meta"."""
     width = config.unet["cross_attention_dim"]
     arguments: dict[str, Any] = {
         "sample": torch.randn(rows, 4, config.latent_side, config.latent_side, device=device, dtype=dtype),

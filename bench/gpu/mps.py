@@ -56,7 +56,7 @@ def daemon() -> Iterator[None]:
 
 
 def probe(kit: Kit) -> str:
-    """Start a daemon and a client of it. Returns "works", or why it does not; the other sections go by that."""
+    """Start a daemon and a client of it. Returns "works", or why it does not; the other sections use that result."""
     try:
         with daemon():
             done = subprocess.run(
@@ -71,12 +71,12 @@ def probe(kit: Kit) -> str:
 
 
 def works(kit: Kit) -> bool:
-    """What `probe` found in this run."""
+    """The result of `probe` in this run."""
     return (kit.work / _WORKS).exists()
 
 
 def _start(program: str, log: Path) -> None:
-    """What it says goes to a file: the daemon would hold a pipe open."""
+    """Its output goes to a file: the daemon would hold a pipe open."""
     try:
         with log.open("wb") as said:
             started = subprocess.run([program, "-d"], stdout=said, stderr=said, timeout=_START_S)

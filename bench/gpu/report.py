@@ -1,4 +1,4 @@
-"""The tables of a run, as Markdown: what docs/gpu.md shows, and what is printed at the end of a run."""
+"""The tables of a run, as Markdown: for docs/gpu.md, and for the output at the end of a run."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class Floors:
-    """Of one run. `tflops` by dtype, `tb_per_s` of copies, `costs` by model; what was not measured has no floor."""
+    """Of one run. `tflops` by dtype, `tb_per_s` of copies, `costs` by model; unmeasured ones have no floor."""
 
     tflops: Mapping[str, float] = field(default_factory=dict)
     tb_per_s: float = 0.0
@@ -53,7 +53,7 @@ class Floors:
         return 1000 / ms if ms else None
 
 
-# Published figures of others, to be read beside ours: source, what, figure.
+# Published figures of others, to be read beside ours: source, measurement, figure.
 ANCHORS: tuple[tuple[str, str, str], ...] = (
     ("SDXL", "MLPerf Inference v4.1, one H100, offline, 20 Euler steps, 1024x1024", "2.04 images/s"),
     ("SDXL", "MLPerf Inference v4.1, eight H100, server", "1.96 images/s a GPU, p99 10.7 s"),
@@ -172,7 +172,7 @@ def _load(run: Run, r: Record) -> Sequence[object]:
 
 
 def _profiled(run: Run, record: Record) -> Sequence[object]:
-    """What running side by side gains, with its sign, by the item that gains most."""
+    """The gain of running side by side, with its sign, of the item that gains most."""
     profile = parse(json.dumps(record["profile"]))
     both = [(cell.rows, cell.decodes) for cell in profile.cells if cell.rows and cell.decodes]
     rows, decodes = max(both, key=lambda item: profile.overlap_gain(*item), default=(0, 0))

@@ -57,11 +57,11 @@ BY_NAME = {section.name: section for section in (MODEL_MAKER, *SECTIONS)}
 
 
 ROOT = Path(__file__).parents[2]
-# Kept for the report, and for what a section leaves behind.
+# Kept for the report, and for cleaning up after a section.
 RESERVE_S = 8.0
 _GRACE_S = 4.0
 _ERROR_LINES = 12
-# On a CPU nothing is measured: there limits only end what hangs, on a machine that may be busy.
+# On a CPU nothing is measured: there limits only end a section that hangs, on a machine that may be busy.
 _PATIENCE = {"cpu": 4.0, "cuda": 1.0}
 
 Say = Callable[[str], None]
@@ -70,7 +70,7 @@ _FORKS = multiprocessing.get_context("forkserver")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to run. `give_up_at`: of time.monotonic, when all has to be over. `planted`: sections that are to fail."""
+    """The sections to run. `give_up_at`: of time.monotonic, the end of all. `planted`: sections that are to fail."""
 
     out: Path
     work: Path
@@ -81,7 +81,7 @@ class Wanted:
 
 
 def be_section(section: Section, wanted: Wanted, limit_s: float) -> None:
-    """One section's own process: told to be done a little earlier than it is ended."""
+    """One section's own process: its deadline is a little before the kill."""
     if section.name in wanted.planted:
         raise RuntimeError("planted")
     section.run(Kit(section.name, wanted.out, wanted.work, wanted.device, time.monotonic() + limit_s - _GRACE_S))
@@ -94,7 +94,7 @@ def _apart(log: Path, work: Callable[[Section, Wanted, float], None], *arguments
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     threading.Thread(target=_end_with_the_kit, daemon=True).start()
-    # So that what a section holds, as a daemon of CUDA MPS, is given back when its time is over.
+    # So that a section's resources, as a daemon of CUDA MPS, are released when its time is over.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     work(*arguments)
 
@@ -105,7 +105,7 @@ def _end_with_the_kit() -> None:
 
 
 class SectionProcess:
-    """One section under way. `work`: of a section, what is wanted, and its limit in s."""
+    """One section under way. `work`: takes the section, the `Wanted`, and the limit in s."""
 
     def __init__(
         self, section: Section, wanted: Wanted, limit_s: float, work: Callable[[Section, Wanted, float], None]
@@ -130,7 +130,7 @@ class SectionProcess:
         return status
 
     def _end(self) -> None:
-        """Kill what there still is of it; its own children are bound to its life."""
+        """Kill the rest of it; its own children end with it."""
         for sign in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(cast(int, self._process.pid), sign)
@@ -140,7 +140,7 @@ class SectionProcess:
 def run_sections(
     wanted: Wanted, say: Say, work: Callable[[Section, Wanted, float], None] = be_section
 ) -> dict[str, str]:
-    """Run what fits until the end, the models being made beside it; how each section ended, by name."""
+    """Run the sections that fit until the end, the models being made meanwhile; how each section ended, by name."""
     if wanted.device == "cpu":
         _FORKS.set_forkserver_preload(["bench.gpu.models"])  # whose imports take longest; on a GPU each has its own
     ended: dict[str, str] = {}

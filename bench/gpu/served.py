@@ -16,12 +16,12 @@ from synerdiff.client.load.arrivals import bursts, poisson
 from synerdiff.client.load.requests import Drawn, LoadRequest, Mix
 from synerdiff.client.load.sending import ClosedLoop, Load, OpenLoop, send
 
-# Of what the batching server served in the burst.
+# A share of the batching server's throughput in the burst.
 _POISSON_SHARE = 0.7
 _PATIENCE_S = 60.0
 _SEED = 1
 _TIME_SLICED, _MPS = "time-sliced", "MPS"
-# What a UNet worker logs of a batch size that it runs kernel by kernel.
+# A UNet worker's log line about a batch size that it runs kernel by kernel.
 _WITHOUT_GRAPH = "no CUDA graph for this batch"
 _SKIPS = {"skips off": False, "skips on": None}
 
@@ -51,7 +51,7 @@ _TINY = Course((1, 2), 1, 1, 6, 1.0, ("skips on",), 0.0, 8)
 
 
 def run(kit: Kit, name: ModelName) -> None:
-    """Record every load. Raises RuntimeError naming what failed; the rest was measured all the same."""
+    """Record every load. Raises RuntimeError naming those that failed; the rest was measured all the same."""
     kit.wait_for_model(name)
     failures = asyncio.run(_Serving(kit, name).measure())
     if failures:
@@ -76,7 +76,7 @@ class _Serving:
         self._failures: list[str] = []
 
     async def measure(self) -> list[str]:
-        """All of it; what failed."""
+        """Run every load; returns the failures."""
         await self._attempt("diffusers eager", self._pipeline(compiled=False))
         if not (mps.works(self._kit) and await self._attempt("served under MPS", self._under_mps())):
             await self._attempt("served", self.served(_TIME_SLICED))
@@ -85,7 +85,7 @@ class _Serving:
         return self._failures
 
     async def _attempt(self, what: str, work: Awaitable[None]) -> bool:
-        """Whether it worked. What fails does not keep the others from being measured."""
+        """Whether it worked. A failure does not keep the others from being measured."""
         try:
             await asyncio.wait_for(work, max(1.0, self._kit.left_s))
         except Exception as error:

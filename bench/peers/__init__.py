@@ -1,1 +1,1 @@
-"""What people would run instead, written as well as they would: a diffusers pipeline behind a small server."""
+"""The alternative to SynerDiff, written as well as its users would: a diffusers pipeline behind a small server."""

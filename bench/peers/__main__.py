@@ -1,12 +1,12 @@
-"""What people would run instead against ours, in one run: a diffusers pipeline, plain, batched and compiled.
+"""The usual alternative against ours, in one run: a diffusers pipeline, plain, batched and compiled.
 
     python -m bench.peers [--dtype float32|bfloat16] [--rounds 4] [--skip off,auto] [--ours NAME:SETTING=VALUE,...]
     python -m bench.peers.report           # writes docs/benchmarks-peers.md from these results
 
 Starts a pipeline that serves one request at a time, and those that wait in batches of its best size, once eager and
 once compiled; and deployments of ours. Each round sends the same loads to one after the other while all others rest:
-as many clients as keep everybody busy; one client; Poisson arrivals at 70 and 90 % of what the best baseline served
-just before (who serves less than arrives is left out); a burst. Beside them runs the bare loop over the
+as many clients as keep every server busy; one client; Poisson arrivals at 70 and 90 % of the best baseline's throughput
+just before (a server slower than the arrivals is left out); a burst. Beside them runs the bare loop over the
 same pipeline, without a server. Writes bench/results/NAME.json after every round.
 """
 
@@ -29,7 +29,7 @@ _CLIENTS_OF_ONE = 4
 EAGER = "synerdiff eager"
 # As it comes, and eager where it compiles.
 DEFAULT_OURS = {"synerdiff": {"compile": "auto"}, EAGER: {"compile": "off"}}
-# What inductor compiles, and the logs of the peers; outside of the packages that are checked.
+# Inductor's cache, and the logs of the peers; outside of the packages that are checked.
 CACHE = Path(__file__).parents[2] / "out" / "peers"
 
 

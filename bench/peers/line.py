@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Alike(NamedTuple):
-    """What all requests of one call must have in common. Sizes in pixels, None: the model's own."""
+    """The parameters that all requests of one call share. Sizes in pixels, None: the model's own."""
 
     num_inference_steps: int
     guidance_scale: float
@@ -43,7 +43,7 @@ class Line:
         self._somebody = asyncio.Event()
 
     async def picture(self, asked: Asked) -> Any:
-        """The picture, when it is its turn. Raises what drawing raises."""
+        """The picture, when it is its turn. Raises the errors of drawing."""
         waiting = _Waiting(asked, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._somebody.set()

@@ -1,4 +1,4 @@
-"""Who is compared, the loads that all get, and the rounds: each load on each contender in turn, others at rest."""
+"""The contenders, their common loads, and the rounds: each load on each contender in turn, others at rest."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ _LEADER_TTL_S = 60.0
 
 @dataclass(frozen=True)
 class Peer:
-    """A running `bench.peers.process`. `about`: what it says of itself."""
+    """A running `bench.peers.process`. `about`: its description of itself."""
 
     system: System
     about: Mapping[str, Any]
@@ -139,7 +139,7 @@ async def started(
     skip: Sequence[str],
     cache: Path,
 ) -> AsyncIterator[tuple[list[Contender], dict[str, Any]]]:
-    """Everybody, one started after the other, and what the peers say of themselves.
+    """All contenders, one started after the other, and the peers' descriptions of themselves.
 
     `peers`: eager, compiled or both; `asked`: options of their processes; `ours`: settings by name; `skip`: of SKIPS.
     """
@@ -171,7 +171,7 @@ async def started(
 
 
 SATURATED, ALONE, BURST = "saturated", "alone", "burst"
-# Shares of what the best baseline serves when it is saturated.
+# Shares of the best baseline's saturated throughput.
 POISSON: Mapping[str, float] = {"Poisson 70 %": 0.7, "Poisson 90 %": 0.9}
 LOADS = (SATURATED, ALONE, *POISSON, BURST)
 
@@ -209,7 +209,7 @@ _LOOP_PROMPTS = 64
 
 @dataclass(frozen=True)
 class Course:
-    """What is measured. `mix`: what every request asks for, but for skipping."""
+    """The course of a measurement. `mix`: the parameters of every request, but for skipping."""
 
     loads: Sequence[str]
     amounts: Amounts
@@ -226,7 +226,7 @@ class Field:
         self._systems = {contender.system.name: contender.system for contender in contenders}
 
     async def warm_up(self) -> None:
-        """Let everybody work for a while, then do in the background what they do: nothing of that is measured."""
+        """Let all contenders work for a while, then finish their background work: nothing of that is measured."""
         course = self._course
         for contender in self._contenders:
             if contender.client:
@@ -247,7 +247,7 @@ class Field:
             for contender in order_of_round(self._contenders, number + place):
                 if contender.kind == LOOP and name not in (SATURATED, ALONE):
                     continue
-                # A queue that only grows would be measured for as long as it is let grow.
+                # The latencies of a queue that only grows would depend on the length of the load alone.
                 if capacities.get(contender.name, rate_per_s) < rate_per_s:
                     continue
                 results[contender.name] = found = await self._window(contender, name, number, rate_per_s)
@@ -258,7 +258,7 @@ class Field:
         return {"loads": loads}
 
     def _rate_per_s(self, name: str, capacities: Mapping[str, float]) -> float:
-        """A share of what the best baseline served in the same round, saturated."""
+        """A share of the best baseline's saturated throughput in the same round."""
         if name not in POISSON:
             return 0.0
         return POISSON[name] * max(capacities[each.name] for each in self._contenders if each.is_baseline)

@@ -151,7 +151,7 @@ def call_s(painter: Painter, alike: Alike, size: int) -> float:
 
 # As the VAE worker encodes: a higher level takes longer for hardly smaller files.
 _PNG_COMPRESS_LEVEL = 4
-# What diffusers takes where nothing is said.
+# diffusers' default.
 _STEPS, _GUIDANCE_SCALE = 50, 7.5
 
 
@@ -164,7 +164,7 @@ class PeerService(images_pb2_grpc.ImageGenerationServicer):
     async def Generate(
         self, request: images_pb2.GenerateRequest, context: Any
     ) -> AsyncIterator[images_pb2.GenerateEvent]:
-        """Queue the request, then answer with its picture. Raises InvalidRequest for what is not served here."""
+        """Queue the request, then answer with its picture. Raises InvalidRequest for one that is not served here."""
         asked, job_id = asked_of(request), uuid.uuid4().hex
         yield images_pb2.GenerateEvent(job_id=job_id, sequence=1, queued=images_pb2.Queued())
         picture = await self._line.picture(asked)
@@ -177,7 +177,7 @@ class PeerService(images_pb2_grpc.ImageGenerationServicer):
 
 
 def asked_of(request: images_pb2.GenerateRequest) -> Asked:
-    """What is to be drawn; raises InvalidRequest for several pictures, a sampler, or another format than PNG."""
+    """A request's parameters; raises InvalidRequest for several pictures, a sampler, or another format than PNG."""
     if request.num_images > 1:
         raise InvalidRequest(FieldViolation("num_images", f"{request.num_images}; only 1 is served here"))
     if request.sampler != images_pb2.SAMPLER_UNSPECIFIED:
@@ -274,7 +274,7 @@ async def serve(
     studio = Studio(painter, found, listed if compiled else ())
     if not compiled and device == "cpu":
         painter.use_format(found.best_format(studio.best_size))
-        for size in range(1, studio.best_size + 1):  # what oneDNN makes anew for each
+        for size in range(1, studio.best_size + 1):  # oneDNN prepares each size anew
             call_s(painter, alike._replace(num_inference_steps=1), size)
     lines = Line(studio.draw_one, 1), Line(studio.draw_batch, studio.best_size, _GATHER_S)
     async with asyncio.TaskGroup() as running:
@@ -299,7 +299,7 @@ async def serve(
 
 async def _host(line: Line) -> ServiceHost:
     host = ServiceHost()
-    service = PeerService(line)  # type: ignore[abstract]  # what it does not serve is UNIMPLEMENTED
+    service = PeerService(line)  # type: ignore[abstract]  # other methods are UNIMPLEMENTED
     host.add("synerdiff.v1.ImageGeneration", images_pb2_grpc.add_ImageGenerationServicer_to_server, service)
     await host.start("127.0.0.1:0")
     await host.set_ready(True)

@@ -43,7 +43,7 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 async def until_quiet(systems: Iterable[System], within_s: float, still_s: float = 2.0) -> bool:
-    """Wait until what computes has used hardly any of a core for `still_s`; False: it never did."""
+    """Wait until the computing processes have used hardly any of a core for `still_s`; False: they were never quiet."""
     pids = [pid for system in systems for pid in system.computing]
     give_up_at, still_since = time.monotonic() + within_s, None
     while True:
@@ -60,7 +60,7 @@ async def until_quiet(systems: Iterable[System], within_s: float, still_s: float
 
 @contextlib.asynccontextmanager
 async def at_rest(systems: Iterable[System]) -> AsyncIterator[None]:
-    """Let what dozes of them doze inside the block; after it all are awake."""
+    """Stop their `dozing` processes inside the block, but for moments; after it all run."""
     pids = [pid for system in systems for pid in system.dozing]
     dozing = asyncio.create_task(_doze(pids))
     try:

@@ -10,7 +10,7 @@ from deploy.kustomize import CannotRender, render
 
 
 def main(folders: list[str]) -> int:
-    """Print what is wrong. Returns the exit status: 1 when anything is."""
+    """Print the findings. Returns the exit status: 1 when there are any."""
     wrong = 0
     chosen = {folder: partial(render, Path(folder)) for folder in folders} or sets()
     for name, rendered in chosen.items():

@@ -1,4 +1,4 @@
-"""Rendered manifests as checks look at them (objects, pods, containers), and what a check consists of."""
+"""Rendered manifests as checks read them (objects, pods, containers), and the parts of a check."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -23,9 +23,9 @@ from synerdiff.settings import ProcessSettings, ServiceSettings
 # ---- programs: each service runs in its own image, by a module that there is
 
 OWN = "synerdiff"
-# Images of others, by what they run.
+# Third-party images, by the program that they run.
 OTHERS = {"redis": "redis-server", "cuda": "sh", "unet-worker": "python"}
-# The host of a registry. A name without one is looked up at a public registry, where anybody may hold it.
+# The host of a registry. A name without one is looked up at a public registry, where anybody may own it.
 REGISTRY = re.compile(r"localhost(:\d+)?|[\w-]+(\.[\w-]+)+(:\d+)?")
 
 

@@ -29,7 +29,7 @@ class NotInTime(AssertionError):
 class Cluster:
     """`async with Cluster(...) as cluster`: workloads run as they are wanted inside the block, and are gone after it.
 
-    Inside: change what is wanted (`scale`, `restart`, `put`), then wait for it (`settled`).
+    Inside: change the wanted state (`scale`, `restart`, `put`), then wait for it (`settled`).
     """
 
     def __init__(

@@ -74,7 +74,7 @@ class Node(ABC):
         return Identity(name, namespace, ip, self.node_ip, home, volumes, network)
 
     def discard(self, pod: Identity) -> None:
-        """Remove what `admit` made, but for claims."""
+        """Remove the files that `admit` made, but for claims."""
         shutil.rmtree(pod.home)
 
     @abstractmethod
@@ -264,7 +264,7 @@ class LoopbackNode(Node):
 
 
 def environment_of(spec: Container, pod: Identity, image: Image) -> dict[str, str]:
-    """The image's variables, then the container's: $(NAME) stands for an earlier one; an unknown one stays as written."""
+    """The image's variables, then the container's: $(NAME) stands for an earlier one; others stay as written."""
     environment = {**image.environment, "HOSTNAME": pod.name}
     for variable in spec.environment:
         of_the_pod = variable.field and str(getattr(pod, POD_FIELDS[variable.field]))

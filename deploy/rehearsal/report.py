@@ -12,7 +12,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the command line, and what they mean."""
+    """The options of the command line, and their meanings."""
 
     overlay: Annotated[Path, "folder of the kustomization"] = K8S / "overlays/dev-cpu"
     only: Annotated[str, "scenarios by comma; default: all but short-scaling"] = ""

@@ -159,7 +159,7 @@ def _is_memory(value: Any) -> bool:
 
 
 def _basis(dimension: int) -> Tensor:
-    """The basis vector at both amplitudes, of shape _SHAPE. A new tensor each time: schedulers keep what they get."""
+    """The basis vector at both amplitudes, of shape _SHAPE. A new tensor each time: schedulers keep their arguments."""
     vector = torch.zeros(_SHAPE, dtype=torch.float64)
     vector.view(2, -1)[:, dimension] = torch.from_numpy(_AMPLITUDES)
     return vector

@@ -136,7 +136,7 @@ class BandedActivation:
                 yield low, band.narrow(2, low - first, high - low)
 
     def drop_above(self, row: int) -> None:
-        """Free the bands that end at `row` or above; of one that ends below it keep a copy of a rest up to a quarter."""
+        """Free the bands that end at `row` or above; of one that ends below it copy a rest of up to a quarter."""
         while self._bands and self._bands[0][0] + self._bands[0][1].shape[2] <= row:
             self._bands.popleft()
         if self._bands:
