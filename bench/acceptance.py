@@ -5,7 +5,7 @@
 A Redis with the product's own durability (an fsync before every answer), schedulers with API keys and quotas, and a
 model whose workers are stopped: jobs are accepted and wait. A load is calls in flight, each caller's next one sent once
 one is answered, or requests a second sent on time whatever is answered. The client sends requests that are encoded
-beforehand; it runs on the same machine, so its CPU time is told apart. --scheduler-cpu holds each scheduler to a share
+beforehand; it runs on the same machine, so its CPU time is listed apart. --scheduler-cpu limits a scheduler to a share
 of one core, by control groups of version 1 and as root: it models many schedulers on a larger machine.
 """
 
@@ -168,7 +168,7 @@ async def at_rate(call: Callable[[], Awaitable[T]], per_s: float, seconds: float
 
 CALLERS = 8
 UNBOUND = 10**9
-# Every bound is there and checked, and none is reached.
+# Every bound is set and checked, and none is reached.
 QUOTAS = f"* waiting_jobs={UNBOUND} waiting_images={UNBOUND} open_jobs={UNBOUND} open_images={UNBOUND}"
 RATE = "requests_per_s=999999"
 GROUPS = Path("/sys/fs/cgroup/cpu")
@@ -203,7 +203,7 @@ async def system(folder: Path, schedulers: int, callers: Path, scheduler_cpu: fl
         running.callback(_let_go)
         running.callback(redis.stop)
         async with connect(redis.url) as client:
-            # In another pool than the schedulers lead: nobody looks for this worker.
+            # In another pool than the schedulers lead: no scheduler looks for this worker.
             worker = WorkerRecord("stopped", "unet", "127.0.0.1:1", CARD, "elsewhere", "none", "boot", 1, weights="w")
             await WorkerRegistry(client).announce(worker, ttl_s=3600)
             pid = (await client.info("server"))["process_id"]

@@ -1,10 +1,10 @@
-"""A burst of equal requests under several policies: mean end-to-end latency, throughput, and the threshold's way.
+"""A burst of equal requests under several policies: mean end-to-end latency, throughput, and the threshold over time.
 
     python -m bench.burst --profile emoji-profile.json [--requests 64] [--steps 20] [--rounds 2]
 
 Sends the same burst to `synerdiff`, to `synerdiff` in the order of processor sharing and without skipping guidance, and
 to `continuous` capped at the knee, `rounds` times each in turn, with a deployment of its own each time. A trickle of
-requests before and after the burst shows where the threshold comes from and goes back to. Prints the ratios of means as
+requests before and after the burst shows the threshold's values around it. Prints the ratios of means as
 JSON and writes bench/results/NAME.json.
 """
 

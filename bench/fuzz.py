@@ -88,7 +88,7 @@ class Fuzzer:
     worst_answer_s: float = 0.0
 
     async def run(self, until_s: float) -> None:
-        """One call after the other until then, or until enough is wrong."""
+        """Make one call after the other until then, or until there are enough faults."""
         ways = [(self._message, 6), (self._mutated, 6), (self._bytes, 2), (self._odd, 2), (self._frames, 1)]
         while time.monotonic() < until_s and len(self.faults) < MOST_FAULTS:
             (way,) = self.draw.choices([way for way, _ in ways], [weight for _, weight in ways])

@@ -32,7 +32,7 @@ from synerdiff.redis_process import free_port
 PATH = "/v1/images/generations"
 _WARM_UP = 200
 _AT_ONCE = 64
-# Progress, and previews with it, is told twice a second.
+# Progress events, and previews with them, come twice a second.
 _STREAMED_STEPS = 400
 
 

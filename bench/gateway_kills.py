@@ -111,7 +111,7 @@ async def load(gateways: Gateways, in_flight: int, minutes: float, kill_every_s:
 
 
 def _client(port: int) -> openai.AsyncOpenAI:
-    """OpenAI's own as it comes, but for a bound on its connections."""
+    """OpenAI's own client with its defaults, but for a bound on its connections."""
     http = openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_connections=None))
     return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", http_client=http)
 

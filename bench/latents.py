@@ -290,7 +290,7 @@ class Experiment:
         self.findings.violations.append(f"leaked: {left} bytes of device memory taken after all has ended")
 
     async def while_idle(self, owner: Side, reader: Side) -> None:
-        """A place for further looks, when the reader has let go of everything and both live. Adds to `violations`."""
+        """A hook for further checks, when the reader holds nothing and both live. Adds to `violations`."""
 
 
 async def free_bytes(trial: Trial) -> int:

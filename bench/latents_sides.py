@@ -125,7 +125,7 @@ class ReaderSide:
         return {"open_ms": open_ms}
 
     async def forget(self) -> Answer:
-        """Let go of every arena, and wait until that has happened."""
+        """Close every arena, and wait until that has happened."""
         await self._client.close()
         await asyncio.sleep(0.2)
         return {}

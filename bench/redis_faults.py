@@ -8,7 +8,7 @@ and Submit in turn, to both schedulers in turn. After 10 s the fault begins; 30 
 Every picture is compared with that of the same request, made before. The schedulers' metrics are scraped every 5 s, and
 `promtool` says by the project's own rules whether the alert fires. Status 1 where a promise is broken:
 
-- an accepted job ends with its own picture, or, where Redis has lost its record, its client is told so;
+- an accepted job ends with its own picture, or, where Redis has lost its record, its client gets that error;
 - a request that is not accepted is UNAVAILABLE;
 - the alert is silent before the fault and fires during it;
 - within 10 s of the cause going away both schedulers accept again and a new request has its picture; none restarts.

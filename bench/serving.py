@@ -94,7 +94,7 @@ async def deployment(
     settings: Mapping[str, str], profile: Path | None = None, dtype: str = "float32"
 ) -> AsyncIterator[str]:
     """The address of `deployed`, with the bundled model, once every worker has done each of its kinds of work and the
-    planner has met common counts."""
+    planner has planned common counts."""
     async with deployed(settings, profile, dtype) as system:
         address = system.deployment.addresses[0]
         for count in (1, 4, 12):

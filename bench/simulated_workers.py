@@ -186,7 +186,7 @@ class SimulatedVae(stages_pb2_grpc.VaeStageServicer):
             plan, start_ns = stages.vae_plan_from_pb(command.plan), time.time_ns()
             if not self.guard.accepts(plan.leader_token, plan.tick):
                 continue
-            decoded = decode(plan.items, held=lambda entry: True)  # whichever UNet worker's process has it
+            decoded = decode(plan.items, held=lambda entry: True)  # held by any UNet worker's process
             await asyncio.sleep(self.decode_s * len(decoded.entries))
             for entry in decoded.entries:
                 file = grey(entry.image_format, entry.width, entry.height)

@@ -38,7 +38,7 @@ class BenchDisplay(Progress, Listener):
         self._failed = 0
 
     def begins(self, target: Target, number: int, load: Load) -> None:
-        """A bar of its own for each window."""
+        """Start a bar for the window."""
         if self._task is not None:
             self.remove_task(self._task)
         title = f"{target.name}, {'warming up' if number < 0 else f'round {number + 1} of {self._rounds}'}"
@@ -46,13 +46,13 @@ class BenchDisplay(Progress, Listener):
         self._task = self.add_task(title, total=requests_of(load), failed="")
 
     def answered(self, answer: Answer) -> None:
-        """One more."""
+        """Advance the window's bar by one request."""
         assert self._task is not None
         self._failed += bool(answer.error)
         self.update(self._task, advance=1, failed=f"{self._failed} failed" if self._failed else "")
 
     def ended(self, target: Target, number: int, window: Window) -> None:
-        """A line where there is no bar."""
+        """Print a line where there is no bar."""
         if not err.is_terminal:
             done = summarise([window])
             failed = f", failed: {errors_of(done)}" if done.errors else ""
@@ -155,7 +155,7 @@ def plot_bench(measured: Mapping[str, Sequence[Measured]], path: Path) -> None:
 
 
 def draw_latencies(axes: "Axes", latencies_s: Mapping[str, Sequence[float]]) -> None:
-    """Share of the requests that were answered within a time, a line per server."""
+    """Draw the share of the requests that were answered within a time, a line per server."""
     for name, values in latencies_s.items():
         ordered = sorted(values)
         shares = [(number + 1) / len(ordered) for number in range(len(ordered))]

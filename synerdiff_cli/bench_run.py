@@ -83,7 +83,7 @@ async def run_bench(plan: Plan, listener: Listener) -> dict[str, list[Measured]]
 
 
 async def _with_trace(target: Target, window: Window) -> Measured:
-    """A window with its trace; a server that keeps none, or does not lead, is no reason to lose the window."""
+    """A window with its trace, or without one where the server gives none."""
     since_s = window.began_unix_s
     try:
         async with target.server.channel() as channel:

@@ -178,12 +178,12 @@ def _worker_child(
 
 
 def _service(options: LocalOptions, name: str, module: str, arguments: list[str], address: str) -> ChildSpec:
-    # -P: a folder named "services" where the command is typed must not be taken for ours.
+    # -P: a folder named "services" in the current directory must not shadow ours.
     command = (sys.executable, "-P", "-m", module, *arguments, "--drain-grace-s", str(DRAIN_GRACE_S))
     environment = {
         # Models are local directories; nothing is to be looked up on a network.
         "HF_HUB_OFFLINE": "1",
-        # Otherwise torch leaves a folder of its own in the temporary one.
+        # Otherwise torch leaves a cache in the folder for temporary files.
         "TORCHINDUCTOR_CACHE_DIR": str(options.data_dir / "cache"),
         # On one machine they use plaintext; such variables were set for clients of another deployment.
         **{f"SYNERDIFF_TLS_{name}": "" for name in ("CERTIFICATE", "KEY", "CA", "CLIENT_CA")},
@@ -215,7 +215,7 @@ def _http_probe(address: str) -> Callable[[], Awaitable[bool]]:
 
 
 def _threads(options: LocalOptions, kind: str) -> int:
-    """CPU threads for one worker of `kind`: workers of one kind share the cores, a UNet and a VAE worker overlap.
+    """CPU threads for one worker of `kind`: workers of one kind divide the cores, a UNet and a VAE worker share them.
 
     With one worker of each kind both get every core: the VAE is idle most of the time, and waiting threads sleep.
     """

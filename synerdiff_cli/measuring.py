@@ -55,7 +55,7 @@ class Shares(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """One way to run both workers, and the shares that come down to it. `fixed`: no item may give a worker more."""
+    """One way to run both workers, and the shares that lead to it. `fixed`: no item may give a worker more."""
 
     shares: tuple[Shares, ...]
     local: LocalOptions

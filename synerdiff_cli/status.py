@@ -30,7 +30,7 @@ _SHOWN_DIGITS = 8  # of a digest
 class Column(NamedTuple):
     """A column of a table. `width`: its most characters in the live picture of 80 columns; 0: it has no room there.
 
-    `live`: it is there alone.
+    `live`: only that picture has it.
     """
 
     heading: str

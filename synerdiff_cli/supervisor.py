@@ -36,7 +36,7 @@ class ChildSpec:
     """How to run one child. `probe` says whether it is ready, and never raises.
 
     `stage`: children of a lower stage are ready before this one starts, and are stopped after it. `group`: those of one
-    group are of no use without each other; while there is another group, one that cannot start takes its own with it.
+    group need each other; while there is another group, a child that cannot start stops its own group.
     `awaited`: whether `Supervisor.start` waits for it.
     """
 
@@ -159,7 +159,7 @@ class Supervisor:
         return [child for child in self._children if child.spec.stage == stage]
 
     async def _keep(self, child: _Child) -> None:
-        """One child's life after life, until it is cancelled or has to be given up."""
+        """Run a child, and again whenever it ends, until it is cancelled or has to be given up."""
         quick_deaths = 0
         while True:
             self._on_change(child.spec.name, ChildState.STARTING)
@@ -196,7 +196,7 @@ class Supervisor:
         child.ready.set()
 
     async def _live(self, child: _Child, process: asyncio.subprocess.Process) -> tuple[float, int]:
-        """Wait for the end of one life: seconds that it was ready for, and the exit status."""
+        """Wait for the end of one process: the seconds for which it was ready, and its exit status."""
         watch = asyncio.create_task(self._watch_ready(child))
         try:
             status = await process.wait()

@@ -33,7 +33,7 @@ def kit(
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
     deadline_s: Annotated[float, typer.Option(help="All is over after so many seconds.")] = 480.0,
     sections: Annotated[str, typer.Option(help=f"By comma, of {', '.join(NAMES)}.")] = "",
-    # Sections that fail at once, for the test that the others do not mind.
+    # Sections that fail at once, for the test that the others still run.
     plant_failure: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Run the sections. The exit status is 1 where one failed."""

@@ -32,7 +32,7 @@ _RUNS_BEFORE_CAPTURE = 3
 
 
 def wait_for(device: str) -> None:
-    """Until the device has done all that it was given."""
+    """Wait until the device has done all its queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
 

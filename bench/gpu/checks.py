@@ -117,7 +117,7 @@ def gpu_tests(kit: Kit) -> None:
 
 @contextlib.contextmanager
 def _said_to(log: Path) -> Iterator[None]:
-    """All that this process and its children print goes to a file."""
+    """Redirects all output of this process and its children to a file."""
     before = [os.dup(descriptor) for descriptor in (1, 2)]
     with log.open("wb") as file:
         for descriptor in (1, 2):

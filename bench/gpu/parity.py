@@ -1,6 +1,6 @@
 """Section 2: pictures of the bundled model, served by the whole deployment, against diffusers on the same device.
 
-float32 with TF32 off has to be within a level of 255; float16 is told as PSNR, of ours and of diffusers' own.
+float32 with TF32 off has to be within a level of 255; float16 is reported as PSNR, of ours and of diffusers' own.
 """
 
 import asyncio

@@ -88,7 +88,7 @@ def be_section(section: Section, wanted: Wanted, limit_s: float) -> None:
 
 
 def _apart(log: Path, work: Callable[[Section, Wanted, float], None], *arguments: Any) -> None:
-    """Work in a process group that ends with the kit, saying everything to a log."""
+    """Work in a process group that ends with the kit, with all output in a log."""
     os.setsid()
     with log.open("wb") as file:
         for descriptor in (1, 2):

@@ -27,7 +27,7 @@ _CLIENTS_PER_BEST_SIZE = 2
 _LEAST_CLIENTS = 32
 _CLIENTS_OF_ONE = 4
 EAGER = "synerdiff eager"
-# As it comes, and eager where it compiles.
+# With its defaults, and eager where those compile.
 DEFAULT_OURS = {"synerdiff": {"compile": "auto"}, EAGER: {"compile": "off"}}
 # Inductor's cache, and the logs of the peers; outside of the packages that are checked.
 CACHE = Path(__file__).parents[2] / "out" / "peers"

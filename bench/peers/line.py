@@ -59,7 +59,7 @@ class Line:
                 await self._draw_all(batch)
 
     def _next_batch(self) -> list[_Waiting]:
-        """Take the next batch out of the line; those that nobody waits for any more are left out."""
+        """Take the next batch out of the line; abandoned ones are left out."""
         waiting = [one for one in self._waiting if not one.picture.done()]
         alike = [one for one in waiting if one.asked.alike == waiting[0].asked.alike][: self._largest]
         self._waiting = [one for one in waiting if one not in alike]

@@ -179,7 +179,7 @@ LOADS = (SATURATED, ALONE, *POISSON, BURST)
 @dataclass(frozen=True)
 class Amounts:
     """How long and how many. In the saturated load `clients` send `turns` requests each, one after the other, but
-    `clients_of_one` of them where requests are served one at a time, which is as busy with fewer."""
+    `clients_of_one` of them where requests are served one at a time, which fewer clients saturate."""
 
     clients: int
     clients_of_one: int

@@ -89,7 +89,7 @@ def overloaded(result: Result, load: str, *kinds: str) -> list[str]:
 
 
 def losses(result: Result) -> list[Loss]:
-    """Everything that ours are worse in, the worst first: throughput against every other way to serve, and latency
+    """Everything in which ours are worse, the worst first: throughput against every other way to serve, and latency
     against the best baseline, of one request also against the bare loops."""
     compared: list[tuple[str, str, str | None]] = [
         (SATURATED, "images_per_s", other) for other in contenders(result, ONE, BATCHED, LOOP)

@@ -12,8 +12,8 @@ import psutil
 
 _QUIET_CORES = 0.05
 _LOOK_EVERY_S = 1.0
-# A scheduler at rest still looks around ten times a second, which is a twentieth of a core. So it is stopped, but for a
-# moment every few seconds: more seldom, its workers would take it for dead after 10 s and its lock would run out.
+# A scheduler at rest still polls ten times a second, which is a twentieth of a core. So it is stopped, but for a
+# moment every few seconds: with longer stops its workers would take it for dead after 10 s and its lock would run out.
 _DOZE_S = 6.0
 _AWAKE_S = 0.3
 
@@ -21,7 +21,7 @@ _AWAKE_S = 0.3
 @dataclass(frozen=True)
 class System:
     """Processes that serve something. `computing`: those that do the work, with whatever children they have; `others`
-    beside them, of which `dozing` are stopped while somebody else is measured."""
+    beside them, of which `dozing` are stopped while another system is measured."""
 
     name: str
     computing: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The things that workers on one GPU must share: the user, the pod's process ids, /dev/shm, the MPS daemon."""
+"""Workers on one GPU must share the user, the pod's process ids, /dev/shm and the MPS daemon."""
 
 from collections.abc import Iterator
 

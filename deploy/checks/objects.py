@@ -93,7 +93,7 @@ def _missing_container(scaler: Object) -> Iterator[str]:
             yield f"names the container {container} of {target['name']}, which has none"
 
 
-# ---- selectors: each finds the pods that it is meant for
+# ---- selectors: each finds its intended pods
 
 
 def _selector(item: Object) -> Mapping[str, Any]:
@@ -109,7 +109,7 @@ def _selects_none(item: Object) -> Iterator[str]:
 
 
 def _wrong_selectors(pod: Pod) -> Iterator[str]:
-    """Workloads that do not own their pods, or are kept near or away from others than they mean."""
+    """Workloads that do not own their pods, that spread other pods, or whose affinities select none."""
     if pod.kind == "Job":
         return  # it selects its pods by itself
     selector = pod.item["spec"]["selector"]

@@ -74,7 +74,7 @@ def _wrong_triggers(scaler: Object, model: str) -> Iterator[str]:
 
 
 def _wrong_zero(spec: Mapping[str, Any], target: Pod) -> Iterator[str]:
-    """The first worker tells schedulers of its model; so it has to have started once before it may be taken away."""
+    """The first worker announces its model to schedulers; so it has to have started once before it may be removed."""
     if "fallback" not in spec:
         yield "has no fallback for when its triggers cannot be read"
     windows_s = [
@@ -87,7 +87,7 @@ def _wrong_zero(spec: Mapping[str, Any], target: Pod) -> Iterator[str]:
 
 
 def _address_is_there(address: str, given: Manifests) -> bool:
-    """KEDA runs in a namespace of its own: a name without ours leads nowhere."""
+    """KEDA runs in a namespace of its own: a name without ours does not resolve there."""
     match = _ADDRESS.fullmatch(address)
     return match is not None and any(
         (service.name, service.item["metadata"].get("namespace")) == (match["service"], match["namespace"])

@@ -192,7 +192,7 @@ class Cluster:
         return list(taking) if service.selector else []
 
     def _chosen(self, service: Service, target: int | str) -> list[tuple[str, int]]:
-        """Where a connection to a Service's port goes, and stays to its end: to a pod drawn by chance, if there is one.
+        """The target of a connection to a Service's port, to its end: a pod drawn at random, if there is one.
 
         As kube-proxy has it: one to a pod that is being stopped is left alone.
         """

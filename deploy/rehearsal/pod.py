@@ -131,7 +131,7 @@ class ContainerLife:
                 self._process.send_signal(number)
 
     async def _live(self) -> int:
-        """One life. Returns its exit status."""
+        """Run its process once. Returns the exit status."""
         self._process = await self._pod.node_start(self._pod.identity, self.spec, self._log, ())
         if self._stopping:
             self.signal(signal.SIGKILL)
@@ -260,7 +260,7 @@ class Pod:
             container.signal(signal.SIGKILL)
 
     def leave(self) -> None:
-        """Take it out of its Services; `stop` is to follow."""
+        """Take it out of its Services; the caller then calls `stop`."""
         self._left_at = time.monotonic() if self.ready else self._left_at
         self.terminating = True
         self.tell("is being stopped")
@@ -288,7 +288,7 @@ class Pod:
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
     def readiness_changed(self) -> None:
-        """To be called when a container became ready or unready."""
+        """A container calls this when it became ready or unready."""
         ready = all(container.ready for container in self.containers)
         if ready != (self.ready_at is not None):
             self._left_at = self._left_at if self.terminating or ready else time.monotonic()

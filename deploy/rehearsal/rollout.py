@@ -66,5 +66,5 @@ def _count(value: int | str, replicas: int, rounded: Callable[[float], int]) -> 
 
 
 def _last_first(pods: Sequence[PodView]) -> list[PodView]:
-    """In the order in which they would be given up."""
+    """In the order in which they are stopped: not ready ones, then the latest."""
     return sorted(pods, key=lambda pod: (pod.ready_at is not None, -(pod.ready_at or 0.0), -pod.created_at))

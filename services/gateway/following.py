@@ -51,8 +51,8 @@ class HungUp(Exception):
 class Following:
     """Follows jobs, and cancels those whose client leaves without an Idempotency-Key to come back by.
 
-    With one it may be on its way to another gateway already: its job is left to the scheduler, which ends it once
-    nobody has followed it for the abandonment time.
+    With one the client may already be on its way to another gateway: its job is left to the scheduler, which ends it
+    once no client has followed it for the abandonment time.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Following:
     async def events(self, caller: Caller, prompt: str, options: GenerateOptions) -> AsyncGenerator[Event, None]:
         """The events of a new job to its end. Raises the job's own error."""
         stream = caller.client.stream(prompt, **options)
-        # Never cut: it alone tells the id of a job that may have been made already.
+        # Never cancelled: it alone has the id of a job that may have been made already.
         first = asyncio.ensure_future(anext(stream))
         left = True
         self._open += 1
@@ -90,7 +90,7 @@ class Following:
                 self._nobody.set()
 
     async def close(self) -> None:
-        """Wait until nobody is followed any more and all are cancelled who left, which has to come soon."""
+        """Wait until no job is followed and the jobs of all gone clients are cancelled, which has to happen soon."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nobody.wait(), _END_S)
         if self._cancelling:
@@ -99,7 +99,7 @@ class Following:
 
 
 async def _cancel(client: AsyncClient, first: asyncio.Future[Event], stream: AsyncGenerator[Event, None]) -> None:
-    """Cancel a job whose client has gone once its id is known: `first` of its `stream` may be on its way still."""
+    """Cancel a job whose client has gone once its id is known: `first` of its `stream` may still be on its way."""
     try:
         job_id = (await first).job_id
         await client.cancel(job_id)

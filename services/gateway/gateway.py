@@ -19,7 +19,7 @@ from synerdiff.proxies import proxy_to
 from synerdiff.rpc import open_channel
 from synerdiff.v1 import operations_pb2_grpc
 
-# A model whose card changes is served by its old one for this long; an unknown one is asked for anew as often.
+# A model whose card changes is served by its old one for this long; an unknown one is looked up again as often.
 _FRESH_S = 10.0
 _LEAST_AGE_S = 1.0
 
@@ -35,7 +35,7 @@ class Catalogue:
         self._reading = asyncio.Lock()
 
     async def card(self, client: AsyncClient, name: str | None) -> ModelCard:
-        """The card of the model that a request means. Raises ApiError, and SynerDiffError when nobody answers."""
+        """The card of the model that a request names. Raises ApiError, and SynerDiffError when no scheduler answers."""
         wanted = self._wanted(name)
         await self._refresh(client, _FRESH_S if not wanted or wanted in self._cards else _LEAST_AGE_S)
         if not wanted and len(self._cards) != 1:
@@ -91,7 +91,7 @@ async def open_gateway(settings: GatewaySettings) -> AsyncIterator[Gateway]:
         await channel.close()
 
 
-# Called by the routes: resolved by FastAPI they would take it longer than all else that it does for a request.
+# The routes call these: FastAPI's resolution of them would take longer than all its other work for a request.
 def gateway_of(request: HTTPConnection) -> Gateway:
     """The gateway that a request has come to."""
     gateway: Gateway = request.app.state.gateway

@@ -89,9 +89,9 @@ class _Request:
 
 
 class BoundedBodies:
-    """An ASGI application that gets no more than `bounds` of its path says, or `bound`, in bytes.
+    """An ASGI application whose request bodies are bounded by `bounds` of their path, or by `bound`, in bytes.
 
-    Starlette has one of these, which answers in words of its own.
+    Starlette's middleware of this kind answers with its own message.
     """
 
     def __init__(self, app: ASGIApp, bound: int, bounds: Mapping[str, int]) -> None:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def serve(settings: GatewaySettings) -> int:
-    """Serve until told to stop. Returns the exit status."""
+    """Serve until a signal asks for the end. Returns the exit status."""
     stop = stop_signal()
     try:
         listening = _listen(settings.listen)

@@ -157,7 +157,7 @@ def _grid(given: argparse.Namespace) -> Grid:
 
 
 def prompts_of(file: Path | None, count: int) -> list[str]:
-    """`count` prompts: those of the file in an order of their own, or of the built-in list, over again where few."""
+    """`count` prompts: those of the file, shuffled, or of the built-in list, repeated where there are too few."""
     if file is None:
         known = list(_PROMPTS)
     else:

@@ -35,7 +35,7 @@ class PromptKey:
 
 
 class EmbeddingCache:
-    """Least recently used prompts out first; never more than `capacity_bytes` in all. Thread-safe."""
+    """Evicts the least recently used prompts; never more than `capacity_bytes` in all. Thread-safe."""
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes

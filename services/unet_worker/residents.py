@@ -125,7 +125,7 @@ class Residents:
             return True
 
     def select(self, entries: Sequence[UnetEntry]) -> tuple[list[Resident], list[SkippedEntry]]:
-        """Those that stand where their entry expects them, in order, and why each other entry does not fit."""
+        """The residents at the call that their entry expects, in order, and why each other entry does not fit."""
         chosen: dict[str, Resident] = {}
         skipped: list[SkippedEntry] = []
         with self._lock:

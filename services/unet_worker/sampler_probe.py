@@ -239,7 +239,7 @@ def _only_noise_dtype(calls: Sequence[_Call], name: str) -> NoiseDtype:
 
 
 def _said(error: Exception) -> str:
-    """An error of diffusers' in one line; its type where the words alone say little."""
+    """An error of diffusers in one line; with its type where the message says little."""
     words = " ".join(str(error).split())
     return words if isinstance(error, ValueError) and words else f"{type(error).__name__}: {words}"
 

@@ -43,7 +43,7 @@ def load_model(
 
     `variant`, `device`: as for `load_unet_side`; `max_side`: pixels, None for the model's own; `replacement`: the
     sampler that stands in for a scheduler of the model's own that cannot be served.
-    Raises ModelLoadError, before weights are read where the configs tell.
+    Raises ModelLoadError, before weights are read where the configs show the error.
     """
     default = _default_sampler(path, replacement)
     if default.refused:
@@ -70,7 +70,7 @@ def _default_sampler(path: Path, replacement: Sampler | None) -> DefaultSampler:
 
 
 def warm_up(unet_side: UnetSide, unet: CompiledUnet, card: ModelCard) -> None:
-    """One guided UNet call at the native size: a model that cannot run shows before it is announced."""
+    """One guided UNet call at the native size: a model that cannot run fails before it is announced."""
     limits = card.limits(card.default_sampler)
     steps = card.default_num_inference_steps
     spec = TaskSpec(
@@ -94,7 +94,7 @@ _TYPICAL_ROWS = 16
 
 
 class UnetStage(Stage[UnetWorkerSettings]):
-    """A UNet worker's."""
+    """The stage of a UNet worker."""
 
     kind = "unet"
     side: UnetSide

@@ -92,7 +92,7 @@ class _StepItem(DeviceItem):
         self._prepared: Callable[[], StepOutcome] | None = None
 
     def prepare(self) -> None:
-        """Choose those that stand where they are expected; where the device queues its work, prepare their call."""
+        """Choose the residents at their expected call; where the device queues its work, prepare their UNet call."""
         chosen, unfit = self._loop.residents.select(self._entries)
         self._taken.skipped += unfit
         self._batch = tuple(chosen)

@@ -218,7 +218,7 @@ class Upsample(BandLayer):
         sink = BandedActivation(2 * shape.height)
         for start, stop in split_rows(shape.height, bands):
             upsampled = F.interpolate(_window(self.conv, source, start, stop, 1), scale_factor=2.0, mode="nearest")
-            # Of the halo's two upsampled rows the convolution wants the nearer one.
+            # Of the halo's two upsampled rows the convolution needs the nearer one.
             upsampled = upsampled[:, :, 1:-1].contiguous(memory_format=_lie(self.conv))
             source.drop_above(stop - 1)
             sink.append(_convolve(self.conv, upsampled))
@@ -237,12 +237,12 @@ def _convolve(conv: nn.Conv2d, rows: Tensor) -> Tensor:
 def _window(
     conv: nn.Conv2d, source: BandedActivation, start: int, stop: int, halo: int, norm: Affine | None = None
 ) -> Tensor:
-    """A window for `conv`. To be held by nobody for longer than the convolution takes."""
+    """A window for `conv`. The caller must not hold it longer than the convolution takes."""
     return window(source, start, stop, halo, norm, _lie(conv))
 
 
 def _lie(conv: nn.Conv2d) -> torch.memory_format:
-    """How its weights [out, in, rows, columns] lie, as torch tells it by their strides, and so want their input."""
+    """The memory format of its weights [out, in, rows, columns], by their strides as in torch, and so of its input."""
     return torch.channels_last if conv.weight.stride(3) > 1 else torch.contiguous_format
 
 

@@ -23,7 +23,7 @@ ChunkRanges = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class FinishedDecode:
-    """An entry that is decoded, well or not. `decode_ms`: the time of its batch, over all items."""
+    """An entry whose decode ended, with a picture or a failure. `decode_ms`: the time of its batch, over all items."""
 
     entry: DecodeEntry
     outcome: Picture | DecodeFailure
@@ -61,7 +61,7 @@ class PlanDecodes:
         return entry.task_id not in self.cancelled
 
     def unfinished(self) -> list[str]:
-        """Tasks that were begun and not brought to their end."""
+        """Tasks that were begun and not finished."""
         return [entry.task_id for batch in self.batches for entry in batch.entries]
 
 

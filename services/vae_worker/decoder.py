@@ -126,7 +126,7 @@ class BatchDecoder:
 
 @dataclass(frozen=True)
 class _Part:
-    """Images that are decoded together: their places in the batch, and their latents [n, C, h, w]."""
+    """Images decoded together: their places in the batch, and their latents [n, C, h, w]."""
 
     places: tuple[int, ...]
     latents: Tensor

@@ -145,7 +145,7 @@ class ImageOutbox:
             self._stream.put_nowait(image.task_id)
 
     def forget(self, task_ids: Iterable[str]) -> None:
-        """The images of these tasks are stored, or nobody wants them. Unknown ids are ignored."""
+        """Drop the images of these tasks: they are stored, or not needed. Unknown ids are ignored."""
         for task_id in task_ids:
             self._remove(task_id)
         self._changed()

@@ -24,7 +24,7 @@ _REHEARSED_IMAGES = 8
 
 
 class VaeStage(Stage[VaeWorkerSettings]):
-    """A VAE worker's."""
+    """The stage of a VAE worker."""
 
     kind = "vae"
     side: VaeSide

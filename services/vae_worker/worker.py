@@ -16,7 +16,7 @@ from synerdiff.stopping import cancel_and_wait, first_of
 from synerdiff.worker.leader import Leader
 from synerdiff.worker.stage_worker import StageWorker
 
-# After the leader has heard that this worker drains, plans may still be on their way for about as long.
+# Plans may still be on their way for about this long after the leader knows that this worker drains.
 _SETTLE_S = 1.0
 
 
@@ -61,7 +61,7 @@ class VaeWorker(StageWorker):
         self.failure.watch(self._reading, "the decode loop")
 
     async def close(self) -> None:
-        """Let go of arenas and threads."""
+        """Close arenas and threads."""
         if self._reading is not None:
             await cancel_and_wait(self._reading)
         await super().close()
