@@ -10,7 +10,9 @@ from prometheus_client import Gauge, start_http_server
 from structlog.typing import EventDict, FilteringBoundLogger
 
 _build = Gauge(
-    "synerdiff_build_info", "1: what this process runs; no torch: empty", ["service", "version", "python", "torch"]
+    "synerdiff_build_info",
+    "1: the versions that this process runs; no torch: empty",
+    ["service", "version", "python", "torch"],
 )
 
 

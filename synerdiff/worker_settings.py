@@ -54,7 +54,7 @@ class WorkerSettings(ServiceSettings):
         0,
         ge=0,
         le=2**50,
-        description="on GPUs: most device memory to take; 0: what CUDA MPS allows, or memory_share of it",
+        description="on GPUs: most device memory to take; 0: as CUDA MPS allows, or memory_share of the device",
     )
     memory_share: float = Field(
         0.6, gt=0, le=1, description="on GPUs: part of the memory to take without memory_limit_bytes or a limit of MPS"

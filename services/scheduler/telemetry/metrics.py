@@ -47,7 +47,7 @@ class PoolMetrics:
         self.slots_used = Gauge("synerdiff_slots_used", "arena slots that hold a task", ["model"])
         self.workers = Gauge("synerdiff_workers", "attached workers", ["model", "kind"])
         self.write_backlog = Gauge("synerdiff_store_backlog", "results not yet in Redis")
-        self.redis_up = Gauge("synerdiff_redis_up", "1 while Redis takes what this scheduler writes, and keeps it")
+        self.redis_up = Gauge("synerdiff_redis_up", "1 while Redis takes and keeps the writes of this scheduler")
         self.redis_losses = Counter("synerdiff_redis_losses", "times that Redis turned out to have lost its data")
         self.redis_used = Gauge("synerdiff_redis_used_bytes", "memory that Redis uses")
         self.redis_limit = Gauge("synerdiff_redis_limit_bytes", "memory at which Redis refuses writes; 0: none")
