@@ -21,6 +21,13 @@ from synerdiff.errors import FieldViolation, InvalidRequest, SynerDiffError
 from synerdiff.status import abort
 from synerdiff.telemetry import get_logger
 
+_LENGTH_DELIMITED = 2  # the wire type of strings, bytes and messages
+
+# Raises SynerDiffError for a forbidden call, by its context and "/package.Service/Method".
+Check = Callable[[Any, str], None]
+
+_Take = Callable[[AsyncIterator[Any]], Awaitable[Any]]
+
 
 class WrappingInterceptor(grpc.aio.ServerInterceptor, ABC):  # type: ignore[misc]
     """Puts `wrapped` in the place of every handler, and caches it, because a server's handlers never change."""
@@ -43,9 +50,6 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor, ABC):  # type: ignore[misc
     @abstractmethod
     def wrapped(self, handler: Any, method: str) -> Any:
         """The handler of "/package.Service/Method" that replaces `handler`."""
-
-
-_LENGTH_DELIMITED = 2  # the wire type of strings, bytes and messages
 
 
 def refusal(deserialize: Callable[[bytes], Any], data: bytes) -> InvalidRequest:
@@ -78,10 +82,6 @@ def _bad_texts(descriptor: Any, data: bytes) -> Iterator[FieldViolation]:
 
 
 _log = get_logger("rpc")
-
-
-# Raises SynerDiffError for a forbidden call, by its context and "/package.Service/Method".
-Check = Callable[[Any, str], None]
 
 
 def let_all_in(context: Any, method: str) -> None:
@@ -144,9 +144,6 @@ async def _all(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
             yield _well_formed(request)
 
     return well_formed()
-
-
-_Take = Callable[[AsyncIterator[Any]], Awaitable[Any]]
 
 
 def _wrap_coroutine(behaviour: Callable[[Any, Any], Awaitable[Any]], method: str, check: Check, take: _Take) -> Any:

@@ -5,6 +5,9 @@ from enum import IntEnum
 
 from synerdiff.requests import ImageRequest
 
+# By image index: the steps on which its guidance was skipped.
+SkippedSteps = tuple[tuple[int, tuple[int, ...]], ...]
+
 
 class JobState(IntEnum):
     """Job states of the public API, by the proto's numbers."""
@@ -38,10 +41,6 @@ class JobTimings:
     encode_ms: float
     denoise_ms: float
     decode_ms: float
-
-
-# By image index: the steps on which its guidance was skipped.
-SkippedSteps = tuple[tuple[int, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ SpanKind = Literal["INTERNAL", "SERVER"]
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 
+now_ns = time.time_ns
+
 
 class TraceContext(NamedTuple):
     """A span's place in its trace. `sampled`: whether the trace is recorded, as its first process decided."""
@@ -122,6 +124,3 @@ class Tracer:
 def unix_ns(unix_ms: int) -> int:
     """Unix ms, as jobs carry their times, in ns."""
     return unix_ms * 1_000_000
-
-
-now_ns = time.time_ns

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from synerdiff.requests import Priority
 
+COUNTS = ("waiting_jobs", "waiting_images", "open_jobs", "open_images")
+
 
 @dataclass(frozen=True)
 class Quota:
@@ -21,9 +23,6 @@ class Quota:
     def counts(self) -> tuple[int, ...]:
         """The bounds that the queue keeps, in the order of COUNTS."""
         return tuple(getattr(self, name) for name in COUNTS)
-
-
-COUNTS = ("waiting_jobs", "waiting_images", "open_jobs", "open_images")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from synerdiff.models.device import Device, DeviceFailed
 from synerdiff.models.exact import ExactUnet, joined
 from synerdiff.models.family import Conditioning, UnetSide
 
+# Prepares the call of a batch's rows: latents, timesteps and conditioning.
+_Predictor = Callable[[Tensor, Tensor, Conditioning], Callable[[], Tensor]]
+
 
 @dataclass(frozen=True)
 class StepOutcome:
@@ -65,10 +68,6 @@ class PreparedCall:
     guidance_scales: Tensor
     model_input: Tensor
     predict: Callable[[], Tensor]
-
-
-# Prepares the call of a batch's rows: latents, timesteps and conditioning.
-_Predictor = Callable[[Tensor, Tensor, Conditioning], Callable[[], Tensor]]
 
 
 class _ExactRows:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from services.unet_worker.sampler_table import SamplerTable
 
+# A model trained to a terminal signal of zero has no noise units at its first timestep.
+_LEAST_SIGNAL = 0.05
+
 
 class TaskNoise:
     """The generator of one task and the order in which its sampler takes noise from it: first the initial latents, then
@@ -56,10 +59,6 @@ class TaskNoise:
     def _draw(self, dtype: torch.dtype) -> Tensor:
         drawn: Tensor = randn_tensor(self._shape, generator=self._generator, device=torch.device("cpu"), dtype=dtype)[0]
         return drawn
-
-
-# A model trained to a terminal signal of zero has no noise units at its first timestep.
-_LEAST_SIGNAL = 0.05
 
 
 def noise_units(scheduler_config: Mapping[str, Any], timesteps: Tensor) -> tuple[float, ...]:

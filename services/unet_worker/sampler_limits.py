@@ -17,6 +17,13 @@ from services.unet_worker.sampler_table import SamplerTable
 _MOST_MIN_STEPS = 4  # a scheduler that cannot do so few cannot do any
 DEFAULT_TRAIN_TIMESTEPS = 1000  # of a scheduler that does not say
 
+_LATENT_SHAPE = (4, 3, 3)
+_SEED = 20240301
+# Relative to the terms of the sum that a sample is: far above a table's rounding, far below visible differences.
+_TOLERANCE = 1e-3
+# Schedulers that cancel large terms lose all digits of float32 to that, which is rounding, not another method.
+_DTYPE = torch.float64
+
 
 def steps_range(scheduler: Any) -> tuple[int, int]:
     """The fewest and most steps that a new scheduler can run with.
@@ -76,14 +83,6 @@ def _fewest(scheduler: Any) -> int:
             error = refused
     assert error is not None
     raise UnsupportedScheduler(f"diffusers itself cannot run {type(scheduler).__name__}: {error.reason}") from error
-
-
-_LATENT_SHAPE = (4, 3, 3)
-_SEED = 20240301
-# Relative to the terms of the sum that a sample is: far above a table's rounding, far below visible differences.
-_TOLERANCE = 1e-3
-# Schedulers that cancel large terms lose all digits of float32 to that, which is rounding, not another method.
-_DTYPE = torch.float64
 
 
 @torch.no_grad()

@@ -23,6 +23,22 @@ _CACHED_MODELS = 16
 _TRIED_STEPS = 20  # enough for every memory of a scheduler to be in use
 _log = get_logger("samplers")
 
+_EULER = "EulerDiscreteScheduler"
+_MULTISTEP = "DPMSolverMultistepScheduler"
+_SINGLESTEP = "DPMSolverSinglestepScheduler"
+_DEIS = "DEISMultistepScheduler"
+_HEUN = "HeunDiscreteScheduler"
+_KDPM2 = "KDPM2DiscreteScheduler"
+
+_ODE: dict[str, Any] = {"algorithm_type": "dpmsolver++"}
+_SDE: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++"}
+# The singlestep scheduler switches lower_order_final on by itself, with a warning, for odd steps and for a last sigma
+# of 0, which latent diffusion has.
+_ODE_SINGLESTEP: dict[str, Any] = {"algorithm_type": "dpmsolver++", "lower_order_final": True}
+_LOG_RHO: dict[str, Any] = {"algorithm_type": "deis", "solver_type": "logrho"}
+# The Runge-Kutta calls at the start are for pixel-space models; no latent diffusion model uses them.
+_LINEAR_MULTISTEP: dict[str, Any] = {"skip_prk_steps": True}
+
 
 @dataclass(frozen=True)
 class SchedulerRecipe:
@@ -55,22 +71,6 @@ def _karras(class_name: str, **overrides: Any) -> SchedulerRecipe:
     other_sigmas = {"use_exponential_sigmas": False, "use_beta_sigmas": False}  # diffusers takes one kind at a time
     return SchedulerRecipe(class_name, MappingProxyType({**overrides, **other_sigmas, "use_karras_sigmas": True}))
 
-
-_EULER = "EulerDiscreteScheduler"
-_MULTISTEP = "DPMSolverMultistepScheduler"
-_SINGLESTEP = "DPMSolverSinglestepScheduler"
-_DEIS = "DEISMultistepScheduler"
-_HEUN = "HeunDiscreteScheduler"
-_KDPM2 = "KDPM2DiscreteScheduler"
-
-_ODE: dict[str, Any] = {"algorithm_type": "dpmsolver++"}
-_SDE: dict[str, Any] = {"algorithm_type": "sde-dpmsolver++"}
-# The singlestep scheduler switches lower_order_final on by itself, with a warning, for odd steps and for a last sigma
-# of 0, which latent diffusion has.
-_ODE_SINGLESTEP: dict[str, Any] = {"algorithm_type": "dpmsolver++", "lower_order_final": True}
-_LOG_RHO: dict[str, Any] = {"algorithm_type": "deis", "solver_type": "logrho"}
-# The Runge-Kutta calls at the start are for pixel-space models; no latent diffusion model uses them.
-_LINEAR_MULTISTEP: dict[str, Any] = {"skip_prk_steps": True}
 
 RECIPES: Mapping[Sampler, SchedulerRecipe | OwnScheduler] = MappingProxyType(
     {

@@ -28,6 +28,9 @@ from synerdiff.worker.loading import Stage
 
 log = get_logger("process")
 
+# Rows of the call by which the weights' memory format is chosen.
+_TYPICAL_ROWS = 16
+
 
 def load_model(
     path: Path,
@@ -87,10 +90,6 @@ def warm_up(unet_side: UnetSide, unet: CompiledUnet, card: ModelCard) -> None:
     )
     prepared = TaskPreparer(unet_side, embedding_cache_bytes=0).prepare([spec])
     Denoiser(unet_side, unet).step([prepared[0].task])
-
-
-# Rows of the call by which the weights' memory format is chosen.
-_TYPICAL_ROWS = 16
 
 
 class UnetStage(Stage[UnetWorkerSettings]):

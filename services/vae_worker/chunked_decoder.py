@@ -26,6 +26,13 @@ from services.vae_worker.band_layers import (
 )
 from services.vae_worker.bands import BandedActivation, Shape
 
+# A layer with less input and output than this share of the largest one's is not cut.
+SMALL_LAYER = 1 / 8
+# Positions in a band: for fewer, libraries take other kernels, which are slower per position and round differently.
+SMALLEST_BAND = 512
+# A sum of all units' work may miss that of all layers by this much of it.
+_ROUNDING = 1e-9
+
 
 class NotChunkable(Exception):
     """A VAE that cannot be decoded in bands exactly: names the module and why."""
@@ -144,14 +151,6 @@ def _expect_options(name: str, module: Any, known: dict[str, Any]) -> None:
         found = getattr(module, option)
         if found != value:
             raise NotChunkable(name, f"{option} is {found!r}, not {value!r}")
-
-
-# A layer with less input and output than this share of the largest one's is not cut.
-SMALL_LAYER = 1 / 8
-# Positions in a band: for fewer, libraries take other kernels, which are slower per position and round differently.
-SMALLEST_BAND = 512
-# A sum of all units' work may miss that of all layers by this much of it.
-_ROUNDING = 1e-9
 
 
 class ChunkedDecoder:

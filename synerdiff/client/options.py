@@ -14,6 +14,9 @@ from synerdiff.v1 import images_pb2
 
 E = TypeVar("E", bound=IntEnum)
 
+_ENUMS: dict[str, type[IntEnum]] = {"sampler": Sampler, "image_format": ImageFormat, "priority": Priority}
+_NOT_PLAIN = {*_ENUMS, "timeout", "skip_cfg", "skip_cfg_max_fraction", "request_id"}
+
 
 class GenerateOptions(TypedDict, total=False):
     """Keyword options of `generate`, `stream` and `submit`. None takes the model's or server's default.
@@ -45,10 +48,6 @@ class GenerateOptions(TypedDict, total=False):
     exact: bool | None
     results_only: bool | None
     request_id: str | None
-
-
-_ENUMS: dict[str, type[IntEnum]] = {"sampler": Sampler, "image_format": ImageFormat, "priority": Priority}
-_NOT_PLAIN = {*_ENUMS, "timeout", "skip_cfg", "skip_cfg_max_fraction", "request_id"}
 
 
 def generate_request(prompt: str, options: GenerateOptions) -> images_pb2.GenerateRequest:

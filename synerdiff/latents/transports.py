@@ -12,6 +12,8 @@ from synerdiff.telemetry import get_logger
 
 log = get_logger("latents")
 
+FetchInline = Callable[[Sequence[SlotRef]], Awaitable[list[bytes | None]]]
+
 
 @dataclass(frozen=True)
 class TransportChoice:
@@ -39,7 +41,6 @@ class LatentsReader(Protocol):
         """Close the arena."""
 
 
-FetchInline = Callable[[Sequence[SlotRef]], Awaitable[list[bytes | None]]]
 """Asks the owner for slots' bytes; None for a stale slot. Raises what the call raises."""
 
 

@@ -14,6 +14,8 @@ from synerdiff.errors import InvalidRequest
 from synerdiff.models.layout import ModelLayout
 from synerdiff.skip_cfg import SkipCfgBudget, SkipPredictor
 
+FILE_NAME = "serving.json"
+
 
 @dataclass(frozen=True)
 class PreviewProjection:
@@ -39,9 +41,6 @@ def fit_projection(latents: Tensor, images: npt.NDArray[np.uint8]) -> PreviewPro
     design = torch.cat([samples, torch.ones(len(samples), 1, dtype=torch.float64)], dim=1)
     solution = torch.linalg.lstsq(design, colours).solution.float()
     return PreviewProjection(matrix=solution[:-1].T.contiguous(), bias=solution[-1].contiguous())
-
-
-FILE_NAME = "serving.json"
 
 
 class PreviewFile(BaseModel):

@@ -33,6 +33,9 @@ from services.scheduler.policy.snapshots import (
 )
 from synerdiff.profiles import ItemCaps, Profile
 
+# A UNet worker and the VAE worker it is planned together with, if there is one.
+_Pair = tuple[UnetLane, VaeLane | None]
+
 
 class ConfiguredPolicy:
     """A policy as its spec says: the same snapshot gives the same answer.
@@ -74,10 +77,6 @@ class ConfiguredPolicy:
     def grows_from(self) -> int:
         """Tasks of a first batch, where batches grow; 0 where they do not."""
         return self.bounds.unet_batch if self.spec.grows else 0
-
-
-# A UNet worker and the VAE worker it is planned together with, if there is one.
-_Pair = tuple[UnetLane, VaeLane | None]
 
 
 class _Tick:

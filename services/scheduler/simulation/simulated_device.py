@@ -23,6 +23,9 @@ from synerdiff.requests import TaskSpec
 
 Action = Callable[[], None]
 
+Reporter = Callable[[str, Report], None]
+MODEL = "simulated"
+
 
 class Agenda:
     """Actions in order of virtual time; those due at the same moment, in order of entry."""
@@ -141,10 +144,6 @@ def _item_ms(profile: Profile, rows: int, decodes: float, chunks: int) -> float:
         alone = profile.choice(0, decodes, chunks) or profile.choice(0, decodes)
         return max(profile.latency_ms(rows, 0) + (alone.ms if alone else 0.0), 1e-6)
     return max(choice.ms, 1e-6)
-
-
-Reporter = Callable[[str, Report], None]
-MODEL = "simulated"
 
 
 @dataclass(frozen=True)

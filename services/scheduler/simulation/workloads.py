@@ -19,6 +19,8 @@ from synerdiff.requests import ImageFormat, ImageRequest, Priority
 
 T = TypeVar("T")
 
+_FOREVER_MS = 10**12
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -150,7 +152,6 @@ def _refused(name: str, description: str) -> InvalidRequest:
 
 
 KEY = BatchKey(MODEL, 512, 512)
-_FOREVER_MS = 10**12
 
 
 def records(arrivals: Iterable[Arrival]) -> Iterable[tuple[Arrival, JobRecord]]:

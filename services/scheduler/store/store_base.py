@@ -16,6 +16,8 @@ from services.scheduler.store.scripts import Argument, Lease, Scripts
 from synerdiff.errors import FieldViolation, InvalidRequest, QueueFull, Unavailable
 from synerdiff.stopping import cancel_and_wait
 
+_MB = 1 << 20
+
 
 class FollowerLeases:
     """Renews the leases of all jobs followed in this process, in one call every third of the lease time.
@@ -72,9 +74,6 @@ class FollowerLeases:
     async def _renew(self, job_ids: set[str]) -> None:
         with contextlib.suppress(Unavailable):  # the sweep grants everybody one lease time once Redis is back
             await self._scripts.run("renew_follower_leases", self._lease_ms, *job_ids, patience_s=self._patience_s)
-
-
-_MB = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ _ENDS = (
 _BY_CLASS = ["model", "priority"]
 KEPT_JOBS = 2048
 
+# A CA may issue any number of names: those past the first MOST_NAMES are counted together.
+MOST_NAMES = 200
+OTHERS = "(others)"
+
 
 class EndedJob(NamedTuple):
     """When a job ended, how, and how long after its acceptance."""
@@ -114,10 +118,6 @@ class PoolMetrics:
         """The instance of this process."""
         return cls()
 
-
-# A CA may issue any number of names: those past the first MOST_NAMES are counted together.
-MOST_NAMES = 200
-OTHERS = "(others)"
 
 _requests = Counter("synerdiff_caller_requests_total", "Generate and Submit calls by caller", ["caller", "outcome"])
 _images = Counter("synerdiff_caller_images_total", "Images of accepted jobs by caller", ["caller"])

@@ -30,6 +30,9 @@ _MOST_ROUNDS = 4096
 
 _Told = tuple[str, PlanQuery, bool]
 
+Event = dict[str, Any]
+_Place = tuple[str, int, int]
+
 
 class TickMessages:
     """The messages of one stream. It remembers the rounds that it has sent."""
@@ -127,10 +130,6 @@ def _sums(name: str, planned: PlannedRound) -> operations_pb2.RoundSums:
         objective_ms=planned.objective,
         feasible=planned.feasible,
     )
-
-
-Event = dict[str, Any]
-_Place = tuple[str, int, int]
 
 
 def chrome_trace(records: Sequence[TickRecord]) -> bytes:

@@ -11,6 +11,11 @@ from typing import Any
 from synerdiff.client.load.requests import LoadRequest, Mix
 from synerdiff.errors import FieldViolation, InvalidRequest
 
+_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "prompt": ("prompt", str),
+    "steps": ("num_inference_steps", int),
+}
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -59,12 +64,6 @@ def from_file(path: Path, mix: Mix, seed: int) -> tuple[Arrival, ...]:
     if not arrivals:
         raise _refused("times", f"{path}: no arrival")
     return tuple(sorted(arrivals, key=lambda arrival: arrival.at_s))
-
-
-_FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "prompt": ("prompt", str),
-    "steps": ("num_inference_steps", int),
-}
 
 
 def _arrival(place: str, line: str, drawn: LoadRequest) -> Arrival:

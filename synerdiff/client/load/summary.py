@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from synerdiff.client.load.sending import Window
 
+# The numbers of a summary that have ratios.
+_COMPARED = ("images_per_s", "mean_s", "p50_s", "p99_s")
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -58,10 +61,6 @@ def percentile(values: Iterable[float], p: float) -> float:
     if not ordered:
         return math.nan
     return ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)]
-
-
-# The numbers of a summary that have ratios.
-_COMPARED = ("images_per_s", "mean_s", "p50_s", "p99_s")
 
 
 @dataclass(frozen=True)

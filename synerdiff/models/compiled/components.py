@@ -35,6 +35,8 @@ _OFFERED_WITHIN_S = 3.0
 # The limit of a rehearsal, whose calls are all optional.
 _REHEARSED_WITHIN_S = 10.0
 
+_Rehearse = Callable[[Call, int, float], int]
+
 
 def no_request(shape: LatentShape, install: Callable[[Call], None]) -> bool:
     """Nothing is compiled."""
@@ -63,9 +65,6 @@ def _loaded_dtype(side: UnetSide | VaeSide) -> torch.dtype:
     if isinstance(side, VaeSide) and side.vae_dtype != side.family.vae_dtype(side.vae.config, side.dtype):
         return side.vae_dtype
     return side.dtype
-
-
-_Rehearse = Callable[[Call, int, float], int]
 
 
 class _Shapes:

@@ -31,6 +31,11 @@ RECIPE = 2
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
+_PATTERN = "*.pt2"
+_SCRATCH = "build-"
+
+_UNPACKED = "aotinductor_"
+
 
 @dataclass(frozen=True)
 class CompileSubject:
@@ -75,10 +80,6 @@ def _instruction_sets() -> str:
     lines = _CPU_INFO.read_text(encoding="utf-8").splitlines() if _CPU_INFO.is_file() else []
     flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
     return f"{platform.machine()} {' '.join(sorted(flags.split()))}"
-
-
-_PATTERN = "*.pt2"
-_SCRATCH = "build-"
 
 
 class StoreUnusable(Exception):
@@ -145,7 +146,6 @@ class PackageStore:
 
 
 _MAPS = Path("/proc/self/maps")
-_UNPACKED = "aotinductor_"
 
 
 def load_package(path: Path) -> Call:

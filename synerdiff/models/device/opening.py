@@ -8,15 +8,14 @@ from synerdiff.models.device.contract import DEFAULTS, Device, DeviceOptions
 from synerdiff.models.device.cpu import CpuDevice
 from synerdiff.models.device.cuda import CudaDevice
 
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @lru_cache(maxsize=8)
 def open_device(name: str, options: DeviceOptions = DEFAULTS) -> Device:
     """The device "cpu", "cuda" or "cuda:N", one object for the same arguments. Raises RuntimeError without that GPU."""
     device = torch.device(name)
     return CpuDevice() if device.type == "cpu" else CudaDevice(device, options)
-
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def dtype_from_name(name: str, device: Device | None = None) -> torch.dtype:
